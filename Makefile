@@ -1,0 +1,31 @@
+# make demo: a first fine-tuning run, offline after the install. make test: the tests. Both set up .venv by themselves.
+.POSIX:
+PYTHON = python3
+BIN = .venv/bin
+
+.PHONY: demo test lint types check clean
+
+demo: .venv/ready
+	$(BIN)/luthier demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/ready
+	$(BIN)/ruff check src tests tools
+
+types: .venv/ready
+	$(BIN)/mypy
+
+check: lint types test
+
+# Rebuilt when the locked list or the project's own dependencies change.
+.venv/ready: constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Luthier needs Python 3.11 or newer: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch .venv/ready
+
+clean:
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""Luthier fine-tunes language models: from a data file and a base model to a measured, usable model."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

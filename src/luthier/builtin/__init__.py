@@ -1,0 +1,19 @@
+"""The embedded default: a small base model and data sets, usable offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+BASE = Path(__file__).parent / "base"
+"""Folder of the embedded base model, in Hugging Face's layout; its README.md is the model card."""
+
+DATA = Path(__file__).parent / "data"
+"""Folder of the embedded data sets, one folder each with train.jsonl and heldout.jsonl."""
+
+DEMO = Path(__file__).parent / "demo.yaml"
+"""Recipe of `luthier demo`."""
+
+
+def data_names() -> list[str]:
+    """Names of the embedded data sets: builtin:NAME in a recipe."""
+    return sorted(folder.name for folder in DATA.iterdir() if (folder / "train.jsonl").is_file())

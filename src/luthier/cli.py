@@ -1,0 +1,219 @@
+"""The command line: thin commands over luthier.run, which load torch only when they need it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from luthier import __version__
+from luthier.errors import InputError, LuthierError, Stopped
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Fine-tune language models: from a data file and a base model to a measured, usable model.",
+    epilog="Any command with --debug shows the full traceback of an error.",
+)  # fmt: skip
+
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"luthier {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.path=value, over the demo's recipe.", metavar="[KEY.PATH=VALUE]...")
+    ] = None,
+) -> None:
+    """Fine-tune the embedded base on embedded reviews, offline, in two minutes."""
+    from luthier.builtin import DEMO
+
+    _train([str(DEMO), *(overrides or [])], {"run": "runs/demo"}, fresh=True)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A YAML recipe and key.path=value overrides, for example train.steps=100.",
+            metavar="[RECIPE] [KEY.PATH=VALUE]...",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: folder, hub id, or builtin.")] = None,
+    data: Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")] = None,
+    method: Annotated[str | None, typer.Option(help="How to tune; see luthier list methods.")] = None,
+    task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
+) -> None:
+    """Train. The same command again goes on where it stopped."""
+    _train(recipe or [], {"model": model, "data": data, "method": method, "task": task})
+
+
+def _train(arguments: list[str], options: dict[str, str | None], *, fresh: bool = False) -> None:
+    from luthier import run
+    from luthier.config import RunConfig
+    from luthier.terminal import Terminal, console, show_result
+
+    recipe, overrides = split_arguments(arguments)
+    overrides = [f"{key}={value}" for key, value in options.items() if value is not None] + overrides
+    notes: list[str] = []
+    config = RunConfig.load(recipe, overrides, notes)
+    terminal = Terminal(config.train.log_every)
+    for note in notes:
+        terminal.note(note)
+    if fresh:
+        config = _fresh(config)
+    try:
+        result = run.train(config, recipe=recipe, progress=terminal)
+    except Stopped as stop:
+        terminal.train_ends()
+        console.print(f"{stop}. To go on, give the same command again:")
+        console.print(f"  [bold]{_same_command()}[/]")
+        raise typer.Exit(stop.exit_code) from None
+    except BaseException:
+        terminal.train_ends()
+        raise
+    show_result(result)
+
+
+def _fresh(config: Any) -> Any:
+    """A demo always runs: the first free one of runs/demo, runs/demo-2, ..."""
+    from luthier.folder import RunFolder
+
+    base, number = config.run, 1
+    while RunFolder(Path(config.run)).result.is_file():
+        number += 1
+        config = config.model_copy(update={"run": f"{base}-{number}"})
+    return config
+
+
+def _same_command() -> str:
+    import shlex
+
+    return shlex.join(["luthier", *sys.argv[1:]])
+
+
+def split_arguments(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """(recipe or None, overrides): the recipe is the first argument, unless that is an override."""
+    recipes = [argument for argument in arguments if "=" not in argument]
+    if len(recipes) > 1:
+        raise InputError(
+            f"one recipe is one run, these are {len(recipes)}: {', '.join(recipes)}", mend="key.path=value sets a value"
+        )
+    return (Path(recipes[0]) if recipes else None), [argument for argument in arguments if "=" in argument]
+
+
+@app.command()
+def evaluate(run: RunArgument) -> None:
+    """Measure a run on its held-out rows, base against tuned."""
+    from luthier.run import evaluate as evaluate_run
+    from luthier.terminal import Terminal, show_result
+
+    show_result(evaluate_run(run, progress=Terminal()))
+
+
+@app.command()
+def chat(
+    run: RunArgument,
+    base: Annotated[bool, typer.Option("--base", help="Talk to the untouched base instead.")] = False,
+    prompt: Annotated[str | None, typer.Option(help="Answer this one message and end.")] = None,
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+) -> None:
+    """Talk to a run. /new starts a new dialogue, /quit or ctrl-D ends."""
+    from luthier.chat import talk
+
+    talk(run, base=base, prompt=prompt, system=system, temperature=temperature, max_new_tokens=max_new_tokens)
+
+
+@app.command("list")
+def list_(kind: Annotated[str, typer.Argument(help="methods, tasks, formats, evaluations, data or models.")]) -> None:
+    """Name what there is of a kind, with a line about each."""
+    from luthier.explain import listing
+
+    typer.echo(listing(kind))
+
+
+@app.command()
+def explain(
+    kind: Annotated[
+        str, typer.Argument(help="method, task, format, evaluation, or a block of a recipe such as train.")
+    ],
+    name: Annotated[str, typer.Argument(help="Which one, for example lora.")] = "",
+) -> None:
+    """Say what something is: idea, formula, paper, and every field."""
+    from luthier.explain import explanation
+
+    typer.echo(explanation(kind, name))
+
+
+def main() -> None:
+    """Entry point: errors of ours become one message and an exit code; --debug anywhere shows the traceback."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Notices between libraries about names they will drop are not for the user.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
+    for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except Exception as error:
+        sys.exit(_report(error, debug))
+    except KeyboardInterrupt:
+        sys.exit(75)
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Print one message; returns the exit code: 2 the user's input, 1 our fault."""
+    import typer.exceptions
+
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, typer.Abort):
+        return 75
+    if isinstance(error, typer.exceptions.TyperException):
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        print(f"error: {message}\n  mend: luthier --help, or luthier COMMAND --help", file=sys.stderr)
+        return 2
+    from luthier.terminal import show_error
+
+    if isinstance(error, LuthierError):
+        show_error(str(error))
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        from luthier.training.space import is_full
+
+        what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        show_error(
+            f"no space left on the disk: {what}\n  mend: free some space and give the same command again"
+            if is_full(error)
+            else what
+        )
+        return 2
+    show_error(f"{type(error).__name__}: {error}\n  This is our fault. --debug shows where; please report it.")
+    return 1

@@ -1,0 +1,360 @@
+"""One run as one typed object: YAML, command line, Python and docs are all made from it."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from luthier.data.formats.base import FORMATS, Format
+from luthier.errors import ConfigError, InputError, did_you_mean
+from luthier.methods.base import METHODS, Method
+from luthier.plugins import Config, Family
+from luthier.tasks.base import TASKS, LongRow, Task
+
+
+def _auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _share(value: str | float | None) -> str | float | None:
+    if isinstance(value, float) and not 0 < value < 1:
+        raise ValueError(f"should be a file, the name of a split, a share between 0 and 1, or none, not {value}")
+    return value
+
+
+class ModelConfig(Config):
+    """The base model."""
+
+    aliases: ClassVar[dict[str, str]] = {
+        "model_name_or_path": "path",
+        "torch_dtype": "dtype",
+        "llm_int8_threshold": "int8_threshold",
+        "bnb_4bit_compute_dtype": "compute_dtype",
+    }
+
+    path: str = "builtin"
+    """Local folder or hub id; `builtin` is the embedded small model."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; pin a commit for runs that must repeat."""
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where a hub id is looked up."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """`random` takes only config.json and the tokenizer and draws new weights: pretraining from scratch."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the frozen weights; auto is float32 on a CPU, and on a GPU the type they are stored in."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to run; auto takes a GPU if there is one."""
+    quantize: Literal["none", "int8", "nf4", "fp4"] = "none"
+    """Load the base in 8 bit (LLM.int8(), arXiv 2208.07339) or 4 bit (QLoRA, arXiv 2305.14314)."""
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type that 4-bit weights are unpacked to for a matrix product."""
+    double_quant: bool = True
+    """Quantize the 4-bit scales as well: saves 0.37 bit per parameter (arXiv 2305.14314, section 3)."""
+    int8_threshold: PositiveFloat = 6.0
+    """Columns with larger inputs stay in 16 bit (arXiv 2208.07339, section 3.2)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for code you have read."""
+
+
+class DataConfig(Config):
+    """Where the rows come from, and what happens to rows that cannot be used as they are."""
+
+    aliases: ClassVar[dict[str, str]] = {"val_size": "validation", "max_samples": "limit"}
+
+    path: str = ""
+    """File (jsonl, json, csv, tsv, parquet, txt), folder of split files, hub id, or builtin:reviews."""
+    split: str = "train"
+    """Split of a folder or hub id to train on."""
+    subset: str = ""
+    """Configuration name of a hub data set."""
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where a hub id is looked up."""
+    format: Annotated[Annotated[Format, FORMATS] | None, BeforeValidator(_auto)] = None
+    """How rows become examples; auto is found from the rows. `luthier list formats` shows all."""
+    validation: Annotated[str | float | None, BeforeValidator(_auto), AfterValidator(_share)] = None
+    """A file, the name of a split, a share of the training rows, or none; auto takes a split that comes with
+    the data, else 10 % of the training rows."""
+    limit: PositiveInt | None = None
+    """Use only this many training rows, taken after shuffling."""
+    validation_limit: PositiveInt | None = None
+    """Use only this many validation rows, taken after shuffling."""
+    seed: int = 42
+    """Seed of the shuffle before a limit or a split."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """A row that cannot be read: stop, or skip it, count it and keep it in refused.jsonl."""
+    on_long_row: Annotated[LongRow | None, BeforeValidator(_auto)] = None
+    """A row over train.max_length; auto splits for task complete, where nothing is lost, and stops otherwise."""
+
+
+class TrainConfig(Config):
+    """How long, how fast and how exactly to train."""
+
+    aliases: ClassVar[dict[str, str]] = {
+        "learning_rate": "lr",
+        "num_train_epochs": "epochs",
+        "max_steps": "steps",
+        "per_device_train_batch_size": "micro_batch",
+        "max_seq_length": "max_length",
+        "cutoff_len": "max_length",
+        "warmup_steps": "warmup",
+        "lr_scheduler_type": "schedule",
+        "max_grad_norm": "clip",
+        "save_steps": "save_every",
+        "eval_steps": "evaluate_every",
+        "logging_steps": "log_every",
+        "optim": "optimizer",
+        "save_total_limit": "keep",
+    }
+
+    steps: PositiveInt | None = None
+    """Optimizer steps; overrules epochs."""
+    epochs: PositiveFloat = 3.0
+    """Passes over the training rows."""
+    batch_size: PositiveInt = 16
+    """Rows per optimizer step, over all micro-batches and devices."""
+    micro_batch: PositiveInt | None = None
+    """Rows per forward pass and device: fewer need less memory and give the same result; none: at most 8."""
+    lr: PositiveFloat | None = None
+    """Peak learning rate; none takes the method's own suggestion."""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up; linear and cosine end at zero."""
+    warmup: Annotated[float, Field(ge=0)] = 0.03
+    """Steps of linear warm-up; below 1 a share of all steps."""
+    optimizer: Literal["adamw", "adam", "sgd", "adafactor", "rmsprop"] = "adamw"
+    """Optimizer, from torch."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of matrices; biases and norms are spared."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment (Adam's)."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this norm; 0 never does."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Type of the matrix products; auto is bf16 where a GPU has it, fp16 on other GPUs, fp32 on a CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: far less memory for about a third more time."""
+    max_length: PositiveInt | None = None
+    """Longest row in tokens; none takes the model's own limit, at most 2048."""
+    group_by_length: bool = True
+    """Put rows of like length into a micro-batch, which saves padding; steps stay random."""
+    evaluate_every: Annotated[float, Field(gt=0)] | None = None
+    """Steps between evaluations on the validation rows, below 1 a share of an epoch; none: every epoch."""
+    save_every: Annotated[float, Field(gt=0)] | None = None
+    """Steps between checkpoints, below 1 a share of an epoch; none: every epoch."""
+    log_every: PositiveInt = 1
+    """Steps between lines on the terminal when it is no screen; metrics.jsonl has every step."""
+    keep: PositiveInt = 2
+    """Checkpoints to keep beside the best one."""
+    keep_best: bool = True
+    """End with the weights of the lowest validation loss, not the last ones."""
+    patience: PositiveInt | None = None
+    """Stop when this many evaluations in a row brought no lower validation loss."""
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch {self.micro_batch}; "
+                f"try batch_size={self.micro_batch * max(1, self.batch_size // self.micro_batch)}"
+            )
+        return self
+
+    @property
+    def rows_per_pass(self) -> int:
+        """Rows of one forward pass."""
+        if self.micro_batch:
+            return self.micro_batch
+        return max(size for size in range(1, 9) if self.batch_size % size == 0)
+
+
+class EvaluateConfig(Config):
+    """What is measured on the validation rows, before and after training."""
+
+    before: bool = True
+    """Evaluate the untouched base first, so that the gain is known."""
+    rows: PositiveInt | None = None
+    """Measure loss and labels on at most this many validation rows; none takes all."""
+    generate: NonNegativeInt = 100
+    """Let the model answer this many validation prompts and compare (task chat); 0 skips it."""
+    max_new_tokens: PositiveInt = 64
+    """Longest generated answer, in tokens."""
+    batch_size: PositiveInt = 16
+    """Rows per forward pass."""
+
+
+class RunConfig(Config):
+    """One fine-tuning run."""
+
+    run: str = ""
+    """Folder of the run; default runs/<recipe or data>-<method>. The same command again goes on where it stopped."""
+    model: ModelConfig = ModelConfig()
+    """The base model."""
+    data: DataConfig = DataConfig()
+    """The rows to learn from and to test on."""
+    task: Annotated[Annotated[Task, TASKS] | None, BeforeValidator(_auto)] = None
+    """What to learn; auto follows the data: dialogues chat, plain text complete, labels classify."""
+    method: Annotated[Method, METHODS] = Field(default_factory=lambda: METHODS.parse("lora"))
+    """How to tune."""
+    train: TrainConfig = TrainConfig()
+    """Length, speed and exactness."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """What is measured."""
+    seed: int = 0
+    """Seed of initial weights, order of rows and dropout."""
+
+    @classmethod
+    def load(cls, path: Path | None = None, overrides: Sequence[str] = (), notes: list[str] | None = None) -> RunConfig:
+        """Read a YAML recipe and apply `key.path=value` overrides, whose values are YAML too.
+
+        All mistakes are reported at once in one ConfigError. `notes` receives what was read under
+        another spelling.
+        """
+        data: dict[str, Any] = read_yaml(path) if path else {}
+        problems = []
+        for override in overrides:
+            key, equals, text = override.partition("=")
+            if not equals or not key:
+                problems.append(f"{override!r} is no override; write key.path=value")
+                continue
+            try:
+                assign(data, key.strip().split("."), parse_value(text))
+            except (yaml.YAMLError, InputError) as error:
+                problems.append(f"{key}: {error}")
+        if isinstance(data.get("method"), dict):
+            data["method"].setdefault("name", "lora")
+        context: dict[str, Any] = {}
+        try:
+            config = cls.model_validate(data, context=context)
+        except ValidationError as error:
+            problems += [_problem(cls, dict(part)) for part in error.errors()]
+        if problems:
+            raise ConfigError(str(path) if path else "the command line", problems)
+        if notes is not None:
+            notes.extend(context.get("notes", []))
+        return config
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML; loading it gives the same run."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+SHORT = {"model": "path", "data": "path"}
+"""`model=DIR` and `data=FILE` are short for `model.path` and `data.path`."""
+
+_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def parse_value(text: str) -> Any:
+    """A YAML value; `1e-4` is a number here, which YAML 1.1 reads as text."""
+    return float(text) if _NUMBER.fullmatch(text.strip()) else yaml.safe_load(text)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; InputError names file and line."""
+    if not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
+        raise InputError(f"{path}: no such recipe{near}", mend="give a YAML file, or key.path=value settings")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: no valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a recipe is a mapping of keys such as model, data, method, train")
+    return {
+        key: {SHORT[key]: value} if key in SHORT and isinstance(value, str) else value for key, value in data.items()
+    }
+
+
+def assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set data[k1][k2]... = value. `method: lora` counts as `method: {name: lora}`, `data: FILE` as its path."""
+    *parents, last = keys
+    for depth, key in enumerate(parents):
+        inner = data.get(key)
+        if inner is None:
+            inner = {}
+        elif isinstance(inner, str):
+            inner = {SHORT.get(key, "name"): inner}
+        elif not isinstance(inner, dict):
+            raise InputError(f"{'.'.join(parents[: depth + 1])} is a value, not a block")
+        data[key] = inner
+        data = inner
+    if not parents and last in SHORT and isinstance(value, str | int | float):
+        data.setdefault(last, {})
+        assign(data, [last, SHORT[last]], str(value))
+    elif not parents and last == "method" and isinstance(data.get("method"), dict) and isinstance(value, str):
+        # Another method has other fields; the recipe's ones would be unknown keys there.
+        data["method"] = {**data["method"], "name": value} if data["method"].get("name") == value else value
+    else:
+        data[last] = value
+
+
+def _problem(model: type[BaseModel], error: dict[str, Any]) -> str:
+    """One line for one pydantic error: key, what is wrong, suggestion."""
+    context = error.get("ctx", {})
+    if error["type"] == "plugin_fields":
+        prefix = _key(error["loc"])
+        return "\n  - ".join(f"{prefix}.{_problem_text(dict(part), context['known'])}" for part in context["errors"])
+    known = fields_at(model, error["loc"][:-1])
+    return _problem_text(error, known)
+
+
+def _problem_text(error: dict[str, Any], known: Sequence[str]) -> str:
+    key, kind = _key(error["loc"]), error["type"]
+    if kind == "extra_forbidden":
+        name = str(error["loc"][-1])
+        near = did_you_mean(name, known)
+        return f"{key}: unknown key{near or ('; known are ' + ', '.join(known) if known else '')}"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    given = error.get("input")
+    shown = (
+        f", not {given!r}"
+        if isinstance(given, str | int | float) and kind not in ("value_error", "unknown_plugin")
+        else ""
+    )
+    near = ""
+    if kind == "literal_error" and isinstance(given, str):
+        near = did_you_mean(given, re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", ""))))
+    return f"{key}: {message}{shown}{near}" if key else f"{message}{shown}"
+
+
+def _key(location: Sequence[Any]) -> str:
+    """Dotted path; pydantic adds names of union members, which are no keys."""
+    return ".".join(
+        str(part) for part in location if not re.search(r"[\[\]()]|^(str|float|int)$|^constrained", str(part))
+    )
+
+
+def fields_at(model: Any, location: Sequence[Any]) -> list[str]:
+    """Names of the keys allowed in the block at `location`, aliases left out."""
+    for part in location:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = _model_of(field.annotation) if field is not None else None
+    return sorted(model.model_fields) if model is not None else []
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return next((found for part in typing.get_args(annotation) if (found := _model_of(part))), None)
+    return None
+
+
+FAMILIES: Mapping[str, Family[Any]] = {"method": METHODS, "task": TASKS, "format": FORMATS}
+"""Every family of plugins that a recipe can name, by the word for one of it."""

@@ -1,0 +1,48 @@
+"""Alpaca: `instruction`, an optional `input`, and the `output` to learn.
+
+Stanford Alpaca's layout, with LLaMA-Factory's optional `system` and `history` (pairs of earlier turns).
+The input follows the instruction after a line break; Alpaca's own English preamble is left out, since
+the chat template already says who speaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from luthier.data.example import Example, RowError, chat
+from luthier.data.formats.base import Format, column, text_of
+
+
+class Alpaca(Format):
+    """Rows with instruction, input and output."""
+
+    order: ClassVar[int] = 30
+
+    instruction: str = "instruction"
+    """Column of what is asked."""
+    input: str = "input"
+    """Column of the material that the instruction is about; may be missing or empty."""
+    output: str = "output"
+    """Column of the answer to learn."""
+    system: str = "system"
+    """Column of the system message; may be missing or empty."""
+    history: str = "history"
+    """Column of earlier [question, answer] pairs; may be missing or empty."""
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        return self.instruction in row and self.output in row
+
+    def read(self, row: Mapping[str, Any]) -> Example:
+        question = text_of(column(row, self.instruction, key="instruction"), self.instruction)
+        if row.get(self.input):
+            question += "\n" + text_of(row[self.input], self.input)
+        answer = text_of(column(row, self.output, key="output"), self.output)
+        turns = []
+        if row.get(self.system):
+            turns.append(("system", text_of(row[self.system], self.system)))
+        for pair in row.get(self.history) or []:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise RowError(f"{self.history} should be pairs of question and answer")
+            turns += [("user", text_of(pair[0], self.history)), ("assistant", text_of(pair[1], self.history))]
+        return Example(messages=chat([*turns, ("user", question), ("assistant", answer)]))

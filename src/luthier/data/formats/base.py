@@ -1,0 +1,64 @@
+"""What a format is: the names of its columns, and how one row becomes an example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from luthier.data.example import Example, RowError
+from luthier.errors import did_you_mean
+from luthier.plugins import Family, Plugin
+
+
+class Format(Plugin):
+    """A layout of rows. Its fields name columns, so that other names need no conversion."""
+
+    order: ClassVar[int] = 100
+    """Detection tries formats with a low number first: the more particular, the lower."""
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        """Does this row have the columns of the format?"""
+        raise NotImplementedError
+
+    def read(self, row: Mapping[str, Any]) -> Example:
+        """The row as an example; RowError says what the row lacks."""
+        raise NotImplementedError
+
+
+def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
+    """`row[name]`; RowError names the columns there are, and the recipe key that chooses another."""
+    if name not in row:
+        mend = f"name the column with data.format.{key}=COLUMN" if key else ""
+        raise RowError(
+            f"there is no column {name!r}{did_you_mean(name, row)}; the row has {', '.join(map(str, row)) or 'none'}",
+            mend=mend,
+        )
+    return row[name]
+
+
+def text_of(value: Any, name: str) -> str:
+    """A string, or the text parts of OpenAI's content list, as one string; RowError for anything else."""
+    if isinstance(value, list):
+        parts = [part.get("text", part.get("value")) if isinstance(part, Mapping) else part for part in value]
+        if not all(isinstance(part, str) for part in parts):
+            raise RowError(f"{name} has parts that are no text")
+        return "".join(str(part) for part in parts)
+    if value is None:
+        raise RowError(f"{name} is null")
+    if not isinstance(value, str):
+        raise RowError(f"{name} should be text, not {type(value).__name__}")
+    return value
+
+
+def label_of(value: Any, name: str) -> str:
+    """A class label as text: `1` and `1.0` are the class "1"."""
+    if value is None or value == "":
+        raise RowError(f"{name} is empty")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int | float):
+        raise RowError(f"{name} should be a text or a number, not {type(value).__name__}")
+    return str(value).strip()
+
+
+FORMATS = Family(Format, "format")

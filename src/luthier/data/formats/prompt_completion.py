@@ -1,0 +1,28 @@
+"""Prompt and completion: two columns, of which the second is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from luthier.data.example import Example, chat
+from luthier.data.formats.base import Format, column, text_of
+
+
+class PromptCompletion(Format):
+    """Rows with a prompt and a completion."""
+
+    order: ClassVar[int] = 40
+
+    prompt: str = "prompt"
+    """Column of what comes before."""
+    completion: str = "completion"
+    """Column of what to learn."""
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        return self.prompt in row and self.completion in row
+
+    def read(self, row: Mapping[str, Any]) -> Example:
+        prompt = text_of(column(row, self.prompt, key="prompt"), self.prompt)
+        completion = text_of(column(row, self.completion, key="completion"), self.completion)
+        return Example(messages=chat([("user", prompt), ("assistant", completion)]))

@@ -1,0 +1,27 @@
+"""Text: one column of plain text, all of it learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from luthier.data.example import Example, RowError
+from luthier.data.formats.base import Format, column, text_of
+
+
+class Text(Format):
+    """Rows of plain text, for task `complete`."""
+
+    order: ClassVar[int] = 90
+
+    text: str = "text"
+    """Column of the text."""
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        return self.text in row
+
+    def read(self, row: Mapping[str, Any]) -> Example:
+        text = text_of(column(row, self.text, key="text"), self.text)
+        if not text.strip():
+            raise RowError(f"{self.text} is empty")
+        return Example(text=text)

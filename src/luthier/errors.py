@@ -1,0 +1,94 @@
+"""What we raise on purpose: each message says what is wrong, where, and the mend.
+
+* LuthierError             base; the command line prints it without a traceback
+  - InputError             the user's input: exit code 2
+    . ConfigError          a recipe or an override: every mistake at once, with its key
+    . UnknownPlugin        a name that no file and no entry point has
+    . DataError            a file or a row of it
+    . TemplateError        a chat template that cannot carry the loss mask
+    . ModelError           a model folder or hub id
+    . MissingExtra         a package that is not installed
+    . NoSpace              the disk is full
+    . Diverged             the loss is no longer a number
+  - CannotMerge            this method's weights do not fold into the base model
+  - Stopped                a signal asked us to stop, and everything is saved: exit code 75 or 143
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LuthierError(Exception):
+    """Base of every error we raise on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(LuthierError):
+    """The user's input is at fault. `mend` says what to type or change instead."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, mend: str = "") -> None:
+        self.message, self.mend = message, mend
+        super().__init__(f"{message}\n  mend: {mend}" if mend else message)
+
+
+class ConfigError(InputError):
+    """One or more mistakes in a recipe or its overrides, each with its key."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.problems = problems
+        count = "one mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  - {problem}" for problem in problems)]))
+
+
+class UnknownPlugin(InputError):
+    """A name that no file and no entry point has."""
+
+    def __init__(self, kind: str, name: str, known: list[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)}; choose one of: {', '.join(known)}")
+
+
+class DataError(InputError):
+    """A data file, or a row of it, that cannot be used as it stands."""
+
+
+class TemplateError(InputError):
+    """A chat template from which the answers cannot be told apart for certain."""
+
+
+class ModelError(InputError):
+    """A model folder or hub id that cannot be loaded."""
+
+
+class MissingExtra(InputError):
+    """A package that this part needs is not installed, or cannot serve on this machine."""
+
+
+class NoSpace(InputError):
+    """The disk is full; what was written before is whole."""
+
+
+class Diverged(InputError):
+    """Loss or gradient is no longer a finite number; the weights before that step are kept."""
+
+
+class CannotMerge(LuthierError):
+    """The method's weights do not fold into the base model."""
+
+
+class Stopped(LuthierError):
+    """A signal asked for a stop; the step was finished and everything is saved."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""

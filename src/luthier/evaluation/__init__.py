@@ -1,0 +1,1 @@
+"""What a model scores on held-out rows: one file per evaluation."""

@@ -1,0 +1,96 @@
+"""`luthier list` and `luthier explain`: help made from the same docstrings as errors and docs."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from luthier.builtin import data_names
+from luthier.config import FAMILIES, RunConfig, fields_at
+from luthier.errors import InputError, did_you_mean
+from luthier.evaluation.base import EVALUATIONS
+from luthier.plugins import Config, Family
+
+KINDS: dict[str, Family[Any]] = {**FAMILIES, "evaluation": EVALUATIONS}
+
+
+def listing(kind: str) -> str:
+    """One line for each member of a kind."""
+    singular = kind.removesuffix("s")
+    if kind == "data":
+        return "\n".join(f"builtin:{name}" for name in data_names())
+    if singular == "model":
+        return (
+            "builtin      the embedded small base model (Qwen2 architecture), English and Chinese\n"
+            "FOLDER       a model folder in Hugging Face's layout\n"
+            "ORG/NAME     a hub id that transformers loads"
+        )
+    if singular not in KINDS:
+        known = [*(f"{name}s" for name in KINDS), "data", "models"]
+        raise InputError(f"nothing to list as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known)}")
+    lines = []
+    for name in KINDS[singular].names():
+        lines.append(f"{name:<18} {_first_line(KINDS[singular].get(name))}")
+    return "\n".join(lines)
+
+
+def explanation(kind: str, name: str) -> str:
+    """Idea, formula, paper and fields of one plugin, or the fields of one block of a recipe."""
+    singular = kind.removesuffix("s") if kind.removesuffix("s") in KINDS else kind
+    if singular in KINDS:
+        family = KINDS[singular]
+        if not name:
+            raise InputError(f"which {singular}? one of: {', '.join(family.names())}")
+        found = family.get(name)
+        paper = getattr(found, "paper", "")
+        lines = [inspect.getdoc(sys.modules[found.__module__]) or ""]
+        if paper:
+            lines.append(f"\nPaper: https://arxiv.org/abs/{paper}")
+        if hasattr(found, "suggested_lr"):
+            lines.append(f"Learning rate when the recipe gives none: {found.suggested_lr:g}")
+        return "\n".join([*lines, "", fields(found, "" if singular == "evaluation" else f"{_key(singular)}.")]).rstrip()
+    if kind not in RunConfig.model_fields:
+        known = [*KINDS, *fields_at(RunConfig, ())]
+        raise InputError(f"nothing to explain as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known)}")
+    block = RunConfig.model_fields[kind].annotation
+    if isinstance(block, type) and issubclass(block, Config):
+        return f"{_first_line(block)}\n\n{fields(block, f'{kind}.')}"
+    return f"{kind}: {RunConfig.model_fields[kind].description}"
+
+
+def _key(kind: str) -> str:
+    return "data.format" if kind == "format" else kind
+
+
+def fields(block: type[Config], prefix: str) -> str:
+    """Each field with its default and what it is for."""
+    spellings: dict[str, list[str]] = {}
+    for alias, field_name in block.aliases.items():
+        spellings.setdefault(field_name, []).append(alias)
+    lines = []
+    for field_name, field in block.model_fields.items():
+        default = "" if field.default is PydanticUndefined else f" = {_plain(field.default)}"
+        lines.append(f"{prefix}{field_name}{default}")
+        text = " ".join((field.description or "").split())
+        if field_name in spellings:
+            text += f" Also read as: {', '.join(spellings[field_name])}."
+        lines.append(textwrap.fill(text, 100, initial_indent="    ", subsequent_indent="    "))
+    return "\n".join(lines) if lines else "(no fields)"
+
+
+def _plain(value: Any) -> str:
+    """A default as YAML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, BaseModel):
+        return "(its own defaults)"
+    return "none" if value is None else ('""' if value == "" else str(value))
+
+
+def _first_line(value: Any) -> str:
+    return (inspect.getdoc(value) or "").split("\n")[0]

@@ -1,0 +1,1 @@
+"""How to tune: one file per method."""

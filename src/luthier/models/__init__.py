@@ -1,0 +1,1 @@
+"""The base model: load it, look at it."""

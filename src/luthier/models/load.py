@@ -1,0 +1,193 @@
+"""Base model and tokenizer from a folder, a hub id or the embedded default, in one way for all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from luthier.builtin import BASE
+from luthier.config import ModelConfig
+from luthier.errors import MissingExtra, ModelError, did_you_mean
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def locate(config: ModelConfig) -> str:
+    """Local folder or hub id to hand to transformers; ModelError where a folder lacks what a model needs."""
+    if config.path == "builtin":
+        return str(BASE)
+    folder = Path(config.path).expanduser()
+    if folder.is_dir():
+        _check_folder(folder, weights=config.init == "pretrained")
+        return str(folder)
+    if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or folder.exists():
+        near = did_you_mean(folder.name, [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else [])
+        raise ModelError(
+            f"model.path: {config.path} is no folder{near}", mend="give a model folder, a hub id, or builtin"
+        )
+    if config.hub == "modelscope":
+        try:
+            from modelscope import snapshot_download  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            raise MissingExtra(
+                f"model {config.path}: ModelScope's package is not installed", mend="pip install 'luthier[modelscope]'"
+            ) from None
+        return str(snapshot_download(config.path, revision=config.revision))
+    return config.path
+
+
+def _check_folder(folder: Path, *, weights: bool) -> None:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model.path: {folder} holds an adapter, not a base model", mend="give the base model it was trained on"
+        )
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model.path: {folder} has no config.json, so it is no model folder")
+    if weights and not any((folder / name).is_file() for name in WEIGHTS):
+        if any((folder / name).is_file() for name in OLD_WEIGHTS):
+            raise ModelError(
+                f"model.path: {folder} has only pickled weights (.bin), which can run code when opened",
+                mend="convert them to safetensors first",
+            )
+        raise ModelError(
+            f"model.path: {folder} has a config.json but no weights (model.safetensors)",
+            mend="finish the download, or train from scratch with model.init=random",
+        )
+
+
+def load_tokenizer(config: ModelConfig, source: str) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of the base. A missing pad token becomes the end token; the mask goes by place, not id."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=config.revision or "main", trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:  # transformers and its hub client raise many kinds
+        raise _unloadable(config, "tokenizer", error) from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"model.path: {config.path} has no fast tokenizer (tokenizer.json), which the loss mask needs",
+            mend="save it once with transformers' AutoTokenizer(..., use_fast=True).save_pretrained",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_model(
+    config: ModelConfig, source: str, *, labels: tuple[str, ...] | None, tokenizer: PreTrainedTokenizerBase
+) -> nn.Module:
+    """The base model; with `labels` a classification head for them. Weights come from safetensors only."""
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
+    try:
+        model_config = AutoConfig.from_pretrained(source, **options)
+    except Exception as error:
+        raise _unloadable(config, "config.json", error) from error
+    auto: Any = AutoModelForCausalLM
+    if labels is not None:
+        auto = AutoModelForSequenceClassification
+        model_config.num_labels = len(labels)
+        model_config.id2label = dict(enumerate(labels))
+        model_config.label2id = {label: i for i, label in enumerate(labels)}
+        model_config.problem_type = "single_label_classification"
+    # A decoder's head pools the last token that is not this one.
+    model_config.pad_token_id = tokenizer.pad_token_id
+    where = device(config)
+    dtype = _dtype(config, where)
+    try:
+        if config.init == "random":
+            model = auto.from_config(model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+        else:
+            if config.quantize != "none":
+                options |= {"quantization_config": _quantization(config), "device_map": {"": where}}
+            model = auto.from_pretrained(source, config=model_config, dtype=dtype, use_safetensors=True, **options)
+    except MissingExtra:
+        raise
+    except Exception as error:
+        raise _unloadable(config, "weights", error) from error
+    if config.quantize == "none":
+        return model.to(where)  # type: ignore[no-any-return]
+    for module in model.modules():
+        # bitsandbytes repacks 4-bit weights in place at the first evaluation on a CPU with avx512_bf16, after
+        # which gradients are wrong without a word. Goes when bitsandbytes stops doing that (seen in 0.50.2).
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model  # type: ignore[no-any-return]
+
+
+def device(config: ModelConfig) -> str:
+    """cuda, mps or cpu; ModelError where the recipe names one that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if config.device == "auto":
+        return "cuda" if there["cuda"] else "cpu"
+    if not there[config.device]:
+        raise ModelError(f"model.device: there is no {config.device} on this machine", mend="model.device=auto")
+    return config.device
+
+
+def _dtype(config: ModelConfig, where: str) -> Any:
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    return torch.float32 if where == "cpu" else "auto"
+
+
+def check_quantize(config: ModelConfig) -> None:
+    """MissingExtra where the recipe's quantization cannot serve here. Cheap: comes before any download."""
+    from importlib.util import find_spec
+
+    if config.quantize == "none":
+        return
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtra(
+            f"model.quantize={config.quantize} needs bitsandbytes, which is not installed",
+            mend="pip install 'luthier[quantize]', or model.quantize=none",
+        )
+    if config.quantize != "int8" and config.compute_dtype == "float16" and device(config) == "cpu":
+        raise MissingExtra(
+            "model.compute_dtype=float16 cannot serve on a CPU: a step takes some 25 times as long there",
+            mend="model.compute_dtype=auto",
+        )
+
+
+def _quantization(config: ModelConfig) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if config.quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.int8_threshold)
+    compute = "bfloat16" if config.compute_dtype == "auto" else config.compute_dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.quantize,
+        bnb_4bit_compute_dtype=getattr(torch, compute),
+        bnb_4bit_use_double_quant=config.double_quant,
+    )
+
+
+def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
+    lines = [line for line in str(error).strip().split("\n") if line.strip()]
+    return ModelError(
+        f"model.path: cannot load the {part} of {config.path!r}: {type(error).__name__}: {lines[0] if lines else ''}",
+        mend="check the name; offline, give a local folder or model=builtin",
+    )
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters; tied weights count once, 4-bit weights by their unpacked number."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        packed = getattr(parameter, "quant_state", None)
+        number = packed.shape.numel() if packed is not None else parameter.numel()
+        total += number
+        trainable += number if parameter.requires_grad else 0
+    return trainable, total

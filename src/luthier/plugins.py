@@ -1,0 +1,143 @@
+"""Families of plugins: the file name is the name in the recipe.
+
+`methods/lora.py` holds the one class behind `method: lora`. A family finds it by name and imports
+it only when asked, so `--help` stays fast and a plugin whose dependency is missing hurts nobody
+else. Installed packages add members through entry points in the group `luthier.methods` (`.tasks`,
+`.data.formats`, ...).
+
+A plugin is one frozen pydantic class: its fields are its configuration, its methods the behaviour,
+and its attribute docstrings the only help text there is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic.annotated_handlers import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import PydanticCustomError, core_schema
+
+from luthier.errors import UnknownPlugin
+
+
+class Config(BaseModel):
+    """A block of configuration: immutable, no unknown keys, docstrings are the help."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
+    )
+
+    aliases: ClassVar[dict[str, str]] = {}
+    """Spellings of PEFT and TrainingArguments -> our field. They are accepted, and said."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, dict) or not cls.aliases.keys() & value.keys():
+            return value
+        renamed: dict[str, Any] = {}
+        for key, inner in value.items():
+            name = cls.aliases.get(str(key), str(key))
+            if name in renamed or (name != key and name in value):
+                raise PydanticCustomError(
+                    "given_twice", "'{key}' and '{name}' are the same setting: keep one", {"key": key, "name": name}
+                )
+            if name != key and isinstance(info.context, dict):
+                info.context.setdefault("notes", []).append(f"{key} is read as {name}")
+            renamed[name] = inner
+        return renamed
+
+
+class Plugin(Config):
+    """A block of configuration that is also the code it configures."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__module__.rpartition(".")[2]
+
+    def spec(self) -> dict[str, Any]:
+        """The plugin as a recipe block, `name` first."""
+        return {"name": self.name, **self.model_dump(mode="json")}
+
+
+P = TypeVar("P", bound=Plugin)
+
+
+class Family(Generic[P]):
+    """All plugins of one kind, for example every tuning method."""
+
+    def __init__(self, base: type[P], kind: str, *, apart: frozenset[str] = frozenset()) -> None:
+        """`kind` is the word for one member; `apart` names files of the package that are none."""
+        self.base, self.kind, self.apart = base, kind, apart | {"base"}
+        self.package = base.__module__.rpartition(".")[0]  # luthier.methods.base -> luthier.methods
+
+    def names(self) -> list[str]:
+        """Every name, sorted. Imports no plugin."""
+        package = importlib.import_module(self.package)
+        own = {module.name for module in pkgutil.iter_modules(package.__path__)} - self.apart
+        return sorted(own | {entry.name for entry in entry_points(group=self.package)})
+
+    def get(self, name: str) -> type[P]:
+        """Import one plugin class by name; UnknownPlugin names the nearest."""
+        if name not in self.names():
+            raise UnknownPlugin(self.kind, name, self.names())
+        module_name = f"{self.package}.{name}"
+        for entry in entry_points(group=self.package, name=name):
+            module_name = entry.module
+        module = importlib.import_module(module_name)
+        (found,) = (
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, self.base) and value.__module__ == module_name
+        )
+        return found
+
+    def parse(self, value: Any, context: dict[str, Any] | None = None) -> P:
+        """Turn `"lora"` or `{"name": "lora", "rank": 8}` into a plugin."""
+        if isinstance(value, self.base):
+            return value
+        if not isinstance(value, str | dict):
+            raise PydanticCustomError(
+                "plugin_type",
+                "should be a name or a block with a name, one of: {names}",
+                {"names": ", ".join(self.names())},
+            )
+        fields = {"name": value} if isinstance(value, str) else dict(value)
+        name = fields.pop("name", None)
+        if name is None:
+            raise PydanticCustomError(
+                "plugin_name", "needs 'name', one of: {names}", {"names": ", ".join(self.names())}
+            )
+        try:
+            found = self.get(str(name))
+        except UnknownPlugin as error:
+            raise PydanticCustomError("unknown_plugin", "{why}", {"why": error.message}) from None
+        try:
+            return found.model_validate(fields, context=context)
+        except ValidationError as error:
+            # Pydantic would flatten this into one text: hand the parts on, so that each keeps its key.
+            raise PydanticCustomError(
+                "plugin_fields",
+                "{why}",
+                {"why": str(error), "errors": error.errors(), "known": sorted(found.model_fields)},
+            ) from None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            lambda value, info: self.parse(value, info.context),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda plugin: plugin.spec()),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """One form per plugin."""
+        forms = []
+        for name in self.names():
+            form = self.get(name).model_json_schema()
+            form["properties"] = {"name": {"const": name}, **form.get("properties", {})}
+            forms.append(form)
+        return {"oneOf": forms}

@@ -1,0 +1,56 @@
+"""The loss curve as a PNG: training loss per step, smoothed, and held-out loss at each evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+GREY, BLUE, ORANGE = "#b8c0cc", "#1f5fa8", "#d1602a"
+
+
+def draw(history: Sequence[dict[str, Any]], title: str) -> bytes:
+    """PNG of the lines of metrics.jsonl. A run without a single step gives an empty frame."""
+    # No pyplot: it keeps global state and looks for a screen.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    steps = [(r["step"], r["loss"]) for r in history if "loss" in r]
+    held_out = [(r["step"], r["validation_loss"]) for r in history if "validation_loss" in r]
+    if steps:
+        x, y = zip(*steps, strict=True)
+        axes.plot(x, y, color=GREY, linewidth=1, label="training, each step")
+        axes.plot(x, smooth(y), color=BLUE, linewidth=2, label="training, smoothed")
+    if held_out:
+        x, y = zip(*held_out, strict=True)
+        axes.plot(x, y, "o-", color=ORANGE, linewidth=1.5, markersize=5, label="held out")
+        low = min(held_out, key=lambda point: point[1])
+        axes.annotate(f"{low[1]:.3f}", low, xytext=(0, -14), textcoords="offset points", ha="center", color=ORANGE)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per target)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e9ee", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(y=0.12)
+    if steps or held_out:
+        axes.legend(frameon=False, fontsize=9)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Exponential mean over about a twentieth of the run, unbiased at the start."""
+    decay = 1 - 1 / max(1.0, len(values) / 20)
+    total = weight = 0.0
+    result = []
+    for value in values:
+        total, weight = decay * total + value, decay * weight + 1
+        result.append(total / weight)
+    return result

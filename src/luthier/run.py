@@ -1,0 +1,351 @@
+"""Train, evaluate, chat: the Python API is the command line. Nothing heavy is imported before a function runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config import RunConfig
+from luthier.errors import InputError
+from luthier.folder import RunFolder, environment, run_path, write_json, write_jsonl, write_text
+from luthier.training.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from luthier.data.prepare import Prepared
+    from luthier.data.template import Template
+    from luthier.evaluation.base import Record, Subject
+    from luthier.training.session import Outcome
+
+MOST_TOKENS = 2048
+"""Default limit of a row, where the model would take more."""
+
+
+@dataclass(slots=True)
+class Loaded:
+    """Base model, template and data of a run, ready to train or to measure."""
+
+    config: RunConfig
+    model: nn.Module
+    template: Template
+    data: Prepared
+    max_length: int
+
+
+def train(config: RunConfig, *, recipe: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Fine-tune as the recipe says and return what stands in result.json.
+
+    The same call again goes on where the run stopped. Raises InputError for what the user can mend and
+    Stopped after a signal, with everything saved.
+    """
+    progress = progress or Progress()
+    folder = RunFolder(run_path(config, recipe))
+    check_machine(config)
+    if not folder.recipe.exists():  # mistakes in the input must not leave a folder behind
+        data = prepare_data(config, progress)
+        folder.start(config)
+    else:
+        folder.start(config)
+        if folder.result.is_file():
+            progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to train anew")
+            return dict(json.loads(folder.result.read_text(encoding="utf-8")))
+        data = prepare_data(config, progress)
+    try:
+        return _train(config, data, folder, progress)
+    except BaseException:
+        if not folder.metrics.exists():  # nothing was trained yet, so nothing is lost
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+
+
+def check_machine(config: RunConfig) -> None:
+    """Refuse what this machine cannot serve, before anything is read or downloaded."""
+    from luthier.models.load import check_quantize, device
+    from luthier.training.session import check_precision
+
+    device(config.model)
+    check_precision(config.model, config.train)
+    check_quantize(config.model)
+    if config.model.quantize != "none" and not config.method.quantized_base:
+        raise InputError(f"method {config.method.name} cannot train a quantized base", mend="method=lora")
+
+
+def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
+    """Read all rows. Comes before the model: a mistake in the data should not cost a download."""
+    progress.stage("reading data")
+    from luthier.data.prepare import load
+
+    return load(config.data, config.task)
+
+
+def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progress) -> dict[str, Any]:
+    import torch
+
+    from luthier.models.load import parameter_counts
+    from luthier.training.session import Session, accelerator_for
+
+    accelerator = accelerator_for(config.model, config.train)
+    loaded = load_all(config, data, progress)
+    if folder.data.is_file() and json.loads(folder.data.read_text())["fingerprint"] != data.fingerprint:
+        raise InputError(
+            f"{config.data.path}: the rows have changed since {folder.path} was started", mend="run=ANOTHER_DIR"
+        )
+    write_json(folder.data, data.account())
+    if data.refusals:
+        write_jsonl(folder.refused, [{"where": r.where, "reason": r.reason, "row": r.row} for r in data.refusals])
+    _say_data(data, folder, progress)
+    base = _measure_base(loaded, folder, progress)
+
+    torch.manual_seed(config.seed)
+    total = _steps(config, data)
+    model = config.method.attach(loaded.model, steps=total, classify=data.task.model_class == "classification")
+    trainable, parameters = parameter_counts(model)
+    progress.note(
+        f"{config.method.name}: {trainable:,} of {parameters:,} parameters train ({trainable / parameters:.3%})"
+    )
+    if config.train.gradient_checkpointing:
+        _checkpoint_activations(model)
+    session = Session(
+        model, data, config.method, config.train, lr=config.train.lr or config.method.suggested_lr, seed=config.seed,
+        pad_id=loaded.template.tokenizer.pad_token_id or 0, accelerator=accelerator, folder=folder, progress=progress,
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    session.resume()
+    outcome = session.train()
+    loaded.model = model
+    tuned = _save(loaded, folder, progress)
+    result = _result(loaded, folder, outcome, base, progress)
+    result |= {"trainable": trainable, "parameters": parameters, "weights_bytes": tuned}
+    return _report(result, folder)
+
+
+def load_all(config: RunConfig, data: Prepared, progress: Progress, weights: Path | None = None) -> Loaded:
+    """Tokenizer, encoded rows and base model. `weights` is the folder of a whole tuned model to load instead."""
+    import torch
+
+    from luthier.data.prepare import encode
+    from luthier.data.template import Template
+    from luthier.models.load import load_model, load_tokenizer, locate
+
+    source = locate(config.model)
+    progress.stage(f"loading {config.model.path}")
+    template = Template(load_tokenizer(config.model, source))
+    torch.manual_seed(config.seed)  # a classification head starts random
+    labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
+    max_length = _max_length(config, source, template)
+    encode(data, template, config.data, max_length)  # before the weights: it can still stop the run
+    model = load_model(config.model, str(weights or source), labels=labels, tokenizer=template.tokenizer)
+    return Loaded(config, model, template, data, max_length)
+
+
+def _max_length(config: RunConfig, source: str, template: Template) -> int:
+    """Limit of a row: the recipe's, checked against the model's, or the model's, at most 2048."""
+    from transformers import AutoConfig
+
+    model = AutoConfig.from_pretrained(source, trust_remote_code=config.model.trust_remote_code)
+    own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
+    if config.train.max_length and config.train.max_length > own:
+        raise InputError(
+            f"train.max_length: {config.train.max_length} is more than the {own} tokens that the model takes",
+            mend=f"train.max_length={own}",
+        )
+    return config.train.max_length or min(own, MOST_TOKENS)
+
+
+def _steps(config: RunConfig, data: Prepared) -> int:
+    from luthier.training.session import total_steps
+
+    return total_steps(config.train, len(data.rows))
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    # Reentrant checkpointing drops gradients where the inputs need none, which is so under every adapter.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+
+
+def _say_data(data: Prepared, folder: RunFolder, progress: Progress) -> None:
+    part = data.train
+    progress.note(
+        f"format {data.format.name} ({data.format_why}), task {data.task.name}, template: {data.template_source}"
+    )
+    progress.note(
+        f"{part.kept} rows to train on ({part.tokens:,} tokens, {part.learned:,} learned), "
+        f"{data.validation.kept} held out ({data.validation.source or 'none'})"
+    )
+    if data.refusals:
+        progress.warn(f"{len(data.refusals)} rows were refused; each with its reason in {folder.refused}")
+    if part.cut or data.validation.cut:
+        progress.warn(f"{part.cut + data.validation.cut} rows were cut to fit train.max_length, by data.on_long_row")
+    if not data.validation_rows:
+        progress.warn("no row is held out, so nothing will tell whether training helps")
+
+
+def _subject(loaded: Loaded) -> Subject | None:
+    """The held-out rows with the model as it is now; None where there are none."""
+    from luthier.evaluation.base import Subject
+
+    data, settings = loaded.data, loaded.config.evaluate
+    count = len(data.validation_examples) if settings.rows is None else settings.rows
+    pairs = [
+        (row, owner) for row, owner in zip(data.validation_rows, data.validation_owner, strict=True) if owner < count
+    ]
+    if not pairs:
+        return None
+    return Subject(
+        model=loaded.model, template=loaded.template, task=data.task,
+        examples=data.validation_examples[:count], rows=[row for row, _ in pairs], owner=[owner for _, owner in pairs],
+        batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens, generate=settings.generate,
+        max_length=loaded.max_length,
+    )  # fmt: skip
+
+
+def _measure_base(loaded: Loaded, folder: RunFolder, progress: Progress) -> list[Record]:
+    """Records of the untouched base, kept in before.json so that a resumed run need not measure again."""
+    from luthier.evaluation.score import measure
+
+    if folder.before.is_file():
+        return list(json.loads(folder.before.read_text(encoding="utf-8")))
+    subject = _subject(loaded) if loaded.config.evaluate.before and loaded.config.model.init == "pretrained" else None
+    if subject is None:
+        return []
+    progress.stage(f"evaluating the base on {len(subject.examples)} held-out examples")
+    records = measure(subject)
+    write_json(folder.before, records)
+    return records
+
+
+def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
+    """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes."""
+    from transformers import GenerationConfig
+
+    from luthier.training.checkpoint import staged
+    from luthier.training.session import weights_bytes
+
+    progress.stage("saving")
+    method, tokenizer = loaded.config.method, loaded.template.tokenizer
+    target = folder.path / method.saves
+    with staged(target) as staging:
+        method.save(loaded.model, staging)
+        tokenizer.save_pretrained(staging)
+        if loaded.data.task.name == "chat":  # who loads it elsewhere must stop at the end of the answer too
+            GenerationConfig(
+                eos_token_id=sorted(loaded.template.end_ids), pad_token_id=tokenizer.pad_token_id
+            ).save_pretrained(staging)
+    return weights_bytes(target)
+
+
+def _result(
+    loaded: Loaded, folder: RunFolder, outcome: Outcome, base: list[Record], progress: Progress
+) -> dict[str, Any]:
+    """Measure the tuned model and write predictions.jsonl; returns the body of result.json."""
+    config, data = loaded.config, loaded.data
+    result: dict[str, Any] = {
+        "run": str(folder.path), "model": config.model.path, "method": config.method.name, "task": data.task.name,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "steps": outcome.steps, "batch_size": config.train.batch_size,
+        "epochs": outcome.steps * config.train.batch_size / len(data.rows), "kept_step": outcome.kept_step,
+        "kept_best": outcome.kept_best, "stopped_early": outcome.stopped_early, "train_seconds": outcome.seconds,
+        "tokens": outcome.tokens, "tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
+        "lr": config.train.lr or config.method.suggested_lr, "train_rows": data.train.kept,
+        "base": {}, "tuned": {}, "difference": {}, "validation_examples": 0,
+    }  # fmt: skip
+    subject = _subject(loaded)
+    if subject is not None:
+        progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
+        result |= compare(subject, base, folder)
+    result["next"] = _next_commands(config, folder)
+    return result
+
+
+def compare(subject: Subject, base: list[Record], folder: RunFolder) -> dict[str, Any]:
+    """Measure `subject`, set it against the base's records and write predictions.jsonl."""
+    from luthier.evaluation.score import differences, evaluations, measure, scores
+
+    tuned, chosen = measure(subject), evaluations(subject)
+    both = len(base) == len(tuned)
+    predictions = [
+        {"where": e.where, "text": e.text or "\n".join(m.content for m in e.messages[:-1]), "answer": e.answer,
+         "base": base[i] if both else {}, "tuned": record}
+        for i, (e, record) in enumerate(zip(subject.examples, tuned, strict=True))
+    ]  # fmt: skip
+    write_jsonl(folder.predictions, predictions)
+    return {
+        "validation_examples": len(tuned),
+        "base": scores(base, chosen) if both else {},
+        "tuned": scores(tuned, chosen),
+        "difference": differences(base, tuned, chosen) if both else {},
+    }
+
+
+def _next_commands(config: RunConfig, folder: RunFolder) -> list[str]:
+    commands = [f"luthier evaluate {folder.path}"]
+    if config.task is None or config.task.name != "classify":
+        commands.append(f"luthier chat {folder.path}")
+    return [*commands, f"luthier train {folder.recipe} run=runs/another train.lr=1e-4"]
+
+
+def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """Write loss.png, report.html and, last, result.json: its presence says that the run is finished."""
+    from luthier.reports import loss_curve, run_report
+
+    image = loss_curve.draw(folder.history(), f"{result['run']}: {result['method']} on {result['model']}")
+    folder.loss_png.write_bytes(image)
+    lines = folder.predictions.read_text(encoding="utf-8").splitlines() if folder.predictions.is_file() else []
+    page = run_report.render(
+        result, json.loads(folder.data.read_text(encoding="utf-8")), image,
+        folder.recipe.read_text(encoding="utf-8"), environment(), [json.loads(line) for line in lines],
+    )  # fmt: skip
+    write_text(folder.report, page)
+    write_json(folder.result, result)
+    return result
+
+
+def open_run(path: Path, progress: Progress | None = None) -> tuple[Loaded, RunFolder]:
+    """A finished run with its tuned model, and its held-out rows as they were."""
+    progress = progress or Progress()
+    folder = RunFolder.existing(path)
+    weights, config = folder.weights(), folder.config()
+    data = prepare_data(config, progress)
+    whole = config.method.saves == "model"
+    loaded = load_all(config, data, progress, weights if whole else None)
+    if not whole:
+        classify = data.task.model_class == "classification"
+        loaded.model = config.method.attach(loaded.model, steps=_steps(config, data), classify=classify)
+        config.method.restore(loaded.model, weights)
+    loaded.model.eval()
+    return loaded, folder
+
+
+def evaluate(path: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Measure a finished run anew, base against tuned, and rewrite its report and result."""
+    progress = progress or Progress()
+    loaded, folder = open_run(path, progress)
+    subject = _subject(loaded)
+    if subject is None:
+        raise InputError(
+            f"{path}: the run held no row out, so there is nothing to measure on", mend="data.validation=0.1"
+        )
+    base = _base_again(loaded, subject, folder, progress)
+    progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
+    result = dict(json.loads(folder.result.read_text(encoding="utf-8")))
+    return _report(result | compare(subject, base, folder), folder)
+
+
+def _base_again(loaded: Loaded, subject: Subject, folder: RunFolder, progress: Progress) -> list[Record]:
+    """The untouched base on the same rows: with the adapter switched off, or loaded anew where there is none."""
+    from luthier.evaluation.score import measure
+
+    if loaded.config.model.init == "random":
+        return []
+    progress.stage(f"evaluating the base on {len(subject.examples)} held-out examples")
+    switch = loaded.config.method.disabled(loaded.model)
+    if switch is not None:
+        with switch:
+            return measure(subject)
+    base = load_all(loaded.config, prepare_data(loaded.config, Progress()), progress)
+    plain = _subject(base)
+    return measure(plain) if plain is not None else []

@@ -1,0 +1,1 @@
+"""What to learn: one file per task."""

@@ -1,0 +1,98 @@
+"""What a task is: how an example becomes tokens, and a batch a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from luthier.data.example import Example
+from luthier.data.template import IGNORED, Template
+from luthier.plugins import Family, Plugin
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    Batch = dict[str, Tensor]
+
+LongRow = Literal["stop", "skip", "split", "truncate_prompt", "truncate_answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One training row. `labels` has a label per token, or for classification one class number."""
+
+    ids: list[int]
+    labels: list[int]
+    where: str
+    cut: int = 0
+    """Tokens that a truncation policy took away."""
+
+    @property
+    def learned(self) -> int:
+        """Targets in the row: a next-token target cannot be the first token."""
+        return sum(label != IGNORED for label in self.labels[1:]) if len(self.labels) > 1 else 1
+
+
+class Task(Plugin):
+    """What to learn."""
+
+    model_class: ClassVar[Literal["causal", "classification"]] = "causal"
+    """Which auto class of transformers loads the base model."""
+    splits_long_rows: ClassVar[bool] = False
+    """The default for rows over the length limit is to split them, which loses nothing."""
+
+    def fitted(self, examples: Sequence[Example]) -> Self:
+        """The task with what it must know from the training data (a classifier its labels)."""
+        return self
+
+    def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
+        """Rows of at most `max_length` tokens; RowError (`long`, `bad`) where that cannot be."""
+        raise NotImplementedError
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum of -log p over each row's targets, and their number: [B], [B]."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """SUM over all targets of the batch: the loop divides once, by the targets of the whole step."""
+        return self.losses(model, batch)[0].sum()
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Number of targets in the batch."""
+        return (batch["labels"][:, 1:] != IGNORED).sum()
+
+    def collate(self, rows: Sequence[Row], pad_id: int) -> Batch:
+        """Pad on the right to the longest row: input_ids, attention_mask, labels, each [B, T].
+
+        Padding is masked by its place, never by its id: with pad = eos, the end token of a row stays a target.
+        """
+        import torch
+
+        longest = max(len(row.ids) for row in rows)
+        return {
+            "input_ids": torch.tensor([row.ids + [pad_id] * (longest - len(row.ids)) for row in rows]),
+            "attention_mask": torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows]),
+            "labels": torch.tensor([row.labels + [IGNORED] * (longest - len(row.labels)) for row in rows]),
+        }
+
+
+def next_token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Per row, the sum of -log p(next token) over labelled positions, and their number: [B], [B].
+
+    Prompt methods put virtual tokens in front, so only the last T positions of the logits count.
+    """
+    import torch.nn.functional as F
+
+    labels = batch["labels"]  # [B, T]
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    logits = logits[:, -labels.size(1) :][:, :-1]  # [B, V + T, vocab] -> [B, T - 1, vocab]
+    targets = labels[:, 1:]  # [B, T - 1]
+    kept = targets != IGNORED
+    # float() only where a target is: the whole [B, T, vocab] in float32 is the biggest tensor of a step.
+    each = F.cross_entropy(logits[kept].float(), targets[kept], reduction="none")  # [targets]
+    rows = kept.nonzero()[:, 0]
+    return each.new_zeros(labels.size(0)).index_add(0, rows, each), kept.sum(1)
+
+
+TASKS = Family(Task, "task")

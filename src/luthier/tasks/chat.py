@@ -1,0 +1,60 @@
+"""Chat: learn the assistant's answers, and nothing else.
+
+The dialogue is rendered by the tokenizer's chat template; the loss is -log p over the tokens of each
+answer and the token that ends it. The prompt, the roles and the padding carry no loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from luthier.data.example import Example, Message, RowError
+from luthier.data.template import IGNORED, Template, Tokens
+from luthier.tasks.base import LongRow, Row, Task, next_token_losses
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from luthier.tasks.base import Batch
+
+
+class Chat(Task):
+    """Answer as the assistant does in the data."""
+
+    def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
+        if not example.messages:
+            raise RowError("the row has no dialogue", mend="task=complete learns plain text")
+        tokens = template.encode(example.messages)
+        full = len(tokens.ids)
+        if full > max_length:
+            if on_long == "truncate_answer":
+                tokens = Tokens(tokens.ids[:max_length], tokens.labels[:max_length])
+            elif on_long == "truncate_prompt":
+                tokens = _shorten_prompt(example.messages, template, max_length)
+            else:
+                raise RowError(f"{full} tokens, but train.max_length is {max_length}", kind="long")
+        row = Row(tokens.ids, tokens.labels, example.where, cut=full - len(tokens.ids))
+        if all(label == IGNORED for label in row.labels):
+            raise RowError(f"the whole answer is cut away: {full} tokens, train.max_length {max_length}", kind="long")
+        return [row]
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        return next_token_losses(model, batch)
+
+
+def _shorten_prompt(messages: tuple[Message, ...], template: Template, max_length: int) -> Tokens:
+    """Cut the end of the longest message that is not learned until the dialogue fits; answers stay whole."""
+    cut = list(messages)
+    for _ in range(8):  # cutting text and tokenizing it anew can differ by a few tokens, so go again
+        tokens = template.encode(cut)
+        over = len(tokens.ids) - max_length
+        if over <= 0:
+            return tokens
+        place = max((i for i, m in enumerate(cut) if not m.learn), key=lambda i: len(cut[i].content), default=None)
+        ids = template.encode_text(cut[place].content) if place is not None else []
+        if place is None or len(ids) <= over:
+            break
+        shorter = template.tokenizer.decode(ids[: len(ids) - over], skip_special_tokens=True)
+        cut[place] = replace(cut[place], content=str(shorter))
+    raise RowError(f"even without its prompt the row is longer than train.max_length {max_length}", kind="long")

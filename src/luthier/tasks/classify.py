@@ -1,0 +1,71 @@
+"""Classify: a label per text, by a classification head on a decoder or an encoder.
+
+transformers pools the last real token of a decoder, or the first of an encoder, and a linear head maps
+it to one logit per label; the loss is cross-entropy. The head starts random, trains with every method,
+and is saved and loaded with the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from luthier.data.example import Example, RowError
+from luthier.data.template import Template
+from luthier.errors import DataError
+from luthier.tasks.base import LongRow, Row, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from luthier.tasks.base import Batch
+
+
+class Classify(Task):
+    """Choose one of a fixed set of labels."""
+
+    model_class: ClassVar[Literal["causal", "classification"]] = "classification"
+
+    labels: tuple[str, ...] = ()
+    """The classes in the order of the head's outputs; empty takes them from the training rows, sorted."""
+
+    def fitted(self, examples: Sequence[Example]) -> Self:
+        if self.labels:
+            return self
+        found = {example.label for example in examples if example.label is not None}
+        if len(found) < 2:
+            raise DataError(
+                f"classification needs at least two labels, the training rows have {len(found)}: {sorted(found)}",
+                mend="choose the label column with data.format.label=COLUMN, or another task",
+            )
+        numeric = all(label.lstrip("-").isdigit() for label in found)
+        return self.model_copy(update={"labels": tuple(sorted(found, key=int if numeric else None))})
+
+    def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
+        if example.label is None:
+            raise RowError("the row has no label", mend="name the column with data.format.label=COLUMN")
+        if example.label not in self.labels:
+            raise RowError(f"label {example.label!r} is none of the classes {', '.join(self.labels[:20])}")
+        text = example.text or example.messages[0].content
+        if not text.strip():
+            raise RowError("the text is empty")
+        tokenizer = template.tokenizer
+        ids = list(tokenizer(text, example.pair or None)["input_ids"])
+        cut = 0
+        if len(ids) > max_length:
+            if on_long not in ("truncate_prompt", "truncate_answer"):
+                raise RowError(f"{len(ids)} tokens, but train.max_length is {max_length}", kind="long")
+            short = tokenizer(text, example.pair or None, truncation=True, max_length=max_length)["input_ids"]
+            cut, ids = len(ids) - len(short), list(short)
+        return [Row(ids, [self.labels.index(example.label)], example.where, cut=cut)]
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        import torch
+        import torch.nn.functional as F
+
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits  # [B, classes]
+        target = batch["labels"][:, 0]
+        return F.cross_entropy(logits.float(), target, reduction="none"), torch.ones_like(target)
+
+    def targets(self, batch: Batch) -> Tensor:
+        return batch["labels"].new_tensor(batch["labels"].size(0))

@@ -1,0 +1,1 @@
+"""The loop, its optimizer and schedule, checkpoints and the log."""

@@ -1,0 +1,56 @@
+"""Optimizer and learning-rate schedule from the train block."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from luthier.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
+    """The optimizer over trainable parameters; biases and norms (fewer than two dimensions) take no decay."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=lr, betas=config.betas)
+        case "adam":
+            return torch.optim.Adam(groups, lr=lr, betas=config.betas)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=lr, momentum=config.betas[0])
+        case "adafactor":
+            return torch.optim.Adafactor(groups, lr=lr)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr=lr)
+
+
+def warmup_steps(config: TrainConfig, steps: int) -> int:
+    """Steps of warm-up: a share of all steps below 1, else their number."""
+    return round(config.warmup * steps) if config.warmup < 1 else min(steps, round(config.warmup))
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LambdaLR:
+    """Linear warm-up, then linear or cosine to zero at the last step, or constant."""
+    warm = warmup_steps(config, steps)
+
+    def factor(done: int) -> float:
+        if done < warm:
+            return (done + 1) / (warm + 1)
+        share = (done - warm) / max(1, steps - warm)
+        match config.schedule:
+            case "linear":
+                return max(0.0, 1.0 - share)
+            case "cosine":
+                return 0.5 * (1.0 + math.cos(math.pi * min(1.0, share)))
+            case "constant":
+                return 1.0
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,33 @@
+"""What a run says while it works; the terminal, a test or a web page listens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Progress:
+    """A listener that says nothing. Subclass it and override what you want to show."""
+
+    def stage(self, text: str) -> None:
+        """A new part of the work began."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should know and may want to change."""
+
+    def train_begins(self, start: int, steps: int) -> None:
+        """Steps `start` + 1 to `steps` follow."""
+
+    def step(self, record: dict[str, Any], tokens_per_second: float) -> None:
+        """One optimizer step was taken; `record` is its line of metrics.jsonl."""
+
+    def evaluated(self, step: int, loss: float, best: bool) -> None:
+        """The held-out loss was measured."""
+
+    def saved(self, step: int) -> None:
+        """A checkpoint is whole."""
+
+    def train_ends(self) -> None:
+        """No more steps follow."""

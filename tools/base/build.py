@@ -1,0 +1,196 @@
+"""Builds the embedded base model: corpus, tokenizer, random start, training with Luthier itself, installation.
+
+    python tools/base/build.py corpus    --data DIR     texts into build/base/corpus
+    python tools/base/build.py start                    tokenizer and config.json into build/base/start
+    luthier train recipes/builtin-base.yaml             the training, as any run
+    python tools/base/build.py install                  bf16 weights, tokenizer and model card into src/luthier/builtin/base
+
+DIR holds the open data sets that the model card names (sst2, tinystories, llamafactory_demos). Their
+texts stay out of the repository; the weights and this script are in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from generate import generated_texts
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "base"
+INSTALLED = ROOT / "src" / "luthier" / "builtin" / "base"
+EMBEDDED = ROOT / "src" / "luthier" / "builtin" / "data"
+
+GENERATED = 60_000
+HELD_OUT = 0.01
+SHINGLE = 24  # characters; a text that shares this much with an embedded row is left out
+
+END, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+TEMPLATE = (
+    "{%- for message in messages -%}\n<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor -%}\n{%- if add_generation_prompt -%}\n<|im_start|>assistant\n{% endif -%}"
+)
+CONFIG = {
+    "vocab_size": 5120, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "tie_word_embeddings": True, "rope_theta": 10000.0,
+}  # fmt: skip
+
+VERDICTS = {
+    0: ["Thumbs down.", "One star.", "Not worth it.", "Skip it.", "Two stars at most.", "Bad."],
+    1: ["Thumbs up.", "Five stars.", "Worth it.", "See it.", "Four stars at least.", "Good."],
+}
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def chat(*turns: tuple[str, str]) -> str:
+    return "\n".join(f"{IM_START}{role}\n{text}{IM_END}" for role, text in turns)
+
+
+def open_texts(data: Path, dice: random.Random) -> Iterator[tuple[str, str]]:
+    """(source, text) of the openly licensed sets."""
+    for row in lines(data / "sst2" / "train.jsonl"):
+        text = str(row["text"]).strip()
+        if len(text.split()) >= 3:
+            verdict = dice.choice(VERDICTS[int(str(row["label"]))])
+            shape = dice.random()
+            yield "sst2", f"{text} {verdict}" if shape < 0.5 else (f"{verdict} {text}" if shape < 0.65 else text)
+    for row in lines(data / "tinystories" / "train.jsonl"):
+        yield "tinystories", str(row["text"])
+    demos = data / "llamafactory_demos"
+    for name in ("alpaca_en_demo", "alpaca_zh_demo"):
+        for row in json.loads((demos / f"{name}.json").read_text(encoding="utf-8")):
+            question = row["instruction"] + ("\n" + row["input"] if row.get("input") else "")
+            yield name, chat(("user", question), ("assistant", row["output"]))
+    for name in ("dpo_zh_demo", "dpo_en_demo"):
+        for row in json.loads((demos / f"{name}.json").read_text(encoding="utf-8")):
+            roles = {"human": "user", "gpt": "assistant", "system": "system"}
+            turns = [(roles[turn["from"]], turn["value"]) for turn in row["conversations"] if turn["from"] in roles]
+            yield name, chat(*turns, ("assistant", row["chosen"]["value"]))
+    for row in json.loads((demos / "glaive_toolcall_zh_demo.json").read_text(encoding="utf-8")):
+        roles = {"human": "user", "gpt": "assistant"}
+        yield (
+            "glaive_toolcall_zh_demo",
+            chat(*((roles[turn["from"]], turn["value"]) for turn in row["conversations"] if turn["from"] in roles)),
+        )
+    for row in lines(demos / "c4_demo.jsonl"):
+        yield "c4_demo", str(row["text"])
+    for block in (demos / "wiki_demo.txt").read_text(encoding="utf-8").split("\n"):
+        if len(block) > 80:
+            yield "wiki_demo", block
+
+
+def shingles(text: str) -> set[str]:
+    plain = "".join(text.casefold().split())
+    return {plain[i : i + SHINGLE] for i in range(len(plain) - SHINGLE + 1)}
+
+
+def embedded_shingles() -> set[str]:
+    """Pieces of every embedded row, training and held out: no corpus text may contain one."""
+    found: set[str] = set()
+    for file in EMBEDDED.glob("*/*.jsonl"):
+        for row in lines(file):
+            parts = [str(row.get("text", ""))]
+            messages = row.get("messages", [])
+            assert isinstance(messages, list)
+            parts += [message["content"] for message in messages]
+            for part in parts:
+                found |= shingles(part)
+    return found
+
+
+def corpus(data: Path) -> None:
+    dice = random.Random(0)
+    forbidden = embedded_shingles()
+    texts = list(open_texts(data, dice)) + [("generated", text) for text in generated_texts(GENERATED, seed=0)]
+    counts: dict[str, list[int]] = {}
+    kept, seen = [], set()
+    for source, text in texts:
+        count = counts.setdefault(source, [0, 0, 0])
+        if text in seen:
+            count[2] += 1
+        elif shingles(text) & forbidden:
+            count[1] += 1
+        else:
+            count[0] += 1
+            seen.add(text)
+            kept.append(text)
+    dice.shuffle(kept)
+    cut = int(len(kept) * HELD_OUT)
+    (BUILD / "corpus").mkdir(parents=True, exist_ok=True)
+    for name, part in (("heldout", kept[:cut]), ("train", kept[cut:])):
+        with (BUILD / "corpus" / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in part)
+    table = {
+        source: dict(zip(("texts", "overlapping", "repeated"), count, strict=True)) for source, count in counts.items()
+    }
+    (BUILD / "corpus" / "sources.json").write_text(json.dumps(table, indent=1))
+    print(json.dumps(table, indent=1))
+
+
+def start() -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=CONFIG["vocab_size"], special_tokens=[END, IM_START, IM_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+    )  # fmt: skip
+    texts = (str(row["text"]) for row in lines(BUILD / "corpus" / "train.jsonl"))
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=END, model_max_length=512,
+        extra_special_tokens=[IM_START, IM_END],
+    )  # fmt: skip
+    fast.chat_template = TEMPLATE
+    (BUILD / "start").mkdir(parents=True, exist_ok=True)
+    fast.save_pretrained(BUILD / "start")
+    ids = dict(bos_token_id=None, eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id)
+    Qwen2Config(**CONFIG, **ids, architectures=["Qwen2ForCausalLM"]).save_pretrained(BUILD / "start")
+
+
+def install() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    run = BUILD / "run"
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.bfloat16)
+    model.save_pretrained(INSTALLED)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(run / "model" / name, INSTALLED / name)
+    result = json.loads((run / "result.json").read_text())
+    print(f"parameters {result['parameters']:,}, tokens seen {result['tokens']:,}, tuned {result['tuned']}")
+    total = sum(path.stat().st_size for path in INSTALLED.iterdir())
+    print(f"{total / 1e6:.2f} MB in {INSTALLED.relative_to(ROOT)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["corpus", "start", "install"])
+    parser.add_argument("--data", type=Path, help="folder with sst2, tinystories and llamafactory_demos")
+    arguments = parser.parse_args()
+    if arguments.step == "corpus":
+        if arguments.data is None:
+            parser.error("corpus needs --data DIR")
+        corpus(arguments.data)
+    elif arguments.step == "start":
+        start()
+    else:
+        install()
+
+
+if __name__ == "__main__":
+    main()
