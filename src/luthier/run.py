@@ -165,7 +165,7 @@ def _steps(config: RunConfig, data: Prepared) -> int:
 
 def _checkpoint_activations(model: nn.Module) -> None:
     # Reentrant checkpointing drops gradients where the inputs need none, which is so under every adapter.
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
 
 def _say_data(data: Prepared, folder: RunFolder, progress: Progress) -> None:

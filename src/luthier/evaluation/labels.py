@@ -40,7 +40,7 @@ class Labels(Evaluation):
 
 def accuracy(records: Sequence[Record]) -> float:
     """Share of records whose chosen label is the true one."""
-    right = [record["chosen"] == record["label"] for record in records]
+    right: list[bool] = [record["chosen"] == record["label"] for record in records]
     return sum(right) / max(1, len(right))
 
 

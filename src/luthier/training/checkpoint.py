@@ -122,7 +122,7 @@ def read(
     tensors = load_file(checkpoint / "state.safetensors")
     restore(checkpoint / "weights")
     optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
-    schedule.load_state_dict(state["schedule"])
+    schedule.load_state_dict({**state["schedule"], "lr_lambdas": [None] * len(optimizer.param_groups)})
     if scaler is not None and state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     cuda = sorted((key for key in tensors if key.startswith("rng.cuda.")), key=lambda key: int(key.rpartition(".")[2]))

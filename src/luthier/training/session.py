@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from luthier.config import ModelConfig, TrainConfig
@@ -60,6 +61,8 @@ def check_precision(model: ModelConfig, config: TrainConfig) -> str:
 def accelerator_for(model: ModelConfig, config: TrainConfig) -> Accelerator:
     """An accelerator with the device and precision of the recipe."""
     precision = check_precision(model, config)
+    # accelerate keeps one precision per process; a second run in the same process may want another.
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=device(model) == "cpu", mixed_precision="no" if precision == "fp32" else precision)
     if accelerator.num_processes > 1:
         raise InputError("this version trains in one process", mend="start it without torchrun or accelerate launch")

@@ -1,0 +1,138 @@
+"""Small models and data that the tests build themselves: no network, no GPU, nothing beside the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+TEXT = """The quick brown fox jumps over the lazy dog. A good film, a bad film, a kettle that leaks, boots that last.
+Is this review positive or negative? What is your name? My name is Luthier. Hello, how are you today? User Assistant
+这部电影很好看，演员的表演很自然。这个水壶漏水，已经退货了。你好，你是谁？我叫琴匠。 0 1 2 3 4 5 6 7 8 9"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # tests run side by side, one per processor
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Real data that is no part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared/data is not here: it is no part of the project")
+    return SHARED
+
+
+def build_tokenizer(*, template: str | None = None, bos: bool = False, special: Iterable[str] = ()) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    names = ["<s>", "</s>", *special]
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, special_tokens=names, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator([TEXT] * 4, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", extra_special_tokens=list(special)
+    )
+    if template:
+        fast.chat_template = template
+    return fast
+
+
+def model_config(kind: str, vocabulary: int = 400) -> Any:
+    import transformers as t
+
+    small = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    wide = {**small, "intermediate_size": 64, "max_position_embeddings": 256, "num_key_value_heads": 2}
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    match kind:
+        case "llama":
+            return t.LlamaConfig(**wide, **ids)
+        case "qwen2":
+            return t.Qwen2Config(**wide, **ids, tie_word_embeddings=True)
+        case "gpt2":
+            return t.GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ids)
+        case "bert":
+            return t.BertConfig(**small, intermediate_size=64, max_position_embeddings=256, pad_token_id=1)
+    raise ValueError(kind)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of a small random model in Hugging Face's layout: llama, qwen2, gpt2 or bert."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str = "llama", template: str | None = None) -> Path:
+        import torch
+        import transformers as t
+
+        key = f"{kind}-{hash(template)}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp("model") / kind
+            torch.manual_seed(1)
+            auto = t.AutoModelForMaskedLM if kind == "bert" else t.AutoModelForCausalLM
+            auto.from_config(model_config(kind)).save_pretrained(folder)
+            build_tokenizer(template=template).save_pretrained(folder)
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def alpaca_rows(count: int) -> list[dict[str, str]]:
+    things = ["fox", "dog", "film", "kettle", "boots", "name", "review", "day"]
+    return [
+        {"instruction": f"Say number {i} and {things[i % 8]}.", "input": "", "output": f"{i} {things[i % 8]}"}
+        for i in range(count)
+    ]
+
+
+def review_rows(count: int) -> list[dict[str, Any]]:
+    good, bad = ["good", "last", "自然", "很好看"], ["bad", "leaks", "漏水", "退货"]
+    return [
+        {"text": f"The {(good if i % 2 else bad)[i // 2 % 4]} film, number {i}.", "label": i % 2} for i in range(count)
+    ]
+
+
+@pytest.fixture
+def alpaca_file(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "alpaca.jsonl", alpaca_rows(40))
+
+
+@pytest.fixture
+def review_file(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "reviews.jsonl", review_rows(60))
+
+
+def luthier(*arguments: Any, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300) -> Any:
+    """Run the command line in a process of its own, as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "luthier", *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
