@@ -131,6 +131,8 @@ class TrainConfig(Config):
     """Rows per optimizer step, over all micro-batches and devices."""
     micro_batch: PositiveInt | None = None
     """Rows per forward pass and device: fewer need less memory and give the same result; none: at most 8."""
+    micro_tokens: PositiveInt | None = None
+    """Most tokens of a forward pass, padding counted: rows of very different length then waste little."""
     lr: PositiveFloat | None = None
     """Peak learning rate; none takes the method's own suggestion."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -92,6 +93,14 @@ class RunFolder:
         write_json(self.path / "environment.json", environment())
         write_text(self.recipe, config.dump())
         return False
+
+    def remove(self) -> None:
+        """Delete the folder, and the parents that held nothing else."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        for parent in self.path.parents:
+            if not parent.is_dir() or any(parent.iterdir()) or parent.resolve() == Path.cwd():
+                return
+            parent.rmdir()
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,7 @@ def train(config: RunConfig, *, recipe: Path | None = None, progress: Progress |
         return _train(config, data, folder, progress)
     except BaseException:
         if not folder.metrics.exists():  # nothing was trained yet, so nothing is lost
-            shutil.rmtree(folder.path, ignore_errors=True)
+            folder.remove()
         raise
 
 

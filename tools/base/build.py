@@ -90,28 +90,40 @@ def open_texts(data: Path, dice: random.Random) -> Iterator[tuple[str, str]]:
             yield "wiki_demo", block
 
 
+def squeeze(text: str) -> str:
+    return "".join(text.casefold().split())
+
+
 def shingles(text: str) -> set[str]:
-    plain = "".join(text.casefold().split())
+    """Every stretch of SHINGLE characters, white space and case left out."""
+    plain = squeeze(text)
     return {plain[i : i + SHINGLE] for i in range(len(plain) - SHINGLE + 1)}
 
 
-def embedded_shingles() -> set[str]:
-    """Pieces of every embedded row, training and held out: no corpus text may contain one."""
-    found: set[str] = set()
-    for file in EMBEDDED.glob("*/*.jsonl"):
-        for row in lines(file):
-            parts = [str(row.get("text", ""))]
-            messages = row.get("messages", [])
-            assert isinstance(messages, list)
-            parts += [message["content"] for message in messages]
-            for part in parts:
-                found |= shingles(part)
-    return found
+class Embedded:
+    """The texts of every embedded row, training and held out: no corpus text may share a stretch with one."""
+
+    def __init__(self) -> None:
+        self.stretches: set[str] = set()
+        self.short: set[str] = set()
+        for file in EMBEDDED.glob("*/*.jsonl"):
+            for row in lines(file):
+                messages = row.get("messages", [])
+                assert isinstance(messages, list)
+                for part in [str(row.get("text", "")), *(message["content"] for message in messages)]:
+                    self.stretches |= shingles(part)
+                    # "Who are you?" belongs to everybody: short rows count from 16 bytes on.
+                    if len(squeeze(part)) < SHINGLE and len(squeeze(part).encode()) >= 16:
+                        self.short.add(squeeze(part))
+
+    def overlaps(self, text: str) -> bool:
+        plain = squeeze(text)
+        return bool(shingles(text) & self.stretches) or any(row in plain for row in self.short)
 
 
 def corpus(data: Path) -> None:
     dice = random.Random(0)
-    forbidden = embedded_shingles()
+    embedded = Embedded()
     texts = list(open_texts(data, dice)) + [("generated", text) for text in generated_texts(GENERATED, seed=0)]
     counts: dict[str, list[int]] = {}
     kept, seen = [], set()
@@ -119,7 +131,7 @@ def corpus(data: Path) -> None:
         count = counts.setdefault(source, [0, 0, 0])
         if text in seen:
             count[2] += 1
-        elif shingles(text) & forbidden:
+        elif embedded.overlaps(text):
             count[1] += 1
         else:
             count[0] += 1

@@ -13,12 +13,20 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 
 
 def step_rows(
-    lengths: Sequence[int], index: int, *, batch_size: int, micro_batch: int, seed: int, by_length: bool
+    lengths: Sequence[int],
+    index: int,
+    *,
+    batch_size: int,
+    micro_batch: int,
+    seed: int,
+    by_length: bool,
+    micro_tokens: int | None = None,
 ) -> list[list[int]]:
     """Row numbers of optimizer step `index` (from 0), cut into micro-batches.
 
     A step takes the next `batch_size` rows of the epoch's shuffle, so steps stay random; with `by_length`
-    its rows are sorted before they are cut into micro-batches, which saves padding inside each.
+    its rows are sorted before they are cut into micro-batches, which saves padding inside each. A
+    micro-batch ends at `micro_batch` rows, or before its padded size would pass `micro_tokens`.
     """
     epoch, place = divmod(index, steps_per_epoch(len(lengths), batch_size))
     order = list(range(len(lengths)))
@@ -26,4 +34,15 @@ def step_rows(
     rows = order[place * batch_size : (place + 1) * batch_size]
     if by_length:
         rows.sort(key=lambda row: lengths[row])
-    return [rows[i : i + micro_batch] for i in range(0, len(rows), micro_batch)]
+    micro: list[list[int]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, lengths[row])
+        full = micro and (
+            len(micro[-1]) == micro_batch or (micro_tokens and longest * (len(micro[-1]) + 1) > micro_tokens)
+        )
+        if full or not micro:
+            micro.append([])
+            longest = lengths[row]
+        micro[-1].append(row)
+    return micro

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from luthier.builtin import BASE
 from luthier.config import ModelConfig
@@ -89,6 +91,8 @@ def load_model(
     config: ModelConfig, source: str, *, labels: tuple[str, ...] | None, tokenizer: PreTrainedTokenizerBase
 ) -> nn.Module:
     """The base model; with `labels` a classification head for them. Weights come from safetensors only."""
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # in a log file a bar is a line of noise
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
     try:
         model_config = AutoConfig.from_pretrained(source, **options)

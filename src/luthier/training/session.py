@@ -132,6 +132,7 @@ class Session:
             rows = step_rows(
                 self.lengths, index, batch_size=self.config.batch_size, micro_batch=self.config.rows_per_pass,
                 seed=self.seed, by_length=self.config.group_by_length,
+                micro_tokens=self.config.micro_tokens,
             )  # fmt: skip
             yield [self.data.task.collate([self.data.rows[i] for i in micro], self.pad_id) for micro in rows]
 
