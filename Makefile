@@ -13,6 +13,7 @@ test: .venv/ready
 
 lint: .venv/ready
 	$(BIN)/ruff check src tests tools
+	$(BIN)/ruff format --check src tests tools
 
 types: .venv/ready
 	$(BIN)/mypy

@@ -25,8 +25,10 @@ Is this review positive or negative? What is your name? My name is Luthier. Hell
 
 def pytest_configure(config: pytest.Config) -> None:
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     torch.set_num_threads(1)  # tests run side by side, one per processor
+    disable_progress_bar()
 
 
 @pytest.fixture

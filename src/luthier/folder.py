@@ -65,7 +65,7 @@ class RunFolder:
     def weights(self) -> Path:
         """The finished weights; InputError where the run has not finished."""
         for name in ("adapter", "model"):
-            if (self.path / name).is_dir():
+            if (self.path / name).is_dir() and self.result.is_file():
                 return self.path / name
         raise InputError(f"{self.path}: the run has no finished weights yet", mend=f"luthier train {self.recipe}")
 

@@ -54,7 +54,9 @@ def data(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(40))
 
 
-def test_the_curve_does_not_depend_on_how_a_step_is_cut(model_folder: Callable[..., Path], data: Path, tmp_path: Path) -> None:
+def test_the_curve_does_not_depend_on_how_a_step_is_cut(
+    model_folder: Callable[..., Path], data: Path, tmp_path: Path
+) -> None:
     model = model_folder("llama")
     for name, micro in (("whole", 8), ("halves", 4), ("single", 1)):
         start(model, data, tmp_path / name, f"train.micro_batch={micro}", "method.dropout=0")
@@ -97,7 +99,9 @@ class StopAt(Progress):
 def test_a_stopped_run_goes_on_bit_for_bit(
     model_folder: Callable[..., Path], data: Path, tmp_path: Path, case: str
 ) -> None:
-    overrides = {"lora": [], "full": ["method=full"], "classify": ["task=classify"], "bf16": ["train.precision=bf16"]}[case]
+    overrides = {"lora": [], "full": ["method=full"], "classify": ["task=classify"], "bf16": ["train.precision=bf16"]}[
+        case
+    ]
     if case == "classify":
         data = write_jsonl(tmp_path / "reviews.jsonl", review_rows(60))
     base = [key for key in BASE if case != "full" or not key.startswith("method.")]

@@ -130,7 +130,9 @@ def test_full_trains_everything_and_counts_tied_weights_once() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
 @pytest.mark.parametrize("method", METHODS.names())
-def test_each_method_starts_at_the_base_saves_loads_merges_and_switches_off(kind: str, method: str, tmp_path: Path) -> None:
+def test_each_method_starts_at_the_base_saves_loads_merges_and_switches_off(
+    kind: str, method: str, tmp_path: Path
+) -> None:
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     plain = base(kind)
     with torch.no_grad():

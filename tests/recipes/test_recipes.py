@@ -80,7 +80,10 @@ def imdb_like(tmp_path: Path) -> Path:
     """Sorted by label and often too long, as IMDB is."""
     folder = tmp_path / "imdb"
     folder.mkdir()
-    rows = [{"text": row["text"] + " and so on" * (400 if i % 3 else 1), "label": row["label"]} for i, row in enumerate(review_rows(1200))]
+    rows = [
+        {"text": row["text"] + " and so on" * (400 if i % 3 else 1), "label": row["label"]}
+        for i, row in enumerate(review_rows(1200))
+    ]
     write_jsonl(folder / "train.jsonl", sorted(rows, key=lambda row: row["label"]))
     write_jsonl(folder / "test.jsonl", rows[:300])
     return folder
@@ -124,7 +127,9 @@ def test_what_deepseek_learns_is_the_label_and_the_end_and_nothing_else(tmp_path
     tokenizer.pad_token = tokenizer.eos_token  # as deepseek-llm-7b-base ships
     config, data = rows_of(DEEPSEEK, [f"data={imdb_like(tmp_path)}"], tokenizer, 96)
     learned = {tokenizer.decode([label for label in row.labels if label != IGNORED]) for row in data.rows}
-    assert learned == {"positive</s>", "negative</s>"}, "pitfalls 1, 2, 3: no pads, no prompt, end token, label never cut"
+    assert learned == {"positive</s>", "negative</s>"}, (
+        "pitfalls 1, 2, 3: no pads, no prompt, end token, label never cut"
+    )
     micro = step_rows([len(row.ids) for row in data.rows], 0, batch_size=8, micro_batch=1, seed=0, by_length=True)
     assert [len(rows) for rows in micro] == [1] * 8, "pitfall 5: one row a pass, no padding at all"
     batch = data.task.collate([data.rows[i] for i in micro[0] + micro[7]], tokenizer.pad_token_id)
@@ -132,9 +137,19 @@ def test_what_deepseek_learns_is_the_label_and_the_end_and_nothing_else(tmp_path
     assert config.train.rows_per_pass == 1
 
 
-def test_qwen_runs_on_a_stand_in_with_its_own_split_and_curve(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_qwen_runs_on_a_stand_in_with_its_own_split_and_curve(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     run, file = tmp_path / "run", write_jsonl(tmp_path / "alpaca.jsonl", alpaca_rows(200))
-    done = luthier("train", QWEN, f"model={model_folder('qwen2')}", "model.quantize=none", f"data={file}", f"run={run}", "train.save_every=5")
+    done = luthier(
+        "train",
+        QWEN,
+        f"model={model_folder('qwen2')}",
+        "model.quantize=none",
+        f"data={file}",
+        f"run={run}",
+        "train.save_every=5",
+    )
     assert done.returncode == 0, done.stderr
     data = json.loads(RunFolder(run).data.read_text())
     assert (data["train"]["kept"], data["validation"]["kept"]) == (180, 20), "pitfall 25: a split where there is none"
@@ -182,7 +197,9 @@ def test_trained_weights_are_float32_under_half_precision(model_folder: Callable
     assert result["tuned"]["loss"]["value"] < result["base"]["loss"]["value"]
 
 
-def test_checkpointing_leaves_gradients_and_generation_working(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_checkpointing_leaves_gradients_and_generation_working(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """Pitfalls 8, 21, 22: gradients through frozen inputs, no warnings of old names, a cache again afterwards."""
     file = write_jsonl(tmp_path / "a.jsonl", alpaca_rows(30))
     result = train(
@@ -197,7 +214,11 @@ def test_both_recipes_run_on_real_weights_and_real_data(shared: Path, tmp_path: 
     stories = shared / "weights" / "stories260K-hf"
     for recipe, data, more in (
         (DEEPSEEK, shared / "imdb", ["train.precision=fp32", "evaluate.rows=20", "evaluate.generate=20"]),
-        (QWEN, shared / "llamafactory_demos" / "alpaca_en_demo.json", ["data.on_long_row=skip", "train.steps=10", "evaluate.rows=20", "evaluate.generate=0"]),
+        (
+            QWEN,
+            shared / "llamafactory_demos" / "alpaca_en_demo.json",
+            ["data.on_long_row=skip", "train.steps=10", "evaluate.rows=20", "evaluate.generate=0"],
+        ),
     ):
         run = tmp_path / recipe.stem
         done = luthier("train", recipe, f"model={stories}", "model.quantize=none", f"data={data}", f"run={run}", *more)

@@ -69,7 +69,11 @@ def test_the_rule_would_notice_a_breach(tmp_path: Path) -> None:
     assert {name for name in imports(breach) if level(name) > level("methods.lora")} == {"run"}
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p).split(".")[0] in ("methods", "tasks") or "formats" in p.parts], ids=name_of)
+@pytest.mark.parametrize(
+    "path",
+    [p for p in MODULES if name_of(p).split(".")[0] in ("methods", "tasks") or "formats" in p.parts],
+    ids=name_of,
+)
 def test_plugins_stand_alone(path: Path) -> None:
     package = name_of(path).rpartition(".")[0]
     siblings = {name for name in imports(path) if name.startswith(package + ".")} - {f"{package}.base"}

@@ -84,7 +84,9 @@ def test_optimizer_and_random_states_come_back_bit_for_bit(tmp_path: Path, name:
         optimizer = build_optimizer(layer, config, 0.01)
         return layer, optimizer, build_schedule(optimizer, config, 20)
 
-    def step(layer: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR) -> None:
+    def step(
+        layer: torch.nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
+    ) -> None:
         layer(torch.rand(2, 4)).square().sum().backward()
         optimizer.step()
         schedule.step()

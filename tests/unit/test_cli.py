@@ -39,9 +39,19 @@ def test_help_answers_within_a_second_and_loads_no_torch() -> None:
     assert "demo" in out and "train" in out and fastest < 1.0
 
 
-def test_a_run_from_the_command_line_alone(model_folder: Callable[..., Path], alpaca_file: Path, tmp_path: Path) -> None:
+def test_a_run_from_the_command_line_alone(
+    model_folder: Callable[..., Path], alpaca_file: Path, tmp_path: Path
+) -> None:
     done = luthier(
-        "train", "--model", model_folder("llama"), "--data", alpaca_file, "--method", "lora", f"run={tmp_path / 'run'}", *QUICK
+        "train",
+        "--model",
+        model_folder("llama"),
+        "--data",
+        alpaca_file,
+        "--method",
+        "lora",
+        f"run={tmp_path / 'run'}",
+        *QUICK,
     )
     assert done.returncode == 0, done.stderr
     assert "held-out loss" in done.stdout and "perplexity" in done.stdout and "next:" in done.stdout
@@ -57,7 +67,17 @@ def test_a_run_from_the_command_line_alone(model_folder: Callable[..., Path], al
         )),
     }  # fmt: skip
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
-    again = luthier("train", "--model", model_folder("llama"), "--data", alpaca_file, "--method", "lora", f"run={tmp_path / 'run'}", *QUICK)
+    again = luthier(
+        "train",
+        "--model",
+        model_folder("llama"),
+        "--data",
+        alpaca_file,
+        "--method",
+        "lora",
+        f"run={tmp_path / 'run'}",
+        *QUICK,
+    )
     assert again.returncode == 0 and "is finished" in again.stdout
     said = luthier("chat", tmp_path / "run", "--prompt", "Hello", "--max-new-tokens", "5")
     assert said.returncode == 0, said.stderr
@@ -72,19 +92,40 @@ def test_a_run_from_the_command_line_alone(model_folder: Callable[..., Path], al
         (["train", "data=missing.jsonl"], ["missing.jsonl: no such file", "data.path"]),
         (["train", "data=empty.jsonl"], ["empty.jsonl: the file is empty"]),
         (["train", "data=middle.jsonl"], ["middle.jsonl: line 3: no valid JSON", "data.on_bad_row=skip"]),
-        (["train", "data=good.jsonl", "data.format.name=alpaca", "data.format.output=answer"], ["good.jsonl: line 1: there is no column 'answer'", "data.format.output=COLUMN"]),
-        (["train", "data=good.jsonl", "model=noweights"], ["noweights has a config.json but no weights", "model.init=random"]),
+        (
+            ["train", "data=good.jsonl", "data.format.name=alpaca", "data.format.output=answer"],
+            ["good.jsonl: line 1: there is no column 'answer'", "data.format.output=COLUMN"],
+        ),
+        (
+            ["train", "data=good.jsonl", "model=noweights"],
+            ["noweights has a config.json but no weights", "model.init=random"],
+        ),
         (["train", "data=good.jsonl", "model=./nowhere"], ["./nowhere is no folder"]),
         (["train", "data=good.jsonl", "model=pickled"], ["only pickled weights", "safetensors"]),
         (["train", "data=good.jsonl", "model=adapter"], ["holds an adapter, not a base model"]),
-        (["train", "data=good.jsonl", "model=MODEL", "train.max_length=8"], ["good.jsonl: line", "train.max_length is 8", "data.on_long_row=truncate_prompt"]),
-        (["train", "data=good.jsonl", "model=MODEL", "train.max_length=8", "data.on_long_row=truncate_answer"], ["the whole answer is cut away"]),
-        (["train", "data=good.jsonl", "model=MODEL", "train.max_length=9999"], ["train.max_length: 9999 is more than the 256", "train.max_length=256"]),
-        (["train", "data=good.jsonl", "model=MODEL", "method.targets=qproj"], ["no layer is named 'qproj' (did you mean 'q_proj'?)"]),
+        (
+            ["train", "data=good.jsonl", "model=MODEL", "train.max_length=8"],
+            ["good.jsonl: line", "train.max_length is 8", "data.on_long_row=truncate_prompt"],
+        ),
+        (
+            ["train", "data=good.jsonl", "model=MODEL", "train.max_length=8", "data.on_long_row=truncate_answer"],
+            ["the whole answer is cut away"],
+        ),
+        (
+            ["train", "data=good.jsonl", "model=MODEL", "train.max_length=9999"],
+            ["train.max_length: 9999 is more than the 256", "train.max_length=256"],
+        ),
+        (
+            ["train", "data=good.jsonl", "model=MODEL", "method.targets=qproj"],
+            ["no layer is named 'qproj' (did you mean 'q_proj'?)"],
+        ),
         (["train", "bad.yaml"], ["bad.yaml: 3 mistakes", "modl", "train.lr", "method.rnk"]),
         (["train", "missing.yaml"], ["missing.yaml: no such recipe"]),
         (["train", "a.yaml", "b.yaml"], ["one recipe is one run"]),
-        (["train", "data=good.jsonl", "train.precision=fp16"], ["train.precision=fp16 cannot serve on a CPU", "train.precision=auto"]),
+        (
+            ["train", "data=good.jsonl", "train.precision=fp16"],
+            ["train.precision=fp16 cannot serve on a CPU", "train.precision=auto"],
+        ),
         (["train", "data=good.jsonl", "model.device=cuda"], ["there is no cuda on this machine"]),
         (["train", "data=good.jsonl", "model=MODEL", "run=taken"], ["taken is not empty and no run of Luthier's"]),
         (["evaluate", "nowhere"], ["nowhere does not exist"]),
@@ -105,7 +146,12 @@ def test_bad_input_ends_in_one_clear_message(
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "middle.jsonl").write_text("\n".join([*good[:2], "{no json", *good[2:]]))
     (tmp_path / "bad.yaml").write_text("modl: x\ntrain: {lr: fast}\nmethod: {name: lora, rnk: 2}\n")
-    for name, file in (("noweights", "config.json"), ("taken", "thesis.doc"), ("adapter", "adapter_config.json"), ("pickled", "config.json")):
+    for name, file in (
+        ("noweights", "config.json"),
+        ("taken", "thesis.doc"),
+        ("adapter", "adapter_config.json"),
+        ("pickled", "config.json"),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text((model_folder("llama") / "config.json").read_text())
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"")
@@ -139,7 +185,9 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 2 and "Traceback" in err and "error: missing.jsonl" in err
 
 
-def test_a_fault_of_ours_says_so_with_exit_code_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_of_ours_says_so_with_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("oops")
 
@@ -153,18 +201,26 @@ def test_skipped_rows_are_counted_named_and_kept(model_folder: Callable[..., Pat
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join([*lines[:5], "{no json", *lines[5:]]))
     run = tmp_path / "run"
-    done = luthier("train", f"model={model_folder('llama')}", f"data={file}", "data.on_bad_row=skip", f"run={run}", *QUICK)
+    done = luthier(
+        "train", f"model={model_folder('llama')}", f"data={file}", "data.on_bad_row=skip", f"run={run}", *QUICK
+    )
     assert done.returncode == 0 and "1 rows were refused" in done.stdout
     (refused,) = [json.loads(line) for line in (run / "refused.jsonl").read_text().splitlines()]
     assert refused["where"] == f"{file}: line 6" and refused["row"] == {"raw": "{no json"}
 
 
-def test_another_recipe_does_not_overwrite_a_run(model_folder: Callable[..., Path], alpaca_file: Path, tmp_path: Path) -> None:
+def test_another_recipe_does_not_overwrite_a_run(
+    model_folder: Callable[..., Path], alpaca_file: Path, tmp_path: Path
+) -> None:
     arguments = ["train", f"model={model_folder('llama')}", f"data={alpaca_file}", f"run={tmp_path / 'run'}", *QUICK]
     assert luthier(*arguments).returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     other = luthier(*arguments, "train.lr=0.5")
-    assert other.returncode == 2 and "holds a run of another recipe" in other.stderr and "train.lr: None there, 0.5 now" in other.stderr
+    assert (
+        other.returncode == 2
+        and "holds a run of another recipe" in other.stderr
+        and "train.lr: None there, 0.5 now" in other.stderr
+    )
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
@@ -173,7 +229,15 @@ def test_a_signal_saves_and_says_how_to_go_on(
     number: signal.Signals, code: int, model_folder: Callable[..., Path], alpaca_file: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    arguments = ["train", f"model={model_folder('llama')}", f"data={alpaca_file}", f"run={run}", "train.steps=100000", "evaluate.before=false", "train.evaluate_every=99999"]
+    arguments = [
+        "train",
+        f"model={model_folder('llama')}",
+        f"data={alpaca_file}",
+        f"run={run}",
+        "train.steps=100000",
+        "evaluate.before=false",
+        "train.evaluate_every=99999",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "luthier", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "NO_COLOR": "1"},
@@ -188,11 +252,17 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert list((run / "checkpoints").glob("step-*"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="a full disk needs root to mount a small tmpfs")
-def test_a_full_disk_ends_clearly_and_keeps_what_was_saved(model_folder: Callable[..., Path], alpaca_file: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    os.geteuid() != 0 or sys.platform != "linux", reason="a full disk needs root to mount a small tmpfs"
+)
+def test_a_full_disk_ends_clearly_and_keeps_what_was_saved(
+    model_folder: Callable[..., Path], alpaca_file: Path, tmp_path: Path
+) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", small], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", small], capture_output=True, check=False
+    ).returncode:
         pytest.skip("mounting a tmpfs is not allowed here")
     try:
         run = small / "run"
@@ -201,7 +271,11 @@ def test_a_full_disk_ends_clearly_and_keeps_what_was_saved(model_folder: Callabl
             "train.steps=50", "train.save_every=1", "train.keep=50", "evaluate.generate=0",
         )  # fmt: skip
         assert done.returncode == 2, done.stdout + done.stderr
-        assert "no space left on the disk" in done.stderr and "free some space" in done.stderr and "Traceback" not in done.stderr
+        assert (
+            "no space left on the disk" in done.stderr
+            and "free some space" in done.stderr
+            and "Traceback" not in done.stderr
+        )
         from luthier.training.checkpoint import newest
 
         found, broken = newest(run / "checkpoints")
@@ -220,12 +294,18 @@ def test_the_recipe_is_the_argument_without_an_equals_sign() -> None:
 
 def test_the_package_runs_from_anywhere(tmp_path: Path) -> None:
     done = luthier("list", "tasks", cwd=tmp_path)
-    assert done.returncode == 0 and [line.split()[0] for line in done.stdout.splitlines()] == ["chat", "classify", "complete"]
+    assert done.returncode == 0 and [line.split()[0] for line in done.stdout.splitlines()] == [
+        "chat",
+        "classify",
+        "complete",
+    ]
 
 
 def test_chat_answers_the_lines_of_a_pipe(model_folder: Callable[..., Path], alpaca_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert luthier("train", f"model={model_folder('llama')}", f"data={alpaca_file}", f"run={run}", *QUICK).returncode == 0
+    assert (
+        luthier("train", f"model={model_folder('llama')}", f"data={alpaca_file}", f"run={run}", *QUICK).returncode == 0
+    )
     done = subprocess.run(
         [sys.executable, "-m", "luthier", "chat", str(run), "--max-new-tokens", "4"], input="Hello\n/new\nHello\n/quit\n",
         capture_output=True, text=True, check=False, timeout=120,

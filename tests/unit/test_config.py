@@ -47,9 +47,14 @@ def test_each_mistake_names_key_and_mend(override: str, said: str) -> None:
 def test_spellings_of_peft_and_training_arguments_are_read_and_said() -> None:
     notes: list[str] = []
     config = RunConfig.load(
-        None, ["method.r=4", "method.lora_alpha=8", "method.target_modules=q_proj,v_proj", "train.learning_rate=1e-4"], notes
+        None,
+        ["method.r=4", "method.lora_alpha=8", "method.target_modules=q_proj,v_proj", "train.learning_rate=1e-4"],
+        notes,
     )
-    assert config.method.model_dump() | {"rank": 4, "alpha": 8.0, "targets": ("q_proj", "v_proj")} == config.method.model_dump()
+    assert (
+        config.method.model_dump() | {"rank": 4, "alpha": 8.0, "targets": ("q_proj", "v_proj")}
+        == config.method.model_dump()
+    )
     assert config.train.lr == 1e-4
     assert set(notes) == {
         "r is read as rank", "lora_alpha is read as alpha", "target_modules is read as targets", "learning_rate is read as lr",

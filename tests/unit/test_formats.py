@@ -15,8 +15,19 @@ from luthier.errors import DataError
 from tests.conftest import write_jsonl
 
 ROWS: dict[str, dict[str, Any]] = {
-    "alpaca": {"instruction": "Say hi", "input": "to Bo", "output": "Hi Bo", "system": "Be kind", "history": [["a", "b"]]},
-    "messages": {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": [{"type": "text", "text": "A"}]}]},
+    "alpaca": {
+        "instruction": "Say hi",
+        "input": "to Bo",
+        "output": "Hi Bo",
+        "system": "Be kind",
+        "history": [["a", "b"]],
+    },
+    "messages": {
+        "messages": [
+            {"role": "user", "content": "Q"},
+            {"role": "assistant", "content": [{"type": "text", "text": "A"}]},
+        ]
+    },
     "sharegpt": {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}], "system": "S"},
     "prompt_completion": {"prompt": "Q", "completion": "A"},
     "classification": {"text": "fine", "label": 1},
@@ -47,7 +58,11 @@ def test_dialogues() -> None:
         ("user", "Say hi\nto Bo", False), ("assistant", "Hi Bo", True),
     ]  # fmt: skip
     assert messages("messages", ROWS["messages"]) == [("user", "Q", False), ("assistant", "A", True)]
-    assert messages("sharegpt", ROWS["sharegpt"]) == [("system", "S", False), ("user", "Q", False), ("assistant", "A", True)]
+    assert messages("sharegpt", ROWS["sharegpt"]) == [
+        ("system", "S", False),
+        ("user", "Q", False),
+        ("assistant", "A", True),
+    ]
     assert messages("prompt_completion", ROWS["prompt_completion"]) == [("user", "Q", False), ("assistant", "A", True)]
 
 

@@ -53,7 +53,8 @@ def test_another_package_adds_a_method_by_entry_point(monkeypatch: pytest.Monkey
     module.Mine.name = "mine"
     entry = metadata.EntryPoint("mine", "elsewhere", "luthier.methods")
     monkeypatch.setattr(
-        "luthier.plugins.entry_points", lambda **query: [entry] if query.get("name", "mine") == "mine" and query["group"] == "luthier.methods" else []
+        "luthier.plugins.entry_points",
+        lambda **query: [entry] if query.get("name", "mine") == "mine" and query["group"] == "luthier.methods" else [],
     )
     assert "mine" in METHODS.names()
     found = METHODS.parse({"name": "mine", "strength": 2})

@@ -74,7 +74,10 @@ def test_every_row_is_in_the_account(tmp_path: Path) -> None:
     assert data.train.read + data.validation.read == 30 == kept + data.train.refused + data.validation.refused
 
 
-@pytest.mark.parametrize(("line", "said"), [("{broken", "line 4: no valid JSON"), ('{"instruction": "a"}', "line 4: there is no column 'output'")])
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("{broken", "line 4: no valid JSON"), ('{"instruction": "a"}', "line 4: there is no column 'output'")],
+)
 def test_a_bad_row_stops_by_default_and_names_its_line(tmp_path: Path, line: str, said: str) -> None:
     lines = [json.dumps(row) for row in alpaca_rows(6)]
     lines[3] = line
@@ -166,7 +169,9 @@ def test_an_epoch_visits_every_row_once_in_a_new_order() -> None:
     lengths = [(7 * i) % 13 + 1 for i in range(53)]
     options = {"batch_size": 8, "micro_batch": 3, "seed": 5, "by_length": True}
     steps = steps_per_epoch(53, 8)
-    epochs = [[row for i in range(steps) for m in step_rows(lengths, e * steps + i, **options) for row in m] for e in (0, 1)]  # type: ignore[arg-type]
+    epochs = [
+        [row for i in range(steps) for m in step_rows(lengths, e * steps + i, **options) for row in m] for e in (0, 1)
+    ]  # type: ignore[arg-type]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(53)) and epochs[0] != epochs[1]
     micro = step_rows(lengths, 3, **options)  # type: ignore[arg-type]
     assert micro == step_rows(lengths, 3, **options), "a pure function: a resumed run sees the same"  # type: ignore[arg-type]

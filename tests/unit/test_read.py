@@ -12,14 +12,16 @@ import pytest
 from luthier.data.read import read_rows
 from luthier.errors import DataError, LuthierError
 
-ROWS = [{"text": "a, \"quoted\"\nline", "label": "NA"}, {"text": "水壶；漏水", "label": "007"}]
+ROWS = [{"text": 'a, "quoted"\nline', "label": "NA"}, {"text": "水壶；漏水", "label": "007"}]
 
 
 def read(path: Path, **options: str) -> list[dict[str, object]]:
     return [dict(row.values) for row in read_rows(str(path), hub="huggingface", **options)]  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "lines.json", "a.json", "array.jsonl", "a.csv", "semicolon.csv", "a.tsv", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "lines.json", "a.json", "array.jsonl", "a.csv", "semicolon.csv", "a.tsv", "a.parquet"]
+)
 def test_the_same_rows_come_out_of_every_kind_of_file(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

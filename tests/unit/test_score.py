@@ -56,7 +56,9 @@ def test_a_paired_difference_is_narrower_than_its_parts() -> None:
 
 
 def test_exact_match_forgives_case_and_the_final_stop() -> None:
-    assert plain(" Positive.\n") == plain("positive") and plain("我叫琴匠。") == "我叫琴匠" and plain("a b") != plain("ab")
+    assert (
+        plain(" Positive.\n") == plain("positive") and plain("我叫琴匠。") == "我叫琴匠" and plain("a b") != plain("ab")
+    )
 
 
 def test_the_prompt_ends_where_the_last_answer_starts() -> None:

@@ -27,10 +27,17 @@ def learned_text(template: Template, messages: list[Message]) -> str:
 
 @pytest.mark.parametrize(
     ("own", "special", "end"),
-    [(None, (), "</s>"), (None, CHATML_TOKENS, "<|im_end|>"), (LLAMA2, (), "</s>"), (CHATML, CHATML_TOKENS, "<|im_end|>")],
+    [
+        (None, (), "</s>"),
+        (None, CHATML_TOKENS, "<|im_end|>"),
+        (LLAMA2, (), "</s>"),
+        (CHATML, CHATML_TOKENS, "<|im_end|>"),
+    ],
     ids=["plain default", "chatml default", "llama2", "own chatml"],
 )
-def test_answers_and_their_end_are_learned_and_nothing_else(own: str | None, special: tuple[str, ...], end: str) -> None:
+def test_answers_and_their_end_are_learned_and_nothing_else(
+    own: str | None, special: tuple[str, ...], end: str
+) -> None:
     template = Template(build_tokenizer(template=own, special=special))
     tokens = template.encode(DIALOGUE)
     said = learned_text(template, DIALOGUE).replace(" ", "")

@@ -17,8 +17,8 @@ COLOURS = {"grass": "green", "snow": "white", "coal": "black", "the sky": "blue"
 COLOURS_ZH = {"草": "绿色", "雪": "白色", "煤": "黑色", "天空": "蓝色", "柠檬": "黄色", "血": "红色"}
 OPPOSITES = "hot cold|big small|good bad|fast slow|day night|old new|open closed|happy sad|loud quiet|full empty"
 OPPOSITES_ZH = "热 冷|大 小|好 坏|快 慢|白天 黑夜|旧 新|开 关|高兴 难过|吵闹 安静|满 空"
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-DAYS_ZH = "星期一 星期二 星期三 星期四 星期五 星期六 星期天".split()
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+DAYS_ZH = ["星期一", "星期二", "星期三", "星期四", "星期五", "星期六", "星期天"]
 
 
 def review_en(dice: random.Random) -> str:
@@ -48,7 +48,9 @@ def review_en(dice: random.Random) -> str:
         word = dice.choice(["but", "yet", "still,", "even so,", "however,"])
         lead = dice.choice(["", "", "although ", "sure, "])
         other = clause(not good)
-        parts.insert(0, f"{lead}{other}, {parts.pop(0)}" if lead == "although " else f"{lead}{other}, {word} {parts.pop(0)}")
+        parts.insert(
+            0, f"{lead}{other}, {parts.pop(0)}" if lead == "although " else f"{lead}{other}, {word} {parts.pop(0)}"
+        )
     text = ""
     for number, part in enumerate(parts):
         if number == 0 and dice.random() < 0.25:
@@ -114,7 +116,11 @@ def statement_en(dice: random.Random) -> str:
         day = dice.randrange(7)
         return f"After {DAYS[day]} comes {DAYS[(day + 1) % 7]}."
     if shape == 4:
-        word, good = (dice.choice(bank_en.GOOD), "a good thing") if dice.random() < 0.5 else (dice.choice(bank_en.BAD), "a bad thing")
+        word, good = (
+            (dice.choice(bank_en.GOOD), "a good thing")
+            if dice.random() < 0.5
+            else (dice.choice(bank_en.BAD), "a bad thing")
+        )
         return f"When people call something {word}, they say {good} about it."
     return f"My {dice.choice(['mother', 'brother', 'neighbour', 'teacher', 'friend'])} bought a {dice.choice(bank_en.PRODUCTS)} on {dice.choice(DAYS)} and we watched a {dice.choice(bank_en.FILM_KINDS)} on {dice.choice(DAYS)}."
 

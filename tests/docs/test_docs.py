@@ -1,0 +1,118 @@
+"""The documentation tells the truth: commands exist, files exist, the tree is the tree on disk."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from luthier.cli import app, split_arguments
+from luthier.config import RunConfig
+from tests.conftest import ROOT
+
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of code blocks that start with luthier."""
+    blocks = re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    blocks += re.findall(r"(?m)^    (\S.*)$", page.read_text(encoding="utf-8"))
+    return [line.strip() for block in blocks for line in block.splitlines() if line.strip().startswith("luthier ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_the_docs_exists_with_its_options(page: Path) -> None:
+    known = typer.main.get_command(app)
+    for line in commands(page):
+        words = shlex.split(line.split("  #")[0].split(" #")[0])
+        name = words[1]
+        assert name in known.commands or name.startswith("-"), line  # type: ignore[attr-defined]
+        if name.startswith("-"):
+            continue
+        options = {option for parameter in known.commands[name].params for option in parameter.opts}  # type: ignore[attr-defined]
+        for word in words[2:]:
+            assert not word.startswith("--") or word.split("=")[0] in options, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_recipe_line_in_the_docs_is_a_valid_recipe(page: Path) -> None:
+    for line in commands(page):
+        words = shlex.split(line.split("  #")[0])
+        if words[1] == "train":
+            arguments = [word for word in words[2:] if not word.startswith("--")]
+            named = [i for i, word in enumerate(words) if word in ("--model", "--data", "--method", "--task")]
+            values = [words[i + 1] for i in named]
+            recipe, overrides = split_arguments([word for word in arguments if word not in values])
+            RunConfig.load(ROOT / recipe if recipe else None, overrides)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_the_docs_point_to_is_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for target in re.findall(r"`((?:recipes|docs|tools|tests|src)/[\w./-]+)`", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_tree_of_the_architecture_page_is_the_tree_on_disk() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    tree = page.split("src/luthier/\n")[1].split("recipes/  docs/")[0]
+    told = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.strip()}
+    package = ROOT / "src" / "luthier"
+    there = {p.name for p in package.iterdir() if not p.name.startswith("__")}
+    assert told == there
+
+
+@pytest.mark.parametrize(
+    ("folder", "skip"),
+    [
+        ("methods", "base"),
+        ("tasks", "base"),
+        ("training", ""),
+        ("evaluation", "base"),
+        ("reports", ""),
+        ("models", ""),
+        ("serving", ""),
+    ],
+)
+def test_the_tree_names_every_file_of_a_folder(folder: str, skip: str) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    line = next(line for line in page.splitlines() if line.startswith(f"  {folder}/"))
+    for path in (ROOT / "src" / "luthier" / folder).glob("*.py"):
+        if path.stem not in ("__init__", skip):
+            assert path.stem in line, path.stem
+
+
+def test_both_readmes_show_the_two_commands_first_and_the_same_commands() -> None:
+    for page in READMES:
+        first = page.read_text(encoding="utf-8").split("\n")[:40]
+        assert "make demo" in "\n".join(first) and "make test" in "\n".join(first)
+    english, chinese = (set(commands(page)) for page in READMES)
+    assert {c.split("  #")[0].strip() for c in english} == {c.split("  #")[0].strip() for c in chinese}
+
+
+def test_every_dependency_is_pinned_and_explained() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    readme = READMES[0].read_text()
+    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        name = re.split(r"[<>=\[]", requirement)[0]
+        assert name.lower().replace("_", "-") in pinned, name
+    for requirement in project["dependencies"]:
+        assert f"| {re.split(r'[<>=]', requirement)[0]} |" in readme, requirement
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text()
+
+
+def test_ci_runs_lint_types_and_the_readmes_test_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "make lint types" in script and "make test" in script

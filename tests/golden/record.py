@@ -1,0 +1,43 @@
+"""Records the golden curve: a short LoRA run on the embedded base and reviews.
+
+python -m tests.golden.record
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from luthier.config import RunConfig
+from luthier.folder import RunFolder, environment
+from luthier.run import train
+
+FILE = Path(__file__).parent / "demo_curve.json"
+SETTINGS = [
+    "train.steps=12",
+    "train.evaluate_every=6",
+    "evaluate.generate=0",
+    "evaluate.rows=40",
+    "data.validation_limit=40",
+]
+
+
+def curve() -> dict[str, Any]:
+    """Training and held-out losses of the run."""
+    from luthier.builtin import DEMO
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        train(RunConfig.load(DEMO, [*SETTINGS, f"run={run}"]))
+        history = RunFolder(run).history()
+    return {
+        "training": [round(record["loss"], 6) for record in history if "loss" in record],
+        "held_out": [round(record["validation_loss"], 6) for record in history if "validation_loss" in record],
+    }
+
+
+if __name__ == "__main__":
+    recorded = curve() | {"environment": environment() | {"command": ["python", "-m", "tests.golden.record"]}}
+    FILE.write_text(json.dumps(recorded, indent=1) + "\n")
