@@ -181,6 +181,7 @@ def main() -> None:
     except Exception as error:
         sys.exit(_report(error, debug))
     except KeyboardInterrupt:
+        print("stopped; the same command again goes on from the last checkpoint", file=sys.stderr)
         sys.exit(75)
 
 

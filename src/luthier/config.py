@@ -159,7 +159,7 @@ class TrainConfig(Config):
     """Steps between evaluations on the validation rows, below 1 a share of an epoch; none: every epoch."""
     save_every: Annotated[float, Field(gt=0)] | None = None
     """Steps between checkpoints, below 1 a share of an epoch; none: every epoch."""
-    log_every: PositiveInt = 1
+    log_every: PositiveInt = 10
     """Steps between lines on the terminal when it is no screen; metrics.jsonl has every step."""
     keep: PositiveInt = 2
     """Checkpoints to keep beside the best one."""

@@ -44,6 +44,7 @@ def train(config: RunConfig, *, recipe: Path | None = None, progress: Progress |
     """
     progress = progress or Progress()
     folder = RunFolder(run_path(config, recipe))
+    config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml goes on in it
     check_machine(config)
     if not folder.recipe.exists():  # mistakes in the input must not leave a folder behind
         data = prepare_data(config, progress)
@@ -148,6 +149,8 @@ def _max_length(config: RunConfig, source: str, template: Template) -> int:
 
     model = AutoConfig.from_pretrained(source, trust_remote_code=config.model.trust_remote_code)
     own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
+    # RoBERTa has 514 positions and takes 512 tokens: its tokenizer knows. Without a limit that is a huge number.
+    own = min(own, template.tokenizer.model_max_length)
     if config.train.max_length and config.train.max_length > own:
         raise InputError(
             f"train.max_length: {config.train.max_length} is more than the {own} tokens that the model takes",
@@ -256,7 +259,7 @@ def _result(
     if subject is not None:
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result |= compare(subject, base, folder)
-    result["next"] = _next_commands(config, folder)
+    result["next"] = _next_commands(config, folder, data.task.name, result["lr"])
     return result
 
 
@@ -280,11 +283,14 @@ def compare(subject: Subject, base: list[Record], folder: RunFolder) -> dict[str
     }
 
 
-def _next_commands(config: RunConfig, folder: RunFolder) -> list[str]:
-    commands = [f"luthier evaluate {folder.path}"]
-    if config.task is None or config.task.name != "classify":
-        commands.append(f"luthier chat {folder.path}")
-    return [*commands, f"luthier train {folder.recipe} run=runs/another train.lr=1e-4"]
+def _next_commands(config: RunConfig, folder: RunFolder, task: str, lr: float) -> list[str]:
+    """Three commands to go on with: use it, compare it, your own data or another setting."""
+    path = folder.path
+    if task == "classify":
+        use = [f"luthier evaluate {path}", f"luthier train {folder.recipe} run={path}-2 train.lr={lr / 2:g}"]
+    else:
+        use = [f"luthier chat {path}", f"luthier chat {path} --base"]
+    return [*use, f"luthier train --model {config.model.path} --data YOUR_FILE.jsonl --method {config.method.name}"]
 
 
 def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:

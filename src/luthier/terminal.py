@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -74,17 +75,18 @@ class Terminal(Progress):
 def show_result(result: Mapping[str, Any]) -> None:
     """The before/after table, where things lie, and what to type next."""
     if result["tuned"]:
-        table = Table(title=f"{result['validation_examples']} held-out examples, 95 % intervals", title_justify="left")
+        title = f"{result['validation_examples']} held-out examples; below each value its 95 % interval"
+        table = Table(title=title, title_justify="left", title_style="", box=SIMPLE, pad_edge=False)
         table.add_column("metric")
         for name in ("base", "tuned", "difference"):
             if result[name]:
                 table.add_column(name, justify="right")
-        for metric, score in result["tuned"].items():
+        for metric in result["tuned"]:
             cells = [metric.replace("_", " ")]
             for name in ("base", "tuned", "difference"):
                 if result[name]:
                     cells.append(_cell(metric, result[name][metric], sign=name == "difference"))
-            table.add_row(*cells, style=None if score else "dim")
+            table.add_row(*cells)
         console.print(table)
     console.print(
         f"  {result['steps']} steps in {result['train_seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s; "
@@ -100,7 +102,7 @@ def show_result(result: Mapping[str, Any]) -> None:
 
 def _cell(metric: str, score: Mapping[str, float], *, sign: bool) -> str:
     value, low, high = (figure(metric, score[key], sign=sign) for key in ("value", "low", "high"))
-    return f"{value} [dim]({low.removesuffix(' %').removesuffix(' points')} to {high.removesuffix(' points')})[/]"
+    return f"{value}\n[dim]{low.removesuffix(' %').removesuffix(' points')} to {high.removesuffix(' points')}[/]"
 
 
 def show_error(text: str) -> None:

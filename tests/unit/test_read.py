@@ -112,3 +112,50 @@ def test_a_folder_has_splits(tmp_path: Path) -> None:
 def test_a_hub_id_that_cannot_be_reached_says_so() -> None:
     with pytest.raises(LuthierError, match="could not be loaded from the hub"):
         read(Path("nobody/nothing"))
+
+
+def test_a_hub_data_set_brings_its_rows_and_its_validation_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    from luthier.config import DataConfig
+    from luthier.data.prepare import load
+
+    asked: list[tuple[str, str | None, str]] = []
+
+    def fake(path: str, subset: str | None = None, *, split: str) -> datasets.Dataset:
+        asked.append((path, subset, split))
+        return datasets.Dataset.from_list([{"prompt": f"{split} {i}", "completion": "A"} for i in range(4)])
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda path: ["test", "train", "validation"])
+    data = load(DataConfig(path="org/set", subset="en"), None)
+    assert asked == [("org/set", "en", "train"), ("org/set", "en", "validation")]
+    assert len(data.examples) == len(data.validation_examples) == 4
+    assert data.examples[1].where == "org/set (train): row 2"
+    data = load(DataConfig(path="org/set", validation="test"), None)
+    assert data.validation.source == "org/set (test)" and data.validation_examples[0].messages[0].content == "test 0"
+
+
+def test_modelscope_says_what_to_install_and_is_asked_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    with pytest.raises(LuthierError, match=r"pip install 'luthier\[modelscope\]'"):
+        list(read_rows("org/set", hub="modelscope"))
+    there = types.ModuleType("modelscope")
+
+    class MsDataset:
+        @staticmethod
+        def load(path: str, subset_name: str, split: str) -> list[dict[str, str]]:
+            return [{"text": f"{path} {subset_name} {split}"}]
+
+    there.MsDataset = MsDataset  # type: ignore[attr-defined]
+    there.snapshot_download = lambda path, revision: f"/cache/{path}"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modelscope", there)
+    (row,) = read_rows("org/set", hub="modelscope")
+    assert row.values == {"text": "org/set default train"}
+    from luthier.config import ModelConfig
+    from luthier.models.load import locate
+
+    assert locate(ModelConfig(path="org/model", hub="modelscope")) == "/cache/org/model"

@@ -114,3 +114,16 @@ def test_a_tokenizer_that_can_never_end_an_answer_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(TemplateError, match="neither a chat template nor an end token"):
         Template(tokenizer)
+
+
+def test_an_end_of_turn_without_a_role_of_its_own_counts() -> None:
+    """Phi's <|end|> is special, but neither eos nor among the extra special tokens."""
+    from tokenizers import AddedToken
+
+    template = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    tokenizer = build_tokenizer(template=template)
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True)])
+    assert tokenizer.convert_tokens_to_ids("<|end|>") not in tokenizer.all_special_ids
+    own = Template(tokenizer)
+    assert learned_text(own, DIALOGUE).replace(" ", "") == "Agoodday.<|end|>我叫琴匠。<|end|>"
+    assert own.end_ids == {tokenizer.convert_tokens_to_ids("<|end|>"), tokenizer.eos_token_id}

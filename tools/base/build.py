@@ -2,7 +2,9 @@
 
     python tools/base/build.py corpus    --data DIR     texts into build/base/corpus
     python tools/base/build.py start                    tokenizer and config.json into build/base/start
-    luthier train recipes/builtin-base.yaml             the training, as any run
+    luthier train recipes/builtin-base.yaml             stage 1, as any run
+    python tools/base/build.py verdicts  --data DIR     reviews and their verdicts into build/base/verdicts
+    luthier train recipes/builtin-base-verdicts.yaml    stage 2: the loss on the verdicts
     python tools/base/build.py install                  bf16 weights, tokenizer and model card into src/luthier/builtin/base
 
 DIR holds the open data sets that the model card names (sst2, tinystories, llamafactory_demos). Their
@@ -21,7 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from generate import generated_texts
+import bank_en
+import bank_zh
+from generate import generated_texts, judged_review
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "base"
@@ -29,6 +33,7 @@ INSTALLED = ROOT / "src" / "luthier" / "builtin" / "base"
 EMBEDDED = ROOT / "src" / "luthier" / "builtin" / "data"
 
 GENERATED = 60_000
+JUDGED, REHEARSED = 30_000, 6_000
 HELD_OUT = 0.01
 SHINGLE = 24  # characters; a text that shares this much with an embedded row is left out
 
@@ -150,6 +155,42 @@ def corpus(data: Path) -> None:
     print(json.dumps(table, indent=1))
 
 
+def judged(text: str, said: str, gap: str, dice: random.Random) -> tuple[str, str]:
+    """(review, its verdict): half of them as a dialogue, half with the verdict right behind the review."""
+    if dice.random() < 0.5:
+        return f"{IM_START}user\n{text}{IM_END}\n{IM_START}assistant\n", said + IM_END
+    return text, gap + said
+
+
+def verdicts(data: Path) -> None:
+    """Stage 2: rows of a review and its verdict, and of texts cut in two, so that plain language is not lost."""
+    dice = random.Random(1)
+    embedded = Embedded()
+    rows: list[tuple[str, str]] = []
+    for row in lines(data / "sst2" / "train.jsonl"):
+        text = str(row["text"]).strip()
+        if len(text.split()) >= 3:
+            bank = bank_en.VERDICT_GOOD if int(str(row["label"])) else bank_en.VERDICT_BAD
+            rows.append(judged(text, dice.choice(bank), " ", dice))
+    for _ in range(JUDGED):
+        text, good, chinese = judged_review(dice)
+        bank = bank_zh if chinese else bank_en
+        said = dice.choice(bank.VERDICT_GOOD if good else bank.VERDICT_BAD)
+        rows.append(judged(text, said, "" if chinese else " ", dice))
+    for row in dice.sample(lines(BUILD / "corpus" / "train.jsonl"), REHEARSED):
+        text = str(row["text"])[:600]
+        cut = max(8, len(text) // 3)
+        if len(text) > 24:
+            rows.append((text[:cut], text[cut:]))
+    kept = [row for row in rows if row[0].strip() and row[1].strip() and not embedded.overlaps("".join(row))]
+    print(f"{len(kept)} rows, {len(rows) - len(kept)} left out")
+    dice.shuffle(kept)
+    (BUILD / "verdicts").mkdir(parents=True, exist_ok=True)
+    for name, part in (("heldout", kept[:800]), ("train", kept[800:])):
+        with (BUILD / "verdicts" / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps({"prompt": p, "completion": c}, ensure_ascii=False) + "\n" for p, c in part)
+
+
 def start() -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config
@@ -178,7 +219,7 @@ def install() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    run = BUILD / "run"
+    run = BUILD / "run-verdicts"
     model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.bfloat16)
     model.save_pretrained(INSTALLED)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -191,13 +232,13 @@ def install() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["corpus", "start", "install"])
+    parser.add_argument("step", choices=["corpus", "start", "verdicts", "install"])
     parser.add_argument("--data", type=Path, help="folder with sst2, tinystories and llamafactory_demos")
     arguments = parser.parse_args()
-    if arguments.step == "corpus":
+    if arguments.step in ("corpus", "verdicts"):
         if arguments.data is None:
-            parser.error("corpus needs --data DIR")
-        corpus(arguments.data)
+            parser.error(f"{arguments.step} needs --data DIR")
+        (corpus if arguments.step == "corpus" else verdicts)(arguments.data)
     elif arguments.step == "start":
         start()
     else:

@@ -21,8 +21,8 @@ DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 DAYS_ZH = ["星期一", "星期二", "星期三", "星期四", "星期五", "星期六", "星期天"]
 
 
-def review_en(dice: random.Random) -> str:
-    good, film = dice.random() < 0.5, dice.random() < 0.5
+def body_en(dice: random.Random, good: bool) -> str:
+    film = dice.random() < 0.5
     aspects = bank_en.FILM_ASPECTS if film else bank_en.PRODUCT_ASPECTS
     things = bank_en.FILM_KINDS if film else bank_en.PRODUCTS
 
@@ -60,11 +60,11 @@ def review_en(dice: random.Random) -> str:
         else:
             text += (" " if text else "") + part[0].upper() + part[1:]
         text += dice.choice([".", ".", ".", "!"])
-    return verdict(text, bank_en, good, dice, " ")
+    return text
 
 
-def review_zh(dice: random.Random) -> str:
-    good, film = dice.random() < 0.5, dice.random() < 0.5
+def body_zh(dice: random.Random, good: bool) -> str:
+    film = dice.random() < 0.5
     aspects = bank_zh.FILM_ASPECTS if film else bank_zh.PRODUCT_ASPECTS
     things = bank_zh.FILM_KINDS if film else bank_zh.PRODUCTS
 
@@ -91,7 +91,23 @@ def review_zh(dice: random.Random) -> str:
         parts.insert(0, f"{lead}{clause(not good)}，{word}{parts.pop(0)}")
     text = dice.choice(bank_zh.OPENINGS) if dice.random() < 0.25 else ""
     text += dice.choice(["，", "，", "，", "。", "，而且"]).join(parts) + dice.choice("。。。！")
-    return verdict(text, bank_zh, good, dice, "")
+    return text
+
+
+def review_en(dice: random.Random) -> str:
+    good = dice.random() < 0.5
+    return verdict(body_en(dice, good), bank_en, good, dice, " ")
+
+
+def review_zh(dice: random.Random) -> str:
+    good = dice.random() < 0.5
+    return verdict(body_zh(dice, good), bank_zh, good, dice, "")
+
+
+def judged_review(dice: random.Random) -> tuple[str, bool, bool]:
+    """(review without a verdict, is it favourable, is it Chinese)."""
+    good, chinese = dice.random() < 0.5, dice.random() < 0.65
+    return (body_zh if chinese else body_en)(dice, good), good, chinese
 
 
 def verdict(text: str, bank: ModuleType, good: bool, dice: random.Random, gap: str) -> str:

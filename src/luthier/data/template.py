@@ -87,6 +87,12 @@ class Template:
         return self.encode_text(self.render(messages, prompt=True))
 
     @cached_property
+    def _special_ids(self) -> set[int]:
+        """Also those without a role of their own, as Phi's <|end|> and Gemma's <end_of_turn>."""
+        added = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return added | set(self.tokenizer.all_special_ids)
+
+    @cached_property
     def end_ids(self) -> set[int]:
         """Tokens that end an answer: the template's own end of turn, and the tokenizer's end token."""
         probe = self.encode([Message("user", "hi"), Message("assistant", "hello", learn=True)])
@@ -100,7 +106,7 @@ class Template:
         encoded = self.tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
         labels = [IGNORED] * len(ids)
-        special = set(self.tokenizer.all_special_ids)
+        special = self._special_ids
         for start, stop in spans:
             inside = [i for i, (a, b) in enumerate(offsets) if b > a and a < stop and b > start]
             if any(offsets[i][0] < start and full[offsets[i][0] : start].strip() for i in inside):

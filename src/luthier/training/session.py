@@ -194,6 +194,8 @@ class Session:
 
     def _finish(self, stopped_early: bool) -> Outcome:
         state = self.state
+        # Measured as it will be used: without the autocast that accelerate put around forward.
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         kept_best = bool(self.config.keep_best and state["best_step"] and state["best_step"] != state["step"])
         if kept_best:
             self.method.restore(self.raw, self.folder.checkpoints / _name(state["best_step"]) / "weights")
