@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 from luthier.config import RunConfig
@@ -25,10 +25,11 @@ def test_hostile_texts_stay_texts_and_nothing_is_loaded(model_folder: Callable[.
     )  # fmt: skip
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "&lt;script&gt;" in page
-    assert not re.findall(
-        r"""(?:src|href)=["']?(?!data:)\S""",
-        page.replace("&lt;", "").split("<body>")[1].replace("src=http://example.org", ""),
-    )
+    links = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: links.extend(v for k, v in attrs if k in ("src", "href"))  # type: ignore[method-assign]
+    parser.feed(page)
+    assert links and all(link.startswith("data:") for link in links), "a page that loads something"
     assert "default-src 'none'" in page and "data:image/png;base64," in page
     for heading in ("Before and after", "Loss", "Data", "Worst held-out examples", "Recipe"):
         assert f"<h2>{heading}" in page
