@@ -67,21 +67,25 @@ def model_config(kind: str, vocabulary: int = 400) -> Any:
     small = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     wide = {**small, "intermediate_size": 64, "max_position_embeddings": 256, "num_key_value_heads": 2}
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    match kind:
-        case "llama":
-            return t.LlamaConfig(**wide, **ids)
-        case "qwen2":
-            return t.Qwen2Config(**wide, **ids, tie_word_embeddings=True)
-        case "gpt2":
-            return t.GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ids)
-        case "bert":
-            return t.BertConfig(**small, intermediate_size=64, max_position_embeddings=256, pad_token_id=1)
-    raise ValueError(kind)
+    made = {
+        "llama": lambda: t.LlamaConfig(**wide, **ids),
+        "qwen2": lambda: t.Qwen2Config(**wide, **ids, tie_word_embeddings=True),
+        "qwen3": lambda: t.Qwen3Config(**wide, **ids, head_dim=8),
+        "mistral": lambda: t.MistralConfig(**wide, **ids, sliding_window=8),
+        "gemma": lambda: t.GemmaConfig(**wide, **ids, head_dim=16),
+        "gpt2": lambda: t.GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ids),
+        "bert": lambda: t.BertConfig(**small, intermediate_size=64, max_position_embeddings=256, pad_token_id=1),
+        "t5": lambda: t.T5Config(
+            vocab_size=vocabulary, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, eos_token_id=1,
+            pad_token_id=0, decoder_start_token_id=0, is_gated_act=True, dense_act_fn="gelu_new",
+        ),
+    }  # fmt: skip
+    return made[kind]()
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Folder of a small random model in Hugging Face's layout: llama, qwen2, gpt2 or bert."""
+    """Folder of a small random model in Hugging Face's layout, of any kind that `model_config` knows."""
     made: dict[str, Path] = {}
 
     def make(kind: str = "llama", template: str | None = None) -> Path:
@@ -92,7 +96,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         if key not in made:
             folder = tmp_path_factory.mktemp("model") / kind
             torch.manual_seed(1)
-            auto = t.AutoModelForMaskedLM if kind == "bert" else t.AutoModelForCausalLM
+            autos = {"bert": t.AutoModelForMaskedLM, "t5": t.AutoModelForSeq2SeqLM}
+            auto = autos.get(kind, t.AutoModelForCausalLM)
             auto.from_config(model_config(kind)).save_pretrained(folder)
             build_tokenizer(template=template).save_pretrained(folder)
             made[key] = folder

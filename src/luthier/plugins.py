@@ -71,9 +71,15 @@ P = TypeVar("P", bound=Plugin)
 class Family(Generic[P]):
     """All plugins of one kind, for example every tuning method."""
 
-    def __init__(self, base: type[P], kind: str, *, apart: frozenset[str] = frozenset()) -> None:
-        """`kind` is the word for one member; `apart` names files of the package that are none."""
-        self.base, self.kind, self.apart = base, kind, apart | {"base"}
+    def __init__(
+        self, base: type[P], kind: str, *, apart: frozenset[str] = frozenset(),
+        presets: dict[str, tuple[str, dict[str, Any]]] | None = None,
+    ) -> None:  # fmt: skip
+        """`kind` is the word for one member; `apart` names files of the package that are none.
+
+        `presets` are further names, each a member with some of its fields set.
+        """
+        self.base, self.kind, self.apart, self.presets = base, kind, apart | {"base"}, presets or {}
         self.package = base.__module__.rpartition(".")[0]  # luthier.methods.base -> luthier.methods
 
     def names(self) -> list[str]:
@@ -83,9 +89,10 @@ class Family(Generic[P]):
         return sorted(own | {entry.name for entry in entry_points(group=self.package)})
 
     def get(self, name: str) -> type[P]:
-        """Import one plugin class by name; UnknownPlugin names the nearest."""
+        """Import one plugin class by name or preset; UnknownPlugin names the nearest."""
+        name = self.presets[name][0] if name in self.presets else name
         if name not in self.names():
-            raise UnknownPlugin(self.kind, name, self.names())
+            raise UnknownPlugin(self.kind, name, [*self.names(), *self.presets])
         module_name = f"{self.package}.{name}"
         for entry in entry_points(group=self.package, name=name):
             module_name = entry.module
@@ -117,6 +124,8 @@ class Family(Generic[P]):
             found = self.get(str(name))
         except UnknownPlugin as error:
             raise PydanticCustomError("unknown_plugin", "{why}", {"why": error.message}) from None
+        if name in self.presets:
+            fields = {**self.presets[name][1], **fields}
         try:
             return found.model_validate(fields, context=context)
         except ValidationError as error:

@@ -71,8 +71,6 @@ def check_machine(config: RunConfig) -> None:
     device(config.model)
     check_precision(config.model, config.train)
     check_quantize(config.model)
-    if config.model.quantize != "none" and not config.method.quantized_base:
-        raise InputError(f"method {config.method.name} cannot train a quantized base", mend="method=lora")
 
 
 def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
@@ -103,6 +101,7 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
 
     torch.manual_seed(config.seed)
     total = _steps(config, data)
+    lr = config.train.lr or config.method.learning_rate(loaded.model)
     model = config.method.attach(loaded.model, steps=total, classify=data.task.model_class == "classification")
     trainable, parameters = parameter_counts(model)
     progress.note(
@@ -111,7 +110,7 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)
     session = Session(
-        model, data, config.method, config.train, lr=config.train.lr or config.method.suggested_lr, seed=config.seed,
+        model, data, config.method, config.train, lr=lr, seed=config.seed,
         pad_id=loaded.template.tokenizer.pad_token_id or 0, accelerator=accelerator, folder=folder, progress=progress,
     )  # fmt: skip
     torch.manual_seed(config.seed)
@@ -119,7 +118,7 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
     outcome = session.train()
     loaded.model = model
     tuned = _save(loaded, folder, progress)
-    result = _result(loaded, folder, outcome, base, progress)
+    result = _result(loaded, folder, outcome, base, progress, lr)
     result |= {"trainable": trainable, "parameters": parameters, "weights_bytes": tuned}
     return _report(result, folder)
 
@@ -139,8 +138,17 @@ def load_all(config: RunConfig, data: Prepared, progress: Progress, weights: Pat
     labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
     max_length = _max_length(config, source, template)
     encode(data, template, config.data, max_length)  # before the weights: it can still stop the run
+    check_method(config, source, labels)
     model = load_model(config.model, str(weights or source), labels=labels, tokenizer=template.tokenizer)
     return Loaded(config, model, template, data, max_length)
+
+
+def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None) -> None:
+    """Refuse a method that cannot do what the recipe asks of this model, on its shape alone, before any weights."""
+    from luthier.models.load import skeleton
+
+    model = skeleton(config.model, source, labels=labels)
+    config.method.check(model, classify=labels is not None, quantize=config.model.quantize)
 
 
 def _max_length(config: RunConfig, source: str, template: Template) -> int:
@@ -151,9 +159,17 @@ def _max_length(config: RunConfig, source: str, template: Template) -> int:
     own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
     # RoBERTa has 514 positions and takes 512 tokens: its tokenizer knows. Without a limit that is a huge number.
     own = min(own, template.tokenizer.model_max_length)
+    taken = config.method.positions
+    if taken >= own:
+        raise InputError(
+            f"method.length: a prompt of {taken} tokens leaves none of the model's {own} positions to the text",
+            mend=f"method.length={min(20, own // 4)}",
+        )
+    own -= taken
     if config.train.max_length and config.train.max_length > own:
         raise InputError(
-            f"train.max_length: {config.train.max_length} is more than the {own} tokens that the model takes",
+            f"train.max_length: {config.train.max_length} is more than the {own} tokens that the model takes"
+            + (f" beside the method's {taken}" if taken else ""),
             mend=f"train.max_length={own}",
         )
     return config.train.max_length or min(own, MOST_TOKENS)
@@ -242,7 +258,7 @@ def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
 
 
 def _result(
-    loaded: Loaded, folder: RunFolder, outcome: Outcome, base: list[Record], progress: Progress
+    loaded: Loaded, folder: RunFolder, outcome: Outcome, base: list[Record], progress: Progress, lr: float
 ) -> dict[str, Any]:
     """Measure the tuned model and write predictions.jsonl; returns the body of result.json."""
     config, data = loaded.config, loaded.data
@@ -252,7 +268,7 @@ def _result(
         "epochs": outcome.steps * config.train.batch_size / len(data.rows), "kept_step": outcome.kept_step,
         "kept_best": outcome.kept_best, "stopped_early": outcome.stopped_early, "train_seconds": outcome.seconds,
         "tokens": outcome.tokens, "tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
-        "lr": config.train.lr or config.method.suggested_lr, "train_rows": data.train.kept,
+        "lr": lr, "train_rows": data.train.kept,
         "base": {}, "tuned": {}, "difference": {}, "validation_examples": 0,
     }  # fmt: skip
     subject = _subject(loaded)
@@ -318,9 +334,7 @@ def open_run(path: Path, progress: Progress | None = None) -> tuple[Loaded, RunF
     whole = config.method.saves == "model"
     loaded = load_all(config, data, progress, weights if whole else None)
     if not whole:
-        classify = data.task.model_class == "classification"
-        loaded.model = config.method.attach(loaded.model, steps=_steps(config, data), classify=classify)
-        config.method.restore(loaded.model, weights)
+        loaded.model = config.method.load(loaded.model, weights)
     loaded.model.eval()
     return loaded, folder
 

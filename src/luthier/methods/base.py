@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+from luthier.errors import CannotMerge, InputError, did_you_mean
 from luthier.plugins import Family, Plugin
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+TRAINING = "training.safetensors"
+"""Beside an adapter in a checkpoint: what only further training needs (an encoder that the adapter drops)."""
 
 
 class Method(Plugin):
@@ -18,13 +22,39 @@ class Method(Plugin):
     paper: ClassVar[str] = ""
     """arXiv id of the source."""
     suggested_lr: ClassVar[float] = 1e-4
-    """Peak learning rate when the recipe gives none (docs/methods of each paper; not one for all)."""
+    """Peak learning rate of a decoder when the recipe gives none (each method has its own)."""
+    suggested_lr_encoder: ClassVar[float | None] = None
+    """The same for an encoder with a classification head; None is the decoder's."""
+    typical_share: ClassVar[float] = 1.0
+    """Trainable share of Qwen2-0.5B with the defaults; a test holds it to the count."""
     mergeable: ClassVar[bool] = True
     """The tuned weights fold into the base model's own."""
     quantized_base: ClassVar[bool] = True
     """Works on a base model loaded in 8 or 4 bit."""
+    packs: ClassVar[bool] = True
+    """Rows may share a sequence; not where virtual tokens stand before the first one only."""
     saves: ClassVar[Literal["adapter", "model"]] = "adapter"
     """Folder of a run that holds the result: an adapter beside the base, or a whole model."""
+    encoder_decoder: ClassVar[bool] = True
+    """Works on an encoder-decoder such as T5 (with a classification head)."""
+
+    @property
+    def positions(self) -> int:
+        """Positions of the model that the method takes from the text (a prompt's length)."""
+        return 0
+
+    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+        """Raise InputError for what this method cannot do with the model. `model` is on the meta device: no weights."""
+        if quantize != "none" and not self.quantized_base:
+            raise InputError(
+                f"method {self.name} cannot train a quantized base (model.quantize={quantize})",
+                mend="method=lora, or model.quantize=none",
+            )
+        if getattr(model.config, "is_encoder_decoder", False) and not self.encoder_decoder:
+            raise InputError(
+                f"method {self.name} does not work on the encoder-decoder {model.config.model_type}",  # type: ignore[union-attr]
+                mend="method=lora or method=adapter",
+            )
 
     def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
         """Return `model` with the right parameters trainable and the rest frozen.
@@ -34,28 +64,290 @@ class Method(Plugin):
         """
         raise NotImplementedError
 
+    def learning_rate(self, model: nn.Module) -> float:
+        """Peak learning rate for this model when the recipe gives none."""
+        encoder = type(model).__name__.startswith(("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra"))
+        return self.suggested_lr_encoder if encoder and self.suggested_lr_encoder else self.suggested_lr
+
+    def lr_ratio_of(self, name: str) -> float:
+        """Factor on the learning rate of the parameter `name` (LoRA+)."""
+        return 1.0
+
     def penalty(self, model: nn.Module) -> Tensor | None:
         """A term added to the loss of every step (AdaLoRA's orthogonality), or None."""
         return None
 
     def after_step(self, model: nn.Module, index: int) -> None:
-        """Called once after each optimizer step; most methods have nothing to do."""
+        """Called once after each optimizer step, gradients still there; most methods have nothing to do."""
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[object] | None:
         """A context in which `model` answers as the untouched base, or None where that is impossible."""
         return None
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the tuned weights to `folder` (safetensors, loadable with PEFT or transformers)."""
+    def save(self, model: nn.Module, folder: Path, *, training: bool = False) -> None:
+        """Write the tuned weights to `folder` (safetensors, loadable with PEFT or transformers).
+
+        `training` adds what only further training needs, for `restore`.
+        """
         raise NotImplementedError
 
     def restore(self, model: nn.Module, folder: Path) -> None:
-        """Put weights written by `save` back into an attached `model`; a missing key is an error."""
+        """Put weights saved with `training` back into an attached `model`; a missing key is an error."""
+        raise NotImplementedError
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        """The base `model` with the weights saved in `folder`, ready to use."""
         raise NotImplementedError
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """The plain base model with the tuned weights folded in; raises CannotMerge, never lies."""
+        """The plain base model with the tuned weights folded in; raises CannotMerge, never lies.
+
+        Takes `model` over: it must not be used afterwards. A quantized base is dequantized first.
+        """
         raise NotImplementedError
 
 
-METHODS = Family(Method, "method")
+class WholeMethod(Method):
+    """A method that changes the base's own weights, and keeps a whole model in transformers' layout."""
+
+    quantized_base: ClassVar[bool] = False
+    saves: ClassVar[Literal["adapter", "model"]] = "model"
+
+    def save(self, model: nn.Module, folder: Path, *, training: bool = False) -> None:
+        model.save_pretrained(folder)  # type: ignore[operator]
+
+    def restore(self, model: nn.Module, folder: Path) -> None:
+        import torch
+        from safetensors import safe_open
+
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        # A tied weight is stored once, under one of its names.
+        waiting = {id(parameter): name for name, parameter in model.named_parameters()}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as stored, torch.no_grad():
+                for key in stored.keys():  # noqa: SIM118 (safe_open is not iterable)
+                    if key not in own:
+                        raise InputError(f"{file}: weight {key!r} is not in this model")
+                    own[key].copy_(stored.get_tensor(key))
+                    waiting.pop(id(own[key]), None)
+        if waiting:
+            raise InputError(f"{folder}: {len(waiting)} weights are missing, among them {sorted(waiting.values())[0]}")
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        self.restore(model, folder)
+        return model
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        return model
+
+
+class PeftMethod(Method):
+    """A method whose layers and file format are PEFT's, or registered with PEFT by `luthier.tuners`."""
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        """PEFT's configuration of this method for `model`."""
+        raise NotImplementedError
+
+    def skeletal(self) -> PeftMethod:
+        """The method with a start that needs no weights, to be tried on a model without any."""
+        return self
+
+    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+        super().check(model, classify=classify, quantize=quantize)
+        self.skeletal().attach(model, steps=1000, classify=classify)
+
+    def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
+        import torch
+        from peft import TaskType, get_peft_model
+
+        place = next(model.parameters()).device
+        try:
+            with torch.device("meta") if place.type == "meta" else nullcontext():
+                config = self.peft_config(model, steps)
+                config.task_type = TaskType.SEQ_CLS if classify else TaskType.CAUSAL_LM
+                if classify:
+                    _leave_head(config, model)
+                tuned = cast("nn.Module", get_peft_model(model, config))
+        except (ValueError, TypeError) as error:  # how PEFT refuses targets, shapes and layer types
+            raise InputError(f"method {self.name}: {error}", mend=f"luthier explain method {self.name}") from error
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:  # optimizer states and small updates need float32
+                parameter.data = parameter.data.float()
+        self.guard(tuned, classify)
+        return tuned
+
+    def guard(self, model: nn.Module, classify: bool) -> None:
+        """Work around what PEFT gets wrong for this method; most need nothing."""
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[object] | None:
+        return model.disable_adapter()  # type: ignore[operator, no-any-return]
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What `restore` needs beside the adapter. Empty: the adapter itself is enough."""
+        return {}
+
+    def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        """Put back what `training_state` gave, which then includes the weights."""
+        copy_into(model, state)
+
+    def save(self, model: nn.Module, folder: Path, *, training: bool = False) -> None:
+        from safetensors.torch import save_file
+
+        self.write_adapter(model, folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form
+        if training and (state := self.training_state(model)):
+            save_file({key: value.detach().contiguous().clone() for key, value in state.items()}, folder / TRAINING)
+
+    def write_adapter(self, model: nn.Module, folder: Path) -> None:
+        """The adapter in PEFT's format."""
+        # save_embedding_layers="auto" would ask the hub for the base model's config.
+        model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+
+    def restore(self, model: nn.Module, folder: Path) -> None:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        if (folder / TRAINING).is_file():
+            self.load_training_state(model, load_file(folder / TRAINING))
+            return
+        stored = load_file(folder / "adapter_model.safetensors")
+        expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        if expected != set(stored):
+            odd = sorted(expected ^ set(stored))
+            raise InputError(f"{folder}: {len(odd)} adapter weights do not match this model, among them {odd[0]}")
+        set_peft_model_state_dict(model, stored)
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        from peft import PeftModel
+
+        if not (folder / "adapter_model.safetensors").is_file():  # PEFT would open a pickle instead
+            raise InputError(f"{folder} holds no adapter_model.safetensors")
+        classify = getattr(model.config, "problem_type", None) == "single_label_classification"
+        tuned: nn.Module = PeftModel.from_pretrained(model, str(folder))
+        self.guard(tuned, classify)
+        return tuned
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        if not self.mergeable:
+            raise CannotMerge(
+                f"method {self.name} changes what the model computes, not only its weights: nothing to fold into. "
+                "Deploy the adapter beside its base"
+            )
+        if getattr(model, "is_quantized", False) or getattr(model.get_base_model(), "is_quantized", False):  # type: ignore[operator]
+            model = self._on_dequantized(model)
+        _free_heads(model)
+        return model.merge_and_unload(safe_merge=True)  # type: ignore[operator, no-any-return]
+
+    def _on_dequantized(self, model: nn.Module) -> nn.Module:
+        """The same adapter on the unpacked base: merging into packed weights would round them anew."""
+        from tempfile import TemporaryDirectory
+
+        import torch
+
+        with TemporaryDirectory() as folder:
+            self.write_adapter(model, Path(folder))
+            _free_heads(model)
+            plain: Any = model.unload()  # type: ignore[operator]
+            plain = plain.dequantize(dtype=torch.float32)
+            return self.load(plain.float(), Path(folder))
+
+
+HEADS = ("score", "classifier", "classification_head")
+"""What transformers calls a classification head."""
+
+
+def _leave_head(config: Any, model: nn.Module) -> None:
+    """The head trains as a whole: no adapter goes into its layers, and T5's, whose name PEFT does not know, is kept."""
+    if hasattr(config, "exclude_modules") and config.exclude_modules is None:
+        config.exclude_modules = rf"(.*\.)?({'|'.join(HEADS)})(\..*)?"
+    if hasattr(model, "classification_head"):
+        config.modules_to_save = ["classification_head"]
+
+
+def _free_heads(model: nn.Module) -> None:
+    """Put the trained head in the place of PEFT's wrapper around it.
+
+    PEFT 0.21 does so itself when it unloads, but fails on heads that are no single layer (RoBERTa, T5).
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, ModulesToSaveWrapper):
+                setattr(module, name, child.modules_to_save[child.active_adapters[0]])
+
+
+def copy_into(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy tensors to the parameters and buffers of their names. Raises InputError where a name is unknown."""
+    import torch
+
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    missing = sorted(set(state) - set(own))
+    if missing:
+        raise InputError(f"{len(missing)} weights of the checkpoint are not in this model, among them {missing[0]}")
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)
+
+
+def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+    """Every trainable parameter by its name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def linear_layers(model: nn.Module) -> dict[str, Any]:
+    """Name -> module of every layer with a matrix of weights, plain, quantized or Conv1D, but no embeddings."""
+    from torch import nn as torch_nn
+
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, torch_nn.Embedding)
+    }
+
+
+def check_targets(model: nn.Module, targets: tuple[str, ...] | str, key: str = "method.targets") -> dict[str, Any]:
+    """The layers that `targets` name. PEFT takes a list of which only one name matches, in silence: all must hit."""
+    layers = linear_layers(model)
+    if isinstance(targets, str):
+        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+        return {n: layer for n, layer in layers.items() if layer is not output and n.split(".")[0] not in HEADS}
+    short = sorted({name.rpartition(".")[2] for name in layers})
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            raise InputError(
+                f"{key}: no layer is named {target!r}{did_you_mean(target, short)}",
+                mend=f"choose from {', '.join(short)}, or {key}=all-linear",
+            )
+    return {n: layer for n, layer in layers.items() if any(n == t or n.endswith(f".{t}") for t in targets)}
+
+
+def check_rank(layers: dict[str, Any], rank: int, key: str = "method.rank") -> None:
+    """A rank above the smaller side of a layer is no low rank. Raises InputError that names the layer."""
+    for name, layer in layers.items():
+        # From the module where it tells: a packed weight has another shape.
+        sides = [getattr(layer, side) for side in ("in_features", "out_features") if hasattr(layer, side)]
+        smallest = min(sides or layer.weight.shape)
+        if rank > smallest:
+            raise InputError(f"{key}: {rank} is more than the {smallest} of layer {name}", mend=f"{key}={smallest}")
+
+
+def split_names(value: object) -> object:
+    """`q_proj,v_proj` on the command line counts as a list."""
+    if isinstance(value, str) and value != "all-linear":
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rslora": ("lora", {"rslora": True}),
+    "dora": ("lora", {"dora": True}),
+    "pissa": ("lora", {"init": "pissa", "alpha": 16.0}),
+    "lora_plus": ("lora", {"lr_ratio": 16.0}),
+    "houlsby": ("adapter", {"place": "houlsby"}),
+    "pfeiffer": ("adapter", {"place": "pfeiffer"}),
+    "scaled_parallel": ("parallel_adapter", {"scale": 4.0}),
+}
+"""Names of the field that are settings of a method here: `method: dora` is `method: {name: lora, dora: true}`."""
+
+METHODS = Family(Method, "method", presets=PRESETS)

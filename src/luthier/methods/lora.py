@@ -7,28 +7,40 @@ Hu et al. 2021, arXiv 2106.09685, section 4.1. For a frozen weight W: [out, in],
 A starts as Kaiming-uniform noise and B as zero, so training starts from the base model exactly.
 Trainable parameters: rank * (in + out) per adapted layer. After training the update folds into W,
 so a merged model costs nothing at inference. The layers and the file format are PEFT's.
+
+Its kin are fields: `rslora` divides alpha by sqrt(rank) (2312.03732); `dora` trains direction and
+magnitude apart, W' = m (W + BA) / ||W + BA||, one number more per output (2402.09353); `init: pissa`
+starts from the largest singular directions of W (2404.02948); `lr_ratio` gives B a higher learning
+rate than A (LoRA+, 2402.12354). With `model.quantize: nf4` it is QLoRA (2305.14314).
+
+When: the first choice for decoders, and wherever the result should merge or many variants share a
+base. When not: very few parameters are wanted (vera, bitfit), or the rank should move between layers
+(adalora).
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from luthier.errors import InputError, did_you_mean
-from luthier.methods.base import Method
+from luthier.errors import InputError
+from luthier.methods.base import PeftMethod, check_rank, check_targets, split_names, trainable_state
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
-class LoRA(Method):
+class LoRA(PeftMethod):
     """Low-rank updates of chosen linear layers."""
 
     paper: ClassVar[str] = "2106.09685"
     suggested_lr: ClassVar[float] = 2e-4
+    suggested_lr_encoder: ClassVar[float | None] = 5e-4
+    typical_share: ClassVar[float] = 0.0178
     aliases: ClassVar[dict[str, str]] = {
         "r": "rank",
         "lora_r": "rank",
@@ -37,6 +49,10 @@ class LoRA(Method):
         "lora_dropout": "dropout",
         "target_modules": "targets",
         "lora_target": "targets",
+        "use_rslora": "rslora",
+        "use_dora": "dora",
+        "loraplus_lr_ratio": "lr_ratio",
+        "init_lora_weights": "init",
     }
 
     rank: PositiveInt = 16
@@ -48,75 +64,121 @@ class LoRA(Method):
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, such as q_proj and v_proj, or all-linear: every one but the output."""
     bias: Literal["none", "all", "lora_only"] = "none"
-    """Also train bias terms: of no layer, of every layer, or of the adapted layers."""
+    """Also train bias terms: of no layer, of every layer, or of the adapted ones. The base then cannot be had back."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), which keeps large ranks learning (arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the magnitude of each output apart from its direction (arXiv 2402.09353)."""
+    init: Literal["default", "pissa"] = "default"
+    """Start of A and B: noise and zero, or the largest singular directions of W (PiSSA; take alpha = rank)."""
+    lr_ratio: Annotated[float, Field(ge=1)] = 1.0
+    """Learning rate of B over that of A: LoRA+ takes 16, with a lower train.lr (arXiv 2402.12354)."""
 
-    @field_validator("targets", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        """`q_proj,v_proj` on the command line counts as a list."""
-        if isinstance(value, str) and value != "all-linear":
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+    _split = field_validator("targets", mode="before")(split_names)
 
-    def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
-        from peft import LoraConfig, TaskType, get_peft_model
+    def skeletal(self) -> LoRA:
+        return self.model_copy(update={"init": "default"})
 
-        self._check_targets(model)
-        config = LoraConfig(
+    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+        check_rank(check_targets(model, self.targets), self.rank)
+        if self.init == "pissa" and quantize != "none":
+            raise InputError(
+                "method.init=pissa needs the unpacked weights of the base, and model.quantize packs them",
+                mend="method.init=default, or model.quantize=none",
+            )
+        super().check(model, classify=classify, quantize=quantize)
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from peft import LoraConfig
+
+        check_targets(model, self.targets)
+        return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT annotates int and computes with float
             lora_dropout=self.dropout,
             target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
             bias=self.bias,
-            # SEQ_CLS makes PEFT train the head and keep it in the adapter file.
-            task_type=TaskType.SEQ_CLS if classify else TaskType.CAUSAL_LM,
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            init_lora_weights=True if self.init == "default" else "pissa",
         )
-        tuned = get_peft_model(model, config)
-        for parameter in tuned.parameters():
-            if parameter.requires_grad:  # optimizer states and small updates need float32
-                parameter.data = parameter.data.float()
+
+    def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
+        tuned = super().attach(model, steps=steps, classify=classify)
+        if self.init == "pissa":  # what must be taken off again to have the base back
+            tuned.pissa_start = {n: p.detach().clone() for n, p in _pairs(tuned).items()}  # type: ignore[assignment]
         return tuned
 
-    def _check_targets(self, model: nn.Module) -> None:
-        """PEFT accepts a list of which only one name matches, in silence: every name must hit a layer."""
-        from torch import nn as torch_nn
-
-        if isinstance(self.targets, str):
-            return
-        # Quantized and Conv1D layers are no nn.Linear, so any module with a 2-D weight counts.
-        layers = {
-            name
-            for name, module in model.named_modules()
-            if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, torch_nn.Embedding)
-        }
-        short = sorted({name.rpartition(".")[2] for name in layers})
-        for target in self.targets:
-            if not any(name == target or name.endswith(f".{target}") for name in layers):
-                raise InputError(
-                    f"method.targets: no layer is named {target!r}{did_you_mean(target, short)}",
-                    mend=f"choose from {', '.join(short)}, or method.targets=all-linear",
-                )
+    def lr_ratio_of(self, name: str) -> float:
+        return self.lr_ratio if ".lora_B." in name else 1.0
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[object] | None:
         if self.bias != "none":  # biases train in place, so the base is no longer there
             return None
-        return model.disable_adapter()  # type: ignore[operator, no-any-return]
+        if hasattr(model, "pissa_start"):
+            return _swapped(model)
+        return super().disabled(model)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        # save_embedding_layers="auto" would ask the hub for the base model's config.
-        model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        return trainable_state(model) if self.init == "pissa" else {}
 
-    def restore(self, model: nn.Module, folder: Path) -> None:
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
-        from safetensors.torch import load_file
+    def write_adapter(self, model: nn.Module, folder: Path) -> None:
+        if not hasattr(model, "pissa_start"):
+            super().write_adapter(model, folder)
+            return
+        self._write_converted(model, folder)
 
-        stored = load_file(folder / "adapter_model.safetensors")
-        expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-        if expected != set(stored):
-            odd = sorted(expected ^ set(stored))
-            raise InputError(f"{folder}: {len(odd)} adapter weights do not match this model, among them {odd[0]}")
-        set_peft_model_state_dict(model, stored)
+    def _write_converted(self, model: Any, folder: Path) -> None:
+        """PiSSA changes the base's weights; as a plain LoRA of twice the rank it belongs to the untouched base.
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        return model.merge_and_unload()  # type: ignore[operator, no-any-return]
+        B A - B0 A0 = [B, B0] [A; -A0].
+        """
+        import torch
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+        start = {name.replace(".default", ""): value for name, value in model.pissa_start.items()}
+        for name, old in start.items():
+            down = ".lora_A." in name
+            state[name] = torch.cat([state[name], -old if down else old], dim=0 if down else 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.detach().contiguous().clone() for name, value in state.items()},
+                  folder / "adapter_model.safetensors", metadata={"format": "pt"})  # fmt: skip
+        config = model.peft_config["default"]
+        changed = {"r": config.r, "lora_alpha": config.lora_alpha, "init_lora_weights": config.init_lora_weights}
+        grown = 2.0**0.5 if self.rslora else 2.0  # the scale, alpha / r or alpha / sqrt(r), must stay
+        config.r, config.lora_alpha, config.init_lora_weights = 2 * self.rank, self.alpha * grown, True
+        inference, config.inference_mode = config.inference_mode, True
+        try:
+            config.save_pretrained(folder)
+        finally:
+            config.inference_mode = inference
+            for key, value in changed.items():
+                setattr(config, key, value)
+
+
+def _pairs(model: nn.Module) -> dict[str, Tensor]:
+    """The A and B of every adapted layer."""
+    return {n: p for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n}
+
+
+@contextmanager
+def _swapped(model: Any) -> Iterator[None]:
+    """Within it, PiSSA's A and B are what they were at the start, which is the base."""
+    import torch
+
+    from luthier.tuners.base import untrained_heads
+
+    pairs = _pairs(model)
+    now = {name: parameter.detach().clone() for name, parameter in pairs.items()}
+    with torch.no_grad():
+        for name, parameter in pairs.items():
+            parameter.copy_(model.pissa_start[name])
+    try:
+        with untrained_heads(model):
+            yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in pairs.items():
+                parameter.copy_(now[name])

@@ -93,18 +93,7 @@ def load_model(
     """The base model; with `labels` a classification head for them. Weights come from safetensors only."""
     if not sys.stderr.isatty():
         disable_progress_bar()  # in a log file a bar is a line of noise
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
-    try:
-        model_config = AutoConfig.from_pretrained(source, **options)
-    except Exception as error:
-        raise _unloadable(config, "config.json", error) from error
-    auto: Any = AutoModelForCausalLM
-    if labels is not None:
-        auto = AutoModelForSequenceClassification
-        model_config.num_labels = len(labels)
-        model_config.id2label = dict(enumerate(labels))
-        model_config.label2id = {label: i for i, label in enumerate(labels)}
-        model_config.problem_type = "single_label_classification"
+    options, model_config, auto = _architecture(config, source, labels)
     # A decoder's head pools the last token that is not this one.
     model_config.pad_token_id = tokenizer.pad_token_id
     where = device(config)
@@ -128,6 +117,41 @@ def load_model(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model  # type: ignore[no-any-return]
+
+
+def skeleton(config: ModelConfig, source: str, *, labels: tuple[str, ...] | None) -> nn.Module:
+    """The model's modules and shapes on the meta device: no weights are read and no memory is taken."""
+    _, model_config, auto = _architecture(config, source, labels)
+    with torch.device("meta"):
+        try:
+            return auto.from_config(model_config, trust_remote_code=config.trust_remote_code)  # type: ignore[no-any-return]
+        except ValueError as error:
+            raise _wrong_task(config, model_config, labels) from error
+
+
+def _architecture(config: ModelConfig, source: str, labels: tuple[str, ...] | None) -> tuple[dict[str, Any], Any, Any]:
+    """(options of every call, the model's configuration, the auto class that builds it)."""
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
+    try:
+        model_config = AutoConfig.from_pretrained(source, **options)
+    except Exception as error:
+        raise _unloadable(config, "config.json", error) from error
+    if labels is None:
+        return options, model_config, AutoModelForCausalLM
+    model_config.num_labels = len(labels)
+    model_config.id2label = dict(enumerate(labels))
+    model_config.label2id = {label: i for i, label in enumerate(labels)}
+    model_config.problem_type = "single_label_classification"
+    return options, model_config, AutoModelForSequenceClassification
+
+
+def _wrong_task(config: ModelConfig, model_config: Any, labels: tuple[str, ...] | None) -> ModelError:
+    need, mend = (
+        ("a causal decoder", "task=classify, or another base") if labels is None else ("a classifier", "another base")
+    )
+    return ModelError(
+        f"model.path: {config.path} is a {model_config.model_type}, which transformers cannot load as {need}", mend=mend
+    )
 
 
 def device(config: ModelConfig) -> str:

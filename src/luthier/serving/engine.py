@@ -26,7 +26,7 @@ class Engine:
 
     def __init__(self, config: RunConfig, model: nn.Module, template: Template) -> None:
         self.config, self.model, self.template = config, model.eval(), template
-        self.limit = int(getattr(model.config, "max_position_embeddings", 2048))
+        self.limit = int(getattr(model.config, "max_position_embeddings", 2048)) - config.method.positions
 
     @classmethod
     def load(cls, path: Path, *, base: bool = False) -> Engine:
@@ -41,8 +41,7 @@ class Engine:
         whole = config.method.saves == "model" and not base
         model = load_model(config.model, str(weights) if whole else source, labels=None, tokenizer=template.tokenizer)
         if config.method.saves == "adapter" and not base:
-            model = config.method.attach(model, steps=1)
-            config.method.restore(model, weights)
+            model = config.method.load(model, weights)
         return cls(config, model, template)
 
     def stream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,14 +12,22 @@ from torch.optim.lr_scheduler import LambdaLR
 from luthier.config import TrainConfig
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
-    """The optimizer over trainable parameters; biases and norms (fewer than two dimensions) take no decay."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def build_optimizer(
+    model: nn.Module, config: TrainConfig, lr: float, ratio: Callable[[str], float] = lambda name: 1.0
+) -> torch.optim.Optimizer:
+    """The optimizer over trainable parameters; biases and norms (fewer than two dimensions) take no decay.
+
+    `ratio` is the factor on the learning rate of a parameter by its name.
+    """
+    split: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            split.setdefault((decay, ratio(name)), []).append(parameter)
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr": lr * factor}
+        for (decay, factor), parameters in split.items()
     ]
-    groups = [group for group in groups if group["params"]]
     match config.optimizer:
         case "adamw":
             return torch.optim.AdamW(groups, lr=lr, betas=config.betas)

@@ -83,7 +83,7 @@ class Session:
         self.steps = total_steps(config, len(data.rows))
         self.raw = model
         self.model = accelerator.prepare(model)
-        optimizer = build_optimizer(model, config, lr)
+        optimizer = build_optimizer(model, config, lr, method.lr_ratio_of)
         self.schedule = build_schedule(optimizer, config, self.steps)
         self.optimizer = accelerator.prepare(optimizer)
         self.state: dict[str, Any] = {"step": 0, "best_step": 0, "best_loss": None, "without_gain": 0}
@@ -185,7 +185,7 @@ class Session:
     def _save(self) -> None:
         step = self.state["step"]
         checkpoints.write(
-            self.folder.checkpoints / _name(step), lambda folder: self.method.save(self.raw, folder),
+            self.folder.checkpoints / _name(step), lambda folder: self.method.save(self.raw, folder, training=True),
             self._plain_optimizer(), self.schedule, self.accelerator.scaler, self.state,
         )  # fmt: skip
         best = _name(self.state["best_step"]) if self.config.keep_best and self.state["best_step"] else None

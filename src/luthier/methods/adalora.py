@@ -1,0 +1,160 @@
+"""AdaLoRA: LoRA whose rank moves to the layers that need it.
+
+Zhang et al. 2023, arXiv 2303.10512. The update is P diag(lambda) Q, as in a singular value decomposition.
+After a warm-up the budget of ranks falls with the third power from `rank` to `target_rank` per layer on
+average: at each allocation the triplets with the least importance |w * grad|, smoothed over steps, get
+lambda = 0, wherever they are. A penalty, `orthogonality` * (||P^T P - I|| + ||Q Q^T - I||), keeps P and Q
+near orthogonal. Layers and file format are PEFT's; the allocation is called by the training loop.
+
+When: the budget is small and layers differ. When not: the run is so short that importances do not
+settle, or many adapters are to be trained on one base at once (PEFT trains one).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from luthier.methods.base import (
+    PeftMethod,
+    check_rank,
+    check_targets,
+    copy_into,
+    split_names,
+    trainable_state,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class AdaLoRA(PeftMethod):
+    """Low-rank updates that share one budget of ranks."""
+
+    paper: ClassVar[str] = "2303.10512"
+    suggested_lr: ClassVar[float] = 1e-3
+    suggested_lr_encoder: ClassVar[float | None] = 2e-3
+    typical_share: ClassVar[float] = 0.0134
+    aliases: ClassVar[dict[str, str]] = {
+        "init_r": "rank",
+        "target_r": "target_rank",
+        "lora_alpha": "alpha",
+        "lora_dropout": "dropout",
+        "target_modules": "targets",
+        "orth_reg_weight": "orthogonality",
+        "deltaT": "interval",
+    }
+
+    rank: PositiveInt = 12
+    """Rank of every layer at the start; the paper has 1.5 times the target."""
+    target_rank: PositiveInt = 8
+    """Average rank at the end."""
+    alpha: PositiveFloat = 32.0
+    """Strength of the update, which is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the inputs dropped during training."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers to adapt, or all-linear: every one but the output."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the run before the budget falls."""
+    final: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of the run with the final ranks."""
+    interval: PositiveInt = 10
+    """Steps between allocations; short runs allocate at least ten times."""
+    orthogonality: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the penalty; the paper has 0.1 to 0.5."""
+
+    _split = field_validator("targets", mode="before")(split_names)
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.rank <= self.target_rank:
+            raise ValueError(f"rank {self.rank} must be above target_rank {self.target_rank}: the budget falls")
+        if self.warmup + self.final >= 1:
+            raise ValueError("warmup and final leave no share of the run for the budget to fall")
+        return self
+
+    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+        check_rank(check_targets(model, self.targets), self.rank)
+        super().check(model, classify=classify, quantize=quantize)
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from peft import AdaLoraConfig
+
+        check_targets(model, self.targets)
+        begin, end = int(self.warmup * steps), int(self.final * steps)
+        return AdaLoraConfig(
+            init_r=self.rank,
+            target_r=self.target_rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            tinit=begin,
+            tfinal=end,
+            deltaT=max(1, min(self.interval, (steps - begin - end) // 10)),
+            orth_reg_weight=self.orthogonality,
+            total_step=steps,
+        )
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """PEFT adds this to the loss that a model computes itself; ours is computed by the task."""
+        import torch
+
+        if not self.orthogonality:
+            return None
+        terms = []
+        for name, weight in trainable_state(model).items():
+            if ".lora_A." in name or ".lora_B." in name:
+                gram = weight @ weight.T if ".lora_A." in name else weight.T @ weight
+                terms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)))
+        return self.orthogonality * torch.stack(terms).mean()
+
+    def after_step(self, model: nn.Module, index: int) -> None:
+        model.base_model.update_and_allocate(index)  # type: ignore[operator, union-attr]
+
+    def write_adapter(self, model: nn.Module, folder: Path) -> None:
+        config: Any = model.peft_config["default"]  # type: ignore[index]
+        pattern = config.rank_pattern
+        try:
+            if pattern is not None and not _settled(model, pattern):
+                config.rank_pattern = None  # pruned triplets may come back until the final phase: keep them all
+            super().write_adapter(model, folder)
+        finally:
+            config.rank_pattern = pattern
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        import torch
+
+        allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
+        state = trainable_state(model)
+        for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
+            state |= {f"allocator.{kind}:{name}": value for name, value in getattr(allocator, kind).items()}
+        config: Any = model.peft_config["default"]  # type: ignore[index]
+        pattern = json.dumps(config.rank_pattern)
+        state["allocator.pattern"] = torch.tensor(list(pattern.encode()), dtype=torch.uint8)
+        return state
+
+    def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
+        device = next(model.parameters()).device
+        copy_into(model, {name: value for name, value in state.items() if not name.startswith("allocator.")})
+        for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
+            start = f"allocator.{kind}:"
+            kept = {name.removeprefix(start): v.to(device) for name, v in state.items() if name.startswith(start)}
+            setattr(allocator, kind, kept)
+        config: Any = model.peft_config["default"]  # type: ignore[index]
+        config.rank_pattern = json.loads(bytes(state["allocator.pattern"].tolist()))
+
+
+def _settled(model: nn.Module, pattern: dict[str, list[bool]]) -> bool:
+    """Is every pruned triplet still zero?"""
+    weights = {name.replace(".default", ""): value for name, value in model.named_parameters()}
+    for name, kept in pattern.items():
+        short = name.replace(".default", "")
+        values = next(v for n, v in weights.items() if n.endswith(short))
+        if any(float(value) != 0.0 for value, keep in zip(values.view(-1), kept, strict=True) if not keep):
+            return False
+    return True

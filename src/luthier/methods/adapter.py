@@ -1,0 +1,56 @@
+"""Adapter tuning: small bottleneck networks behind the sub-layers of each layer.
+
+    delta(h) = s * (W_up f(W_down h + b_down) + b_up)      W_down: [size, H], W_up: [H, size]
+
+`place: houlsby` (arXiv 1902.00751, section 2.1) puts one after attention and one after the feed-forward,
+`place: pfeiffer` (2005.00052, section 3) one after the feed-forward, on output and residual together;
+`place: output` has Pfeiffer's site and Houlsby's form. Parameters: 2 * size * H + size + H each. The up
+matrix starts at zero, so training starts from the base exactly.
+
+When: encoders, and where several tasks share one base. When not: the result should merge, for an
+adapter changes the computation and stays beside the base (lora merges).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from luthier.methods.base import PeftMethod
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Adapter(PeftMethod):
+    """Bottlenecks after attention and feed-forward (Houlsby) or after the feed-forward (Pfeiffer)."""
+
+    paper: ClassVar[str] = "1902.00751"
+    suggested_lr: ClassVar[float] = 3e-4
+    suggested_lr_encoder: ClassVar[float | None] = 5e-4
+    typical_share: ClassVar[float] = 0.0112
+    mergeable: ClassVar[bool] = False
+    aliases: ClassVar[dict[str, str]] = {
+        "bottleneck_size": "size",
+        "adapter_size": "size",
+        "non_linearity": "activation",
+    }
+
+    place: Literal["houlsby", "pfeiffer", "output"] = "houlsby"
+    """After attention and feed-forward, or after the feed-forward only."""
+    size: PositiveInt = 64
+    """Width of the bottleneck."""
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "gelu"
+    """Non-linearity; Houlsby's code has gelu, AdapterHub's Pfeiffer relu."""
+    init: Literal["zero", "normal"] = "zero"
+    """Start of the up matrix: zero, an exact no-op, or N(0, 0.02), near one."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the delta dropped during training."""
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from luthier.tuners.bottleneck import BottleneckConfig
+
+        return BottleneckConfig(
+            place=self.place, size=self.size, activation=self.activation, init=self.init, dropout=self.dropout
+        )

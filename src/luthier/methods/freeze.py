@@ -1,0 +1,75 @@
+"""Freeze: train the chosen layers of the base model, leave the rest as it is.
+
+The oldest economy: the last layers hold what is nearest to the task. The optimizer keeps states for
+the trained layers only, and the backward pass ends at the first of them.
+
+When: a strong base, a near task, and no wish for adapters. When not: several variants are to share a
+base, for each run saves a whole model.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import field_validator
+
+from luthier.errors import InputError
+from luthier.methods.base import HEADS, WholeMethod, split_names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Freeze(WholeMethod):
+    """Train the last (or first) layers, and nothing else but a head."""
+
+    suggested_lr: ClassVar[float] = 5e-5
+    suggested_lr_encoder: ClassVar[float | None] = 1e-4
+    typical_share: ClassVar[float] = 0.0604
+
+    layers: int = 2
+    """How many layers train: the last ones, or below zero the first ones."""
+    extra: tuple[str, ...] = ()
+    """Names of further modules to train, such as norm or embed_tokens."""
+
+    _split = field_validator("extra", mode="before")(split_names)
+
+    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+        super().check(model, classify=classify, quantize=quantize)
+        self._chosen(model)
+
+    def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
+        chosen = self._chosen(model)
+        model.float().requires_grad_(False)
+        for module in chosen:
+            module.requires_grad_(True)
+        if classify:
+            head(model).requires_grad_(True)
+        return model
+
+    def _chosen(self, model: nn.Module) -> list[Any]:
+        """The modules to train. Raises InputError where a number or a name hits none."""
+        stacks: dict[str, dict[int, Any]] = {}
+        for name, module in model.named_modules():
+            if found := re.fullmatch(r"(.*\.(?:layers|layer|h|block))\.(\d+)", name):
+                stacks.setdefault(found[1], {})[int(found[2])] = module
+        if not stacks:
+            raise InputError("method freeze: this model has no stack of layers that Luthier knows", mend="method=lora")
+        stacks = {name: stack for name, stack in stacks.items() if not re.search(r"\.(layer|block)\.\d+\.", name)}
+        depth = min(len(stack) for stack in stacks.values())
+        if not self.layers or abs(self.layers) > depth:
+            raise InputError(f"method.layers: {self.layers} of {depth} layers", mend=f"1 to {depth}, or -1 to -{depth}")
+        wanted = range(depth - self.layers, depth) if self.layers > 0 else range(-self.layers)
+        chosen = [stack[i] for stack in stacks.values() for i in wanted]
+        for extra in self.extra:
+            hits = [module for name, module in model.named_modules() if name == extra or name.endswith(f".{extra}")]
+            if not hits:
+                raise InputError(f"method.extra: no module is named {extra!r}")
+            chosen += hits
+        return chosen
+
+
+def head(model: nn.Module) -> Any:
+    """The classification head, by the names that transformers gives it."""
+    return next(getattr(model, name) for name in HEADS if hasattr(model, name))

@@ -1,0 +1,49 @@
+"""(IA)3: scale keys, values and the feed-forward's hidden units by trained vectors.
+
+Liu et al. 2022, arXiv 2205.05638, section 3.3. softmax(q (l_k * k)^T) (l_v * v), and (l_ff * f(W_1 x)) W_2; all l
+start at one, so training starts from the base exactly. In gated feed-forwards (Llama) l_ff scales the
+input of the down projection. The vectors fold into the weights. Layers and file format are PEFT's, the
+places are the paper's (PEFT's own list has the query in the place of the key for Qwen2 and Qwen3).
+
+When: very few rows, and adapters of some kilobytes. When not: there is data for lora.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from luthier.errors import InputError
+from luthier.methods.base import PeftMethod
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class IA3(PeftMethod):
+    """Scales on keys, values and feed-forward units."""
+
+    paper: ClassVar[str] = "2205.05638"
+    suggested_lr: ClassVar[float] = 3e-3
+    suggested_lr_encoder: ClassVar[float | None] = 5e-3
+    typical_share: ClassVar[float] = 0.00025
+
+    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+        self._places(model)
+        super().check(model, classify=classify, quantize=quantize)
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from peft import IA3Config
+
+        key, value, forward = self._places(model)
+        targets = "|".join(f"(?:{pattern})" for pattern in dict.fromkeys((key, value, forward)))
+        return IA3Config(target_modules=targets, feedforward_modules=forward)
+
+    def _places(self, model: nn.Module) -> tuple[str, str, str]:
+        """Expressions of the key, the value and the feed-forward's last layer. InputError for what is not known."""
+        from luthier.tuners.sites import SITES
+
+        kind = str(getattr(model.config, "model_type", ""))
+        sites = SITES.get(kind)
+        if sites is None:
+            raise InputError(f"method ia3 knows no places in {kind}; known are {', '.join(sorted(SITES))}")
+        return sites.key, sites.value, sites.ffn_last

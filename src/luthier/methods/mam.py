@@ -1,0 +1,59 @@
+"""MAM Adapter (mix and match): a short prefix at attention and a scaled parallel adapter at the feed-forward.
+
+He et al. 2022, arXiv 2110.04366, section 4.6: attention needs little capacity and takes a prefix, the
+feed-forward uses more and takes a parallel adapter, scaled by s. The paper's sizes for summaries
+(length 30, size 512, s = 4) are large on today's decoders; the defaults are its sizes for GLUE, doubled.
+
+When: full fine-tuning's quality is wanted at a fraction of it. When not: the result should merge, or
+inference must be as fast as the base.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from luthier.methods.base import PeftMethod, trainable_state
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class MAM(PeftMethod):
+    """Prefix and scaled parallel adapter together."""
+
+    paper: ClassVar[str] = "2110.04366"
+    suggested_lr: ClassVar[float] = 3e-4
+    suggested_lr_encoder: ClassVar[float | None] = 5e-4
+    typical_share: ClassVar[float] = 0.0030
+    mergeable: ClassVar[bool] = False
+    encoder_decoder: ClassVar[bool] = False
+
+    length: PositiveInt = 16
+    """Virtual tokens per layer."""
+    reparam: Literal["none", "mlp"] = "none"
+    """Prefix as it is, or from an MLP while training, as in the paper (dropped when saved)."""
+    hidden: PositiveInt = 512
+    """Hidden size of the MLP."""
+    size: PositiveInt = 32
+    """Width of the bottleneck."""
+    scale: PositiveFloat = 2.0
+    """Factor s on the bottleneck; the paper has 4 for generation, 2 for GLUE."""
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from luthier.tuners.composite import MamConfig
+
+        return MamConfig(
+            length=self.length, reparam=self.reparam, encoder_size=self.hidden, size=self.size, scale=self.scale
+        )
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        return trainable_state(model) if self.reparam == "mlp" else {}
+
+    def write_adapter(self, model: nn.Module, folder: Path) -> None:
+        from luthier.tuners.prefix import flattened
+
+        with flattened(model, model.peft_config["default"]):  # type: ignore[index]
+            super().write_adapter(model, folder)

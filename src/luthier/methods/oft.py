@@ -1,0 +1,68 @@
+"""OFT: turn the weights by trained orthogonal blocks.
+
+Qiu et al. 2023, arXiv 2306.07280. W' = R W, R block-diagonal and orthogonal by the Cayley transform of skew
+matrices that start at zero, so training starts from the base exactly and angles between neurons stay.
+It folds into the weights. Layers and file format are PEFT's.
+
+When: what the base knows must be kept while its manner changes. When not: speed counts, for every
+layer turns its input at every step (a merged model costs nothing).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+
+from luthier.errors import InputError
+from luthier.methods.base import PeftMethod, check_targets, split_names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class OFT(PeftMethod):
+    """Orthogonal turns of the weights."""
+
+    paper: ClassVar[str] = "2306.07280"
+    suggested_lr: ClassVar[float] = 5e-4
+    suggested_lr_encoder: ClassVar[float | None] = 1e-3
+    typical_share: ClassVar[float] = 0.0078
+    aliases: ClassVar[dict[str, str]] = {"oft_block_size": "block", "target_modules": "targets"}
+
+    block: PositiveInt = 32
+    """Size of the blocks; must divide the input size of every layer."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the blocks left as they are during training."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers to adapt, or all-linear: every one but the output."""
+
+    _split = field_validator("targets", mode="before")(split_names)
+
+    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+        for name, layer in check_targets(model, self.targets).items():
+            size = getattr(layer, "in_features", None)
+            if size is None:
+                raise InputError(
+                    f"method oft cannot turn {name}, which is a {type(layer).__name__} and no nn.Linear",
+                    mend="method=lora",
+                )
+            if size % self.block:
+                raise InputError(
+                    f"method.block: {self.block} does not divide the {size} inputs of {name}",
+                    mend=f"method.block={_divisor(size, self.block)}",
+                )
+        super().check(model, classify=classify, quantize=quantize)
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from peft import OFTConfig
+
+        check_targets(model, self.targets)
+        return OFTConfig(
+            r=0, oft_block_size=self.block, module_dropout=self.dropout,
+            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+        )  # fmt: skip
+
+
+def _divisor(size: int, most: int) -> int:
+    return max(n for n in range(1, most + 1) if size % n == 0)

@@ -1,0 +1,44 @@
+"""P-Tuning v2: deep prompts, trained keys and values in every layer, without a reparametrization.
+
+Liu et al. 2022, arXiv 2110.07602, section 3. As prefix tuning, but P_k and P_v are trained as they are,
+2 * length * key/value size numbers per layer, with higher learning rates (5e-3 to 1e-2), more epochs,
+and a classification head on top for understanding tasks.
+
+When: classification and tagging with a few hundredths of a per cent of the parameters. When not: the
+result should merge, or steps are few.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from luthier.methods.base import PeftMethod
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class PTuningV2(PeftMethod):
+    """Keys and values in front of every attention, trained as they are."""
+
+    paper: ClassVar[str] = "2110.07602"
+    suggested_lr: ClassVar[float] = 5e-3
+    suggested_lr_encoder: ClassVar[float | None] = 7e-3
+    typical_share: ClassVar[float] = 0.0008
+    mergeable: ClassVar[bool] = False
+    encoder_decoder: ClassVar[bool] = False
+    aliases: ClassVar[dict[str, str]] = {"num_virtual_tokens": "length", "pre_seq_len": "length"}
+
+    length: PositiveInt = 64
+    """Virtual tokens per layer; the authors' scripts have 8 to 128."""
+    init_std: PositiveFloat = 0.02
+    """Spread of the start."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the prefix dropped during training; the authors' scripts have 0.1."""
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from luthier.tuners.prefix import PrefixKVConfig
+
+        return PrefixKVConfig(length=self.length, init_std=self.init_std, prefix_dropout=self.dropout)

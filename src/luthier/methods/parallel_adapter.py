@@ -1,0 +1,51 @@
+"""Parallel adapter: a bottleneck network beside the feed-forward, on its input.
+
+He et al. 2022, arXiv 2110.04366, section 3.3: h = FFN(x) + s * delta(u). They find the parallel place
+better than the sequential one, and the feed-forward better than attention for wide bottlenecks. With
+`scale: 4` it is their scaled parallel adapter (4 for summaries and translation, 2 for GLUE).
+
+When: generation with a generous bottleneck. When not: the result should merge (lora).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from luthier.methods.base import PeftMethod
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class ParallelAdapter(PeftMethod):
+    """A bottleneck beside the feed-forward."""
+
+    paper: ClassVar[str] = "2110.04366"
+    suggested_lr: ClassVar[float] = 3e-4
+    suggested_lr_encoder: ClassVar[float | None] = 5e-4
+    typical_share: ClassVar[float] = 0.0056
+    mergeable: ClassVar[bool] = False
+    aliases: ClassVar[dict[str, str]] = {"scaling": "scale", "bottleneck_size": "size"}
+
+    size: PositiveInt = 64
+    """Width of the bottleneck."""
+    scale: PositiveFloat = 1.0
+    """Factor s on the delta; 4 or 2 is the scaled parallel adapter."""
+    learned_scale: bool = False
+    """Train the factor, from `scale`."""
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    """Non-linearity."""
+    reads: Literal["residual", "input"] = "residual"
+    """In pre-norm layers: the residual stream before the norm (the reference code), or the feed-forward's input."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the delta dropped during training."""
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from luthier.tuners.bottleneck import BottleneckConfig
+
+        return BottleneckConfig(
+            place="parallel", size=self.size, scale=self.scale, learned_scale=self.learned_scale,
+            activation=self.activation, reads=self.reads, dropout=self.dropout,
+        )  # fmt: skip

@@ -1,0 +1,62 @@
+"""Prefix tuning: trained keys and values in front of every attention.
+
+Li & Liang 2021, arXiv 2101.00190, section 4. Each layer's attention sees `length` virtual tokens more,
+
+    K' = [P_k; K], V' = [P_v; V]      [P_k; P_v] of all layers = W_2 tanh(W_1 E) while training
+
+The MLP steadies training and is dropped when the prefix is saved: 2 * length * key/value size numbers
+per layer. Queries and positions of the text do not change, and no position of the model is used up.
+
+When: generation, and many tasks on one base served side by side. When not: the result should merge, or
+there is little time: prefixes learn more slowly than lora, and the learning rate decides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from luthier.methods.base import PeftMethod, trainable_state
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Prefix(PeftMethod):
+    """Keys and values in front of every attention, from an MLP while training."""
+
+    paper: ClassVar[str] = "2101.00190"
+    suggested_lr: ClassVar[float] = 1e-3
+    suggested_lr_encoder: ClassVar[float | None] = 1e-3
+    typical_share: ClassVar[float] = 0.0073
+    mergeable: ClassVar[bool] = False
+    encoder_decoder: ClassVar[bool] = False
+    aliases: ClassVar[dict[str, str]] = {"num_virtual_tokens": "length", "encoder_hidden_size": "hidden"}
+
+    length: PositiveInt = 20
+    """Virtual tokens per layer; the paper takes 5 to 10 for tables to text, 200 for summaries."""
+    hidden: PositiveInt = 512
+    """Hidden size of the MLP; the paper has 512 and 800."""
+    init_std: PositiveFloat = 0.02
+    """Spread of the start."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the prefix dropped during training."""
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from luthier.tuners.prefix import PrefixKVConfig
+
+        return PrefixKVConfig(
+            length=self.length, reparam="mlp", encoder_size=self.hidden, init_std=self.init_std,
+            prefix_dropout=self.dropout,
+        )  # fmt: skip
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        return trainable_state(model)
+
+    def write_adapter(self, model: nn.Module, folder: Path) -> None:
+        from luthier.tuners.prefix import flattened
+
+        with flattened(model, model.peft_config["default"]):  # type: ignore[index]
+            super().write_adapter(model, folder)

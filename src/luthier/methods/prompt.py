@@ -1,0 +1,80 @@
+"""Prompt tuning: trained embeddings in front of the text, and nothing else.
+
+Lester et al. 2021, arXiv 2104.08691. X' = [P; E(x)], P: [length, H], at the input layer only. Where P starts
+decides much: `init: vocabulary` takes embeddings of random tokens, `init: text` those of a text that
+says the task (repeated or cut to `length`), `init: random` noise. Layers and file format are PEFT's.
+
+When: very large models, one vector file per task, many tasks at once. When not: models under some
+billion parameters, where the paper itself finds it far below full fine-tuning; it needs high learning
+rates (1e-2 to 3e-1) and takes `length` positions from the text.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import PositiveInt, model_validator
+
+from luthier.methods.base import PeftMethod
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Prompt(PeftMethod):
+    """Embeddings in front of the text."""
+
+    paper: ClassVar[str] = "2104.08691"
+    suggested_lr: ClassVar[float] = 3e-2
+    suggested_lr_encoder: ClassVar[float | None] = 3e-2
+    typical_share: ClassVar[float] = 0.00004
+    mergeable: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
+    encoder_decoder: ClassVar[bool] = False
+    aliases: ClassVar[dict[str, str]] = {
+        "num_virtual_tokens": "length",
+        "prompt_tuning_init": "init",
+        "prompt_tuning_init_text": "text",
+    }
+
+    length: PositiveInt = 20
+    """Virtual tokens; the paper has 100."""
+    init: Literal["vocabulary", "text", "random"] = "vocabulary"
+    """Where they start: embeddings of random tokens, of `text`, or noise."""
+    text: str = ""
+    """With `init: text`, a text that says the task."""
+
+    @model_validator(mode="after")
+    def _text_is_there(self) -> Self:
+        if (self.init == "text") != bool(self.text):
+            raise ValueError("init: text needs a text, and a text needs init: text")
+        return self
+
+    @property
+    def positions(self) -> int:
+        return self.length
+
+    def skeletal(self) -> Prompt:
+        return self.model_copy(update={"init": "random", "text": ""})
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from peft import PromptTuningConfig, PromptTuningInit
+
+        kinds = {"vocabulary": "SAMPLE_VOCAB", "text": "TEXT", "random": "RANDOM"}
+        return PromptTuningConfig(
+            num_virtual_tokens=self.length,
+            prompt_tuning_init=PromptTuningInit(kinds[self.init]),
+            prompt_tuning_init_text=self.text or None,
+            tokenizer_name_or_path=str(getattr(model.config, "_name_or_path", "")) if self.init == "text" else None,
+        )
+
+    def disabled(self, model: nn.Module) -> AbstractContextManager[object] | None:
+        from luthier.tuners.prompts import without_prompt
+
+        return without_prompt(model)
+
+    def guard(self, model: nn.Module, classify: bool) -> None:
+        from luthier.tuners.prompts import guard_prompts
+
+        guard_prompts(model, classify=classify)

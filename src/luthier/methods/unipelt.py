@@ -1,0 +1,76 @@
+"""UniPELT: prefix, adapter and LoRA together, each behind a learned gate.
+
+Mao et al. 2022, arXiv 2110.07577, section 3.2. A gate g = sigmoid(w x + b) per sub-module and layer learns
+which of them the task needs; LoRA's gate takes the place of alpha / rank. The paper pools the gate over
+the whole sequence, which in a causal model would show every token its future and break cached
+generation: `gate: auto` pools on encoders and takes the token's own gate on decoders.
+
+When: few rows, and no time to find out which method suits. When not: memory and speed count, for it
+pays for all three; the result does not merge.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import PositiveInt
+
+from luthier.errors import InputError
+from luthier.methods.base import PeftMethod, trainable_state
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class UniPELT(PeftMethod):
+    """Gated prefix, adapter and LoRA together."""
+
+    paper: ClassVar[str] = "2110.07577"
+    suggested_lr: ClassVar[float] = 3e-4
+    suggested_lr_encoder: ClassVar[float | None] = 5e-4
+    typical_share: ClassVar[float] = 0.0070
+    mergeable: ClassVar[bool] = False
+    encoder_decoder: ClassVar[bool] = False
+
+    length: PositiveInt = 10
+    """Virtual tokens per layer."""
+    reparam: Literal["none", "mlp"] = "none"
+    """Prefix as it is, or from an MLP while training (dropped when saved)."""
+    hidden: PositiveInt = 512
+    """Hidden size of the MLP."""
+    size: PositiveInt = 48
+    """Width of the bottleneck; the paper has 48 on BERT-base."""
+    rank: PositiveInt = 8
+    """Rank of LoRA on query and value."""
+    gate: Literal["auto", "mean", "token"] = "auto"
+    """Pooling of the gates: mean over the sequence (encoders only), or each token's own."""
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from luthier.tuners.composite import UniPeltConfig
+        from luthier.tuners.sites import sites_of
+
+        causal = sites_of(model.config).causal
+        if causal and self.gate == "mean":
+            raise InputError(
+                "method.gate=mean pools over the whole sequence, which shows a causal model its future",
+                mend="method.gate=token",
+            )
+        gate = ("token" if causal else "mean") if self.gate == "auto" else self.gate
+        return UniPeltConfig(
+            length=self.length,
+            reparam=self.reparam,
+            encoder_size=self.hidden,
+            size=self.size,
+            rank=self.rank,
+            gate=gate,
+        )
+
+    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+        return trainable_state(model) if self.reparam == "mlp" else {}
+
+    def write_adapter(self, model: nn.Module, folder: Path) -> None:
+        from luthier.tuners.prefix import flattened
+
+        with flattened(model, model.peft_config["default"]):  # type: ignore[index]
+            super().write_adapter(model, folder)

@@ -1,0 +1,56 @@
+"""VeRA: one pair of random matrices for all layers, and two trained vectors each.
+
+Kopiczko et al. 2023, arXiv 2310.11454. y = W x + b * (B (d * (A x))), A and B random, frozen and shared, d: [rank]
+starting at 0.1, b: [out] starting at zero, so training starts from the base exactly. Parameters:
+rank + out per layer, a tenth of LoRA's and less. It folds into the weights. Layers and format are PEFT's.
+
+When: thousands of adapters are to be kept. When not: speed of learning counts; it needs learning rates
+some ten times LoRA's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+
+from luthier.methods.base import PeftMethod, check_targets, split_names
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class VeRA(PeftMethod):
+    """Trained vectors on shared random matrices."""
+
+    paper: ClassVar[str] = "2310.11454"
+    suggested_lr: ClassVar[float] = 4e-3
+    suggested_lr_encoder: ClassVar[float | None] = 1e-2
+    typical_share: ClassVar[float] = 0.0007
+    aliases: ClassVar[dict[str, str]] = {"r": "rank", "target_modules": "targets", "d_initial": "start"}
+
+    rank: PositiveInt = 256
+    """Rank of the shared matrices; it costs time, hardly parameters."""
+    start: PositiveFloat = 0.1
+    """What d starts from."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the inputs dropped during training."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers to adapt, or all-linear: every one but the output."""
+    seed: int = 0
+    """Draws the shared matrices; they are saved with the adapter."""
+
+    _split = field_validator("targets", mode="before")(split_names)
+
+    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+        check_targets(model, self.targets)
+        super().check(model, classify=classify, quantize=quantize)
+
+    def peft_config(self, model: nn.Module, steps: int) -> Any:
+        from peft import VeraConfig
+
+        check_targets(model, self.targets)
+        return VeraConfig(
+            r=self.rank, d_initial=self.start, vera_dropout=self.dropout, projection_prng_key=self.seed,
+            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+        )  # fmt: skip
