@@ -221,7 +221,7 @@ def test_4_a_packed_row_is_its_parts(name: str, kind: str, kept: Any) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), cells(DECODERS))
 def test_4_generation_with_a_cache_is_generation_without(name: str, kind: str, kept: Any) -> None:
-    tuner, model = attached(name, kind)
+    _, model = attached(name, kind)
     shake(model, 0.1)
     x = ids(kind, length=5)
     common = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}

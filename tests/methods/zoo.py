@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from luthier.errors import InputError
 from luthier.methods.base import METHODS, PRESETS, Method
 from tests.conftest import model_config
 
@@ -58,7 +57,7 @@ NOT_THE_BASE = ("prefix", "p_tuning_v2", "prompt", "p_tuning", "mam", "unipelt")
 
 
 def method(name: str) -> Method:
-    return METHODS.parse({"name": name.split(" ")[0], **SPECS[name]})
+    return METHODS.parse({"name": name.split(" ", maxsplit=1)[0], **SPECS[name]})
 
 
 def test_no_method_and_no_preset_is_left_out() -> None:
