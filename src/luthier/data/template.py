@@ -61,15 +61,18 @@ class Template:
             vocabulary = tokenizer.get_vocab()
             chatml = "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary
             self.source = "Luthier's default " + ("(ChatML)" if chatml else "(User: / Assistant:)")
-            if not chatml and not tokenizer.eos_token:
-                raise TemplateError(
-                    "the tokenizer has neither a chat template nor an end token, so an answer could never end",
-                    mend="give the tokenizer an eos_token, or use task=complete",
-                )
+            if not chatml and not tokenizer.eos_token:  # an encoder's, such as BERT's, which classifies
+                self.source = "none"
+                return
             tokenizer.chat_template = CHATML if chatml else PLAIN
 
     def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         """The dialogue as text; `prompt` adds what opens the next answer."""
+        if not self.tokenizer.chat_template:
+            raise TemplateError(
+                "the tokenizer has neither a chat template nor an end token, so an answer could never end",
+                mend="give the tokenizer an eos_token, or use task=complete",
+            )
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             # A base tokenizer may lack bos_token; the sandboxed Jinja then prints nothing for it.
