@@ -12,8 +12,8 @@ test: .venv/ready
 	$(BIN)/python -m pytest -n auto
 
 lint: .venv/ready
-	$(BIN)/ruff check src tests tools
-	$(BIN)/ruff format --check src tests tools
+	$(BIN)/ruff check src tests tools benchmarks
+	$(BIN)/ruff format --check src tests tools benchmarks
 
 types: .venv/ready
 	$(BIN)/mypy

@@ -100,7 +100,10 @@ class RunFolder:
         for parent in self.path.parents:
             if not parent.is_dir() or any(parent.iterdir()) or parent.resolve() == Path.cwd():
                 return
-            parent.rmdir()
+            try:
+                parent.rmdir()
+            except OSError:  # a mount point, or no right to: cleaning up must not hide why it was needed
+                return
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""

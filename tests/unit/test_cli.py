@@ -267,8 +267,8 @@ def test_a_full_disk_ends_clearly_and_keeps_what_was_saved(
     try:
         run = small / "run"
         done = luthier(
-            "train", f"model={model_folder('llama')}", f"data={alpaca_file}", f"run={run}", "method.rank=32",
-            "train.steps=50", "train.save_every=1", "train.keep=50", "evaluate.generate=0",
+            "train", f"model={model_folder('llama')}", f"data={alpaca_file}", f"run={run}", "method.rank=16",
+            "train.steps=100", "train.save_every=1", "train.keep=100", "evaluate.generate=0",
         )  # fmt: skip
         assert done.returncode == 2, done.stdout + done.stderr
         assert (

