@@ -19,12 +19,13 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
 from luthier.data.formats.base import FORMATS, Format
 from luthier.errors import ConfigError, InputError, did_you_mean
-from luthier.methods.base import METHODS, Method
+from luthier.methods.base import METHODS, QUANTIZED, Method
 from luthier.plugins import Config, Family
 from luthier.tasks.base import TASKS, LongRow, Task
 
@@ -37,6 +38,22 @@ def _share(value: str | float | None) -> str | float | None:
     if isinstance(value, float) and not 0 < value < 1:
         raise ValueError(f"should be a file, the name of a split, a share between 0 and 1, or none, not {value}")
     return value
+
+
+Optimizer = Literal[
+    "adamw", "adam", "sgd", "adafactor", "rmsprop", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"
+]  # fmt: skip
+OPTIMIZER_SPELLINGS = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw_32bit": "paged_adamw",
+}
+"""TrainingArguments' names of the optimizers -> ours."""
+
+
+def _trainer_spelling(value: Any) -> Any:
+    return OPTIMIZER_SPELLINGS.get(value, value) if isinstance(value, str) else value
 
 
 class ModelConfig(Config):
@@ -139,8 +156,9 @@ class TrainConfig(Config):
     """Course of the learning rate after the warm-up; linear and cosine end at zero."""
     warmup: Annotated[float, Field(ge=0)] = 0.03
     """Steps of linear warm-up; below 1 a share of all steps."""
-    optimizer: Literal["adamw", "adam", "sgd", "adafactor", "rmsprop"] = "adamw"
-    """Optimizer, from torch."""
+    optimizer: Annotated[Optimizer, BeforeValidator(_trainer_spelling)] = "adamw"
+    """From torch, or from bitsandbytes: adamw_8bit keeps its states in 8 bit, paged ones move them to the CPU's
+    memory when the GPU's is full."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices; biases and norms are spared."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -219,6 +237,26 @@ class RunConfig(Config):
     """What is measured."""
     seed: int = 0
     """Seed of initial weights, order of rows and dropout."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _quantizing_method(cls, value: Any, info: ValidationInfo) -> Any:
+        """`method: qlora` is lora on a base in 4 bit: the other blocks follow where they are silent."""
+        method = value.get("method") if isinstance(value, dict) else None
+        name = str(method.get("name") if isinstance(method, dict) else method)
+        if name not in QUANTIZED:
+            return value
+        quantize, optimizer = QUANTIZED[name]
+        model, train = dict(value.get("model") or {}), dict(value.get("train") or {})
+        if model.setdefault("quantize", quantize) == "none":
+            raise ValueError(f"method {name} is lora on a quantized base, and model.quantize is none: take method=lora")
+        said = [f"model.quantize={model['quantize']}"]
+        if optimizer and not {"optimizer", "optim"} & train.keys():
+            train["optimizer"] = optimizer
+            said.append(f"train.optimizer={optimizer}")
+        if isinstance(info.context, dict):
+            info.context.setdefault("notes", []).append(f"method {name} is lora with {' and '.join(said)}")
+        return {**value, "model": model, "train": train}
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: Sequence[str] = (), notes: list[str] | None = None) -> RunConfig:

@@ -14,6 +14,7 @@ from luthier.builtin import data_names
 from luthier.config import FAMILIES, RunConfig, fields_at
 from luthier.errors import InputError, did_you_mean
 from luthier.evaluation.base import EVALUATIONS
+from luthier.methods.base import METHODS, QUANTIZED, Method
 from luthier.plugins import Config, Family
 
 KINDS: dict[str, Family[Any]] = {**FAMILIES, "evaluation": EVALUATIONS}
@@ -33,10 +34,50 @@ def listing(kind: str) -> str:
     if singular not in KINDS:
         known = [*(f"{name}s" for name in KINDS), "data", "models"]
         raise InputError(f"nothing to list as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known)}")
+    if singular == "method":
+        return _methods()
     lines = []
     for name in KINDS[singular].names():
         lines.append(f"{name:<18} {_first_line(KINDS[singular].get(name))}")
     return "\n".join(lines)
+
+
+def _methods() -> str:
+    """The methods as a table, then the names of the field that are settings of one."""
+    lines = [f"{'method':<17}{'paper':<12}{'share':>7}  {'merges':<7}{'quant.':<7}tasks"]
+    for name in METHODS.names():
+        found = METHODS.get(name)
+        lines.append(
+            f"{name:<17}{found.paper or '-':<12}{_share(found.typical_share):>7}  {_yes(found.mergeable):<7}"
+            f"{_yes(found.quantized_base):<7}{'all' if found.encoder_decoder else 'no T5':<7}{_first_line(found)}"
+        )
+    lines += ["", "also called"]
+    lines += [f"{name:<17}{_meaning(name)}" for name in METHODS.presets]
+    lines += [
+        "",
+        "share    trained parameters of Qwen2-0.5B with the method's defaults",
+        "quant.   trains on a base in 8 or 4 bit (model.quantize)",
+        "tasks    all: chat, complete and classify; no T5: not on encoder-decoders",
+    ]
+    return "\n".join(lines)
+
+
+def _meaning(preset: str) -> str:
+    """What a recipe would say without the preset."""
+    name, values = METHODS.presets[preset]
+    said = [f"method={name}", *(f"method.{key}={_plain(value)}" for key, value in values.items())]
+    if preset in QUANTIZED:
+        quantize, optimizer = QUANTIZED[preset]
+        said += [f"model.quantize={quantize}", *([f"train.optimizer={optimizer}"] if optimizer else [])]
+    return " ".join(said)
+
+
+def _share(share: float) -> str:
+    return f"{share:.2%}" if share >= 0.0001 else f"{share:.3%}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def explanation(kind: str, name: str) -> str:
@@ -47,12 +88,11 @@ def explanation(kind: str, name: str) -> str:
         if not name:
             raise InputError(f"which {singular}? one of: {', '.join(family.names())}")
         found = family.get(name)
-        paper = getattr(found, "paper", "")
         lines = [inspect.getdoc(sys.modules[found.__module__]) or ""]
-        if paper:
-            lines.append(f"\nPaper: https://arxiv.org/abs/{paper}")
-        if hasattr(found, "suggested_lr"):
-            lines.append(f"Learning rate when the recipe gives none: {found.suggested_lr:g}")
+        if name in family.presets:
+            lines.insert(0, f"{name} is {_meaning(name)}\n")
+        if issubclass(found, Method):
+            lines += _facts(found)
         return "\n".join([*lines, "", fields(found, "" if singular == "evaluation" else f"{_key(singular)}.")]).rstrip()
     if kind not in RunConfig.model_fields:
         known = [*KINDS, *fields_at(RunConfig, ())]
@@ -61,6 +101,19 @@ def explanation(kind: str, name: str) -> str:
     if isinstance(block, type) and issubclass(block, Config):
         return f"{_first_line(block)}\n\n{fields(block, f'{kind}.')}"
     return f"{kind}: {RunConfig.model_fields[kind].description}"
+
+
+def _facts(found: type[Method]) -> list[str]:
+    """What the table of methods says, in words."""
+    encoder = found.suggested_lr_encoder or found.suggested_lr
+    facts = [
+        f"Trains: {_share(found.typical_share)} of Qwen2-0.5B with the defaults",
+        f"Learning rate when the recipe gives none: {found.suggested_lr:g}, on encoders {encoder:g}",
+        f"Merges into the base: {_yes(found.mergeable)}",
+        f"Base in 8 or 4 bit (model.quantize): {_yes(found.quantized_base)}",
+        f"Encoder-decoders such as T5: {_yes(found.encoder_decoder)}",
+    ]
+    return ["", *([f"Paper: https://arxiv.org/abs/{found.paper}"] if found.paper else []), *facts]
 
 
 def _key(kind: str) -> str:

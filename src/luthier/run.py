@@ -70,7 +70,7 @@ def check_machine(config: RunConfig) -> None:
 
     device(config.model)
     check_precision(config.model, config.train)
-    check_quantize(config.model)
+    check_quantize(config.model, config.train.optimizer)
 
 
 def prepare_data(config: RunConfig, progress: Progress) -> Prepared:

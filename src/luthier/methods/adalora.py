@@ -37,7 +37,7 @@ class AdaLoRA(PeftMethod):
     paper: ClassVar[str] = "2303.10512"
     suggested_lr: ClassVar[float] = 1e-3
     suggested_lr_encoder: ClassVar[float | None] = 2e-3
-    typical_share: ClassVar[float] = 0.0134
+    typical_share: ClassVar[float] = 0.0132
     aliases: ClassVar[dict[str, str]] = {
         "init_r": "rank",
         "target_r": "target_rank",

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class Adapter(PeftMethod):
-    """Bottlenecks after attention and feed-forward (Houlsby) or after the feed-forward (Pfeiffer)."""
+    """Bottlenecks after attention and feed-forward, or the latter only."""
 
     paper: ClassVar[str] = "1902.00751"
     suggested_lr: ClassVar[float] = 3e-4
     suggested_lr_encoder: ClassVar[float | None] = 5e-4
-    typical_share: ClassVar[float] = 0.0112
+    typical_share: ClassVar[float] = 0.0111
     mergeable: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {
         "bottleneck_size": "size",

@@ -347,7 +347,12 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "houlsby": ("adapter", {"place": "houlsby"}),
     "pfeiffer": ("adapter", {"place": "pfeiffer"}),
     "scaled_parallel": ("parallel_adapter", {"scale": 4.0}),
+    "qlora": ("lora", {}),
+    "lora_int8": ("lora", {}),
 }
 """Names of the field that are settings of a method here: `method: dora` is `method: {name: lora, dora: true}`."""
+
+QUANTIZED: dict[str, tuple[str, str | None]] = {"qlora": ("nf4", "paged_adamw"), "lora_int8": ("int8", None)}
+"""Presets that also quantize the base: `model.quantize` and, where the paper has one, `train.optimizer`."""
 
 METHODS = Family(Method, "method", presets=PRESETS)

@@ -40,7 +40,7 @@ class LoRA(PeftMethod):
     paper: ClassVar[str] = "2106.09685"
     suggested_lr: ClassVar[float] = 2e-4
     suggested_lr_encoder: ClassVar[float | None] = 5e-4
-    typical_share: ClassVar[float] = 0.0178
+    typical_share: ClassVar[float] = 0.0175
     aliases: ClassVar[dict[str, str]] = {
         "r": "rank",
         "lora_r": "rank",

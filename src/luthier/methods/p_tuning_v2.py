@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PTuningV2(PeftMethod):
-    """Keys and values in front of every attention, trained as they are."""
+    """Keys and values in front of every attention, as they are."""
 
     paper: ClassVar[str] = "2110.07602"
     suggested_lr: ClassVar[float] = 5e-3

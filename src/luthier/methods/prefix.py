@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Prefix(PeftMethod):
-    """Keys and values in front of every attention, from an MLP while training."""
+    """Keys and values in front of every attention, from an MLP."""
 
     paper: ClassVar[str] = "2101.00190"
     suggested_lr: ClassVar[float] = 1e-3

@@ -28,7 +28,7 @@ class Prompt(PeftMethod):
     paper: ClassVar[str] = "2104.08691"
     suggested_lr: ClassVar[float] = 3e-2
     suggested_lr_encoder: ClassVar[float | None] = 3e-2
-    typical_share: ClassVar[float] = 0.00004
+    typical_share: ClassVar[float] = 0.000036
     mergeable: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     encoder_decoder: ClassVar[bool] = False

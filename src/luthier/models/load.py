@@ -170,21 +170,28 @@ def _dtype(config: ModelConfig, where: str) -> Any:
     return torch.float32 if where == "cpu" else "auto"
 
 
-def check_quantize(config: ModelConfig) -> None:
+def check_quantize(config: ModelConfig, optimizer: str = "adamw") -> None:
     """MissingExtra where the recipe's quantization cannot serve here. Cheap: comes before any download."""
     from importlib.util import find_spec
 
+    installed = find_spec("bitsandbytes") is not None
+    if "8bit" in optimizer or "paged" in optimizer:
+        _need_bitsandbytes(installed, "train.optimizer", optimizer, "adamw")
     if config.quantize == "none":
         return
-    if find_spec("bitsandbytes") is None:
-        raise MissingExtra(
-            f"model.quantize={config.quantize} needs bitsandbytes, which is not installed",
-            mend="pip install 'luthier[quantize]', or model.quantize=none",
-        )
+    _need_bitsandbytes(installed, "model.quantize", config.quantize, "none")
     if config.quantize != "int8" and config.compute_dtype == "float16" and device(config) == "cpu":
         raise MissingExtra(
             "model.compute_dtype=float16 cannot serve on a CPU: a step takes some 25 times as long there",
             mend="model.compute_dtype=auto",
+        )
+
+
+def _need_bitsandbytes(installed: bool, key: str, value: str, instead: str) -> None:
+    if not installed:
+        raise MissingExtra(
+            f"{key}={value} needs bitsandbytes, which is not installed",
+            mend=f"pip install 'luthier[quantize]', or {key}={instead}",
         )
 
 

@@ -140,10 +140,13 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Optimizer state as tensors by name and the rest as JSON."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {"groups": state["param_groups"], "state": {}}
+    seen: set[int] = set()
     for index, values in state["state"].items():
         for key, value in values.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value.detach()
+                shared = value.data_ptr() in seen  # bitsandbytes' tables serve all parameters; a file has each apart
+                tensors[f"optimizer.{index}.{key}"] = value.detach().clone() if shared else value.detach()
+                seen.add(value.data_ptr())
             else:
                 numbers["state"].setdefault(str(index), {})[key] = value
     return tensors, numbers

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,6 +41,19 @@ def build_optimizer(
             return torch.optim.Adafactor(groups, lr=lr)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=lr)
+        case "adamw_8bit" | "paged_adamw" | "paged_adamw_8bit" as name:
+            return _bitsandbytes(name, groups, lr, config.betas)
+
+
+def _bitsandbytes(name: str, groups: list[Any], lr: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """AdamW with states in 8 bit (arXiv 2110.02861) or in pageable memory (arXiv 2305.14314, section 3)."""
+    import bitsandbytes as bnb
+
+    # On a CPU there is nothing to page to: bitsandbytes then takes the plain form, which computes the same.
+    warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU", UserWarning)
+    kinds = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW32bit", "paged_adamw_8bit": "PagedAdamW8bit"}
+    made: torch.optim.Optimizer = getattr(bnb.optim, kinds[name])(groups, lr=lr, betas=betas)
+    return made
 
 
 def warmup_steps(config: TrainConfig, steps: int) -> int:
