@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -93,11 +94,12 @@ def load(config: DataConfig, task: Task | None) -> Prepared:
         raise InputError("no data given", mend="data=FILE, a hub id, or data=builtin:reviews")
     refusals: list[Refusal] = []
     train, validation = Part(source=_name(config.path, config.split)), Part()
-    raw = list(read_rows(config.path, split=config.split, subset=config.subset, hub=config.hub))
-    if not raw:
+    raw = read_rows(config.path, split=config.split, subset=config.subset, hub=config.hub)
+    first = _first(raw)
+    if not first:
         raise DataError(f"{config.path}: there are no rows", mend="give data with at least one row")
-    reader, why = _format(config, raw)
-    examples = _read(raw, reader, config, refusals, train)
+    reader, why = _format(config, first)
+    examples = _read(itertools.chain(first, raw), reader, config, refusals, train)
 
     other = _validation_source(config)
     if other is None and config.validation != "none":
@@ -109,7 +111,7 @@ def load(config: DataConfig, task: Task | None) -> Prepared:
     elif other is not None:
         path, name = other
         validation.source = _name(path, name)
-        raw = list(read_rows(path, split=name, subset=config.subset, hub=config.hub))
+        raw = read_rows(path, split=name, subset=config.subset, hub=config.hub)
         held_out = _read(raw, reader, config, refusals, validation)
     else:
         held_out = []
@@ -173,7 +175,7 @@ def _validation_source(config: DataConfig) -> tuple[str, str] | None:
     """(path, split) of separate validation rows, or None where they are parted off the training rows."""
     wanted = config.validation
     if wanted is None:
-        brought = validation_split(config.path, config.hub)
+        brought = validation_split(config.path, config.hub, config.subset)
         return (config.path, brought) if brought else None
     if wanted == "none" or isinstance(wanted, float):
         return None
@@ -182,11 +184,21 @@ def _validation_source(config: DataConfig) -> tuple[str, str] | None:
     return (config.path, wanted)
 
 
+def _first(raw: Iterator[RawRow]) -> list[RawRow]:
+    """As many rows as it takes to have enough to tell the format from; the others stay unread."""
+    rows: list[RawRow] = []
+    good = 0
+    while good < DETECTION_ROWS and (row := next(raw, None)) is not None:
+        rows.append(row)
+        good += not row.problem
+    return rows
+
+
 def _format(config: DataConfig, raw: Sequence[RawRow]) -> tuple[Format, str]:
     """The format of the recipe, or the most particular one whose columns the first rows have."""
     if config.format is not None:
         return config.format, "given in the recipe"
-    sample = [row for row in raw if not row.problem][:DETECTION_ROWS]
+    sample = [row for row in raw if not row.problem]
     if not sample:
         raise DataError(f"{raw[0].where}: {raw[0].problem}", mend="mend the row; no row of this data can be read")
     known = sorted((FORMATS.get(name)() for name in FORMATS.names()), key=lambda reader: reader.order)
@@ -278,7 +290,7 @@ def _others(data: Prepared, examples: list[Example], template: Template, max_len
             data.task.encode(example, template, max_length, policy)
         except RowError as error:
             if error.kind == "long":
-                long += [sum(len(row.ids) for row in data.task.encode(example, template, 2**40, policy))]
+                long += [max(len(row.ids) for row in data.task.encode(example, template, 2**40, policy))]
     return f"; {len(long)} of {len(examples)} rows are too long, the longest has {max(long)} tokens"
 
 

@@ -7,6 +7,7 @@ and is saved and loaded with the adapter.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from luthier.tasks.base import Batch
+
+
+NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
 
 
 class Classify(Task):
@@ -38,14 +42,24 @@ class Classify(Task):
                 f"classification needs at least two labels, the training rows have {len(found)}: {sorted(found)}",
                 mend="choose the label column with data.format.label=COLUMN, or another task",
             )
-        numeric = all(label.lstrip("-").isdigit() for label in found)
-        return self.model_copy(update={"labels": tuple(sorted(found, key=int if numeric else None))})
+        numbers = sorted((label for label in found if NUMBER.fullmatch(label)), key=lambda label: (float(label), label))
+        words = sorted(found.difference(numbers))
+        if numbers and words:
+            raise DataError(
+                f"the labels of the training rows mix numbers ({_some(numbers)}) and words ({_some(words)})",
+                mend="data.format.names=[WORD,WORD] reads 0 and 1 as words; if both are meant, list all in task.labels",
+            )
+        return self.model_copy(update={"labels": tuple(numbers or words)})
 
     def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
         if example.label is None:
             raise RowError("the row has no label", mend="name the column with data.format.label=COLUMN")
         if example.label not in self.labels:
-            raise RowError(f"label {example.label!r} is none of the classes {', '.join(self.labels[:20])}")
+            raise RowError(
+                f"label {example.label!r} is none of the classes {_some(self.labels)} "
+                "(those of the training rows, or of task.labels)",
+                mend="mend it, list all classes in task.labels, or leave such rows out with data.on_bad_row=skip",
+            )
         text = example.text or example.messages[0].content
         if not text.strip():
             raise RowError("the text is empty")
@@ -69,3 +83,7 @@ class Classify(Task):
 
     def targets(self, batch: Batch) -> Tensor:
         return batch["labels"].new_tensor(batch["labels"].size(0))
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from luthier.data.example import Example, RowError, chat
-from luthier.data.formats.base import Format, column, text_of
+from luthier.data.formats.base import Format, column, optional_text, text_of
 
 
 class Alpaca(Format):
@@ -35,13 +35,16 @@ class Alpaca(Format):
 
     def read(self, row: Mapping[str, Any]) -> Example:
         question = text_of(column(row, self.instruction, key="instruction"), self.instruction)
-        if row.get(self.input):
-            question += "\n" + text_of(row[self.input], self.input)
+        if material := optional_text(row, self.input):
+            question += "\n" + material
         answer = text_of(column(row, self.output, key="output"), self.output)
         turns = []
-        if row.get(self.system):
-            turns.append(("system", text_of(row[self.system], self.system)))
-        for pair in row.get(self.history) or []:
+        if system := optional_text(row, self.system):
+            turns.append(("system", system))
+        history = row.get(self.history) or []
+        if not isinstance(history, list | tuple):
+            raise RowError(f"{self.history} should be a list, not {type(history).__name__}")
+        for pair in history:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise RowError(f"{self.history} should be pairs of question and answer")
             turns += [("user", text_of(pair[0], self.history)), ("assistant", text_of(pair[1], self.history))]

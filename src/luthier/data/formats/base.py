@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -42,23 +43,42 @@ def text_of(value: Any, name: str) -> str:
         parts = [part.get("text", part.get("value")) if isinstance(part, Mapping) else part for part in value]
         if not all(isinstance(part, str) for part in parts):
             raise RowError(f"{name} has parts that are no text")
-        return "".join(str(part) for part in parts)
+        value = "".join(str(part) for part in parts)
     if value is None:
         raise RowError(f"{name} is null")
     if not isinstance(value, str):
         raise RowError(f"{name} should be text, not {type(value).__name__}")
-    return value
+    return _sound(value, name)
+
+
+def optional_text(row: Mapping[str, Any], name: str) -> str:
+    """Text of a column that may be missing, null or empty; a number there is a mistake and not nothing."""
+    value = row.get(name)
+    return "" if value is None else text_of(value, name)
 
 
 def label_of(value: Any, name: str) -> str:
-    """A class label as text: `1` and `1.0` are the class "1"."""
-    if value is None or value == "":
+    """A class label as text: `1`, `1.0` and `"1"` are the class "1"."""
+    if value is None or (isinstance(value, str) and not value.strip()):
         raise RowError(f"{name} is empty")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise RowError(f"{name} is {value}, which is no class")
+        value = int(value) if value.is_integer() else value
     if not isinstance(value, str | int | float):
         raise RowError(f"{name} should be a text or a number, not {type(value).__name__}")
-    return str(value).strip()
+    return _sound(str(value).strip(), name)
+
+
+def _sound(text: str, name: str) -> str:
+    """The text, where a tokenizer can take it: some stop at a NUL, and none can encode half a character."""
+    if "\0" in text:
+        raise RowError(f"{name} holds a NUL character, as damaged files and binary data do")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError(f"{name} holds half a character (a lone surrogate such as \\ud800)") from None
+    return text
 
 
 FORMATS = Family(Format, "format")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import field_validator
 
 from luthier.data.example import Example, Message, RowError
-from luthier.data.formats.base import Format, column, label_of, text_of
+from luthier.data.formats.base import Format, column, label_of, optional_text, text_of
 
 
 class Classification(Format):
@@ -53,12 +53,12 @@ class Classification(Format):
     def read(self, row: Mapping[str, Any]) -> Example:
         text_column, label_column = self._columns(row)
         text = text_of(column(row, text_column, key="text"), text_column)
-        pair = text_of(row[self.pair], self.pair) if row.get(self.pair) else ""
+        pair = optional_text(row, self.pair)
         label = label_of(column(row, label_column, key="label"), label_column)
         if not text.strip():
             raise RowError(f"{text_column} is empty")
         if self.names and label not in self.names:
-            if not label.isdigit() or int(label) >= len(self.names):
+            if label not in map(str, range(len(self.names))):
                 raise RowError(f"label {label!r} is neither one of {', '.join(self.names)} nor their number")
             label = self.names[int(label)]
         question = self.prompt.replace("{text}", f"{text}\n{pair}" if pair else text)

@@ -29,7 +29,7 @@ class Messages(Format):
         for number, turn in enumerate(turns, 1):
             if not isinstance(turn, Mapping) or "role" not in turn:
                 raise RowError(f"turn {number} of {self.messages} has no role")
-            if turn.get("tool_calls"):
+            if turn.get("tool_calls") or turn.get("function_call"):
                 raise RowError(f"turn {number} calls a tool, which this version cannot train on")
             pairs.append((str(turn["role"]), text_of(turn.get("content"), f"content of turn {number}")))
         return Example(messages=chat(pairs))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from luthier.data.example import Example, RowError, chat
-from luthier.data.formats.base import Format, column, text_of
+from luthier.data.formats.base import Format, column, optional_text, text_of
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
@@ -29,7 +29,8 @@ class ShareGPT(Format):
         turns = column(row, self.conversations, key="conversations")
         if not isinstance(turns, list):
             raise RowError(f"{self.conversations} should be a list of turns, not {type(turns).__name__}")
-        pairs = [("system", text_of(row[self.system], self.system))] if row.get(self.system) else []
+        system = optional_text(row, self.system)
+        pairs = [("system", system)] if system else []
         for number, turn in enumerate(turns, 1):
             if not isinstance(turn, Mapping) or "from" not in turn:
                 raise RowError(f"turn {number} of {self.conversations} has no 'from'")

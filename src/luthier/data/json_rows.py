@@ -1,0 +1,218 @@
+"""Rows of JSON: an array or one object per line, item by item. A bad item is named and spoils no other."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from luthier.data.files import LINE_LIMIT, LONE, SHOWN, blocks, lines, no_text, too_long
+from luthier.data.rows import NO_ROWS, RawRow
+from luthier.errors import DataError
+
+DEPTH = 64
+"""Lists and objects may stand within one another this deep; parsers differ in where they give up, we do not."""
+
+
+class _Unusable(ValueError):
+    """JSON that Python would read, and that is none or not safe to use."""
+
+
+def _constant(text: str) -> NoReturn:
+    raise _Unusable(f"no valid JSON: {text} is no number of JSON; write null, or leave the key out")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Unusable(f"the key {twice!r} stands twice in one object; only one value can count")
+    return made
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_JSON = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_object)
+
+
+def read_json(file: Path, encoding: str) -> Iterator[RawRow]:
+    """An array or one object per line, whatever the file is called."""
+    first = next((text.lstrip()[0] for text in blocks(file, encoding) if text.strip()), "")
+    yield from (_json_array if first == "[" else _json_lines)(file, encoding)
+
+
+def _json_lines(file: Path, encoding: str) -> Iterator[RawRow]:
+    empty = True
+    for number, text, _, fault in lines(file, encoding):
+        where = f"{file}: line {number}"
+        if fault:
+            row = RawRow(where, {"raw": text.rstrip("\r\n")}, fault)
+        elif not text.strip():
+            continue
+        else:
+            row = json_row(where, text.rstrip("\r\n"), cut=not text.endswith("\n"))
+        if empty and row.problem and text.lstrip().startswith("{"):
+            _refuse_one_object(file, encoding)
+        empty = False
+        yield row
+    if empty:
+        raise DataError(f"{file}: the file has no rows", mend=NO_ROWS)
+
+
+def json_row(where: str, text: str, *, cut: bool = False) -> RawRow:
+    """The row that a piece of JSON is. `cut`: the file ends right behind it."""
+    try:
+        value = _JSON.decode(text)
+        problem = "" if isinstance(value, dict) else f"should be an object with columns, not {type(value).__name__}"
+        # Only such an escape makes half a character, and only brackets make depth: other rows need no look.
+        if not problem and (_HALF.search(text) or text.count("{") + text.count("[") > DEPTH):
+            problem = _fault(value)
+    except json.JSONDecodeError as error:
+        end = "; the file ends here, so it may have been cut off" if cut else ""
+        problem = f"no valid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}{end}"
+    except _Unusable as error:
+        problem = str(error)
+    except RecursionError:
+        problem = f"lists and objects stand more than {DEPTH} deep in one another"
+    except ValueError:
+        problem = "a number has more digits than Python reads"
+    return RawRow(where, {"raw": text.strip()}, problem) if problem else RawRow(where, value)
+
+
+def _fault(row: Mapping[str, Any]) -> str:
+    """Why a parsed row cannot be used all the same, or ''. No recursion: that is what it guards against."""
+    stack: list[tuple[str, Any, int]] = [(name, item, 2) for name, value in row.items() for item in (name, value)]
+    while stack:
+        name, item, depth = stack.pop()
+        if isinstance(item, str):
+            if LONE.search(item):
+                return f"{name!a} holds half a character (a lone surrogate such as \\ud800), which no text can"
+        elif isinstance(item, dict | list):
+            if depth > DEPTH:
+                return f"lists and objects stand more than {DEPTH} deep in one another"
+            within = [*item, *item.values()] if isinstance(item, dict) else item
+            stack += [(name, inner, depth + 1) for inner in within]
+    return ""
+
+
+def _refuse_one_object(file: Path, encoding: str) -> None:
+    """One object over several lines is a mistake that deserves its own words."""
+    if file.stat().st_size > LINE_LIMIT:
+        return
+    kept: list[str] = []
+    size = 0
+    for block in blocks(file, encoding):
+        kept.append(block)
+        size += len(block)
+        if size > LINE_LIMIT:  # a packed file grows
+            return
+    try:
+        whole = _JSON.decode("".join(kept))
+    except (ValueError, RecursionError):
+        return
+    if isinstance(whole, dict):
+        raise DataError(
+            f"{file}: holds one object, not rows (its keys: {', '.join(map(ascii, list(whole)[:8]))})",
+            mend="rows are a JSON array [...] or one object per line",
+        )
+
+
+def _json_array(file: Path, encoding: str) -> Iterator[RawRow]:
+    number = 0
+    for number, (text, size) in enumerate(_items(file, blocks(file, encoding)), 1):
+        where = f"{file}: row {number}"
+        if size > LINE_LIMIT:
+            yield RawRow(where, {"raw": _printable(text)}, too_long(size, "characters"))
+        elif LONE.search(text):
+            yield RawRow(where, {"raw": _printable(text).strip()}, no_text(encoding))
+        else:
+            yield json_row(where, text)
+    if not number:
+        raise DataError(f"{file}: the file has no rows", mend=NO_ROWS)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _items(file: Path, pieces: Iterator[str]) -> Iterator[tuple[str, int]]:
+    """(text, length) of each item of an array: cut at the commas here, parsed by the caller.
+
+    So a bad item spoils no other, and memory holds one item; of one over the limit only the beginning.
+    """
+    scan = _Scan()
+    kept: list[str] = []
+    size = number = 0
+    opened = closed = False
+    for piece in pieces:
+        at = 0
+        if not opened:
+            at = piece.find("[") + 1
+            opened = at > 0
+        while opened and not closed:
+            end = scan.end(piece, at)
+            part = piece[at:] if end < 0 else piece[at:end]
+            size += len(part)
+            kept.append(part)
+            if size > LINE_LIMIT:
+                kept = [kept[0][:SHOWN]]
+            if end < 0:
+                break
+            at, mark, text = end + 1, piece[end], "".join(kept)
+            closed = mark == "]"
+            if not closed or number or text.strip():
+                number += 1
+                yield text, size
+            if mark == "}":
+                raise _no_array(file, f"a }} that nothing opened stands behind row {number}")
+            kept, size = [], 0
+        if closed and piece[at:].strip():
+            raise _no_array(file, f"more stands behind the closing ], after row {number}")
+    if not closed:
+        raise _no_array(file, f"it ends within row {number + 1}, without the closing ]")
+
+
+def _no_array(file: Path, why: str) -> DataError:
+    return DataError(f"{file}: no valid JSON array: {why}", mend="mend the file there; it may have been cut off")
+
+
+_REST_OF_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_TO_MARK, _TO_MARK_WITHIN = (  # over whole strings to the next bracket; outside of any item a comma ends it too
+    re.compile(rf'[^"{marks}]*+(?:"{_REST_OF_STRING.pattern}[^"{marks}]*+)*+', re.DOTALL)
+    for marks in (r"\[\]{},", r"\[\]{}")
+)
+
+
+class _Scan:
+    """Finds where items of an array end, though their text comes in pieces. Knows strings and brackets, no more."""
+
+    def __init__(self) -> None:
+        self.depth, self.in_string, self.escaped = 0, False, False
+
+    def end(self, text: str, at: int) -> int:
+        """Place of the mark that ends the item, or -1 where it goes on behind `text`."""
+        if self.escaped:
+            at, self.escaped = at + 1, False
+        while True:
+            if self.in_string:
+                found = _REST_OF_STRING.match(text, at)
+                if not found:
+                    tail = text[at:]
+                    self.escaped = (len(tail) - len(tail.rstrip("\\"))) % 2 == 1
+                    return -1
+                at, self.in_string = found.end(), False
+            found = (_TO_MARK_WITHIN if self.depth else _TO_MARK).match(text, at)
+            if not found or found.end() == len(text):
+                return -1
+            at = found.end() + 1
+            mark = text[at - 1]
+            if mark == '"':  # a string that goes on behind `text`
+                self.in_string = True
+            elif mark in "[{":
+                self.depth += 1
+            elif self.depth:
+                self.depth -= 1
+            else:
+                return at - 1

@@ -1,0 +1,135 @@
+"""Rows of csv, tsv and plain text. What is no row is named, not dropped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.data.files import LINE_LIMIT, SHOWN, lines, too_long
+from luthier.errors import DataError
+
+TEXT_ROW = "text"  # the column that a document of plain text becomes
+NO_ROWS = "give a file with at least one row"
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row as it stands in the file. `problem` says why it is no row at all; then `values` holds its raw text."""
+
+    where: str
+    values: Mapping[str, Any]
+    problem: str = ""
+
+
+class _Feed:
+    """Lines for csv.reader, and where the row begins that it is reading: a quoted text may run over several lines."""
+
+    def __init__(self, file: Path, encoding: str) -> None:
+        self._file, self._encoding = file, encoding
+        self._line = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A new row begins."""
+        self.start, self.size, self.fault = 0, 0, ""
+
+    def lines(self) -> Iterator[str]:
+        """Each line with its end; DataError where the row grows over the limit."""
+        for _, text, size, fault in lines(self._file, self._encoding):
+            self._count()
+            self.size += size
+            self.fault = self.fault or fault
+            if self.size > LINE_LIMIT:
+                raise DataError(
+                    f"{self._file}: line {self.start}: the row that begins here {too_long(self.size)} or longer",
+                    mend="check its quotes: one that is not closed swallows what follows",
+                )
+            if "\r" in text[:-2]:  # files of old Macs end their lines so
+                first, *others = io.StringIO(text, newline="")
+                yield first
+                for piece in others:
+                    self._count()
+                    yield piece
+            else:
+                yield text
+
+    def _count(self) -> None:
+        self._line += 1
+        self.start = self.start or self._line
+
+
+def read_table(file: Path, encoding: str, *, tab: bool) -> Iterator[RawRow]:
+    """Rows of a csv or tsv file with a header; every cell stays text."""
+    csv.field_size_limit(LINE_LIMIT)  # holds for the process; the library's 131,072 would refuse honest long texts
+    feed = _Feed(file, encoding)
+    source = feed.lines()
+    header = next((line for line in source if line.strip()), "")
+    delimiter = "\t" if tab else max(",;\t|", key=header.count)
+    reader = csv.reader(itertools.chain([header], source), delimiter=delimiter, strict=True)
+    names = [name.strip() for name in _cells(file, reader, feed) or []]
+    if not names:
+        raise DataError(f"{file}: the file has no header line", mend="name the columns in the first line")
+    if feed.fault:
+        raise DataError(f"{file}: line {feed.start}: {feed.fault}", mend="mend the header")
+    if len(set(names)) != len(names):
+        raise DataError(f"{file}: line {feed.start}: two columns have the same name", mend="name each column once")
+    count = 0
+    feed.begin()
+    while (cells := _cells(file, reader, feed)) is not None:
+        where = f"{file}: line {feed.start}"
+        if feed.fault:
+            yield RawRow(where, {"raw": cells}, feed.fault)
+        elif cells and len(cells) != len(names):
+            problem = (
+                f"has {len(cells)} cells, the header {len(names)}: a {delimiter!r} in a text needs quotes around it"
+            )
+            yield RawRow(where, {"raw": cells}, problem)
+        elif cells:
+            yield RawRow(where, dict(zip(names, cells, strict=True)))
+        count += bool(cells)
+        feed.begin()
+    if count == 0:
+        raise DataError(f"{file}: the file has a header and no rows", mend=NO_ROWS)
+
+
+def _cells(file: Path, reader: Iterator[list[str]], feed: _Feed) -> list[str] | None:
+    """The next row, None behind the last. After a fault in the quotes no row can be told for certain: DataError."""
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        why = str(error)
+        if "unexpected end" in why:
+            why = "a quote opens in the row that begins here and is never closed; the rest of the file is inside it"
+        raise DataError(
+            f"{file}: line {feed.start}: {why}", mend='check the quotes there; a " in a quoted text is written ""'
+        ) from None
+
+
+def read_text(file: Path, encoding: str) -> Iterator[RawRow]:
+    """Plain text: empty lines part the documents; a text without any is one document."""
+    kept: list[str] = []
+    start = size = 0
+    problem = ""
+    found = False
+    for number, line, length, fault in itertools.chain(lines(file, encoding), [(0, "", 0, "")]):
+        text = line.removesuffix("\n").removesuffix("\r")
+        if text:
+            start, size, problem = start or number, size + length, problem or fault
+            kept.append(text)
+            if size > LINE_LIMIT:
+                kept = [kept[0][:SHOWN]]
+            continue
+        document = "\n".join(kept)
+        if size > LINE_LIMIT:
+            problem = too_long(size)
+        if document.strip():
+            found = True
+            yield RawRow(f"{file}: line {start}", {"raw" if problem else TEXT_ROW: document}, problem)
+        kept, start, size, problem = [], 0, 0, ""
+    if not found:
+        raise DataError(f"{file}: the file has no text", mend="give a file with at least one line")
