@@ -1,18 +1,23 @@
 """Dialogues to token ids and a loss mask, by the tokenizer's own chat template.
 
-The template renders the whole dialogue; the places of the answers are found by rendering it up to and
-through each answer. The three texts must be prefixes of one another and token edges must fall on the
-edges of the answer, else we stop: a mask that is only nearly right trains the wrong thing in silence.
+The template renders the whole dialogue; an answer is what it writes behind the prompt that use shows to
+the model: render(messages before it, with the generation prompt). Where an earlier answer is rendered anew
+when other turns follow (reasoning models drop its thoughts), each answer gets a row of its own, which ends
+with it. Every row is proved before it is handed out: prompt and row are prefixes of one another in text and
+in tokens, and the ids are those of the template's own whole. Else we stop: a mask that is only nearly right
+trains the wrong thing in silence.
 """
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from luthier.data.example import Message
+from luthier.data.example import Message, RowError
 from luthier.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -49,6 +54,18 @@ class Tokens:
 
     ids: list[int]
     labels: list[int]
+    messages: Sequence[Message] = ()
+    """What the ids are the rendering of."""
+
+
+class Answer(NamedTuple):
+    """Where a learned turn has its answer: from the end of the prompt to behind the end token, in characters."""
+
+    turn: int
+    start: int
+    stop: int
+    closed: bool
+    """Does the template write an end token?"""
 
 
 class Template:
@@ -56,6 +73,7 @@ class Template:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self._tails: dict[str, list[int]] = {}
         self.source = "the tokenizer's own"
         if not tokenizer.chat_template:
             vocabulary = tokenizer.get_vocab()
@@ -73,10 +91,11 @@ class Template:
                 "the tokenizer has neither a chat template nor an end token, so an answer could never end",
                 mend="give the tokenizer an eos_token, or use task=complete",
             )
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             # A base tokenizer may lack bos_token; the sandboxed Jinja then prints nothing for it.
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+            text = self.tokenizer.apply_chat_template(
+                self._turns(messages), tokenize=False, add_generation_prompt=prompt
+            )
         except Exception as error:  # a template may raise anything, by design
             raise TemplateError(f"the chat template refuses this dialogue: {error}") from error
         return str(text)
@@ -90,12 +109,6 @@ class Template:
         return self.encode_text(self.render(messages, prompt=True))
 
     @cached_property
-    def _special_ids(self) -> set[int]:
-        """Also those without a role of their own, as Phi's <|end|> and Gemma's <end_of_turn>."""
-        added = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return added | set(self.tokenizer.all_special_ids)
-
-    @cached_property
     def end_ids(self) -> set[int]:
         """Tokens that end an answer: the template's own end of turn, and the tokenizer's end token."""
         probe = self.encode([Message("user", "hi"), Message("assistant", "hello", learn=True)])
@@ -103,42 +116,231 @@ class Template:
         return {learned[-1], *([self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else [])}
 
     def encode(self, messages: Sequence[Message]) -> Tokens:
-        """Ids of the whole dialogue, labels only on learned messages and the token that ends each of them."""
-        full = self.render(messages)
-        spans = [self._span(messages, i, full) for i, message in enumerate(messages) if message.learn]
-        encoded = self.tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-        labels = [IGNORED] * len(ids)
-        special = self._special_ids
-        for start, stop in spans:
-            inside = [i for i, (a, b) in enumerate(offsets) if b > a and a < stop and b > start]
-            if any(offsets[i][0] < start and full[offsets[i][0] : start].strip() for i in inside):
-                raise TemplateError(
-                    f"a token spans the start of the answer {full[start : start + 20]!r}: "
-                    "in use the model would never see that token",
-                    mend="end the template's generation prompt with a newline or a special token",
-                )
-            # What the template writes after the end token (a newline, say) is never generated.
-            ends = [i for i in inside if ids[i] in special]
-            if not ends:
-                raise TemplateError(
-                    f"the chat template closes the answer {full[start : start + 20]!r} with no special token, "
-                    "so the model would never learn to stop",
-                    mend="let the template write eos_token after each assistant message",
-                )
-            for i in inside:
-                if i <= ends[-1]:
-                    labels[i] = ids[i]
-        return Tokens(ids, labels)
-
-    def _span(self, messages: Sequence[Message], index: int, full: str) -> tuple[int, int]:
-        """Start and stop, in characters of `full`, of one answer and what closes it."""
-        before = self.render(messages[:index], prompt=True)
-        through = self.render(messages[: index + 1])
-        if not through.startswith(before) or not full.startswith(through):
+        """The one row of a dialogue; TemplateError where the template needs several (see `rows`)."""
+        first, *others = self.rows(messages)
+        if others:
             raise TemplateError(
-                f"the chat template renders turn {index + 1} differently when other turns follow, "
-                "so its answer cannot be told apart from the prompt",
+                f"the chat template renders turn {len(first.messages)} differently when other turns follow, "
+                "so the dialogue's answers do not fit into one row",
                 mend="learn only the last answer, or give the tokenizer a template that appends turn by turn",
             )
-        return len(before), len(through)
+        return first
+
+    def rows(self, messages: Sequence[Message]) -> list[Tokens]:
+        """Ids and labels: learned are the answers and the token that ends each, nothing else.
+
+        One row where the template appends turn by turn. Else one per learned answer: the dialogue up to it as
+        use renders it, then the answer. RowError where the text is at fault, TemplateError where the template is.
+        """
+        self._refuse_special(messages)
+        full = self.render(messages)
+        texts, answers, appends = [], [], True
+        for turn, message in enumerate(messages):
+            if not message.learn:
+                continue
+            before = self.render(messages[:turn], prompt=True)
+            through = full if turn == len(messages) - 1 else self.render(messages[: turn + 1])
+            if not through.startswith(before):
+                same = next((i for i, (a, b) in enumerate(zip(before, through, strict=False)) if a != b), len(through))
+                raise TemplateError(
+                    f"the chat template renders turn {turn + 1} differently in use and in training: the prompt goes "
+                    f"on with {before[same : same + 30]!r} where the dialogue has {through[same : same + 30]!r}",
+                    mend="give the tokenizer a chat_template whose generation prompt opens an answer as its turns do",
+                )
+            said, closed = self._said(turn, message.content, through[len(before) :])
+            answers.append(Answer(turn, len(before), len(before) + said, closed))
+            texts.append(through)
+            appends = appends and full.startswith(through[: answers[-1].stop])
+        if appends:
+            return [self._tokens(messages, full, answers)]
+        parts = [
+            [replace(message, learn=i == answer.turn) for i, message in enumerate(messages[: answer.turn + 1])]
+            for answer in answers
+        ]
+        return [self._tokens(p, text, [answer]) for p, text, answer in zip(parts, texts, answers, strict=True)]
+
+    @cached_property
+    def _special(self) -> dict[int, str]:
+        """Also those without a role of their own, as Phi's <|end|> and Gemma's <end_of_turn>."""
+        own = dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
+        return own | {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
+    @cached_property
+    def _special_text(self) -> re.Pattern[str]:
+        longest_first = sorted((token for token in self._special.values() if token), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def _refuse_special(self, messages: Sequence[Message]) -> None:
+        """No text may end a turn, open one, or pass for the template's own writing."""
+        for number, message in enumerate(messages, 1):
+            if found := self._special_text.search(message.content):
+                raise RowError(
+                    f"turn {number}: the {message.role} message contains {found[0]!r}, a special token of this "
+                    "tokenizer, which the model would take for the template's",
+                    mend="write it otherwise, or leave such rows out with data.on_bad_row=skip",
+                )
+
+    def _said(self, turn: int, content: str, text: str) -> tuple[int, bool]:
+        """How much of a turn's text the model says: the answer and the special token behind it, if there is one.
+
+        What the template writes after that token (a newline, a token for the end of the dialogue) is not generated.
+        """
+        content = content.strip()
+        place = stop = 0
+        for token in self._special_text.finditer(text):
+            if _holds(text[place : token.start()], content):
+                stop = token.end()
+            place = token.end()
+        if stop:
+            return stop, True
+        if _holds(text[place:], content):
+            return len(text), False
+        raise RowError(
+            f"turn {turn + 1}: the chat template leaves out a part of the answer: {content[:40]!r} becomes "
+            f"{text[:40]!r}",
+            mend="give the tokenizer a chat_template that keeps it (most often, reasoning in <think> tags)",
+        )
+
+    def _tokens(self, messages: Sequence[Message], text: str, answers: Sequence[Answer]) -> Tokens:
+        """Ids of the rendered dialogue and the labels of these answers, proved."""
+        whole = len(text)
+        if not all(answer.closed for answer in answers):
+            answers = [self._close(answer, text) for answer in answers]
+            if answers[-1].stop > whole:
+                text += self._opener or ""
+        encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids: list[int] = encoded["input_ids"]
+        starts = [start for start, _ in encoded["offset_mapping"]]
+        self._prove(messages, ids[: bisect_left(starts, whole)])
+        labels = [IGNORED] * len(ids)
+        for answer in answers:
+            first, past = bisect_left(starts, answer.start), bisect_left(starts, answer.stop)
+            self._prove_prompt(text, ids, starts, first, answer.start, messages[answer.turn].content)
+            if ids[past - 1] not in self._special:
+                raise TemplateError(
+                    f"the tokenizer splits the token that ends an answer, {text[: answer.stop][-20:]!r}, into text",
+                    mend="load the tokenizer without split_special_tokens",
+                )
+            labels[first:past] = ids[first:past]
+        if self._marked:
+            self._agree(messages, text, starts, answers)
+        return Tokens(ids, labels, messages)
+
+    def _close(self, answer: Answer, text: str) -> Answer:
+        """An answer with its end, where the template writes no end token, as GLM's.
+
+        There the model says the token that opens the user's turn and is stopped by it. So that token ends the
+        answer: the one that follows in the dialogue or, behind the last turn, one more than the template writes.
+        """
+        if answer.closed:
+            return answer
+        opener = self._opener
+        if opener is None or not (text.startswith(opener, answer.stop) or len(text) == answer.stop):
+            raise TemplateError(
+                f"the chat template closes the answer {text[answer.start : answer.stop][:20]!r} with no special token, "
+                "so the model would never learn to stop",
+                mend="let the template write eos_token after each assistant message",
+            )
+        return answer._replace(stop=answer.stop + len(opener))
+
+    def _prove(self, messages: Sequence[Message], ids: list[int]) -> None:
+        """The ids are the template's own whole, and no opening token is doubled."""
+        if len(ids) > 1 and ids[0] == ids[1] and ids[0] in self._special:
+            raise TemplateError(
+                f"the row opens with {self._special[ids[0]]!r} twice",
+                mend="let the chat template write bos_token once, and nothing else before the first turn",
+            )
+        # transformers' method encodes the rendered text by the very call that gave us the ids, so only a
+        # tokenizer that brings its own can differ. It is asked about every row.
+        if not self._renders_itself:
+            return
+        whole: Any = self.tokenizer.apply_chat_template(self._turns(messages), tokenize=True, return_dict=False)
+        if list(whole) != ids:
+            raise TemplateError(
+                f"{type(self.tokenizer).__name__} makes {len(whole)} tokens of a dialogue whose text has {len(ids)}: "
+                f"{self.tokenizer.decode(whole[:20])!r} is not {self.tokenizer.decode(ids[:20])!r}",
+                mend="load the tokenizer as transformers' own class, from its tokenizer.json",
+            )
+
+    def _prove_prompt(self, text: str, ids: list[int], starts: list[int], first: int, start: int, content: str) -> None:
+        """The ids before `first` are those that use starts from: prompt_ids of the messages before the answer.
+
+        A tokenizer cuts text at its special tokens first, so the two can differ only behind the last of them.
+        """
+        last = first - 1
+        # The id alone is not enough: unk is special and stands for any text that the vocabulary lacks.
+        while last > 0 and not ((token := self._special.get(ids[last])) and text.startswith(token, starts[last])):
+            last -= 1
+        tail = text[starts[last] if last > 0 else 0 : start]
+        expected = self._tails.get(tail)
+        if expected is None:
+            expected = self.encode_text(tail)
+            if len(tail) < 200 and len(self._tails) < 1000:  # most templates have one: the role of the answer
+                self._tails[tail] = expected
+        if ids[max(last, 0) : first] == expected:
+            return
+        if content[:1].isspace():
+            raise RowError(
+                f"the answer {content[:20]!r} starts with white space, which becomes one token with the end of the "
+                "prompt: in use the model would never see that token",
+                mend="strip the answers, or leave such rows out with data.on_bad_row=skip",
+            )
+        raise TemplateError(
+            f"a token spans the start of the answer {content[:20]!r}: in use the model would never see that token",
+            mend="end the template's generation prompt with a newline or a special token",
+        )
+
+    @cached_property
+    def _opener(self) -> str | None:
+        """The special token that opens a user's turn right behind an answer, in a template that closes none."""
+        talk = [Message("user", "hi"), Message("assistant", "hello")]
+        text, longer = self.render(talk), self.render([*talk, Message("user", "hi")])
+        token = self._special_text.match(longer, len(text)) if longer.startswith(text) else None
+        return token[0] if token and token[0] != self.tokenizer.bos_token else None
+
+    @cached_property
+    def _renders_itself(self) -> bool:
+        from transformers import PreTrainedTokenizerBase
+
+        return type(self.tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+
+    @cached_property
+    def _marked(self) -> bool:
+        return bool(re.search(r"\{%[-+]?\s*generation\b", str(self.tokenizer.get_chat_template())))
+
+    def _agree(self, messages: Sequence[Message], text: str, starts: list[int], answers: Sequence[Answer]) -> None:
+        """The template's own {% generation %} markers say what we say.
+
+        They may hold more only within the turn: its opening, which is the prompt, and white space behind its end.
+        """
+        encoded: Any = self.tokenizer.apply_chat_template(
+            self._turns(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        marks: list[int] = encoded["assistant_masks"]
+        stretches = sum(mark > last for last, mark in zip([0, *marks], marks, strict=False))
+        fault = "mark more than the answers" if stretches > sum(m.role == "assistant" for m in messages) else ""
+        for answer in answers:
+            begin = first = bisect_left(starts, answer.start)
+            end = past = bisect_left(starts, answer.stop) - (not answer.closed)  # which opens the next turn
+            while begin > 0 and marks[begin - 1]:
+                begin -= 1
+            while end < len(marks) and marks[end]:
+                end += 1
+            opening = len(self.render(messages[: answer.turn])) if begin < first else answer.start
+            if not all(marks[first:past]):
+                fault = fault or f"leave out a part of turn {answer.turn + 1} or the token that ends it"
+            elif begin < bisect_left(starts, opening) or text[answer.stop : [*starts, len(text)][end]].strip():
+                fault = fault or f"reach beyond turn {answer.turn + 1}"
+        if fault:
+            raise TemplateError(
+                f"the chat template's generation markers {fault}",
+                mend="mark in the template what the model generates: the content of an answer and its end token",
+            )
+
+    def _turns(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _holds(text: str, content: str) -> bool:
+    """Is the content in the text? A template may change white space."""
+    return content in text or "".join(content.split()) in "".join(text.split())

@@ -5,6 +5,7 @@ Upper and lower case, white space at the edges and a final full stop do not coun
 
 from __future__ import annotations
 
+from luthier.data.template import IGNORED
 from luthier.evaluation.base import Evaluation, MetricFunction, Record, Subject
 from luthier.evaluation.generate import generate
 from luthier.evaluation.labels import answer_start
@@ -17,16 +18,22 @@ class ExactMatch(Evaluation):
         return subject.task.name == "chat" and subject.generate > 0
 
     def measure(self, subject: Subject) -> list[Record]:
-        count = min(subject.generate, len(subject.rows))
-        rows = subject.rows[:count]
-        longest = max(len(row.ids) - answer_start(row) for row in rows)
+        # A dialogue may have a row per answer (see Template.rows); it is asked for its last one.
+        last = dict(zip(subject.owner, subject.rows, strict=True))
+        rows = [last[number] for number in range(min(subject.generate, len(subject.examples)))]
+        starts = [answer_start(row) for row in rows]
+        longest = max(len(row.ids) - start for row, start in zip(rows, starts, strict=True))
         answers = generate(
-            subject.model, subject.template, [row.ids[: answer_start(row)] for row in rows],
+            subject.model, subject.template, [row.ids[:start] for row, start in zip(rows, starts, strict=True)],
             max_new_tokens=min(subject.max_new_tokens, longest + 2), batch_size=subject.batch_size,
         )  # fmt: skip
         records: list[Record] = []
-        for example, answer in zip(subject.examples[:count], answers, strict=True):
-            records.append({"answer": example.answer, "said": answer})
+        for row, start, said in zip(rows, starts, answers, strict=True):
+            # What was learned, not the message: a template may put more into the model's mouth (Qwen3's think block).
+            learned = [label for label in row.labels[start:] if label != IGNORED]
+            answer = str(subject.template.tokenizer.decode(learned, skip_special_tokens=True))
+            records.append({"answer": answer, "said": said})
+        count = len(rows)
         return records + [{} for _ in subject.examples[count:]]
 
     def metrics(self) -> dict[str, MetricFunction]:
