@@ -10,6 +10,7 @@ layer turns its input at every step (a merged model costs nothing).
 
 from __future__ import annotations
 
+from math import gcd
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, field_validator
@@ -40,17 +41,19 @@ class OFT(PeftMethod):
     _split = field_validator("targets", mode="before")(split_names)
 
     def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+        sizes: dict[str, int] = {}
         for name, layer in check_targets(model, self.targets).items():
-            size = getattr(layer, "in_features", None)
-            if size is None:
+            if not hasattr(layer, "in_features"):
                 raise InputError(
                     f"method oft cannot turn {name}, which is a {type(layer).__name__} and no nn.Linear",
                     mend="method=lora",
                 )
+            sizes[name] = layer.in_features
+        for name, size in sizes.items():
             if size % self.block:
                 raise InputError(
                     f"method.block: {self.block} does not divide the {size} inputs of {name}",
-                    mend=f"method.block={_divisor(size, self.block)}",
+                    mend=f"method.block={_divisor(gcd(*sizes.values()), self.block)}",
                 )
         super().check(model, classify=classify, quantize=quantize)
 
@@ -60,6 +63,8 @@ class OFT(PeftMethod):
         check_targets(model, self.targets)
         return OFTConfig(
             r=0, oft_block_size=self.block, module_dropout=self.dropout,
+            # PEFT's default is a series cut off after four terms, which is no rotation once the weights have grown.
+            use_cayley_neumann=False,
             target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Bottleneck adapters: delta(u) = s * W_up f(W_down u + b_down) + b_up, in four places.
+"""Bottleneck adapters: delta(u) = s * (W_up f(W_down u + b_down) + b_up), in four places.
 
     houlsby   after attention and after the feed-forward, on each sub-layer's output (1902.00751, section 2.1)
     pfeiffer  after the feed-forward, on output and residual together (2005.00052, section 3)
