@@ -84,8 +84,8 @@ class ModelConfig(Config):
     """Type that 4-bit weights are unpacked to for a matrix product."""
     double_quant: bool = True
     """Quantize the 4-bit scales as well: saves 0.37 bit per parameter (arXiv 2305.14314, section 3)."""
-    int8_threshold: PositiveFloat = 6.0
-    """Columns with larger inputs stay in 16 bit (arXiv 2208.07339, section 3.2)."""
+    int8_threshold: Annotated[float, Field(ge=0)] = 6.0
+    """Columns with larger inputs stay in 16 bit (arXiv 2208.07339, section 3.2); 0 puts all in 8."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for code you have read."""
 

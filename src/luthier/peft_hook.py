@@ -1,14 +1,26 @@
-"""Make PEFT know our methods as soon as it is imported, without importing it ourselves."""
+"""Make PEFT know our methods as soon as it is imported, without importing it ourselves.
+
+PEFT imports bitsandbytes where that is installed, so two of its messages are held back here as well.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+NOISE = {
+    # A faster kernel of another package is missing. Goes when bitsandbytes says so only to who asks for it.
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    # What LLM.int8() is, said by every layer at every evaluation. Goes when bitsandbytes says it once.
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+}
+"""Logger -> start of a message of it (bitsandbytes 0.50.2) that tells a user nothing."""
 
 
 class _Finder(MetaPathFinder):
@@ -42,7 +54,13 @@ class _Loader(Loader):
 
 def install() -> None:
     """Register now where PEFT is there already, else when it comes."""
+    for name in NOISE:
+        logging.getLogger(name).addFilter(_tells)
     if "peft" in sys.modules:
         importlib.import_module("luthier.tuners")
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def _tells(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(NOISE.get(record.name, "\0"))

@@ -102,6 +102,8 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
     torch.manual_seed(config.seed)
     total = _steps(config, data)
     lr = config.train.lr or config.method.learning_rate(loaded.model)
+    if caveat := config.method.caveat(loaded.model):
+        progress.warn(caveat)
     model = config.method.attach(loaded.model, steps=total, classify=data.task.model_class == "classification")
     trainable, parameters = parameter_counts(model)
     progress.note(
@@ -145,10 +147,10 @@ def load_all(config: RunConfig, data: Prepared, progress: Progress, weights: Pat
 
 def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None) -> None:
     """Refuse a method that cannot do what the recipe asks of this model, on its shape alone, before any weights."""
-    from luthier.models.load import skeleton
+    from luthier.models.load import quantization, skeleton
 
     model = skeleton(config.model, source, labels=labels)
-    config.method.check(model, classify=labels is not None, quantize=config.model.quantize)
+    config.method.check(model, classify=labels is not None, quantize=quantization(config.model, model.config))
 
 
 def _max_length(config: RunConfig, source: str, template: Template) -> int:

@@ -17,7 +17,7 @@ from luthier.data.template import IGNORED, Template
 from luthier.errors import InputError, MissingExtra
 from luthier.folder import RunFolder
 from luthier.models.load import parameter_counts
-from luthier.run import check_machine, train
+from luthier.run import check_machine, open_run, train
 from luthier.training.session import total_steps
 from tests.conftest import ROOT, alpaca_rows, build_tokenizer, luthier, review_rows, write_jsonl
 
@@ -177,6 +177,38 @@ def test_fp16_on_a_cpu_is_refused_and_not_ignored() -> None:
     monkey = RunConfig.load(DEEPSEEK, ["train.precision=fp32"])
     with pytest.raises((MissingExtra, InputError)):  # pitfalls 16 and 38: no GPU is no crash
         check_machine(monkey)
+
+
+SMALL = ["model.compute_dtype=auto", "train.max_length=64", "data.limit=80", "data.validation_limit=20"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU serves fp16")
+@pytest.mark.parametrize(
+    ("recipe", "kind", "packing", "here"),
+    [
+        (DEEPSEEK, "llama", "Linear4bit", [*SMALL, "train.precision=fp32"]),
+        (DEEPSEEK, "llama", "Linear4bit", [*SMALL, "train.precision=bf16"]),
+        (QWEN, "qwen2", "Linear8bitLt", []),
+    ],
+    ids=["deepseek-fp32", "deepseek-bf16", "qwen"],
+)
+def test_both_recipes_run_with_their_quantization(
+    recipe: Path, kind: str, packing: str, here: list[str], model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """On a CPU bitsandbytes serves both, with what the refusal of fp16 there tells to set."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'luthier[quantize]'")
+    data = imdb_like(tmp_path) if recipe is DEEPSEEK else write_jsonl(tmp_path / "alpaca.jsonl", alpaca_rows(60))
+    config = RunConfig.load(
+        recipe,
+        [f"model={model_folder(kind)}", f"data={data}", f"run={tmp_path / 'run'}", "train.steps=8", "train.lr=1e-2",
+         "evaluate.rows=20", "evaluate.generate=2", *here],
+    )  # fmt: skip
+    result = train(config)
+    losses = [record["loss"] for record in RunFolder(tmp_path / "run").history() if "loss" in record]
+    assert sum(losses[-2:]) < sum(losses[:2]) and result["tuned"]["loss"]["value"] < result["base"]["loss"]["value"]
+    loaded, _ = open_run(tmp_path / "run")
+    adapted = [type(module.base_layer).__name__ for module in loaded.model.modules() if hasattr(module, "lora_A")]
+    assert set(adapted) == {packing} and len(adapted) == (4 if recipe is DEEPSEEK else 14)
 
 
 def test_trained_weights_are_float32_under_half_precision(model_folder: Callable[..., Path], tmp_path: Path) -> None:

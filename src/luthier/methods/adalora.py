@@ -13,6 +13,7 @@ settle, or many adapters are to be trained on one base at once (PEFT trains one)
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -99,6 +100,11 @@ class AdaLoRA(PeftMethod):
             total_step=steps,
         )
 
+    def guard(self, model: nn.Module, classify: bool) -> None:
+        for name, parameter in model.named_parameters():
+            if ".ranknum." in name:  # a count; where the base is half precision PEFT 0.21 makes it trainable
+                parameter.requires_grad_(False)
+
     def penalty(self, model: nn.Module) -> Tensor | None:
         """PEFT adds this to the loss that a model computes itself; ours is computed by the task."""
         import torch
@@ -121,7 +127,10 @@ class AdaLoRA(PeftMethod):
         try:
             if pattern is not None and not _settled(model, pattern):
                 config.rank_pattern = None  # pruned triplets may come back until the final phase: keep them all
-            super().write_adapter(model, folder)
+            with warnings.catch_warnings():
+                # A layer that lost all its ranks has empty matrices, which PEFT takes for shards not gathered.
+                warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape")
+                super().write_adapter(model, folder)
         finally:
             config.rank_pattern = pattern
 
@@ -155,6 +164,6 @@ def _settled(model: nn.Module, pattern: dict[str, list[bool]]) -> bool:
     for name, kept in pattern.items():
         short = name.replace(".default", "")
         values = next(v for n, v in weights.items() if n.endswith(short))
-        if any(float(value) != 0.0 for value, keep in zip(values.view(-1), kept, strict=True) if not keep):
+        if any(float(value) != 0.0 for value, keep in zip(values.detach().view(-1), kept, strict=True) if not keep):
             return False
     return True

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 TRAINING = "training.safetensors"
 """Beside an adapter in a checkpoint: what only further training needs (an encoder that the adapter drops)."""
 
+WIDE = 896
+"""Hidden size of Qwen2-0.5B: from here on the suggested learning rates hold as they are."""
+
 
 class Method(Plugin):
     """A way to make a pretrained model trainable. Only `attach` must be written, and how weights are kept."""
@@ -22,9 +25,11 @@ class Method(Plugin):
     paper: ClassVar[str] = ""
     """arXiv id of the source."""
     suggested_lr: ClassVar[float] = 1e-4
-    """Peak learning rate of a decoder when the recipe gives none (each method has its own)."""
+    """Peak learning rate of a decoder when the recipe gives none (each method has its own); see `learning_rate`."""
     suggested_lr_encoder: ClassVar[float | None] = None
     """The same for an encoder with a classification head; None is the decoder's."""
+    lr_by_width: ClassVar[bool] = True
+    """Models narrower than Qwen2-0.5B take a higher rate. Not for prompts and what a network of fixed size makes."""
     typical_share: ClassVar[float] = 1.0
     """Trainable share of Qwen2-0.5B with the defaults; a test holds it to the count."""
     mergeable: ClassVar[bool] = True
@@ -64,10 +69,22 @@ class Method(Plugin):
         """
         raise NotImplementedError
 
+    def caveat(self, model: nn.Module) -> str:
+        """What the user should know before this method trains `model` (the untouched base); empty where nothing."""
+        return ""
+
     def learning_rate(self, model: nn.Module) -> float:
-        """Peak learning rate for this model when the recipe gives none."""
+        """Peak learning rate for this model when the recipe gives none.
+
+        The suggested ones are for models about as wide as Qwen2-0.5B and wider. Narrow ones want more: Adam's best rate
+        falls with the width (arXiv 2203.03466, table 3, has 1 / width), and the sweep in benchmarks/methods, on models
+        192 and 384 wide, fits a power of 1.5 best.
+        """
         encoder = type(model).__name__.startswith(("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra"))
-        return self.suggested_lr_encoder if encoder and self.suggested_lr_encoder else self.suggested_lr
+        lr = self.suggested_lr_encoder if encoder and self.suggested_lr_encoder else self.suggested_lr
+        width = getattr(getattr(model, "config", None), "hidden_size", WIDE)
+        grown = max(1.0, WIDE / width) ** 1.5 if self.lr_by_width else 1.0
+        return float(f"{lr * grown:.2g}")
 
     def lr_ratio_of(self, name: str) -> float:
         """Factor on the learning rate of the parameter `name` (LoRA+)."""
@@ -160,6 +177,9 @@ class PeftMethod(Method):
         import torch
         from peft import TaskType, get_peft_model
 
+        from luthier.tuners.base import feed_heads
+
+        _refuse_second(model, self.name)
         place = next(model.parameters()).device
         try:
             with torch.device("meta") if place.type == "meta" else nullcontext():
@@ -173,6 +193,7 @@ class PeftMethod(Method):
         for parameter in tuned.parameters():
             if parameter.requires_grad:  # optimizer states and small updates need float32
                 parameter.data = parameter.data.float()
+        feed_heads(tuned)
         self.guard(tuned, classify)
         return tuned
 
@@ -220,10 +241,15 @@ class PeftMethod(Method):
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
         from peft import PeftModel
 
-        if not (folder / "adapter_model.safetensors").is_file():  # PEFT would open a pickle instead
+        from luthier.tuners.base import feed_heads
+
+        weights = folder / "adapter_model.safetensors"
+        if not weights.is_file():  # PEFT would open a pickle instead
             raise InputError(f"{folder} holds no adapter_model.safetensors")
+        _refuse_second(model, self.name)
         classify = getattr(model.config, "problem_type", None) == "single_label_classification"
         tuned: nn.Module = PeftModel.from_pretrained(model, str(folder))
+        feed_heads(tuned, weights)
         self.guard(tuned, classify)
         return tuned
 
@@ -233,27 +259,48 @@ class PeftMethod(Method):
                 f"method {self.name} changes what the model computes, not only its weights: nothing to fold into. "
                 "Deploy the adapter beside its base"
             )
-        if getattr(model, "is_quantized", False) or getattr(model.get_base_model(), "is_quantized", False):  # type: ignore[operator]
-            model = self._on_dequantized(model)
-        _free_heads(model)
-        return model.merge_and_unload(safe_merge=True)  # type: ignore[operator, no-any-return]
+        from luthier.tuners.base import free_heads, transpose_back, transposed_layers
 
-    def _on_dequantized(self, model: nn.Module) -> nn.Module:
+        base: Any = model.get_base_model()  # type: ignore[operator]
+        transposed = transposed_layers(base)
+        if getattr(base, "is_quantized", False):
+            model = self._on_dequantized(model, base)
+        free_heads(model)
+        merged: nn.Module = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        transpose_back(merged, transposed)
+        return merged
+
+    def _on_dequantized(self, model: nn.Module, base: Any) -> nn.Module:
         """The same adapter on the unpacked base: merging into packed weights would round them anew."""
         from tempfile import TemporaryDirectory
 
         import torch
 
+        from luthier.tuners.base import free_heads
+
         with TemporaryDirectory() as folder:
             self.write_adapter(model, Path(folder))
-            _free_heads(model)
+            free_heads(model)
+            base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # else PEFT keeps (IA)3 from being taken off
             plain: Any = model.unload()  # type: ignore[operator]
-            plain = plain.dequantize(dtype=torch.float32)
-            return self.load(plain.float(), Path(folder))
+            return self.load(plain.dequantize(dtype=torch.float32).float(), Path(folder))
 
 
 HEADS = ("score", "classifier", "classification_head")
 """What transformers calls a classification head."""
+
+
+def _refuse_second(model: nn.Module, name: str) -> None:
+    """Raise InputError where `model` carries an adapter already: PEFT would only warn."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(module, BaseTunerLayer | PeftModel) for module in model.modules()):
+        raise InputError(
+            f"method {name}: this model carries an adapter already, and the two would answer together",
+            mend="one copy of the base for each (copies can share the weights), or PEFT's load_adapter for a second "
+            "adapter of the same method",
+        )
 
 
 def _leave_head(config: Any, model: nn.Module) -> None:
@@ -262,19 +309,6 @@ def _leave_head(config: Any, model: nn.Module) -> None:
         config.exclude_modules = rf"(.*\.)?({'|'.join(HEADS)})(\..*)?"
     if hasattr(model, "classification_head"):
         config.modules_to_save = ["classification_head"]
-
-
-def _free_heads(model: nn.Module) -> None:
-    """Put the trained head in the place of PEFT's wrapper around it.
-
-    PEFT 0.21 does so itself when it unloads, but fails on heads that are no single layer (RoBERTa, T5).
-    """
-    from peft.utils import ModulesToSaveWrapper
-
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, ModulesToSaveWrapper):
-                setattr(module, name, child.modules_to_save[child.active_adapters[0]])
 
 
 def copy_into(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -308,28 +342,36 @@ def linear_layers(model: nn.Module) -> dict[str, Any]:
 
 def check_targets(model: nn.Module, targets: tuple[str, ...] | str, key: str = "method.targets") -> dict[str, Any]:
     """The layers that `targets` name. PEFT takes a list of which only one name matches, in silence: all must hit."""
-    layers = linear_layers(model)
+    every = linear_layers(model)
+    layers = {n: layer for n, layer in every.items() if n.split(".")[0] not in HEADS}
     if isinstance(targets, str):
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-        return {n: layer for n, layer in layers.items() if layer is not output and n.split(".")[0] not in HEADS}
+        return {n: layer for n, layer in layers.items() if layer is not output}
     short = sorted({name.rpartition(".")[2] for name in layers})
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
+            head = any(name == target or name.endswith(f".{target}") for name in every)
             raise InputError(
-                f"{key}: no layer is named {target!r}{did_you_mean(target, short)}",
+                f"{key}: {target!r} is the classification head, which trains as a whole with every method"
+                if head
+                else f"{key}: no layer is named {target!r}{did_you_mean(target, short)}",
                 mend=f"choose from {', '.join(short)}, or {key}=all-linear",
             )
     return {n: layer for n, layer in layers.items() if any(n == t or n.endswith(f".{t}") for t in targets)}
 
 
 def check_rank(layers: dict[str, Any], rank: int, key: str = "method.rank") -> None:
-    """A rank above the smaller side of a layer is no low rank. Raises InputError that names the layer."""
+    """A rank above the smaller side of a layer is no low rank. Raises InputError that names the narrowest layer."""
+    widths: dict[str, int] = {}
     for name, layer in layers.items():
         # From the module where it tells: a packed weight has another shape.
         sides = [getattr(layer, side) for side in ("in_features", "out_features") if hasattr(layer, side)]
-        smallest = min(sides or layer.weight.shape)
-        if rank > smallest:
-            raise InputError(f"{key}: {rank} is more than the {smallest} of layer {name}", mend=f"{key}={smallest}")
+        widths[name] = min(sides or layer.weight.shape)
+    for name in sorted(widths, key=widths.__getitem__)[:1]:
+        if rank > widths[name]:
+            raise InputError(
+                f"{key}: {rank} is more than the {widths[name]} of layer {name}", mend=f"{key}={widths[name]}"
+            )
 
 
 def split_names(value: object) -> object:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import field_validator
 
 from luthier.errors import InputError
-from luthier.methods.base import PeftMethod, split_names
+from luthier.methods.base import PeftMethod, check_targets, split_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,8 +28,8 @@ class BitFit(PeftMethod):
     """Bias terms only."""
 
     paper: ClassVar[str] = "2106.10199"
-    suggested_lr: ClassVar[float] = 1e-3
-    suggested_lr_encoder: ClassVar[float | None] = 1e-3
+    suggested_lr: ClassVar[float] = 3e-3
+    suggested_lr_encoder: ClassVar[float | None] = 2e-3
     typical_share: ClassVar[float] = 0.000056
 
     terms: tuple[Term, ...] | Literal["all"] = "all"
@@ -48,6 +48,16 @@ class BitFit(PeftMethod):
         return BitFitConfig(
             terms=self.terms if self.terms == "all" else list(self.terms),
             missing="add" if self.missing == "add" else "skip",
+        )
+
+    def caveat(self, model: nn.Module) -> str:
+        layers = check_targets(model, "all-linear").values()
+        bare = sum(getattr(layer, "bias", None) is None for layer in layers)
+        if not bare or self.missing == "add":
+            return ""
+        return (
+            f"{bare} of the {len(layers)} linear layers have no bias, so BitFit leaves them as they are; "
+            "method.missing=add gives each a bias of zero"
         )
 
     def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:

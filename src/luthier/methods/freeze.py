@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
 
-from luthier.errors import InputError
+from luthier.errors import InputError, did_you_mean
 from luthier.methods.base import HEADS, WholeMethod, split_names
 
 if TYPE_CHECKING:
@@ -65,7 +65,11 @@ class Freeze(WholeMethod):
         for extra in self.extra:
             hits = [module for name, module in model.named_modules() if name == extra or name.endswith(f".{extra}")]
             if not hits:
-                raise InputError(f"method.extra: no module is named {extra!r}")
+                short = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+                raise InputError(
+                    f"method.extra: no module is named {extra!r}{did_you_mean(extra, short)}",
+                    mend=f"choose from {', '.join(sorted(n for n in short if n and not n.isdigit()))}",
+                )
             chosen += hits
         return chosen
 

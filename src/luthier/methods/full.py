@@ -22,7 +22,7 @@ class Full(WholeMethod):
     """Train every weight of the base model."""
 
     suggested_lr: ClassVar[float] = 2e-5
-    suggested_lr_encoder: ClassVar[float | None] = 5e-5
+    suggested_lr_encoder: ClassVar[float | None] = 3e-5
     typical_share: ClassVar[float] = 1.0
 
     def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:

@@ -23,7 +23,7 @@ class IA3(PeftMethod):
     """Scales on keys, values and feed-forward units."""
 
     paper: ClassVar[str] = "2205.05638"
-    suggested_lr: ClassVar[float] = 3e-3
+    suggested_lr: ClassVar[float] = 5e-3
     suggested_lr_encoder: ClassVar[float | None] = 5e-3
     typical_share: ClassVar[float] = 0.00025
 

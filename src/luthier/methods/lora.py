@@ -20,9 +20,11 @@ base. When not: very few parameters are wanted (vera, bitfit), or the rank shoul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
@@ -86,6 +88,12 @@ class LoRA(PeftMethod):
                 "method.init=pissa needs the unpacked weights of the base, and model.quantize packs them",
                 mend="method.init=default, or model.quantize=none",
             )
+        if self.bias != "none" and quantize != "none":
+            raise InputError(
+                f"method.bias={self.bias} trains the base's own biases, and packed layers cast theirs to the type they "
+                "compute in, where small updates are lost",
+                mend="method.bias=none, or model.quantize=none",
+            )
         super().check(model, classify=classify, quantize=quantize)
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
@@ -104,10 +112,28 @@ class LoRA(PeftMethod):
         )
 
     def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
+        half = {p.dtype for n, p in model.named_parameters() if n.endswith("bias") and p.dtype.itemsize < 4}
+        if self.bias != "none" and half and next(model.parameters()).device.type != "meta":
+            raise InputError(
+                f"method.bias={self.bias} trains the base's own biases; they are {half.pop()} here, where small "
+                "updates are lost",
+                mend="method.bias=none, or model.dtype=float32",
+            )
         tuned = super().attach(model, steps=steps, classify=classify)
         if self.init == "pissa":  # what must be taken off again to have the base back
             tuned.pissa_start = {n: p.detach().clone() for n, p in _pairs(tuned).items()}  # type: ignore[assignment]
         return tuned
+
+    def guard(self, model: nn.Module, classify: bool) -> None:
+        model.add_adapter = MethodType(_add_beside, model)  # type: ignore[assignment]
+
+    def learning_rate(self, model: nn.Module) -> float:
+        lr = super().learning_rate(model) / math.sqrt(self.lr_ratio)  # so that A and B have LoRA's as their mean
+        if self.init == "pissa":  # A and B start large, and steps move the base's main directions
+            lr /= 4
+        if self.rslora:  # its scale is sqrt(rank) times LoRA's and multiplies each step
+            lr /= self.rank**0.25
+        return float(f"{lr:.2g}")
 
     def lr_ratio_of(self, name: str) -> float:
         return self.lr_ratio if ".lora_B." in name else 1.0
@@ -156,6 +182,25 @@ class LoRA(PeftMethod):
             config.inference_mode = inference
             for key, value in changed.items():
                 setattr(config, key, value)
+
+
+def _add_beside(model: Any, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> None:
+    """PEFT's `add_adapter`, which `load_adapter` calls too, but not where one adapter changes the base of the other.
+
+    PEFT lets that pass in silence. A saved PiSSA is a plain LoRA, so it passes.
+    """
+    configs = {**model.peft_config, adapter_name: peft_config}
+    biases = [name for name, config in configs.items() if getattr(config, "bias", "none") != "none"]
+    starts = ("pissa", "olora", "corda")
+    moved = [n for n, c in configs.items() if str(getattr(c, "init_lora_weights", "")).lower().startswith(starts)]
+    if biases or moved:
+        why = "trains the base's own biases" if biases else "took its start out of the base's weights"
+        raise InputError(
+            f"adapter {adapter_name!r} cannot stand beside the others: {(biases or moved)[0]!r} {why}",
+            mend="a copy of the base for each"
+            + ("" if biases else ", or save a finished PiSSA and load it: it is kept as a plain LoRA"),
+        )
+    type(model).add_adapter(model, adapter_name, peft_config, *args, **kwargs)
 
 
 def _pairs(model: nn.Module) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ positions, and small bases learn little by it.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
@@ -28,6 +29,7 @@ class PTuning(PeftMethod):
     paper: ClassVar[str] = "2103.10385"
     suggested_lr: ClassVar[float] = 1e-3
     suggested_lr_encoder: ClassVar[float | None] = 1e-3
+    lr_by_width: ClassVar[bool] = False
     typical_share: ClassVar[float] = 0.0024
     mergeable: ClassVar[bool] = False
     packs: ClassVar[bool] = False
@@ -76,3 +78,13 @@ class PTuning(PeftMethod):
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         return trainable_state(model)
+
+    def write_adapter(self, model: nn.Module, folder: Path) -> None:
+        """The network's own dropout must not touch what is kept, nor draw a random number that training would miss."""
+        network: Any = model.prompt_encoder["default"]  # type: ignore[index]
+        training = network.training
+        network.eval()
+        try:
+            super().write_adapter(model, folder)
+        finally:
+            network.train(training)

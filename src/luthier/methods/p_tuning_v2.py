@@ -24,8 +24,8 @@ class PTuningV2(PeftMethod):
     """Keys and values in front of every attention, as they are."""
 
     paper: ClassVar[str] = "2110.07602"
-    suggested_lr: ClassVar[float] = 5e-3
-    suggested_lr_encoder: ClassVar[float | None] = 7e-3
+    suggested_lr: ClassVar[float] = 1e-2
+    suggested_lr_encoder: ClassVar[float | None] = 2e-2
     typical_share: ClassVar[float] = 0.0008
     mergeable: ClassVar[bool] = False
     encoder_decoder: ClassVar[bool] = False

@@ -9,6 +9,7 @@ When: generation with a generous bottleneck. When not: the result should merge (
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -41,6 +42,10 @@ class ParallelAdapter(PeftMethod):
     """In pre-norm layers: the residual stream before the norm (the reference code), or the feed-forward's input."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the delta dropped during training."""
+
+    def learning_rate(self, model: nn.Module) -> float:
+        # The factor multiplies every step of the up matrix as well.
+        return float(f"{super().learning_rate(model) / math.sqrt(self.scale):.2g}")
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
         from luthier.tuners.bottleneck import BottleneckConfig

@@ -28,8 +28,9 @@ class Prefix(PeftMethod):
     """Keys and values in front of every attention, from an MLP."""
 
     paper: ClassVar[str] = "2101.00190"
-    suggested_lr: ClassVar[float] = 1e-3
-    suggested_lr_encoder: ClassVar[float | None] = 1e-3
+    suggested_lr: ClassVar[float] = 3e-3
+    suggested_lr_encoder: ClassVar[float | None] = 3e-4
+    lr_by_width: ClassVar[bool] = False
     typical_share: ClassVar[float] = 0.0073
     mergeable: ClassVar[bool] = False
     encoder_decoder: ClassVar[bool] = False

@@ -27,7 +27,8 @@ class Prompt(PeftMethod):
 
     paper: ClassVar[str] = "2104.08691"
     suggested_lr: ClassVar[float] = 3e-2
-    suggested_lr_encoder: ClassVar[float | None] = 3e-2
+    suggested_lr_encoder: ClassVar[float | None] = 1e-1
+    lr_by_width: ClassVar[bool] = False
     typical_share: ClassVar[float] = 0.000036
     mergeable: ClassVar[bool] = False
     packs: ClassVar[bool] = False

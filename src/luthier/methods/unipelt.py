@@ -11,13 +11,14 @@ pays for all three; the result does not merge.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
 from luthier.errors import InputError
-from luthier.methods.base import PeftMethod, trainable_state
+from luthier.methods.base import PeftMethod, check_rank, linear_layers, trainable_state
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,7 +51,10 @@ class UniPELT(PeftMethod):
         from luthier.tuners.composite import UniPeltConfig
         from luthier.tuners.sites import sites_of
 
-        causal = sites_of(model.config).causal
+        sites = sites_of(model.config)
+        adapted = f"(?:{sites.query})|(?:{sites.value})"
+        check_rank({n: layer for n, layer in linear_layers(model).items() if re.fullmatch(adapted, n)}, self.rank)
+        causal = sites.causal
         if causal and self.gate == "mean":
             raise InputError(
                 "method.gate=mean pools over the whole sequence, which shows a causal model its future",

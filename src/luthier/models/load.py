@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,19 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from luthier.builtin import BASE
 from luthier.config import ModelConfig
 from luthier.errors import MissingExtra, ModelError, did_you_mean
+from luthier.methods.base import HEADS
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]
+"""Modules of a classifier that stay unpacked, as expressions: they train whole or start random."""
 
 
 def locate(config: ModelConfig) -> str:
@@ -92,8 +98,9 @@ def load_model(
 ) -> nn.Module:
     """The base model; with `labels` a classification head for them. Weights come from safetensors only."""
     if not sys.stderr.isatty():
-        disable_progress_bar()  # in a log file a bar is a line of noise
+        logging.disable_progress_bar()  # in a log file a bar is a line of noise
     options, model_config, auto = _architecture(config, source, labels)
+    quantize = quantization(config, model_config)
     # A decoder's head pools the last token that is not this one.
     model_config.pad_token_id = tokenizer.pad_token_id
     where = device(config)
@@ -102,26 +109,62 @@ def load_model(
         if config.init == "random":
             model = auto.from_config(model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
         else:
+            if quantize != "none":
+                options["device_map"] = {"": where}
             if config.quantize != "none":
-                options |= {"quantization_config": _quantization(config), "device_map": {"": where}}
-            model = auto.from_pretrained(source, config=model_config, dtype=dtype, use_safetensors=True, **options)
-    except MissingExtra:
+                options["quantization_config"] = _quantization(config, labels)
+            model = _read(auto, source, labels, config=model_config, dtype=dtype, **options)
+    except (MissingExtra, ModelError):
         raise
     except Exception as error:
         raise _unloadable(config, "weights", error) from error
-    if config.quantize == "none":
+    if quantize == "none":
         return model.to(where)  # type: ignore[no-any-return]
+    _repair(model)
+    return model  # type: ignore[no-any-return]
+
+
+def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any) -> nn.Module:
+    """`from_pretrained`, but weights that the files lack are an error: only a new head may start random."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would report is told below, or is meant
+    try:
+        model, told = auto.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
+    finally:
+        logging.set_verbosity(verbosity)
+    head = re.compile(rf"({'|'.join(UNPACKED)})\b" if labels else "(?!)")
+    missing = sorted(name for name in told["missing_keys"] if not head.match(name))
+    if missing:
+        raise ModelError(
+            f"model.path: {len(missing)} weights of {source} are not in its files, among them {missing[0]}",
+            mend="fetch the model anew; its config.json may belong to another",
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _repair(model: nn.Module) -> None:
+    """Keep packed layers whole on a CPU."""
+    module: Any
     for module in model.modules():
         # bitsandbytes repacks 4-bit weights in place at the first evaluation on a CPU with avx512_bf16, after
         # which gradients are wrong without a word. Goes when bitsandbytes stops doing that (seen in 0.50.2).
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model  # type: ignore[no-any-return]
+        if type(module).__name__ == "Linear8bitLt":
+            module.register_forward_pre_hook(_keep_scales)
+
+
+def _keep_scales(layer: Any, args: Any) -> None:
+    """Give int8 weights their scales back, which DoRA loses when it reads them on a CPU (seen in PEFT 0.21.2)."""
+    if layer.weight.CB is not None and layer.weight.SCB is None:
+        layer.weight.SCB = layer.state.SCB
 
 
 def skeleton(config: ModelConfig, source: str, *, labels: tuple[str, ...] | None) -> nn.Module:
     """The model's modules and shapes on the meta device: no weights are read and no memory is taken."""
     _, model_config, auto = _architecture(config, source, labels)
+    if labels is None and _reads_ahead(model_config):
+        raise _wrong_task(config, model_config, labels)
     with torch.device("meta"):
         try:
             return auto.from_config(model_config, trust_remote_code=config.trust_remote_code)  # type: ignore[no-any-return]
@@ -145,12 +188,18 @@ def _architecture(config: ModelConfig, source: str, labels: tuple[str, ...] | No
     return options, model_config, AutoModelForSequenceClassification
 
 
+def _reads_ahead(model_config: Any) -> bool:
+    """Whether it is an encoder such as BERT: as a decoder it loads, but each token sees the answer it must learn."""
+    encoder = model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not model_config.is_encoder_decoder
+    return encoder and getattr(model_config, "is_decoder", None) is False
+
+
 def _wrong_task(config: ModelConfig, model_config: Any, labels: tuple[str, ...] | None) -> ModelError:
     need, mend = (
         ("a causal decoder", "task=classify, or another base") if labels is None else ("a classifier", "another base")
     )
     return ModelError(
-        f"model.path: {config.path} is a {model_config.model_type}, which transformers cannot load as {need}", mend=mend
+        f"model.path: {config.path} is a {model_config.model_type}, which cannot serve as {need}", mend=mend
     )
 
 
@@ -171,7 +220,7 @@ def _dtype(config: ModelConfig, where: str) -> Any:
 
 
 def check_quantize(config: ModelConfig, optimizer: str = "adamw") -> None:
-    """MissingExtra where the recipe's quantization cannot serve here. Cheap: comes before any download."""
+    """InputError where the recipe's quantization cannot serve here. Cheap: comes before any download."""
     from importlib.util import find_spec
 
     installed = find_spec("bitsandbytes") is not None
@@ -179,12 +228,33 @@ def check_quantize(config: ModelConfig, optimizer: str = "adamw") -> None:
         _need_bitsandbytes(installed, "train.optimizer", optimizer, "adamw")
     if config.quantize == "none":
         return
+    if config.init == "random":
+        raise ModelError(
+            f"model.init=random trains all weights, and model.quantize={config.quantize} freezes them",
+            mend="model.quantize=none",
+        )
     _need_bitsandbytes(installed, "model.quantize", config.quantize, "none")
     if config.quantize != "int8" and config.compute_dtype == "float16" and device(config) == "cpu":
         raise MissingExtra(
             "model.compute_dtype=float16 cannot serve on a CPU: a step takes some 25 times as long there",
             mend="model.compute_dtype=auto",
         )
+
+
+def quantization(config: ModelConfig, model_config: Any) -> str:
+    """How the weights are packed: as the recipe asks, or as they are stored. ModelError where the two differ."""
+    stored = getattr(model_config, "quantization_config", None)
+    if stored is None:
+        return config.quantize
+    told = stored if isinstance(stored, dict) else stored.to_dict()
+    kind = str(told["bnb_4bit_quant_type" if told.get("load_in_4bit") else "quant_method"])
+    kind = "int8" if told.get("load_in_8bit") else kind
+    if config.quantize not in ("none", kind):
+        raise ModelError(
+            f"model.path: the weights of {config.path} are stored as {kind}, and model.quantize={config.quantize}",
+            mend="model.quantize=none takes them as they are",
+        )
+    return kind
 
 
 def _need_bitsandbytes(installed: bool, key: str, value: str, instead: str) -> None:
@@ -195,17 +265,21 @@ def _need_bitsandbytes(installed: bool, key: str, value: str, instead: str) -> N
         )
 
 
-def _quantization(config: ModelConfig) -> Any:
+def _quantization(config: ModelConfig, labels: tuple[str, ...] | None) -> Any:
     from transformers import BitsAndBytesConfig
 
+    unpacked = None if labels is None else UNPACKED  # None: transformers leaves the output embedding alone
     if config.quantize == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.int8_threshold)
+        return BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=config.int8_threshold, llm_int8_skip_modules=unpacked
+        )
     compute = "bfloat16" if config.compute_dtype == "auto" else config.compute_dtype
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=config.quantize,
         bnb_4bit_compute_dtype=getattr(torch, compute),
         bnb_4bit_use_double_quant=config.double_quant,
+        llm_int8_skip_modules=unpacked,
     )
 
 

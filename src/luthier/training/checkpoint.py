@@ -142,7 +142,10 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     numbers: dict[str, Any] = {"groups": state["param_groups"], "state": {}}
     seen: set[int] = set()
     for index, values in state["state"].items():
-        for key, value in values.items():
+        inner = {k: v for value in values.values() if isinstance(value, dict) for k, v in value.items()}
+        for key, value in {**values, **inner}.items():
+            if isinstance(value, dict):
+                continue  # bitsandbytes wraps its tensors once more; it reads them without as well
             if isinstance(value, Tensor):
                 shared = value.data_ptr() in seen  # bitsandbytes' tables serve all parameters; a file has each apart
                 tensors[f"optimizer.{index}.{key}"] = value.detach().clone() if shared else value.detach()

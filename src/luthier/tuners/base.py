@@ -14,13 +14,16 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from luthier.tuners.sites import Sites, sites_of
 
@@ -163,11 +166,15 @@ class TunerLayer(nn.Module, BaseTunerLayer):
 
     @property
     def weight(self) -> Any:
-        return getattr(self.get_base_layer(), "weight", None)
+        return self._of_base("weight")
 
     @property
     def bias(self) -> Any:
-        return getattr(self.get_base_layer(), "bias", None)
+        return self._of_base("bias")
+
+    def _of_base(self, name: str) -> Any:
+        base = self.get_base_layer()  # a prefix stands beside its attention and is its own base layer
+        return None if base is self else getattr(base, name, None)
 
     def merge(self, safe_merge: bool = False, adapter_names: Any = None) -> None:
         raise ValueError(f"{type(self).__name__} cannot be merged")
@@ -187,6 +194,54 @@ def untrained_heads(model: nn.Module) -> Iterator[None]:
     finally:
         for module in heads:
             module.enable_adapters(True)
+
+
+def feed_heads(model: nn.Module, stored: Path | None = None) -> None:
+    """Make trained heads float32, whatever the base is, and have their input cast: autocast is not always there.
+
+    `stored` is the file that PEFT has just loaded them from, and rounded them.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for head in module.modules_to_save.values():
+                half = next(head.parameters()).dtype != torch.float32
+                head.float().register_forward_pre_hook(_in_own_dtype)
+                if stored is not None and half:
+                    with safe_open(stored, framework="pt") as file, torch.no_grad():
+                        for key, weight in head.named_parameters():
+                            weight.copy_(file.get_tensor(f"{name}.{key}"))
+
+
+def _in_own_dtype(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(head.parameters()).dtype
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+
+
+def free_heads(model: nn.Module) -> None:
+    """Put the trained head, in the base's own type, in the place of PEFT's wrapper around it.
+
+    PEFT 0.21 does so itself when it unloads, but fails on heads that are no single layer (RoBERTa, T5).
+    """
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, ModulesToSaveWrapper):
+                own = next(child.original_module.parameters()).dtype
+                setattr(module, name, child.modules_to_save[child.active_adapters[0]].to(own))
+
+
+def transposed_layers(model: nn.Module) -> list[str]:
+    """Names of packed layers that were a Conv1D (GPT-2), which keeps its weights the other way round."""
+    found = [n for n, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D]
+    return [name.removesuffix(".base_layer") for name in found]
+
+
+def transpose_back(model: nn.Module, names: list[str]) -> None:
+    """Make those layers a Conv1D again: dequantizing leaves nn.Linear, whose weights GPT-2 would read transposed."""
+    for name in names:
+        linear: Any = model.get_submodule(name)
+        layer = Conv1D(linear.out_features, linear.in_features)
+        layer.weight, layer.bias = nn.Parameter(linear.weight.detach().T.contiguous()), linear.bias
+        model.set_submodule(name, layer)
 
 
 def device_of(module: nn.Module | None) -> torch.device:
