@@ -143,3 +143,49 @@ def luthier(*arguments: Any, cwd: Path | None = None, env: dict[str, str] | None
         capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})}, stdin=subprocess.DEVNULL,
     )  # fmt: skip
+
+
+PROMISES: dict[tuple[str, str], set[str]] = {}
+"""What the tests of the methods found; `--methods-table FILE` makes the table in the docs from it."""
+BEGIN, END = "<!-- made by make methods-table: begin -->", "<!-- end -->"
+
+
+@pytest.fixture
+def kept(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
+    """Call at the end of a test: the promise `letter` holds for a method on an architecture."""
+
+    def record(name: str, kind: str, letter: str) -> None:
+        record_property("promise", (name, kind, letter))
+
+    return record
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--methods-table", default="", help="write the table of promises into this page")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        for key, value in report.user_properties:
+            if key == "promise":
+                name, kind, letter = value
+                PROMISES.setdefault((name, kind), set()).add(letter)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    target = session.config.getoption("--methods-table")
+    if not target or hasattr(session.config, "workerinput"):
+        return
+    from tests.methods.zoo import ARCHITECTURES, REFUSALS, SPECS
+
+    lines = ["| method | " + " | ".join(ARCHITECTURES) + " |", "|---" * (len(ARCHITECTURES) + 1) + "|"]
+    for name in SPECS:
+        row = [f"`{name}`"]
+        for kind in ARCHITECTURES:
+            found = PROMISES.get((name, kind), set())
+            refused = "refused" if (name, kind) in REFUSALS and "R" in found else ""
+            row.append(refused or "".join(sorted(found)) or "not tested")
+        lines.append("| " + " | ".join(row) + " |")
+    page = Path(target)
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}", encoding="utf-8")

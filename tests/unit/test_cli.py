@@ -23,15 +23,15 @@ QUICK = ["train.steps=2", "evaluate.generate=0", "method.rank=2"]
 
 def test_help_answers_within_a_second_and_loads_no_torch() -> None:
     code = (
-        "import sys, time; began = time.perf_counter(); sys.argv = ['luthier', '--help']\n"
+        "import sys, time; sys.argv = ['luthier', '--help']\n"
         "from luthier.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'accelerate'} & set(sys.modules)\n"
-        "print('SECONDS', time.perf_counter() - began, 'HEAVY', *heavy)"
+        "print('SECONDS', time.process_time(), 'HEAVY', *heavy)"  # of the processor: other work does not count
     )
     fastest = 9.0
-    for _ in range(3):  # a busy machine may be slow once
+    for _ in range(3):
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         line = next(line for line in out.splitlines() if line.startswith("SECONDS"))
         assert line.endswith("HEAVY"), line
