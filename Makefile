@@ -3,7 +3,7 @@
 PYTHON = python3
 BIN = .venv/bin
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test lint types check methods-table clean
 
 demo: .venv/ready
 	$(BIN)/luthier demo
@@ -19,6 +19,10 @@ types: .venv/ready
 	$(BIN)/mypy
 
 check: lint types test
+
+# The table of promises in docs/methods.md, from what the tests of the methods found.
+methods-table: .venv/ready
+	$(BIN)/python -m pytest -n auto tests/methods tests/invariance/test_methods.py --methods-table docs/methods.md
 
 # Rebuilt when the locked list or the project's own dependencies change.
 .venv/ready: constraints.txt pyproject.toml

@@ -1,0 +1,124 @@
+"""The tables of README.md beside this file, from results.jsonl and sweep.jsonl.
+
+python -m benchmarks.methods.table
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.methods.run import ARMS, HERE, MAJORITY, TASKS, read
+
+PAGE = HERE / "README.md"
+BEGIN, END = "<!-- made by python -m benchmarks.methods.table: begin -->", "<!-- end -->"
+
+COLUMNS = {
+    "sst2": ("accuracy", "SST-2, accuracy", 100),
+    "cola": ("mcc", "CoLA, MCC", 100),
+    "reviews": ("accuracy", "reviews, accuracy", 100),
+    "assistant": ("loss", "assistant, loss", 1),
+}
+"""Task -> its metric, the heading, and the factor it is shown with."""
+
+Lines = dict[tuple[str, str], list[dict[str, Any]]]
+
+
+def grouped() -> Lines:
+    found: Lines = defaultdict(list)
+    for line in read(HERE / "results.jsonl"):
+        found[line["task"], line["arm"]].append(line)
+    return found
+
+
+def cell(lines: list[dict[str, Any]], metric: str, factor: float) -> str:
+    """Mean and spread over the seeds."""
+    if not lines:
+        return ""
+    if "refused" in lines[0]:
+        return "refused"
+    values = [line[metric] * factor for line in lines if line.get(metric) is not None]
+    if not values:
+        return ""
+    digits = 1 if factor > 1 else 3
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
+def size(count: float) -> str:
+    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"
+
+
+def quality(found: Lines) -> list[str]:
+    """One row a method: what it reaches, what it trains and what it costs."""
+    heads = [f"{title} (held out {held(found, task)})" for task, (_, title, _) in COLUMNS.items()]
+    rows = [f"| method | {' | '.join(heads)} | SST-2: trained | share | file | time / full |", "|---" * 9 + "|"]
+    full = [line["train_seconds"] for line in found["sst2", "full"]]
+    for arm in [MAJORITY, *ARMS]:
+        cells = [cell(found[task, arm], metric, factor) for task, (metric, _, factor) in COLUMNS.items()]
+        cost = ["", "", "", ""]
+        if lines := [line for line in found["sst2", arm] if "trainable" in line]:
+            one = lines[0]
+            ratios = [line["train_seconds"] / mean(full) for line in lines]
+            cost = [
+                size(one["trainable"]), f"{one['trainable'] / one['parameters']:.2%}",
+                f"{one['bytes'] / 1e6:.2f} MB", f"{mean(ratios):.2f}",
+            ]  # fmt: skip
+        rows.append(f"| {arm} | {' | '.join([*cells, *cost])} |")
+    return rows
+
+
+def held(found: Lines, task: str) -> int:
+    return next((line["held_out"] for line in found[task, "full"] if "held_out" in line), 0)
+
+
+def behind(found: Lines) -> list[str]:
+    """How far each method stays behind full fine-tuning on SST-2, in points."""
+    best = mean(line["accuracy"] for line in found["sst2", "full"]) * 100
+    lines = []
+    for arm in ARMS:
+        values = [line["accuracy"] * 100 for line in found["sst2", arm] if "accuracy" in line]
+        if arm != "full" and values:
+            lines.append((mean(values) - best, arm))
+    within = [f"{arm} ({gap:+.1f})" for gap, arm in sorted(lines, reverse=True) if gap >= -2]
+    beyond = [f"{arm} ({gap:+.1f})" for gap, arm in sorted(lines, reverse=True) if gap < -2]
+    return [f"Within 2 points of full fine-tuning on SST-2: {', '.join(within) or 'none'}.", "",
+            f"Further behind: {', '.join(beyond) or 'none'}."]  # fmt: skip
+
+
+def rates() -> list[str]:
+    """Held-out loss at each learning rate of the sweep."""
+    found: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
+    for line in read(HERE / "sweep.jsonl"):
+        if "lr" in line:
+            found[line["task"], line["arm"]][line["lr"]] = line["loss"]
+    rows = ["| task | method | held-out loss at each learning rate |", "|---|---|---|"]
+    for task in TASKS:
+        for arm in ARMS:
+            if losses := found.get((task, arm)):
+                best = min(losses, key=lambda lr: losses[lr])
+                shown = [
+                    f"**{lr:g}: {loss:.3f}**" if lr == best else f"{lr:g}: {loss:.3f}"
+                    for lr, loss in sorted(losses.items())
+                ]
+                rows.append(f"| {task} | {arm} | {', '.join(shown)} |")
+    return rows
+
+
+def main() -> None:
+    found = grouped()
+    environment = read(HERE / "results.jsonl")[-1]
+    said = ", ".join(f"{name} {environment[name]}" for name in ("luthier", "torch", "peft", "transformers"))
+    seeds = sorted({line["seed"] for lines in found.values() for line in lines})
+    made = [
+        *quality(found), "", f"Mean and standard deviation over seeds {', '.join(map(str, seeds))}; {said}, Python "
+        f"{environment['python']}, CPU, {environment['threads']} thread a run.", "", *behind(found), "",
+        "## Learning rates", "", *rates(),
+    ]  # fmt: skip
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(made) + f"\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
