@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from math import ceil
 
@@ -21,17 +22,21 @@ def step_rows(
     seed: int,
     by_length: bool,
     micro_tokens: int | None = None,
+    pack: int | None = None,
 ) -> list[list[int]]:
     """Row numbers of optimizer step `index` (from 0), cut into micro-batches.
 
     A step takes the next `batch_size` rows of the epoch's shuffle, so steps stay random; with `by_length`
     its rows are sorted before they are cut into micro-batches, which saves padding inside each. A
-    micro-batch ends at `micro_batch` rows, or before its padded size would pass `micro_tokens`.
+    micro-batch ends at `micro_batch` rows, or before its padded size would pass `micro_tokens`. With `pack` a
+    micro-batch is what goes into one sequence of so many tokens.
     """
     epoch, place = divmod(index, steps_per_epoch(len(lengths), batch_size))
     order = list(range(len(lengths)))
     random.Random(f"{seed}:{epoch}").shuffle(order)
     rows = order[place * batch_size : (place + 1) * batch_size]
+    if pack:
+        return packed(rows, lengths, pack)
     if by_length:
         rows.sort(key=lambda row: lengths[row])
     micro: list[list[int]] = []
@@ -46,3 +51,22 @@ def step_rows(
             longest = lengths[row]
         micro[-1].append(row)
     return micro
+
+
+def packed(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows parted into sequences of at most `capacity` tokens by best fit, the longest rows first.
+
+    Best-fit decreasing needs at most 11/9 of the fewest sequences possible, and a few more (Johnson 1973).
+    """
+    room: list[tuple[int, int]] = []  # (tokens left, sequence), sorted
+    found: list[list[int]] = []
+    for row in sorted(rows, key=lambda row: lengths[row], reverse=True):
+        place = bisect_left(room, (lengths[row], -1))
+        if place == len(room):
+            found.append([])
+            left, sequence = capacity, len(found) - 1
+        else:
+            left, sequence = room.pop(place)
+        found[sequence].append(row)
+        insort(room, (left - lengths[row], sequence))
+    return found

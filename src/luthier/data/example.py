@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from luthier.errors import LuthierError
 
 
 class RowError(LuthierError):
-    """One row cannot be used. `kind` is `bad` (see data.on_bad_row) or `long` (see data.on_long_row)."""
+    """One row cannot be used.
+
+    `kind` is `bad` (see data.on_bad_row), `long` (see data.on_long_row), or `unwanted`: the recipe wants it left out.
+    """
 
     def __init__(self, reason: str, *, kind: str = "bad", mend: str = "") -> None:
         self.reason, self.kind, self.mend = reason, kind, mend
@@ -33,8 +36,18 @@ class Example:
     pair: str = ""
     """Second text of a sentence pair (entailment, paraphrase)."""
     label: str | None = None
+    """The class of the text; of a judged answer `true` or `false`."""
+    rejected: tuple[Message, ...] = ()
+    """The dialogue of `messages` with a worse answer, in a preference pair."""
     where: str = ""
     """File and line of the row, for messages to people."""
+    group: str = ""
+    """Rows of one group stay on one side of a split (see data.group)."""
+
+    @property
+    def content(self) -> Example:
+        """The example without where it stands: what two rows share that are the same."""
+        return replace(self, where="", group="")
 
     @property
     def answer(self) -> str:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from luthier.config import DataConfig
+from luthier.data.detect import open_set, refuse_other_task, refuse_unlearned, task_for
 from luthier.data.example import Example, RowError
-from luthier.data.formats.base import FORMATS, Format
-from luthier.data.read import SUFFIXES, RawRow, looks_like_file, read_rows, validation_split
+from luthier.data.formats.base import Format, column
+from luthier.data.mix import Portion, members, weigh
+from luthier.data.read import RawRow, read_rows
+from luthier.data.settings import DataConfig
+from luthier.data.sources import refuse_split_settings, source_name, validation_source
+from luthier.data.split import check_labels, leaks, split
 from luthier.data.template import Template
 from luthier.errors import DataError, InputError
 from luthier.tasks.base import LongRow, Row, Task
 
-DETECTION_ROWS = 50
 VALIDATION_SHARE = 0.1
 
 
@@ -34,12 +36,22 @@ class Refusal:
 
 @dataclass(slots=True)
 class Part:
-    """The account of one side (training or validation). read = kept + refused + over the limit."""
+    """The account of one side. read + repeated = kept + refused + duplicates + by_weight + over_limit + leaks."""
 
     source: str = ""
     read: int = 0
     refused: int = 0
+    duplicates: int = 0
+    """Rows that were the same as an earlier one, left out by data.deduplicate."""
+    by_weight: int = 0
+    """Rows left out by a weight below 1 in a mix."""
+    repeated: int = 0
+    """Copies of rows made by a weight above 1 in a mix."""
     over_limit: int = 0
+    leaks: int = 0
+    """Training rows that were the same as a validation row, left out by data.on_leak."""
+    in_training: int = 0
+    """Validation rows that stand in the training rows too, before data.on_leak drops those."""
     kept: int = 0
     windows: int = 0
     """Rows after long texts were split."""
@@ -66,6 +78,8 @@ class Prepared:
     validation: Part
     fingerprint: str
     """SHA-256 over the examples of both sides, in order: equal data, equal fingerprint."""
+    portions: list[Portion] = field(default_factory=list)
+    """The account of each set, where several are mixed or one has a weight."""
     rows: list[Row] = field(default_factory=list)
     validation_rows: list[Row] = field(default_factory=list)
     validation_owner: list[int] = field(default_factory=list)
@@ -80,6 +94,7 @@ class Prepared:
             "task": self.task.spec(),
             "template": self.template_source,
             "fingerprint": self.fingerprint,
+            "mix": [asdict(portion) for portion in self.portions],
             "train": asdict(self.train),
             "validation": asdict(self.validation),
         }
@@ -92,40 +107,55 @@ def load(config: DataConfig, task: Task | None) -> Prepared:
     """
     if not config.path:
         raise InputError("no data given", mend="data=FILE, a hub id, or data=builtin:reviews")
+    recipe, blocks = config, members(config)
+    config, found = blocks[0]
     refusals: list[Refusal] = []
-    train, validation = Part(source=_name(config.path, config.split)), Part()
-    raw = read_rows(config.path, split=config.split, subset=config.subset, hub=config.hub)
-    first = _first(raw)
-    if not first:
-        raise DataError(f"{config.path}: there are no rows", mend="give data with at least one row")
-    reader, why = _format(config, first)
-    examples = _read(itertools.chain(first, raw), reader, config, refusals, train)
-
-    other = _validation_source(config)
-    if other is None and config.validation != "none":
-        share = config.validation if isinstance(config.validation, float) else VALIDATION_SHARE
-        examples, held_out = split(examples, share, config.seed)
-        validation.source = f"{share:.0%} of the training rows, seed {config.seed}"
-        validation.read = len(held_out)
-        train.read -= len(held_out)
-    elif other is not None:
-        path, name = other
-        validation.source = _name(path, name)
-        raw = read_rows(path, split=name, subset=config.subset, hub=config.hub)
-        held_out = _read(raw, reader, config, refusals, validation)
+    train, validation = Part(source=" + ".join(source_name(block.path, block.split) for block, _ in blocks)), Part()
+    raw, reader, why = open_set(config)
+    given, task = task, task or task_for(reader)
+    refuse_unlearned(reader, task)
+    other = validation_source(recipe, config)
+    if other is not None or config.validation == "none":
+        refuse_split_settings(config, other)
+    seen: dict[Example, str] = {}
+    sets = [_read(raw, reader, config, refusals, train, seen)]
+    portions = [_portion(config, reader, train)]
+    for block, _ in blocks[1:]:
+        raw, other_reader, _ = open_set(block)
+        refuse_unlearned(other_reader, task)
+        refuse_other_task(config, reader, block, other_reader, given)
+        part = Part()
+        sets.append(_read(raw, other_reader, block, refusals, part, seen))
+        portions.append(_portion(block, other_reader, part))
+        train.read, train.refused = train.read + part.read, train.refused + part.refused
+        train.duplicates += part.duplicates
+    examples = [example for one in sets for example in one]
+    if other is not None:
+        validation.source = source_name(other.path, other.split)
+        raw = read_rows(other.path, split=other.split, subset=other.subset, hub=other.hub)
+        held_out = _read(raw, other.format or reader, other, refusals, validation, {})
     else:
-        held_out = []
+        examples, held_out = _part(examples, config, train, validation)
 
+    if len(portions) > 1 or config.weight != 1:
+        examples = weigh(sets, examples, portions, config.seed)
+        train.by_weight = sum(portion.by_weight for portion in portions)
+        train.repeated = sum(portion.repeated for portion in portions)
+    else:
+        portions = []
     examples = _take(examples, config.limit, config.seed, train)
-    held_out = _take(held_out, config.validation_limit, config.seed, validation)
+    held_out = _take(held_out, (other or config).validation_limit, config.seed, validation)
+    if other is not None:
+        examples = _without_leaks(examples, held_out, config, refusals, train, validation)
     if not examples:
         raise DataError(f"{config.path}: no row is left to train on, {len(refusals)} were refused")
-    task = (task or _task_for(reader)).fitted(examples)
+    task = task.fitted(examples)
     for part, side in ((train, examples), (validation, held_out)):
         part.labels = dict(Counter(example.label for example in side if example.label is not None).most_common(200))
     return Prepared(
-        format=reader, format_why=why, task=task, examples=examples, validation_examples=held_out,
+        format=reader, format_why=found or why, task=task, examples=examples, validation_examples=held_out,
         refusals=refusals, train=train, validation=validation, fingerprint=_fingerprint(examples, held_out),
+        portions=portions,
     )  # fmt: skip
 
 
@@ -150,94 +180,94 @@ def encode(data: Prepared, template: Template, config: DataConfig, max_length: i
         )
 
 
-def split(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Part off `share` of the examples by a seeded shuffle; equal examples stay on one side, so none leaks."""
-    if len(examples) < 2:
+def _part(
+    examples: list[Example], config: DataConfig, train: Part, validation: Part
+) -> tuple[list[Example], list[Example]]:
+    """Hold out a share of the training rows, unless the recipe wants none."""
+    if config.validation == "none":
         return examples, []
-    groups: dict[Any, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(replace(example, where=""), []).append(example)
-    order = list(groups.values())
-    random.Random(seed).shuffle(order)
-    wanted = max(1, round(len(examples) * share))
-    held_out: list[Example] = []
-    rest: list[Example] = []
-    for group in order:
-        (held_out if len(held_out) + len(group) <= wanted else rest).extend(group)
-    return rest, held_out
+    share = config.validation if isinstance(config.validation, float) else VALIDATION_SHARE
+    if config.stratify:
+        check_labels(examples)
+    examples, held_out = split(examples, share, config.seed, stratify=config.stratify)
+    grouped = f", by {config.group}" if config.group else ""
+    validation.source = f"{share:.0%} of the training rows, seed {config.seed}{grouped}"
+    validation.read = len(held_out)
+    train.read -= len(held_out)
+    return examples, held_out
 
 
-def _name(path: str, split_name: str) -> str:
-    return path if path.endswith(SUFFIXES) else f"{path} ({split_name})"
+def _without_leaks(
+    examples: list[Example], held_out: list[Example], config: DataConfig,
+    refusals: list[Refusal], train: Part, validation: Part,
+) -> list[Example]:  # fmt: skip
+    """The training rows after data.on_leak; the validation rows stay as they are, so that scores compare."""
+    found = leaks(examples, held_out)
+    if not found:
+        return examples
+    same = {example.content for _, example in found}
+    validation.in_training = sum(example.content in same for example in held_out)
+    if config.on_leak == "stop":
+        held, trained = found[0]
+        raise DataError(
+            f"{held.where}: this validation row stands in the training rows too, at {trained.where}; "
+            f"{validation.in_training} of {len(held_out)} do",
+            mend="data.on_leak=drop takes them out of the training rows",
+        )
+    if config.on_leak == "warn":
+        return examples
+    train.leaks = len(found)
+    refusals += [
+        Refusal(trained.where, f"the same as the validation row {held.where}", _plain(trained))
+        for held, trained in found
+    ]
+    return [example for example in examples if example.content not in same]
 
 
-def _validation_source(config: DataConfig) -> tuple[str, str] | None:
-    """(path, split) of separate validation rows, or None where they are parted off the training rows."""
-    wanted = config.validation
-    if wanted is None:
-        brought = validation_split(config.path, config.hub, config.subset)
-        return (config.path, brought) if brought else None
-    if wanted == "none" or isinstance(wanted, float):
-        return None
-    if looks_like_file(wanted) or wanted.startswith("builtin:"):
-        return (wanted, "heldout" if wanted.startswith("builtin:") else "train")
-    return (config.path, wanted)
-
-
-def _first(raw: Iterator[RawRow]) -> list[RawRow]:
-    """As many rows as it takes to have enough to tell the format from; the others stay unread."""
-    rows: list[RawRow] = []
-    good = 0
-    while good < DETECTION_ROWS and (row := next(raw, None)) is not None:
-        rows.append(row)
-        good += not row.problem
-    return rows
-
-
-def _format(config: DataConfig, raw: Sequence[RawRow]) -> tuple[Format, str]:
-    """The format of the recipe, or the most particular one whose columns the first rows have."""
-    if config.format is not None:
-        return config.format, "given in the recipe"
-    sample = [row for row in raw if not row.problem]
-    if not sample:
-        raise DataError(f"{raw[0].where}: {raw[0].problem}", mend="mend the row; no row of this data can be read")
-    known = sorted((FORMATS.get(name)() for name in FORMATS.names()), key=lambda reader: reader.order)
-    for reader in known:
-        hits = sum(reader.matches(row.values) for row in sample)
-        if hits > len(sample) / 2:
-            columns = ", ".join(map(str, sample[0].values))
-            return reader, f"{hits} of the first {len(sample)} rows have its columns ({columns})"
-    columns = ", ".join(map(str, sample[0].values))
-    raise DataError(
-        f"{sample[0].where}: the columns fit no known format: {columns}",
-        mend=f"name the format and its columns, for example data.format.name=alpaca data.format.instruction="
-        f"{next(iter(sample[0].values), 'COLUMN')} data.format.output=COLUMN; formats: {', '.join(FORMATS.names())}",
-    )
-
-
-def _task_for(reader: Format) -> Task:
-    from luthier.tasks.base import TASKS
-
-    return TASKS.parse({"text": "complete", "classification": "classify"}.get(reader.name, "chat"))
+def _portion(config: DataConfig, reader: Format, part: Part) -> Portion:
+    return Portion(
+        source_name(config.path, config.split), config.weight, part.read, part.refused, part.duplicates,
+        format=reader.spec(),
+    )  # fmt: skip
 
 
 def _read(
-    raw: Iterable[RawRow], reader: Format, config: DataConfig, refusals: list[Refusal], part: Part
-) -> list[Example]:
-    examples = []
+    raw: Iterable[RawRow], reader: Format, config: DataConfig, refusals: list[Refusal], part: Part,
+    seen: dict[Example, str],
+) -> list[Example]:  # fmt: skip
+    """The examples of one set. `seen` has where each stands, for data.deduplicate over several sets."""
+    examples: list[Example] = []
     for row in raw:
         part.read += 1
         try:
             if row.problem:
                 raise RowError(row.problem)
-            examples.append(replace(reader.read(row.values), where=row.where))
+            example = replace(reader.read(row.values), where=row.where, group=_group(row, config.group))
         except RowError as error:
-            if config.on_bad_row == "stop":
+            if config.on_bad_row == "stop" and error.kind != "unwanted":
                 mend = error.mend or "mend the row, or leave such rows out with data.on_bad_row=skip"
                 raise DataError(f"{row.where}: {error.reason}", mend=mend) from None
             part.refused += 1
             refusals.append(Refusal(row.where, error.reason, row.values))
+            continue
+        if config.deduplicate == "exact":
+            if there := seen.get(example.content):
+                part.duplicates += 1
+                refusals.append(Refusal(row.where, f"the same as {there}", row.values))
+                continue
+            seen[example.content] = row.where
+        examples.append(example)
     return examples
+
+
+def _group(row: RawRow, name: str) -> str:
+    """What the row's group is called; a row without one would be parted by chance."""
+    if not name:
+        return ""
+    value = column(row.values, name)
+    if value is None or not str(value).strip():
+        raise RowError(f"{name} is empty, and data.group goes by it")
+    return str(value).strip()
 
 
 def _take(examples: list[Example], limit: int | None, seed: int, part: Part) -> list[Example]:
@@ -301,7 +331,7 @@ def _mend(error: RowError) -> str:
 
 
 def _plain(example: Example) -> dict[str, Any]:
-    return {key: value for key, value in asdict(example).items() if value and key != "where"}
+    return {key: value for key, value in asdict(example).items() if value and key not in ("where", "group")}
 
 
 def _fingerprint(*sides: list[Example]) -> str:

@@ -89,6 +89,12 @@ def split_files(folder: Path, split: str) -> list[Path]:
     return whole or _in_order(folder, split, [(int(found["number"]), int(found["all"] or 0), f) for found, f in shards])
 
 
+def has_split(folder: Path, split: str) -> bool:
+    """Does the folder have a file or shards of the split?"""
+    stems = [stem for entry in _entries(folder) if (stem := _stem(entry.name)) and not entry.is_dir()]
+    return any(stem == split or ((found := SHARD.fullmatch(stem)) and found["split"] == split) for stem in stems)
+
+
 def _in_order(folder: Path, split: str, shards: list[tuple[int, int, Path]]) -> list[Path]:
     """Shards by their number; a number that is missing or there twice would lose or double rows unseen."""
     shards.sort(key=lambda shard: shard[0])

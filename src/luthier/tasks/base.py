@@ -76,6 +76,22 @@ class Task(Plugin):
             "labels": torch.tensor([row.labels + [IGNORED] * (longest - len(row.labels)) for row in rows]),
         }
 
+    def pack(self, rows: Sequence[Row]) -> Batch:
+        """The rows in one sequence without padding: input_ids, position_ids, attention_mask, labels, each [1, T].
+
+        Positions restart with each row, which is how transformers' attention knows that it must not cross; a
+        row's first token is no target, for it would be predicted from the row before.
+        """
+        import torch
+
+        labels = [label for row in rows for label in (IGNORED, *row.labels[1:])]
+        return {
+            "input_ids": torch.tensor([[token for row in rows for token in row.ids]]),
+            "position_ids": torch.tensor([[place for row in rows for place in range(len(row.ids))]]),
+            "attention_mask": torch.ones(1, len(labels), dtype=torch.long),
+            "labels": torch.tensor([labels]),
+        }
+
 
 def next_token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Per row, the sum of -log p(next token) over labelled positions, and their number: [B], [B].
@@ -85,7 +101,9 @@ def next_token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     import torch.nn.functional as F
 
     labels = batch["labels"]  # [B, T]
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    # With a mask transformers would not look at the positions, and packed rows would see one another.
+    key = "position_ids" if "position_ids" in batch else "attention_mask"
+    logits = model(input_ids=batch["input_ids"], use_cache=False, **{key: batch[key]}).logits
     logits = logits[:, -labels.size(1) :][:, :-1]  # [B, V + T, vocab] -> [B, T - 1, vocab]
     targets = labels[:, 1:]  # [B, T - 1]
     kept = targets != IGNORED

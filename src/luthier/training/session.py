@@ -21,6 +21,7 @@ from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder
 from luthier.methods.base import Method
 from luthier.models.load import device
+from luthier.tasks.base import Row
 from luthier.training import checkpoint as checkpoints
 from luthier.training.loop import Batch, Step, fit
 from luthier.training.optim import build_optimizer, build_schedule
@@ -75,9 +76,10 @@ class Session:
     def __init__(
         self, model: nn.Module, data: Prepared, method: Method, config: TrainConfig, *,
         lr: float, seed: int, pad_id: int, accelerator: Accelerator, folder: RunFolder, progress: Progress,
+        pack: int | None = None,
     ) -> None:  # fmt: skip
         self.data, self.method, self.config, self.seed, self.pad_id = data, method, config, seed, pad_id
-        self.accelerator, self.folder, self.progress = accelerator, folder, progress
+        self.accelerator, self.folder, self.progress, self.pack = accelerator, folder, progress, pack
         self.lengths = [len(row.ids) for row in data.rows]
         self.per_epoch = steps_per_epoch(len(data.rows), config.batch_size)
         self.steps = total_steps(config, len(data.rows))
@@ -132,9 +134,12 @@ class Session:
             rows = step_rows(
                 self.lengths, index, batch_size=self.config.batch_size, micro_batch=self.config.rows_per_pass,
                 seed=self.seed, by_length=self.config.group_by_length,
-                micro_tokens=self.config.micro_tokens,
+                micro_tokens=self.config.micro_tokens, pack=self.pack,
             )  # fmt: skip
-            yield [self.data.task.collate([self.data.rows[i] for i in micro], self.pad_id) for micro in rows]
+            yield [self._batch([self.data.rows[i] for i in micro]) for micro in rows]
+
+    def _batch(self, rows: list[Row]) -> Batch:
+        return self.data.task.pack(rows) if self.pack else self.data.task.collate(rows, self.pad_id)
 
     def _after(self, step: Step, request: StopRequest) -> bool:
         """Log, evaluate and save as the recipe says; True where patience has run out."""

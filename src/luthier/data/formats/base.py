@@ -25,6 +25,10 @@ class Format(Plugin):
         """The row as an example; RowError says what the row lacks."""
         raise NotImplementedError
 
+    def unlearned(self) -> tuple[str, str]:
+        """What in these rows no task can learn, and the setting that learns what can be; mostly ('', '')."""
+        return "", ""
+
 
 def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
     """`row[name]`; RowError names the columns there are, and the recipe key that chooses another."""
@@ -55,6 +59,48 @@ def optional_text(row: Mapping[str, Any], name: str) -> str:
     """Text of a column that may be missing, null or empty; a number there is a mistake and not nothing."""
     value = row.get(name)
     return "" if value is None else text_of(value, name)
+
+
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+"""Who speaks, in OpenAI's and ShareGPT's words -> our role."""
+TOOLS = "which this version cannot train on"
+
+
+def turns_of(value: Any, name: str) -> list[tuple[str, str]]:
+    """(role, content) of a turn or a list of turns, each with `role` and `content` or with `from` and `value`."""
+    pairs = []
+    for number, turn in enumerate(value if isinstance(value, list) else [value], 1):
+        keys = next((keys for keys in (("role", "content"), ("from", "value")) if keys[0] in turn), None) if (
+            isinstance(turn, Mapping)
+        ) else None  # fmt: skip
+        if keys is None:
+            raise RowError(f"turn {number} of {name} has no role")
+        if turn.get("tool_calls") or turn.get("function_call"):
+            raise RowError(f"turn {number} of {name} calls a tool, {TOOLS}")
+        role = SPEAKERS.get(str(turn[keys[0]]))
+        if role is None:
+            raise RowError(f"turn {number} of {name}: unknown role {turn[keys[0]]!r}; known are {', '.join(SPEAKERS)}")
+        pairs.append((role, text_of(turn.get(keys[1]), f"{keys[1]} of turn {number} of {name}")))
+    return pairs
+
+
+def question_of(value: Any, name: str, material: str = "") -> list[tuple[str, str]]:
+    """A prompt as turns: a text becomes the user's turn, with `material` behind it."""
+    if isinstance(value, list | Mapping) and not material:
+        return turns_of(value, name)
+    return [("user", text_of(value, name) + (f"\n{material}" if material else ""))]
+
+
+def answer_of(value: Any, name: str) -> list[tuple[str, str]]:
+    """An answer as turns: a text becomes the assistant's turn."""
+    return turns_of(value, name) if isinstance(value, list | Mapping) else [("assistant", text_of(value, name))]
+
+
+def no_tools(row: Mapping[str, Any], name: str) -> None:
+    """RowError for a row that offers tools: without them its answers would be learned to another question."""
+    tools = row.get(name)
+    if tools and not (isinstance(tools, str) and tools.strip() in ("", "[]", "null")):
+        raise RowError(f"{name} offers tools, {TOOLS}")
 
 
 def label_of(value: Any, name: str) -> str:

@@ -1,0 +1,175 @@
+"""The loss mask for people: which tokens of a row are learned, as pieces of text; and what is wrong with masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from luthier.data.example import Example
+from luthier.data.prepare import Prepared
+from luthier.data.template import IGNORED, Template
+from luthier.errors import DataError
+from luthier.tasks.base import Row
+
+Kind = Literal["plain", "special", "learned", "end", "gap"]
+MOST_TOKENS = 400
+"""Tokens of a row that are shown: the first and the last half of them."""
+FIRST_ROWS = 3
+MOST_PROVED = 5_000
+"""Examples whose prompts are rendered again to see that nothing of them is learned; of more, evenly spaced ones."""
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(slots=True)
+class Mask:
+    """One row as pieces of text, each with its kind; a piece is a token, or several that make up one character."""
+
+    where: str
+    why: str
+    """Why this row is shown."""
+    tokens: int
+    learned: int
+    label: str
+    """For a classifier, the class that is learned instead of tokens."""
+    pieces: list[tuple[str, Kind]]
+
+
+def masks(data: Prepared, template: Template) -> list[Mask]:
+    """The first few training rows, and the longest."""
+    if not data.rows:
+        return []
+    longest = max(range(len(data.rows)), key=lambda number: len(data.rows[number].ids))
+    chosen = dict.fromkeys(range(min(FIRST_ROWS, len(data.rows))), "one of the first training rows")
+    chosen[longest] = "the longest training row"
+    return [mask(data.rows[number], why, data, template) for number, why in chosen.items()]
+
+
+def mask(row: Row, why: str, data: Prepared, template: Template) -> Mask:
+    """What of a row is learned, as text."""
+    classes = data.task.model_class == "classification"
+    labels = [IGNORED] * len(row.ids) if classes else [IGNORED, *row.labels[1:]]  # the first token is no target
+    names: Sequence[str] = getattr(data.task, "labels", ())
+    ends = end_ids(data, template)
+    special = {*template.tokenizer.all_special_ids} | {
+        number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special
+    }
+    kinds: list[Kind] = []
+    for token, label in zip(row.ids, labels, strict=True):
+        learned: Kind = "end" if token in ends else "learned"
+        kinds.append(learned if label != IGNORED else "special" if token in special else "plain")
+    if len(row.ids) <= MOST_TOKENS:
+        pieces = list(_pieces(row.ids, kinds, special, template))
+    else:
+        first, last = _whole_characters(row.ids, template)
+        hidden = kinds[first:last]
+        told = sum(kind in ("learned", "end") for kind in hidden)
+        gap: tuple[str, Kind] = (f" ... {len(hidden):,} tokens, {told:,} of them learned ... ", "gap")
+        head = _pieces(row.ids[:first], kinds[:first], special, template)
+        pieces = [*head, gap, *_pieces(row.ids[last:], kinds[last:], special, template)]
+    return Mask(
+        where=row.where, why=why, tokens=len(row.ids), learned=0 if classes else row.learned,
+        label=names[row.labels[0]] if classes else "", pieces=pieces,
+    )  # fmt: skip
+
+
+def _whole_characters(ids: Sequence[int], template: Template) -> tuple[int, int]:
+    """Where to cut a long row for show: near the half of what is shown on each side, and within no character."""
+    first, last = MOST_TOKENS // 2, len(ids) - MOST_TOKENS // 2
+
+    def decode(begin: int) -> str:
+        return str(template.tokenizer.decode(list(ids[begin : begin + 4])))
+
+    first = next((at for at in range(first, first - 4, -1) if not decode(at - 4).endswith(BROKEN)), first)
+    last = next((at for at in range(last, last + 4) if not decode(at).startswith(BROKEN)), last)
+    return first, last
+
+
+def _pieces(
+    ids: Sequence[int], kinds: Sequence[Kind], special: set[int], template: Template
+) -> Iterator[tuple[str, Kind]]:
+    """Text of each token in its context: a token alone may lose its space, or be a part of a character."""
+    before: Sequence[int] = []
+    begin = 0
+    while begin < len(ids):
+        end = begin + 1
+        if ids[begin] in special:
+            yield str(template.tokenizer.convert_ids_to_tokens(ids[begin])), kinds[begin]
+            before, begin = [], end
+            continue
+        while True:
+            text = _behind(before, ids[begin:end], template)
+            whole = not text.endswith(BROKEN) or end - begin == 8
+            if whole or end == len(ids) or ids[end] in special or kinds[end] != kinds[begin]:
+                break
+            end += 1
+        yield text, kinds[begin]
+        before, begin = ids[begin:end], end
+
+
+def _behind(before: Sequence[int], ids: Sequence[int], template: Template) -> str:
+    def decode(part: Sequence[int]) -> str:
+        return str(template.tokenizer.decode(list(part), clean_up_tokenization_spaces=False))
+
+    context, both = decode(before), decode([*before, *ids])
+    return both[len(context) :] if both.startswith(context) else decode(ids)
+
+
+def end_ids(data: Prepared, template: Template) -> set[int]:
+    """Tokens that end what the model says; none for a classifier, which says nothing."""
+    if data.task.model_class == "classification":
+        return set()
+    if data.task.name == "chat":
+        return template.end_ids
+    end = template.tokenizer.eos_token_id
+    return set() if end is None else {end}
+
+
+def endless(data: Prepared, template: Template) -> list[str]:
+    """Places of the training rows of a chat whose answers are learned without the token that ends them."""
+    if data.task.name != "chat":
+        return []
+    ends = template.end_ids
+    return [row.where for row in data.rows if not any(label in ends for label in row.labels[1:])]
+
+
+def refuse_endless(data: Prepared, template: Template) -> None:
+    """DataError where no row at all teaches the model to stop."""
+    places = endless(data, template)
+    if places and len(places) == len(data.rows):
+        raise DataError(
+            f"{places[0]}: the token that ends an answer is cut away here and in every other row, so the model would "
+            "never learn to stop",
+            mend="raise train.max_length, or data.on_long_row=truncate_prompt, which keeps the answers whole",
+        )
+
+
+def learned_prompts(data: Prepared, template: Template) -> tuple[list[str], int]:
+    """Places of the training rows of a chat in which tokens of a prompt are learned, and how many were looked at.
+
+    The prompts are rendered and encoded once more, on their own, as use does it.
+    """
+    if data.task.name != "chat":
+        return [], 0
+    examples = data.examples
+    if len(examples) > MOST_PROVED:
+        examples = [examples[number * len(examples) // MOST_PROVED] for number in range(MOST_PROVED)]
+    rows: dict[str, list[Row]] = {}
+    for row in data.rows:
+        rows.setdefault(row.where, []).append(row)
+    found = [e.where for e in examples if not _spared(e, rows.get(e.where, []), template)]
+    return found, len(examples)
+
+
+def _spared(example: Example, rows: Sequence[Row], template: Template) -> bool:
+    """Is nothing learned in these rows but the example's answers?"""
+    turns = [turn for turn, message in enumerate(example.messages) if message.learn]
+    for number, row in enumerate(rows):
+        learned = [label != IGNORED for label in row.labels]
+        starts = [i for i, now in enumerate(learned) if now and not (i and learned[i - 1])]
+        if row.cut or not turns or not starts:  # a shortened prompt is not the example's any more
+            continue
+        turn = turns[number % len(turns)] if len(rows) > 1 == len(starts) else turns[0]
+        if len(starts) > len(turns) or starts[0] < len(template.prompt_ids(example.messages[:turn])):
+            return False
+    return True

@@ -1,0 +1,107 @@
+"""Read and encode data as `train` would, but go on past rows that stop it, so that one look names them all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from luthier.data.audit import Audit, audit
+from luthier.data.example import Example, RowError
+from luthier.data.prepare import Prepared, encode, load
+from luthier.data.read import encoding_of
+from luthier.data.settings import DataConfig
+from luthier.data.template import Template
+from luthier.errors import DataError, InputError
+from luthier.tasks.base import Task
+
+NO_LIMIT = 2**40
+BINARY = (".parquet", ".arrow", ".feather", ".ipc")
+
+
+def read(config: DataConfig, task: Task | None) -> Prepared:
+    """The rows that can be read; the others are in `refusals`. DataError where none is left, or the file is no data."""
+    try:
+        return load(lenient(config), task)
+    except DataError:
+        load(config, task)  # its message names the first bad row; here they are only counted
+        raise
+
+
+def lenient(config: DataConfig, task: Task | None = None) -> DataConfig:
+    """The same settings without a stop. A policy that the recipe names stays: it is what train would do."""
+    changes: dict[str, Any] = {"on_bad_row": "skip", "on_leak": "warn" if config.on_leak == "stop" else config.on_leak}
+    splits = config.on_long_row is None and task is not None and task.splits_long_rows
+    if config.on_long_row in (None, "stop") and not splits:
+        changes["on_long_row"] = "skip"
+    return config.model_copy(update=changes)
+
+
+def survey(config: DataConfig, task: Task | None, data: Prepared, template: Template, max_length: int) -> Audit:
+    """Encode what `read` gave and look at it all. `task` is the recipe's, which may leave it open."""
+    examples = [*data.examples, *data.validation_examples]
+    failure = ""
+    settings = lenient(config, data.task)
+    try:
+        encode(data, template, settings, max_length)
+    except DataError as error:
+        if data.rows or not data.refusals:  # else no row is left, and the refusals say why
+            raise
+        failure = str(error)
+    lengths = _lengths(data, examples, template, split=settings.on_long_row in (None, "split"))
+    found = audit(data, template, lengths=lengths, max_length=max_length)
+    if data.refusals or config.on_leak == "stop":  # else nothing was passed over that could stop it
+        failure = _would_stop(config, task, template, max_length) or failure
+    if failure:
+        text = failure
+        if len(data.refusals) > 1:
+            text += f"\nIn all {len(data.refusals):,} rows are refused."
+        found.add("stop", "rows", text, [refusal["where"] for refusal in found.refusals])
+    elif data.refusals:
+        found.add("note", "rows", f"{len(data.refusals):,} rows are left out, as the recipe says")
+    found.findings.sort(key=lambda finding: finding.level != "stop")
+    places = [*(example.where for example in examples), *(refusal.where for refusal in data.refusals)]
+    found.account["files"] = encodings(places)
+    return found
+
+
+def _lengths(data: Prepared, before: list[Example], template: Template, *, split: bool) -> list[int]:
+    """Tokens of every row as if there were no limit. Rows that are whole, or know what was cut, need no second look."""
+    if split:
+        again, lengths = before, []
+    else:
+        kept = {id(example) for example in (*data.examples, *data.validation_examples)}
+        again = [example for example in before if id(example) not in kept]
+        lengths = [len(row.ids) + row.cut for row in (*data.rows, *data.validation_rows)]
+    for example in again:
+        try:
+            rows = data.task.encode(example, template, NO_LIMIT, "stop")
+        except RowError:
+            continue
+        lengths += [len(row.ids) for row in rows]
+    return lengths
+
+
+def _would_stop(config: DataConfig, task: Task | None, template: Template, max_length: int) -> str:
+    """What train says of these rows under the recipe's own policies, or ''."""
+    try:
+        data = load(config, task)
+        encode(data, template, config, max_length)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def encodings(places: Iterable[str]) -> list[dict[str, str]]:
+    """Each file that rows come from, with the encoding of its text."""
+    files = dict.fromkeys(place.rpartition(": ")[0] for place in places)
+    found = []
+    for name in files:
+        path = Path(name)
+        if not path.is_file():
+            found.append({"file": name, "encoding": "a data set of a hub"})
+        elif path.suffix.lower() in BINARY:
+            found.append({"file": name, "encoding": f"{path.suffix.lower()[1:]}: text is UTF-8 by its format"})
+        else:
+            found.append({"file": name, "encoding": encoding_of(path)})
+    return found

@@ -1,0 +1,219 @@
+"""LLaMA-Factory's dataset_info.json, read as it is: `data=FOLDER data.subset=NAME` trains on what it calls NAME.
+
+As there, `columns` and `tags` replace all defaults where they are given, and a column that is not named is
+not read. Plain text is parted at empty lines, as everywhere here, not at each line. A folder that
+`datasets` saved has a file of the same name with another content, and is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from luthier.data.files import kind_of, refusal
+from luthier.data.formats.base import FORMATS, Format
+from luthier.data.read import has_split
+from luthier.data.settings import DataConfig
+from luthier.errors import DataError, did_you_mean
+
+FILE = "dataset_info.json"
+PLACES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
+KEYS = (*PLACES, "formatting", "ranking", "subset", "split", "folder", "num_samples", "columns", "tags")
+COLUMNS = (
+    "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios",
+    "chosen", "rejected", "kto_tag",
+)  # fmt: skip
+TAGS = {
+    "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
+    "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system",
+}  # fmt: skip
+"""A key of `tags` -> its default."""
+
+
+def named(config: DataConfig, name: str) -> bool:
+    """Is `name` a data set of the dataset_info.json at data.path?"""
+    file = _file(config.path)
+    return file is not None and name in _sets(file)
+
+
+def resolve(config: DataConfig) -> tuple[DataConfig, str]:
+    """The data block with what dataset_info.json says put in, and where its format comes from; else as it was."""
+    file = _file(config.path)
+    if file is None or (
+        not config.subset and file.parent == Path(config.path) and has_split(file.parent, config.split)
+    ):
+        return config, ""
+    sets = _sets(file)
+    if config.subset not in sets:
+        there = ", ".join([*sets][:20]) + (", ..." if len(sets) > 20 else "")
+        said = f"no data set is named {config.subset!r}{did_you_mean(config.subset, sets)}; " if config.subset else ""
+        raise DataError(f"{file}: {said}there are {there}", mend="name one with data.subset=NAME")
+    entry = sets[config.subset]
+    try:
+        changes = _place(entry, config.hub) | _rows(entry)
+        given = config.format is not None
+        if not given:
+            changes["format"] = _format(entry)
+    except _Unusable as error:
+        raise DataError(f"{file}: {config.subset}: {error}", mend=error.mend) from None
+    if "file_name" in changes:
+        changes["path"] = str(file.parent / changes.pop("file_name"))
+    if config.limit is not None and "limit" in changes:
+        changes["limit"] = min(config.limit, changes["limit"])
+    return config.model_copy(update=changes), "" if given else f"given by {file}"
+
+
+class _Unusable(Exception):
+    """An entry that cannot be read or trained on."""
+
+    def __init__(self, reason: str, mend: str = "mend the entry, or choose another data set with data.subset=NAME"):
+        super().__init__(reason)
+        self.mend = mend
+
+
+def _file(path: str) -> Path | None:
+    """The dataset_info.json of LLaMA-Factory that data.path is, or is the folder of."""
+    if not path or path.startswith("builtin:"):
+        return None
+    kind = kind_of(path)
+    file = Path(path) / FILE if kind == "folder" else Path(path)
+    if file.name != FILE or kind_of(str(file)) != "file":
+        return None
+    made = _load(file, file.stat().st_mtime_ns)
+    ours = isinstance(made, dict) and any(
+        isinstance(entry, dict) and entry.keys() & {*PLACES} for entry in made.values()
+    )
+    return file if ours else None
+
+
+@lru_cache(maxsize=8)
+def _load(file: Path, _changed: int) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise refusal(file, error) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: no valid JSON: {error}", mend="mend the file") from None
+
+
+def _sets(file: Path) -> dict[str, Any]:
+    return dict(_load(file, file.stat().st_mtime_ns))
+
+
+def _place(entry: Any, hub: str) -> dict[str, Any]:
+    """data.path, or file_name beside the table, with hub, split and subset."""
+    if not isinstance(entry, dict):
+        raise _Unusable(f"should be an object, not {type(entry).__name__}")
+    for key in entry:
+        if key not in KEYS:
+            raise _Unusable(f"unknown key {key!r}{did_you_mean(key, KEYS)}")
+    if entry.get("folder"):
+        raise _Unusable("takes one folder of a hub data set, which this version cannot", "fetch it, and give its files")
+    part = {"split": _text(entry, "split") or "train", "subset": _text(entry, "subset")}
+    ids = {"huggingface": _text(entry, "hf_hub_url"), "modelscope": _text(entry, "ms_hub_url")}
+    hub = hub if ids[hub] else next((other for other, name in ids.items() if name), "")
+    if hub:
+        return {"path": ids[hub], "hub": hub, **part}
+    if name := _text(entry, "file_name"):
+        return {"file_name": name, **part}
+    other = next((key for key in PLACES if key in entry), "no place")
+    raise _Unusable(f"has {other}, and neither file_name, hf_hub_url nor ms_hub_url", "fetch the rows, and name them")
+
+
+def _rows(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """num_samples as data.limit."""
+    count = entry.get("num_samples")
+    if count is None:
+        return {}
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise _Unusable(f"num_samples should be a number of rows, not {count!r}")
+    return {"limit": count}
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    value = entry.get(key)
+    if value is not None and not isinstance(value, str):
+        raise _Unusable(f"{key} should be text, not {type(value).__name__}")
+    return value or ""
+
+
+def _names(entry: Mapping[str, Any], block: str, known: Mapping[str, str]) -> dict[str, str]:
+    """A block of names; one that is not given has the defaults, one that is has nothing else."""
+    given = entry.get(block)
+    if given is None:
+        return dict(known)
+    if not isinstance(given, dict):
+        raise _Unusable(f"{block} should be an object, not {type(given).__name__}")
+    for key in given:
+        if key not in known:
+            raise _Unusable(f"unknown key {key!r} in {block}{did_you_mean(key, known)}")
+    return {key: _text(given, key) for key in known}
+
+
+def _format(entry: Mapping[str, Any]) -> Format:
+    """The format and its column names."""
+    defaults = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
+    columns = _names(entry, "columns", {name: defaults.get(name, "") for name in COLUMNS})
+    for kind in ("images", "videos", "audios"):
+        if columns[kind]:
+            raise _Unusable(
+                f"has {kind} (column {columns[kind]!r}), which this version cannot train on",
+                "choose a data set of text with data.subset=NAME",
+            )
+    formatting = _text(entry, "formatting") or "alpaca"
+    if formatting not in ("alpaca", "sharegpt", "openai"):
+        kinds = ("alpaca", "sharegpt", "openai")
+        raise _Unusable(
+            f"unknown formatting {formatting!r}{did_you_mean(formatting, kinds)}; known are {', '.join(kinds)}"
+        )
+    turns = formatting != "alpaca"
+    tags = _names(entry, "tags", TAGS)
+    # Where tags are given, one that is missing keeps its default: a name is needed, and the usual ones are known.
+    tags = {key: tags[key] or default for key, default in TAGS.items()}
+    if formatting == "openai" and "tags" not in entry:
+        tags |= {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    if entry.get("ranking") or columns["kto_tag"]:
+        return _judged(entry, columns, tags, turns)
+    if turns:
+        return FORMATS.parse({
+            "name": "sharegpt", "conversations": _needed(columns, "messages"), "system": columns["system"],
+            "tools": columns["tools"], "speaker": tags["role_tag"], "value": tags["content_tag"],
+            "user": tags["user_tag"], "assistant": tags["assistant_tag"], "system_speaker": tags["system_tag"],
+            "tool_call": tags["function_tag"], "tool_result": tags["observation_tag"],
+        })  # fmt: skip
+    if not columns["response"]:  # LLaMA-Factory's layout of plain text, for pretraining
+        return FORMATS.parse({"name": "text", "text": _needed(columns, "prompt")})
+    return FORMATS.parse({
+        "name": "alpaca", "instruction": _needed(columns, "prompt"), "input": columns["query"],
+        "output": columns["response"], "system": columns["system"], "history": columns["history"],
+    })  # fmt: skip
+
+
+def _judged(entry: Mapping[str, Any], columns: dict[str, str], tags: dict[str, str], turns: bool) -> Format:
+    """Preference pairs and judged answers."""
+    usual = [
+        TAGS,
+        {**TAGS, "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
+    ]
+    if turns and tags not in usual:
+        raise _Unusable("has tags of its own, which are read for dialogues and not for judged answers")
+    if columns["history"]:
+        raise _Unusable("has a history beside judged answers, which this version cannot read")
+    fields = {"input": "" if turns else columns["query"], "system": columns["system"]}
+    prompt = _needed(columns, "messages" if turns else "prompt")
+    if entry.get("ranking"):
+        names = {key: _needed(columns, key) for key in ("chosen", "rejected")}
+        return FORMATS.parse({"name": "preference", "prompt": prompt, **names, **fields})
+    names = (
+        {"messages": prompt, "prompt": ""} if turns else {"prompt": prompt, "completion": _needed(columns, "response")}
+    )
+    return FORMATS.parse({"name": "kto", "label": columns["kto_tag"], **names, **fields})
+
+
+def _needed(columns: Mapping[str, str], key: str) -> str:
+    if not columns[key]:
+        raise _Unusable(f"columns names no {key!r}")
+    return columns[key]

@@ -1,0 +1,73 @@
+"""KTO: a prompt, one answer, and whether the answer is good (`label`, true or false), as for KTO.
+
+Prompt and completion are texts, turns or lists of turns; or `messages` holds the whole dialogue. No task
+learns from the judgements yet; `learn: good` trains on the good answers as on any dialogue and leaves
+the rows with bad ones out, counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from luthier.data.example import Example, RowError, chat
+from luthier.data.formats.base import Format, answer_of, column, optional_text, question_of, turns_of
+
+
+class Kto(Format):
+    """Rows with a prompt, a completion, and a label that is true or false."""
+
+    order: ClassVar[int] = 5
+
+    prompt: str = "prompt"
+    """Column of the prompt."""
+    input: str = "input"
+    """Column of the material that the prompt is about; may be missing or empty."""
+    system: str = "system"
+    """Column of the system message; may be missing or empty."""
+    completion: str = "completion"
+    """Column of the answer."""
+    messages: str = "messages"
+    """Column of the whole dialogue, where there is no prompt."""
+    label: str = "label"
+    """Column that says whether the last answer is good."""
+    learn: Literal["judged", "good"] = "judged"
+    """What to learn: good and bad answers, which no task does yet, or the good answers alone."""
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        dialogue = (self.prompt in row and self.completion in row) or isinstance(row.get(self.messages), list)
+        return dialogue and isinstance(row.get(self.label), bool)
+
+    def unlearned(self) -> tuple[str, str]:
+        if self.learn == "good":
+            return "", ""
+        setting = f"data.format.name={self.name} data.format.learn=good"
+        return "answers that are judged good or bad", f"{setting} trains on the good answers alone"
+
+    def read(self, row: Mapping[str, Any]) -> Example:
+        good = _truth(column(row, self.label, key="label"), self.label)
+        system = optional_text(row, self.system)
+        turns = [("system", system)] if system else []
+        if self.prompt not in row and self.messages in row:
+            turns += turns_of(row[self.messages], self.messages)
+        else:
+            prompt = column(row, self.prompt, key="prompt")
+            turns += question_of(prompt, self.prompt, optional_text(row, self.input))
+            turns += answer_of(column(row, self.completion, key="completion"), self.completion)
+        dialogue = chat(turns)
+        if self.learn == "good" and not good:
+            raise RowError("the answer is judged bad, and data.format.learn=good leaves such rows out", kind="unwanted")
+        # The judgement is of the last answer; earlier ones are part of the question.
+        asked = tuple(replace(message, learn=False) for message in dialogue[:-1])
+        return Example(messages=(*asked, dialogue[-1]), label=None if self.learn == "good" else str(good).lower())
+
+
+def _truth(value: Any, name: str) -> bool:
+    """A judgement: true or false, as JSON or csv have it."""
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word in ("true", "1", 1):
+        return True
+    if word in ("false", "0", 0):
+        return False
+    raise RowError(f"{name} should be true or false, not {value!r:.40}")

@@ -1,0 +1,83 @@
+"""Preference: a prompt with a better (`chosen`) and a worse (`rejected`) answer, as for DPO.
+
+Prompt and answers are texts, turns, or lists of turns. Answers may also be whole dialogues, which begin
+alike; then the prompt column is not needed, and not read. No task learns from the pairs yet;
+`learn: chosen` trains on the better answers as on any dialogue and leaves the worse ones out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from luthier.data.example import Example, Message, RowError, chat
+from luthier.data.formats.base import Format, answer_of, column, optional_text, question_of
+
+
+class Preference(Format):
+    """Rows with a prompt, a chosen and a rejected answer."""
+
+    order: ClassVar[int] = 6
+
+    prompt: str = "prompt"
+    """Column of the prompt; `conversations`, `messages`, `instruction` and `question` are found by themselves."""
+    input: str = "input"
+    """Column of the material that the prompt is about; may be missing or empty."""
+    system: str = "system"
+    """Column of the system message; may be missing or empty."""
+    chosen: str = "chosen"
+    """Column of the better answer."""
+    rejected: str = "rejected"
+    """Column of the worse answer."""
+    learn: Literal["pairs", "chosen"] = "pairs"
+    """What to learn: pairs, which no task does yet, or the chosen answers alone."""
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        return self.chosen in row and self.rejected in row
+
+    def unlearned(self) -> tuple[str, str]:
+        if self.learn == "chosen":
+            return "", ""
+        setting = f"data.format.name={self.name} data.format.learn=chosen"
+        return "pairs of a better and a worse answer", f"{setting} trains on the better answers alone"
+
+    def read(self, row: Mapping[str, Any]) -> Example:
+        start = self._start(row)
+        chosen = chat(start + answer_of(column(row, self.chosen, key="chosen"), self.chosen))
+        rejected = chat(start + answer_of(column(row, self.rejected, key="rejected"), self.rejected))
+        shared = _same(chosen, rejected)
+        if shared == len(chosen) == len(rejected):
+            raise RowError(f"{self.chosen} and {self.rejected} are the same")
+        if any(len(side) == shared or side[shared].role != "assistant" for side in (chosen, rejected)):
+            raise RowError(f"{self.chosen} and {self.rejected} should begin to differ in an answer")
+        # Earlier answers are part of the question: both sides have them.
+        chosen, rejected = (
+            tuple(replace(message, learn=message.learn and i >= shared) for i, message in enumerate(side))
+            for side in (chosen, rejected)
+        )
+        return Example(messages=chosen, rejected=rejected if self.learn == "pairs" else ())
+
+    def _start(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+        name = self.prompt
+        if name not in row and name == "prompt":
+            others = ("conversations", "messages", "instruction", "question")
+            name = next((other for other in others if other in row), name)
+        system = optional_text(row, self.system)
+        start = [("system", system)] if system else []
+        answer = row.get(self.chosen)
+        if isinstance(answer, list) and (name not in row or _whole(answer_of(answer, self.chosen))):
+            return start  # the answers hold the prompt already
+        return start + question_of(column(row, name, key="prompt"), name, optional_text(row, self.input))
+
+
+def _whole(turns: list[tuple[str, str]]) -> bool:
+    """Is this a dialogue from its beginning, not an answer alone?"""
+    return bool(turns) and turns[0][0] != "assistant"
+
+
+def _same(one: tuple[Message, ...], other: tuple[Message, ...]) -> int:
+    """With how many equal turns both begin."""
+    return next(
+        (i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
+    )

@@ -1,0 +1,75 @@
+"""Several sets of rows in one training, each with a weight: how often its rows stand in an epoch.
+
+Weight 2 has every row twice in an epoch, weight 0.5 half of the rows once, the same ones in each epoch; an
+epoch is all of that together. Weights count after rows are held out, so no copy of a held-out row trains,
+and before data.limit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.data.dataset_info import resolve
+from luthier.data.example import Example
+from luthier.data.settings import DataConfig
+from luthier.errors import InputError
+
+
+@dataclass(slots=True)
+class Portion:
+    """The account of one set in a mix: read + repeated = refused + duplicates + held out + by weight + rows."""
+
+    source: str
+    weight: float
+    read: int = 0
+    refused: int = 0
+    duplicates: int = 0
+    held_out: int = 0
+    by_weight: int = 0
+    """Rows left out by a weight below 1."""
+    repeated: int = 0
+    """Copies made by a weight above 1."""
+    rows: int = 0
+    """Rows of an epoch, before data.limit and data.on_leak."""
+    format: dict[str, Any] = field(default_factory=dict)
+
+
+def members(config: DataConfig) -> list[tuple[DataConfig, str]]:
+    """The resolved data block of each set, with where its format comes from: data.path, then those of data.mix."""
+    blocks = [resolve(config)]
+    for one in config.mix:
+        told = {"path": one.path, "split": one.split, "subset": one.subset, "format": one.format, "weight": one.weight}
+        blocks.append(resolve(config.model_copy(update=told)))
+    places = [(block.path, block.split, block.subset) for block, _ in blocks]
+    for place, (block, _) in zip(places, blocks, strict=True):
+        if places.count(place) > 1:
+            raise InputError(
+                f"data.mix: {place[0]} is there twice", mend="name it once, and say how often by its weight"
+            )
+        if config.mix and block.limit != config.limit:
+            raise InputError(
+                f"data.mix: num_samples of {block.path} is not read in a mix", mend="give its share as the weight"
+            )
+    return blocks
+
+
+def weigh(
+    sets: Sequence[Sequence[Example]], examples: Sequence[Example], portions: Sequence[Portion], seed: int
+) -> list[Example]:
+    """The rows of an epoch. `sets` has, for each portion, its rows before any was held out."""
+    made: list[Example] = []
+    for number, (one, portion) in enumerate(zip(sets, portions, strict=True)):
+        there = set(map(id, one))  # not by content or place: two sets may share both
+        rows = [example for example in examples if id(example) in there]
+        whole = int(portion.weight)
+        part = round((portion.weight - whole) * len(rows))
+        more = sorted(random.Random(f"{seed}:{number}").sample(range(len(rows)), part))
+        portion.held_out = len(one) - len(rows)
+        portion.by_weight = 0 if whole else len(rows) - part
+        portion.repeated = max(0, whole - 1) * len(rows) + (part if whole else 0)
+        portion.rows = whole * len(rows) + part
+        made += rows * whole + [rows[i] for i in more]
+    return made

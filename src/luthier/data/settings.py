@@ -1,0 +1,78 @@
+"""The data block of a recipe: where rows come from, how they are parted, what is done with odd ones."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, PositiveFloat, PositiveInt
+
+from luthier.data.formats.base import FORMATS, Format
+from luthier.plugins import Config, auto_is_none
+from luthier.tasks.base import LongRow
+
+
+def _share(value: str | float | None) -> str | float | None:
+    if isinstance(value, float) and not 0 < value < 1:
+        raise ValueError(f"should be a file, the name of a split, a share between 0 and 1, or none, not {value}")
+    return value
+
+
+class Source(Config):
+    """One more set of rows to train on."""
+
+    path: str
+    """As data.path."""
+    split: str = "train"
+    """Split of a folder or hub id."""
+    subset: str = ""
+    """As data.subset."""
+    format: Annotated[Annotated[Format, FORMATS] | None, BeforeValidator(auto_is_none)] = None
+    """As data.format."""
+    weight: PositiveFloat = 1.0
+    """How often its rows stand in an epoch."""
+
+
+class DataConfig(Config):
+    """Where the rows come from, and what happens to rows that cannot be used as they are."""
+
+    aliases: ClassVar[dict[str, str]] = {"val_size": "validation", "max_samples": "limit"}
+
+    path: str = ""
+    """File (jsonl, json, csv, tsv, txt, also with .gz or .zst behind; parquet, arrow, feather), folder of split
+    files or their shards (train.jsonl, train-00000-of-00002.parquet), folder with LLaMA-Factory's
+    dataset_info.json, hub id, or builtin:reviews."""
+    split: str = "train"
+    """Split of a folder or hub id to train on."""
+    subset: str = ""
+    """Configuration name of a hub data set, or the name of a data set in dataset_info.json."""
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where a hub id is looked up."""
+    format: Annotated[Annotated[Format, FORMATS] | None, BeforeValidator(auto_is_none)] = None
+    """How rows become examples; auto is found from the rows. `luthier list formats` shows all."""
+    weight: PositiveFloat = 1.0
+    """How often the rows stand in an epoch: 2 has each twice, 0.5 has half of them, chosen by the seed."""
+    mix: tuple[Source, ...] = ()
+    """More sets to train on beside data.path: [{path: FILE, weight: 0.5}]; each may have split, subset and format."""
+    validation: Annotated[str | float | None, BeforeValidator(auto_is_none), AfterValidator(_share)] = None
+    """A file, the name of a split, a share of the training rows, or none; auto takes a split that comes with
+    the data, else 10 % of the training rows. Beside a dataset_info.json also the name of a data set there."""
+    stratify: Annotated[bool | None, BeforeValidator(auto_is_none)] = None
+    """Where a share is held out: hold out the same share of each label, and a label with one row trains; auto does
+    so where every row has a label."""
+    group: str = ""
+    """Where a share is held out: rows with the same value in this column stay on one side (a speaker, a document)."""
+    limit: PositiveInt | None = None
+    """Use only this many training rows, taken after shuffling."""
+    validation_limit: PositiveInt | None = None
+    """Use only this many validation rows, taken after shuffling."""
+    seed: int = 42
+    """Seed of the shuffle before a limit or a split."""
+    deduplicate: Literal["none", "exact"] = "none"
+    """exact keeps the first of examples that are the same, and the others in refused.jsonl."""
+    on_leak: Literal["warn", "drop", "stop"] = "warn"
+    """A separate validation row that stands in the training rows too: warn, stop, or drop it from the training
+    rows, so that the score stays comparable."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """A row that cannot be read: stop, or skip it, count it and keep it in refused.jsonl."""
+    on_long_row: Annotated[LongRow | None, BeforeValidator(auto_is_none)] = None
+    """A row over train.max_length; auto splits for task complete, where nothing is lost, and stops otherwise."""

@@ -1,0 +1,52 @@
+"""Where the validation rows come from, and what that rules out."""
+
+from __future__ import annotations
+
+from luthier.data.dataset_info import named, resolve
+from luthier.data.files import kind_of
+from luthier.data.read import SUFFIXES, looks_like_file, validation_split
+from luthier.data.settings import DataConfig
+from luthier.errors import InputError
+
+
+def source_name(path: str, split_name: str) -> str:
+    """How messages and data.json call a source."""
+    return path if path.endswith(SUFFIXES) else f"{path} ({split_name})"
+
+
+def validation_source(recipe: DataConfig, config: DataConfig) -> DataConfig | None:
+    """Where separate validation rows come from, or None where they are parted off the training rows, or none.
+
+    `recipe` is the block as written, `config` the same with a name of dataset_info.json resolved.
+    """
+    wanted = config.validation
+    if wanted is None:
+        brought = validation_split(config.path, config.hub, config.subset)
+        return config.model_copy(update={"split": brought}) if brought else None
+    if wanted == "none" or isinstance(wanted, float):
+        return None
+    if named(recipe, wanted):
+        made, _ = resolve(recipe.model_copy(update={"subset": wanted, "limit": recipe.validation_limit}))
+        return made.model_copy(update={"validation_limit": made.limit})
+    if wanted.startswith("builtin:"):
+        return config.model_copy(update={"path": wanted, "split": "heldout"})
+    if looks_like_file(wanted) or (kind_of(config.path) == "file" and kind_of(wanted)):
+        return config.model_copy(update={"path": wanted, "split": "train", "subset": ""})
+    if kind_of(config.path) == "file":
+        raise InputError(
+            f"data.validation={wanted}: {config.path} is one file, which has no splits",
+            mend="give a file with validation rows, a share such as 0.1, or none",
+        )
+    return config.model_copy(update={"split": wanted})
+
+
+def refuse_split_settings(config: DataConfig, other: DataConfig | None) -> None:
+    """data.group and data.stratify say how a share is held out; where none is, they would do nothing, unseen."""
+    why = (
+        f"the validation rows come from {source_name(other.path, other.split)}" if other else "data.validation is none"
+    )
+    for key, given in (("group", config.group), ("stratify", config.stratify)):
+        if given:
+            raise InputError(
+                f"data.{key}: {why}, so no share is held out", mend=f"leave data.{key} out, or data.validation=0.1"
+            )

@@ -1,0 +1,59 @@
+"""Packing: may this task and method share a sequence among rows, and does this model keep the rows apart?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import InputError
+from luthier.methods.base import Method
+from luthier.tasks.base import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MEND = "train.packing=false"
+
+
+def check_packing(task: Task, method: Method) -> None:
+    """InputError where rows cannot share a sequence. Cheap: comes before any weights."""
+    if task.model_class == "classification":
+        raise InputError(f"train.packing: task {task.name} has one answer for each sequence", mend=MEND)
+    if not method.packs:
+        raise InputError(
+            f"train.packing: method {method.name} puts its tokens in front of a sequence, so only its first row would "
+            "have them",
+            mend=f"{MEND}, or method=prefix, whose keys and values every row sees",
+        )
+
+
+def prove_packing(model: nn.Module, vocabulary: int) -> None:
+    """Run two short rows apart and in one sequence; InputError where the logits differ.
+
+    Whether attention stops at a row's edge is up to the model's own code: most of transformers reads it off the
+    positions, some (state-space and linear attention, remote code) do not.
+    """
+    import torch
+
+    rows = [[1 + (7 * place + start) % (vocabulary - 1) for place in range(6)] for start in (3, 11)]
+    place = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+
+    def logits(ids: list[int], positions: list[int]) -> Any:
+        given = {"input_ids": ids, "position_ids": positions}
+        return (
+            model(**{k: torch.tensor([v], device=place) for k, v in given.items()}, use_cache=False).logits[0].float()
+        )
+
+    with torch.no_grad():
+        apart = torch.cat([logits(ids, list(range(6))) for ids in rows])
+        together = logits(rows[0] + rows[1], [*range(6), *range(6)])
+    model.train(was_training)
+    half = any(p.dtype.itemsize < 4 for p in model.parameters())
+    difference = float((apart - together).abs().max() / apart.std())
+    if not difference < (0.1 if half else 1e-3):
+        raise InputError(
+            f"train.packing: the attention of {type(model).__name__} crosses from row to row in one sequence (logits "
+            f"differ by {difference:.2g} of their spread)",
+            mend=MEND,
+        )

@@ -1,0 +1,131 @@
+"""Rows packed into one sequence learn what they learn apart, and never see one another."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.config import RunConfig
+from luthier.data.batches import packed, step_rows
+from luthier.data.template import IGNORED
+from luthier.errors import InputError
+from luthier.folder import RunFolder
+from luthier.run import train
+from luthier.tasks.base import TASKS, Row
+from luthier.training.packing import prove_packing
+from tests.conftest import alpaca_rows, review_rows, write_jsonl
+from tests.methods.zoo import DECODERS, base
+
+
+def some_rows(count: int, seed: int = 0) -> list[Row]:
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        ids = [draw.randrange(2, 300) for _ in range(draw.randrange(3, 12))]
+        start = draw.randrange(1, len(ids))
+        rows.append(Row(ids, [IGNORED] * start + ids[start:], ""))
+    rows.append(Row([5, 6, 7], [5, 6, 7], ""))  # every token a target, as the task `complete` has it
+    return rows
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_loss_and_gradients_of_packed_rows_are_those_of_the_rows_apart(kind: str) -> None:
+    task, rows = TASKS.parse("chat"), some_rows(6)
+    found = []
+    for batch in (task.collate(rows, 1), task.pack(rows)):
+        model = base(kind).train()
+        loss = task.loss(model, batch)
+        loss.backward()
+        found.append((loss, int(task.targets(batch)), [p.grad for p in model.parameters() if p.grad is not None]))
+    (apart, targets, gradients), (together, same, others) = found
+    assert targets == same == sum(row.learned for row in rows)
+    assert float(together) == pytest.approx(float(apart), rel=1e-5)
+    for one, other in zip(gradients, others, strict=True):
+        assert torch.allclose(one, other, atol=1e-4 * float(one.abs().max()) + 1e-6)
+    assert "position_ids" in task.pack(rows) and task.pack(rows)["input_ids"].shape[0] == 1
+
+
+def test_a_change_in_one_row_moves_nothing_in_another() -> None:
+    model, task, rows = base("llama"), TASKS.parse("chat"), some_rows(3)
+    other = [Row([9] * len(rows[0].ids), rows[0].labels, ""), *rows[1:]]
+    with torch.no_grad():
+        one, two = (
+            model(input_ids=b["input_ids"], position_ids=b["position_ids"], use_cache=False).logits[0]
+            for b in (task.pack(rows), task.pack(other))
+        )
+    edge = len(rows[0].ids)
+    assert torch.equal(one[edge:], two[edge:]) and not torch.allclose(one[:edge], two[:edge])
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_the_proof_passes_where_rows_stay_apart(kind: str) -> None:
+    model = base(kind).train()
+    prove_packing(model, 300)
+    assert model.training
+
+
+def test_the_proof_refuses_a_model_whose_attention_crosses() -> None:
+    class Crossing(torch.nn.Module):
+        """As a model with a state that runs on: the positions do not tell it where a row begins."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = base("llama")
+
+        def forward(self, input_ids: Any, **_: Any) -> Any:
+            return self.inner(input_ids=input_ids, use_cache=False)
+
+    with pytest.raises(InputError, match="the attention of Crossing crosses from row to row"):
+        prove_packing(Crossing(), 300)
+
+
+def test_a_packed_run_has_the_curve_of_the_unpacked(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    data, curves = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(40)), []
+    for name, packing in (("apart", "false"), ("packed", "true")):
+        config = RunConfig.load(
+            None,
+            [f"model={model_folder('qwen2')}", f"data={data}", f"run={tmp_path / name}", "train.steps=6", "train.lr=1e-2",
+             "method.dropout=0", "evaluate.generate=0", "train.max_length=100", f"train.packing={packing}"],
+        )  # fmt: skip
+        train(config)
+        curves.append([r["loss"] for r in RunFolder(tmp_path / name).history() if "loss" in r])
+    assert curves[1] == pytest.approx(curves[0], abs=2e-4) and curves[0][-1] < curves[0][0]
+
+
+def test_best_fit_holds_every_row_once_and_little_air() -> None:
+    draw = random.Random(3)
+    lengths = [draw.randrange(1, 100) for _ in range(500)]
+    found = packed(range(500), lengths, 100)
+    assert sorted(row for rows in found for row in rows) == list(range(500))
+    assert all(sum(lengths[row] for row in rows) <= 100 for rows in found)
+    assert len(found) <= 1.05 * sum(lengths) / 100 + 1
+    assert packed([0, 1, 2, 3], [60, 50, 40, 50], 100) == [[0, 2], [1, 3]]
+    steps = [step_rows(lengths, i, batch_size=64, micro_batch=4, seed=1, by_length=True) for i in (0, 9)]
+    packs = [step_rows(lengths, i, batch_size=64, micro_batch=4, seed=1, by_length=True, pack=100) for i in (0, 9)]
+    for apart, together in zip(steps, packs, strict=True):
+        assert sorted(chain(*apart)) == sorted(chain(*together)), "a step has the same rows, packed or not"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["task=classify"], "train.packing: task classify has one answer for each sequence"),
+        (["task=chat", "method=prompt"], "train.packing: method prompt puts its tokens in front of a sequence"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused_before_any_weights(
+    overrides: list[str], said: str, model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.models.load.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
+    data = write_jsonl(tmp_path / "r.jsonl", review_rows(40))
+    config = RunConfig.load(
+        None, [f"model={model_folder('llama')}", f"data={data}", f"run={tmp_path / 'run'}", "train.packing=true", *overrides]
+    )  # fmt: skip
+    with pytest.raises(InputError, match=said):
+        train(config)
