@@ -78,7 +78,7 @@ def encoder() -> str:
 TASKS = {
     "sst2": Task(str(SHARED / "sst2/train.jsonl"), str(SHARED / "sst2/dev.jsonl"), "encoder", "classify", 3000, 1),
     "cola": Task(str(SHARED / "glue/cola/train.jsonl"), str(SHARED / "glue/cola/dev.jsonl"), "encoder", "classify",
-                 3000, 1),
+                 2000, 1),
     "reviews": Task("builtin:reviews", None, "builtin", "chat", 1074, 3, {"evaluate": {"generate": 0}}),
     "assistant": Task("builtin:assistant", None, "builtin", "chat", 1600, 15, {"evaluate": {"generate": 0}}),
 }  # fmt: skip

@@ -94,6 +94,39 @@ def _train(arguments: list[str], options: dict[str, str | None], *, fresh: bool 
     show_result(result)
 
 
+@app.command()
+def check(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A YAML recipe or the data itself (file, folder, hub id, builtin:NAME), and key.path=value overrides.",
+            metavar="[RECIPE_OR_DATA] [KEY.PATH=VALUE]...",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Whose tokenizer counts: folder, hub id, or builtin.")] = None,
+    task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; default runs/check-<recipe or data>.")] = None,
+) -> None:
+    """Look at the data before training: exit code 2 where train would stop at it, with every row at fault."""
+    from luthier import run
+    from luthier.config import RunConfig
+    from luthier.folder import check_path
+    from luthier.terminal import Terminal, show_check
+
+    source, overrides = split_arguments(data or [])
+    recipe = source if source and source.suffix in (".yaml", ".yml") else None
+    # As it was typed: a path object would drop a leading ./, which tells a file from a hub id.
+    typed = next((argument for argument in data or [] if "=" not in argument), None)
+    options = {"data": None if recipe else typed, "model": model, "task": task}
+    overrides = [f"{key}={value}" for key, value in options.items() if value is not None] + overrides
+    terminal = Terminal()
+    config = RunConfig.load(recipe, overrides)
+    result = run.check(config, out or check_path(config, recipe), progress=terminal)
+    show_check(result)
+    if result["stops"]:
+        raise typer.Exit(2)
+
+
 def _fresh(config: Any) -> Any:
     """A demo always runs: the first free one of runs/demo, runs/demo-2, ..."""
     from luthier.folder import RunFolder

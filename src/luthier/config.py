@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     Field,
@@ -23,22 +22,12 @@ from pydantic import (
     model_validator,
 )
 
-from luthier.data.formats.base import FORMATS, Format
+from luthier.data.formats.base import FORMATS
+from luthier.data.settings import DataConfig
 from luthier.errors import ConfigError, InputError, did_you_mean
 from luthier.methods.base import METHODS, QUANTIZED, Method
-from luthier.plugins import Config, Family
-from luthier.tasks.base import TASKS, LongRow, Task
-
-
-def _auto(value: Any) -> Any:
-    return None if value == "auto" else value
-
-
-def _share(value: str | float | None) -> str | float | None:
-    if isinstance(value, float) and not 0 < value < 1:
-        raise ValueError(f"should be a file, the name of a split, a share between 0 and 1, or none, not {value}")
-    return value
-
+from luthier.plugins import Config, Family, auto_is_none
+from luthier.tasks.base import TASKS, Task
 
 Optimizer = Literal[
     "adamw", "adam", "sgd", "adafactor", "rmsprop", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"
@@ -88,36 +77,6 @@ class ModelConfig(Config):
     """Columns with larger inputs stay in 16 bit (arXiv 2208.07339, section 3.2); 0 puts all in 8."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for code you have read."""
-
-
-class DataConfig(Config):
-    """Where the rows come from, and what happens to rows that cannot be used as they are."""
-
-    aliases: ClassVar[dict[str, str]] = {"val_size": "validation", "max_samples": "limit"}
-
-    path: str = ""
-    """File (jsonl, json, csv, tsv, parquet, txt), folder of split files, hub id, or builtin:reviews."""
-    split: str = "train"
-    """Split of a folder or hub id to train on."""
-    subset: str = ""
-    """Configuration name of a hub data set."""
-    hub: Literal["huggingface", "modelscope"] = "huggingface"
-    """Where a hub id is looked up."""
-    format: Annotated[Annotated[Format, FORMATS] | None, BeforeValidator(_auto)] = None
-    """How rows become examples; auto is found from the rows. `luthier list formats` shows all."""
-    validation: Annotated[str | float | None, BeforeValidator(_auto), AfterValidator(_share)] = None
-    """A file, the name of a split, a share of the training rows, or none; auto takes a split that comes with
-    the data, else 10 % of the training rows."""
-    limit: PositiveInt | None = None
-    """Use only this many training rows, taken after shuffling."""
-    validation_limit: PositiveInt | None = None
-    """Use only this many validation rows, taken after shuffling."""
-    seed: int = 42
-    """Seed of the shuffle before a limit or a split."""
-    on_bad_row: Literal["stop", "skip"] = "stop"
-    """A row that cannot be read: stop, or skip it, count it and keep it in refused.jsonl."""
-    on_long_row: Annotated[LongRow | None, BeforeValidator(_auto)] = None
-    """A row over train.max_length; auto splits for task complete, where nothing is lost, and stops otherwise."""
 
 
 class TrainConfig(Config):
@@ -173,6 +132,9 @@ class TrainConfig(Config):
     """Longest row in tokens; none takes the model's own limit, at most 2048."""
     group_by_length: bool = True
     """Put rows of like length into a micro-batch, which saves padding; steps stay random."""
+    packing: bool = False
+    """Put the rows of a step into as few sequences of max_length tokens as will hold them: no padding, and
+    no row sees another. The run learns the same; each sequence is one pass."""
     evaluate_every: Annotated[float, Field(gt=0)] | None = None
     """Steps between evaluations on the validation rows, below 1 a share of an epoch; none: every epoch."""
     save_every: Annotated[float, Field(gt=0)] | None = None
@@ -227,7 +189,7 @@ class RunConfig(Config):
     """The base model."""
     data: DataConfig = DataConfig()
     """The rows to learn from and to test on."""
-    task: Annotated[Annotated[Task, TASKS] | None, BeforeValidator(_auto)] = None
+    task: Annotated[Annotated[Task, TASKS] | None, BeforeValidator(auto_is_none)] = None
     """What to learn; auto follows the data: dialogues chat, plain text complete, labels classify."""
     method: Annotated[Method, METHODS] = Field(default_factory=lambda: METHODS.parse("lora"))
     """How to tune."""

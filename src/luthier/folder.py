@@ -129,10 +129,17 @@ class RunFolder:
 
 def run_path(config: RunConfig, recipe: Path | None) -> Path:
     """`run=DIR`, or runs/<recipe or data>-<method>."""
-    if config.run:
-        return Path(config.run)
-    stem = recipe.stem if recipe else (Path(config.data.path.replace(":", "-")).stem or "run")
-    return Path("runs") / f"{stem}-{config.method.name}"
+    return Path(config.run) if config.run else Path("runs") / f"{_stem(config, recipe)}-{config.method.name}"
+
+
+def check_path(config: RunConfig, recipe: Path | None) -> Path:
+    """runs/check-<recipe or data>: beside the runs, for a run begins in an empty folder."""
+    return Path("runs") / f"check-{_stem(config, recipe)}"
+
+
+def _stem(config: RunConfig, recipe: Path | None) -> str:
+    data = "-".join(filter(None, (Path(config.data.path.replace(":", "-")).stem or "run", config.data.subset)))
+    return recipe.stem if recipe else data
 
 
 def environment() -> dict[str, Any]:

@@ -23,6 +23,11 @@ from pydantic_core import PydanticCustomError, core_schema
 from luthier.errors import UnknownPlugin
 
 
+def auto_is_none(value: Any) -> Any:
+    """A recipe's `auto` is None here."""
+    return None if value == "auto" else value
+
+
 class Config(BaseModel):
     """A block of configuration: immutable, no unknown keys, docstrings are the help."""
 

@@ -1,4 +1,4 @@
-"""Train, evaluate, chat: the Python API is the command line. Nothing heavy is imported before a function runs."""
+"""Train, check, evaluate, chat: the Python API is the command line. Nothing heavy is imported before a call."""
 
 from __future__ import annotations
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from luthier.data.template import Template
     from luthier.evaluation.base import Record, Subject
     from luthier.training.session import Outcome
-
-MOST_TOKENS = 2048
-"""Default limit of a row, where the model would take more."""
 
 
 @dataclass(slots=True)
@@ -73,6 +70,29 @@ def check_machine(config: RunConfig) -> None:
     check_quantize(config.model, config.train.optimizer)
 
 
+def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Read the data as `train` would and say what is in it: data.html, data.json and refused.jsonl in `out`.
+
+    Loads a tokenizer and no weights. `stops` in what is returned: would train stop at this data?
+    """
+    from luthier.data.checks import survey
+    from luthier.data.template import Template
+    from luthier.models.load import load_tokenizer, locate, row_limit
+    from luthier.reports import data_report
+
+    progress = progress or Progress()
+    data_report.refuse_run_folder(out)
+    progress.stage("reading data")
+    data = survey.read(config.data, config.task)
+    model = config.model.model_copy(update={"init": "random"})  # its weights need not be there
+    source = locate(model)
+    progress.stage(f"tokenizing as {model.path} does")
+    template = Template(load_tokenizer(model, source))
+    limit = row_limit(model, source, template.tokenizer, config.train.max_length, config.method.positions)
+    found = survey.survey(config.data, config.task, data, template, limit)
+    return data_report.write(out, found, data, model.path, named="path" in model.model_fields_set)
+
+
 def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
     """Read all rows. Comes before the model: a mistake in the data should not cost a download."""
     progress.stage("reading data")
@@ -85,6 +105,7 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
     import torch
 
     from luthier.models.load import parameter_counts
+    from luthier.training.packing import prove_packing
     from luthier.training.session import Session, accelerator_for
 
     accelerator = accelerator_for(config.model, config.train)
@@ -109,11 +130,14 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
     progress.note(
         f"{config.method.name}: {trainable:,} of {parameters:,} parameters train ({trainable / parameters:.3%})"
     )
+    if config.train.packing:
+        prove_packing(model, len(loaded.template.tokenizer))
     if config.train.gradient_checkpointing:
         _checkpoint_activations(model)
     session = Session(
         model, data, config.method, config.train, lr=lr, seed=config.seed,
         pad_id=loaded.template.tokenizer.pad_token_id or 0, accelerator=accelerator, folder=folder, progress=progress,
+        pack=loaded.max_length if config.train.packing else None,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     session.resume()
@@ -129,17 +153,22 @@ def load_all(config: RunConfig, data: Prepared, progress: Progress, weights: Pat
     """Tokenizer, encoded rows and base model. `weights` is the folder of a whole tuned model to load instead."""
     import torch
 
+    from luthier.data.checks.mask import refuse_endless
     from luthier.data.prepare import encode
     from luthier.data.template import Template
-    from luthier.models.load import load_model, load_tokenizer, locate
+    from luthier.models.load import load_model, load_tokenizer, locate, row_limit
+    from luthier.training.packing import check_packing
 
     source = locate(config.model)
     progress.stage(f"loading {config.model.path}")
     template = Template(load_tokenizer(config.model, source))
     torch.manual_seed(config.seed)  # a classification head starts random
     labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
-    max_length = _max_length(config, source, template)
+    max_length = row_limit(config.model, source, template.tokenizer, config.train.max_length, config.method.positions)
     encode(data, template, config.data, max_length)  # before the weights: it can still stop the run
+    refuse_endless(data, template)
+    if config.train.packing:
+        check_packing(data.task, config.method)
     check_method(config, source, labels)
     model = load_model(config.model, str(weights or source), labels=labels, tokenizer=template.tokenizer)
     return Loaded(config, model, template, data, max_length)
@@ -151,30 +180,6 @@ def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None)
 
     model = skeleton(config.model, source, labels=labels)
     config.method.check(model, classify=labels is not None, quantize=quantization(config.model, model.config))
-
-
-def _max_length(config: RunConfig, source: str, template: Template) -> int:
-    """Limit of a row: the recipe's, checked against the model's, or the model's, at most 2048."""
-    from transformers import AutoConfig
-
-    model = AutoConfig.from_pretrained(source, trust_remote_code=config.model.trust_remote_code)
-    own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
-    # RoBERTa has 514 positions and takes 512 tokens: its tokenizer knows. Without a limit that is a huge number.
-    own = min(own, template.tokenizer.model_max_length)
-    taken = config.method.positions
-    if taken >= own:
-        raise InputError(
-            f"method.length: a prompt of {taken} tokens leaves none of the model's {own} positions to the text",
-            mend=f"method.length={min(20, own // 4)}",
-        )
-    own -= taken
-    if config.train.max_length and config.train.max_length > own:
-        raise InputError(
-            f"train.max_length: {config.train.max_length} is more than the {own} tokens that the model takes"
-            + (f" beside the method's {taken}" if taken else ""),
-            mend=f"train.max_length={own}",
-        )
-    return config.train.max_length or min(own, MOST_TOKENS)
 
 
 def _steps(config: RunConfig, data: Prepared) -> int:
@@ -197,8 +202,21 @@ def _say_data(data: Prepared, folder: RunFolder, progress: Progress) -> None:
         f"{part.kept} rows to train on ({part.tokens:,} tokens, {part.learned:,} learned), "
         f"{data.validation.kept} held out ({data.validation.source or 'none'})"
     )
+    for portion in data.portions:
+        progress.note(f"{portion.source}: {portion.rows} rows of an epoch, by weight {portion.weight:g}")
     if data.refusals:
-        progress.warn(f"{len(data.refusals)} rows were refused; each with its reason in {folder.refused}")
+        counts = {
+            "refused": part.refused + data.validation.refused,
+            "duplicates": part.duplicates + data.validation.duplicates,
+            "in the validation rows too": part.leaks,
+        }
+        told = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
+        progress.warn(f"{len(data.refusals)} rows were left out ({told}); each with its reason in {folder.refused}")
+    if data.validation.in_training and not part.leaks:
+        progress.warn(
+            f"{data.validation.in_training} validation rows stand in the training rows too, which flatters the score; "
+            "data.on_leak=drop takes them out of the training rows"
+        )
     if part.cut or data.validation.cut:
         progress.warn(f"{part.cut + data.validation.cut} rows were cut to fit train.max_length, by data.on_long_row")
     if not data.validation_rows:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
+from luthier.reports.data_report import piece, shown
 from luthier.reports.run_report import figure
 from luthier.training.progress import Progress
 
@@ -103,6 +106,77 @@ def show_result(result: Mapping[str, Any]) -> None:
 def _cell(metric: str, score: Mapping[str, float], *, sign: bool) -> str:
     value, low, high = (figure(metric, score[key], sign=sign) for key in ("value", "low", "high"))
     return f"{value}\n[dim]{low.removesuffix(' %').removesuffix(' points')} to {high.removesuffix(' points')}[/]"
+
+
+MASK_STYLES = {"learned": "green", "end": "bold reverse green", "special": "magenta", "plain": "", "gap": "dim italic"}
+FIRST_REFUSALS, FIRST_PIECES = 10, 160
+
+
+def show_check(found: Mapping[str, Any]) -> None:
+    """What a check found, shortly: counts, lengths, labels, scripts, the loss mask, refusals, findings."""
+    account, lengths = found["account"], found["lengths"]
+    for note in found["notes"]:
+        console.print(f"  [dim]{_safe(note)}[/]")
+    reader, task = account["format"]["name"], account["task"]["name"]
+    console.print(f"  format {reader} ({_safe(account['format_why'])}), task {task}, template: {account['template']}")
+    for each in account["files"]:
+        console.print(f"  {_safe(each['file'])}: {each['encoding']}")
+    for name in ("train", "validation"):
+        part = account[name]
+        console.print(
+            f"  {name}: {part['read']:,} rows read, {part['kept']:,} kept, {part['cut']:,} cut, "
+            f"{part['refused']:,} refused; {part['tokens']:,} tokens, {part['learned']:,} learned"
+        )
+    if lengths:
+        console.print(
+            f"  tokens of a row: half have at most {lengths['p50']:,}, 90 % {lengths['p90']:,}, "
+            f"95 % {lengths['p95']:,}, 99 % {lengths['p99']:,}; the longest has {lengths['max']:,}"
+        )
+        cuts = [f"{c['max_length']:,}: {c['rows']:,} rows ({c['share']:.1%})" for c in found["limits"]]
+        console.print("  longer than " + ", ".join(cuts))
+    for name, counts in (*found["labels"].items(), ("scripts", found["scripts"])):
+        if counts:
+            shown = ", ".join(f"{_safe(str(key)[:40])} {count:,}" for key, count in list(counts.items())[:8])
+            more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
+            console.print(f"  {name if name == 'scripts' else f'labels, {name}'}: {shown}{more}")
+    _show_masks(found["masks"])
+    for refusal in found["refusals"][:FIRST_REFUSALS]:
+        console.print(f"  refused: {_safe(refusal['where'])}: {_safe(refusal['reason'])}")
+    if len(found["refusals"]) > FIRST_REFUSALS:
+        console.print(f"  and {len(found['refusals']) - FIRST_REFUSALS:,} more in {_safe(found['out'])}/refused.jsonl")
+    for finding in found["findings"]:
+        style, sign = {"stop": ("bold red", "train would stop: "), "warn": ("yellow", "! "), "note": ("dim", "- ")}[
+            finding["level"]
+        ]
+        console.print(f"  [{style}]{sign}{_safe(finding['text'])}[/]")
+    if not found["stops"]:
+        console.print("  [green]nothing here would stop train[/]")
+    console.print(f"  report: [bold]{_safe(found['out'])}/data.html[/]")
+
+
+def _show_masks(masks: Sequence[Mapping[str, Any]]) -> None:
+    """The first and the longest row; what is learned stands in green between marks, so that it shows without colour."""
+    if not masks:
+        return
+    for mask in dict.fromkeys((0, len(masks) - 1)):
+        row = masks[mask]
+        learned = f"{row['learned']:,} learned, between \u00ab and \u00bb"
+        what = f"learned is the label {row['label']!r}" if row["label"] else learned
+        console.print(f"  [bold]{row['why']}[/], {_safe(row['where'])}: {row['tokens']:,} tokens, {_safe(what)}")
+        text, inside = Text(), False
+        for words, kind in row["pieces"][:FIRST_PIECES]:
+            if inside != (kind in ("learned", "end")):
+                text.append("\u00bb" if inside else "\u00ab", style="dim")
+                inside = not inside
+            text.append(piece(words), style=MASK_STYLES[kind])
+        text.append("\u00bb" if inside else "", style="dim")
+        text.append(" ..." if len(row["pieces"]) > FIRST_PIECES else "", style="dim")
+        console.print(Padding(text, (0, 0, 0, 4)), soft_wrap=False)
+
+
+def _safe(text: str) -> str:
+    """Text of the data: no markup, and nothing that could move the cursor."""
+    return escape(shown(text))
 
 
 def show_error(text: str) -> None:

@@ -21,7 +21,7 @@ LEVELS = [
     ["data.example"],
     ["data.template", "methods.base", "data.formats.base"],
     ["tasks.base"],
-    ["methods", "tasks", "data.formats", "evaluation.base"],
+    ["methods", "tasks", "data.formats", "data.settings", "evaluation.base"],
     ["config", "evaluation"],
     ["folder", "data", "models", "training", "reports", "explain"],
     ["serving", "run"],

@@ -204,7 +204,7 @@ def test_skipped_rows_are_counted_named_and_kept(model_folder: Callable[..., Pat
     done = luthier(
         "train", f"model={model_folder('llama')}", f"data={file}", "data.on_bad_row=skip", f"run={run}", *QUICK
     )
-    assert done.returncode == 0 and "1 rows were refused" in done.stdout
+    assert done.returncode == 0 and "1 rows were left out (1 refused)" in done.stdout
     (refused,) = [json.loads(line) for line in (run / "refused.jsonl").read_text().splitlines()]
     assert refused["where"] == f"{file}: line 6" and refused["row"] == {"raw": "{no json"}
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from luthier.config import DataConfig
-from luthier.data.example import Message, RowError
+from luthier.data.example import Example, Message, RowError
 from luthier.data.formats.base import FORMATS
 from luthier.data.prepare import load
-from luthier.errors import DataError
+from luthier.errors import DataError, InputError
 from tests.conftest import write_jsonl
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -29,10 +29,13 @@ ROWS: dict[str, dict[str, Any]] = {
         ]
     },
     "sharegpt": {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}], "system": "S"},
+    "preference": {"prompt": "Q", "chosen": "good", "rejected": "bad"},
+    "kto": {"prompt": "Q", "completion": "A", "label": True},
     "prompt_completion": {"prompt": "Q", "completion": "A"},
     "classification": {"text": "fine", "label": 1},
     "text": {"text": "just text"},
 }
+LEARN = {"preference": "chosen", "kto": "good"}
 
 
 def test_every_format_has_a_row_here() -> None:
@@ -43,7 +46,14 @@ def test_every_format_has_a_row_here() -> None:
 def test_a_format_is_found_from_its_rows(tmp_path: Path, name: str) -> None:
     row = {**ROWS[name], "id": 3}  # columns beside those of the format do not disturb
     rows = [row, {**row, "label": 0}] if name == "classification" else [row] * 3
-    data = load(DataConfig(path=str(write_jsonl(tmp_path / "a.jsonl", rows)), validation="none"), None)
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    if name in LEARN:  # found, and refused: no task learns from judgements yet
+        with pytest.raises(InputError, match=rf"\(format {name}\), which task chat does not learn from"):
+            load(DataConfig(path=path, validation="none"), None)
+        form = FORMATS.parse({"name": name, "learn": LEARN[name]})
+    else:
+        form = None
+    data = load(DataConfig(path=path, validation="none", format=form), None)
     assert data.format.name == name
     assert data.task.name == {"text": "complete", "classification": "classify"}.get(name, "chat")
 
@@ -91,6 +101,12 @@ def turns(*pairs: tuple[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in pairs]}
 
 
+HUMAN_GPT = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+TWO_TURNS = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+OTHER_QUESTION = [{"role": "user", "content": "Other?"}, {"role": "assistant", "content": "B"}]
+FOUR_TURNS = [*TWO_TURNS, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "So"}]
+
+
 @pytest.mark.parametrize(
     ("name", "row", "said"),
     [
@@ -109,6 +125,18 @@ def turns(*pairs: tuple[str, Any]) -> dict[str, Any]:
         ("classification", {"text": "", "label": 1}, "text is empty"),
         ("classification", {"text": "a", "label": None}, "label is empty"),
         ("text", {"text": "  "}, "text is empty"),
+        ("preference", {"chosen": "a", "rejected": "b"}, "no column 'prompt'"),
+        ("preference", {"prompt": "Q", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
+        ("preference", {"prompt": "Q", "chosen": "a", "rejected": ""}, "the assistant message is empty"),
+        ("preference", {"prompt": "Q", "chosen": ["a"], "rejected": "b"}, "turn 1 of chosen has no role"),
+        ("preference", {"chosen": TWO_TURNS, "rejected": OTHER_QUESTION}, "should begin to differ in an answer"),
+        ("preference", {"chosen": TWO_TURNS, "rejected": FOUR_TURNS}, "should begin to differ in an answer"),
+        ("kto", {"prompt": "Q", "completion": "A", "label": "perhaps"}, "label should be true or false, not 'perhaps'"),
+        ("kto", {"prompt": "Q", "completion": "A", "label": None}, "label should be true or false, not None"),
+        ("kto", {"completion": "A", "label": True}, "no column 'prompt'"),
+        ("messages", {**turns(("user", "Q"), ("assistant", "A")), "tools": [{"name": "f"}]}, "tools offers tools"),
+        ("sharegpt", {"conversations": HUMAN_GPT, "tools": '[{"name": "f"}]'}, "tools offers tools"),
+        ("sharegpt", {"conversations": [HUMAN_GPT[0], {"from": "function_call", "value": "{}"}]}, "uses a tool"),
     ],
 )
 def test_a_row_that_cannot_be_read_says_why(name: str, row: dict[str, Any], said: str) -> None:
@@ -122,3 +150,116 @@ def test_columns_that_fit_no_format_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(DataConfig(path=str(file)), None)
     assert "fit no known format: frage, antwort" in str(caught.value) and "data.format.name=alpaca" in str(caught.value)
+
+
+Q, GOOD, BAD = (Message("user", "Q"), Message("assistant", "good", learn=True), Message("assistant", "bad", learn=True))
+EARLIER = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "Q"}]
+EARLIER_READ = (Message("user", "a"), Message("assistant", "b"), Q)
+
+
+@pytest.mark.parametrize(
+    ("row", "before"),
+    [
+        ({"prompt": "Q", "chosen": "good", "rejected": "bad"}, (Q,)),
+        ({"question": "Q", "chosen": "good", "rejected": "bad", "system": "S"}, (Message("system", "S"), Q)),
+        ({"instruction": "Q", "input": "I", "chosen": "good", "rejected": "bad"}, (Message("user", "Q\nI"),)),
+        (
+            {
+                "prompt": EARLIER,
+                "chosen": [{"role": "assistant", "content": "good"}],
+                "rejected": [{"role": "assistant", "content": "bad"}],
+            },
+            EARLIER_READ,
+        ),
+        (
+            {
+                "chosen": [*EARLIER, {"role": "assistant", "content": "good"}],
+                "rejected": [*EARLIER, {"role": "assistant", "content": "bad"}],
+            },
+            EARLIER_READ,
+        ),
+        (
+            {
+                "prompt": "Q",  # stands in both dialogues too, as in UltraFeedback
+                "chosen": [*EARLIER, {"role": "assistant", "content": "good"}],
+                "rejected": [*EARLIER, {"role": "assistant", "content": "bad"}],
+            },
+            EARLIER_READ,
+        ),
+        (
+            {
+                "conversations": [{"from": "human", "value": "Q"}],
+                "chosen": {"from": "gpt", "value": "good"},
+                "rejected": {"from": "gpt", "value": "bad"},
+            },
+            (Q,),
+        ),
+    ],
+)
+def test_a_pair_is_one_question_with_two_answers(row: dict[str, Any], before: tuple[Message, ...]) -> None:
+    example = FORMATS.parse("preference").read(row)
+    assert example.messages == (*before, GOOD) and example.rejected == (*before, BAD)
+    alone = FORMATS.parse({"name": "preference", "learn": "chosen"}).read(row)
+    assert alone.messages == (*before, GOOD) and alone.rejected == ()
+
+
+def test_answers_of_several_turns_are_learned_from_where_they_differ() -> None:
+    sides = {
+        side: [
+            *TWO_TURNS,
+            *turns(("user", "And?"), ("assistant", side), ("user", "More"), ("assistant", "end"))["messages"],
+        ]
+        for side in ("chosen", "rejected")
+    }
+    example = FORMATS.parse("preference").read(sides)
+    assert (
+        [m.learn for m in example.messages] == [m.learn for m in example.rejected] == [False] * 3 + [True, False, True]
+    )
+    assert (example.messages[3].content, example.rejected[3].content) == ("chosen", "rejected")
+
+
+def test_judged_answers() -> None:
+    form = FORMATS.parse("kto")
+    assert form.read({"prompt": "Q", "completion": "good", "label": True}) == Example(messages=(Q, GOOD), label="true")
+    dialogue = {"messages": [*EARLIER, {"role": "assistant", "content": "bad"}], "label": "False"}
+    assert form.read(dialogue) == Example(messages=(*EARLIER_READ, BAD), label="false")
+    assert form.matches({**dialogue, "label": False}) and not form.matches(dialogue), "a text may be any label"
+    assert not form.matches({"prompt": "Q", "completion": "A", "label": 1})
+
+
+@pytest.mark.parametrize(
+    ("row", "setting"),
+    [(ROWS["preference"], "preference data.format.learn=chosen"), (ROWS["kto"], "kto data.format.learn=good")],
+)
+def test_judgements_are_refused_with_the_tasks_there_are_and_a_way_on(
+    tmp_path: Path, row: dict[str, Any], setting: str
+) -> None:
+    config = DataConfig(path=str(write_jsonl(tmp_path / "a.jsonl", [row] * 3)), validation="none")
+    with pytest.raises(
+        InputError, match=r"does not learn from, and no other; tasks are chat, classify, complete"
+    ) as caught:
+        load(config, None)
+    assert f"data.format.name={setting} trains on" in caught.value.mend
+
+
+def test_learning_the_good_answers_counts_the_bad_ones(tmp_path: Path) -> None:
+    made = [{"prompt": f"Q{i}", "completion": "A", "label": i % 3 != 0} for i in range(9)]
+    form = FORMATS.parse({"name": "kto", "learn": "good"})
+    config = DataConfig(path=str(write_jsonl(tmp_path / "a.jsonl", made)), validation="none", format=form)
+    data = load(config, None)
+    assert data.task.name == "chat" and len(data.examples) == 6, "a bad answer is no bad row: nothing stops"
+    assert (data.train.read, data.train.refused) == (9, 3)
+    assert data.refusals[0].row == made[0] and "judged bad" in data.refusals[0].reason
+
+
+def test_turns_with_keys_and_names_of_their_own() -> None:
+    form = FORMATS.parse({
+        "name": "sharegpt", "conversations": "log", "speaker": "who", "value": "says", "user": "kunde",
+        "assistant": "haus", "system_speaker": "regie",
+    })  # fmt: skip
+    row = {"log": [{"who": w, "says": w.upper()} for w in ("regie", "kunde", "haus")]}
+    assert form.matches(row)
+    assert [(m.role, m.content) for m in form.read(row).messages] == [
+        ("system", "REGIE"), ("user", "KUNDE"), ("assistant", "HAUS"),
+    ]  # fmt: skip
+    assert messages("sharegpt", {"conversations": HUMAN_GPT, "tools": "[]"})[1] == ("assistant", "A", True)

@@ -13,9 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from luthier.data.files import kind_of, refusal
 from luthier.data.formats.base import FORMATS, Format
 from luthier.data.read import has_split
+from luthier.data.reading.files import kind_of, refusal
 from luthier.data.settings import DataConfig
 from luthier.errors import DataError, did_you_mean
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.data.arrow_rows import read_arrow, read_parquet
-from luthier.data.files import encoding_of, kind_of, refusal, watched
-from luthier.data.json_rows import read_json
-from luthier.data.rows import RawRow, read_table, read_text
+from luthier.data.reading.arrow_rows import read_arrow, read_parquet
+from luthier.data.reading.files import encoding_of, kind_of, refusal, watched
+from luthier.data.reading.json_rows import read_json
+from luthier.data.reading.rows import RawRow, read_table, read_text
 from luthier.errors import DataError, LuthierError, MissingExtra, did_you_mean
 
 __all__ = ["SUFFIXES", "RawRow", "encoding_of", "looks_like_file", "read_file", "read_rows", "validation_split"]

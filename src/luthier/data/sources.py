@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from luthier.data.dataset_info import named, resolve
-from luthier.data.files import kind_of
 from luthier.data.read import SUFFIXES, looks_like_file, validation_split
+from luthier.data.reading.files import kind_of
 from luthier.data.settings import DataConfig
 from luthier.errors import InputError
 

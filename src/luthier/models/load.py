@@ -21,8 +21,11 @@ from transformers.utils import logging
 
 from luthier.builtin import BASE
 from luthier.config import ModelConfig
-from luthier.errors import MissingExtra, ModelError, did_you_mean
+from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
 from luthier.methods.base import HEADS
+
+MOST_TOKENS = 2048
+"""Default limit of a row, where the model would take more."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -91,6 +94,32 @@ def load_tokenizer(config: ModelConfig, source: str) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def row_limit(
+    config: ModelConfig, source: str, tokenizer: PreTrainedTokenizerBase, wanted: int | None, taken: int
+) -> int:
+    """Longest row in tokens: the recipe's, checked against the model's, or the model's, at most 2048.
+
+    `taken` are the positions that the method's virtual tokens take.
+    """
+    model = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
+    # RoBERTa has 514 positions and takes 512 tokens: its tokenizer knows. Without a limit that is a huge number.
+    own = min(own, tokenizer.model_max_length)
+    if taken >= own:
+        raise InputError(
+            f"method.length: a prompt of {taken} tokens leaves none of the model's {own} positions to the text",
+            mend=f"method.length={min(20, own // 4)}",
+        )
+    own -= taken
+    if wanted and wanted > own:
+        raise InputError(
+            f"train.max_length: {wanted} is more than the {own} tokens that the model takes"
+            + (f" beside the method's {taken}" if taken else ""),
+            mend=f"train.max_length={own}",
+        )
+    return wanted or min(own, MOST_TOKENS)
 
 
 def load_model(

@@ -8,11 +8,20 @@ from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any, Literal
 
-from luthier.data.duplicates import MOST_CHARACTERS, MOST_TEXTS, SHINGLE, THRESHOLD, Near, groups, near, normalised
+from luthier.data.checks.duplicates import (
+    MOST_CHARACTERS,
+    MOST_TEXTS,
+    SHINGLE,
+    THRESHOLD,
+    Near,
+    groups,
+    near,
+    normalised,
+)
+from luthier.data.checks.mask import Mask, endless, learned_prompts, masks
+from luthier.data.checks.scripts import scripts
 from luthier.data.example import Example
-from luthier.data.mask import Mask, endless, learned_prompts, masks
 from luthier.data.prepare import Prepared
-from luthier.data.scripts import scripts
 from luthier.data.template import Template
 
 PERCENTILES = (50, 90, 95, 99)

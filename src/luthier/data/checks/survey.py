@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from luthier.data.audit import Audit, audit
+from luthier.data.checks.audit import Audit, audit
 from luthier.data.example import Example, RowError
 from luthier.data.prepare import Prepared, encode, load
 from luthier.data.read import encoding_of

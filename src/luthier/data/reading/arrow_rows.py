@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from luthier.data.rows import NO_ROWS, RawRow
+from luthier.data.reading.rows import NO_ROWS, RawRow
 from luthier.errors import DataError
 
 AT_ONCE = 512  # rows that are in memory as Python objects

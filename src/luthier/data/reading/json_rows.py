@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from luthier.data.files import LINE_LIMIT, LONE, SHOWN, blocks, lines, no_text, too_long
-from luthier.data.rows import NO_ROWS, RawRow
+from luthier.data.reading.files import LINE_LIMIT, LONE, SHOWN, blocks, lines, no_text, too_long
+from luthier.data.reading.rows import NO_ROWS, RawRow
 from luthier.errors import DataError
 
 DEPTH = 64

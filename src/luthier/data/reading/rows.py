@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.data.files import LINE_LIMIT, SHOWN, lines, too_long
+from luthier.data.reading.files import LINE_LIMIT, SHOWN, lines, too_long
 from luthier.errors import DataError
 
 TEXT_ROW = "text"  # the column that a document of plain text becomes

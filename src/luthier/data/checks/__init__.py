@@ -1,0 +1,1 @@
+"""What `luthier check` looks at."""
