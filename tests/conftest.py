@@ -172,6 +172,16 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
                 PROMISES.setdefault((name, kind), set()).add(letter)
 
 
+ORDER = "12345-6789cpkghns"
+WHOLE = {"8": {f"8 {what} {packing}" for what in ("trains", "saves", "merges") for packing in ("nf4", "int8")}}
+"""A letter that stands only where all its parts do."""
+
+
+def _letters(found: set[str]) -> str:
+    found = found | {letter for letter, parts in WHOLE.items() if parts <= found}
+    return "".join(letter for letter in ORDER if letter in found)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     target = session.config.getoption("--methods-table")
     if not target or hasattr(session.config, "workerinput"):
@@ -184,7 +194,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         for kind in ARCHITECTURES:
             found = PROMISES.get((name, kind), set())
             refused = "refused" if (name, kind) in REFUSALS and "R" in found else ""
-            row.append(refused or "".join(sorted(found)) or "not tested")
+            row.append(refused or _letters(found) or "not tested")
         lines.append("| " + " | ".join(row) + " |")
     page = Path(target)
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)

@@ -80,7 +80,7 @@ TASKS = {
     "cola": Task(str(SHARED / "glue/cola/train.jsonl"), str(SHARED / "glue/cola/dev.jsonl"), "encoder", "classify",
                  2000, 1),
     "reviews": Task("builtin:reviews", None, "builtin", "chat", 1074, 3, {"evaluate": {"generate": 0}}),
-    "assistant": Task("builtin:assistant", None, "builtin", "chat", 1600, 15, {"evaluate": {"generate": 0}}),
+    "assistant": Task("builtin:assistant", None, "builtin", "chat", 1600, 10, {"evaluate": {"generate": 0}}),
 }  # fmt: skip
 
 
@@ -98,11 +98,11 @@ def recipe(task: Task, arm: str, seed: int, lr: float | None, sweep: bool, folde
         "task": task.kind,
         "method": method,
         "train": {
-            "epochs": 1 if sweep else task.epochs, "batch_size": 16, "lr": lr,
+            "epochs": 1 if sweep else task.epochs, "batch_size": 16, "micro_batch": 16, "lr": lr,
             "precision": "bf16" if task.base == "encoder" else "fp32", "keep_best": False, "warmup": 0.06,
             "evaluate_every": 100_000,
         },
-        "evaluate": {"before": False, **task.settings.get("evaluate", {})},
+        "evaluate": {"before": False, "batch_size": 64, **task.settings.get("evaluate", {})},
         "seed": seed,
     }  # fmt: skip
     if sweep:

@@ -51,19 +51,17 @@ def size(count: float) -> str:
 
 
 def quality(found: Lines) -> list[str]:
-    """One row a method: what it reaches, what it trains and what it costs."""
+    """One row a method: what it reaches, and what it trains."""
     heads = [f"{title} (held out {held(found, task)})" for task, (_, title, _) in COLUMNS.items()]
-    rows = [f"| method | {' | '.join(heads)} | SST-2: trained | share | file | time / full |", "|---" * 9 + "|"]
-    full = [line["train_seconds"] for line in found["sst2", "full"]]
+    rows = [f"| method | {' | '.join(heads)} | SST-2: trained | share | file |", "|---" * 8 + "|"]
     for arm in [MAJORITY, *ARMS]:
         cells = [cell(found[task, arm], metric, factor) for task, (metric, _, factor) in COLUMNS.items()]
-        cost = ["", "", "", ""]
+        cost = ["", "", ""]
         if lines := [line for line in found["sst2", arm] if "trainable" in line]:
             one = lines[0]
-            ratios = [line["train_seconds"] / mean(full) for line in lines]
             cost = [
                 size(one["trainable"]), f"{one['trainable'] / one['parameters']:.2%}",
-                f"{one['bytes'] / 1e6:.2f} MB", f"{mean(ratios):.2f}",
+                f"{one['bytes'] / 1e6:.2f} MB",
             ]  # fmt: skip
         rows.append(f"| {arm} | {' | '.join([*cells, *cost])} |")
     return rows

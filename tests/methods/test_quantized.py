@@ -233,7 +233,7 @@ def test_a_refusal_says_why_and_the_mend_before_any_weights(name: str, kind: str
 
 @pytest.mark.parametrize(("name", "kind", "packing"), [*CELLS, *SPREAD])
 def test_gradients_are_those_of_the_unpacked_base_before_and_after_an_evaluation(
-    name: str, kind: str, packing: str, bases: Bases
+    name: str, kind: str, packing: str, bases: Bases, kept: Any
 ) -> None:
     """And: step zero is the base, only the method trains, and no byte of the base changes."""
     x = ids(kind)
@@ -261,10 +261,13 @@ def test_gradients_are_those_of_the_unpacked_base_before_and_after_an_evaluation
     optimizer.step()
     assert (evaluated(model, x) - first).abs().max() > 1e-5
     assert packed_bytes(model) == before
+    kept(name, kind, f"8 trains {packing}")
 
 
 @pytest.mark.parametrize(("name", "kind", "packing"), CELLS)
-def test_saved_loaded_and_switched_off(name: str, kind: str, packing: str, bases: Bases, tmp_path: Path) -> None:
+def test_saved_loaded_and_switched_off(
+    name: str, kind: str, packing: str, bases: Bases, tmp_path: Path, kept: Any
+) -> None:
     """An evaluation changes no saved byte; on a base loaded anew the logits are the same, and without it the base's."""
     x = ids(kind)
     tuner, model = attached(name, kind, model=bases.load(kind, packing))
@@ -282,11 +285,12 @@ def test_saved_loaded_and_switched_off(name: str, kind: str, packing: str, bases
     with switch:
         assert torch.equal(evaluated(model, x), bases.logits(kind, packing))
     assert torch.equal(evaluated(model, x), told)
+    kept(name, kind, f"8 saves {packing}")
 
 
 @pytest.mark.parametrize(("name", "kind", "packing"), [*CELLS, *SPREAD])
 def test_merged_is_the_adapter_on_the_unpacked_base_or_refused(
-    name: str, kind: str, packing: str, bases: Bases, tmp_path: Path
+    name: str, kind: str, packing: str, bases: Bases, tmp_path: Path, kept: Any
 ) -> None:
     """After an evaluation, too. The merged model is a plain one: saved, transformers loads it as the architecture."""
     x = ids(kind)
@@ -296,6 +300,7 @@ def test_merged_is_the_adapter_on_the_unpacked_base_or_refused(
         with pytest.raises(CannotMerge, match=tuner.name):
             tuner.merge(model)
         assert torch.equal(evaluated(model, x), told)
+        kept(name, kind, f"8 merges {packing}")
         return
     merged: Any = tuner.merge(model)
     found = evaluated(merged, x)
@@ -306,6 +311,7 @@ def test_merged_is_the_adapter_on_the_unpacked_base_or_refused(
         again = type(merged).from_pretrained(tmp_path / "m")
         assert torch.equal(evaluated(again, x), found)
         assert {p.dtype for p in again.parameters()} == {torch.float32}
+    kept(name, kind, f"8 merges {packing}")
 
 
 @pytest.mark.parametrize("packing", PACKED)
