@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -150,10 +149,3 @@ def cells(architectures: list[str] | None = None, names: list[str] | None = None
 
 def peft_names() -> list[str]:
     return [name for name in SPECS if method(name).saves == "adapter"]
-
-
-def walk(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-
-
-Record = Callable[..., None]

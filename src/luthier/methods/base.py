@@ -367,11 +367,10 @@ def check_rank(layers: dict[str, Any], rank: int, key: str = "method.rank") -> N
         # From the module where it tells: a packed weight has another shape.
         sides = [getattr(layer, side) for side in ("in_features", "out_features") if hasattr(layer, side)]
         widths[name] = min(sides or layer.weight.shape)
-    for name in sorted(widths, key=widths.__getitem__)[:1]:
-        if rank > widths[name]:
-            raise InputError(
-                f"{key}: {rank} is more than the {widths[name]} of layer {name}", mend=f"{key}={widths[name]}"
-            )
+    narrowest = min(widths, key=widths.__getitem__, default="")
+    if narrowest and rank > widths[narrowest]:
+        smallest = widths[narrowest]
+        raise InputError(f"{key}: {rank} is more than the {smallest} of layer {narrowest}", mend=f"{key}={smallest}")
 
 
 def split_names(value: object) -> object:
