@@ -77,8 +77,9 @@ def encoder() -> str:
 
 TASKS = {
     "sst2": Task(str(SHARED / "sst2/train.jsonl"), str(SHARED / "sst2/dev.jsonl"), "encoder", "classify", 3000, 1),
+    "sst2_long": Task(str(SHARED / "sst2/train.jsonl"), str(SHARED / "sst2/dev.jsonl"), "encoder", "classify", 3000, 4),
     "cola": Task(str(SHARED / "glue/cola/train.jsonl"), str(SHARED / "glue/cola/dev.jsonl"), "encoder", "classify",
-                 2000, 1),
+                 7250, 3, {"train": {"batch_size": 32, "micro_batch": 32}}),
     "reviews": Task("builtin:reviews", None, "builtin", "chat", 1074, 3, {"evaluate": {"generate": 0}}),
     "assistant": Task("builtin:assistant", None, "builtin", "chat", 1600, 10, {"evaluate": {"generate": 0}}),
 }  # fmt: skip
@@ -100,7 +101,7 @@ def recipe(task: Task, arm: str, seed: int, lr: float | None, sweep: bool, folde
         "train": {
             "epochs": 1 if sweep else task.epochs, "batch_size": 16, "micro_batch": 16, "lr": lr,
             "precision": "bf16" if task.base == "encoder" else "fp32", "keep_best": False, "warmup": 0.06,
-            "evaluate_every": 100_000,
+            "evaluate_every": 100_000, **task.settings.get("train", {}),
         },
         "evaluate": {"before": False, "batch_size": 64, **task.settings.get("evaluate", {})},
         "seed": seed,

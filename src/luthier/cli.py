@@ -127,6 +127,17 @@ def check(
         raise typer.Exit(2)
 
 
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Delete all of it.")] = False,
+) -> None:
+    """Show what was read and tokenized before and is kept for the next start; LUTHIER_CACHE says where."""
+    from luthier.data import cache as kept
+    from luthier.terminal import show_cache
+
+    show_cache(str(kept.root()), [] if clear else kept.entries(), kept.clear() if clear else None)
+
+
 def _fresh(config: Any) -> Any:
     """A demo always runs: the first free one of runs/demo, runs/demo-2, ..."""
     from luthier.folder import RunFolder

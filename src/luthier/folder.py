@@ -28,7 +28,9 @@ from luthier.config import RunConfig
 from luthier.errors import InputError, did_you_mean
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets")
-MAY_CHANGE = ("run", "train.log_every", "train.keep", "evaluate.batch_size", "evaluate.generate")
+MAY_CHANGE = (
+    "run", "train.log_every", "train.keep", "evaluate.batch_size", "evaluate.generate", "data.workers", "data.cache",
+)  # fmt: skip
 """Keys that another value of which leaves the run the same."""
 
 
@@ -173,7 +175,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Replace a JSON-lines file as a whole."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+    staging = path.with_name(f".{path.name}.staging")
+    with staging.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    staging.replace(path)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

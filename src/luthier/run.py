@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from luthier.training.progress import Progress
 if TYPE_CHECKING:
     from torch import nn
 
-    from luthier.data.prepare import Prepared
+    from luthier.data.prepared import Prepared
     from luthier.data.template import Template
     from luthier.evaluation.base import Record, Subject
     from luthier.training.session import Outcome
@@ -83,13 +83,13 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
     progress = progress or Progress()
     data_report.refuse_run_folder(out)
     progress.stage("reading data")
-    data = survey.read(config.data, config.task)
+    data = survey.read(config.data, config.task, progress)
     model = config.model.model_copy(update={"init": "random"})  # its weights need not be there
     source = locate(model)
     progress.stage(f"tokenizing as {model.path} does")
     template = Template(load_tokenizer(model, source))
     limit = row_limit(model, source, template.tokenizer, config.train.max_length, config.method.positions)
-    found = survey.survey(config.data, config.task, data, template, limit)
+    found = survey.survey(config.data, config.task, data, template, limit, progress)
     return data_report.write(out, found, data, model.path, named="path" in model.model_fields_set)
 
 
@@ -98,7 +98,7 @@ def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
     progress.stage("reading data")
     from luthier.data.prepare import load
 
-    return load(config.data, config.task)
+    return load(config.data, config.task, progress)
 
 
 def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progress) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
         )
     write_json(folder.data, data.account())
     if data.refusals:
-        write_jsonl(folder.refused, [{"where": r.where, "reason": r.reason, "row": r.row} for r in data.refusals])
+        write_jsonl(folder.refused, map(asdict, data.refusals))
     _say_data(data, folder, progress)
     base = _measure_base(loaded, folder, progress)
 
@@ -154,7 +154,7 @@ def load_all(config: RunConfig, data: Prepared, progress: Progress, weights: Pat
     import torch
 
     from luthier.data.checks.mask import refuse_endless
-    from luthier.data.prepare import encode
+    from luthier.data.encode import encode
     from luthier.data.template import Template
     from luthier.models.load import load_model, load_tokenizer, locate, row_limit
     from luthier.training.packing import check_packing
@@ -165,7 +165,8 @@ def load_all(config: RunConfig, data: Prepared, progress: Progress, weights: Pat
     torch.manual_seed(config.seed)  # a classification head starts random
     labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
     max_length = row_limit(config.model, source, template.tokenizer, config.train.max_length, config.method.positions)
-    encode(data, template, config.data, max_length)  # before the weights: it can still stop the run
+    # Before the weights: it can still stop the run.
+    encode(data, template, config.data, max_length, progress=progress)
     refuse_endless(data, template)
     if config.train.packing:
         check_packing(data.task, config.method)
@@ -202,41 +203,43 @@ def _say_data(data: Prepared, folder: RunFolder, progress: Progress) -> None:
         f"{part.kept} rows to train on ({part.tokens:,} tokens, {part.learned:,} learned), "
         f"{data.validation.kept} held out ({data.validation.source or 'none'})"
     )
+    if data.test.kept:
+        progress.note(f"{data.test.kept} test rows for the end ({data.test.source})")
     for portion in data.portions:
         progress.note(f"{portion.source}: {portion.rows} rows of an epoch, by weight {portion.weight:g}")
     if data.refusals:
         counts = {
-            "refused": part.refused + data.validation.refused,
-            "duplicates": part.duplicates + data.validation.duplicates,
+            "refused": part.refused + data.validation.refused + data.test.refused,
+            "duplicates": part.duplicates + data.validation.duplicates + data.test.duplicates,
             "in the validation rows too": part.leaks,
         }
         told = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
         progress.warn(f"{len(data.refusals)} rows were left out ({told}); each with its reason in {folder.refused}")
-    if data.validation.in_training and not part.leaks:
+    leaks = data.validation.in_training + data.test.in_training
+    if leaks and not part.leaks:
         progress.warn(
-            f"{data.validation.in_training} validation rows stand in the training rows too, which flatters the score; "
+            f"{leaks} held-out rows stand in the training rows too, which flatters the score; "
             "data.on_leak=drop takes them out of the training rows"
         )
-    if part.cut or data.validation.cut:
-        progress.warn(f"{part.cut + data.validation.cut} rows were cut to fit train.max_length, by data.on_long_row")
+    if cut := part.cut + data.validation.cut + data.test.cut:
+        progress.warn(f"{cut} rows were cut to fit train.max_length, by data.on_long_row")
     if not data.validation_rows:
         progress.warn("no row is held out, so nothing will tell whether training helps")
 
 
 def _subject(loaded: Loaded) -> Subject | None:
-    """The held-out rows with the model as it is now; None where there are none."""
+    """The test rows, else the validation rows, with the model as it is now; None where there are none."""
     from luthier.evaluation.base import Subject
 
     data, settings = loaded.data, loaded.config.evaluate
-    count = len(data.validation_examples) if settings.rows is None else settings.rows
-    pairs = [
-        (row, owner) for row, owner in zip(data.validation_rows, data.validation_owner, strict=True) if owner < count
-    ]
-    if not pairs:
+    _, examples, rows = data.side("test" if data.test_rows else "validation")
+    count = len(examples) if settings.rows is None else settings.rows
+    owner = [number for number in rows.owner if number < count]  # in order
+    if not owner:
         return None
     return Subject(
         model=loaded.model, template=loaded.template, task=data.task,
-        examples=data.validation_examples[:count], rows=[row for row, _ in pairs], owner=[owner for _, owner in pairs],
+        examples=list(examples[:count]), rows=rows[: len(owner)], owner=owner,
         batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens, generate=settings.generate,
         max_length=loaded.max_length,
     )  # fmt: skip
@@ -290,6 +293,7 @@ def _result(
         "tokens": outcome.tokens, "tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
         "lr": lr, "train_rows": data.train.kept,
         "base": {}, "tuned": {}, "difference": {}, "validation_examples": 0,
+        "measured_on": "test" if data.test_rows else "validation",
     }  # fmt: skip
     subject = _subject(loaded)
     if subject is not None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -31,15 +33,39 @@ class Terminal(Progress):
         self.log_every = log_every
         self.bar: Bar | None = None
         self.total = 0
+        self.began = 0.0
 
     def stage(self, text: str) -> None:
+        self._close()
+        self.began = time.perf_counter()
         console.print(f"[bold]>[/] {escape(text)}")
 
     def note(self, text: str) -> None:
+        self._close()
         console.print(f"  [dim]{escape(text)}[/]")
 
     def warn(self, text: str) -> None:
+        self._close()
         console.print(f"  [yellow]! {escape(text)}[/]")
+
+    def rows(self, done: int, total: int | None) -> None:
+        if self.bar is None:
+            if not console.is_terminal or time.perf_counter() - self.began < 1:  # a short wait needs no bar
+                return
+            self.bar = Bar(
+                TextColumn("  {task.completed:,} rows"), BarColumn(bar_width=None), TimeElapsedColumn(),
+                TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.bar.add_task("rows", total=total)
+        self.bar.update(self.bar.task_ids[0], completed=done, total=total)
+        if done == total:
+            self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
     def train_begins(self, start: int, steps: int) -> None:
         self.total = steps
@@ -70,9 +96,19 @@ class Terminal(Progress):
         console.print(f"  step {step}: held-out loss {loss:.4f}{' (best so far)' if best else ''}")
 
     def train_ends(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        self._close()
+
+
+def show_cache(folder: str, entries: Sequence[tuple[Path, int, float]], freed: int | None) -> None:
+    """The entries of the cache, or how much was freed."""
+    if freed is not None:
+        console.print(f"{_safe(folder)}: {freed / 2**20:,.0f} MiB freed")
+        return
+    total = sum(size for _, size, _ in entries)
+    console.print(f"{_safe(folder)}: {len(entries)} entries, {total / 2**20:,.0f} MiB")
+    for entry, size, used in entries:
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+        console.print(f"  {entry.name}  {size / 2**20:,.1f} MiB, last used {day}")
 
 
 def show_result(result: Mapping[str, Any]) -> None:
@@ -121,7 +157,7 @@ def show_check(found: Mapping[str, Any]) -> None:
     console.print(f"  format {reader} ({_safe(account['format_why'])}), task {task}, template: {account['template']}")
     for each in account["files"]:
         console.print(f"  {_safe(each['file'])}: {each['encoding']}")
-    for name in ("train", "validation"):
+    for name in ("train", "validation", "test")[: 3 if account["test"]["source"] else 2]:
         part = account[name]
         console.print(
             f"  {name}: {part['read']:,} rows read, {part['kept']:,} kept, {part['cut']:,} cut, "

@@ -12,7 +12,8 @@ import torch
 
 from luthier.config import RunConfig
 from luthier.data.batches import step_rows
-from luthier.data.prepare import encode, load
+from luthier.data.encode import encode
+from luthier.data.prepare import load
 from luthier.data.template import IGNORED, Template
 from luthier.errors import InputError, MissingExtra
 from luthier.folder import RunFolder

@@ -14,11 +14,14 @@ from luthier.data.checks.duplicates import groups, near, normalised
 from luthier.data.checks.mask import mask, refuse_endless
 from luthier.data.checks.scripts import script
 from luthier.data.checks.survey import lenient, read, survey
-from luthier.data.prepare import Prepared, load
+from luthier.data.prepare import load
+from luthier.data.prepared import Prepared
+from luthier.data.rows import Encoded, Rows
 from luthier.data.settings import DataConfig
+from luthier.data.store import Place
 from luthier.data.template import IGNORED, Template
 from luthier.errors import DataError
-from luthier.tasks.base import TASKS
+from luthier.tasks.base import TASKS, Row
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
 
 LONG = "The quick brown fox jumps over the lazy dog and says hello to number {} before it runs home again. "
@@ -131,18 +134,22 @@ def test_equal_rows_are_found_across_case_and_space(tmp_path: Path) -> None:
     found, _ = looked(write_jsonl(tmp_path / "a.jsonl", rows), validation="none")
     assert found.exact_rows == 1 and {"duplicates"} <= what(found, "warn")
     assert (found.exact[0].a[-6:], found.exact[0].b[-7:]) == ("line 8", "line 16")
-    assert normalised("Ａ\u3000b\n C") == "a b c" and groups(["a", "", "b", "", "a"]) == [[0, 4]]
+    assert normalised("Ａ\u3000b\n C") == "a b c" and groups([3, 0, 5, 0, 3, 5]) == [[0, 4], [2, 5]]
+
+
+def hashes(texts: list[str]) -> list[int]:
+    return [1 + texts.index(text) for text in texts]
 
 
 def test_near_duplicates_are_found_and_others_are_not(tmp_path: Path) -> None:
     base = "".join(LONG.format(i) for i in (3, 14, 159))
     half = base[: len(base) // 2] + "An entirely other ending, about kettles that leak and boots that last. " * 2
     keys = [normalised(text) for text in (base, base.replace("14", "15"), half, base[:-1] + "!", "你好，你是谁？")]
-    result = near(keys)
+    result = near(keys, hashes(keys))
     assert {(a, b) for a, b, _ in result.pairs} == {(0, 1), (0, 3), (1, 3)} and result.whole and result.texts == 5
     assert all(0.8 <= similarity < 1 for _, _, similarity in result.pairs)
-    assert near(keys).pairs == result.pairs, "the same every time"
-    assert near(["ab", "ab", "", "abc"]).texts == 2 and near([]).pairs == []
+    assert near(keys, hashes(keys)).pairs == result.pairs, "the same every time"
+    assert near(["ab", "ab", "", "abc"], [7, 7, 0, 8]).texts == 2 and near([], []).pairs == []
     rows = distinct(20)
     rows[4]["output"], rows[9]["output"] = base, base.replace("14", "15")
     rows[4]["instruction"] = rows[9]["instruction"] = "Tell me of the fox."
@@ -154,12 +161,13 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path: Path) -> None:
 def test_work_on_near_duplicates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("luthier.data.checks.duplicates.MOST_TEXTS", 20)
     monkeypatch.setattr("luthier.data.checks.duplicates.MOST_PAIRS", 30)
-    result = near([normalised(LONG.format(i) + LONG.format(i + 1)) for i in range(400)])
+    alike = [normalised(LONG.format(i) + LONG.format(i + 1)) for i in range(400)]
+    result = near(alike, hashes(alike))
     assert result.texts == 20 and not result.whole and len(result.pairs) <= 30
     texts = [chr(0x4E00 + 11 * i) * 8 + chr(0x5E00 + 7 * i) * 8 for i in range(60)]
     texts[41] = LONG.format(7) * 3
     texts[55] = LONG.format(7) * 3 + "!"
-    assert [pair[:2] for pair in near(texts, 41).pairs] == [(41, 55)], "validation rows are all compared"
+    assert [pair[:2] for pair in near(texts, hashes(texts), 41).pairs] == [(41, 55)], "validation rows are all compared"
 
 
 def test_validation_rows_that_training_has(tmp_path: Path) -> None:
@@ -237,6 +245,15 @@ def test_an_end_that_is_never_learned_stops_and_train_stops_as_well(tmp_path: Pa
     refuse_endless(data, Template(build_tokenizer()))
 
 
+def put_rows(data: Prepared, rows: list[Row]) -> None:
+    made, encoded = Rows(Place(), "train"), Encoded()
+    for number, row in enumerate(rows):
+        encoded.add(row, number)
+    made.extend(encoded, list(encoded.owner))
+    made.examples = data.examples
+    data.rows = made
+
+
 def test_a_prompt_that_is_learned_stops(tmp_path: Path) -> None:
     from luthier.data.checks.audit import audit
 
@@ -244,12 +261,13 @@ def test_a_prompt_that_is_learned_stops(tmp_path: Path) -> None:
     _, data = looked(write_jsonl(tmp_path / "a.jsonl", distinct(12)), validation="none")
     row = data.rows[4]
     first = next(i for i, label in enumerate(row.labels) if label != IGNORED)
-    data.rows[4] = replace(row, labels=[*row.labels[: first - 1], row.ids[first - 1], *row.labels[first:]])
+    wrong = replace(row, labels=[*row.labels[: first - 1], row.ids[first - 1], *row.labels[first:]])
+    put_rows(data, [wrong if number == 4 else each for number, each in enumerate(data.rows)])
     found = audit(data, template, lengths=[10] * 12, max_length=256)
     assert found.stops and "prompt are learned in 1 of 12 rows" in found.findings[0].text
     assert found.findings[0].places == [row.where]
     assert mask(data.rows[4], "", data, template).learned == row.learned + 1
-    data.rows[:] = [replace(row, labels=[IGNORED] * len(row.ids)) for row in data.rows]
+    put_rows(data, [replace(row, labels=[IGNORED] * len(row.ids)) for row in data.rows])
     found = audit(data, template, lengths=[10] * 12, max_length=256)
     assert any("no training row has a token that is learned" in finding.text for finding in found.findings)
 

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from luthier.config import DataConfig
-from luthier.data.prepare import Prepared, encode, load
+from luthier.data.encode import encode
+from luthier.data.prepare import load
+from luthier.data.prepared import Prepared
 from luthier.data.read import RawRow, encoding_of, read_file, read_rows
 from luthier.data.reading import arrow_rows, files, json_rows, rows
 from luthier.data.template import Template

@@ -11,7 +11,8 @@ import pytest
 
 from luthier.config import DataConfig, RunConfig
 from luthier.data.dataset_info import resolve
-from luthier.data.prepare import Prepared, load
+from luthier.data.prepare import load
+from luthier.data.prepared import Prepared
 from luthier.errors import DataError, InputError
 from tests.conftest import alpaca_rows, write_jsonl
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from luthier.config import DataConfig, RunConfig
-from luthier.data.prepare import Prepared, encode, load
+from luthier.data.encode import encode
+from luthier.data.prepare import load
+from luthier.data.prepared import Prepared
 from luthier.data.template import Template
 from luthier.errors import ConfigError, InputError
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl

@@ -10,7 +10,9 @@ import pytest
 
 from luthier.config import DataConfig
 from luthier.data.batches import step_rows, steps_per_epoch
-from luthier.data.prepare import Prepared, encode, load
+from luthier.data.encode import encode
+from luthier.data.prepare import load
+from luthier.data.prepared import Prepared
 from luthier.data.template import IGNORED, Template
 from luthier.errors import DataError, InputError
 from luthier.tasks.base import TASKS
@@ -45,7 +47,7 @@ def test_a_split_that_comes_with_the_data_is_taken(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "dev.jsonl", alpaca_rows(3))
     assert len(prepared(tmp_path).validation_examples) == 3
     assert len(prepared(tmp_path, validation=0.25).validation_examples) == 2
-    assert prepared(tmp_path, validation="none").validation_examples == []
+    assert not prepared(tmp_path, validation="none").validation_examples
     other = write_jsonl(tmp_path / "other.jsonl", alpaca_rows(5))
     assert len(prepared(tmp_path, validation=str(other)).validation_examples) == 5
 

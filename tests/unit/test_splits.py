@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from luthier.config import DataConfig, RunConfig
+from luthier.data.encode import encode
 from luthier.data.example import Example
-from luthier.data.prepare import Part, Prepared, encode, load
+from luthier.data.prepare import load
+from luthier.data.prepared import Part, Prepared
 from luthier.data.split import split
+from luthier.data.store import Examples
 from luthier.data.template import Template
 from luthier.errors import ConfigError, DataError, InputError
 from luthier.folder import run_path
@@ -34,7 +38,12 @@ def examples(labels: dict[str, int]) -> list[Example]:
     return [Example(text=f"{label} {i}", label=label) for label, count in labels.items() for i in range(count)]
 
 
-def counts(side: list[Example]) -> dict[str | None, int]:
+def parted(rows: list[Example], *given: Any, **named: Any) -> tuple[list[Example], list[Example]]:
+    train, other = split(Examples.of(rows), *given, **named)
+    return list(train), list(other)
+
+
+def counts(side: Iterable[Example]) -> dict[str | None, int]:
     return dict(Counter(example.label for example in side))
 
 
@@ -52,22 +61,22 @@ def counts(side: list[Example]) -> dict[str | None, int]:
 )
 def test_each_label_gives_its_share(labels: dict[str, int], share: float, held_out: dict[str, int]) -> None:
     for seed in range(5):
-        train, other = split(examples(labels), share, seed)
+        train, other = parted(examples(labels), share, seed)
         assert counts(other) == held_out
         assert Counter(train) + Counter(other) == Counter(examples(labels)), "each row is on one side"
 
 
 def test_without_labels_the_split_is_a_plain_shuffle_and_the_same_for_the_same_seed() -> None:
     rows = [Example(text=f"row {i}") for i in range(50)]
-    first = split(rows, 0.1, 42)
-    assert first == split(rows, 0.1, 42) != split(rows, 0.1, 43)
+    first = parted(rows, 0.1, 42)
+    assert first == parted(rows, 0.1, 42) != parted(rows, 0.1, 43)
     assert len(first[1]) == 5
     labelled = examples({"a": 45, "b": 5})
-    assert split(labelled, 0.1, 42) == split(labelled, 0.1, 42)
-    sides = {counts(split(labelled, 0.1, seed, stratify=False)[1]).get("b", 0) for seed in range(20)}
+    assert parted(labelled, 0.1, 42) == parted(labelled, 0.1, 42)
+    sides = {counts(parted(labelled, 0.1, seed, stratify=False)[1]).get("b", 0) for seed in range(20)}
     assert len(sides) > 1, "data.stratify=false leaves the labels to chance"
     mixed = [*examples({"a": 5}), Example(text="none")]
-    assert len(split(mixed, 0.2, 0)[1]) == 1, "auto needs a label on every row"
+    assert len(parted(mixed, 0.2, 0)[1]) == 1, "auto needs a label on every row"
 
 
 def test_stratify_is_the_default_for_labels_and_refused_without(tmp_path: Path, alpaca_file: Path) -> None:
@@ -85,7 +94,7 @@ def spoken(count: int, speakers: int) -> list[dict[str, Any]]:
     return [{**row, "speaker": i % speakers} for i, row in enumerate(alpaca_rows(count))]
 
 
-def speakers_of(side: list[Example], made: list[dict[str, Any]]) -> set[Any]:
+def speakers_of(side: Iterable[Example], made: list[dict[str, Any]]) -> set[Any]:
     return {made[int(example.where.rpartition(" ")[2]) - 1]["speaker"] for example in side}
 
 
@@ -105,13 +114,13 @@ def test_equal_rows_of_two_groups_join_them() -> None:
         Example(text=text, group=group) for text, group in [("a", "1"), ("b", "1"), ("a", "2"), ("c", "2"), ("d", "3")]
     ]
     for seed in range(10):
-        train, held_out = split(rows, 0.4, seed)
+        train, held_out = parted(rows, 0.4, seed)
         assert [example.text for example in held_out] == ["d"] and len(train) == 4
 
 
 def test_groups_and_labels_together() -> None:
     rows = [Example(text=f"{i}", group=str(i // 5), label="rare" if i // 5 % 4 == 0 else "often") for i in range(200)]
-    _, held_out = split(rows, 0.2, 42)
+    _, held_out = parted(rows, 0.2, 42)
     assert counts(held_out) == {"often": 30, "rare": 10}
     assert all(size == 5 for size in Counter(example.group for example in held_out).values())
 
@@ -145,7 +154,7 @@ def test_doubles_stay_by_default_and_are_left_out_on_demand(tmp_path: Path) -> N
     file = write_jsonl(tmp_path / "a.jsonl", rows)
     other = write_jsonl(tmp_path / "v.jsonl", [{"instruction": "Q", "output": "A"}] * 2)
     kept = prepared(file, validation=str(other))
-    assert (kept.train.kept, kept.train.duplicates, kept.refusals) == (14, 0, [])
+    assert (kept.train.kept, kept.train.duplicates, len(kept.refusals)) == (14, 0, 0)
     data = prepared(file, validation=str(other), deduplicate="exact")
     assert (data.train.read, data.train.kept, data.train.duplicates) == (14, 11, 3), "another answer is no double"
     assert (data.validation.read, data.validation.kept, data.validation.duplicates) == (2, 1, 1)
@@ -166,7 +175,7 @@ def test_a_leak_is_told_dropped_from_training_or_stops(tmp_path: Path) -> None:
     assert (told.train.kept, told.train.leaks, told.validation.kept, told.validation.in_training) == (21, 0, 4, 2)
     data = prepared(train, validation=str(held_out), on_leak="drop")
     assert (data.train.kept, data.train.leaks, data.validation.kept) == (18, 3, 4), "the validation rows stay"
-    assert data.validation_examples == told.validation_examples
+    assert list(data.validation_examples) == list(told.validation_examples)
     assert not {e.messages for e in data.examples} & {e.messages for e in data.validation_examples}
     assert [r.where.rpartition(" ")[2] for r in data.refusals] == ["5", "10", "21"]
     assert data.refusals[0].reason == f"the same as the validation row {held_out}: line 1"

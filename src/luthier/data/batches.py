@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from array import array
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from functools import lru_cache
 from math import ceil
 
 
@@ -32,9 +34,7 @@ def step_rows(
     micro-batch is what goes into one sequence of so many tokens.
     """
     epoch, place = divmod(index, steps_per_epoch(len(lengths), batch_size))
-    order = list(range(len(lengths)))
-    random.Random(f"{seed}:{epoch}").shuffle(order)
-    rows = order[place * batch_size : (place + 1) * batch_size]
+    rows = list(_order(len(lengths), seed, epoch)[place * batch_size : (place + 1) * batch_size])
     if pack:
         return packed(rows, lengths, pack)
     if by_length:
@@ -51,6 +51,14 @@ def step_rows(
             longest = lengths[row]
         micro[-1].append(row)
     return micro
+
+
+@lru_cache(maxsize=2)
+def _order(rows: int, seed: int, epoch: int) -> array[int]:
+    """The shuffle of an epoch; shuffling a million rows takes half a second, so not anew for each step."""
+    order = list(range(rows))
+    random.Random(f"{seed}:{epoch}").shuffle(order)
+    return array("Q", order)
 
 
 def packed(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:

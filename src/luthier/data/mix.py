@@ -8,13 +8,14 @@ and before data.limit.
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.data.dataset_info import resolve
-from luthier.data.example import Example
 from luthier.data.settings import DataConfig
+from luthier.data.store import Examples
 from luthier.errors import InputError
 
 
@@ -56,14 +57,11 @@ def members(config: DataConfig) -> list[tuple[DataConfig, str]]:
     return blocks
 
 
-def weigh(
-    sets: Sequence[Sequence[Example]], examples: Sequence[Example], portions: Sequence[Portion], seed: int
-) -> list[Example]:
-    """The rows of an epoch. `sets` has, for each portion, its rows before any was held out."""
-    made: list[Example] = []
+def weigh(sets: Sequence[range], examples: Examples, portions: Sequence[Portion], seed: int) -> Examples:
+    """The rows of an epoch. `sets` has, for each portion, the numbers of its rows in the store, held out or not."""
+    made = array("Q")
     for number, (one, portion) in enumerate(zip(sets, portions, strict=True)):
-        there = set(map(id, one))  # not by content or place: two sets may share both
-        rows = [example for example in examples if id(example) in there]
+        rows = array("Q", (which for which in examples.numbers if which in one))
         whole = int(portion.weight)
         part = round((portion.weight - whole) * len(rows))
         more = sorted(random.Random(f"{seed}:{number}").sample(range(len(rows)), part))
@@ -71,5 +69,5 @@ def weigh(
         portion.by_weight = 0 if whole else len(rows) - part
         portion.repeated = max(0, whole - 1) * len(rows) + (part if whole else 0)
         portion.rows = whole * len(rows) + part
-        made += rows * whole + [rows[i] for i in more]
-    return made
+        made += rows * whole + array("Q", (rows[i] for i in more))
+    return Examples(examples.store, made)

@@ -29,17 +29,22 @@ def read_rows(
 ) -> Iterator[RawRow]:
     """Rows of a file, of one split of a folder, of an embedded data set (`builtin:reviews`), or of a hub id."""
     split = split or "train"
-    if path.startswith("builtin:"):
-        files = builtin_files(path.removeprefix("builtin:"), split)
-    elif kind := kind_of(path):
-        files = split_files(Path(path), split) if kind == "folder" else [Path(path)]
-    elif looks_like_file(path):
+    files = local_files(path, split)
+    if files is None and looks_like_file(path):
         raise missing(path)
-    else:
+    if files is None:
         yield from _read_hub(path, split, subset, hub)
         return
     for file in files:
         yield from read_file(file)
+
+
+def local_files(path: str, split: str) -> list[Path] | None:
+    """The files that `read_rows` reads; None for a hub id, or where nothing stands."""
+    if path.startswith("builtin:"):
+        return builtin_files(path.removeprefix("builtin:"), split or "train")
+    kind = kind_of(path)
+    return split_files(Path(path), split or "train") if kind == "folder" else [Path(path)] if kind else None
 
 
 def looks_like_file(path: str) -> bool:

@@ -17,6 +17,10 @@ def _share(value: str | float | None) -> str | float | None:
     return value
 
 
+def _none_is_none(value: object) -> object:
+    return None if value in ("none", "auto") else value
+
+
 class Source(Config):
     """One more set of rows to train on."""
 
@@ -56,6 +60,10 @@ class DataConfig(Config):
     validation: Annotated[str | float | None, BeforeValidator(auto_is_none), AfterValidator(_share)] = None
     """A file, the name of a split, a share of the training rows, or none; auto takes a split that comes with
     the data, else 10 % of the training rows. Beside a dataset_info.json also the name of a data set there."""
+    test: Annotated[str | float | None, BeforeValidator(_none_is_none), AfterValidator(_share)] = None
+    """Rows that are measured once, at the end, and decide nothing before (validation rows choose the best weights):
+    a file, the name of a split, or a share of the training rows; none has no such rows, and the end is measured on
+    the validation rows."""
     stratify: Annotated[bool | None, BeforeValidator(auto_is_none)] = None
     """Where a share is held out: hold out the same share of each label, and a label with one row trains; auto does
     so where every row has a label."""
@@ -76,3 +84,8 @@ class DataConfig(Config):
     """A row that cannot be read: stop, or skip it, count it and keep it in refused.jsonl."""
     on_long_row: Annotated[LongRow | None, BeforeValidator(auto_is_none)] = None
     """A row over train.max_length; auto splits for task complete, where nothing is lost, and stops otherwise."""
+    workers: Annotated[PositiveInt | None, BeforeValidator(auto_is_none)] = None
+    """Processes that tokenize; auto is one per processor where there are many rows."""
+    cache: bool = True
+    """Keep what was read and tokenized for the next start, where that took more than a moment: in $LUTHIER_CACHE,
+    or luthier in the user's cache folder. `luthier cache` shows it."""

@@ -4,59 +4,60 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 
-from luthier.data.example import Example
+from luthier.data.store import Examples
 from luthier.errors import DataError, InputError
 
 
-def split(
-    examples: list[Example], share: float, seed: int, *, stratify: bool | None = None
-) -> tuple[list[Example], list[Example]]:
+def split(examples: Examples, share: float, seed: int, *, stratify: bool | None = None) -> tuple[Examples, Examples]:
     """Part off `share` of the examples by a seeded shuffle: (training, held out).
 
     Equal examples, and those of one group, stay on one side, so none leaks. With `stratify` each label gives
     its share (None: where every example has a label); a group counts as its most frequent label.
     """
     if len(examples) < 2:
-        return examples, []
-    by_label = all(example.label is not None for example in examples) if stratify is None else stratify
-    units = _units(examples)
+        return examples, examples.take(())
+    label_of, group_of = examples.labels, examples.groups
+    by_label = None not in label_of if stratify is None else stratify
+    units = _units(examples.digests, group_of)
     random.Random(seed).shuffle(units)
-    labels = [_label(unit) if by_label else "" for unit in units]
+    labels = [_label([label_of[place] for place in unit]) if by_label else "" for unit in units]
     rows: Counter[str] = Counter()
     for unit, label in zip(units, labels, strict=True):
         rows[label] += len(unit)
     wanted = max(1, round(len(examples) * share))
     room = _places(rows, share, wanted) if by_label else {"": wanted}
-    held_out: list[Example] = []
-    rest: list[Example] = []
+    held_out: list[int] = []
+    rest: list[int] = []
     for unit, label in zip(units, labels, strict=True):
         fits = len(unit) <= room[label]
         room[label] -= len(unit) if fits else 0
         (held_out if fits else rest).extend(unit)
-    if not held_out and any(example.group for example in examples):
+    if not held_out and any(group_of):
         least = min(map(len, units))
         raise DataError(
             f"no group of data.group fits into the {wanted} rows to hold out: the smallest has {least}",
             mend="raise data.validation, or give a file with validation rows",
         )
-    return rest, held_out
+    return examples.take(rest), examples.take(held_out)
 
 
-def check_labels(examples: Sequence[Example]) -> None:
+def check_labels(examples: Examples) -> None:
     """Refuse data.stratify=true where a row has no label to go by."""
-    without = next((example for example in examples if example.label is None), None)
-    if without is not None:
+    labels = examples.labels
+    if None in labels:
         raise InputError(
-            f"data.stratify: {without.where} has no label to go by", mend="data.stratify=auto, or a format with labels"
+            f"data.stratify: {examples.where(labels.index(None))} has no label to go by",
+            mend="data.stratify=auto, or a format with labels",
         )
 
 
-def _units(examples: Sequence[Example]) -> list[list[Example]]:
-    """Examples that must stay together, in the order of their first: equal ones, and those of a group, joined up."""
-    parent = list(range(len(examples)))
+def _units(digests: Sequence[bytes], groups: Sequence[str]) -> list[list[int]]:
+    """Places that must stay together, in the order of their first: equal ones, and those of a group, joined up."""
+    parent = array("Q", range(len(digests)))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -64,20 +65,20 @@ def _units(examples: Sequence[Example]) -> list[list[Example]]:
             i = parent[i]
         return i
 
-    first: dict[Example | str, int] = {}
-    for i, example in enumerate(examples):
-        for key in (example.content, example.group):
-            if key != "":
+    first: dict[bytes | str, int] = {}
+    for i, keys in enumerate(zip(digests, groups, strict=True)):
+        for key in keys:
+            if key:
                 one, other = root(first.setdefault(key, i)), root(i)
                 parent[max(one, other)] = min(one, other)
-    units: dict[int, list[Example]] = {}
-    for i, example in enumerate(examples):
-        units.setdefault(root(i), []).append(example)
+    units: dict[int, list[int]] = {}
+    for i in range(len(digests)):
+        units.setdefault(root(i), []).append(i)
     return list(units.values())
 
 
-def _label(unit: Sequence[Example]) -> str:
-    return Counter(example.label or "" for example in unit).most_common(1)[0][0]
+def _label(labels: Sequence[str | None]) -> str:
+    return Counter(label or "" for label in labels).most_common(1)[0][0]
 
 
 def _places(rows: Counter[str], share: float, wanted: int) -> dict[str, int]:
@@ -93,9 +94,9 @@ def _places(rows: Counter[str], share: float, wanted: int) -> dict[str, int]:
     return places
 
 
-def leaks(train: Sequence[Example], held_out: Sequence[Example]) -> list[tuple[Example, Example]]:
-    """(validation row, training row) for every training row that is the same as a validation row."""
-    there: dict[Example, Example] = {}
-    for example in held_out:
-        there.setdefault(example.content, example)
-    return [(there[example.content], example) for example in train if example.content in there]
+def leaks(train: Examples, held_out: Examples) -> list[tuple[int, int]]:
+    """Places (validation row, training row) for every training row that is the same as a validation row."""
+    there: dict[bytes, int] = {}
+    for place, digest in enumerate(held_out.digests):
+        there.setdefault(digest, place)
+    return [(there[digest], place) for place, digest in enumerate(train.digests) if digest in there]

@@ -29,7 +29,7 @@ class Method(Plugin):
     suggested_lr_encoder: ClassVar[float | None] = None
     """The same for an encoder with a classification head; None is the decoder's."""
     lr_by_width: ClassVar[bool] = True
-    """Models narrower than Qwen2-0.5B take a higher rate. Not for prompts and what a network of fixed size makes."""
+    """Models narrower than Qwen2-0.5B take a higher rate. Not for prompts, prefixes and rotations."""
     typical_share: ClassVar[float] = 1.0
     """Trainable share of Qwen2-0.5B with the defaults; a test holds it to the count."""
     mergeable: ClassVar[bool] = True

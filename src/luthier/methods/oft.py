@@ -28,6 +28,7 @@ class OFT(PeftMethod):
     paper: ClassVar[str] = "2306.07280"
     suggested_lr: ClassVar[float] = 5e-4
     suggested_lr_encoder: ClassVar[float | None] = 1e-3
+    lr_by_width: ClassVar[bool] = False
     typical_share: ClassVar[float] = 0.0077
     aliases: ClassVar[dict[str, str]] = {"oft_block_size": "block", "target_modules": "targets"}
 

@@ -28,8 +28,7 @@ class PTuning(PeftMethod):
 
     paper: ClassVar[str] = "2103.10385"
     suggested_lr: ClassVar[float] = 1e-3
-    suggested_lr_encoder: ClassVar[float | None] = 1e-3
-    lr_by_width: ClassVar[bool] = False
+    suggested_lr_encoder: ClassVar[float | None] = 3e-3
     typical_share: ClassVar[float] = 0.0024
     mergeable: ClassVar[bool] = False
     packs: ClassVar[bool] = False

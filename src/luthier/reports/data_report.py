@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from luthier.data.checks.audit import Audit, as_json
-from luthier.data.prepare import Prepared
+from luthier.data.prepared import Prepared
 from luthier.errors import InputError
 from luthier.folder import RunFolder, write_json, write_jsonl, write_text
 
@@ -43,7 +44,7 @@ def write(out: Path, found: Audit, data: Prepared, model: str, *, named: bool) -
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out: cannot make the folder {out}: {error.strerror}", mend="--out DIR") from None
-    write_jsonl(out / "refused.jsonl", [{"where": r.where, "reason": r.reason, "row": r.row} for r in data.refusals])
+    write_jsonl(out / "refused.jsonl", map(asdict, data.refusals))
     write_text(out / "data.html", render(body))
     write_json(out / "data.json", body)
     return body

@@ -42,8 +42,8 @@ class Task(Plugin):
     splits_long_rows: ClassVar[bool] = False
     """The default for rows over the length limit is to split them, which loses nothing."""
 
-    def fitted(self, examples: Sequence[Example]) -> Self:
-        """The task with what it must know from the training data (a classifier its labels)."""
+    def fitted(self, labels: Sequence[str | None]) -> Self:
+        """The task with what it must know from the training data: the label of each of its rows."""
         return self
 
     def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:

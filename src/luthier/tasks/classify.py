@@ -33,10 +33,10 @@ class Classify(Task):
     labels: tuple[str, ...] = ()
     """The classes in the order of the head's outputs; empty takes them from the training rows, sorted."""
 
-    def fitted(self, examples: Sequence[Example]) -> Self:
+    def fitted(self, labels: Sequence[str | None]) -> Self:
         if self.labels:
             return self
-        found = {example.label for example in examples if example.label is not None}
+        found = {label for label in labels if label is not None}
         if len(found) < 2:
             raise DataError(
                 f"classification needs at least two labels, the training rows have {len(found)}: {sorted(found)}",

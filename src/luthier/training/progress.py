@@ -17,6 +17,9 @@ class Progress:
     def warn(self, text: str) -> None:
         """Something the user should know and may want to change."""
 
+    def rows(self, done: int, total: int | None) -> None:
+        """So many rows are read or tokenized; `total` is None while nobody knows how many there are."""
+
     def train_begins(self, start: int, steps: int) -> None:
         """Steps `start` + 1 to `steps` follow."""
 

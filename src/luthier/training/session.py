@@ -16,7 +16,7 @@ from torch import nn
 
 from luthier.config import ModelConfig, TrainConfig
 from luthier.data.batches import step_rows, steps_per_epoch
-from luthier.data.prepare import Prepared
+from luthier.data.prepared import Prepared
 from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder
 from luthier.methods.base import Method
@@ -80,7 +80,7 @@ class Session:
     ) -> None:  # fmt: skip
         self.data, self.method, self.config, self.seed, self.pad_id = data, method, config, seed, pad_id
         self.accelerator, self.folder, self.progress, self.pack = accelerator, folder, progress, pack
-        self.lengths = [len(row.ids) for row in data.rows]
+        self.lengths = data.rows.lengths
         self.per_epoch = steps_per_epoch(len(data.rows), config.batch_size)
         self.steps = total_steps(config, len(data.rows))
         self.raw = model
@@ -220,12 +220,13 @@ def _name(step: int) -> str:
 
 def held_out_loss(model: nn.Module, data: Prepared, pad_id: int, batch_size: int, accelerator: Accelerator) -> float:
     """Nats per target over all validation rows."""
-    rows = sorted(data.validation_rows, key=lambda row: len(row.ids))
+    rows, lengths = data.validation_rows, data.validation_rows.lengths
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
     total = count = 0.0
     model.eval()
     with torch.inference_mode(), accelerator.autocast():
         for start in range(0, len(rows), batch_size):
-            batch = data.task.collate(rows[start : start + batch_size], pad_id)
+            batch = data.task.collate([rows[i] for i in order[start : start + batch_size]], pad_id)
             sums, targets = data.task.losses(model, {k: v.to(accelerator.device) for k, v in batch.items()})
             total += float(sums.sum())
             count += float(targets.sum())

@@ -18,21 +18,18 @@ from luthier.data.checks.duplicates import (
     near,
     normalised,
 )
+from luthier.data.checks.facts import SHORT, Facts, beginning, content, facts, prompt
 from luthier.data.checks.mask import Mask, endless, learned_prompts, masks
-from luthier.data.checks.scripts import scripts
-from luthier.data.example import Example
-from luthier.data.prepare import Prepared
+from luthier.data.prepared import SIDES, Prepared
+from luthier.data.store import Examples
 from luthier.data.template import Template
+from luthier.training.progress import Progress
 
 PERCENTILES = (50, 90, 95, 99)
 LIMITS = (256, 512, 1024, 2048)
 """Values of train.max_length of which the report says what they would cut."""
 PLACES = 50
 """Pairs or places that are kept of one finding; the count is always of all."""
-SHORT = 2
-"""An answer of at most this many characters is short."""
-PREFIX = 40
-"""Characters that prompts must share to count as one template."""
 FEW_ANSWERS = 20
 """A chat with at most this many different answers gives labels in words: their balance is shown."""
 LARGE_SHARE = 0.2
@@ -103,37 +100,28 @@ class Audit:
         self.findings.append(Finding(level, what, text, list(places[:PLACES])))
 
 
-def audit(data: Prepared, template: Template, *, lengths: Sequence[int], max_length: int) -> Audit:
+def audit(
+    data: Prepared, template: Template, *, lengths: Sequence[int], max_length: int, workers: int = 1,
+    progress: Progress | None = None,
+) -> Audit:  # fmt: skip
     """Look at the encoded data; `lengths` are those of all rows in tokens before a limit."""
     found = Audit(account=data.account(), max_length=max_length)
     refusals = sorted(data.refusals, key=lambda refusal: natural(refusal.where))
     found.refusals = [{"where": refusal.where, "reason": refusal.reason} for refusal in refusals]
     _lengths(found, lengths)
-    _labels(found, data)
-    examples = [*data.examples, *data.validation_examples]
-    found.scripts = scripts(content(example) for example in examples)
-    _alike(found, examples, len(data.examples))
-    _conflicts(found, examples)
-    _answers(found, examples)
-    _repeated(found, examples)
+    sides = [data.side(side).examples for side in SIDES]
+    known = facts(sides, workers, progress or Progress())
+    examples = Examples(data.examples.store, (number for side in sides for number in side.numbers))
+    _labels(found, data, known)
+    found.scripts = dict(known.scripts.most_common())
+    _alike(found, examples, known, len(data.examples))
+    _conflicts(found, examples, known)
+    _answers(found, examples, known)
+    _repeated(found, examples, known)
     _masks(found, data, template)
     order = ("stop", "warn", "note")
     found.findings.sort(key=lambda finding: order.index(finding.level))
     return found
-
-
-def prompt(example: Example) -> str:
-    """What the model is given: the text to classify, or the user's turns; plain text has none."""
-    if example.text:  # a labelled text may stand in a dialogue as well, in words of ours
-        return content(example) if example.label is not None else ""
-    return "\n".join(message.content for message in example.messages if message.role == "user")
-
-
-def content(example: Example) -> str:
-    """The row's own text, without its label."""
-    if example.text:
-        return "\n".join(filter(None, (example.text, example.pair)))
-    return "\n".join(message.content for message in (*example.messages, *example.rejected[-1:]))
 
 
 def natural(where: str) -> tuple[str, int]:
@@ -161,13 +149,26 @@ def _lengths(found: Audit, lengths: Sequence[int]) -> None:
         )  # fmt: skip
 
 
-def _labels(found: Audit, data: Prepared) -> None:
-    sides = {"train": data.examples, "validation": data.validation_examples}
-    words = {example.answer.strip() for example in data.examples if example.label is None and example.messages}
-    in_words = 1 < len(words) <= FEW_ANSWERS and len(data.examples) >= 2 * FEW_ANSWERS
-    for name, side in sides.items():
-        values = [e.answer.strip() if in_words and e.label is None else e.label for e in side]
-        found.labels[name] = dict(Counter(value for value in values if value is not None).most_common())
+def _labels(found: Audit, data: Prepared, known: Facts) -> None:
+    trained = len(data.examples)
+    answers = known.answers[:trained]
+    words: dict[int, str] = {}
+    for place, (answer, label) in enumerate(zip(answers, data.examples.labels, strict=True)):
+        if answer and label is None and answer not in words:
+            words[answer] = data.examples[place].answer.strip()
+            if len(words) > FEW_ANSWERS:
+                break
+    in_words = 1 < len(words) <= FEW_ANSWERS and trained >= 2 * FEW_ANSWERS
+    begin = 0
+    for side in SIDES:
+        examples = data.side(side).examples
+        said = known.answers[begin : begin + len(examples)]
+        values = [
+            (words.get(answer) or examples[place].answer.strip()) if in_words and label is None else label
+            for place, (answer, label) in enumerate(zip(said, examples.labels, strict=True))
+        ]
+        found.labels[side] = dict(Counter(value for value in values if value is not None).most_common())
+        begin += len(examples)
     train, validation = found.labels["train"], found.labels["validation"]
     if not train:
         return
@@ -181,31 +182,49 @@ def _labels(found: Audit, data: Prepared) -> None:
         found.add("warn", "labels", f"labels of the validation rows that no training row has: {', '.join(unseen[:9])}")
 
 
-def _alike(found: Audit, examples: Sequence[Example], trained: int) -> None:
-    """Exact and near duplicates, within the rows and between training and validation."""
-    keys = [normalised(content(example)) for example in examples]
+class _Texts(Sequence[str]):
+    """The normalised texts of examples, each made when it is asked for."""
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, number: Any) -> Any:
+        return normalised(content(self._examples[number]))
+
+
+def _alike(found: Audit, examples: Examples, known: Facts, trained: int) -> None:
+    """Exact and near duplicates, within the rows and between training rows and those held out."""
 
     def pair(a: int, b: int, similarity: float = 1.0) -> Pair:
-        return Pair(examples[a].where, examples[b].where, similarity, content(examples[b])[:160])
+        return Pair(examples.where(a), examples.where(b), similarity, content(examples[b])[:160])
 
     crossing: set[int] = set()
-    for group in groups(keys):
+    same: list[tuple[int, int]] = []
+    across: list[tuple[int, int, float]] = []
+    for group in groups(known.contents):
         found.exact_rows += len(group) - 1
         inside = [number for number in group if number < trained]
         outside = [number for number in group if number >= trained]
         if inside and outside:
             crossing.update(outside)
-            found.overlap += [pair(inside[0], number) for number in outside]
-        found.exact += [pair(group[0], number) for number in group[1:]]
-    prompts = {normalised(prompt(example)) for example in examples[:trained]} - {""}
-    asked = {i for i in range(trained, len(examples)) if normalised(prompt(examples[i])) in prompts} - crossing
-    similar = near(keys, trained)
+            across += [(inside[0], number, 1.0) for number in outside]
+        same += [(group[0], number) for number in group[1:]]
+    found.exact = [pair(*each) for each in same[:PLACES]]
+    prompts = set(known.prompts[:trained]) - {0}
+    asked = {i for i in range(trained, len(examples)) if known.prompts[i] in prompts} - crossing
+    similar = near(_Texts(examples), known.contents, trained)
     found.near_pairs, found.near_how = len(similar.pairs), _how(similar)
     found.near = [pair(*each) for each in similar.pairs[:PLACES]]
-    across = [each for each in similar.pairs if each[0] < trained <= each[1]]
-    close = {each[1] for each in across} - crossing
-    found.overlap = (found.overlap + [pair(*each) for each in across])[:PLACES]
-    found.overlap_rows = {"same": len(crossing), "same_prompt": len(asked), "near": len(close)}
+    close = [each for each in similar.pairs if each[0] < trained <= each[1]]
+    found.overlap = [pair(*each) for each in (across + close)[:PLACES]]
+    found.overlap_rows = {
+        "same": len(crossing),
+        "same_prompt": len(asked),
+        "near": len({each[1] for each in close} - crossing),
+    }
     whole = len(examples)
     if found.exact_rows:
         level: Literal["warn", "note"] = "warn" if found.exact_rows > whole / 100 else "note"
@@ -217,7 +236,6 @@ def _alike(found: Audit, examples: Sequence[Example], trained: int) -> None:
         found.add("note", "near duplicates", f"nearly the same as another row: {_share(len(rows), whole)}{bound}",
                   [f"{p.b} ~ {p.a} ({p.similarity:.0%})" for p in found.near])  # fmt: skip
     _overlap(found, len(examples) - trained)
-    found.exact = found.exact[:PLACES]
 
 
 def _overlap(found: Audit, held_out: int) -> None:
@@ -243,54 +261,56 @@ def _how(similar: Near) -> str:
     return text if similar.whole else text + more
 
 
-def _conflicts(found: Audit, examples: Sequence[Example]) -> None:
+def _conflicts(found: Audit, examples: Examples, known: Facts) -> None:
     """The same question with another answer: fine for open questions, an error for labels."""
-    if any(example.rejected for example in examples):
+    if examples and examples[0].rejected:
         return
-    for group in groups([normalised(prompt(example)) for example in examples]):
+    for group in groups(known.prompts):
         answers: dict[str, int] = {}
         for number in group:
             answers.setdefault(normalised(examples[number].answer), number)
-        if len(answers) > 1:
-            found.conflict_groups += 1
-            first, second = list(answers.values())[:2]
+            if len(answers) > 1:
+                break
+        else:
+            continue
+        found.conflict_groups += 1
+        if len(found.conflicts) < PLACES:
+            first, second = answers.values()
             one, other = examples[first], examples[second]
             said = f"{one.answer[:60]!r} or {other.answer[:60]!r}: {prompt(one)[:80]}"
             found.conflicts.append(Pair(one.where, other.where, 1.0, said))
     if found.conflict_groups:
         found.add("warn", "conflicts", f"prompts with more than one answer: {found.conflict_groups:,}",
                   [f"{p.a} and {p.b}: {p.text}" for p in found.conflicts])  # fmt: skip
-    found.conflicts = found.conflicts[:PLACES]
 
 
-def _answers(found: Audit, examples: Sequence[Example]) -> None:
-    chats = [example for example in examples if example.messages and example.label is None]
-    short = [example for example in chats if len(example.answer.strip()) <= SHORT]
-    if short and not found.labels["train"]:
-        text = f"answers of at most {SHORT} characters: {_share(len(short), len(chats))}"
-        found.add("warn", "short answers", text, [f"{e.where}: {e.answer.strip()!r}" for e in short])
+def _answers(found: Audit, examples: Examples, known: Facts) -> None:
+    if known.short and not found.labels["train"]:
+        text = f"answers of at most {SHORT} characters: {_share(len(known.short), known.chats)}"
+        shown = [examples[number] for number in known.short[:PLACES]]
+        found.add("warn", "short answers", text, [f"{e.where}: {e.answer.strip()!r}" for e in shown])
     if empty := [refusal["where"] for refusal in found.refusals if "empty" in refusal["reason"]]:
         found.add("warn", "empty", f"rows refused for an empty text or answer: {len(empty):,}", empty)
 
 
-def _repeated(found: Audit, examples: Sequence[Example]) -> None:
+def _repeated(found: Audit, examples: Examples, known: Facts) -> None:
     """One beginning of many prompts, one answer to many: a template, or a mistake when the data was made."""
     least = max(FEWEST, LARGE_SHARE * len(examples))
-    texts = [prompt(example).strip() or example.text.strip() for example in examples]
-    heads: dict[str, list[str]] = {}
-    for text in texts:
-        if len(text) > PREFIX:
-            heads.setdefault(text[:PREFIX], []).append(text)
-    for same in heads.values():
-        if len(same) >= least and len(set(same)) > 1:
-            first, last = min(same), max(same)  # what these two share, all share
-            end = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-            found.repeated.append({"what": "prompts begin", "rows": len(same), "text": first[:end][:400]})
+    for begin, count in Counter(known.heads).items():
+        if begin and count >= least:
+            first = last = ""
+            for number, own in enumerate(known.heads):
+                if own == begin:
+                    text = beginning(examples[number])
+                    first, last = min(first or text, text), max(last, text)
+            if first != last:  # what these two share, all share
+                end = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+                found.repeated.append({"what": "prompts begin", "rows": count, "text": first[:end][:400]})
     if not found.labels["train"]:  # where answers are labels, their balance says it
-        answers = Counter(example.answer.strip() for example in examples if example.messages)
-        for answer, count in answers.most_common(5):
-            if count >= least:
-                found.repeated.append({"what": "the answer is", "rows": count, "text": answer[:400]})
+        for answer, count in Counter(known.answers).most_common(6):
+            if answer and count >= least:
+                text = examples[known.answers.index(answer)].answer.strip()
+                found.repeated.append({"what": "the answer is", "rows": count, "text": text[:400]})
     for each in found.repeated:
         found.add("note" if each["what"].startswith("prompts") else "warn", "repeated",
                   f"{each['what']} {each['text'][:80]!r} in {_share(each['rows'], len(examples))}")  # fmt: skip
@@ -298,11 +318,11 @@ def _repeated(found: Audit, examples: Sequence[Example]) -> None:
 
 def _masks(found: Audit, data: Prepared, template: Template) -> None:
     found.masks = masks(data, template)
-    if not any(row.learned for row in data.rows):
+    if not any(data.rows.learned):
         found.add("stop", "mask", "no training row has a token that is learned")
-    if unlearned := [row.where for row in data.rows if not row.learned]:
+    if unlearned := [data.rows.where(number) for number, count in enumerate(data.rows.learned) if not count]:
         found.add("warn", "mask", f"no token is learned in {_share(len(unlearned), len(data.rows))}", unlearned)
-    if ends := endless(data, template):
+    if ends := [data.rows.where(number) for number in endless(data, template)]:
         every = len(ends) == len(data.rows)
         text = "the token that ends an answer is learned in no row" if every else (
             f"the token that ends an answer is cut away, so not learned, in {_share(len(ends), len(data.rows))}"
@@ -316,11 +336,12 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
                   "run saves with its tokenizer")  # fmt: skip
     unknown = template.tokenizer.unk_token_id
     if unknown is not None and template.tokenizer.unk_token != template.tokenizer.eos_token:
-        lost = [row.where for row in data.rows if unknown in row.ids]
+        lost = data.rows.with_token(unknown)
         if lost:
             found.add("warn", "unknown", f"text that the tokenizer does not know, and reads as "
-                      f"{template.tokenizer.unk_token}, in {_share(len(lost), len(data.rows))}", lost)  # fmt: skip
-    part = found.account["train"]["cut"] + found.account["validation"]["cut"]
+                      f"{template.tokenizer.unk_token}, in {_share(len(lost), len(data.rows))}",
+                      [data.rows.where(number) for number in lost[:PLACES]])  # fmt: skip
+    part = sum(data.side(side).part.cut for side in SIDES)
     if part:
         found.add("warn", "cut", f"rows cut to {found.max_length:,} tokens, by data.on_long_row: {part:,}")
     if not data.validation_examples:

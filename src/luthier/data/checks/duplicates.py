@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -47,23 +47,29 @@ def normalised(text: str) -> str:
     return SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
-def groups(keys: Iterable[str]) -> list[list[int]]:
-    """Numbers of the texts whose keys are equal, of two or more each, in order; an empty key is like no other."""
-    found: dict[str, list[int]] = {}
-    for number, key in enumerate(keys):
-        if key:
-            found.setdefault(key, []).append(number)
-    return [group for group in found.values() if len(group) > 1]
+def groups(keys: Sequence[int]) -> list[list[int]]:
+    """Numbers of the texts whose keys are equal, of two or more each, in order; a key of 0 is like no other."""
+    import numpy as np
+
+    every = np.asarray(keys, dtype=np.uint64)
+    order = np.argsort(every, kind="stable")
+    ordered = every[order]
+    begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    ends = np.append(begins[1:], len(ordered))
+    found = [order[a:b].tolist() for a, b in zip(begins, ends, strict=True) if b - a > 1 and ordered[a]]
+    return sorted(found)
 
 
-def near(keys: Sequence[str], first: int = 0) -> Near:
-    """Nearly equal texts among normalised ones. Of equal ones only the first takes part.
+def near(texts: Sequence[str], keys: Sequence[int], first: int = 0) -> Near:
+    """Nearly equal texts among normalised ones. Of those with equal keys only the first takes part, of key 0 none.
 
-    Where there are too many, those from number `first` on (the validation rows) are compared before others.
+    Where there are too many, those from number `first` on (the validation rows) are compared before others; only
+    those that are compared are read.
     """
     import numpy as np
 
-    numbers = list({key: number for number, key in reversed(list(enumerate(keys))) if key}.values())[::-1]
+    _, firsts = np.unique(np.asarray(keys, dtype=np.uint64), return_index=True)
+    numbers = sorted(number for number in firsts.tolist() if keys[number])
     result = Near(whole=len(numbers) <= MOST_TEXTS)
     if not result.whole:
         chosen = [number for number in numbers if number >= first > 0][:MOST_TEXTS]
@@ -75,11 +81,11 @@ def near(keys: Sequence[str], first: int = 0) -> Near:
     random = np.random.default_rng(7)
     factors = random.integers(1, 2**63, BANDS * BAND, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     terms = random.integers(0, 2**63, BANDS * BAND, dtype=np.uint64)
-    minima = np.stack([_minima(_shingles(keys[number]), factors, terms) for number in numbers])
+    minima = np.stack([_minima(_shingles(texts[number]), factors, terms) for number in numbers])
 
     @lru_cache(maxsize=4096)
     def shingles(place: int) -> NDArray[Any]:
-        return _shingles(keys[numbers[place]])
+        return _shingles(texts[numbers[place]])
 
     candidates = _candidates(minima)
     if len(candidates) > MOST_PAIRS:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from luthier.data.example import Example
-from luthier.data.prepare import Prepared
+from luthier.data.prepared import Prepared
 from luthier.data.template import IGNORED, Template
 from luthier.errors import DataError
 from luthier.tasks.base import Row
@@ -39,7 +40,7 @@ def masks(data: Prepared, template: Template) -> list[Mask]:
     """The first few training rows, and the longest."""
     if not data.rows:
         return []
-    longest = max(range(len(data.rows)), key=lambda number: len(data.rows[number].ids))
+    longest = max(range(len(data.rows)), key=data.rows.lengths.__getitem__)
     chosen = dict.fromkeys(range(min(FIRST_ROWS, len(data.rows))), "one of the first training rows")
     chosen[longest] = "the longest training row"
     return [mask(data.rows[number], why, data, template) for number, why in chosen.items()]
@@ -125,21 +126,20 @@ def end_ids(data: Prepared, template: Template) -> set[int]:
     return set() if end is None else {end}
 
 
-def endless(data: Prepared, template: Template) -> list[str]:
-    """Places of the training rows of a chat whose answers are learned without the token that ends them."""
+def endless(data: Prepared, template: Template) -> list[int]:
+    """Numbers of the training rows of a chat whose answers are learned without the token that ends them."""
     if data.task.name != "chat":
         return []
-    ends = template.end_ids
-    return [row.where for row in data.rows if not any(label in ends for label in row.labels[1:])]
+    ended = data.rows.learning(template.end_ids)
+    return sorted(set(range(len(data.rows))).difference(ended))
 
 
 def refuse_endless(data: Prepared, template: Template) -> None:
     """DataError where no row at all teaches the model to stop."""
-    places = endless(data, template)
-    if places and len(places) == len(data.rows):
+    if data.rows and len(endless(data, template)) == len(data.rows):
         raise DataError(
-            f"{places[0]}: the token that ends an answer is cut away here and in every other row, so the model would "
-            "never learn to stop",
+            f"{data.rows.where(0)}: the token that ends an answer is cut away here and in every other row, so the "
+            "model would never learn to stop",
             mend="raise train.max_length, or data.on_long_row=truncate_prompt, which keeps the answers whole",
         )
 
@@ -151,14 +151,16 @@ def learned_prompts(data: Prepared, template: Template) -> tuple[list[str], int]
     """
     if data.task.name != "chat":
         return [], 0
-    examples = data.examples
+    examples, owner = data.examples, data.rows.owner
+    numbers: Sequence[int] = range(len(examples))
     if len(examples) > MOST_PROVED:
-        examples = [examples[number * len(examples) // MOST_PROVED] for number in range(MOST_PROVED)]
-    rows: dict[str, list[Row]] = {}
-    for row in data.rows:
-        rows.setdefault(row.where, []).append(row)
-    found = [e.where for e in examples if not _spared(e, rows.get(e.where, []), template)]
-    return found, len(examples)
+        numbers = [number * len(examples) // MOST_PROVED for number in range(MOST_PROVED)]
+    found = []
+    for number in numbers:
+        example, rows = examples[number], data.rows[bisect_left(owner, number) : bisect_right(owner, number)]
+        if not _spared(example, rows, template):
+            found.append(example.where)
+    return found, len(numbers)
 
 
 def _spared(example: Example, rows: Sequence[Row], template: Template) -> bool:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from luthier.data.checks.audit import Audit, audit
-from luthier.data.example import Example, RowError
-from luthier.data.prepare import Prepared, encode, load
+from luthier.data.encode import encode, workers_for
+from luthier.data.prepare import load
+from luthier.data.prepared import SIDES, Prepared
 from luthier.data.read import encoding_of
 from luthier.data.settings import DataConfig
 from luthier.data.template import Template
 from luthier.errors import DataError, InputError
 from luthier.tasks.base import Task
+from luthier.training.progress import Progress
 
-NO_LIMIT = 2**40
 BINARY = (".parquet", ".arrow", ".feather", ".ipc")
 
 
-def read(config: DataConfig, task: Task | None) -> Prepared:
+def read(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
     """The rows that can be read; the others are in `refusals`. DataError where none is left, or the file is no data."""
     try:
-        return load(lenient(config), task)
+        return load(lenient(config), task, progress)
     except DataError:
         load(config, task)  # its message names the first bad row; here they are only counted
         raise
@@ -37,19 +39,26 @@ def lenient(config: DataConfig, task: Task | None = None) -> DataConfig:
     return config.model_copy(update=changes)
 
 
-def survey(config: DataConfig, task: Task | None, data: Prepared, template: Template, max_length: int) -> Audit:
+def survey(
+    config: DataConfig, task: Task | None, data: Prepared, template: Template, max_length: int,
+    progress: Progress | None = None,
+) -> Audit:  # fmt: skip
     """Encode what `read` gave and look at it all. `task` is the recipe's, which may leave it open."""
-    examples = [*data.examples, *data.validation_examples]
+    progress = progress or Progress()
+    files = dict(data.examples.store.files)
+    examples = sum(len(data.side(side).examples) for side in SIDES)
     failure = ""
-    settings = lenient(config, data.task)
+    lengths = array("I")
     try:
-        encode(data, template, settings, max_length)
+        encode(data, template, lenient(config, data.task), max_length, progress=progress, whole=lengths)
     except DataError as error:
         if data.rows or not data.refusals:  # else no row is left, and the refusals say why
             raise
         failure = str(error)
-    lengths = _lengths(data, examples, template, split=settings.on_long_row in (None, "split"))
-    found = audit(data, template, lengths=lengths, max_length=max_length)
+    progress.stage("looking at the rows")
+    found = audit(
+        data, template, lengths=lengths, max_length=max_length, workers=workers_for(config, examples), progress=progress
+    )
     if data.refusals or config.on_leak == "stop":  # else nothing was passed over that could stop it
         failure = _would_stop(config, task, template, max_length) or failure
     if failure:
@@ -60,26 +69,8 @@ def survey(config: DataConfig, task: Task | None, data: Prepared, template: Temp
     elif data.refusals:
         found.add("note", "rows", f"{len(data.refusals):,} rows are left out, as the recipe says")
     found.findings.sort(key=lambda finding: finding.level != "stop")
-    places = [*(example.where for example in examples), *(refusal.where for refusal in data.refusals)]
-    found.account["files"] = encodings(places)
+    found.account["files"] = encodings([*files, *data.refusals.files])
     return found
-
-
-def _lengths(data: Prepared, before: list[Example], template: Template, *, split: bool) -> list[int]:
-    """Tokens of every row as if there were no limit. Rows that are whole, or know what was cut, need no second look."""
-    if split:
-        again, lengths = before, []
-    else:
-        kept = {id(example) for example in (*data.examples, *data.validation_examples)}
-        again = [example for example in before if id(example) not in kept]
-        lengths = [len(row.ids) + row.cut for row in (*data.rows, *data.validation_rows)]
-    for example in again:
-        try:
-            rows = data.task.encode(example, template, NO_LIMIT, "stop")
-        except RowError:
-            continue
-        lengths += [len(row.ids) for row in rows]
-    return lengths
 
 
 def _would_stop(config: DataConfig, task: Task | None, template: Template, max_length: int) -> str:
@@ -92,11 +83,10 @@ def _would_stop(config: DataConfig, task: Task | None, template: Template, max_l
     return ""
 
 
-def encodings(places: Iterable[str]) -> list[dict[str, str]]:
+def encodings(files: Iterable[str]) -> list[dict[str, str]]:
     """Each file that rows come from, with the encoding of its text."""
-    files = dict.fromkeys(place.rpartition(": ")[0] for place in places)
     found = []
-    for name in files:
+    for name in dict.fromkeys(files):
         path = Path(name)
         if not path.is_file():
             found.append({"file": name, "encoding": "a data set of a hub"})

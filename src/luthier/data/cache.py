@@ -1,0 +1,137 @@
+"""What was read and tokenized once, kept for the next start: named by the content it was made from.
+
+An entry is a folder `<kind>-<key>`; the key is a hash of everything that decides what is in it (the bytes of the
+data files, the settings, the tokenizer, our own version), so nothing in it is ever out of date. It holds no code
+and no pickle. Entries that have not been used for longest go when all of them are larger than LIMIT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from array import array
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import luthier
+from luthier.data.store import Place
+from luthier.errors import InputError
+
+LIMIT = 20 * 2**30
+"""Bytes that all entries may take."""
+SMALLEST = 2**22
+"""Bytes of data files below which reading anew costs no more than a second or two."""
+LAYOUT = 1
+"""Of an entry; another number makes older ones unreadable, and so does another version of Luthier."""
+META = "entry.json"
+DAY = 86_400
+
+
+def root() -> Path:
+    """The folder of all entries: $LUTHIER_CACHE, or luthier in the user's cache folder."""
+    if own := os.environ.get("LUTHIER_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "luthier"
+
+
+def key(kind: str, decides: Mapping[str, Any]) -> str:
+    """Name of the entry that these values decide."""
+    text = json.dumps([LAYOUT, luthier.__version__, decides], sort_keys=True, ensure_ascii=True, default=str)
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def content_of(files: Iterable[Path]) -> list[str] | None:
+    """SHA-256 of each file, or None where they are so small that a cache is not worth it."""
+    files = list(files)
+    try:
+        if sum(file.stat().st_size for file in files) < SMALLEST:
+            return None
+        digests = []
+        for file in files:
+            with file.open("rb") as opened:
+                digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+        return digests
+    except OSError:  # reading the rows will say what is wrong with it
+        return None
+
+
+def find(name: str) -> tuple[Path, dict[str, Any], dict[str, array[int]]] | None:
+    """The folder, the values and the arrays of an entry; None where there is none, or it is not whole."""
+    folder = root() / name
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        if any((folder / file).stat().st_size != size for file, size in meta["files"].items()):
+            raise ValueError("a file has another size")
+        arrays = {}
+        for each, code in meta["arrays"].items():
+            arrays[each] = array(code)
+            arrays[each].frombytes((folder / f"{each}.bin").read_bytes())
+        os.utime(folder)  # it was used
+    except (OSError, ValueError, KeyError):
+        return None
+    return folder, meta["values"], arrays
+
+
+def begin() -> Place:
+    """A folder to build an entry in; in the temporary folder where the cache's own may not be written."""
+    try:
+        root().mkdir(parents=True, exist_ok=True)
+        return Place(root())
+    except OSError:
+        return Place()
+
+
+def keep(name: str, place: Place, values: Mapping[str, Any], arrays: Mapping[str, array[int]]) -> None:
+    """Make what stands in `place` the entry `name`. Where that fails there is no entry, and nothing else is lost."""
+    if place.folder.parent != root():
+        return
+    with contextlib.suppress(OSError):  # a full disk, or the same entry made by another process meanwhile
+        for each, numbers in arrays.items():
+            (place.folder / f"{each}.bin").write_bytes(numbers.tobytes())
+        files = {file.name: file.stat().st_size for file in place.folder.iterdir()}
+        codes = {each: numbers.typecode for each, numbers in arrays.items()}
+        meta = {"values": values, "arrays": codes, "files": files, "made": time.time()}
+        (place.folder / META).write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+        if find(name) is None:
+            shutil.rmtree(root() / name, ignore_errors=True)
+            place.keep(root() / name)
+        trim()
+
+
+def entries() -> list[tuple[Path, int, float]]:
+    """Folder, bytes and time of last use of each entry, the last used first."""
+    found = []
+    with contextlib.suppress(OSError):
+        for folder in root().iterdir():
+            if folder.is_dir() and (folder / META).is_file():
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                found.append((folder, size, folder.stat().st_mtime))
+    return sorted(found, key=lambda entry: -entry[2])
+
+
+def trim(limit: int = LIMIT) -> int:
+    """Delete the entries that were used longest ago until all are at most `limit` bytes; returns the bytes freed."""
+    total = freed = 0
+    for folder, size, _ in entries():
+        total += size
+        if total > limit:
+            shutil.rmtree(folder, ignore_errors=True)
+            freed += size
+    with contextlib.suppress(OSError):
+        for folder in root().glob("luthier-data-*"):  # left behind by a process that was killed
+            if time.time() - folder.stat().st_mtime > DAY:
+                shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def clear() -> int:
+    """Delete every entry; returns the bytes freed. Runs that are reading one at the time may fail."""
+    there = root()
+    if there.exists() and not there.is_dir():
+        raise InputError(f"{there} is no folder", mend="set LUTHIER_CACHE to the folder of the cache")
+    return trim(0)

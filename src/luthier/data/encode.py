@@ -1,0 +1,255 @@
+"""From examples to rows of tokens, in processes side by side, with an account of each that gives none."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from luthier.data import cache
+from luthier.data.example import Example, RowError
+from luthier.data.parallel import in_order, processors
+from luthier.data.prepared import SIDES, Prepared
+from luthier.data.rows import Encoded, Rows
+from luthier.data.settings import DataConfig
+from luthier.data.store import Examples, Place, Refusal, example_of
+from luthier.data.template import Template
+from luthier.errors import DataError, InputError
+from luthier.tasks.base import LongRow, Task
+from luthier.training.progress import Progress
+
+PIECE = 200
+"""Examples that a process encodes at a time."""
+PARALLEL_FROM = 5_000
+"""Examples from which more than one process is worth its start."""
+CACHED_FROM = 10_000
+NO_LIMIT = 2**40
+
+
+@dataclass(slots=True)
+class Failure:
+    """An example that gave no row."""
+
+    number: int
+    kind: str
+    reason: str
+    mend: str
+    tokens: int = 0
+    """Of one that is too long, those of its longest row."""
+
+
+@dataclass(slots=True)
+class Made:
+    """What became of a piece of the examples. Owners and failures are numbered within it."""
+
+    rows: Encoded = field(default_factory=Encoded)
+    failures: list[Failure] = field(default_factory=list)
+    whole: array[int] = field(default_factory=lambda: array("I"))
+    """Tokens of each row as if there were no limit, where they were asked for."""
+
+
+def encode(
+    data: Prepared, template: Template, config: DataConfig, max_length: int, *,
+    progress: Progress | None = None, whole: array[int] | None = None,
+) -> None:  # fmt: skip
+    """Fill the rows of every side with tokens; rows over the limit follow data.on_long_row.
+
+    `whole` gets the tokens of each row as if there were no limit.
+    """
+    data.template_source = template.source
+    policy = config.on_long_row or ("split" if data.task.splits_long_rows else "stop")
+    if policy == "split" and not data.task.splits_long_rows:
+        raise InputError(
+            f"data.on_long_row: task {data.task.name} cannot split a row",
+            mend="data.on_long_row=truncate_prompt, truncate_answer, skip or stop",
+        )
+    every = sum(len(data.side(name).examples) for name in SIDES)
+    name = ""
+    if config.cache and whole is None and every >= CACHED_FROM:
+        name = cache.key("rows", {
+            "examples": data.fingerprint, "task": data.task.spec(), "tokenizer": identity(template),
+            "max_length": max_length, "policy": policy, "on_bad_row": config.on_bad_row,
+        })  # fmt: skip
+        if _again(data, name):
+            return
+    work = partial(piece, data.task, template, max_length, policy, whole is not None)
+    workers = workers_for(config, every)
+    run = _Pass(data, config, policy, partial(in_order, work, workers=workers), cache.begin() if name else Place())
+    run.progress, run.every = progress or Progress(), every
+    for side in SIDES:
+        run.encode(side, whole)
+    if not data.rows:
+        first = data.refusals[0]
+        raise DataError(
+            f"{config.path}: no row is left to train on, {len(data.refusals)} were refused; "
+            f"the first: {first.where}: {first.reason}"
+        )
+    if name:
+        run.keep(name)
+
+
+def piece(
+    task: Task, template: Template, max_length: int, policy: LongRow, measure: bool, records: Sequence[bytes]
+) -> Made:
+    """Encode some examples; what stands against one is told and not raised."""
+    made = Made()
+    for number, record in enumerate(records):
+        example = example_of(record)
+        try:
+            rows = task.encode(example, template, max_length, policy)
+            if not any(row.learned for row in rows):
+                raise RowError("no token of the row carries loss")
+        except RowError as error:
+            lengths = _whole(task, template, example) if error.kind == "long" else []
+            made.failures.append(Failure(number, error.kind, error.reason, error.mend, max(lengths, default=0)))
+            if measure:
+                made.whole.extend(lengths)
+            continue
+        for row in rows:
+            made.rows.add(row, number)
+        if measure:
+            cut_up = policy == "split" and len(rows) > 1
+            made.whole.extend(_whole(task, template, example) if cut_up else [len(row.ids) + row.cut for row in rows])
+    return made
+
+
+def _whole(task: Task, template: Template, example: Example) -> list[int]:
+    try:
+        return [len(row.ids) for row in task.encode(example, template, NO_LIMIT, "stop")]
+    except RowError:
+        return []
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One encoding of all sides."""
+
+    data: Prepared
+    config: DataConfig
+    policy: LongRow
+    work: Callable[[Iterable[list[bytes]]], Iterator[Made]]
+    place: Place
+    progress: Progress = field(default_factory=Progress)
+    every: int = 0
+    done: int = 0
+    kept: dict[str, array[int]] = field(default_factory=dict)
+    """Of each side, the places of the examples that have rows."""
+    refused: list[tuple[str, int, str]] = field(default_factory=list)
+    """Side and place of the others, with the reason."""
+
+    def encode(self, side: str, whole: array[int] | None) -> None:
+        """The rows of one side, and the examples that have any."""
+        examples = self.data.side(side).examples
+        rows, kept = Rows(self.place, side), array("Q")
+        begin = 0
+        for made in self.work(pieces(examples)):
+            failures = {failure.number: failure for failure in made.failures}
+            new: dict[int, int] = {}
+            for number in range(min(PIECE, len(examples) - begin)):
+                if number in failures:
+                    self._refuse(failures[number], side, begin + number)
+                else:
+                    new[number] = len(kept)
+                    kept.append(begin + number)
+            rows.extend(made.rows, [new[number] for number in made.rows.owner])
+            if whole is not None:
+                whole.extend(made.whole)
+            begin += len(new) + len(failures)
+            self.done += len(new) + len(failures)
+            self.progress.rows(self.done, self.every)
+        self.kept[side] = kept
+        _fill(self.data, side, rows, kept)
+        self.data.refusals.extend(_refusals(examples, [(at, why) for name, at, why in self.refused if name == side]))
+
+    def _refuse(self, failure: Failure, side: str, place: int) -> None:
+        """Leave an example out, or stop, by the policies."""
+        if self.policy == "skip" if failure.kind == "long" else self.config.on_bad_row == "skip":
+            self.refused.append((side, place, failure.reason))
+            return
+        examples = self.data.side(side).examples
+        others = self._others(examples) if failure.kind == "long" else ""
+        raise DataError(f"{examples.where(place)}: {failure.reason}{others}", mend=failure.mend or _mend(failure))
+
+    def _others(self, examples: Examples) -> str:
+        """How many rows are over the limit in all: whoever raises it should need to do so once."""
+        failures = (failure for made in self.work(pieces(examples)) for failure in made.failures)
+        tokens = [failure.tokens for failure in failures if failure.kind == "long"]
+        return f"; {len(tokens)} of {len(examples)} rows are too long, the longest has {max(tokens)} tokens"
+
+    def keep(self, name: str) -> None:
+        """Put all of it into the cache."""
+        arrays: dict[str, array[int]] = {}
+        for side in SIDES:
+            arrays |= {f"{side}.kept": self.kept[side], **self.data.side(side).rows.set_down()}
+        cache.keep(name, self.place, {"refused": self.refused}, arrays)
+
+
+def _again(data: Prepared, name: str) -> bool:
+    """Fill `data` from the entry of an earlier run, if there is one."""
+    found = cache.find(name)
+    if found is None:
+        return False
+    folder, values, arrays = found
+    for side in SIDES:
+        examples = data.side(side).examples
+        _fill(data, side, Rows.again(Place.kept(folder), side, arrays), arrays[f"{side}.kept"])
+        data.refusals.extend(_refusals(examples, [(at, why) for one, at, why in values["refused"] if one == side]))
+    return True
+
+
+def _fill(data: Prepared, side: str, rows: Rows, kept: array[int]) -> None:
+    """Put the rows of one side in, and count them."""
+    part, examples, _ = data.side(side)
+    rows.examples = examples.take(kept)
+    data.fill(side, rows.examples, rows)
+    part.refused += len(examples) - len(kept)
+    part.kept, part.windows = len(kept), len(rows)
+    part.cut, part.cut_tokens = sum(cut > 0 for cut in rows.cut), sum(rows.cut)
+    part.tokens, part.learned, part.longest = sum(rows.lengths), sum(rows.learned), max(rows.lengths, default=0)
+
+
+def _refusals(examples: Examples, refused: Iterable[tuple[int, str]]) -> Iterator[Refusal]:
+    return (Refusal(examples.where(place), reason, plain(examples[place])) for place, reason in refused)
+
+
+def workers_for(config: DataConfig, examples: int) -> int:
+    """Processes to use on so many examples."""
+    return config.workers or (processors() if examples >= PARALLEL_FROM else 1)
+
+
+def identity(template: Template) -> str:
+    """A hash of all that makes tokens of text: tokenizer, chat template, and the versions of the libraries."""
+    import tokenizers
+    import transformers
+
+    tokenizer = template.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = [
+        transformers.__version__, tokenizers.__version__, type(tokenizer).__name__,
+        str(tokenizer.chat_template), str(tokenizer.special_tokens_map),
+        str(tokenizer.init_kwargs.get("split_special_tokens")),
+        backend.to_str() if backend is not None else str(sorted(tokenizer.get_vocab().items())),
+    ]  # fmt: skip
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def pieces(examples: Examples) -> Iterator[list[bytes]]:
+    """The records of the examples, some at a time."""
+    records = examples.records()
+    while some := list(islice(records, PIECE)):
+        yield some
+
+
+def _mend(failure: Failure) -> str:
+    if failure.kind == "long":
+        return "raise train.max_length, or data.on_long_row=truncate_prompt (keeps the answer), skip or truncate_answer"
+    return "mend the row, or leave such rows out with data.on_bad_row=skip"
+
+
+def plain(example: Example) -> dict[str, Any]:
+    """What an example holds, without where it stands, for people."""
+    return {key: value for key, value in asdict(example).items() if value and key not in ("where", "group")}
