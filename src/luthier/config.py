@@ -220,6 +220,12 @@ class RunConfig(Config):
             info.context.setdefault("notes", []).append(f"method {name} is lora with {' and '.join(said)}")
         return {**value, "model": model, "train": train}
 
+    @model_validator(mode="after")
+    def _a_stream_has_steps(self) -> Self:
+        if self.data.streaming and not self.train.steps:
+            raise ValueError("data.streaming=true needs train.steps, for nobody knows how many rows there are")
+        return self
+
     @classmethod
     def load(cls, path: Path | None = None, overrides: Sequence[str] = (), notes: list[str] | None = None) -> RunConfig:
         """Read a YAML recipe and apply `key.path=value` overrides, whose values are YAML too.

@@ -19,12 +19,14 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from luthier.config import RunConfig
+from luthier.data.store import Refusal
 from luthier.errors import InputError, did_you_mean
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets")
@@ -122,6 +124,17 @@ class RunFolder:
                 except ValueError:
                     continue
         return records
+
+    def keep_refusals(self, refusals: Iterable[Refusal]) -> None:
+        """Write refused.jsonl."""
+        write_jsonl(self.refused, map(asdict, refusals))
+
+    def refusals(self) -> Iterator[Refusal]:
+        """The lines of refused.jsonl."""
+        if self.refused.is_file():
+            with self.refused.open(encoding="utf-8") as lines:
+                for line in lines:
+                    yield Refusal(**json.loads(line))
 
     def rewind(self, step: int) -> None:
         """Drop metrics after `step`: a resumed run writes them again."""

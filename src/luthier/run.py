@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,13 +83,14 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
     progress = progress or Progress()
     data_report.refuse_run_folder(out)
     progress.stage("reading data")
-    data = survey.read(config.data, config.task, progress)
+    whole = config.data.model_copy(update={"streaming": False})  # a look at the data is a look at all of it
+    data = survey.read(whole, config.task, progress)
     model = config.model.model_copy(update={"init": "random"})  # its weights need not be there
     source = locate(model)
     progress.stage(f"tokenizing as {model.path} does")
     template = Template(load_tokenizer(model, source))
     limit = row_limit(model, source, template.tokenizer, config.train.max_length, config.method.positions)
-    found = survey.survey(config.data, config.task, data, template, limit, progress)
+    found = survey.survey(whole, config.task, data, template, limit, progress)
     return data_report.write(out, found, data, model.path, named="path" in model.model_fields_set)
 
 
@@ -104,6 +105,7 @@ def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
 def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progress) -> dict[str, Any]:
     import torch
 
+    from luthier.data import account
     from luthier.models.load import parameter_counts
     from luthier.training.packing import prove_packing
     from luthier.training.session import Session, accelerator_for
@@ -115,9 +117,9 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
             f"{config.data.path}: the rows have changed since {folder.path} was started", mend="run=ANOTHER_DIR"
         )
     write_json(folder.data, data.account())
-    if data.refusals:
-        write_jsonl(folder.refused, map(asdict, data.refusals))
-    _say_data(data, folder, progress)
+    if data.refusals and data.stream is None:  # those of a stream are kept with each checkpoint
+        folder.keep_refusals(data.refusals)
+    account.say(data, folder.refused, progress)
     base = _measure_base(loaded, folder, progress)
 
     torch.manual_seed(config.seed)
@@ -142,6 +144,7 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
     torch.manual_seed(config.seed)
     session.resume()
     outcome = session.train()
+    write_json(folder.data, data.account())  # a stream's is known only now
     loaded.model = model
     tuned = _save(loaded, folder, progress)
     result = _result(loaded, folder, outcome, base, progress, lr)
@@ -192,39 +195,6 @@ def _steps(config: RunConfig, data: Prepared) -> int:
 def _checkpoint_activations(model: nn.Module) -> None:
     # Reentrant checkpointing drops gradients where the inputs need none, which is so under every adapter.
     model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-
-
-def _say_data(data: Prepared, folder: RunFolder, progress: Progress) -> None:
-    part = data.train
-    progress.note(
-        f"format {data.format.name} ({data.format_why}), task {data.task.name}, template: {data.template_source}"
-    )
-    progress.note(
-        f"{part.kept} rows to train on ({part.tokens:,} tokens, {part.learned:,} learned), "
-        f"{data.validation.kept} held out ({data.validation.source or 'none'})"
-    )
-    if data.test.kept:
-        progress.note(f"{data.test.kept} test rows for the end ({data.test.source})")
-    for portion in data.portions:
-        progress.note(f"{portion.source}: {portion.rows} rows of an epoch, by weight {portion.weight:g}")
-    if data.refusals:
-        counts = {
-            "refused": part.refused + data.validation.refused + data.test.refused,
-            "duplicates": part.duplicates + data.validation.duplicates + data.test.duplicates,
-            "in the validation rows too": part.leaks,
-        }
-        told = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
-        progress.warn(f"{len(data.refusals)} rows were left out ({told}); each with its reason in {folder.refused}")
-    leaks = data.validation.in_training + data.test.in_training
-    if leaks and not part.leaks:
-        progress.warn(
-            f"{leaks} held-out rows stand in the training rows too, which flatters the score; "
-            "data.on_leak=drop takes them out of the training rows"
-        )
-    if cut := part.cut + data.validation.cut + data.test.cut:
-        progress.warn(f"{cut} rows were cut to fit train.max_length, by data.on_long_row")
-    if not data.validation_rows:
-        progress.warn("no row is held out, so nothing will tell whether training helps")
 
 
 def _subject(loaded: Loaded) -> Subject | None:
@@ -288,7 +258,7 @@ def _result(
     result: dict[str, Any] = {
         "run": str(folder.path), "model": config.model.path, "method": config.method.name, "task": data.task.name,
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "steps": outcome.steps, "batch_size": config.train.batch_size,
-        "epochs": outcome.steps * config.train.batch_size / len(data.rows), "kept_step": outcome.kept_step,
+        "epochs": _epochs(outcome.steps * config.train.batch_size, data), "kept_step": outcome.kept_step,
         "kept_best": outcome.kept_best, "stopped_early": outcome.stopped_early, "train_seconds": outcome.seconds,
         "tokens": outcome.tokens, "tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
         "lr": lr, "train_rows": data.train.kept,
@@ -321,6 +291,13 @@ def compare(subject: Subject, base: list[Record], folder: RunFolder) -> dict[str
         "tuned": scores(tuned, chosen),
         "difference": differences(base, tuned, chosen) if both else {},
     }
+
+
+def _epochs(taken: int, data: Prepared) -> float | None:
+    """How often the data was seen; None where a stream did not come to its end."""
+    if data.stream is None:
+        return taken / len(data.rows)
+    return taken / data.train.windows if data.stream.epoch else None
 
 
 def _next_commands(config: RunConfig, folder: RunFolder, task: str, lr: float) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from luthier.config import RunConfig
-from luthier.data.batches import step_rows
+from luthier.data.batches import micro_batches
 from luthier.data.encode import encode
 from luthier.data.prepare import load
 from luthier.data.template import IGNORED, Template
@@ -131,7 +131,7 @@ def test_what_deepseek_learns_is_the_label_and_the_end_and_nothing_else(tmp_path
     assert learned == {"positive</s>", "negative</s>"}, (
         "pitfalls 1, 2, 3: no pads, no prompt, end token, label never cut"
     )
-    micro = step_rows([len(row.ids) for row in data.rows], 0, batch_size=8, micro_batch=1, seed=0, by_length=True)
+    micro = micro_batches(data.rows.lengths[:8], micro_batch=1, by_length=True)
     assert [len(rows) for rows in micro] == [1] * 8, "pitfall 5: one row a pass, no padding at all"
     batch = data.task.collate([data.rows[i] for i in micro[0] + micro[7]], tokenizer.pad_token_id)
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()

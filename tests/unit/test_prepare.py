@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from luthier.config import DataConfig
-from luthier.data.batches import step_rows, steps_per_epoch
+from luthier.data.batches import micro_batches, step_numbers, steps_per_epoch
 from luthier.data.encode import encode
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
@@ -169,15 +169,17 @@ def test_task_and_data_that_do_not_fit(tmp_path: Path, alpaca_file: Path) -> Non
 
 def test_an_epoch_visits_every_row_once_in_a_new_order() -> None:
     lengths = [(7 * i) % 13 + 1 for i in range(53)]
-    options = {"batch_size": 8, "micro_batch": 3, "seed": 5, "by_length": True}
     steps = steps_per_epoch(53, 8)
-    epochs = [
-        [row for i in range(steps) for m in step_rows(lengths, e * steps + i, **options) for row in m] for e in (0, 1)
-    ]  # type: ignore[arg-type]
+
+    def numbers(index: int) -> list[int]:
+        return step_numbers(53, index, batch_size=8, seed=5)
+
+    epochs = [[row for i in range(steps) for row in numbers(e * steps + i)] for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(53)) and epochs[0] != epochs[1]
-    micro = step_rows(lengths, 3, **options)  # type: ignore[arg-type]
-    assert micro == step_rows(lengths, 3, **options), "a pure function: a resumed run sees the same"  # type: ignore[arg-type]
-    flat = [lengths[row] for m in micro for row in m]
+    assert numbers(3) == numbers(3), "a pure function: a resumed run sees the same"
+    own = [lengths[row] for row in numbers(3)]
+    micro = micro_batches(own, micro_batch=3, by_length=True)
+    flat = [own[row] for m in micro for row in m]
     assert flat == sorted(flat) and [len(m) for m in micro] == [3, 3, 2]
-    plain = step_rows(lengths, 3, **{**options, "by_length": False})  # type: ignore[arg-type]
+    plain = micro_batches(own, micro_batch=3, by_length=False)
     assert sorted(r for m in plain for r in m) == sorted(r for m in micro for r in m), "length changes no step"

@@ -15,26 +15,27 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
     return ceil(rows / batch_size)
 
 
-def step_rows(
+def step_numbers(rows: int, index: int, *, batch_size: int, seed: int) -> list[int]:
+    """Row numbers of optimizer step `index` (from 0): the next `batch_size` rows of the epoch's shuffle."""
+    epoch, place = divmod(index, steps_per_epoch(rows, batch_size))
+    return list(_order(rows, seed, epoch)[place * batch_size : (place + 1) * batch_size])
+
+
+def micro_batches(
     lengths: Sequence[int],
-    index: int,
     *,
-    batch_size: int,
     micro_batch: int,
-    seed: int,
     by_length: bool,
     micro_tokens: int | None = None,
     pack: int | None = None,
 ) -> list[list[int]]:
-    """Row numbers of optimizer step `index` (from 0), cut into micro-batches.
+    """Cut the rows of a step, of these lengths, into micro-batches: places in the step.
 
-    A step takes the next `batch_size` rows of the epoch's shuffle, so steps stay random; with `by_length`
-    its rows are sorted before they are cut into micro-batches, which saves padding inside each. A
-    micro-batch ends at `micro_batch` rows, or before its padded size would pass `micro_tokens`. With `pack` a
-    micro-batch is what goes into one sequence of so many tokens.
+    With `by_length` rows are sorted before they are cut, which saves padding inside each micro-batch; the step stays
+    random. A micro-batch ends at `micro_batch` rows, or before its padded size would pass `micro_tokens`. With `pack`
+    a micro-batch is what goes into one sequence of so many tokens.
     """
-    epoch, place = divmod(index, steps_per_epoch(len(lengths), batch_size))
-    rows = list(_order(len(lengths), seed, epoch)[place * batch_size : (place + 1) * batch_size])
+    rows = list(range(len(lengths)))
     if pack:
         return packed(rows, lengths, pack)
     if by_length:

@@ -16,7 +16,7 @@ DETECTION_ROWS = 50
 
 def open_set(config: DataConfig) -> tuple[Iterator[RawRow], Format, str]:
     """The rows of one set, and its format with the reason for it."""
-    raw = read_rows(config.path, split=config.split, subset=config.subset, hub=config.hub)
+    raw = read_rows(config.path, split=config.split, subset=config.subset, hub=config.hub, streaming=config.streaming)
     first = _first(raw)
     if not first:
         raise DataError(f"{config.path}: there are no rows", mend="give data with at least one row")

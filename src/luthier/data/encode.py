@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
 
 from luthier.data import cache
-from luthier.data.example import Example, RowError
+from luthier.data.example import MENDS, Example, RowError
 from luthier.data.parallel import in_order, processors
 from luthier.data.prepared import SIDES, Prepared
 from luthier.data.rows import Encoded, Rows
 from luthier.data.settings import DataConfig
-from luthier.data.store import Examples, Place, Refusal, example_of
+from luthier.data.store import Examples, Place, Refusal, example_of, plain
 from luthier.data.template import Template
 from luthier.errors import DataError, InputError
-from luthier.tasks.base import LongRow, Task
+from luthier.tasks.base import LongRow, Row, Task
 from luthier.training.progress import Progress
 
 PIECE = 200
@@ -67,6 +66,8 @@ def encode(
             f"data.on_long_row: task {data.task.name} cannot split a row",
             mend="data.on_long_row=truncate_prompt, truncate_answer, skip or stop",
         )
+    if data.stream is not None:
+        data.stream.begin(partial(rows_of, data.task, template, max_length, policy), policy)
     every = sum(len(data.side(name).examples) for name in SIDES)
     name = ""
     if config.cache and whole is None and every >= CACHED_FROM:
@@ -82,7 +83,7 @@ def encode(
     run.progress, run.every = progress or Progress(), every
     for side in SIDES:
         run.encode(side, whole)
-    if not data.rows:
+    if not data.rows and data.stream is None:
         first = data.refusals[0]
         raise DataError(
             f"{config.path}: no row is left to train on, {len(data.refusals)} were refused; "
@@ -100,9 +101,7 @@ def piece(
     for number, record in enumerate(records):
         example = example_of(record)
         try:
-            rows = task.encode(example, template, max_length, policy)
-            if not any(row.learned for row in rows):
-                raise RowError("no token of the row carries loss")
+            rows = rows_of(task, template, max_length, policy, example)
         except RowError as error:
             lengths = _whole(task, template, example) if error.kind == "long" else []
             made.failures.append(Failure(number, error.kind, error.reason, error.mend, max(lengths, default=0)))
@@ -115,6 +114,14 @@ def piece(
             cut_up = policy == "split" and len(rows) > 1
             made.whole.extend(_whole(task, template, example) if cut_up else [len(row.ids) + row.cut for row in rows])
     return made
+
+
+def rows_of(task: Task, template: Template, max_length: int, policy: LongRow, example: Example) -> list[Row]:
+    """The rows of one example; RowError where it gives none to learn from."""
+    rows = task.encode(example, template, max_length, policy)
+    if not any(row.learned for row in rows):
+        raise RowError("no token of the row carries loss")
+    return rows
 
 
 def _whole(task: Task, template: Template, example: Example) -> list[int]:
@@ -172,7 +179,10 @@ class _Pass:
             return
         examples = self.data.side(side).examples
         others = self._others(examples) if failure.kind == "long" else ""
-        raise DataError(f"{examples.where(place)}: {failure.reason}{others}", mend=failure.mend or _mend(failure))
+        raise DataError(
+            f"{examples.where(place)}: {failure.reason}{others}",
+            mend=failure.mend or MENDS.get(failure.kind, MENDS["bad"]),
+        )
 
     def _others(self, examples: Examples) -> str:
         """How many rows are over the limit in all: whoever raises it should need to do so once."""
@@ -242,14 +252,3 @@ def pieces(examples: Examples) -> Iterator[list[bytes]]:
     records = examples.records()
     while some := list(islice(records, PIECE)):
         yield some
-
-
-def _mend(failure: Failure) -> str:
-    if failure.kind == "long":
-        return "raise train.max_length, or data.on_long_row=truncate_prompt (keeps the answer), skip or truncate_answer"
-    return "mend the row, or leave such rows out with data.on_bad_row=skip"
-
-
-def plain(example: Example) -> dict[str, Any]:
-    """What an example holds, without where it stands, for people."""
-    return {key: value for key, value in asdict(example).items() if value and key not in ("where", "group")}

@@ -18,6 +18,13 @@ class RowError(LuthierError):
         super().__init__(reason)
 
 
+MENDS = {
+    "long": "raise train.max_length, or data.on_long_row=truncate_prompt (keeps the answer), skip or truncate_answer",
+    "bad": "mend the row, or leave such rows out with data.on_bad_row=skip",
+}
+"""Kind of a RowError -> what to do about it, where it does not say so itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn. `learn`: do its tokens carry loss?"""

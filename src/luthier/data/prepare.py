@@ -7,13 +7,13 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 from luthier.data import cache
 from luthier.data.detect import open_set, refuse_other_task, refuse_unlearned, task_for
-from luthier.data.encode import plain
 from luthier.data.example import RowError
 from luthier.data.formats.base import FORMATS, Format, column
 from luthier.data.mix import Portion, members, weigh
@@ -22,7 +22,8 @@ from luthier.data.read import RawRow, local_files, read_rows
 from luthier.data.settings import DataConfig
 from luthier.data.sources import other_source, refuse_split_settings, source_name
 from luthier.data.split import check_labels, leaks, split
-from luthier.data.store import Examples, Place, Records, Refusal, Refusals, Store, content_record, digest
+from luthier.data.store import Examples, Place, Records, Refusal, Refusals, Store, content_record, digest, plain
+from luthier.data.stream import Stream, refuse_settings
 from luthier.errors import DataError, InputError
 from luthier.tasks.base import TASKS, Task
 from luthier.training.progress import Progress
@@ -40,12 +41,14 @@ def load(config: DataConfig, task: Task | None, progress: Progress | None = None
     if not config.path:
         raise InputError("no data given", mend="data=FILE, a hub id, or data=builtin:reviews")
     blocks = members(config)
+    if config.streaming:
+        return _Reading(config, blocks[0][0], task, Store(), progress).stream(blocks[0][1])
     name = _cached_name(config, [block for block, _ in blocks], task) if config.cache else ""
     if name and (found := cache.find(name)):
         progress.note("these files were read before: their rows come from the cache")
         return _again(*found)
-    reading = _Reading(config, blocks[0][0], task, Store(Records(cache.begin() if name else Place(), "examples")))
-    reading.progress = progress
+    store = Store(Records(cache.begin() if name else Place(), "examples"))
+    reading = _Reading(config, blocks[0][0], task, store, progress)
     data = reading.load(blocks)
     if name:
         _keep(name, data)
@@ -99,7 +102,7 @@ class _Reading:
     """The recipe with what a dataset_info.json says put in."""
     task: Task | None
     store: Store
-    progress: Progress = field(default_factory=Progress)
+    progress: Progress
     refusals: Refusals = field(default_factory=Refusals)
     seen: dict[bytes, int] = field(default_factory=dict)
     """Digest -> number in the store of each training example, for data.deduplicate over several sets."""
@@ -155,6 +158,39 @@ class _Reading:
             format=reader, format_why=found or why, task=task, examples=examples, validation_examples=held_out,
             test_examples=tested, refusals=self.refusals, train=train, validation=validation, test=test,
             fingerprint=_fingerprint(examples, held_out, tested), portions=portions,
+        )  # fmt: skip
+
+    def stream(self, found: str) -> Prepared:
+        """Read what is held out, and leave the training rows to the run."""
+        config = self.config
+        refuse_settings(self.recipe)
+        _, reader, why = open_set(config)
+        task = self.task or task_for(reader)
+        refuse_unlearned(reader, task)
+        if task.model_class == "classification" and not getattr(task, "labels", ()):
+            raise InputError(
+                "data.streaming: the labels are not known before the rows are read",
+                mend="name them all: task.name=classify task.labels=[ONE,OTHER]",
+            )
+        parts = {side: Part() for side in SIDES}
+        parts["train"].source = f"{source_name(config.path, config.split)}, read while training"
+        held: dict[str, Examples] = {}
+        for side in ("test", "validation"):
+            other, none = other_source(self.recipe, config, side), Examples(self.store, ())
+            held[side] = none
+            if other is not None:
+                held[side], _ = self.part_off(side, other, none, reader, 0, parts[side])
+                held[side] = _take(held[side], other.validation_limit, config.seed, parts[side])
+            parts[side].labels = dict(Counter(filter(None, held[side].labels)).most_common(200))
+        source = partial(
+            read_rows, config.path, split=config.split, subset=config.subset, hub=config.hub, streaming=True
+        )
+        return Prepared(
+            format=reader, format_why=found or why, task=task, examples=Examples(self.store, ()),
+            validation_examples=held["validation"], test_examples=held["test"], refusals=self.refusals,
+            train=parts["train"], validation=parts["validation"], test=parts["test"],
+            fingerprint=_fingerprint(held["validation"], held["test"]),
+            stream=Stream(source, reader, config, config.seed, parts["train"], self.refusals),
         )  # fmt: skip
 
     def read(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.data.formats.base import Format
 from luthier.data.mix import Portion
 from luthier.data.rows import Rows
 from luthier.data.store import Examples, Place, Refusals
 from luthier.tasks.base import Task
+
+if TYPE_CHECKING:
+    from luthier.data.stream import Stream
 
 
 @dataclass(slots=True)
@@ -74,6 +77,8 @@ class Prepared:
     rows: Rows = field(default_factory=lambda: Rows(Place(), "train"))
     validation_rows: Rows = field(default_factory=lambda: Rows(Place(), "validation"))
     test_rows: Rows = field(default_factory=lambda: Rows(Place(), "test"))
+    stream: Stream | None = None
+    """The training rows, where they are read while the run trains; `examples` and `rows` are empty then."""
     template_source: str = ""
 
     def side(self, name: str) -> Side:

@@ -25,15 +25,18 @@ VALIDATION = ("validation", "valid", "val", "dev")
 
 
 def read_rows(
-    path: str, *, split: str = "", subset: str = "", hub: Literal["huggingface", "modelscope"]
+    path: str, *, split: str = "", subset: str = "", hub: Literal["huggingface", "modelscope"], streaming: bool = False
 ) -> Iterator[RawRow]:
-    """Rows of a file, of one split of a folder, of an embedded data set (`builtin:reviews`), or of a hub id."""
+    """Rows of a file, of one split of a folder, of an embedded data set (`builtin:reviews`), or of a hub id.
+
+    Files are always read row by row; `streaming` does not download a hub's data set first either.
+    """
     split = split or "train"
     files = local_files(path, split)
     if files is None and looks_like_file(path):
         raise missing(path)
     if files is None:
-        yield from _read_hub(path, split, subset, hub)
+        yield from _read_hub(path, split, subset, hub, streaming)
         return
     for file in files:
         yield from read_file(file)
@@ -180,8 +183,8 @@ def read_file(file: Path) -> Iterator[RawRow]:
             )
 
 
-def _read_hub(path: str, split: str, subset: str, hub: str) -> Iterator[RawRow]:
-    rows = (_load_modelscope if hub == "modelscope" else _load_huggingface)(path, split, subset)
+def _read_hub(path: str, split: str, subset: str, hub: str, streaming: bool) -> Iterator[RawRow]:
+    rows = (_load_modelscope if hub == "modelscope" else _load_huggingface)(path, split, subset, streaming)
     for number, row in enumerate(rows, 1):
         where = f"{path} ({split}): row {number}"
         if isinstance(row, Mapping):
@@ -190,7 +193,7 @@ def _read_hub(path: str, split: str, subset: str, hub: str) -> Iterator[RawRow]:
             yield RawRow(where, {"raw": row}, f"should be an object with columns, not {type(row).__name__}")
 
 
-def _load_modelscope(path: str, split: str, subset: str) -> Any:
+def _load_modelscope(path: str, split: str, subset: str, streaming: bool) -> Any:
     try:
         from modelscope import MsDataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -198,16 +201,16 @@ def _load_modelscope(path: str, split: str, subset: str) -> Any:
             f"data set {path}: ModelScope's package is not installed", mend="pip install 'luthier[modelscope]'"
         ) from None
     try:
-        return MsDataset.load(path, subset_name=subset or "default", split=split)
+        return MsDataset.load(path, subset_name=subset or "default", split=split, use_streaming=streaming)
     except Exception as error:
         raise _hub_error(path, split, error) from error
 
 
-def _load_huggingface(path: str, split: str, subset: str) -> Any:
+def _load_huggingface(path: str, split: str, subset: str, streaming: bool) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(path, subset or None, split=split)
+        return datasets.load_dataset(path, subset or None, split=split, streaming=streaming)
     except Exception as error:  # the library raises many kinds, from its own to its transport's
         raise _hub_error(path, split, error) from error
 

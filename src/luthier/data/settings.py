@@ -84,6 +84,11 @@ class DataConfig(Config):
     """A row that cannot be read: stop, or skip it, count it and keep it in refused.jsonl."""
     on_long_row: Annotated[LongRow | None, BeforeValidator(auto_is_none)] = None
     """A row over train.max_length; auto splits for task complete, where nothing is lost, and stops otherwise."""
+    streaming: bool = False
+    """Read the training rows while the run trains, for data too large to read first; needs train.steps. Validation
+    and test rows are read first, from a split or file of their own."""
+    shuffle_buffer: PositiveInt = 10_000
+    """With streaming: examples read ahead, of which each step draws its own by chance."""
     workers: Annotated[PositiveInt | None, BeforeValidator(auto_is_none)] = None
     """Processes that tokenize; auto is one per processor where there are many rows."""
     cache: bool = True

@@ -13,7 +13,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
@@ -253,6 +253,11 @@ class Examples(Sequence[Example]):
     def groups(self) -> list[str]:
         """Group of each, in order."""
         return [self.store.groups[number] for number in self.numbers]
+
+
+def plain(example: Example) -> dict[str, Any]:
+    """What an example holds, without where it stands, for people."""
+    return {key: value for key, value in asdict(example).items() if value and key not in ("where", "group")}
 
 
 def file_of(where: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from luthier.config import ModelConfig, TrainConfig
-from luthier.data.batches import step_rows, steps_per_epoch
+from luthier.data.batches import micro_batches, step_numbers, steps_per_epoch
 from luthier.data.prepared import Prepared
-from luthier.errors import InputError, Stopped
+from luthier.errors import DataError, InputError, Stopped
 from luthier.folder import RunFolder
 from luthier.methods.base import Method
 from luthier.models.load import device
@@ -80,9 +81,9 @@ class Session:
     ) -> None:  # fmt: skip
         self.data, self.method, self.config, self.seed, self.pad_id = data, method, config, seed, pad_id
         self.accelerator, self.folder, self.progress, self.pack = accelerator, folder, progress, pack
-        self.lengths = data.rows.lengths
-        self.per_epoch = steps_per_epoch(len(data.rows), config.batch_size)
         self.steps = total_steps(config, len(data.rows))
+        # Nobody knows how long a stream's epoch is: intervals are shares of the run there.
+        self.per_epoch = self.steps if data.stream else steps_per_epoch(len(data.rows), config.batch_size)
         self.raw = model
         self.model = accelerator.prepare(model)
         optimizer = build_optimizer(model, config, lr, method.lr_ratio_of)
@@ -103,6 +104,9 @@ class Session:
             )  # fmt: skip
             for key in ("optimizer", "schedule", "scaler", "rng"):
                 self.state.pop(key)
+            if self.data.stream is not None:
+                self.progress.note("reading the rows up to there once more")
+                self.data.stream.go_on(self.state["stream"], self.folder.refusals())
             self.progress.note(f"going on from step {self.state['step']} of {self.steps}")
         self.folder.rewind(self.state["step"])
 
@@ -113,10 +117,15 @@ class Session:
         self.progress.train_begins(start, self.steps)
         with watch() as request:
             if start < self.steps and not stopped_early:
-                for step in self._fit(start):
-                    stopped_early = self._after(step, request)
-                    if stopped_early:
-                        break
+                try:
+                    for step in self._fit(start):
+                        stopped_early = self._after(step, request)
+                        if stopped_early:
+                            break
+                except DataError:  # a row of a stream: what was trained up to it is kept
+                    if self.state["step"] > start:
+                        self._save()
+                    raise
         self.progress.train_ends()
         return self._finish(stopped_early)
 
@@ -130,13 +139,20 @@ class Session:
         )  # fmt: skip
 
     def _batches(self, start: int) -> Iterator[list[Batch]]:
+        config, stream = self.config, self.data.stream
+        coming = stream.rows() if stream is not None else iter(())
         for index in range(start, self.steps):
-            rows = step_rows(
-                self.lengths, index, batch_size=self.config.batch_size, micro_batch=self.config.rows_per_pass,
-                seed=self.seed, by_length=self.config.group_by_length,
-                micro_tokens=self.config.micro_tokens, pack=self.pack,
+            if stream is not None:
+                rows = list(islice(coming, config.batch_size))
+                self.state["stream"] = stream.state()  # as it is once this step is taken
+            else:
+                numbers = step_numbers(len(self.data.rows), index, batch_size=config.batch_size, seed=self.seed)
+                rows = [self.data.rows[number] for number in numbers]
+            cut = micro_batches(
+                [len(row.ids) for row in rows], micro_batch=config.rows_per_pass, by_length=config.group_by_length,
+                micro_tokens=config.micro_tokens, pack=self.pack,
             )  # fmt: skip
-            yield [self._batch([self.data.rows[i] for i in micro]) for micro in rows]
+            yield [self._batch([rows[i] for i in micro]) for micro in cut]
 
     def _batch(self, rows: list[Row]) -> Batch:
         return self.data.task.pack(rows) if self.pack else self.data.task.collate(rows, self.pad_id)
@@ -189,6 +205,8 @@ class Session:
 
     def _save(self) -> None:
         step = self.state["step"]
+        if self.data.stream is not None:
+            self.folder.keep_refusals(self.data.refusals)
         checkpoints.write(
             self.folder.checkpoints / _name(step), lambda folder: self.method.save(self.raw, folder, training=True),
             self._plain_optimizer(), self.schedule, self.accelerator.scaler, self.state,

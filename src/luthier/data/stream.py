@@ -1,0 +1,191 @@
+"""Rows that are read while the run trains: data sets too large to read first, of a known number of steps.
+
+Order is a shuffle buffer's: `data.shuffle_buffer` examples are read ahead, one of them is drawn by chance, the next
+one read takes its place. Each draw is a pure function of seed, epoch and number, so a resumed run reads the rows up
+to its place once more, without tokenizing them, finds the same buffer and goes on exactly. A digest over the rows read
+tells where they are not the same any more. When the data ends, another epoch begins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b
+from random import Random
+from typing import Any
+
+from luthier.data.example import MENDS, Example, RowError
+from luthier.data.formats.base import Format
+from luthier.data.prepared import Part
+from luthier.data.read import RawRow
+from luthier.data.settings import DataConfig
+from luthier.data.store import Refusal, Refusals, plain
+from luthier.errors import DataError, InputError
+from luthier.tasks.base import LongRow, Row
+
+NOT_STREAMED = {
+    "mix": "sets are mixed by number of rows, which a stream does not know",
+    "limit": "rows are taken after shuffling all of them; train.steps says how long to train",
+    "deduplicate": "all rows would have to be remembered",
+    "stratify": "no share is held out of a stream",
+    "group": "no share is held out of a stream",
+    "weight": "a weight is for a mix",
+}
+"""Setting of the data block -> why a stream cannot serve it."""
+
+
+def refuse_settings(config: DataConfig) -> None:
+    """InputError for what cannot be had without reading all rows first."""
+    default = DataConfig()
+    for key, why in NOT_STREAMED.items():
+        if getattr(config, key) != getattr(default, key):
+            raise InputError(f"data.{key}: not with data.streaming=true: {why}", mend=f"leave data.{key} out")
+    for key in ("validation", "test"):
+        if isinstance(getattr(config, key), float):
+            raise InputError(
+                f"data.{key}: no share can be held out of a stream, which is not read to its end first",
+                mend=f"data.{key}=FILE, the name of a split, or none",
+            )
+    if config.on_leak != "warn":
+        raise InputError(
+            "data.on_leak: not with data.streaming=true: the training rows are not known before they train",
+            mend="leave data.on_leak out, or data.streaming=false",
+        )
+
+
+@dataclass(slots=True)
+class Stream:
+    """The training rows of a run, in order. `begin` it, then take `rows`."""
+
+    source: Callable[[], Iterator[RawRow]]
+    """Opens the data at its first row."""
+    reader: Format
+    config: DataConfig
+    seed: int
+    part: Part
+    """Account of the first epoch."""
+    refusals: Refusals
+    """Of the first epoch."""
+    epoch: int = 0
+    read: int = 0
+    """Rows read in this epoch."""
+    drawn: int = 0
+    """Examples drawn from the buffer in this epoch."""
+    given: int = 0
+    """Rows of the example in hand that were given."""
+    _encode: Callable[[Example], list[Row]] | None = None
+    _policy: LongRow = "stop"
+    _raw: Iterator[RawRow] = field(default_factory=lambda: iter(()))
+    _digest: Any = None
+    _buffer: list[tuple[int, list[Row]]] = field(default_factory=list)
+    """Numbers and rows of the examples that were read and not drawn."""
+    _hand: tuple[int, list[Row]] = (0, [])
+
+    def begin(self, encode: Callable[[Example], list[Row]], policy: LongRow) -> None:
+        """Say how an example becomes rows, and what is done with long ones."""
+        self._encode, self._policy = encode, policy
+        self._open()
+
+    def _open(self) -> None:
+        self._raw, self.read, self.drawn, self._buffer = self.source(), 0, 0, []
+        self._digest = blake2b(digest_size=16)
+
+    def rows(self) -> Iterator[Row]:
+        """Row after row, without end. DataError where one stops the run by policy, or no row can be used."""
+        while True:
+            while self.given < len(self._hand[1]):
+                self.given += 1
+                yield self._hand[1][self.given - 1]
+            self._fill()
+            if not self._buffer:
+                if not self.drawn:
+                    first = f"; the first: {self.refusals[0].where}: {self.refusals[0].reason}" if self.refusals else ""
+                    raise DataError(f"{self.config.path}: no row can be used, {self.part.refused} were refused{first}")
+                self.epoch += 1
+                self._open()
+                continue
+            place = Random(f"{self.seed}:{self.epoch}:{self.drawn}").randrange(len(self._buffer))
+            self._buffer[place], self._buffer[-1] = self._buffer[-1], self._buffer[place]
+            self._hand, self.given = self._buffer.pop(), 0
+            self.drawn += 1
+
+    def _fill(self) -> None:
+        """Read on until the buffer is full."""
+        while len(self._buffer) < self.config.shuffle_buffer and (raw := next(self._raw, None)) is not None:
+            rows = self._rows_of(raw)
+            self.read += 1  # behind what may stop: a row that did is mended, and a resumed run reads it anew
+            self._digest.update(_bytes(raw))
+            if rows:
+                self._buffer.append((self.read, rows))
+
+    def _rows_of(self, raw: RawRow) -> list[Row]:
+        """Rows of one row read; none where it is left out by policy."""
+        assert self._encode is not None
+        first, part = self.epoch == 0, self.part
+        part.read += first
+        example = None
+        try:
+            if raw.problem:
+                raise RowError(raw.problem)
+            example = replace(self.reader.read(raw.values), where=raw.where)
+            rows = self._encode(example)
+        except RowError as error:
+            long = error.kind == "long"
+            skip = self._policy == "skip" if long else self.config.on_bad_row == "skip" or error.kind == "unwanted"
+            if not skip:
+                mend = error.mend or MENDS["long" if long else "bad"]
+                raise DataError(f"{raw.where}: {error.reason}", mend=mend) from None
+            if first:
+                part.refused += 1
+                self.refusals.append(Refusal(raw.where, error.reason, plain(example) if example else raw.values))
+            return []
+        if first:
+            part.kept, part.windows = part.kept + 1, part.windows + len(rows)
+            part.cut += sum(row.cut > 0 for row in rows)
+            part.cut_tokens += sum(row.cut for row in rows)
+            part.tokens += sum(len(row.ids) for row in rows)
+            part.learned += sum(row.learned for row in rows)
+            part.longest = max([part.longest, *(len(row.ids) for row in rows)])
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands, for a checkpoint."""
+        return {
+            "epoch": self.epoch, "read": self.read, "drawn": self.drawn, "given": self.given, "hand": self._hand[0],
+            "buffer": [number for number, _ in self._buffer], "digest": self._digest.hexdigest(),
+            "part": asdict(self.part), "refused": len(self.refusals),
+        }  # fmt: skip
+
+    def go_on(self, state: Mapping[str, Any], refused: Iterator[Refusal]) -> None:
+        """Stand where `state` says. `refused` are the rows left out before, as the run kept them.
+
+        InputError where the rows up to there are not those that were read then.
+        """
+        assert self._encode is not None
+        self.epoch = state["epoch"]
+        self._open()
+        wanted = {state["hand"], *state["buffer"]}
+        found: dict[int, list[Row]] = {0: []}
+        while self.read < state["read"] and (raw := next(self._raw, None)) is not None:
+            self.read += 1
+            self._digest.update(_bytes(raw))
+            if self.read in wanted:
+                try:
+                    found[self.read] = self._encode(replace(self.reader.read(raw.values), where=raw.where))
+                except RowError:
+                    break  # it was no such row then: the digest tells
+        if self.read != state["read"] or self._digest.hexdigest() != state["digest"]:
+            raise InputError(
+                f"{self.config.path}: the rows have changed since the run was started", mend="run=ANOTHER_DIR"
+            )
+        self.drawn, self.given = state["drawn"], state["given"]
+        self._hand = (state["hand"], found[state["hand"]])
+        self._buffer = [(number, found[number]) for number in state["buffer"]]
+        for key, value in state["part"].items():
+            setattr(self.part, key, value)
+        self.refusals.extend(each for _, each in zip(range(state["refused"]), refused, strict=False))
+
+
+def _bytes(raw: RawRow) -> bytes:
+    return json.dumps([raw.problem, raw.values], sort_keys=True, default=str).encode() + b"\n"
