@@ -133,7 +133,7 @@ def content(example: Example) -> str:
     """The row's own text, without its label."""
     if example.text:
         return "\n".join(filter(None, (example.text, example.pair)))
-    return "\n".join(message.content for message in (*example.messages, *example.rejected[-1:]))
+    return "\n".join(message.said for message in (*example.messages, *example.rejected[-1:]))
 
 
 def natural(where: str) -> tuple[str, int]:
@@ -247,7 +247,7 @@ def _conflicts(found: Audit, examples: Sequence[Example]) -> None:
     """The same question with another answer: fine for open questions, an error for labels."""
     if any(example.rejected for example in examples):
         return
-    for group in groups([normalised(prompt(example)) for example in examples]):
+    for group in groups([normalised(prompt(example) + example.tools) for example in examples]):
         answers: dict[str, int] = {}
         for number in group:
             answers.setdefault(normalised(examples[number].answer), number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, chat
+from luthier.data.example import Example, Message, chat
 from luthier.data.formats.base import Format, column, text_of
 
 
@@ -25,4 +25,4 @@ class PromptCompletion(Format):
     def read(self, row: Mapping[str, Any]) -> Example:
         prompt = text_of(column(row, self.prompt, key="prompt"), self.prompt)
         completion = text_of(column(row, self.completion, key="completion"), self.completion)
-        return Example(messages=chat([("user", prompt), ("assistant", completion)]))
+        return Example(messages=chat([Message("user", prompt), Message("assistant", completion)]))
