@@ -275,6 +275,18 @@ AROUND = (
 )
 
 
+def test_names_in_other_scripts_are_found_escaped_too() -> None:
+    text = QWEN.replace("(tool | tojson)", "(tool | tojson(ensure_ascii=True))").replace(
+        """'\\n<tool_call>\\n{"name": "' ~ call.function.name ~ '", "arguments": '""",
+        """'\\n<tool_call>\\n{"name": ' ~ (call.function.name | tojson(ensure_ascii=True)) ~ ', "arguments": '""",
+    )
+    assert text.count("ensure_ascii=True") == 2
+    template = Template(build_tokenizer(template=text, special=IM))
+    messages = chat([asked("雨?"), calling(("天气", '{"城市": "北京"}'), ("天气", "{}"))])
+    (row,) = template.rows(messages, read_tools([{"name": "天气"}], "tools"))
+    assert learned(template, row)[0].count("\\u5929\\u6c14") == 2
+
+
 def test_special_tokens_around_calls_are_learned_up_to_the_one_that_ends_the_turn() -> None:
     special = ("<A>", "<CC>", "</CC>", "<C>", "</C>", "<S>")
     template = Template(build_tokenizer(template=AROUND, special=special))

@@ -98,6 +98,7 @@ def test_tools_as_list_as_text_bare_and_wrapped(columns: dict[str, Any], tools: 
     turns = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
     assert read("sharegpt", {"conversations": turns, **columns}).tools == tools
     assert read("alpaca", {"instruction": "Q", "output": "A", **columns}).tools == tools
+    assert read("prompt_completion", {"prompt": "Q", "completion": "A", **columns}).tools == tools
     assert read("kto", {"prompt": "Q", "completion": "A", "label": True, **columns}).tools == tools
     assert read("preference", {"prompt": "Q", "chosen": "A", "rejected": "B", **columns}).tools == tools
 
@@ -286,3 +287,24 @@ def test_rows_with_other_tools_or_calls_are_not_the_same(tmp_path: Path) -> None
     config = DataConfig(path=str(write_jsonl(tmp_path / "a.jsonl", rows)), validation="none", deduplicate="exact")
     data = load(config, None)
     assert data.format.name == "messages" and len(data.examples) == 3 and data.train.duplicates == 1
+
+
+def test_the_check_tells_calls_and_tools_apart(tmp_path: Path) -> None:
+    from luthier.data.checks.audit import audit
+    from luthier.data.template import Template
+    from tests.unit.test_template_families import family_tokenizer
+
+    def row(city: str, tools: list[Any]) -> dict[str, Any]:
+        call = {"name": "weather", "arguments": {"city": city}}
+        turns = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+        return {"messages": turns, "tools": tools}
+
+    def found(*rows: dict[str, Any]) -> Any:
+        file = write_jsonl(tmp_path / "a.jsonl", rows)
+        data = load(DataConfig(path=str(file), validation="none"), None)
+        return audit(data, Template(family_tokenizer("qwen2_5")), lengths=[], max_length=1)
+
+    assert found(row("Bonn", [WEATHER]), row("Bonn", [WEATHER])).exact_rows == 1
+    other = found(row("Bonn", [WEATHER]), row("Rom", [WEATHER]))
+    assert (other.exact_rows, other.conflict_groups) == (0, 1)
+    assert found(row("Bonn", [WEATHER]), row("Rom", [{**WEATHER, "description": "Of Rom."}])).conflict_groups == 0

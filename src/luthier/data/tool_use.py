@@ -138,10 +138,11 @@ def lacking(text: str, message: Message) -> str:
     calls = parse(message.tool_calls)
     place = 0
     for call in calls:  # in order, so that of two calls of one tool both are there
-        name = call["function"]["name"]
-        place = text.find(name, place) + len(name)
-        if place < len(name):
-            return str(name)
+        name = str(call["function"]["name"])
+        places = [(at, len(way)) for way in (name, json.dumps(name)[1:-1]) if (at := text.find(way, place)) >= 0]
+        if not places:
+            return name
+        place = sum(min(places))
     each = (leaf for call in calls for leaf in leaves(call["function"]["arguments"]))
     return next((str(leaf) for leaf in each if not shows(text, leaf)), "")
 
@@ -165,7 +166,7 @@ def refuse_unseen(
 ) -> None:
     """TemplateError where a prompt lacks one of the tools, or what they gave back just before."""
     names = (tool["function"]["name"] for tool in parse(tools))
-    unseen = next((f"the tool {name!r}" for name in names if name not in prompt), "")
+    unseen = next((f"the tool {name!r}" for name in names if not shows(prompt, name)), "")
     last = len(messages)
     while last and messages[last - 1].role == "tool":
         last -= 1
