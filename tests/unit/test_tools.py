@@ -308,3 +308,27 @@ def test_the_check_tells_calls_and_tools_apart(tmp_path: Path) -> None:
     other = found(row("Bonn", [WEATHER]), row("Rom", [WEATHER]))
     assert (other.exact_rows, other.conflict_groups) == (0, 1)
     assert found(row("Bonn", [WEATHER]), row("Rom", [{**WEATHER, "description": "Of Rom."}])).conflict_groups == 0
+
+
+def test_parquet_gives_every_tool_the_keys_of_all_and_they_go_again(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    clock = {"name": "clock", "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}}}
+    calls = [{"name": "weather", "arguments": {"city": "Bonn"}}, {"name": "clock", "arguments": {"zone": None}}]
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Q", "tool_calls": None},
+                {"role": "assistant", "content": None, "tool_calls": [{"function": call}]},
+            ],
+            "tools": [WEATHER, clock],
+        }
+        for call in calls
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    config = DataConfig(path=str(tmp_path / "a.parquet"), validation="none")
+    one, other = load(config, None).examples
+    assert parse(one.messages[1].tool_calls)[0]["function"] == calls[0]
+    assert parse(other.messages[1].tool_calls)[0]["function"] == calls[1], "a null of the tool's own stays"
+    assert [tool["function"] for tool in parse(one.tools)] == [WEATHER, clock]

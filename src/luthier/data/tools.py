@@ -135,6 +135,23 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
+def without_strange_nulls(turns: Sequence[Message], tools: str) -> list[Message]:
+    """The same with arguments: a null goes where its tool is on offer and has no such argument."""
+    offered = {tool["function"]["name"]: tool["function"].get("parameters") for tool in parse(tools)}
+    made = []
+    for turn in turns:
+        calls = json.loads(turn.tool_calls or "[]")
+        for call in calls:
+            schema = offered.get(call["function"]["name"])
+            known = schema.get("properties") if isinstance(schema, Mapping) else None
+            if isinstance(known, Mapping):
+                given = call["function"]["arguments"].items()
+                kept = {key: value for key, value in given if value is not None or key in known}
+                call["function"]["arguments"] = kept
+        made.append(replace(turn, tool_calls=_text(calls, "a tool call")) if calls else turn)
+    return made
+
+
 @lru_cache(maxsize=4096)
 def parse(text: str) -> list[Any]:
     """The list that we keep as text. Not to be changed: equal texts share it."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, Message, RowError, sound
-from luthier.data.tools import read_calls, read_result, read_tools
+from luthier.data.example import Example, Message, RowError, chat, sound
+from luthier.data.tools import read_calls, read_result, read_tools, without_strange_nulls
 from luthier.errors import did_you_mean
 from luthier.plugins import Family, Plugin
 
@@ -138,6 +138,11 @@ def tools_of(row: Mapping[str, Any], name: str) -> str:
     """The tools on offer, as an example has them; OpenAI's older `functions` are found by themselves."""
     name = "functions" if name == "tools" and not row.get(name) and row.get("functions") else name
     return read_tools(row.get(name), name)
+
+
+def dialogue_of(turns: Sequence[Message], tools: str) -> tuple[Message, ...]:
+    """The turns as a dialogue of an example with these tools."""
+    return chat(without_strange_nulls(turns, tools) if tools else turns)
 
 
 def label_of(value: Any, name: str) -> str:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.example import Example, RowError, chat
+from luthier.data.example import Example, RowError
 from luthier.data.formats.base import (
     Format,
     answer_of,
     column,
+    dialogue_of,
     optional_text,
     question_of,
     system_of,
@@ -65,13 +66,14 @@ class Kto(Format):
             prompt = column(row, self.prompt, key="prompt")
             turns += question_of(prompt, self.prompt, optional_text(row, self.input))
             turns += answer_of(column(row, self.completion, key="completion"), self.completion)
-        dialogue = chat(turns)
+        tools = tools_of(row, self.tools)
+        dialogue = dialogue_of(turns, tools)
         if self.learn == "good" and not good:
             raise RowError("the answer is judged bad, and data.format.learn=good leaves such rows out", kind="unwanted")
         # The judgement is of the last answer; earlier ones are part of the question.
         asked = tuple(replace(message, learn=False) for message in dialogue[:-1])
         label = None if self.learn == "good" else str(good).lower()
-        return Example(messages=(*asked, dialogue[-1]), label=label, tools=tools_of(row, self.tools))
+        return Example(messages=(*asked, dialogue[-1]), label=label, tools=tools)
 
 
 def _truth(value: Any, name: str) -> bool:

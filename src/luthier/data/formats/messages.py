@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, RowError, chat
-from luthier.data.formats.base import Format, column, message_of, tools_of
+from luthier.data.example import Example, RowError
+from luthier.data.formats.base import Format, column, dialogue_of, message_of, tools_of
 
 
 class Messages(Format):
@@ -33,4 +33,5 @@ class Messages(Format):
                 raise RowError(f"turn {number} of {self.messages} has no role")
             role = str(turn["role"])
             made.append(message_of(turn, "tool" if role == "function" else role, "content", f"turn {number}"))
-        return Example(messages=chat(made), tools=tools_of(row, self.tools))
+        tools = tools_of(row, self.tools)
+        return Example(messages=dialogue_of(made, tools), tools=tools)

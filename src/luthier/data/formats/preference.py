@@ -11,8 +11,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.example import Example, Message, RowError, chat
-from luthier.data.formats.base import Format, answer_of, column, optional_text, question_of, system_of, tools_of
+from luthier.data.example import Example, Message, RowError
+from luthier.data.formats.base import (
+    Format,
+    answer_of,
+    column,
+    dialogue_of,
+    optional_text,
+    question_of,
+    system_of,
+    tools_of,
+)
 
 
 class Preference(Format):
@@ -46,8 +55,11 @@ class Preference(Format):
 
     def read(self, row: Mapping[str, Any]) -> Example:
         start = self._start(row)
-        chosen = chat(start + answer_of(column(row, self.chosen, key="chosen"), self.chosen))
-        rejected = chat(start + answer_of(column(row, self.rejected, key="rejected"), self.rejected))
+        tools = tools_of(row, self.tools)
+        chosen, rejected = (
+            dialogue_of(start + answer_of(column(row, name, key=key), name), tools)
+            for key, name in (("chosen", self.chosen), ("rejected", self.rejected))
+        )
         shared = _same(chosen, rejected)
         if shared == len(chosen) == len(rejected):
             raise RowError(f"{self.chosen} and {self.rejected} are the same")
@@ -59,7 +71,7 @@ class Preference(Format):
             for side in (chosen, rejected)
         )
         worse = rejected if self.learn == "pairs" else ()
-        return Example(messages=chosen, rejected=worse, tools=tools_of(row, self.tools))
+        return Example(messages=chosen, rejected=worse, tools=tools)
 
     def _start(self, row: Mapping[str, Any]) -> list[Message]:
         name = self.prompt

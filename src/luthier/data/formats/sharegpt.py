@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, RowError, chat
-from luthier.data.formats.base import CALL, SPEAKERS, Format, column, message_of, system_of, tools_of
+from luthier.data.example import Example, RowError
+from luthier.data.formats.base import CALL, SPEAKERS, Format, column, dialogue_of, message_of, system_of, tools_of
 from luthier.data.tools import parted
 
 
@@ -57,4 +57,5 @@ class ShareGPT(Format):
             if role is None:
                 raise RowError(f"turn {number}: unknown speaker {name!r}; known are {', '.join(known)}")
             made.append(message_of(turn, role, self.value, f"turn {number}"))
-        return Example(messages=chat(parted(made)), tools=tools_of(row, self.tools))
+        tools = tools_of(row, self.tools)
+        return Example(messages=dialogue_of(parted(made), tools), tools=tools)
