@@ -280,7 +280,7 @@ def compare(subject: Subject, base: list[Record], folder: RunFolder) -> dict[str
     tuned, chosen = measure(subject), evaluations(subject)
     both = len(base) == len(tuned)
     predictions = [
-        {"where": e.where, "text": e.text or "\n".join(m.content for m in e.messages[:-1]), "answer": e.answer,
+        {"where": e.where, "text": e.text or "\n".join(m.said for m in e.messages[:-1]), "answer": e.answer,
          "base": base[i] if both else {}, "tuned": record}
         for i, (e, record) in enumerate(zip(subject.examples, tuned, strict=True))
     ]  # fmt: skip

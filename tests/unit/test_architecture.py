@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     ["errors", "peft_hook", "tuners", "training.space", "training.progress", "training.signals"],
     ["plugins", "builtin"],
-    ["data.example"],
+    ["data.example", "data.tools", "data.tool_use"],
     ["data.template", "methods.base", "data.formats.base"],
     ["tasks.base"],
     ["methods", "tasks", "data.formats", "data.settings", "evaluation.base"],

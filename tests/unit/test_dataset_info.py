@@ -75,24 +75,31 @@ def test_turns_with_tags(tmp_path: Path) -> None:
         assert dialogue(read(tmp_path, "mine")) == [("user", "Q"), ("assistant", "A")]
 
 
-def test_a_tool_under_another_name_is_still_a_tool(tmp_path: Path) -> None:
-    turns = [{"from": "human", "value": "Q"}, {"from": "ruf", "value": "f()"}, {"from": "gpt", "value": "A"}]
-    write_jsonl(tmp_path / "a.jsonl", [{"conversations": turns}])
+def test_tools_under_other_names(tmp_path: Path) -> None:
+    call = '{"name": "f", "arguments": {}}'
+    made = [("human", "Q"), ("ruf", call), ("echo", "R"), ("gpt", "A")]
+    row = {"conversations": [{"from": who, "value": says} for who, says in made], "werkzeug": '[{"name": "f"}]'}
+    write_jsonl(tmp_path / "a.jsonl", [row])
     tags = {
-        "role_tag": "from",
-        "content_tag": "value",
-        "user_tag": "human",
-        "assistant_tag": "gpt",
-        "function_tag": "ruf",
-    }
-    folder(tmp_path, mine={"file_name": "a.jsonl", "formatting": "sharegpt", "tags": tags})
-    with pytest.raises(DataError, match=r"line 1: turn 2 \(ruf\) uses a tool"):
-        read(tmp_path, "mine")
-    write_jsonl(tmp_path / "a.jsonl", [{"conversations": [turns[0], turns[2]], "werkzeug": '[{"name": "f"}]'}])
+        "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "function_tag": "ruf",
+        "observation_tag": "echo",
+    }  # fmt: skip
     columns = {"messages": "conversations", "tools": "werkzeug"}
-    folder(tmp_path, mine={"file_name": "a.jsonl", "formatting": "sharegpt", "columns": columns})
-    with pytest.raises(DataError, match="line 1: werkzeug offers tools"):
+    entry = {"file_name": "a.jsonl", "formatting": "sharegpt", "columns": columns, "tags": tags}
+    folder(tmp_path, mine=entry)
+    (example,) = read(tmp_path, "mine").examples
+    assert [message.role for message in example.messages] == ["user", "assistant", "tool", "assistant"]
+    assert '"name": "f"' in example.messages[1].tool_calls and '"name": "f"' in example.tools
+    folder(tmp_path, mine={**entry, "columns": {"messages": "conversations"}})
+    assert read(tmp_path, "mine").examples[0].tools == "", "a column that is not named is not read"
+    row["conversations"][1]["value"] = "f()"
+    write_jsonl(tmp_path / "a.jsonl", [row])
+    with pytest.raises(DataError, match="line 1: the tool call of turn 2 is no JSON"):
         read(tmp_path, "mine")
+    write_jsonl(tmp_path / "b.jsonl", [{"instruction": "Q", "output": "A", "werkzeug": [{"name": "f"}]}])
+    columns = {"prompt": "instruction", "response": "output", "tools": "werkzeug"}
+    folder(tmp_path, mine={"file_name": "b.jsonl", "columns": columns})
+    assert '"name": "f"' in read(tmp_path, "mine").examples[0].tools
 
 
 def judged(tmp_path: Path) -> Path:
@@ -201,7 +208,7 @@ def test_a_hub_id_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     folder(tmp_path, mine={"hf_hub_url": "h/x", "subset": "en", "columns": {"prompt": "q", "response": "a"}})
     assert dialogue(read(tmp_path, "mine")) == [("user", "Q"), ("assistant", "A")]
-    assert asked == [(("h/x", "en"), {"split": "train"})]
+    assert asked == [(("h/x", "en"), {"split": "train", "streaming": False})]
 
 
 @pytest.mark.parametrize(
@@ -292,9 +299,19 @@ def test_real_judgements(shared: Path, name: str, learn: str) -> None:
 
 
 @pytest.mark.shared
-def test_real_tools_and_images_are_refused(shared: Path) -> None:
-    with pytest.raises(DataError, match="tool"):
-        read(shared / "llamafactory_demos", "glaive_toolcall_en_demo")
+@pytest.mark.parametrize(("name", "offered", "calls", "refused"), [("en", 191, 211, 0), ("zh", 198, 216, 2)])
+def test_real_tools(shared: Path, name: str, offered: int, calls: int, refused: int) -> None:
+    data = read(shared / "llamafactory_demos", f"glaive_toolcall_{name}_demo", on_bad_row="skip")
+    examples = [*data.examples, *data.validation_examples]
+    assert len(examples) == 300 - refused and sum(bool(example.tools) for example in examples) == offered
+    turns = [message for example in examples for message in example.messages]
+    assert sum(bool(turn.tool_calls) for turn in turns) == calls == sum(turn.role == "tool" for turn in turns)
+    # In those the assistant tells of a call in words, and an observation follows.
+    assert [r.reason for r in data.refusals] == ["turn 3: a tool result without a call before it"] * refused
+
+
+@pytest.mark.shared
+def test_real_images_are_refused(shared: Path) -> None:
     with pytest.raises(DataError, match="mllm_demo: has images"):
         read(shared / "llamafactory_demos", "mllm_demo")
 

@@ -134,9 +134,7 @@ FOUR_TURNS = [*TWO_TURNS, {"role": "user", "content": "And?"}, {"role": "assista
         ("kto", {"prompt": "Q", "completion": "A", "label": "perhaps"}, "label should be true or false, not 'perhaps'"),
         ("kto", {"prompt": "Q", "completion": "A", "label": None}, "label should be true or false, not None"),
         ("kto", {"completion": "A", "label": True}, "no column 'prompt'"),
-        ("messages", {**turns(("user", "Q"), ("assistant", "A")), "tools": [{"name": "f"}]}, "tools offers tools"),
-        ("sharegpt", {"conversations": HUMAN_GPT, "tools": '[{"name": "f"}]'}, "tools offers tools"),
-        ("sharegpt", {"conversations": [HUMAN_GPT[0], {"from": "function_call", "value": "{}"}]}, "uses a tool"),
+        ("sharegpt", {"conversations": [HUMAN_GPT[0], {"from": "function_call", "value": "{}"}]}, "has no name"),
     ],
 )
 def test_a_row_that_cannot_be_read_says_why(name: str, row: dict[str, Any], said: str) -> None:

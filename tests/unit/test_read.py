@@ -220,7 +220,8 @@ def test_a_hub_data_set_brings_its_rows_and_its_validation_split(monkeypatch: py
 
     asked: list[tuple[str, str | None, str]] = []
 
-    def fake(path: str, subset: str | None = None, *, split: str) -> datasets.Dataset:
+    def fake(path: str, subset: str | None = None, *, split: str, streaming: bool) -> datasets.Dataset:
+        assert not streaming
         asked.append((path, subset, split))
         return datasets.Dataset.from_list([{"prompt": f"{split} {i}", "completion": "A"} for i in range(4)])
 
@@ -245,7 +246,8 @@ def test_modelscope_says_what_to_install_and_is_asked_where_it_is(monkeypatch: p
 
     class MsDataset:
         @staticmethod
-        def load(path: str, subset_name: str, split: str) -> list[dict[str, str]]:
+        def load(path: str, subset_name: str, split: str, use_streaming: bool) -> list[dict[str, str]]:
+            assert not use_streaming
             return [{"text": f"{path} {subset_name} {split}"}]
 
     there.MsDataset = MsDataset  # type: ignore[attr-defined]

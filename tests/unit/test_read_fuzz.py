@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from luthier.data.example import RowError
 from luthier.data.formats.base import FORMATS
 from luthier.data.read import RawRow, read_file
+from luthier.data.tools import read_calls, read_tools
 from luthier.errors import LuthierError
 
 READERS = [FORMATS.parse(name) for name in FORMATS.names()]
@@ -167,5 +168,33 @@ def test_a_random_row_is_an_example_or_a_row_error(row: dict[str, Any]) -> None:
             example = reader.read(row)
         except RowError:
             continue
-        for text in (example.text, example.pair, example.label or "", *(m.content for m in example.messages)):
+        for text in (example.text, example.pair, example.label or "", *(m.said for m in example.messages)):
             text.encode()
+
+
+KEYS = st.sampled_from(["type", "function", "id", "name", "arguments", "description", "parameters"])
+TOOL = st.dictionaries(KEYS, VALUE | st.dictionaries(KEYS, VALUE) | st.just("function") | st.just("{}"))
+
+
+@fuzz
+@given(value=VALUE | TOOL | st.lists(TOOL | VALUE, max_size=3), packed=st.booleans())
+def test_random_tools_and_calls_are_json_or_a_row_error(value: Any, packed: bool) -> None:
+    given_value = json.dumps(value) if packed else value
+    for reader in (read_tools, read_calls):
+        try:
+            text = reader(given_value, "here")
+        except RowError as error:
+            assert "here" in error.reason
+            continue
+        text.encode()
+        for each in json.loads(text or "[]"):
+            assert each["type"] == "function" and each["function"]["name"].strip()
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10**5, '{"a":' * 10**5, "9" * 5000, '[{"name": "f", "arguments": ' + "9" * 5000]
+)
+def test_json_that_is_too_deep_or_too_long_is_a_row_error(text: str) -> None:
+    for reader in (read_tools, read_calls):
+        with pytest.raises(RowError):
+            reader(text, "here")

@@ -38,6 +38,9 @@ class Family:
 
 
 DEEPSEEK = {"bos": "<｜begin▁of▁sentence｜>", "eos": "<｜end▁of▁sentence｜>", "end": "<｜end▁of▁sentence｜>"}
+MISTRAL = (
+    "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
+)  # fmt: skip
 FAMILIES = {
     "chatml": Family(IM, "<|im_end|>"),
     "generation": Family(IM, "<|im_end|>"),
@@ -52,8 +55,14 @@ FAMILIES = {
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>", "<|begin_of_text|>"),
         "<|eot_id|>", str.strip, bos="<|begin_of_text|>", eos="<|end_of_text|>",
     ),
+    "llama3_1": Family(
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>", "<|begin_of_text|>"),
+        "<|eot_id|>", str.strip, bos="<|begin_of_text|>", eos="<|end_of_text|>",
+    ),
+    "hermes": Family(IM, "<|im_end|>", eos="<|im_end|>"),
     "mistral_v1": Family((), "</s>", lambda text: f" {text}", bos="<s>", system=False),
-    "mistral_v3": Family(("[INST]", "[/INST]"), "</s>", lambda text: f" {text}", bos="<s>"),
+    "mistral_v3": Family(MISTRAL, "</s>", lambda text: f" {text}", bos="<s>"),
+    "mistral_nemo": Family(MISTRAL, "</s>", bos="<s>"),
     "gemma": Family(
         ("<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>"), "<end_of_turn>", str.strip, bos="<bos>", eos="<eos>",
         system=False,
@@ -73,6 +82,10 @@ FAMILIES = {
 }  # fmt: skip
 
 
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+"""Tokens of their own that are not special, as in Qwen's vocabulary."""
+
+
 def family_tokenizer(name: str, family: Family | None = None) -> Any:
     from tokenizers import AddedToken
 
@@ -84,7 +97,7 @@ def family_tokenizer(name: str, family: Family | None = None) -> Any:
     if family.strips_right:
         tokenizer.add_tokens([AddedToken(token, special=True, rstrip=True) for token in plain])
     tokenizer.bos_token, tokenizer.eos_token = family.bos, family.eos
-    tokenizer.add_tokens([AddedToken(word, special=False) for word in ("<think>", "</think>")])
+    tokenizer.add_tokens([AddedToken(word, special=False) for word in TAGS])
     return tokenizer
 
 
@@ -108,7 +121,7 @@ FITTING = [
     for kind, messages in DIALOGUES.items()
     if family.system or messages[0].role != "system"
     # There the words of the markup are the markup.
-    if (name, kind) != ("mistral_v3", "words of the markup")
+    if not (name in ("mistral_v3", "mistral_nemo") and kind == "words of the markup")
 ]
 
 
@@ -126,7 +139,9 @@ def test_the_answers_and_their_ends_are_learned_and_nothing_else(name: str, kind
     template = Template(tokenizer)
     rows = template.rows(messages)
     answers = [message.content for message in messages if message.learn]
-    several = len(answers) > 1 and (not family.one_row or (name == "mistral_v3" and messages[0].role == "system"))
+    several = len(answers) > 1 and (
+        not family.one_row or (name in ("mistral_v3", "mistral_nemo") and messages[0].role == "system")
+    )
     assert len(rows) == (len(answers) if several else 1)
     said = [tokenizer.decode(row.ids[first:past]) for row in rows for first, past in stretches(row)]
     assert said == [family.said(answer) + family.end for answer in answers]

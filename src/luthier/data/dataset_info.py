@@ -189,6 +189,7 @@ def _format(entry: Mapping[str, Any]) -> Format:
     return FORMATS.parse({
         "name": "alpaca", "instruction": _needed(columns, "prompt"), "input": columns["query"],
         "output": columns["response"], "system": columns["system"], "history": columns["history"],
+        "tools": columns["tools"],
     })  # fmt: skip
 
 
@@ -202,7 +203,7 @@ def _judged(entry: Mapping[str, Any], columns: dict[str, str], tags: dict[str, s
         raise _Unusable("has tags of its own, which are read for dialogues and not for judged answers")
     if columns["history"]:
         raise _Unusable("has a history beside judged answers, which this version cannot read")
-    fields = {"input": "" if turns else columns["query"], "system": columns["system"]}
+    fields = {"input": "" if turns else columns["query"], "system": columns["system"], "tools": columns["tools"]}
     prompt = _needed(columns, "messages" if turns else "prompt")
     if entry.get("ranking"):
         names = {key: _needed(columns, key) for key in ("chosen", "rejected")}

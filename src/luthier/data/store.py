@@ -256,8 +256,12 @@ class Examples(Sequence[Example]):
 
 
 def plain(example: Example) -> dict[str, Any]:
-    """What an example holds, without where it stands, for people."""
-    return {key: value for key, value in asdict(example).items() if value and key not in ("where", "group")}
+    """What an example holds, without where it stands and without what is empty, for people."""
+    made = {key: value for key, value in asdict(example).items() if value and key not in PLACE}
+    for name in ("messages", "rejected"):
+        if name in made:
+            made[name] = [{k: v for k, v in m.items() if v or k in ("content", "learn")} for m in made[name]]
+    return made
 
 
 def file_of(where: str) -> str:

@@ -14,10 +14,22 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.data.example import Message, RowError
+from luthier.data.tool_use import (
+    TRIED_CALL,
+    TRIED_RESULT,
+    TRIED_TOOLS,
+    Knows,
+    as_turns,
+    called,
+    holds,
+    knows,
+    refuse_unseen,
+)
+from luthier.data.tools import parse, texts, tool_texts
 from luthier.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -74,6 +86,7 @@ class Template:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._tails: dict[str, list[int]] = {}
+        self._openers: dict[bool, str | None] = {}
         self.source = "the tokenizer's own"
         if not tokenizer.chat_template:
             vocabulary = tokenizer.get_vocab()
@@ -84,40 +97,63 @@ class Template:
                 return
             tokenizer.chat_template = CHATML if chatml else PLAIN
 
-    def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
-        """The dialogue as text; `prompt` adds what opens the next answer."""
+    def render(self, messages: Sequence[Message], *, prompt: bool = False, tools: str = "") -> str:
+        """The dialogue as text; `prompt` adds what opens the next answer, `tools` those on offer (Example.tools)."""
         if not self.tokenizer.chat_template:
             raise TemplateError(
                 "the tokenizer has neither a chat template nor an end token, so an answer could never end",
                 mend="give the tokenizer an eos_token, or use task=complete",
             )
+        calls = any(message.tool_calls or message.role == "tool" for message in messages)
+        if tools or calls:
+            self._knows.refuse(tools, calls=calls)
         try:
-            # A base tokenizer may lack bos_token; the sandboxed Jinja then prints nothing for it.
-            text = self.tokenizer.apply_chat_template(
-                self._turns(messages), tokenize=False, add_generation_prompt=prompt
-            )
+            return self._render(messages, tools, calls and self._knows.short_ids, prompt=prompt)
         except Exception as error:  # a template may raise anything, by design
             raise TemplateError(f"the chat template refuses this dialogue: {error}") from error
-        return str(text)
+
+    def _render(self, messages: Sequence[Message], tools: str, short_ids: bool, *, prompt: bool = False) -> str:
+        # A base tokenizer may lack bos_token; the sandboxed Jinja then prints nothing for it.
+        return str(self.tokenizer.apply_chat_template(
+            as_turns(messages, short_ids=short_ids), tools=parse(tools) or None, tokenize=False,
+            add_generation_prompt=prompt,
+        ))  # fmt: skip
+
+    @cached_property
+    def _knows(self) -> Knows:
+        """What the template makes of tools and their calls."""
+        return knows(self._render)
+
+    @property
+    def _tried_tools(self) -> str:
+        return "" if self._knows.tools else TRIED_TOOLS
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of text that the template made: it writes the special tokens itself."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         """Ids that open the next answer: what generation starts from."""
-        return self.encode_text(self.render(messages, prompt=True))
+        return self.encode_text(self.render(messages, prompt=True, tools=tools))
 
     @cached_property
     def end_ids(self) -> set[int]:
-        """Tokens that end an answer: the template's own end of turn, and the tokenizer's end token."""
+        """Tokens that end an answer: the template's own end of turn, that of a tool call, the tokenizer's end token."""
+        try:
+            probe = self.encode(TRIED_CALL, self._tried_tools)
+        except (TemplateError, RowError):  # it knows none, and says so of the first row that has some
+            return self._plain_ends
+        return self._plain_ends | {[label for label in probe.labels if label != IGNORED][-1]}
+
+    @cached_property
+    def _plain_ends(self) -> set[int]:
         probe = self.encode([Message("user", "hi"), Message("assistant", "hello", learn=True)])
         learned = [label for label in probe.labels if label != IGNORED]
         return {learned[-1], *([self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else [])}
 
-    def encode(self, messages: Sequence[Message]) -> Tokens:
+    def encode(self, messages: Sequence[Message], tools: str = "") -> Tokens:
         """The one row of a dialogue; TemplateError where the template needs several (see `rows`)."""
-        first, *others = self.rows(messages)
+        first, *others = self.rows(messages, tools)
         if others:
             raise TemplateError(
                 f"the chat template renders turn {len(first.messages)} differently when other turns follow, "
@@ -126,20 +162,21 @@ class Template:
             )
         return first
 
-    def rows(self, messages: Sequence[Message]) -> list[Tokens]:
+    def rows(self, messages: Sequence[Message], tools: str = "") -> list[Tokens]:
         """Ids and labels: learned are the answers and the token that ends each, nothing else.
 
         One row where the template appends turn by turn. Else one per learned answer: the dialogue up to it as
         use renders it, then the answer. RowError where the text is at fault, TemplateError where the template is.
         """
-        self._refuse_special(messages)
-        full = self.render(messages)
-        texts, answers, appends = [], [], True
+        self._refuse_special(messages, tools)
+        full = self.render(messages, tools=tools)
+        wholes, answers, appends = [], [], True
         for turn, message in enumerate(messages):
             if not message.learn:
                 continue
-            before = self.render(messages[:turn], prompt=True)
-            through = full if turn == len(messages) - 1 else self.render(messages[: turn + 1])
+            before = self.render(messages[:turn], prompt=True, tools=tools)
+            through = full if turn == len(messages) - 1 else self.render(messages[: turn + 1], tools=tools)
+            refuse_unseen(before, messages[:turn], tools, lambda part: self.render(part, tools=tools))
             if not through.startswith(before):
                 same = next((i for i, (a, b) in enumerate(zip(before, through, strict=False)) if a != b), len(through))
                 raise TemplateError(
@@ -147,17 +184,17 @@ class Template:
                     f"on with {before[same : same + 30]!r} where the dialogue has {through[same : same + 30]!r}",
                     mend="give the tokenizer a chat_template whose generation prompt opens an answer as its turns do",
                 )
-            said, closed = self._said(turn, message.content, through[len(before) :])
+            said, closed = self._said(turn, message, through[len(before) :])
             answers.append(Answer(turn, len(before), len(before) + said, closed))
-            texts.append(through)
+            wholes.append(through)
             appends = appends and full.startswith(through[: answers[-1].stop])
         if appends:
-            return [self._tokens(messages, full, answers)]
+            return [self._tokens(messages, tools, full, answers)]
         parts = [
             [replace(message, learn=i == answer.turn) for i, message in enumerate(messages[: answer.turn + 1])]
             for answer in answers
         ]
-        return [self._tokens(p, text, [answer]) for p, text, answer in zip(parts, texts, answers, strict=True)]
+        return [self._tokens(p, tools, text, [answer]) for p, text, answer in zip(parts, wholes, answers, strict=True)]
 
     @cached_property
     def _special(self) -> dict[int, str]:
@@ -170,30 +207,34 @@ class Template:
         longest_first = sorted((token for token in self._special.values() if token), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def _refuse_special(self, messages: Sequence[Message]) -> None:
+    def _refuse_special(self, messages: Sequence[Message], tools: str) -> None:
         """No text may end a turn, open one, or pass for the template's own writing."""
-        for number, message in enumerate(messages, 1):
-            if found := self._special_text.search(message.content):
+        said = [(f"turn {n}: the {m.role} message", text) for n, m in enumerate(messages, 1) for text in texts(m)]
+        for where, text in [*said, *(("a tool on offer", text) for text in tool_texts(tools))]:
+            if found := self._special_text.search(text):
                 raise RowError(
-                    f"turn {number}: the {message.role} message contains {found[0]!r}, a special token of this "
+                    f"{where} contains {found[0]!r}, a special token of this "
                     "tokenizer, which the model would take for the template's",
                     mend="write it otherwise, or leave such rows out with data.on_bad_row=skip",
                 )
 
-    def _said(self, turn: int, content: str, text: str) -> tuple[int, bool]:
+    def _said(self, turn: int, message: Message, text: str) -> tuple[int, bool]:
         """How much of a turn's text the model says: the answer and the special token behind it, if there is one.
 
         What the template writes after that token (a newline, a token for the end of the dialogue) is not generated.
         """
-        content = content.strip()
+        if message.tool_calls:
+            ends = {self._special[token] for token in self._plain_ends if token in self._special}
+            return called(turn, message, text, self._special_text, ends)
+        content = message.content.strip()
         place = stop = 0
         for token in self._special_text.finditer(text):
-            if _holds(text[place : token.start()], content):
+            if holds(text[place : token.start()], content):
                 stop = token.end()
             place = token.end()
         if stop:
             return stop, True
-        if _holds(text[place:], content):
+        if holds(text[place:], content):
             return len(text), False
         raise RowError(
             f"turn {turn + 1}: the chat template leaves out a part of the answer: {content[:40]!r} becomes "
@@ -201,40 +242,40 @@ class Template:
             mend="give the tokenizer a chat_template that keeps it (most often, reasoning in <think> tags)",
         )
 
-    def _tokens(self, messages: Sequence[Message], text: str, answers: Sequence[Answer]) -> Tokens:
+    def _tokens(self, messages: Sequence[Message], tools: str, text: str, answers: Sequence[Answer]) -> Tokens:
         """Ids of the rendered dialogue and the labels of these answers, proved."""
         whole = len(text)
         if not all(answer.closed for answer in answers):
-            answers = [self._close(answer, text) for answer in answers]
+            answers = [self._close(answer, text, messages[answer.turn]) for answer in answers]
             if answers[-1].stop > whole:
-                text += self._opener or ""
+                text += self._opener(messages[answers[-1].turn]) or ""
         encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
         starts = [start for start, _ in encoded["offset_mapping"]]
-        self._prove(messages, ids[: bisect_left(starts, whole)])
+        self._prove(messages, tools, ids[: bisect_left(starts, whole)])
         labels = [IGNORED] * len(ids)
         for answer in answers:
             first, past = bisect_left(starts, answer.start), bisect_left(starts, answer.stop)
-            self._prove_prompt(text, ids, starts, first, answer.start, messages[answer.turn].content)
+            self._prove_prompt(text, ids, starts, first, answer.start, messages[answer.turn].said)
             if ids[past - 1] not in self._special:
                 raise TemplateError(
                     f"the tokenizer splits the token that ends an answer, {text[: answer.stop][-20:]!r}, into text",
                     mend="load the tokenizer without split_special_tokens",
                 )
             labels[first:past] = ids[first:past]
-        if self._marked:
-            self._agree(messages, text, starts, answers)
+        if _marked(self.tokenizer.get_chat_template(tools=parse(tools) or None)):
+            self._agree(messages, tools, text, starts, answers)
         return Tokens(ids, labels, messages)
 
-    def _close(self, answer: Answer, text: str) -> Answer:
+    def _close(self, answer: Answer, text: str, message: Message) -> Answer:
         """An answer with its end, where the template writes no end token, as GLM's.
 
-        There the model says the token that opens the user's turn and is stopped by it. So that token ends the
+        There the model says the token that opens the next turn and is stopped by it. So that token ends the
         answer: the one that follows in the dialogue or, behind the last turn, one more than the template writes.
         """
         if answer.closed:
             return answer
-        opener = self._opener
+        opener = self._opener(message)
         if opener is None or not (text.startswith(opener, answer.stop) or len(text) == answer.stop):
             raise TemplateError(
                 f"the chat template closes the answer {text[answer.start : answer.stop][:20]!r} with no special token, "
@@ -243,7 +284,7 @@ class Template:
             )
         return answer._replace(stop=answer.stop + len(opener))
 
-    def _prove(self, messages: Sequence[Message], ids: list[int]) -> None:
+    def _prove(self, messages: Sequence[Message], tools: str, ids: list[int]) -> None:
         """The ids are the template's own whole, and no opening token is doubled."""
         if len(ids) > 1 and ids[0] == ids[1] and ids[0] in self._special:
             raise TemplateError(
@@ -254,7 +295,9 @@ class Template:
         # tokenizer that brings its own can differ. It is asked about every row.
         if not self._renders_itself:
             return
-        whole: Any = self.tokenizer.apply_chat_template(self._turns(messages), tokenize=True, return_dict=False)
+        whole: Any = self.tokenizer.apply_chat_template(
+            self._turns(messages), tools=parse(tools) or None, tokenize=True, return_dict=False
+        )
         if list(whole) != ids:
             raise TemplateError(
                 f"{type(self.tokenizer).__name__} makes {len(whole)} tokens of a dialogue whose text has {len(ids)}: "
@@ -290,13 +333,20 @@ class Template:
             mend="end the template's generation prompt with a newline or a special token",
         )
 
-    @cached_property
-    def _opener(self) -> str | None:
-        """The special token that opens a user's turn right behind an answer, in a template that closes none."""
-        talk = [Message("user", "hi"), Message("assistant", "hello")]
-        text, longer = self.render(talk), self.render([*talk, Message("user", "hi")])
-        token = self._special_text.match(longer, len(text)) if longer.startswith(text) else None
-        return token[0] if token and token[0] != self.tokenizer.bos_token else None
+    def _opener(self, message: Message) -> str | None:
+        """The special token that opens the turn right behind an answer, in a template that closes none.
+
+        That is a user's turn, or behind a tool call the tool's.
+        """
+        calls = bool(message.tool_calls)
+        if calls not in self._openers:
+            talk = TRIED_CALL if calls else [Message("user", "hi"), Message("assistant", "hello")]
+            longer = TRIED_RESULT if calls else [*talk, Message("user", "hi")]
+            tools = self._tried_tools if calls else ""
+            text, after = self.render(talk, tools=tools), self.render(longer, tools=tools)
+            token = self._special_text.match(after, len(text)) if after.startswith(text) else None
+            self._openers[calls] = token[0] if token and token[0] != self.tokenizer.bos_token else None
+        return self._openers[calls]
 
     @cached_property
     def _renders_itself(self) -> bool:
@@ -304,18 +354,17 @@ class Template:
 
         return type(self.tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
 
-    @cached_property
-    def _marked(self) -> bool:
-        return bool(re.search(r"\{%[-+]?\s*generation\b", str(self.tokenizer.get_chat_template())))
-
-    def _agree(self, messages: Sequence[Message], text: str, starts: list[int], answers: Sequence[Answer]) -> None:
+    def _agree(
+        self, messages: Sequence[Message], tools: str, text: str, starts: list[int], answers: Sequence[Answer]
+    ) -> None:
         """The template's own {% generation %} markers say what we say.
 
         They may hold more only within the turn: its opening, which is the prompt, and white space behind its end.
         """
         encoded: Any = self.tokenizer.apply_chat_template(
-            self._turns(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
+            self._turns(messages), tools=parse(tools) or None, tokenize=True, return_dict=True,
+            return_assistant_tokens_mask=True,
+        )  # fmt: skip
         marks: list[int] = encoded["assistant_masks"]
         stretches = sum(mark > last for last, mark in zip([0, *marks], marks, strict=False))
         fault = "mark more than the answers" if stretches > sum(m.role == "assistant" for m in messages) else ""
@@ -326,7 +375,7 @@ class Template:
                 begin -= 1
             while end < len(marks) and marks[end]:
                 end += 1
-            opening = len(self.render(messages[: answer.turn])) if begin < first else answer.start
+            opening = len(self.render(messages[: answer.turn], tools=tools)) if begin < first else answer.start
             if not all(marks[first:past]):
                 fault = fault or f"leave out a part of turn {answer.turn + 1} or the token that ends it"
             elif begin < bisect_left(starts, opening) or text[answer.stop : [*starts, len(text)][end]].strip():
@@ -337,10 +386,11 @@ class Template:
                 mend="mark in the template what the model generates: the content of an answer and its end token",
             )
 
-    def _turns(self, messages: Sequence[Message]) -> list[dict[str, str]]:
-        return [{"role": message.role, "content": message.content} for message in messages]
+    def _turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        calls = any(message.tool_calls for message in messages)
+        return as_turns(messages, short_ids=calls and self._knows.short_ids)
 
 
-def _holds(text: str, content: str) -> bool:
-    """Is the content in the text? A template may change white space."""
-    return content in text or "".join(content.split()) in "".join(text.split())
+@lru_cache(maxsize=8)
+def _marked(template: str) -> bool:
+    return bool(re.search(r"\{%[-+]?\s*generation\b", template))

@@ -75,7 +75,8 @@ def _by_likelihood(subject: Subject) -> list[str]:
     for row, owner in zip(subject.rows, subject.owner, strict=True):
         example = subject.examples[owner]
         for label in labels:
-            answer = subject.template.encode([*example.messages[:-1], replace(example.messages[-1], content=label)])
+            said = replace(example.messages[-1], content=label, tool_calls="")
+            answer = subject.template.encode([*example.messages[:-1], said], example.tools)
             learned = [token for token in answer.labels if token != IGNORED]
             prompt = row.ids[: answer_start(row)]
             candidates.append(Row(prompt + learned, [IGNORED] * len(prompt) + learned, row.where))

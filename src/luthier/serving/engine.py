@@ -45,10 +45,19 @@ class Engine:
         return cls(config, model, template)
 
     def stream(
-        self, messages: Sequence[Message], *, max_new_tokens: int = 256, temperature: float = 0.0, seed: int = 0
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: str = "",
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> Iterator[str]:
-        """The answer piece by piece; temperature 0 takes the likeliest token. Leaving the loop stops the work."""
-        ids = self.template.prompt_ids(messages)
+        """The answer piece by piece; temperature 0 takes the likeliest token. Leaving the loop stops the work.
+
+        `tools` are those on offer, as Example.tools has them.
+        """
+        ids = self.template.prompt_ids(messages, tools)
         room = self.limit - len(ids)
         if room < 1:
             raise InputError(f"the dialogue has {len(ids)} tokens, the model takes {self.limit}", mend="start anew")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from luthier.data.example import Example, Message, RowError
 from luthier.data.template import IGNORED, Template, Tokens
+from luthier.data.tool_use import shows
 from luthier.errors import TemplateError
 from luthier.tasks.base import LongRow, Row, Task, next_token_losses
 
@@ -29,9 +30,8 @@ class Chat(Task):
             raise RowError("the row has no dialogue", mend="task=complete learns plain text")
         try:
             # Mostly one row; one per answer where the template renders an answer anew when other turns follow.
-            return [
-                _fit(tokens, template, max_length, on_long, example.where) for tokens in template.rows(example.messages)
-            ]
+            rows = template.rows(example.messages, example.tools)
+            return [_fit(tokens, template, max_length, on_long, example) for tokens in rows]
         except TemplateError as error:  # so that the message names the row
             raise RowError(error.message, mend=error.mend) from error
 
@@ -39,32 +39,32 @@ class Chat(Task):
         return next_token_losses(model, batch)
 
 
-def _fit(tokens: Tokens, template: Template, max_length: int, on_long: LongRow, where: str) -> Row:
+def _fit(tokens: Tokens, template: Template, max_length: int, on_long: LongRow, example: Example) -> Row:
     """The row, cut to `max_length` tokens by the policy."""
     full = len(tokens.ids)
     if full > max_length:
         if on_long == "truncate_answer":
             tokens = Tokens(tokens.ids[:max_length], tokens.labels[:max_length])
         elif on_long == "truncate_prompt":
-            tokens = _shorten_prompt(tokens.messages, template, max_length)
+            tokens = _shorten_prompt(tokens.messages, example.tools, template, max_length)
         else:
             raise RowError(f"{full} tokens, but train.max_length is {max_length}", kind="long")
-    row = Row(tokens.ids, tokens.labels, where, cut=full - len(tokens.ids))
+    row = Row(tokens.ids, tokens.labels, example.where, cut=full - len(tokens.ids))
     if all(label == IGNORED for label in row.labels):
         raise RowError(f"the whole answer is cut away: {full} tokens, train.max_length {max_length}", kind="long")
     return row
 
 
-def _shorten_prompt(messages: Sequence[Message], template: Template, max_length: int) -> Tokens:
-    """Cut the end of the longest message that is not learned until the dialogue fits; answers stay whole."""
+def _shorten_prompt(messages: Sequence[Message], tools: str, template: Template, max_length: int) -> Tokens:
+    """Cut the end of the longest message that is not learned until the dialogue fits; answers and tools stay whole."""
     cut = list(messages)
     for _ in range(8):  # cutting text and tokenizing it anew can differ by a few tokens, so go again
-        tokens = template.encode(cut)
+        tokens = template.encode(cut, tools)
         over = len(tokens.ids) - max_length
         if over <= 0:
             return tokens
-        text = template.render(cut)  # what the template leaves out (earlier thoughts) takes no room
-        places = [i for i, m in enumerate(cut) if not m.learn and m.content.strip() in text]
+        text = template.render(cut, tools=tools)  # what the template leaves out (earlier thoughts) takes no room
+        places = [i for i, m in enumerate(cut) if not m.learn and shows(text, m.content)]
         place = max(places, key=lambda i: len(cut[i].content), default=None)
         ids = template.encode_text(cut[place].content) if place is not None else []
         if place is None or len(ids) <= over:

@@ -25,6 +25,8 @@ class Complete(Task):
     splits_long_rows: ClassVar[bool] = True
 
     def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
+        if example.tools or any(message.tool_calls for message in example.messages):
+            raise RowError("the row has tools, which plain text cannot show", mend="task=chat learns such rows")
         tokenizer = template.tokenizer
         pieces = [(message.content, message.learn) for message in example.messages] or [(example.text, True)]
         if not any(content.strip() for content, learn in pieces if learn):

@@ -72,8 +72,8 @@ def facts_of(records: Sequence[bytes]) -> Facts:
     for number, record in enumerate(records):
         example = example_of(record)
         own, asked = content(example), prompt(example)
-        found.contents.append(_hash(normalised(own)))
-        found.prompts.append(_hash(normalised(asked)))
+        found.contents.append(_hash(normalised(own + example.tools)))
+        found.prompts.append(_hash(normalised(asked + example.tools)))
         found.answers.append(_hash(example.answer.strip()) if example.messages else 0)
         found.heads.append(head(example))
         found.scripts[script(own)] += 1
@@ -95,7 +95,7 @@ def content(example: Example) -> str:
     """The row's own text, without its label."""
     if example.text:
         return "\n".join(filter(None, (example.text, example.pair)))
-    return "\n".join(message.content for message in (*example.messages, *example.rejected[-1:]))
+    return "\n".join(message.said for message in (*example.messages, *example.rejected[-1:]))
 
 
 def beginning(example: Example) -> str:

@@ -172,6 +172,6 @@ def _spared(example: Example, rows: Sequence[Row], template: Template) -> bool:
         if row.cut or not turns or not starts:  # a shortened prompt is not the example's any more
             continue
         turn = turns[number % len(turns)] if len(rows) > 1 == len(starts) else turns[0]
-        if len(starts) > len(turns) or starts[0] < len(template.prompt_ids(example.messages[:turn])):
+        if len(starts) > len(turns) or starts[0] < len(template.prompt_ids(example.messages[:turn], example.tools)):
             return False
     return True

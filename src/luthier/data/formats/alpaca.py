@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, RowError, chat
-from luthier.data.formats.base import Format, column, optional_text, text_of
+from luthier.data.example import Example, Message, RowError, chat
+from luthier.data.formats.base import Format, column, optional_text, system_of, text_of, tools_of
 
 
 class Alpaca(Format):
@@ -29,6 +29,8 @@ class Alpaca(Format):
     """Column of the system message; may be missing or empty."""
     history: str = "history"
     """Column of earlier [question, answer] pairs; may be missing or empty."""
+    tools: str = "tools"
+    """Column of the tools on offer, a list or its JSON; may be missing or empty."""
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         return self.instruction in row and self.output in row
@@ -38,14 +40,14 @@ class Alpaca(Format):
         if material := optional_text(row, self.input):
             question += "\n" + material
         answer = text_of(column(row, self.output, key="output"), self.output)
-        turns = []
-        if system := optional_text(row, self.system):
-            turns.append(("system", system))
+        turns = system_of(row, self.system)
         history = row.get(self.history) or []
         if not isinstance(history, list | tuple):
             raise RowError(f"{self.history} should be a list, not {type(history).__name__}")
         for pair in history:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise RowError(f"{self.history} should be pairs of question and answer")
-            turns += [("user", text_of(pair[0], self.history)), ("assistant", text_of(pair[1], self.history))]
-        return Example(messages=chat([*turns, ("user", question), ("assistant", answer)]))
+            turns += [Message("user", text_of(pair[0], self.history))]
+            turns += [Message("assistant", text_of(pair[1], self.history))]
+        turns += [Message("user", question), Message("assistant", answer)]
+        return Example(messages=chat(turns), tools=tools_of(row, self.tools))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, RowError
+from luthier.data.example import Example, Message, RowError, chat, sound
+from luthier.data.tools import read_calls, read_result, read_tools, without_strange_nulls
 from luthier.errors import did_you_mean
 from luthier.plugins import Family, Plugin
 
@@ -30,6 +31,10 @@ class Format(Plugin):
         return "", ""
 
 
+PARTS = ("text", "input_text", "output_text", None)
+"""Types of a part of a message that are text; a part may also have none."""
+
+
 def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
     """`row[name]`; RowError names the columns there are, and the recipe key that chooses another."""
     if name not in row:
@@ -44,6 +49,9 @@ def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
 def text_of(value: Any, name: str) -> str:
     """A string, or the text parts of OpenAI's content list, as one string; RowError for anything else."""
     if isinstance(value, list):
+        for part in value:
+            if isinstance(part, Mapping) and part.get("type", "text") not in PARTS:
+                raise RowError(f"{name} has parts that are no text, of type {part['type']!r:.40}")
         parts = [part.get("text", part.get("value")) if isinstance(part, Mapping) else part for part in value]
         if not all(isinstance(part, str) for part in parts):
             raise RowError(f"{name} has parts that are no text")
@@ -52,7 +60,7 @@ def text_of(value: Any, name: str) -> str:
         raise RowError(f"{name} is null")
     if not isinstance(value, str):
         raise RowError(f"{name} should be text, not {type(value).__name__}")
-    return _sound(value, name)
+    return sound(value, name)
 
 
 def optional_text(row: Mapping[str, Any], name: str) -> str:
@@ -61,46 +69,80 @@ def optional_text(row: Mapping[str, Any], name: str) -> str:
     return "" if value is None else text_of(value, name)
 
 
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+CALL = "function_call"
+"""The role of a turn whose text is its tool calls, before it becomes the assistant's."""
+SPEAKERS = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
+    "tool": "tool", "function": "tool", "observation": "tool", CALL: CALL,
+}  # fmt: skip
 """Who speaks, in OpenAI's and ShareGPT's words -> our role."""
-TOOLS = "which this version cannot train on"
 
 
-def turns_of(value: Any, name: str) -> list[tuple[str, str]]:
-    """(role, content) of a turn or a list of turns, each with `role` and `content` or with `from` and `value`."""
-    pairs = []
+def message_of(turn: Mapping[str, Any], role: str, key: str, where: str) -> Message:
+    """One turn, whose text stands at `key`, as a message; `role` is ours, or CALL."""
+    value = turn.get(key)
+    if role == CALL:
+        text = text_of(value, f"{key} of {where}")
+        thought, end, text = text.rpartition("</think>")  # LLaMA-Factory's rows may think before they call
+        return Message("assistant", thought + end, tool_calls=read_calls(text, where))
+    if role == "tool":
+        text = text_of(read_result(value), f"{key} of {where}")
+        return Message(role, text, name=optional_text(turn, "name"), tool_call_id=optional_text(turn, "tool_call_id"))
+    given = turn.get("tool_calls") or turn.get("function_call")
+    if isinstance(value, list) and not given:  # LLaMA-Factory's parts of a turn
+        given = [part["value"] for part in value if _calls(part)]
+        value = [part for part in value if not _calls(part)]
+    calls = read_calls(given, where) if given else ""
+    return Message(role, "" if calls and value is None else text_of(value, f"{key} of {where}"), tool_calls=calls)
+
+
+def _calls(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "tool_call" and "value" in part
+
+
+def turns_of(value: Any, name: str) -> list[Message]:
+    """A turn or a list of turns, each with `role` and `content` or with `from` and `value`, as messages."""
+    made = []
     for number, turn in enumerate(value if isinstance(value, list) else [value], 1):
         keys = next((keys for keys in (("role", "content"), ("from", "value")) if keys[0] in turn), None) if (
             isinstance(turn, Mapping)
         ) else None  # fmt: skip
         if keys is None:
             raise RowError(f"turn {number} of {name} has no role")
-        if turn.get("tool_calls") or turn.get("function_call"):
-            raise RowError(f"turn {number} of {name} calls a tool, {TOOLS}")
         role = SPEAKERS.get(str(turn[keys[0]]))
         if role is None:
             raise RowError(f"turn {number} of {name}: unknown role {turn[keys[0]]!r}; known are {', '.join(SPEAKERS)}")
-        pairs.append((role, text_of(turn.get(keys[1]), f"{keys[1]} of turn {number} of {name}")))
-    return pairs
+        made.append(message_of(turn, role, keys[1], f"turn {number} of {name}"))
+    return made
 
 
-def question_of(value: Any, name: str, material: str = "") -> list[tuple[str, str]]:
+def question_of(value: Any, name: str, material: str = "") -> list[Message]:
     """A prompt as turns: a text becomes the user's turn, with `material` behind it."""
     if isinstance(value, list | Mapping) and not material:
         return turns_of(value, name)
-    return [("user", text_of(value, name) + (f"\n{material}" if material else ""))]
+    return [Message("user", text_of(value, name) + (f"\n{material}" if material else ""))]
 
 
-def answer_of(value: Any, name: str) -> list[tuple[str, str]]:
+def answer_of(value: Any, name: str) -> list[Message]:
     """An answer as turns: a text becomes the assistant's turn."""
-    return turns_of(value, name) if isinstance(value, list | Mapping) else [("assistant", text_of(value, name))]
+    return turns_of(value, name) if isinstance(value, list | Mapping) else [Message("assistant", text_of(value, name))]
 
 
-def no_tools(row: Mapping[str, Any], name: str) -> None:
-    """RowError for a row that offers tools: without them its answers would be learned to another question."""
-    tools = row.get(name)
-    if tools and not (isinstance(tools, str) and tools.strip() in ("", "[]", "null")):
-        raise RowError(f"{name} offers tools, {TOOLS}")
+def system_of(row: Mapping[str, Any], name: str) -> list[Message]:
+    """The system message of a column that may be missing or empty."""
+    text = optional_text(row, name)
+    return [Message("system", text)] if text else []
+
+
+def tools_of(row: Mapping[str, Any], name: str) -> str:
+    """The tools on offer, as an example has them; OpenAI's older `functions` are found by themselves."""
+    name = "functions" if name == "tools" and not row.get(name) and row.get("functions") else name
+    return read_tools(row.get(name), name)
+
+
+def dialogue_of(turns: Sequence[Message], tools: str) -> tuple[Message, ...]:
+    """The turns as a dialogue of an example with these tools."""
+    return chat(without_strange_nulls(turns, tools) if tools else turns)
 
 
 def label_of(value: Any, name: str) -> str:
@@ -113,18 +155,7 @@ def label_of(value: Any, name: str) -> str:
         value = int(value) if value.is_integer() else value
     if not isinstance(value, str | int | float):
         raise RowError(f"{name} should be a text or a number, not {type(value).__name__}")
-    return _sound(str(value).strip(), name)
-
-
-def _sound(text: str, name: str) -> str:
-    """The text, where a tokenizer can take it: some stop at a NUL, and none can encode half a character."""
-    if "\0" in text:
-        raise RowError(f"{name} holds a NUL character, as damaged files and binary data do")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RowError(f"{name} holds half a character (a lone surrogate such as \\ud800)") from None
-    return text
+    return sound(str(value).strip(), name)
 
 
 FORMATS = Family(Format, "format")

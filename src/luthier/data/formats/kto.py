@@ -11,8 +11,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.example import Example, RowError, chat
-from luthier.data.formats.base import Format, answer_of, column, optional_text, question_of, turns_of
+from luthier.data.example import Example, RowError
+from luthier.data.formats.base import (
+    Format,
+    answer_of,
+    column,
+    dialogue_of,
+    optional_text,
+    question_of,
+    system_of,
+    tools_of,
+    turns_of,
+)
 
 
 class Kto(Format):
@@ -30,6 +40,8 @@ class Kto(Format):
     """Column of the answer."""
     messages: str = "messages"
     """Column of the whole dialogue, where there is no prompt."""
+    tools: str = "tools"
+    """Column of the tools on offer, a list or its JSON; may be missing or empty."""
     label: str = "label"
     """Column that says whether the last answer is good."""
     learn: Literal["judged", "good"] = "judged"
@@ -47,20 +59,21 @@ class Kto(Format):
 
     def read(self, row: Mapping[str, Any]) -> Example:
         good = _truth(column(row, self.label, key="label"), self.label)
-        system = optional_text(row, self.system)
-        turns = [("system", system)] if system else []
+        turns = system_of(row, self.system)
         if self.prompt not in row and self.messages in row:
             turns += turns_of(row[self.messages], self.messages)
         else:
             prompt = column(row, self.prompt, key="prompt")
             turns += question_of(prompt, self.prompt, optional_text(row, self.input))
             turns += answer_of(column(row, self.completion, key="completion"), self.completion)
-        dialogue = chat(turns)
+        tools = tools_of(row, self.tools)
+        dialogue = dialogue_of(turns, tools)
         if self.learn == "good" and not good:
             raise RowError("the answer is judged bad, and data.format.learn=good leaves such rows out", kind="unwanted")
         # The judgement is of the last answer; earlier ones are part of the question.
         asked = tuple(replace(message, learn=False) for message in dialogue[:-1])
-        return Example(messages=(*asked, dialogue[-1]), label=None if self.learn == "good" else str(good).lower())
+        label = None if self.learn == "good" else str(good).lower()
+        return Example(messages=(*asked, dialogue[-1]), label=label, tools=tools)
 
 
 def _truth(value: Any, name: str) -> bool:

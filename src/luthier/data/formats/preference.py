@@ -11,8 +11,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.example import Example, Message, RowError, chat
-from luthier.data.formats.base import Format, answer_of, column, optional_text, question_of
+from luthier.data.example import Example, Message, RowError
+from luthier.data.formats.base import (
+    Format,
+    answer_of,
+    column,
+    dialogue_of,
+    optional_text,
+    question_of,
+    system_of,
+    tools_of,
+)
 
 
 class Preference(Format):
@@ -30,6 +39,8 @@ class Preference(Format):
     """Column of the better answer."""
     rejected: str = "rejected"
     """Column of the worse answer."""
+    tools: str = "tools"
+    """Column of the tools on offer, a list or its JSON; may be missing or empty."""
     learn: Literal["pairs", "chosen"] = "pairs"
     """What to learn: pairs, which no task does yet, or the chosen answers alone."""
 
@@ -44,8 +55,11 @@ class Preference(Format):
 
     def read(self, row: Mapping[str, Any]) -> Example:
         start = self._start(row)
-        chosen = chat(start + answer_of(column(row, self.chosen, key="chosen"), self.chosen))
-        rejected = chat(start + answer_of(column(row, self.rejected, key="rejected"), self.rejected))
+        tools = tools_of(row, self.tools)
+        chosen, rejected = (
+            dialogue_of(start + answer_of(column(row, name, key=key), name), tools)
+            for key, name in (("chosen", self.chosen), ("rejected", self.rejected))
+        )
         shared = _same(chosen, rejected)
         if shared == len(chosen) == len(rejected):
             raise RowError(f"{self.chosen} and {self.rejected} are the same")
@@ -56,24 +70,24 @@ class Preference(Format):
             tuple(replace(message, learn=message.learn and i >= shared) for i, message in enumerate(side))
             for side in (chosen, rejected)
         )
-        return Example(messages=chosen, rejected=rejected if self.learn == "pairs" else ())
+        worse = rejected if self.learn == "pairs" else ()
+        return Example(messages=chosen, rejected=worse, tools=tools)
 
-    def _start(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def _start(self, row: Mapping[str, Any]) -> list[Message]:
         name = self.prompt
         if name not in row and name == "prompt":
             others = ("conversations", "messages", "instruction", "question")
             name = next((other for other in others if other in row), name)
-        system = optional_text(row, self.system)
-        start = [("system", system)] if system else []
+        start = system_of(row, self.system)
         answer = row.get(self.chosen)
         if isinstance(answer, list) and (name not in row or _whole(answer_of(answer, self.chosen))):
             return start  # the answers hold the prompt already
         return start + question_of(column(row, name, key="prompt"), name, optional_text(row, self.input))
 
 
-def _whole(turns: list[tuple[str, str]]) -> bool:
+def _whole(turns: list[Message]) -> bool:
     """Is this a dialogue from its beginning, not an answer alone?"""
-    return bool(turns) and turns[0][0] != "assistant"
+    return bool(turns) and turns[0].role != "assistant"
 
 
 def _same(one: tuple[Message, ...], other: tuple[Message, ...]) -> int:

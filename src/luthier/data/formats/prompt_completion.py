@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, chat
-from luthier.data.formats.base import Format, column, text_of
+from luthier.data.example import Example, Message, chat
+from luthier.data.formats.base import Format, column, text_of, tools_of
 
 
 class PromptCompletion(Format):
@@ -18,6 +18,8 @@ class PromptCompletion(Format):
     """Column of what comes before."""
     completion: str = "completion"
     """Column of what to learn."""
+    tools: str = "tools"
+    """Column of the tools on offer, a list or its JSON; may be missing or empty."""
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         return self.prompt in row and self.completion in row
@@ -25,4 +27,5 @@ class PromptCompletion(Format):
     def read(self, row: Mapping[str, Any]) -> Example:
         prompt = text_of(column(row, self.prompt, key="prompt"), self.prompt)
         completion = text_of(column(row, self.completion, key="completion"), self.completion)
-        return Example(messages=chat([("user", prompt), ("assistant", completion)]))
+        dialogue = chat([Message("user", prompt), Message("assistant", completion)])
+        return Example(messages=dialogue, tools=tools_of(row, self.tools))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, RowError, chat
-from luthier.data.formats.base import SPEAKERS, TOOLS, Format, column, no_tools, optional_text, text_of
+from luthier.data.example import Example, RowError
+from luthier.data.formats.base import CALL, SPEAKERS, Format, column, dialogue_of, message_of, system_of, tools_of
+from luthier.data.tools import parted
 
 
 class ShareGPT(Format):
-    """Rows with a `conversations` list; every gpt turn is learned."""
+    """Rows with a `conversations` list; every gpt turn is learned, and every tool call."""
 
     order: ClassVar[int] = 20
 
@@ -19,7 +20,7 @@ class ShareGPT(Format):
     system: str = "system"
     """Column of the system message; may be missing or empty."""
     tools: str = "tools"
-    """Column of the tools on offer; may be missing or empty, and a row that has some is refused."""
+    """Column of the tools on offer, a list or its JSON; may be missing or empty."""
     speaker: str = "from"
     """Key of a turn that says who speaks."""
     value: str = "value"
@@ -31,9 +32,9 @@ class ShareGPT(Format):
     system_speaker: str = "system"
     """The name of who gives the system message."""
     tool_call: str = "function_call"
-    """The name of a turn that calls a tool; such rows are refused."""
+    """The name of a turn that calls tools: its text is JSON, {"name", "arguments"} or a list of them."""
     tool_result: str = "observation"
-    """The name of a turn that holds what a tool said; such rows are refused."""
+    """The name of a turn that holds what a tool gave back; for several calls, a JSON list."""
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         turns = row.get(self.conversations)
@@ -43,13 +44,11 @@ class ShareGPT(Format):
         turns = column(row, self.conversations, key="conversations")
         if not isinstance(turns, list):
             raise RowError(f"{self.conversations} should be a list of turns, not {type(turns).__name__}")
-        no_tools(row, self.tools)
         known = {
             **SPEAKERS, self.user: "user", self.assistant: "assistant", self.system_speaker: "system",
-            self.tool_call: "tool", self.tool_result: "tool",
+            self.tool_call: CALL, self.tool_result: "tool",
         }  # fmt: skip
-        system = optional_text(row, self.system)
-        pairs = [("system", system)] if system else []
+        made = system_of(row, self.system)
         for number, turn in enumerate(turns, 1):
             if not isinstance(turn, Mapping) or self.speaker not in turn:
                 raise RowError(f"turn {number} of {self.conversations} has no {self.speaker!r}")
@@ -57,7 +56,6 @@ class ShareGPT(Format):
             role = known.get(str(name))
             if role is None:
                 raise RowError(f"turn {number}: unknown speaker {name!r}; known are {', '.join(known)}")
-            if role == "tool":
-                raise RowError(f"turn {number} ({name}) uses a tool, {TOOLS}")
-            pairs.append((role, text_of(turn.get(self.value), f"{self.value} of turn {number}")))
-        return Example(messages=chat(pairs))
+            made.append(message_of(turn, role, self.value, f"turn {number}"))
+        tools = tools_of(row, self.tools)
+        return Example(messages=dialogue_of(parted(made), tools), tools=tools)
