@@ -298,3 +298,27 @@ def test_the_end_is_measured_on_the_test_rows(tmp_path: Path) -> None:
     places = {json.loads(line)["where"] for line in (tmp_path / "r/predictions.jsonl").read_text().splitlines()}
     held = json.loads((tmp_path / "r/data.json").read_text())
     assert len(places) == 6 and held["validation"]["kept"] == 12 and held["test"]["kept"] == 6
+
+
+def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
+    from luthier.data.account import say
+    from luthier.training.progress import Progress
+
+    told: list[str] = []
+
+    class Listener(Progress):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    for encoding in ("utf-8", "gb18030", "utf-16"):
+        file = tmp_path / f"{encoding}.jsonl"
+        rows = [
+            {"instruction": f"你好，第{i}个问题是什么？", "output": "这个水壶漏水，已经退货了。"} for i in range(20)
+        ]
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding=encoding)
+        config = DataConfig(path=str(file), test=str(tmp_path / "utf-8.jsonl"))
+        data = load(config, None)
+        say(data, tmp_path, Listener())
+        assert {"file": str(file), "encoding": encoding} in data.account()["files"]
+        assert (f"{file} is read as {encoding}" in told) == (encoding != "utf-8")
+    assert sum("is read as" in text for text in told) == 2

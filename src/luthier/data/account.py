@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from luthier.data.prepared import Prepared
+from luthier.data.read import BY_FORMAT, HUB
 from luthier.training.progress import Progress
 
 
@@ -19,6 +20,9 @@ def say(data: Prepared, refused: Path, progress: Progress) -> None:
         f"{'rows to train on are read while training' if data.stream else counted}, "
         f"{data.validation.kept} held out ({data.validation.source or 'none'})"
     )
+    for file in data.files:
+        if file["encoding"] not in ("utf-8", HUB) and not file["encoding"].endswith(BY_FORMAT):
+            progress.note(f"{file['file']} is read as {file['encoding']}")
     if data.test.kept:
         progress.note(f"{data.test.kept} test rows for the end ({data.test.source})")
     for portion in data.portions:

@@ -18,7 +18,7 @@ from luthier.data.example import RowError
 from luthier.data.formats.base import FORMATS, Format, column
 from luthier.data.mix import Portion, members, weigh
 from luthier.data.prepared import SIDES, Part, Prepared
-from luthier.data.read import RawRow, local_files, read_rows
+from luthier.data.read import RawRow, encodings, local_files, read_rows
 from luthier.data.settings import DataConfig
 from luthier.data.sources import other_source, refuse_split_settings, source_name
 from luthier.data.split import check_labels, leaks, split
@@ -89,7 +89,8 @@ def _again(folder: Path, values: dict[str, Any], arrays: dict[str, array[int]]) 
         examples=train, validation_examples=validation, test_examples=test,
         refusals=Refusals(Refusal(**each) for each in values["refusals"]),
         train=Part(**account["train"]), validation=Part(**account["validation"]), test=Part(**account["test"]),
-        fingerprint=account["fingerprint"], portions=[Portion(**each) for each in account["mix"]],
+        fingerprint=account["fingerprint"], files=account["files"],
+        portions=[Portion(**each) for each in account["mix"]],
     )  # fmt: skip
 
 
@@ -158,6 +159,7 @@ class _Reading:
             format=reader, format_why=found or why, task=task, examples=examples, validation_examples=held_out,
             test_examples=tested, refusals=self.refusals, train=train, validation=validation, test=test,
             fingerprint=_fingerprint(examples, held_out, tested), portions=portions,
+            files=encodings([*self.store.files, *self.refusals.files]),
         )  # fmt: skip
 
     def stream(self, found: str) -> Prepared:

@@ -72,6 +72,8 @@ class Prepared:
     test: Part
     fingerprint: str
     """SHA-256 over the examples of all sides, in order: equal data, equal fingerprint."""
+    files: list[dict[str, str]] = field(default_factory=list)
+    """Each file that rows were read from, with the encoding of its text."""
     portions: list[Portion] = field(default_factory=list)
     """The account of each set, where several are mixed or one has a weight."""
     rows: Rows = field(default_factory=lambda: Rows(Place(), "train"))
@@ -100,6 +102,7 @@ class Prepared:
             "task": self.task.spec(),
             "template": self.template_source,
             "fingerprint": self.fingerprint,
+            "files": self.files,
             "mix": [asdict(portion) for portion in self.portions],
             "train": asdict(self.train),
             "validation": asdict(self.validation),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,16 @@ from luthier.data.reading.json_rows import read_json
 from luthier.data.reading.rows import RawRow, read_table, read_text
 from luthier.errors import DataError, LuthierError, MissingExtra, did_you_mean
 
-__all__ = ["SUFFIXES", "RawRow", "encoding_of", "looks_like_file", "read_file", "read_rows", "validation_split"]
+__all__ = [
+    "SUFFIXES",
+    "RawRow",
+    "encoding_of",
+    "encodings",
+    "looks_like_file",
+    "read_file",
+    "read_rows",
+    "validation_split",
+]
 
 JSON, TABLES = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 ARROW = (".arrow", ".feather", ".ipc")
@@ -21,6 +30,7 @@ PACKED = (".gz", ".zst")
 KINDS = (*JSON, *TABLES, ".txt", ".parquet", *ARROW)
 SUFFIXES = (*KINDS, *(kind + packed for kind in (*JSON, *TABLES, ".txt") for packed in PACKED))
 SHARD = re.compile(r"(?P<split>.+?)[-_.](?:part[-_])?(?P<number>\d+)(?:[-_]of[-_](?P<all>\d+))?(?:-[0-9a-f]{8,})?")
+HUB, BY_FORMAT = "a data set of a hub", ": text is UTF-8 by its format"
 VALIDATION = ("validation", "valid", "val", "dev")
 
 
@@ -181,6 +191,20 @@ def read_file(file: Path) -> Iterator[RawRow]:
                 f"{file}: unknown kind of file {suffix!r}",
                 mend=f"known are {', '.join(KINDS)}; those of text also with {' or '.join(PACKED)} behind",
             )
+
+
+def encodings(files: Iterable[str]) -> list[dict[str, str]]:
+    """Each file that rows come from, with the encoding of its text."""
+    found = []
+    for name in dict.fromkeys(files):
+        path = Path(name)
+        if not path.is_file():
+            found.append({"file": name, "encoding": HUB})
+        elif path.suffix.lower() in (".parquet", *ARROW):
+            found.append({"file": name, "encoding": f"{path.suffix.lower()[1:]}{BY_FORMAT}"})
+        else:
+            found.append({"file": name, "encoding": encoding_of(path)})
+    return found
 
 
 def _read_hub(path: str, split: str, subset: str, hub: str, streaming: bool) -> Iterator[RawRow]:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from luthier.data.checks.audit import Audit, audit
 from luthier.data.encode import encode, workers_for
 from luthier.data.prepare import load
 from luthier.data.prepared import SIDES, Prepared
-from luthier.data.read import encoding_of
 from luthier.data.settings import DataConfig
 from luthier.data.template import Template
 from luthier.errors import DataError, InputError
 from luthier.tasks.base import Task
 from luthier.training.progress import Progress
-
-BINARY = (".parquet", ".arrow", ".feather", ".ipc")
 
 
 def read(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
@@ -45,7 +40,6 @@ def survey(
 ) -> Audit:  # fmt: skip
     """Encode what `read` gave and look at it all. `task` is the recipe's, which may leave it open."""
     progress = progress or Progress()
-    files = dict(data.examples.store.files)
     examples = sum(len(data.side(side).examples) for side in SIDES)
     failure = ""
     lengths = array("I")
@@ -69,7 +63,6 @@ def survey(
     elif data.refusals:
         found.add("note", "rows", f"{len(data.refusals):,} rows are left out, as the recipe says")
     found.findings.sort(key=lambda finding: finding.level != "stop")
-    found.account["files"] = encodings([*files, *data.refusals.files])
     return found
 
 
@@ -81,17 +74,3 @@ def _would_stop(config: DataConfig, task: Task | None, template: Template, max_l
     except InputError as error:
         return str(error)
     return ""
-
-
-def encodings(files: Iterable[str]) -> list[dict[str, str]]:
-    """Each file that rows come from, with the encoding of its text."""
-    found = []
-    for name in dict.fromkeys(files):
-        path = Path(name)
-        if not path.is_file():
-            found.append({"file": name, "encoding": "a data set of a hub"})
-        elif path.suffix.lower() in BINARY:
-            found.append({"file": name, "encoding": f"{path.suffix.lower()[1:]}: text is UTF-8 by its format"})
-        else:
-            found.append({"file": name, "encoding": encoding_of(path)})
-    return found
