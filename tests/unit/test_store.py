@@ -142,6 +142,20 @@ def test_what_decides_the_rows_makes_another_entry(tmp_path: Path, change: str) 
     assert kept["train"][0][0].where.startswith(str(file))
 
 
+def test_other_code_makes_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(write_jsonl(tmp_path / "a.jsonl", mixed(40)), **POLICIES)
+    assert len(cache.entries()) == 2
+    package = tmp_path / "tasks"
+    package.mkdir()
+    (package / "chat.py").write_text("# it encodes otherwise now")
+    monkeypatch.setattr("luthier.tasks.__path__", [str(package)])
+    cache.code.cache_clear()
+    name = cache.key("examples", {})
+    monkeypatch.undo()
+    cache.code.cache_clear()
+    assert cache.key("examples", {}) != name
+
+
 def test_an_entry_that_is_not_whole_is_made_anew(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", mixed(40))
     first = everything(prepared(file, **POLICIES))

@@ -1,7 +1,7 @@
 """What was read and tokenized once, kept for the next start: named by the content it was made from.
 
 An entry is a folder `<kind>-<key>`; the key is a hash of everything that decides what is in it (the bytes of the
-data files, the settings, the tokenizer, our own version), so nothing in it is ever out of date. It holds no code
+data files, the settings, the tokenizer, our own code), so nothing in it is ever out of date. It holds no code
 and no pickle. Entries that have not been used for longest go when all of them are larger than LIMIT.
 """
 
@@ -15,10 +15,12 @@ import shutil
 import time
 from array import array
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-import luthier
+from luthier import data, tasks
 from luthier.data.store import Place
 from luthier.errors import InputError
 
@@ -27,7 +29,7 @@ LIMIT = 20 * 2**30
 SMALLEST = 2**22
 """Bytes of data files below which reading anew costs no more than a second or two."""
 LAYOUT = 1
-"""Of an entry; another number makes older ones unreadable, and so does another version of Luthier."""
+"""Of an entry; another number makes older ones unreadable."""
 META = "entry.json"
 DAY = 86_400
 
@@ -41,8 +43,21 @@ def root() -> Path:
 
 def key(kind: str, decides: Mapping[str, Any]) -> str:
     """Name of the entry that these values decide."""
-    text = json.dumps([LAYOUT, luthier.__version__, decides], sort_keys=True, ensure_ascii=True, default=str)
+    text = json.dumps([LAYOUT, code(), decides], sort_keys=True, ensure_ascii=True, default=str)
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+@lru_cache(maxsize=1)
+def code() -> str:
+    """A hash of the code that makes rows: ours, whatever its version says, and the versions of others' plugins."""
+    whole = hashlib.sha256()
+    for package in (data, tasks):
+        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
+            whole.update(file.read_bytes())
+    for group in (f"{data.__name__}.formats", tasks.__name__):
+        for entry in entry_points(group=group):
+            whole.update(f"{entry.value} {entry.dist.version if entry.dist else ''}".encode())
+    return whole.hexdigest()
 
 
 def content_of(files: Iterable[Path]) -> list[str] | None:

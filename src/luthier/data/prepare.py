@@ -111,11 +111,8 @@ class _Reading:
     def load(self, blocks: list[tuple[DataConfig, str]]) -> Prepared:
         """Read all sets and part them."""
         config, found = self.config, blocks[0][1]
-        train, validation, test = (
-            Part(source=" + ".join(source_name(b.path, b.split) for b, _ in blocks)),
-            Part(),
-            Part(),
-        )
+        train = Part(source=" + ".join(source_name(block.path, block.split) for block, _ in blocks))
+        validation, test = Part(), Part()
         raw, reader, why = open_set(config)
         task = self.task or task_for(reader)
         refuse_unlearned(reader, task)
