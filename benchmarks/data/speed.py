@@ -195,14 +195,16 @@ def table() -> None:
         for arm, title in ARMS.items():
             if runs := found[rows, arm]:
                 speeds = [run["rows_per_second"] for run in runs]
+                ratio = "" if arm.endswith("-again") else f"{base / mean(speeds):.2f}"
                 spread = f" ± {stdev(speeds):,.0f}" if len(speeds) > 1 else ""
                 lines.append(
-                    f"| {title} | {mean(speeds):,.0f}{spread} | {base / mean(speeds):.2f} | "
+                    f"| {title} | {mean(speeds):,.0f}{spread} | {ratio} | "
                     f"{mean(run['seconds'] for run in runs):,.1f} | {max(run['peak_mb'] for run in runs):,} MB |"
                 )
         runs = found[rows, "luthier"]
-        lines += ["", f"{len(runs)} rounds, {runs[0]['tokens'] / rows:.0f} tokens a row, {runs[0]['workers']} "
-                  f"processes on {runs[0]['processors']} processors; {runs[0]['versions']}.", ""]  # fmt: skip
+        lines += ["", f"{len(runs)} round{'s' * (len(runs) > 1)}, {runs[0]['tokens'] / rows:.0f} tokens a row, {runs[0]['workers']} "
+                  f"processes on {runs[0]['processors']} processors; "
+                  f"{', '.join(f'{name} {version}' for name, version in runs[0]['versions'].items())}.", ""]  # fmt: skip
     page = PAGE.read_text(encoding="utf-8")
     begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
     PAGE.write_text(page[:begin] + "\n" + "\n".join(lines) + page[end:], encoding="utf-8")

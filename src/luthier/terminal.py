@@ -170,11 +170,14 @@ def show_check(found: Mapping[str, Any]) -> None:
         )
         cuts = [f"{c['max_length']:,}: {c['rows']:,} rows ({c['share']:.1%})" for c in found["limits"]]
         console.print("  longer than " + ", ".join(cuts))
-    for name, counts in (*found["labels"].items(), ("scripts", found["scripts"])):
+    labels = {f"labels, {side}": counts for side, counts in found["labels"].items()}
+    for name, counts in {**labels, "scripts": found["scripts"], "languages": found["languages"]}.items():
         if counts:
             shown = ", ".join(f"{_safe(str(key)[:40])} {count:,}" for key, count in list(counts.items())[:8])
             more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
-            console.print(f"  {name if name == 'scripts' else f'labels, {name}'}: {shown}{more}")
+            console.print(f"  {name}: {shown}{more}")
+    if not found["languages"]:
+        console.print(f"  languages: {_safe(found['languages_how'])}")
     _show_masks(found["masks"])
     for refusal in found["refusals"][:FIRST_REFUSALS]:
         console.print(f"  refused: {_safe(refusal['where'])}: {_safe(refusal['reason'])}")

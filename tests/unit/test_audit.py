@@ -11,6 +11,7 @@ import pytest
 
 from luthier.data.checks.audit import Audit, as_json
 from luthier.data.checks.duplicates import groups, near, normalised
+from luthier.data.checks.languages import languages
 from luthier.data.checks.mask import mask, refuse_endless
 from luthier.data.checks.scripts import script
 from luthier.data.checks.survey import lenient, read, survey
@@ -125,6 +126,23 @@ def test_labels_of_classes_and_of_words(tmp_path: Path) -> None:
 )
 def test_scripts(text: str, name: str) -> None:
     assert script(text) == name
+
+
+def test_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {
+        "en": "The kettle leaks and the shop would not take it back.", "zh": "这个水壶漏水，商店不肯退货。",
+        "de": "Der Kessel ist undicht, und das Geschäft nimmt ihn nicht zurück.", "not sure": "ok 12",
+    }  # fmt: skip
+    assert languages(texts.values()) == dict.fromkeys(texts, 1)
+    file = write_jsonl(tmp_path / "a.jsonl", [{"text": f"{text} {i}"} for i in range(10) for text in texts.values()])
+    found, _ = looked(file, validation="none")
+    assert found.languages == dict.fromkeys(texts, 10) and "py3langid" in found.languages_how
+    monkeypatch.setattr("luthier.data.checks.audit.MOST_LANGUAGE_TEXTS", 8)
+    found, _ = looked(file, validation="none")
+    assert sum(found.languages.values()) == 8 and "of 8 rows evenly spaced" in found.languages_how
+    monkeypatch.setattr("luthier.data.checks.audit.available", lambda: False)
+    found, _ = looked(file, validation="none")
+    assert found.languages == {} and "luthier[languages]" in found.languages_how
 
 
 def test_equal_rows_are_found_across_case_and_space(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from luthier.data.checks.duplicates import (
     normalised,
 )
 from luthier.data.checks.facts import SHORT, Facts, beginning, content, facts, prompt
+from luthier.data.checks.languages import MOST_TEXTS as MOST_LANGUAGE_TEXTS
+from luthier.data.checks.languages import available, languages
 from luthier.data.checks.mask import Mask, endless, learned_prompts, masks
 from luthier.data.prepared import SIDES, Prepared
 from luthier.data.store import Examples
@@ -71,6 +73,9 @@ class Audit:
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     """Count of each label (or of each answer, where a chat has few different ones) on both sides."""
     scripts: dict[str, int] = field(default_factory=dict)
+    languages: dict[str, int] = field(default_factory=dict)
+    """Count of each language (ISO 639-1); empty where the extra `languages` is not installed."""
+    languages_how: str = ""
     exact: list[Pair] = field(default_factory=list)
     exact_rows: int = 0
     """Rows that are the same as an earlier one."""
@@ -114,6 +119,7 @@ def audit(
     examples = Examples(data.examples.store, (number for side in sides for number in side.numbers))
     _labels(found, data, known)
     found.scripts = dict(known.scripts.most_common())
+    _languages(found, examples)
     _alike(found, examples, known, len(data.examples))
     _conflicts(found, examples, known)
     _answers(found, examples, known)
@@ -180,6 +186,18 @@ def _labels(found: Audit, data: Prepared, known: Facts) -> None:
         found.add("warn", "labels", f"there is only one label, {most!r}: nothing to tell apart")
     if unseen := [label for label in validation if label not in train]:
         found.add("warn", "labels", f"labels of the validation rows that no training row has: {', '.join(unseen[:9])}")
+
+
+def _languages(found: Audit, examples: Examples) -> None:
+    if not available():
+        found.languages_how = "pip install 'luthier[languages]' tells languages as well"
+        return
+    count = min(len(examples), MOST_LANGUAGE_TEXTS)
+    places = (number * len(examples) // count for number in range(count))
+    found.languages = languages(content(examples[place]) for place in places)
+    found.languages_how = "As py3langid tells them"
+    if count < len(examples):
+        found.languages_how += f", of {count:,} rows evenly spaced"
 
 
 class _Texts(Sequence[str]):
