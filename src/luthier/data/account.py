@@ -12,19 +12,19 @@ from luthier.training.progress import Progress
 def say(data: Prepared, refused: Path, progress: Progress) -> None:
     """Tell what became of the rows; `refused` is the file with those left out."""
     part = data.train
-    counted = f"{part.kept} rows to train on ({part.tokens:,} tokens, {part.learned:,} learned)"
+    counted = f"{part.kept:,} rows to train on ({part.tokens:,} tokens, {part.learned:,} learned)"
     progress.note(
         f"format {data.format.name} ({data.format_why}), task {data.task.name}, template: {data.template_source}"
     )
     progress.note(
         f"{'rows to train on are read while training' if data.stream else counted}, "
-        f"{data.validation.kept} held out ({data.validation.source or 'none'})"
+        f"{data.validation.kept:,} held out ({data.validation.source or 'none'})"
     )
     for file in data.files:
         if file["encoding"] not in ("utf-8", HUB) and not file["encoding"].endswith(BY_FORMAT):
             progress.note(f"{file['file']} is read as {file['encoding']}")
     if data.test.kept:
-        progress.note(f"{data.test.kept} test rows for the end ({data.test.source})")
+        progress.note(f"{data.test.kept:,} test rows for the end ({data.test.source})")
     for portion in data.portions:
         progress.note(f"{portion.source}: {portion.rows} rows of an epoch, by weight {portion.weight:g}")
     if data.refusals:
