@@ -96,19 +96,27 @@ class Task(Plugin):
 def next_token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Per row, the sum of -log p(next token) over labelled positions, and their number: [B], [B].
 
-    Prompt methods put virtual tokens in front, so only the last T positions of the logits count.
+    Prompt methods put virtual tokens in front, so only the last T positions count. Logits are made for labelled tokens
+    alone, and not kept.
     """
     import torch.nn.functional as F
+
+    from luthier.ops.cross_entropy import linear_cross_entropy, without_head
 
     labels = batch["labels"]  # [B, T]
     # With a mask transformers would not look at the positions, and packed rows would see one another.
     key = "position_ids" if "position_ids" in batch else "attention_mask"
-    logits = model(input_ids=batch["input_ids"], use_cache=False, **{key: batch[key]}).logits
-    logits = logits[:, -labels.size(1) :][:, :-1]  # [B, V + T, vocab] -> [B, T - 1, vocab]
+    with without_head(model) as head:
+        made = model(
+            input_ids=batch["input_ids"], use_cache=False, **{key: batch[key]}
+        ).logits  # [B, V + T, H or vocab]
     targets = labels[:, 1:]  # [B, T - 1]
     kept = targets != IGNORED
-    # float() only where a target is: the whole [B, T, vocab] in float32 is the biggest tensor of a step.
-    each = F.cross_entropy(logits[kept].float(), targets[kept], reduction="none")  # [targets]
+    made = made[:, -labels.size(1) :][:, :-1][kept]  # [B, V + T, H or vocab] -> [targets, H or vocab]
+    if head is not None:
+        each = linear_cross_entropy(made, head, targets[kept])  # [targets]
+    else:
+        each = F.cross_entropy(made.float(), targets[kept], reduction="none")
     rows = kept.nonzero()[:, 0]
     return each.new_zeros(labels.size(0)).index_add(0, rows, each), kept.sum(1)
 

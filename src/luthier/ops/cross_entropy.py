@@ -1,0 +1,155 @@
+"""Cross-entropy of a linear head without its logits: chunk by chunk, forward and backward in one pass.
+
+The logits of a language model are its largest tensor: 151,936 numbers a token for Qwen2, kept for the backward pass in
+the model's type, as float32 and as probabilities. Most tokens carry no loss, and the gradient of a token's logits,
+p - onehot, is known as soon as the logits are. So the head is applied to labelled tokens alone, some at a time; each
+chunk becomes its losses and its part of the hidden states' gradient, and is dropped.
+(Wijmans et al. 2024, arXiv 2411.09009, go further and fuse the matrix product; Hsu et al. 2024, arXiv 2410.10989,
+chunk as here.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CHUNK_BYTES = 2**26
+"""Bytes of a chunk's logits in float32."""
+BOOST = 1024.0
+FEWEST = 64  # tokens of a chunk: fewer would leave the matrix product slow
+
+
+def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """-log softmax(head(hidden))[target] of each token, in float32: [N, H], [N] -> [N].
+
+    The same as `F.cross_entropy(head(hidden).float(), targets, reduction="none")` to rounding, under autocast too.
+    """
+    if not len(targets):
+        return hidden.float().sum(1)  # in the graph, and empty
+    losses: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are made in the forward pass, for an upstream gradient of 1 a token, and scaled in the backward one."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        wants_hidden = ctx.needs_input_grad[0]
+        with torch.autocast(kind, enabled=False):
+            cast = weight.to(dtype)
+            losses = torch.empty(len(targets), device=hidden.device)
+            # Probabilities far below 1 vanish in half precision, where loss scaling would have kept them.
+            half = dtype is torch.float16
+            boost = BOOST if half else 1.0
+            to_hidden = torch.empty_like(hidden, dtype=torch.float32 if half else None) if wants_hidden else None
+            for place, chunk, logits in _chunks(hidden, cast, bias, dtype):
+                right = targets[place : place + len(chunk), None]
+                log_sum = torch.logsumexp(logits, 1, keepdim=True)
+                losses[place : place + len(chunk)] = (log_sum - logits.gather(1, right))[:, 0]
+                if to_hidden is not None:
+                    slope = (_slope(logits, log_sum, right) * boost).to(dtype)
+                    to_hidden[place : place + len(chunk)] = (slope @ cast).to(to_hidden.dtype) / boost
+        ctx.save_for_backward(to_hidden, hidden, weight, bias, targets)
+        ctx.dtype = dtype
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        to_hidden, hidden, weight, bias, targets = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        scaled = (to_hidden * upstream[:, None]).to(hidden.dtype) if wants_hidden else None
+        if not wants_weight and not wants_bias:
+            return scaled, None, None, None
+        # A head that trains needs the logits once more: its gradient is weighted by the upstream one.
+        cast = weight.detach().to(ctx.dtype)
+        to_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        to_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
+        for place, chunk, logits in _chunks(hidden, cast, bias, ctx.dtype):
+            right = targets[place : place + len(chunk), None]
+            slope = _slope(logits, torch.logsumexp(logits, 1, keepdim=True), right)
+            slope *= upstream[place : place + len(chunk), None]
+            if to_bias is not None:
+                to_bias += slope.sum(0)
+            if to_weight is not None:
+                to_weight += (slope.to(ctx.dtype).t() @ chunk).float()
+        return scaled, _as(to_weight, weight), _as(to_bias, bias), None
+
+
+def _chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(place of the first token, tokens, their logits in float32) of each chunk."""
+    size = max(FEWEST, CHUNK_BYTES // (4 * len(weight)))
+    for place in range(0, len(hidden), size):
+        chunk = hidden[place : place + size].to(dtype)
+        yield place, chunk, F.linear(chunk, weight, None if bias is None else bias.to(dtype)).float()
+
+
+def _slope(logits: Tensor, log_sum: Tensor, right: Tensor) -> Tensor:
+    """Gradient of the losses for the logits, in their place: softmax - onehot."""
+    slope = logits.sub_(log_sum).exp_()
+    return slope.scatter_add_(1, right, torch.full_like(right, -1, dtype=slope.dtype))
+
+
+def _as(gradient: Tensor | None, of: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient.to(of.dtype)
+
+
+@contextmanager
+def without_head(model: nn.Module) -> Iterator[nn.Linear | None]:
+    """In here `model` gives its last hidden states where it else gives logits; what is yielded makes logits of them.
+
+    None, and logits as ever, where the model does more than that: an adapted head, capped or scaled logits.
+    """
+    head = plain_head(model)
+    if head is None:
+        yield None
+        return
+    head.forward = _same  # type: ignore[method-assign, assignment]
+    try:
+        yield head
+    finally:
+        del head.forward
+
+
+def plain_head(model: nn.Module) -> nn.Linear | None:
+    """The layer that makes logits, where it is a linear one and nothing comes behind it; asked of the model once."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    if type(head) is not nn.Linear:
+        return None
+    if not hasattr(head, "makes_logits"):
+        head.makes_logits = _makes_logits(model, head)  # type: ignore[assignment]
+    return head if head.makes_logits else None
+
+
+@torch.no_grad()
+def _makes_logits(model: nn.Module, head: nn.Linear) -> bool:
+    """Are the logits of two tokens, bit for bit, what the head makes of the hidden states? Capped ones are not."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        tokens = torch.tensor([[0, 1]], device=head.weight.device)
+        logits = model(input_ids=tokens, use_cache=False).logits
+        head.forward = _same  # type: ignore[method-assign, assignment]
+        try:
+            hidden = model(input_ids=tokens, use_cache=False).logits
+        finally:
+            del head.forward
+        if hidden.size(-1) != head.in_features:
+            return False
+        return torch.equal(head(hidden.to(head.weight.dtype)).float(), logits.float())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _same(hidden: Tensor) -> Tensor:
+    return hidden
