@@ -19,6 +19,9 @@ app = typer.Typer(
     epilog="Any command with --debug shows the full traceback of an error.",
 )  # fmt: skip
 
+INTERRUPTED = 130
+"""What typer makes of ctrl-C where no run is under way that could save itself."""
+
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
 
 
@@ -221,12 +224,13 @@ def main() -> None:
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
     except Exception as error:
-        sys.exit(_report(error, debug))
-    except KeyboardInterrupt:
-        print("stopped; the same command again goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(75)
+        code = _report(error, debug)
+    if code == INTERRUPTED:
+        print("stopped; the same command again goes on from the last checkpoint, if there is one", file=sys.stderr)
+        code = 75
+    sys.exit(code)
 
 
 def _report(error: Exception, debug: bool) -> int:

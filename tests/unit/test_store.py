@@ -336,3 +336,25 @@ def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
         assert {"file": str(file), "encoding": encoding} in data.account()["files"]
         assert (f"{file} is read as {encoding}" in told) == (encoding != "utf-8")
     assert sum("is read as" in text for text in told) == 2
+
+
+def test_an_interrupt_while_rows_are_tokenized_leaves_nothing(tmp_path: Path, small_cache: Path) -> None:
+    import subprocess
+    import sys
+    import time
+
+    write_jsonl(tmp_path / "a.jsonl", alpaca_rows(60_000))
+    with subprocess.Popen(
+        [sys.executable, "-m", "luthier", "check", "a.jsonl", "data.workers=2"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # CI may run us with it ignored
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        while "tokenizing" not in (line := process.stdout.readline()):
+            assert line, "it ended before it was interrupted"
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+        assert process.wait(60) == 75
+        assert process.stderr.read().startswith("stopped; ")
+    assert not list(tmp_path.glob("luthier-data-*")) and not list(small_cache.glob("luthier-data-*"))
