@@ -348,7 +348,7 @@ def test_an_interrupt_while_rows_are_tokenized_leaves_nothing(tmp_path: Path, sm
         [sys.executable, "-m", "luthier", "check", "a.jsonl", "data.workers=2"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "TMPDIR": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # CI may run us with it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (CI may have it ignored)
     ) as process:  # fmt: skip
         assert process.stdout is not None and process.stderr is not None
         while "tokenizing" not in (line := process.stdout.readline()):
