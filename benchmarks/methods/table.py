@@ -18,7 +18,6 @@ SEEDS = 3
 
 COLUMNS = {
     "sst2": ("accuracy", "SST-2, accuracy", 100),
-    "sst2_long": ("accuracy", "SST-2, 4 epochs, accuracy", 100),
     "cola": ("mcc", "CoLA, MCC", 100),
     "reviews": ("accuracy", "reviews, accuracy", 100),
     "assistant": ("loss", "assistant, loss", 1),
@@ -78,21 +77,16 @@ def held(found: Lines, task: str) -> int:
 
 def behind(found: Lines) -> list[str]:
     """How far each method stays behind full fine-tuning on SST-2, in points."""
-    said = []
-    for task, what in (("sst2", "one epoch"), ("sst2_long", "four epochs")):
-        if not found[task, "full"]:
-            continue
-        best = mean(line["accuracy"] for line in found[task, "full"]) * 100
-        lines = []
-        for arm in ARMS:
-            values = [line["accuracy"] * 100 for line in found[task, arm] if "accuracy" in line]
-            if arm != "full" and values:
-                lines.append((mean(values) - best, arm))
-        within = [f"{arm} ({gap:+.1f})" for gap, arm in sorted(lines, reverse=True) if gap >= -2]
-        beyond = [f"{arm} ({gap:+.1f})" for gap, arm in sorted(lines, reverse=True) if gap < -2]
-        said += [f"Within 2 points of full fine-tuning on SST-2 after {what}: {', '.join(within) or 'none'}.", "",
-                 f"Further behind: {', '.join(beyond) or 'none'}.", ""]  # fmt: skip
-    return said[:-1]
+    best = mean(line["accuracy"] for line in found["sst2", "full"]) * 100
+    lines = []
+    for arm in ARMS:
+        values = [line["accuracy"] * 100 for line in found["sst2", arm] if "accuracy" in line]
+        if arm != "full" and values:
+            lines.append((mean(values) - best, arm))
+    within = [f"{arm} ({gap:+.1f})" for gap, arm in sorted(lines, reverse=True) if gap >= -2]
+    beyond = [f"{arm} ({gap:+.1f})" for gap, arm in sorted(lines, reverse=True) if gap < -2]
+    return [f"Within 2 points of full fine-tuning on SST-2: {', '.join(within) or 'none'}.", "",
+            f"Further behind: {', '.join(beyond) or 'none'}."]  # fmt: skip
 
 
 def rates() -> list[str]:

@@ -28,7 +28,7 @@ class Adapter(PeftMethod):
 
     paper: ClassVar[str] = "1902.00751"
     suggested_lr: ClassVar[float] = 3e-4
-    suggested_lr_encoder: ClassVar[float | None] = 5e-4
+    suggested_lr_encoder: ClassVar[float | None] = 7e-4
     typical_share: ClassVar[float] = 0.0111
     mergeable: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {

@@ -24,7 +24,7 @@ class IA3(PeftMethod):
 
     paper: ClassVar[str] = "2205.05638"
     suggested_lr: ClassVar[float] = 5e-3
-    suggested_lr_encoder: ClassVar[float | None] = 5e-3
+    suggested_lr_encoder: ClassVar[float | None] = 1e-2
     typical_share: ClassVar[float] = 0.00025
 
     def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:

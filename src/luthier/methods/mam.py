@@ -26,7 +26,7 @@ class MAM(PeftMethod):
 
     paper: ClassVar[str] = "2110.04366"
     suggested_lr: ClassVar[float] = 3e-4
-    suggested_lr_encoder: ClassVar[float | None] = 5e-4
+    suggested_lr_encoder: ClassVar[float | None] = 7e-4
     typical_share: ClassVar[float] = 0.0030
     mergeable: ClassVar[bool] = False
     encoder_decoder: ClassVar[bool] = False

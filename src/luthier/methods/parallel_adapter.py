@@ -25,7 +25,7 @@ class ParallelAdapter(PeftMethod):
 
     paper: ClassVar[str] = "2110.04366"
     suggested_lr: ClassVar[float] = 3e-4
-    suggested_lr_encoder: ClassVar[float | None] = 5e-4
+    suggested_lr_encoder: ClassVar[float | None] = 7e-4
     typical_share: ClassVar[float] = 0.0056
     mergeable: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {"scaling": "scale", "bottleneck_size": "size"}
