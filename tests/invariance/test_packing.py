@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from luthier.data.batches import micro_batches, packed
 from luthier.data.template import IGNORED
 from luthier.errors import InputError
 from luthier.folder import RunFolder
+from luthier.methods.base import METHODS
+from luthier.ops.attention import NAME, row_by_row
 from luthier.run import train
 from luthier.tasks.base import TASKS, Row
 from luthier.training.packing import prove_packing
@@ -49,6 +53,55 @@ def test_loss_and_gradients_of_packed_rows_are_those_of_the_rows_apart(kind: str
     for one, other in zip(gradients, others, strict=True):
         assert torch.allclose(one, other, atol=1e-4 * float(one.abs().max()) + 1e-6)
     assert "position_ids" in task.pack(rows) and task.pack(rows)["input_ids"].shape[0] == 1
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("name", ["full", "lora", "prefix", "p_tuning_v2", "mam", "unipelt"])
+def test_row_by_row_is_what_the_whole_mask_gives(kind: str, name: str) -> None:
+    task, rows = TASKS.parse("chat"), some_rows(6)
+    try:
+        model = METHODS.parse(name).attach(base(kind), steps=10).eval()
+    except InputError as refused:
+        pytest.skip(f"stated: {refused}")
+    for parameter in model.parameters():
+        if parameter.requires_grad and name != "full":  # off the start, where most methods do nothing
+            torch.nn.init.normal_(parameter, std=0.05)
+    found = []
+    for context in (nullcontext(), row_by_row(model)):
+        model.zero_grad(set_to_none=True)
+        with context:
+            assert name != "full" or model.config._attn_implementation == ("sdpa" if not found else NAME)
+            loss = task.loss(model, task.pack(rows))
+            loss.backward()
+        found.append([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    assert whole.config._attn_implementation == "sdpa"
+
+
+def test_row_by_row_is_used_and_leaves_no_trace(
+    model_folder: Callable[..., Path], alpaca_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.ops import attention
+
+    calls = []
+    real = attention.packed_attention
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(attention._edges(kwargs.get("position_ids"), args[1])))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "packed_attention", counting)
+    config = RunConfig.load(
+        None,
+        [f"model={model_folder('llama')}", f"data={alpaca_file}", f"run={tmp_path / 'r'}", "method=full",
+         "train.steps=2", "train.packing=true", "evaluate.before=false", "evaluate.generate=0"],
+    )  # fmt: skip
+    train(config)
+    assert max(calls) > 2, "rows shared a sequence, and were told apart in it"
+    kept = json.loads((tmp_path / "r/model/config.json").read_text())
+    assert NAME not in json.dumps(kept)
 
 
 def test_a_change_in_one_row_moves_nothing_in_another() -> None:

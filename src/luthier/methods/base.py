@@ -76,10 +76,9 @@ class Method(Plugin):
     def learning_rate(self, model: nn.Module) -> float:
         """Peak learning rate for this model when the recipe gives none.
 
-        The suggested ones are for models about as wide as Qwen2-0.5B and wider. Narrow decoders want more: Adam's best
-        rate falls with the width (arXiv 2203.03466, table 3, has 1 / width), and the sweep in benchmarks/methods fits a
-        power of 1.5 best. On an encoder only whole weights do: there, grown rates lead after one epoch and lose to the
-        suggested ones after three, on CoLA by everything that can be learned.
+        The suggested ones are for models about as wide as Qwen2-0.5B or wider. Narrow decoders want more: Adam's best
+        rate falls with the width (arXiv 2203.03466, table 3); the sweep in benchmarks/methods fits a power of 1.5. On
+        encoders only whole weights do: other methods at grown rates lead after one epoch and lose after three.
         """
         encoder = type(model).__name__.startswith(("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra"))
         lr = self.suggested_lr_encoder if encoder and self.suggested_lr_encoder else self.suggested_lr

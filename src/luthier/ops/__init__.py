@@ -1,1 +1,3 @@
-"""Computations that are faster or smaller than the usual ones, and give the same numbers. Nothing but torch."""
+"""Computations that are faster or smaller than the usual ones, and give the same numbers.
+
+They know torch and transformers, and nothing of ours."""

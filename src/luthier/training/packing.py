@@ -34,6 +34,8 @@ def prove_packing(model: nn.Module, vocabulary: int) -> None:
     """
     import torch
 
+    from luthier.ops.attention import row_by_row
+
     rows = [[1 + (7 * place + start) % (vocabulary - 1) for place in range(6)] for start in (3, 11)]
     place = next(model.parameters()).device
     was_training = model.training
@@ -45,7 +47,7 @@ def prove_packing(model: nn.Module, vocabulary: int) -> None:
             model(**{k: torch.tensor([v], device=place) for k, v in given.items()}, use_cache=False).logits[0].float()
         )
 
-    with torch.no_grad():
+    with torch.no_grad(), row_by_row(model):
         apart = torch.cat([logits(ids, list(range(6))) for ids in rows])
         together = logits(rows[0] + rows[1], [*range(6), *range(6)])
     model.train(was_training)
