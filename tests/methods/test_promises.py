@@ -243,7 +243,7 @@ def test_7_checkpointing_accumulation_and_bf16_change_only_rounding(name: str, k
 
     def gradients(*, checkpointing: bool = False, parts: int = 1, bf16: bool = False) -> dict[str, torch.Tensor]:
         _, model = attached(name, kind)
-        shake(model, 0.05)
+        shake(model, 0.02 if name == "rslora" else 0.05)  # its factor is 2.8 times LoRA's: as large an update
         model.train()
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

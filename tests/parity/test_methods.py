@@ -220,7 +220,7 @@ def test_lora_plus_steps_as_the_optimizer_of_peft() -> None:
             optimizer.step()
             optimizer.zero_grad()
     for name, parameter in trained(ours).items():
-        assert apart(parameter, trained(theirs)[name]) <= 1e-7, name
+        assert apart(parameter, trained(theirs)[name]) <= 1e-6, name  # steps are of 1.6e-2
         assert (apart(parameter, start[name]) > 4e-3) == (".lora_B." in name), "B goes sixteen times as far"
 
 

@@ -101,12 +101,12 @@ class _LoraLinear(torch.autograd.Function):
                 flat = x.reshape(-1, x.size(-1)).to(dtype)
                 to_a = (through.t() @ _dropped(flat, steps, seed)).to(a.dtype)
             if wants[0]:
-                to_x = slope @ weight.to(dtype)
-                if steps:
+                to_x = (slope @ weight.to(dtype)).to(x.dtype)  # two paths meet here: the sum is in the input's type
+                if steps or dtype != x.dtype:
                     to_x += _dropped(through @ a.to(dtype), steps, seed)
                 else:
                     to_x.addmm_(through, a.to(dtype))
-                to_x = to_x.view(x.shape).to(x.dtype)
+                to_x = to_x.view(x.shape)
         return to_x, None, to_bias, to_a, to_b, None, None, None
 
 
