@@ -48,10 +48,6 @@ class Adapter(PeftMethod):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the delta dropped during training."""
 
-    def learning_rate(self, model: nn.Module) -> float:
-        # Houlsby's two in each layer add up: at the full rate one run in three on SST-2 came apart.
-        return super().learning_rate(model) / (2 if self.place == "houlsby" else 1)
-
     def peft_config(self, model: nn.Module, steps: int) -> Any:
         from luthier.tuners.bottleneck import BottleneckConfig
 
