@@ -2,6 +2,7 @@
 
     python -m benchmarks.methods.run sst2 cola reviews assistant
     python -m benchmarks.methods.run sst2 --sweep          # which learning rate a method should suggest
+    python -m benchmarks.methods.run cola --arms lora --seeds 0 --lr 1.2e-3 --out try.jsonl
 
 Results go to results.jsonl beside this file; a run that stands there is not repeated, so a stopped
 benchmark goes on where it was. Seeds are the outermost loop: after the first pass every method has one.
@@ -19,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -208,8 +209,14 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--lr", type=float, help="instead of the method's own; write elsewhere with --out")
+    parser.add_argument("--epochs", type=float, help="instead of the task's; write elsewhere with --out")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
+    if (given.lr or given.epochs) and not given.out:
+        raise SystemExit("--lr and --epochs need --out FILE: results.jsonl has each method at its own defaults")
+    if given.epochs:
+        TASKS.update({name: replace(TASKS[name], epochs=given.epochs) for name in given.tasks})
     file = given.out or HERE / ("sweep.jsonl" if given.sweep else "results.jsonl")
     if given.sweep:
         for name in given.tasks:
@@ -222,7 +229,7 @@ def main() -> None:
             keep(file, majority(name))
     for name, arm, seed in wanted(given.tasks, given.arms, given.seeds):
         if (name, arm, seed) not in done:
-            keep(file, measure(name, arm, seed, None, False))
+            keep(file, measure(name, arm, seed, given.lr, False))
 
 
 if __name__ == "__main__":
