@@ -144,7 +144,8 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
     torch.manual_seed(config.seed)
     session.resume()
     outcome = session.train()
-    write_json(folder.data, data.account())  # a stream's is known only now
+    if data.stream is not None:
+        write_json(folder.data, data.account())  # it is known only now
     loaded.model = model
     tuned = _save(loaded, folder, progress)
     result = _result(loaded, folder, outcome, base, progress, lr)

@@ -145,8 +145,8 @@ class _Pass:
     done: int = 0
     kept: dict[str, array[int]] = field(default_factory=dict)
     """Of each side, the places of the examples that have rows."""
-    refused: list[tuple[str, int, str]] = field(default_factory=list)
-    """Side and place of the others, with the reason."""
+    refused: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    """Of each side, the places of the others, with the reason."""
 
     def encode(self, side: str, whole: array[int] | None) -> None:
         """The rows of one side, and the examples that have any."""
@@ -169,13 +169,12 @@ class _Pass:
             self.done += len(new) + len(failures)
             self.progress.rows(self.done, self.every)
         self.kept[side] = kept
-        _fill(self.data, side, rows, kept)
-        self.data.refusals.extend(_refusals(examples, [(at, why) for name, at, why in self.refused if name == side]))
+        _fill(self.data, side, rows, kept, self.refused[side])
 
     def _refuse(self, failure: Failure, side: str, place: int) -> None:
         """Leave an example out, or stop, by the policies."""
         if self.policy == "skip" if failure.kind == "long" else self.config.on_bad_row == "skip":
-            self.refused.append((side, place, failure.reason))
+            self.refused[side].append((place, failure.reason))
             return
         examples = self.data.side(side).examples
         others = self._others(examples) if failure.kind == "long" else ""
@@ -205,14 +204,15 @@ def _again(data: Prepared, name: str) -> bool:
         return False
     folder, values, arrays = found
     for side in SIDES:
-        examples = data.side(side).examples
-        _fill(data, side, Rows.again(Place.kept(folder), side, arrays), arrays[f"{side}.kept"])
-        data.refusals.extend(_refusals(examples, [(at, why) for one, at, why in values["refused"] if one == side]))
+        rows = Rows.again(Place.kept(folder), side, arrays)
+        _fill(data, side, rows, arrays[f"{side}.kept"], values["refused"][side])
     return True
 
 
-def _fill(data: Prepared, side: str, rows: Rows, kept: array[int]) -> None:
-    """Put the rows of one side in, and count them."""
+def _fill(
+    data: Prepared, side: str, rows: Rows, kept: array[int], refused: Iterable[tuple[int, str]]
+) -> None:  # fmt: skip
+    """Put the rows of one side in, count them, and keep what was left out."""
     part, examples, _ = data.side(side)
     rows.examples = examples.take(kept)
     data.fill(side, rows.examples, rows)
@@ -220,10 +220,7 @@ def _fill(data: Prepared, side: str, rows: Rows, kept: array[int]) -> None:
     part.kept, part.windows = len(kept), len(rows)
     part.cut, part.cut_tokens = sum(cut > 0 for cut in rows.cut), sum(rows.cut)
     part.tokens, part.learned, part.longest = sum(rows.lengths), sum(rows.learned), max(rows.lengths, default=0)
-
-
-def _refusals(examples: Examples, refused: Iterable[tuple[int, str]]) -> Iterator[Refusal]:
-    return (Refusal(examples.where(place), reason, plain(examples[place])) for place, reason in refused)
+    data.refusals.extend(Refusal(examples.where(place), why, plain(examples[place])) for place, why in refused)
 
 
 def workers_for(config: DataConfig, examples: int) -> int:

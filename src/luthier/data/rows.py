@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import overload
@@ -108,26 +108,24 @@ class Rows(Sequence[Row]):
             self._read(self._ids, number), self._read(self._labels, number), self.where(number), self.cut[number]
         )
 
-    def with_token(self, token: int) -> list[int]:
+    def with_token(self, token: int) -> Iterator[int]:
         """Numbers of the rows in which a token stands."""
         return self._holding(self._ids, {token})
 
-    def learning(self, tokens: set[int]) -> list[int]:
+    def learning(self, tokens: set[int]) -> Iterator[int]:
         """Numbers of the rows that learn one of these tokens; the first token of a row is no target."""
         return self._holding(self._labels, tokens, skip=1)
 
-    def _holding(self, records: Records, tokens: set[int], skip: int = 0) -> list[int]:
+    def _holding(self, records: Records, tokens: set[int], skip: int = 0) -> Iterator[int]:
         import numpy as np
 
-        found: list[int] = []
         ends = np.frombuffer(records.ends, np.uint64).astype(np.int64) // array(TOKEN).itemsize
         for begin in range(0, len(self), BLOCK):
             marks = ends[begin : begin + BLOCK + 1]
             flat = np.frombuffer(records.between(begin, begin + len(marks) - 1), np.int32)
             hits = np.flatnonzero(np.isin(flat, list(tokens))) + marks[0]
             rows = np.searchsorted(marks, hits, side="right") - 1
-            found += (begin + np.unique(rows[hits - marks[rows] >= skip])).tolist()
-        return found
+            yield from (begin + np.unique(rows[hits - marks[rows] >= skip])).tolist()
 
     def where(self, number: int) -> str:
         """Where the example of a row stands."""

@@ -354,7 +354,7 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
                   "run saves with its tokenizer")  # fmt: skip
     unknown = template.tokenizer.unk_token_id
     if unknown is not None and template.tokenizer.unk_token != template.tokenizer.eos_token:
-        lost = data.rows.with_token(unknown)
+        lost = list(data.rows.with_token(unknown))
         if lost:
             found.add("warn", "unknown", f"text that the tokenizer does not know, and reads as "
                       f"{template.tokenizer.unk_token}, in {_share(len(lost), len(data.rows))}",
