@@ -23,6 +23,7 @@ from tests.methods.zoo import DECODERS, base
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 1)
     monkeypatch.setattr(cross_entropy, "FEWEST", 7)
+    monkeypatch.setattr(cross_entropy, "SLICE_BYTES", 3 * 4 * 91)
 
 
 def plain(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from luthier.methods.base import METHODS
 from luthier.ops import lora
-from luthier.ops.lora import STEPS, _dropped, lora_linear
+from luthier.ops.lora import Dropped, lora_linear
 from tests.methods.zoo import DECODERS, base
 
 
@@ -78,27 +78,49 @@ def test_under_autocast_and_in_bfloat16_it_is_as_near_to_the_truth(model_type: t
     assert ours <= 1.25 * usual, "on average over loss, logits and every gradient"
 
 
-def test_gradients_with_dropout_are_those_of_the_value() -> None:
+def masked(x: Tensor, rate: float, seed: int) -> Tensor:
+    made = x.clone()
+    for part, mask in Dropped(rate, seed).blocks(x):
+        made[part] *= mask
+    return made
+
+
+def test_gradients_with_dropout_are_those_of_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora, "BLOCK", 30)  # four tokens of seven
     torch.manual_seed(0)
     x, a, b, bias = (
         torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 5, 7), (3, 7), (4, 3), (4,))
     )
     weight = torch.randn(4, 7, dtype=torch.float64)
-    for steps in (0, 100):
-        assert torch.autograd.gradcheck(
-            lambda *t, steps=steps: lora_linear(t[0], weight, t[3], t[1], t[2], scale=2.0, steps=steps, seed=9),
-            (x, a, b, bias),
-        )
+
+    def value(x: Tensor, a: Tensor, b: Tensor, bias: Tensor, rate: float) -> Tensor:
+        torch.manual_seed(9)
+        return lora_linear(x, weight, bias, a, b, scale=2.0, rate=rate)
+
+    for rate in (0.0, 0.4):
+        assert torch.autograd.gradcheck(lambda *t, rate=rate: value(*t, rate), (x, a, b, bias))
+    assert not torch.equal(value(x, a, b, bias, 0.4), value(x, a, b, bias, 0.0))
 
 
 def test_dropout_drops_its_share_keeps_the_mean_and_follows_the_seed() -> None:
-    x = torch.ones(400, 500)
-    dropped = _dropped(x, 26, 5)
-    assert (dropped == 0).float().mean().item() == pytest.approx(26 / STEPS, abs=2e-3)
-    assert torch.equal(dropped, _dropped(x, 26, 5)) and not torch.equal(dropped, _dropped(x, 26, 6))
-    a, b = torch.ones(1, 500), torch.ones(1, 1)
-    made = lora_linear(x, torch.zeros(1, 500), None, a, b, scale=1.0, steps=26, seed=5)
-    assert made.mean().item() == pytest.approx(500, rel=2e-3)
+    x = torch.ones(2100, 1000)  # more than a block
+    dropped = masked(x, 0.1, 5)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.1, abs=1e-3)
+    assert (dropped == 0).float().mean(0).sub(0.1).abs().max() < 0.05 and (dropped == 0).float().mean(1).sub(
+        0.1
+    ).abs().max() < 0.06, "no token and no input is spared"
+    assert torch.equal(dropped, masked(x, 0.1, 5)) and not torch.equal(dropped, masked(x, 0.1, 6))
+    made = lora_linear(x, torch.zeros(1, 1000), None, torch.ones(1, 1000), torch.ones(1, 1), scale=1.0, rate=0.1)
+    assert made.mean().item() == pytest.approx(1000, rel=2e-3)
+
+
+def test_what_two_masks_drop_has_nothing_to_do_with_one_another() -> None:
+    x = torch.ones(200, 500)
+    masks = torch.stack([masked(x, 0.3, seed).flatten() for seed in range(40)])
+    among = torch.corrcoef(masks) - torch.eye(40)
+    assert among.abs().max() < 0.02, "five standard errors of two independent masks"
+    places = torch.corrcoef(torch.stack([masked(x[:2], 0.3, seed).flatten()[:30] for seed in range(3000)]).t())
+    assert (places - torch.eye(30)).abs().max() < 0.1
 
 
 def test_dropout_in_a_model_trains_only_and_is_drawn_from_torchs_state() -> None:

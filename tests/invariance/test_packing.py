@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from luthier.data.template import IGNORED
 from luthier.errors import InputError
 from luthier.folder import RunFolder
 from luthier.methods.base import METHODS
+from luthier.ops import attention
 from luthier.ops.attention import NAME, row_by_row
 from luthier.run import train
 from luthier.tasks.base import TASKS, Row
@@ -80,11 +82,57 @@ def test_row_by_row_is_what_the_whole_mask_gives(kind: str, name: str) -> None:
     assert whole.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize("lengths", [[5], [1, 33, 7, 70], [150, 2]], ids=str)
+def test_rows_in_one_function_are_sdpa_of_each(
+    dtype: torch.dtype, heads: tuple[int, int], lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "BLOCK_BYTES", 1)  # sixteen queries at a time
+    torch.manual_seed(0)
+    edges = [0, *itertools.accumulate(lengths)]
+    # Transposed, as a model's projections come.
+    given = [torch.randn(edges[-1], h, 8, dtype=torch.float64).transpose(0, 1) for h in (heads[0], heads[1], heads[1])]
+    upstream = torch.randn(edges[-1], heads[0], 8, dtype=torch.float64)
+
+    def usual(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        made = [
+            torch.nn.functional.scaled_dot_product_attention(
+                q[None, :, a:b], k[None, :, a:b], v[None, :, a:b], is_causal=True, scale=0.3, enable_gqa=True
+            )[0].transpose(0, 1)
+            for a, b in itertools.pairwise(edges)
+        ]
+        return torch.cat(made)
+
+    def found(function: Callable[..., torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs = [x.to(dtype, copy=True).requires_grad_() for x in given]
+        made = function(*inputs)
+        made.backward(upstream.to(dtype))
+        return [made.detach(), *(x.grad for x in inputs if x.grad is not None)]
+
+    truth = found(usual, torch.float64)
+    ours = found(lambda q, k, v: attention.causal_rows(q, k, v, edges, 0.3), dtype)
+    allowed = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 0.01}[dtype]
+    for right, one in zip(truth, ours, strict=True):
+        assert one.dtype == dtype
+        assert float((one.double() - right).norm() / right.norm()) < allowed
+
+
+def test_large_scores_keep_their_differences_in_bfloat16() -> None:
+    """Qwen2's keys have large biases: scores of some hundreds, which bfloat16 would round to whole numbers."""
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 1, 40, 64).bfloat16() + torch.tensor([6.0, 0.0])[:, None, None, None].bfloat16()
+    key = (key + 50).bfloat16()
+    value = torch.randn(1, 40, 64).bfloat16()
+    ours = attention.causal_rows(query, key, value, [0, 40], 0.125)
+    q, k, v = (x.double()[None] for x in (query, key, value))
+    right = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.125)[0].transpose(0, 1)
+    assert float((ours.double() - right).norm() / right.norm()) < 0.01
+
+
 def test_row_by_row_is_used_and_leaves_no_trace(
     model_folder: Callable[..., Path], alpaca_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from luthier.ops import attention
-
     calls = []
     real = attention.packed_attention
 

@@ -1,13 +1,14 @@
 """Attention over packed rows, row by row: what crosses from one row to another is not computed and then masked away.
 
 transformers' sdpa takes a sequence of packed rows with a [T, T] mask, so its cost grows with the square of the whole
-sequence. Here each row is a call of its own, with the kernel's own causal triangle where the mask has nothing else
-to say. Registered with transformers as `luthier_packed`; everything but packed rows goes to sdpa as ever.
+sequence. Here each row is computed by itself: in one function for all rows where the causal triangle is all that a mask
+has to say, and by a call of sdpa a row else. Registered with transformers as `luthier_packed`; everything but packed
+rows goes to sdpa as ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "luthier_packed"
+BLOCK_BYTES = 2**21
+"""Bytes of the scores made at a time: they should stay in a processor's cache."""
 
 
 def packed_attention(
@@ -30,13 +33,20 @@ def packed_attention(
     Positions that begin anew part the rows. Keys in front of the queries (a trained prefix) are seen by every row.
     """
     edges = _edges(position_ids, query)
+    front = key.size(2) - query.size(2)
+    longest = max((end - begin for begin, end in pairwise(edges)), default=0)
+    windowed = sliding_window is not None and longest > sliding_window
+    dropping = kwargs.get("dropout") and module.training
+    if edges and not (front or windowed or dropping or _additive(attention_mask)):
+        scaling = kwargs.get("scaling")
+        scale = query.size(-1) ** -0.5 if scaling is None else scaling
+        return causal_rows(query[0], key[0], value[0], edges, scale)[None], None
     if len(edges) <= 2:
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
         )
-    front = key.size(2) - query.size(2)
     made = []
     for begin, end in pairwise(edges):
         keys, values = key[:, :, front + begin : front + end], value[:, :, front + begin : front + end]
@@ -49,6 +59,85 @@ def packed_attention(
         kwargs["is_causal"] = mask is None
         made.append(sdpa_attention_forward(module, query[:, :, begin:end], keys, values, mask, **kwargs)[0])
     return torch.cat(made, 1), None
+
+
+def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int], scale: float) -> Tensor:
+    """softmax(q k^T scale) v within each row: [heads, T, D], [key heads, T, D] twice -> [T, heads, D].
+
+    As sdpa's kernel it keeps no probabilities and makes them anew in the backward pass (Dao et al. 2022, arXiv
+    2205.14135); it differs in the blocks, some queries of all heads against all keys before them, which suit a CPU's
+    matrix products. Scores are float32: in bfloat16 those of Qwen2, some hundreds, would be off by whole numbers.
+    """
+    made: Tensor = _CausalRows.apply(query, key, value, tuple(edges), scale)  # type: ignore[no-untyped-call]
+    return made
+
+
+class _CausalRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, edges: tuple[int, ...], scale: float) -> Tensor:
+        heads, tokens, _ = query.shape
+        made = query.new_empty(tokens, heads, value.size(-1))
+        log_sums = query.new_empty(heads, tokens, dtype=torch.float32)
+        for begin, start, end, keys in _blocks(query, key, edges):
+            scores = _scores(query[:, start:end], keys, start - begin, scale)
+            top = scores.amax(-1, keepdim=True)
+            total = scores.sub_(top).exp_().sum(-1, keepdim=True)
+            log_sums[:, start:end] = (top + total.log()).view(heads, -1)
+            mixed = torch.bmm((scores / total).to(value.dtype), value[:, begin:end])  # [key heads, group * n, D]
+            made[start:end] = mixed.view(heads, end - start, -1).transpose(0, 1)
+        ctx.save_for_backward(query, key, value, made, log_sums)
+        ctx.how = edges, scale
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        query, key, value, made, log_sums = ctx.saved_tensors
+        edges, scale = ctx.how
+        few = len(key)
+        to_query, to_key, to_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        inner = (upstream.float() * made.float()).sum(-1).t()  # [heads, T]
+        grown_key = grown_value = key.new_empty(0)
+        for begin, start, end, keys in _blocks(query, key, edges):
+            size = end - begin
+            if start == begin:
+                row_end = next(edge for edge in edges if edge > begin)
+                grown_key = key.new_zeros(few, row_end - begin, key.size(-1), dtype=torch.float32)
+                grown_value = value.new_zeros(few, row_end - begin, value.size(-1), dtype=torch.float32)
+            queries = query[:, start:end]
+            shares = _scores(queries, keys, start - begin, scale)
+            shares.sub_(log_sums[:, start:end].reshape(few, -1, 1)).exp_()
+            slope = upstream[start:end].transpose(0, 1).reshape(few, -1, value.size(-1))  # [key heads, group * n, D]
+            grown_value[:, :size] += torch.bmm(shares.to(value.dtype).transpose(1, 2), slope)
+            to_scores = torch.bmm(slope, value[:, begin:end].transpose(1, 2)).float()
+            to_scores.sub_(inner[:, start:end].reshape(few, -1, 1)).mul_(shares).mul_(scale)
+            narrow = to_scores.to(query.dtype)
+            to_query[:, start:end] = torch.bmm(narrow, key[:, begin:end]).view(queries.shape)
+            grown_key[:, :size] += torch.bmm(narrow.transpose(1, 2), queries.reshape(few, -1, query.size(-1)))
+            if end in edges:
+                to_key[:, begin:end], to_value[:, begin:end] = grown_key, grown_value
+        return to_query, to_key, to_value, None, None
+
+
+def _blocks(query: Tensor, key: Tensor, edges: Sequence[int]) -> Iterator[tuple[int, int, int, Tensor]]:
+    """(begin of the row, begin and end of some of its queries, its keys up to there in float32), block by block."""
+    heads = len(query)
+    for begin, last in pairwise(edges):
+        keys = key[:, begin:last].float()
+        size = min(128, max(16, BLOCK_BYTES // (4 * heads * (last - begin))))
+        for start in range(begin, last, size):
+            end = min(start + size, last)
+            yield begin, start, end, keys[:, : end - begin]
+
+
+def _scores(query: Tensor, keys: Tensor, before: int, scale: float) -> Tensor:
+    """[heads, n, D], float32 [key heads, before + n, D] -> [key heads, group * n, before + n], the future at -inf."""
+    heads, n, width = query.shape
+    few = len(keys)
+    asked = query.float().reshape(few, -1, width)
+    scores = torch.bmm(asked, keys.transpose(1, 2)).mul_(scale)
+    future = torch.full((n, n), float("-inf"), device=query.device).triu_(1)
+    scores.view(few, heads // few, n, -1)[..., before:] += future
+    return scores
 
 
 def _edges(position_ids: Tensor | None, query: Tensor) -> list[int]:

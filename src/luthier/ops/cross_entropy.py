@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHUNK_BYTES = 2**26
-"""Bytes of a chunk's logits in float32."""
+"""Bytes of a chunk's logits."""
+SLICE_BYTES = 2**22
+"""Bytes of the logits in float32 that a CPU turns into probabilities at a time: they should stay in its cache."""
 BOOST = 1024.0
 FEWEST = 64  # tokens of a chunk: fewer would leave the matrix product slow
 
@@ -50,13 +51,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             half = dtype is torch.float16
             boost = BOOST if half else 1.0
             to_hidden = torch.empty_like(hidden, dtype=torch.float32 if half else None) if wants_hidden else None
-            for place, chunk, logits in _chunks(hidden, cast, bias, dtype):
-                right = targets[place : place + len(chunk), None]
-                log_sum = torch.logsumexp(logits, 1, keepdim=True)
-                losses[place : place + len(chunk)] = (log_sum - logits.gather(1, right))[:, 0]
+            for part, _, logits in _chunks(hidden, cast, bias, dtype):
+                losses[part] = _slope(logits, targets[part], boost)
                 if to_hidden is not None:
-                    slope = (_slope(logits, log_sum, right) * boost).to(dtype)
-                    to_hidden[place : place + len(chunk)] = (slope @ cast).to(to_hidden.dtype) / boost
+                    to_hidden[part] = logits @ cast  # by now their gradient
+                    if half:
+                        to_hidden[part] /= boost
         ctx.save_for_backward(to_hidden, hidden, weight, bias, targets)
         ctx.dtype = dtype
         return losses
@@ -72,31 +72,57 @@ class _LinearCrossEntropy(torch.autograd.Function):
         cast = weight.detach().to(ctx.dtype)
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
-        for place, chunk, logits in _chunks(hidden, cast, bias, ctx.dtype):
-            right = targets[place : place + len(chunk), None]
-            slope = _slope(logits, torch.logsumexp(logits, 1, keepdim=True), right)
-            slope *= upstream[place : place + len(chunk), None]
-            if to_bias is not None:
-                to_bias += slope.sum(0)
+        for part, chunk, logits in _chunks(hidden, cast, bias, ctx.dtype):
+            _slope(logits, targets[part], upstream=upstream[part], to_bias=to_bias)
             if to_weight is not None:
-                to_weight += (slope.to(ctx.dtype).t() @ chunk).float()
+                to_weight += (logits.t() @ chunk).float()
         return scaled, _as(to_weight, weight), _as(to_bias, bias), None
 
 
 def _chunks(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(place of the first token, tokens, their logits in float32) of each chunk."""
-    size = max(FEWEST, CHUNK_BYTES // (4 * len(weight)))
-    for place in range(0, len(hidden), size):
-        chunk = hidden[place : place + size].to(dtype)
-        yield place, chunk, F.linear(chunk, weight, None if bias is None else bias.to(dtype)).float()
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(place, tokens, their logits) of each chunk; the next one's logits take the same memory."""
+    size = min(len(hidden), max(FEWEST, CHUNK_BYTES // (dtype.itemsize * len(weight))))
+    room = hidden.new_empty(size, len(weight), dtype=dtype)
+    for start in range(0, len(hidden), size):
+        part = slice(start, min(start + size, len(hidden)))
+        chunk = hidden[part].to(dtype)
+        logits = room[: len(chunk)]
+        if bias is None:
+            torch.mm(chunk, weight.t(), out=logits)
+        else:
+            torch.addmm(bias.to(dtype), chunk, weight.t(), out=logits)
+        yield part, chunk, logits
 
 
-def _slope(logits: Tensor, log_sum: Tensor, right: Tensor) -> Tensor:
-    """Gradient of the losses for the logits, in their place: softmax - onehot."""
-    slope = logits.sub_(log_sum).exp_()
-    return slope.scatter_add_(1, right, torch.full_like(right, -1, dtype=slope.dtype))
+def _slope(
+    logits: Tensor, targets: Tensor, boost: float = 1.0, upstream: Tensor | None = None, to_bias: Tensor | None = None
+) -> Tensor:
+    """The losses, in float32; `logits` becomes their gradient, softmax - onehot, times `boost` and `upstream`.
+
+    `to_bias` gets the sum of that, before it is rounded.
+    """
+    rows = len(logits) if logits.is_cuda else max(1, SLICE_BYTES // (4 * logits.size(1)))
+    losses = torch.empty(len(logits), device=logits.device)
+    for start in range(0, len(logits), rows):
+        part = slice(start, start + rows)
+        slope, right = logits[part].float(), targets[part, None]  # in place where they are float32
+        top = slope.amax(1, keepdim=True)
+        own = slope.gather(1, right)
+        total = slope.sub_(top).exp_().sum(1, keepdim=True)
+        losses[part] = (total.log() + top - own)[:, 0]
+        slope.mul_(1 / total)
+        slope.scatter_add_(1, right, torch.full_like(right, -1, dtype=slope.dtype))
+        if upstream is not None:
+            slope.mul_(upstream[part, None])
+        if to_bias is not None:
+            to_bias += slope.sum(0)
+        if boost != 1.0:
+            slope.mul_(boost)
+        if slope.dtype != logits.dtype:
+            logits[part] = slope
+    return losses
 
 
 def _as(gradient: Tensor | None, of: Tensor) -> Tensor | None:
