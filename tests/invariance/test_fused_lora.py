@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from luthier.methods.base import METHODS
 from luthier.ops import lora
-from luthier.ops.lora import Dropped, lora_linear
+from luthier.ops.lora import Dropped, LowRank, lora_linear
 from tests.methods.zoo import DECODERS, base
 
 
@@ -22,9 +22,8 @@ def tuned(kind: str = "llama", plain: bool = False, **fields: Any) -> nn.Module:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
-    for module in model.modules():
-        if plain and "forward" in vars(module):
-            del module.forward
+    if not plain:
+        lora.fuse(model)
     return model
 
 
@@ -85,17 +84,22 @@ def masked(x: Tensor, rate: float, seed: int) -> Tensor:
     return made
 
 
+def frozen(out: int, width: int, dtype: torch.dtype = torch.float32, bias: bool = False) -> nn.Linear:
+    return nn.Linear(width, out, bias=bias, dtype=dtype).requires_grad_(False)
+
+
 def test_gradients_with_dropout_are_those_of_the_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora, "BLOCK", 30)  # four tokens of seven
     torch.manual_seed(0)
     x, a, b, bias = (
         torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 5, 7), (3, 7), (4, 3), (4,))
     )
-    weight = torch.randn(4, 7, dtype=torch.float64)
+    layer = frozen(4, 7, torch.float64)
 
     def value(x: Tensor, a: Tensor, b: Tensor, bias: Tensor, rate: float) -> Tensor:
         torch.manual_seed(9)
-        return lora_linear(x, weight, bias, a, b, scale=2.0, rate=rate)
+        layer.bias = nn.Parameter(bias)
+        return lora._LoraLinear.apply(x, layer, bias, a, b, 2.0, Dropped.draw(rate))  # type: ignore[no-untyped-call, no-any-return]
 
     for rate in (0.0, 0.4):
         assert torch.autograd.gradcheck(lambda *t, rate=rate: value(*t, rate), (x, a, b, bias))
@@ -110,7 +114,9 @@ def test_dropout_drops_its_share_keeps_the_mean_and_follows_the_seed() -> None:
         0.1
     ).abs().max() < 0.06, "no token and no input is spared"
     assert torch.equal(dropped, masked(x, 0.1, 5)) and not torch.equal(dropped, masked(x, 0.1, 6))
-    made = lora_linear(x, torch.zeros(1, 1000), None, torch.ones(1, 1000), torch.ones(1, 1), scale=1.0, rate=0.1)
+    layer = frozen(1, 1000)
+    layer.weight.zero_()
+    made = lora_linear(x, layer, LowRank(torch.ones(1, 1000), torch.ones(1, 1), 1.0, Dropped(0.1, 7)))
     assert made.mean().item() == pytest.approx(1000, rel=2e-3)
 
 

@@ -21,6 +21,8 @@ from luthier.errors import CannotMerge, InputError, MissingExtra, ModelError, St
 from luthier.folder import RunFolder
 from luthier.methods.base import Method
 from luthier.models.load import load_model, load_tokenizer, parameter_counts
+from luthier.ops import gated, lora
+from luthier.ops.fused import fused
 from luthier.run import check_machine, train
 from luthier.tuners.base import transpose_back, transposed_layers
 from tests.conftest import alpaca_rows, build_tokenizer, luthier, model_config, review_rows, write_jsonl
@@ -262,6 +264,27 @@ def test_gradients_are_those_of_the_unpacked_base_before_and_after_an_evaluation
     assert (evaluated(model, x) - first).abs().max() > 1e-5
     assert packed_bytes(model) == before
     kept(name, kind, f"8 trains {packing}")
+
+
+@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma"])
+def test_fused_layers_on_a_packed_base_are_pefts(
+    kind: str, packing: str, bases: Bases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = ids(kind)
+    _, model, reference = pair("lora", kind, packing, bases)
+    usual, told = gradients(model, x), gradients(reference, x)
+    calls = []
+    for part in (lora, gated):
+        monkeypatch.setattr(part, "backward", lambda *a, real=part.backward, **k: (calls.append(1), real(*a, **k))[1])
+    with fused(model):
+        first = evaluated(model, x)
+        for _ in range(2):  # and after an evaluation
+            ours = gradients(model, x)
+            assert cosine(ours, usual) > 0.9999 and cosine(ours, told) > 0.999
+            assert apart(evaluated(model, x), first) == 0
+    assert len(calls) == 2 * 7 * model.config.num_hidden_layers  # type: ignore[union-attr]
+    assert apart(first, evaluated(model, x)) < APART[packing] / 2
 
 
 @pytest.mark.parametrize(("name", "kind", "packing"), CELLS)

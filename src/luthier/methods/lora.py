@@ -124,10 +124,7 @@ class LoRA(PeftMethod):
         return tuned
 
     def guard(self, model: nn.Module, classify: bool) -> None:
-        from luthier.ops.lora import fuse
-
         model.add_adapter = MethodType(_add_beside, model)  # type: ignore[assignment]
-        fuse(model)
 
     def learning_rate(self, model: nn.Module) -> float:
         lr = super().learning_rate(model) / self.lr_ratio**0.75  # for 16: B at twice the rate of LoRA, A at an eighth

@@ -15,8 +15,9 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from luthier.ops.frozen import is_frozen_linear, is_packed, product, weight, working_type
 
 POOL = 2**22
 """Random zeros and ones that all dropout masks are windows of."""
@@ -24,45 +25,65 @@ BLOCK = POOL // 4
 """Most numbers that one window masks."""
 
 
-def fuse(model: nn.Module) -> None:
-    """Let the LoRA layers of a PEFT model compute so, where nothing about them asks for more.
+def fuse(model: nn.Module) -> list[nn.Module]:
+    """Let the LoRA layers of a PEFT model compute so, where nothing about them asks for more; returns these layers.
 
     A layer decides at each call. Several active adapters, DoRA, merged or disabled adapters, a base layer that is
-    packed, hooked or trains itself, and calls with arguments of their own go PEFT's way.
+    hooked or trains itself, and calls with arguments of their own go PEFT's way.
     """
-    from peft.tuners.lora.layer import Linear
+    from peft.tuners.lora.layer import LoraLayer
 
-    for module in model.modules():
-        if type(module) is Linear:
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+    found: list[nn.Module] = [m for m in model.modules() if isinstance(m, LoraLayer) and _is_linear(m)]
+    for module in found:
+        module.forward = MethodType(_forward, module)
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    own = type(module)
+    return own.__module__ in ("peft.tuners.lora.layer", "peft.tuners.lora.bnb") and own.__name__.startswith("Linear")
 
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    base, active = self.base_layer, self.active_adapters
-    name = active[0] if len(active) == 1 else None
-    if (
-        args or kwargs or name not in self.lora_A or self.disable_adapters or self.merged or name in self.lora_variant
-        or type(base) is not nn.Linear or base.weight.requires_grad or base._forward_hooks or base._forward_pre_hooks
-        or self.lora_B[name].bias is not None
-    ):  # fmt: skip
+    low = None if args or kwargs else low_rank(self)
+    if low is None:
         made: Tensor = type(self).forward(self, x, *args, **kwargs)
         return made
-    return lora_linear(
-        x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight,
-        scale=self.scaling[name], rate=rate_of(self.lora_dropout[name]),
-    )  # fmt: skip
+    return lora_linear(x, self.base_layer, low)
 
 
-def rate_of(dropout: nn.Module) -> float:
-    """What PEFT's module drops now: an Identity where nothing, a Dropout that does so in training alone."""
-    return getattr(dropout, "p", 0.0) if dropout.training else 0.0
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """The path beside a frozen layer: scale B A dropout(x)."""
+
+    a: Tensor
+    """[rank, in]"""
+    b: Tensor
+    """[out, rank]"""
+    scale: float
+    dropped: Dropped | None
 
 
-def lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, *, scale: float, rate: float = 0.0
-) -> Tensor:
-    """[..., in], [out, in], [out], [rank, in], [out, rank] -> [..., out]; a share `rate` of A's inputs is dropped."""
-    made: Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale, Dropped.draw(rate))  # type: ignore[no-untyped-call]
+def low_rank(layer: Any) -> LowRank | None:
+    """The one active path of a PEFT layer, with a mask of its own; None where the layer does more, or nothing."""
+    if not _is_linear(layer):  # AdaLoRA's layer has an A and a B as well
+        return None
+    active = layer.active_adapters
+    name = active[0] if len(active) == 1 else None
+    if (
+        name not in layer.lora_A or layer.disable_adapters or layer.merged or name in layer.lora_variant
+        or layer.lora_B[name].bias is not None or not is_frozen_linear(layer.base_layer)
+    ):  # fmt: skip
+        return None
+    dropout = layer.lora_dropout[name]  # an Identity where PEFT drops nothing
+    rate = getattr(dropout, "p", 0.0) if dropout.training else 0.0
+    return LowRank(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]), Dropped.draw(rate))
+
+
+def lora_linear(x: Tensor, layer: Any, low: LowRank) -> Tensor:
+    """The frozen `layer` and the path beside it: [..., in] -> [..., out]."""
+    bias = None if is_packed(layer) else layer.bias  # may train
+    made: Tensor = _LoraLinear.apply(x, layer, bias, low.a, low.b, low.scale, low.dropped)  # type: ignore[no-untyped-call]
     return made
 
 
@@ -114,41 +135,63 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float,
+        ctx: Any, x: Tensor, layer: Any, bias: Tensor | None, a: Tensor, b: Tensor, scale: float,
         dropped: Dropped | None,
     ) -> Tensor:  # fmt: skip
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        with torch.autocast(kind, enabled=False):
-            flat = x.reshape(-1, x.size(-1)).to(dtype)  # [N, in]
-            made = F.linear(flat, weight.to(dtype), None if bias is None else bias.to(dtype))
-            low = project(flat, a.to(dtype), dropped)  # [N, rank]
-            made.addmm_(low, b.to(dtype).t(), alpha=scale)
-        ctx.save_for_backward(x, weight, a, b, low)
-        ctx.how = dtype, scale, dropped, None if bias is None else bias.dtype
+        dtype = working_type(layer, x)
+        with torch.autocast(x.device.type, enabled=False):
+            made, projected = forward(x.reshape(-1, x.size(-1)).to(dtype), layer, LowRank(a, b, scale, dropped))
+        ctx.save_for_backward(x, a, b, projected)
+        ctx.how = layer, dtype, scale, dropped, None if bias is None else bias.dtype
         return made.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        x, weight, a, b, low = ctx.saved_tensors
-        dtype, scale, dropped, bias_type = ctx.how
-        wants = ctx.needs_input_grad
+        x, a, b, projected = ctx.saved_tensors
+        layer, dtype, scale, dropped, bias_type = ctx.how
+        wants_x, _, wants_bias, *_ = ctx.needs_input_grad
         with torch.autocast(x.device.type, enabled=False):
             slope = upstream.reshape(-1, upstream.size(-1)).to(dtype)  # [N, out]
-            through = (slope @ b.to(dtype)).mul_(scale)  # [N, rank]
-            to_b = (slope.t() @ low).mul_(scale).to(b.dtype) if wants[4] else None
-            to_bias = slope.sum(0).to(bias_type) if wants[2] else None
-            to_a = to_x = None
-            if wants[3]:
-                to_a = slope_of_a(through, x.reshape(-1, x.size(-1)).to(dtype), dropped).to(a.dtype)
-            if wants[0]:
-                to_x = slope @ weight.to(dtype)
-                add_low(to_x, through, a.to(dtype), dropped)
-                to_x = to_x.to(x.dtype).view(x.shape)
-        return to_x, None, to_bias, to_a, to_b, None, None
+            to_bias = slope.sum(0).to(bias_type) if wants_bias else None
+            to_x, to_a, to_b = backward(
+                slope, x.reshape(-1, x.size(-1)).to(dtype), layer, LowRank(a, b, scale, dropped), projected, wants_x
+            )
+        return None if to_x is None else to_x.to(x.dtype).view(x.shape), None, to_bias, to_a, to_b, None, None
 
 
-def project(x: Tensor, a: Tensor, dropped: Dropped | None) -> Tensor:
+def forward(x: Tensor, layer: Any, low: LowRank | None) -> tuple[Tensor, Tensor | None]:
+    """([N, out], what A made of x: [N, rank]) of [N, in], in x's type and outside of autograd."""
+    made = product(layer, x)
+    if low is None:
+        return made, None
+    projected = _project(x, low.a.to(x.dtype), low.dropped)
+    made.addmm_(projected, low.b.to(x.dtype).t(), alpha=low.scale)
+    return made, projected
+
+
+def backward(
+    slope: Tensor, x: Tensor, layer: Any, low: LowRank | None, projected: Tensor | None, wants_x: bool = True,
+    into: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of x, A and B from the output's: [N, out] -> [N, in], [rank, in], [out, rank].
+
+    That of x is added to `into`, where one is given.
+    """
+    to_x = to_a = to_b = None
+    if wants_x:
+        unpacked = weight(layer, slope.dtype)
+        to_x = slope @ unpacked if into is None else into.addmm_(slope, unpacked)
+    if low is not None and projected is not None:
+        through = (slope @ low.b.to(slope.dtype)).mul_(low.scale)  # [N, rank]
+        # The wide matrix on the right, as it lies in memory: the other way round takes a CPU several times as long.
+        to_b = (projected.t() @ slope).t().mul(low.scale).to(low.b.dtype).contiguous()
+        to_a = _slope_of_a(through, x, low.dropped).to(low.a.dtype)
+        if to_x is not None:
+            _add_low(to_x, through, low.a.to(slope.dtype), low.dropped)
+    return to_x, to_a, to_b
+
+
+def _project(x: Tensor, a: Tensor, dropped: Dropped | None) -> Tensor:
     """A dropout(x): [N, in], [rank, in] -> [N, rank]."""
     if dropped is None:
         return x @ a.t()
@@ -158,7 +201,7 @@ def project(x: Tensor, a: Tensor, dropped: Dropped | None) -> Tensor:
     return low.mul_(dropped.scale)
 
 
-def slope_of_a(through: Tensor, x: Tensor, dropped: Dropped | None) -> Tensor:
+def _slope_of_a(through: Tensor, x: Tensor, dropped: Dropped | None) -> Tensor:
     """Gradient of A from that of A dropout(x): [N, rank], [N, in] -> [rank, in]."""
     if dropped is None:
         return through.t() @ x
@@ -168,7 +211,7 @@ def slope_of_a(through: Tensor, x: Tensor, dropped: Dropped | None) -> Tensor:
     return made.mul_(dropped.scale)
 
 
-def add_low(to_x: Tensor, through: Tensor, a: Tensor, dropped: Dropped | None) -> None:
+def _add_low(to_x: Tensor, through: Tensor, a: Tensor, dropped: Dropped | None) -> None:
     """Add to the gradient of x what comes through A: [N, in], [N, rank], [rank, in]."""
     if dropped is None:
         to_x.addmm_(through, a)

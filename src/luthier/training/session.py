@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -23,7 +22,7 @@ from luthier.errors import DataError, InputError, Stopped
 from luthier.folder import RunFolder
 from luthier.methods.base import Method
 from luthier.models.load import device
-from luthier.ops.attention import row_by_row
+from luthier.ops.fused import fused
 from luthier.tasks.base import Row
 from luthier.training import checkpoint as checkpoints
 from luthier.training.loop import Batch, Step, fit
@@ -117,7 +116,7 @@ class Session:
         start = self.state["step"]
         stopped_early = self._out_of_patience()
         self.progress.train_begins(start, self.steps)
-        with watch() as request, row_by_row(self.raw) if self.pack else nullcontext():
+        with watch() as request, fused(self.raw, packed=self.pack is not None):
             if start < self.steps and not stopped_early:
                 try:
                     for step in self._fit(start):
