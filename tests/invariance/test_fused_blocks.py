@@ -96,6 +96,14 @@ def test_in_half_precision_they_are_as_near_to_the_truth(kind: str, autocast: bo
     assert own <= (1.25 if autocast else 1.5) * usual
 
 
+def test_putting_it_in_draws_nothing_from_torchs_state() -> None:
+    model = METHODS.parse({"name": "lora", "rank": 4, "dropout": 0.3}).attach(base("llama"), steps=9).train()
+    before = torch.get_rng_state()
+    with fused(model, packed=True):
+        pass
+    assert torch.equal(before, torch.get_rng_state()) and all(module.training for module in model.modules())
+
+
 def test_a_block_that_is_not_what_it_looks_like_is_left_alone() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

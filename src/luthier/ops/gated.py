@@ -65,12 +65,12 @@ def _same(module: Any) -> bool:
     """Does the block give what we would make of its layers? Tried on a few tokens, with nothing dropped."""
     if activation(module.act_fn) is None:
         return False
-    paths = [_path(getattr(module, name)) for name in LAYERS]
-    if None in paths:
-        return False
     modes = {part: part.training for part in module.modules()}
-    module.eval()
+    module.eval()  # first of all: a mask drawn here would move torch's random state
     try:
+        paths = [_path(getattr(module, name)) for name in LAYERS]
+        if None in paths:
+            return False
         layer = paths[0][0]  # type: ignore[index]
         width = layer.in_features
         # Of the type that the block itself will see: fixed numbers, so that nothing is drawn from torch's state.
