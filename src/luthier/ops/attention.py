@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "luthier_packed"
+EDGES = "luthier_edges"
 BLOCK_BYTES = 2**21
 """Bytes of the scores made at a time: they should stay in a processor's cache."""
 
@@ -141,11 +142,18 @@ def _scores(query: Tensor, keys: Tensor, before: int, scale: float) -> Tensor:
 
 
 def _edges(position_ids: Tensor | None, query: Tensor) -> list[int]:
-    """Where rows begin, and the end of the last; nothing where the batch is not one sequence of packed rows."""
+    """Where rows begin, and the end of the last; nothing where the batch is not one sequence of packed rows.
+
+    Kept with the positions, which all layers are given.
+    """
     if position_ids is None or query.size(0) != 1 or position_ids.shape != (1, query.size(2)):
         return []
-    begins: list[int] = (position_ids[0] == 0).nonzero()[:, 0].tolist()
-    return [*begins, query.size(2)] if begins[:1] == [0] else []
+    known: list[int] | None = getattr(position_ids, EDGES, None)
+    if known is None:
+        begins: list[int] = (position_ids[0] == 0).nonzero()[:, 0].tolist()
+        known = [*begins, query.size(2)] if begins[:1] == [0] else []
+        setattr(position_ids, EDGES, known)
+    return known
 
 
 def _additive(mask: Tensor | None) -> bool:
@@ -162,7 +170,7 @@ def row_by_row(model: nn.Module) -> Iterator[None]:
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     if (
         getattr(getattr(base, "config", None), "_attn_implementation", "") != "sdpa"
-        or next(model.parameters()).device.type != "cpu"
+        or next(model.parameters()).device.type not in ("cpu", "meta")
     ):
         yield
         return
