@@ -9,9 +9,11 @@
     . ModelError           a model folder or hub id
     . MissingExtra         a package that is not installed
     . NoSpace              the disk is full
+    . OutOfMemory          the memory is full, and a pass cannot be made smaller
     . Diverged             the loss is no longer a number
+    . Busy                 another process is at work on the run
   - CannotMerge            this method's weights do not fold into the base model
-  - Stopped                a signal asked us to stop, and everything is saved: exit code 75 or 143
+  - Stopped                a signal asked us to stop, and everything is saved: exit code 75, 138 or 143
 """
 
 from __future__ import annotations
@@ -72,8 +74,16 @@ class NoSpace(InputError):
     """The disk is full; what was written before is whole."""
 
 
+class OutOfMemory(InputError):
+    """The memory of the machine or of its GPU is full; the weights before that step are kept."""
+
+
 class Diverged(InputError):
     """Loss or gradient is no longer a finite number; the weights before that step are kept."""
+
+
+class Busy(InputError):
+    """Another process is at work on the same run folder."""
 
 
 class CannotMerge(LuthierError):
@@ -81,7 +91,7 @@ class CannotMerge(LuthierError):
 
 
 class Stopped(LuthierError):
-    """A signal asked for a stop; the step was finished and everything is saved."""
+    """A signal asked for a stop; the state of the last whole step is saved."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         self.exit_code = exit_code

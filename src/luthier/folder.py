@@ -1,7 +1,7 @@
 """The run folder: everything that evaluate, chat, resume and export need, under fixed names.
 
 recipe.yaml      the resolved recipe; loading it gives the same run
-environment.json versions, machine, command
+environment.json versions, machine, command, hashes of the base
 data.json        account of every row, format, template, fingerprint
 refused.jsonl    rows left out by policy, whole, with the reason
 metrics.jsonl    a line per step, a line per evaluation
@@ -10,30 +10,33 @@ checkpoints/     step-000100/..., each whole or not there
 adapter/         the result in PEFT's format (method full: model/), with tokenizer and template
 predictions.jsonl  what base and tuned model say on each validation row
 loss.png report.html result.json
+.lock            held by the process at work on the run
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from luthier.config import RunConfig
 from luthier.data.store import Refusal
-from luthier.errors import InputError, did_you_mean
+from luthier.errors import Busy, InputError, did_you_mean
+from luthier.origin import changes, environment, refuse_another_base
+from luthier.training.durable import put, staging_of, sync
 
-PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets")
 MAY_CHANGE = (
-    "run", "train.log_every", "train.keep", "evaluate.batch_size", "evaluate.generate", "data.workers", "data.cache",
+    "run", "train.log_every", "train.keep", "train.on_nan", "evaluate.batch_size", "evaluate.generate",
+    "data.workers", "data.cache",
 )  # fmt: skip
 """Keys that another value of which leaves the run the same."""
+
+FIRST = {".lock", "environment.json", ".environment.json.staging", ".recipe.yaml.staging"}
+"""What a process that was killed at the very start can have left: no reason to refuse the folder."""
 
 
 class RunFolder:
@@ -42,6 +45,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe = path / "recipe.yaml"
+        self.environment = path / "environment.json"
         self.data = path / "data.json"
         self.refused = path / "refused.jsonl"
         self.metrics = path / "metrics.jsonl"
@@ -73,30 +77,74 @@ class RunFolder:
                 return self.path / name
         raise InputError(f"{self.path}: the run has no finished weights yet", mend=f"luthier train {self.recipe}")
 
-    def start(self, config: RunConfig) -> bool:
-        """Make the folder, or find a run of the same recipe in it: True then. InputError names what differs."""
-        if self.recipe.is_file():
-            before, now = _flat(self.config().model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-            changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and k not in MAY_CHANGE]
-            if changed:
-                shown = "".join(f"\n  - {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
-                raise InputError(
-                    f"{self.path} holds a run of another recipe:{shown}",
-                    mend="choose another folder with run=DIR, or delete this one",
-                )
-            return True
+    def holds(self, config: RunConfig) -> bool:
+        """Is there a run of this recipe? InputError names what differs where it is another's."""
+        if not self.recipe.is_file():
+            return False
+        before, now = _flat(self.config().model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+        changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and k not in MAY_CHANGE]
+        if changed:
+            shown = "".join(f"\n  - {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
+            raise InputError(
+                f"{self.path} holds a run of another recipe:{shown}",
+                mend="choose another folder with run=DIR, or delete this one",
+            )
+        return True
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep every other process out. The system lets go of it when this process dies."""
+        from filelock import FileLock, Timeout
+
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            strangers = [] if self.recipe.is_file() else sorted({each.name for each in self.path.iterdir()} - FIRST)
+            if strangers:
+                raise InputError(
+                    f"{self.path} is not empty and no run of Luthier's ({', '.join(strangers[:3])})", mend="run=DIR"
+                )
+            lock = FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise Busy(
+                f"{self.path}: another process is at work on this run",
+                mend="wait for it or stop it, or choose another folder with run=DIR",
+            ) from None
         except OSError as error:
-            raise InputError(f"run: cannot make the folder {self.path}: {error.strerror}", mend="run=DIR") from None
-        strangers = [entry.name for entry in self.path.iterdir()]
-        if strangers:
-            raise InputError(
-                f"{self.path} is not empty and no run of Luthier's ({', '.join(strangers[:3])})", mend="run=DIR"
-            )
-        write_json(self.path / "environment.json", environment())
-        write_text(self.recipe, config.dump())
-        return False
+            raise InputError(f"run: cannot write in the folder {self.path}: {error.strerror}", mend="run=DIR") from None
+        try:
+            for left in self.path.glob(".*.staging"):  # of a process that was killed
+                left.unlink()
+            yield
+        finally:
+            lock.release()
+
+    def start(self, config: RunConfig) -> bool:
+        """Begin a run, or find one of the same recipe: True then. Only for who holds the folder."""
+        there = self.holds(config)
+        if not self.environment.is_file():
+            write_json(self.environment, environment())
+        if not there:
+            write_text(self.recipe, config.dump())
+        return there
+
+    def changes(self) -> list[str]:
+        """What of versions and machine is not as at the start."""
+        return changes(self._environment())
+
+    def refuse_another_base(self, path: str, now: Mapping[str, str]) -> None:
+        """Keep hashes of the base's files, or compare them with those kept. InputError where the base is another."""
+        kept = self._environment()
+        if "base" in kept:
+            refuse_another_base(kept["base"], now, path)
+        else:
+            write_json(self.environment, {**(kept or environment()), "base": now})
+
+    def _environment(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.environment.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def remove(self) -> None:
         """Delete the folder, and the parents that held nothing else."""
@@ -110,19 +158,26 @@ class RunFolder:
                 return
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+        """Add a line to metrics.jsonl. What is no number must come as None: JSON has no word for it."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def sync_metrics(self) -> None:
+        """Wait until metrics.jsonl is on the disk: a checkpoint must not outlive the lines that led to it."""
+        if self.metrics.is_file():
+            sync(self.metrics)
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a line cut short by a kill is left out."""
         records = []
         if self.metrics.is_file():
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    records.append(json.loads(line))
+                    record = json.loads(line)
                 except ValueError:
                     continue
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    records.append(record)
         return records
 
     def keep_refusals(self, refusals: Iterable[Refusal]) -> None:
@@ -136,10 +191,15 @@ class RunFolder:
                 for line in lines:
                     yield Refusal(**json.loads(line))
 
-    def rewind(self, step: int) -> None:
-        """Drop metrics after `step`: a resumed run writes them again."""
-        kept = [record for record in self.history() if record["step"] <= step]
+    def rewind(self, step: int, *, measured: bool = True) -> int:
+        """Drop metrics after `step`: a resumed run writes them again. Returns how many steps have no line.
+
+        Without `measured` the evaluation of that step is dropped too.
+        """
+        history = self.history()
+        kept = [r for r in history if r["step"] < step or (r["step"] == step and (measured or "loss" in r))]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        return step - len({record["step"] for record in kept if "loss" in record})
 
 
 def run_path(config: RunConfig, recipe: Path | None) -> Path:
@@ -157,28 +217,10 @@ def _stem(config: RunConfig, recipe: Path | None) -> str:
     return recipe.stem if recipe else data
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and command of this process; no user names, keys or tokens."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processors": os.cpu_count(),
-        "packages": versions,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-
-
 def write_text(path: Path, text: str) -> None:
     """Replace a file as a whole: a reader never sees half of it."""
-    staging = path.with_name(f".{path.name}.staging")
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(path)
+    staging_of(path).write_text(text, encoding="utf-8")
+    put(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -188,10 +230,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Replace a JSON-lines file as a whole."""
-    staging = path.with_name(f".{path.name}.staging")
-    with staging.open("w", encoding="utf-8") as file:
+    with staging_of(path).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    staging.replace(path)
+    put(path)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
-from luthier.errors import InputError
-from luthier.folder import RunFolder, environment, run_path, write_json, write_jsonl, write_text
+from luthier.errors import InputError, Stopped
+from luthier.folder import RunFolder, run_path, write_json, write_jsonl, write_text
+from luthier.origin import base_of, environment, redacted
 from luthier.training.progress import Progress
+from luthier.training.signals import Interrupted, StopRequest, watch
+from luthier.training.space import explained
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,22 +45,40 @@ def train(config: RunConfig, *, recipe: Path | None = None, progress: Progress |
     progress = progress or Progress()
     folder = RunFolder(run_path(config, recipe))
     config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml goes on in it
+    with watch() as request:
+        try:
+            return _start(config, folder, progress, request)
+        except Interrupted:
+            raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
+        except Exception as error:
+            if (told := explained(error)) is not None:
+                raise told from error
+            raise
+
+
+def _start(config: RunConfig, folder: RunFolder, progress: Progress, request: StopRequest) -> dict[str, Any]:
+    """Begin the run, or go on with it, alone in its folder."""
     check_machine(config)
-    if not folder.recipe.exists():  # mistakes in the input must not leave a folder behind
-        data = prepare_data(config, progress)
-        folder.start(config)
-    else:
-        folder.start(config)
-        if folder.result.is_file():
-            progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to train anew")
-            return dict(json.loads(folder.result.read_text(encoding="utf-8")))
-        data = prepare_data(config, progress)
-    try:
-        return _train(config, data, folder, progress)
-    except BaseException:
-        if not folder.metrics.exists():  # nothing was trained yet, so nothing is lost
-            folder.remove()
-        raise
+    data = None
+    if not folder.holds(config):
+        data = prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
+    elif folder.result.is_file():
+        progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to train anew")
+        return dict(json.loads(folder.result.read_text(encoding="utf-8")))
+    with folder.held():
+        from luthier.training.checkpoint import tidy
+
+        goes_on = folder.start(config)
+        tidy(folder.path)
+        tidy(folder.checkpoints)
+        if goes_on and (changed := folder.changes()):
+            progress.warn(f"not as at the start, so the run may not go on bit for bit: {'; '.join(changed)}")
+        try:
+            return _train(config, data or prepare_data(config, progress), folder, progress, request)
+        except Exception:
+            if not goes_on and not folder.metrics.exists():  # nothing was trained yet, so nothing is lost
+                folder.remove()
+            raise
 
 
 def check_machine(config: RunConfig) -> None:
@@ -102,16 +123,17 @@ def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
     return load(config.data, config.task, progress)
 
 
-def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progress) -> dict[str, Any]:
-    import torch
-
+def _train(
+    config: RunConfig, data: Prepared, folder: RunFolder, progress: Progress, request: StopRequest
+) -> dict[str, Any]:
     from luthier.data import account
     from luthier.models.load import parameter_counts
     from luthier.training.packing import prove_packing
-    from luthier.training.session import Session, accelerator_for
+    from luthier.training.randomness import seed
+    from luthier.training.session import Session, accelerator_for, total_steps
 
     accelerator = accelerator_for(config.model, config.train)
-    loaded = load_all(config, data, progress)
+    loaded = load_all(config, data, progress, folder=folder)
     if folder.data.is_file() and json.loads(folder.data.read_text())["fingerprint"] != data.fingerprint:
         raise InputError(
             f"{config.data.path}: the rows have changed since {folder.path} was started", mend="run=ANOTHER_DIR"
@@ -122,8 +144,8 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
     account.say(data, folder.refused, progress)
     base = _measure_base(loaded, folder, progress)
 
-    torch.manual_seed(config.seed)
-    total = _steps(config, data)
+    seed(config.seed)
+    total = total_steps(config.train, len(data.rows))
     lr = config.train.lr or config.method.learning_rate(loaded.model)
     if caveat := config.method.caveat(loaded.model):
         progress.warn(caveat)
@@ -141,9 +163,9 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
         pad_id=loaded.template.tokenizer.pad_token_id or 0, accelerator=accelerator, folder=folder, progress=progress,
         pack=loaded.max_length if config.train.packing else None,
     )  # fmt: skip
-    torch.manual_seed(config.seed)
+    seed(config.seed)
     session.resume()
-    outcome = session.train()
+    outcome = session.train(request)
     if data.stream is not None:
         write_json(folder.data, data.account())  # it is known only now
     loaded.model = model
@@ -153,8 +175,13 @@ def _train(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progr
     return _report(result, folder)
 
 
-def load_all(config: RunConfig, data: Prepared, progress: Progress, weights: Path | None = None) -> Loaded:
-    """Tokenizer, encoded rows and base model. `weights` is the folder of a whole tuned model to load instead."""
+def load_all(
+    config: RunConfig, data: Prepared, progress: Progress, weights: Path | None = None, folder: RunFolder | None = None
+) -> Loaded:
+    """Tokenizer, encoded rows and base model. `weights` is the folder of a whole tuned model to load instead.
+
+    InputError where the base is not the one that the run in `folder` was started from.
+    """
     import torch
 
     from luthier.data.checks.mask import refuse_endless
@@ -165,6 +192,8 @@ def load_all(config: RunConfig, data: Prepared, progress: Progress, weights: Pat
 
     source = locate(config.model)
     progress.stage(f"loading {config.model.path}")
+    if folder is not None and Path(source).is_dir():
+        folder.refuse_another_base(config.model.path, base_of(Path(source), weights=config.model.init == "pretrained"))
     template = Template(load_tokenizer(config.model, source))
     torch.manual_seed(config.seed)  # a classification head starts random
     labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
@@ -176,6 +205,8 @@ def load_all(config: RunConfig, data: Prepared, progress: Progress, weights: Pat
         check_packing(data.task, config.method)
     check_method(config, source, labels)
     model = load_model(config.model, str(weights or source), labels=labels, tokenizer=template.tokenizer)
+    if folder is not None and (commit := getattr(model.config, "_commit_hash", None)) and weights is None:
+        folder.refuse_another_base(config.model.path, {"commit": str(commit)})
     return Loaded(config, model, template, data, max_length)
 
 
@@ -185,12 +216,6 @@ def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None)
 
     model = skeleton(config.model, source, labels=labels)
     config.method.check(model, classify=labels is not None, quantize=quantization(config.model, model.config))
-
-
-def _steps(config: RunConfig, data: Prepared) -> int:
-    from luthier.training.session import total_steps
-
-    return total_steps(config.train, len(data.rows))
 
 
 def _checkpoint_activations(model: nn.Module) -> None:
@@ -261,6 +286,7 @@ def _result(
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "steps": outcome.steps, "batch_size": config.train.batch_size,
         "epochs": _epochs(outcome.steps * config.train.batch_size, data), "kept_step": outcome.kept_step,
         "kept_best": outcome.kept_best, "stopped_early": outcome.stopped_early, "train_seconds": outcome.seconds,
+        "skipped_steps": outcome.skipped, "loss_spikes": outcome.spikes, "rows_per_pass": outcome.rows_per_pass,
         "tokens": outcome.tokens, "tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
         "lr": lr, "train_rows": data.train.kept,
         "base": {}, "tuned": {}, "difference": {}, "validation_examples": 0,
@@ -320,7 +346,7 @@ def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     lines = folder.predictions.read_text(encoding="utf-8").splitlines() if folder.predictions.is_file() else []
     page = run_report.render(
         result, json.loads(folder.data.read_text(encoding="utf-8")), image,
-        folder.recipe.read_text(encoding="utf-8"), environment(), [json.loads(line) for line in lines],
+        redacted(folder.recipe.read_text(encoding="utf-8")), environment(), [json.loads(line) for line in lines],
     )  # fmt: skip
     write_text(folder.report, page)
     write_json(folder.result, result)
@@ -334,7 +360,7 @@ def open_run(path: Path, progress: Progress | None = None) -> tuple[Loaded, RunF
     weights, config = folder.weights(), folder.config()
     data = prepare_data(config, progress)
     whole = config.method.saves == "model"
-    loaded = load_all(config, data, progress, weights if whole else None)
+    loaded = load_all(config, data, progress, weights if whole else None, folder)
     if not whole:
         loaded.model = config.method.load(loaded.model, weights)
     loaded.model.eval()
@@ -350,10 +376,11 @@ def evaluate(path: Path, *, progress: Progress | None = None) -> dict[str, Any]:
         raise InputError(
             f"{path}: the run held no row out, so there is nothing to measure on", mend="data.validation=0.1"
         )
-    base = _base_again(loaded, subject, folder, progress)
-    progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
-    result = dict(json.loads(folder.result.read_text(encoding="utf-8")))
-    return _report(result | compare(subject, base, folder), folder)
+    with folder.held():
+        base = _base_again(loaded, subject, folder, progress)
+        progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
+        result = dict(json.loads(folder.result.read_text(encoding="utf-8")))
+        return _report(result | compare(subject, base, folder), folder)
 
 
 def _base_again(loaded: Loaded, subject: Subject, folder: RunFolder, progress: Progress) -> list[Record]:

@@ -45,7 +45,6 @@ class Terminal(Progress):
         console.print(f"  [dim]{escape(text)}[/]")
 
     def warn(self, text: str) -> None:
-        self._close()
         console.print(f"  [yellow]! {escape(text)}[/]")
 
     def rows(self, done: int, total: int | None) -> None:
@@ -84,12 +83,12 @@ class Terminal(Progress):
         if self.bar is not None:
             task = self.bar.task_ids[0]
             self.bar.update(
-                task, completed=record["step"], loss=f"{record['loss']:.3f}", speed=f"{tokens_per_second:,.0f}"
+                task, completed=record["step"], loss=_number(record["loss"], ".3f"), speed=f"{tokens_per_second:,.0f}"
             )
         elif record["step"] % self.log_every == 0 or record["step"] == self.total:
             console.print(
-                f"  step {record['step']}/{self.total}  loss {record['loss']:.4f}  lr {record['lr']:.2e}  "
-                f"grad {record['grad_norm']:.2f}  {tokens_per_second:,.0f} tokens/s"
+                f"  step {record['step']}/{self.total}  loss {_number(record['loss'], '.4f')}  lr {record['lr']:.2e}  "
+                f"grad {_number(record['grad_norm'], '.2f')}  {tokens_per_second:,.0f} tokens/s"
             )
 
     def evaluated(self, step: int, loss: float, best: bool) -> None:
@@ -97,6 +96,11 @@ class Terminal(Progress):
 
     def train_ends(self) -> None:
         self._close()
+
+
+def _number(value: float | None, form: str) -> str:
+    """A figure of a step; a step that was left out has none."""
+    return "no number" if value is None else format(value, form)
 
 
 def show_cache(folder: str, entries: Sequence[tuple[Path, int, float]], freed: int | None) -> None:
@@ -131,6 +135,9 @@ def show_result(result: Mapping[str, Any]) -> None:
         f"  {result['steps']} steps in {result['train_seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s; "
         f"weights of step {result['kept_step']}{' (lowest held-out loss)' if result['kept_best'] else ''}"
     )
+    if result.get("skipped_steps") or result.get("loss_spikes"):
+        skipped, spikes = result["skipped_steps"], result["loss_spikes"]
+        console.print(f"  {skipped} steps were left out, {spikes} had a loss far above those before them")
     console.print(
         f"  report: [bold]{escape(result['run'])}/report.html[/]   loss curve: {escape(result['run'])}/loss.png"
     )

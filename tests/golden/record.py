@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config import RunConfig
-from luthier.folder import RunFolder, environment
+from luthier.folder import RunFolder
+from luthier.origin import environment
 from luthier.run import train
 
 FILE = Path(__file__).parent / "demo_curve.json"

@@ -16,7 +16,17 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module may import from its own level or below, never from above. docs/architecture.md draws the same.
 LEVELS = [
-    ["errors", "peft_hook", "tuners", "ops", "training.space", "training.progress", "training.signals"],
+    [
+        "errors",
+        "origin",
+        "peft_hook",
+        "tuners",
+        "ops",
+        "training.space",
+        "training.progress",
+        "training.signals",
+        "training.durable",
+    ],
     ["plugins", "builtin"],
     ["data.example", "data.tools", "data.tool_use"],
     ["data.template", "methods.base", "data.formats.base"],

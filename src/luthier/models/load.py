@@ -103,7 +103,10 @@ def row_limit(
 
     `taken` are the positions that the method's virtual tokens take.
     """
-    model = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    try:
+        model = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    except Exception as error:
+        raise _unloadable(config, "config.json", error) from error
     own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
     # RoBERTa has 514 positions and takes 512 tokens: its tokenizer knows. Without a limit that is a huge number.
     own = min(own, tokenizer.model_max_length)
@@ -189,9 +192,15 @@ def _keep_scales(layer: Any, args: Any) -> None:
         layer.weight.SCB = layer.state.SCB
 
 
-def skeleton(config: ModelConfig, source: str, *, labels: tuple[str, ...] | None) -> nn.Module:
-    """The model's modules and shapes on the meta device: no weights are read and no memory is taken."""
+def skeleton(
+    config: ModelConfig, source: str, *, labels: tuple[str, ...] | None, layers: int | None = None
+) -> nn.Module:
+    """The model's modules and shapes on the meta device, or its first `layers` only: no weights, and no memory."""
     _, model_config, auto = _architecture(config, source, labels)
+    if layers is not None:
+        model_config.num_hidden_layers = layers
+        if getattr(model_config, "layer_types", None):
+            model_config.layer_types = model_config.layer_types[:layers]
     if labels is None and _reads_ahead(model_config):
         raise _wrong_task(config, model_config, labels)
     with torch.device("meta"):
@@ -314,6 +323,11 @@ def _quantization(config: ModelConfig, labels: tuple[str, ...] | None) -> Any:
 
 def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
     lines = [line for line in str(error).strip().split("\n") if line.strip()]
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"model.path: {config.path} comes with Python code of its own, which is not run unless you ask for it",
+            mend="read that code, then model.trust_remote_code=true",
+        )
     return ModelError(
         f"model.path: cannot load the {part} of {config.path!r}: {type(error).__name__}: {lines[0] if lines else ''}",
         mend="check the name; offline, give a local folder or model=builtin",

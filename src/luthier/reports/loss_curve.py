@@ -19,8 +19,8 @@ def draw(history: Sequence[dict[str, Any]], title: str) -> bytes:
     figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps = [(r["step"], r["loss"]) for r in history if "loss" in r]
-    held_out = [(r["step"], r["validation_loss"]) for r in history if "validation_loss" in r]
+    steps = [(r["step"], r["loss"]) for r in history if r.get("loss") is not None]
+    held_out = [(r["step"], r["validation_loss"]) for r in history if r.get("validation_loss") is not None]
     if steps:
         x, y = zip(*steps, strict=True)
         axes.plot(x, y, color=GREY, linewidth=1, label="training, each step")

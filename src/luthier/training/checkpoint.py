@@ -1,10 +1,13 @@
 """Checkpoints that are whole or not there: staged, hashed, renamed; no pickle in them.
 
-A checkpoint is written to `.staging-*`, every file is synced to the disk, `manifest.json` gets size and
-SHA-256 of each, and only then the folder is renamed to its name. A reader takes the newest folder whose
-hashes hold, and puts broken ones aside as `*.corrupt`. Weights lie in the method's own format, so every
+A checkpoint is written to `.staging-*`, `manifest.json` gets size and SHA-256 of each file, everything is synced
+to the disk, and only then the folder is renamed to its name. A reader takes the newest folder whose files are those
+of its manifest, and puts broken ones aside as `*.corrupt`. Weights lie in the method's own format, so every
 checkpoint is usable with PEFT or transformers as it stands; optimizer and random states are tensors in
 safetensors and numbers in JSON.
+
+Names that begin with a dot are never read: `.staging-*` is being written, `.trash-*` is being deleted, `.old-*` stood
+where a new folder takes its place. `tidy` clears away what a killed process left of them.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier.errors import InputError, NoSpace
+from luthier.training.durable import sync
+from luthier.training.randomness import RandomState
 from luthier.training.space import is_full
 
 MANIFEST = "manifest.json"
@@ -39,16 +44,20 @@ def staged(target: Path) -> Iterator[Path]:
         yield staging
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         listing = {
-            str(path.relative_to(staging)): {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in files
+            path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": _hash(path)}
+            for path in files
         }
         (staging / MANIFEST).write_text(json.dumps({"files": listing}, indent=1))
-        for path in [*files, staging / MANIFEST]:
-            _sync(path)
-        if target.exists():  # the same step again, after a resume from before it
-            shutil.rmtree(target)
+        for path in [*files, staging / MANIFEST, *(path for path in staging.rglob("*") if path.is_dir()), staging]:
+            sync(path)
+        old = target.with_name(f".old-{target.name}")
+        if target.exists():  # the same step again; a kill between the two renames is mended by `tidy`
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
         staging.rename(target)
-        _sync(target.parent)
-    except Exception as error:
+        sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
         if is_full(error):
             free = shutil.disk_usage(target.parent).free
@@ -59,34 +68,71 @@ def staged(target: Path) -> Iterator[Path]:
         raise
 
 
-def valid(folder: Path) -> bool:
-    """Are all files of the manifest there, with their hashes?"""
+def tidy(folder: Path) -> None:
+    """Clear away what killed processes left in `folder`. Only for who holds the run: another's work would go too."""
+    for old in folder.glob(".old-*"):
+        target = old.with_name(old.name.removeprefix(".old-"))
+        if not target.exists() and not fault(old):
+            old.rename(target)
+    for left in [path for kind in (".staging-*", ".trash-*", ".old-*") for path in folder.glob(kind)]:
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def fault(folder: Path, *, hashes: bool = True) -> str:
+    """What is wrong with a folder that `staged` made; empty where nothing. Without `hashes` only names and sizes."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        return all(_hash(folder / name) == entry["sha256"] for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+        for name in sorted(there ^ set(files)):
+            return f"{name} is missing" if name in files else f"{name} is not in its manifest"
+        for name, entry in files.items():
+            if (folder / name).stat().st_size != entry["bytes"]:
+                return f"{name} has another size than in its manifest"
+            if hashes and _hash(folder / name) != entry["sha256"]:
+                return f"{name} has another SHA-256 than in its manifest"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+    return "" if files else f"{MANIFEST} names no file"
 
 
-def newest(folder: Path) -> tuple[Path | None, list[Path]]:
-    """(newest whole checkpoint or None, broken ones that were put aside)."""
-    broken: list[Path] = []
-    for checkpoint in sorted(folder.glob("step-*[0-9]"), reverse=True):
-        if valid(checkpoint):
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """(newest whole checkpoint or None, what was found broken and put aside)."""
+    broken: list[str] = []
+    for checkpoint in reversed(_found(folder)):
+        what = fault(checkpoint)
+        if not what:
             return checkpoint, broken
-        aside = checkpoint.with_name(checkpoint.name + ".corrupt")
-        shutil.rmtree(aside, ignore_errors=True)
-        broken.append(checkpoint.rename(aside))
+        aside = put_aside(checkpoint)
+        broken.append(f"{checkpoint} is damaged ({what}) and was put aside as {aside.name}")
     return None, broken
 
 
+def put_aside(checkpoint: Path) -> Path:
+    """Rename a broken checkpoint, so that nobody takes it for a whole one."""
+    aside = checkpoint.with_name(checkpoint.name + ".corrupt")
+    shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint.rename(aside)
+
+
 def rotate(folder: Path, keep: int, best: str | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one; by rename first, so no half remains in sight."""
-    found = sorted(folder.glob("step-*[0-9]"))
-    for checkpoint in found[:-keep]:
+    """Delete all but the newest `keep` checkpoints and the best one; by rename first, so no half remains in sight.
+
+    A checkpoint with a file missing or cut counts for nothing. The one just written was hashed from the disk.
+    """
+    whole = [checkpoint for checkpoint in _found(folder) if not fault(checkpoint, hashes=False)]
+    for checkpoint in whole[:-keep]:
         if checkpoint.name != best:
-            trash = checkpoint.rename(checkpoint.with_name(f".trash-{checkpoint.name}"))
+            trash = checkpoint.with_name(f".trash-{checkpoint.name}")
             shutil.rmtree(trash, ignore_errors=True)
+            shutil.rmtree(checkpoint.rename(trash), ignore_errors=True)
+
+
+def _found(folder: Path) -> list[Path]:
+    """Checkpoints by step, the last one last."""
+    named = {int(found[1]): path for path in folder.glob("step-*") if (found := re.fullmatch(r"step-(\d+)", path.name))}
+    return [named[step] for step in sorted(named)]
 
 
 def write(
@@ -97,10 +143,8 @@ def write(
     with staged(target) as folder:
         weights(folder / "weights")
         tensors, numbers = _flatten(optimizer.state_dict())
-        tensors |= {"rng.torch": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors |= {f"rng.cuda.{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-        version, inner, gauss = random.getstate()
+        dice = RandomState.now()
+        tensors |= dice.tensors
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.safetensors")
         (folder / "state.json").write_text(
             json.dumps({
@@ -108,7 +152,8 @@ def write(
                 "optimizer": numbers,
                 "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
                 "scaler": scaler.state_dict() if scaler is not None else None,
-                "rng": [version, list(inner), gauss],
+                "rng": dice.numbers,
+                "tensors": sorted(tensors),
             })
         )  # fmt: skip
 
@@ -120,19 +165,15 @@ def read(
     """Put a checkpoint back, random states last; returns the state given to `write`."""
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
     tensors = load_file(checkpoint / "state.safetensors")
+    if odd := sorted(set(tensors) ^ set(state.pop("tensors"))):  # torch would start a missing one anew, in silence
+        raise InputError(f"{checkpoint}: {len(odd)} tensors of state.safetensors do not match, among them {odd[0]}")
     restore(checkpoint / "weights")
-    optimizer.load_state_dict(_unflatten(tensors, state["optimizer"]))
-    schedule.load_state_dict({**state["schedule"], "lr_lambdas": [None] * len(optimizer.param_groups)})
-    if scaler is not None and state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
-    cuda = sorted((key for key in tensors if key.startswith("rng.cuda.")), key=lambda key: int(key.rpartition(".")[2]))
-    if cuda and torch.cuda.is_available():
-        if len(cuda) != torch.cuda.device_count():
-            raise InputError(f"{checkpoint}: was written with {len(cuda)} GPUs, here are {torch.cuda.device_count()}")
-        torch.cuda.set_rng_state_all([tensors[key] for key in cuda])
-    version, inner, gauss = state["rng"]
-    random.setstate((version, tuple(inner), gauss))
-    torch.set_rng_state(tensors["rng.torch"])
+    optimizer.load_state_dict(_unflatten(tensors, state.pop("optimizer")))
+    schedule.load_state_dict({**state.pop("schedule"), "lr_lambdas": [None] * len(optimizer.param_groups)})
+    if (scale := state.pop("scaler")) and scaler is not None:
+        scaler.load_state_dict(scale)
+    dice = {key: value for key, value in tensors.items() if key.startswith("rng.")}
+    RandomState(dice, state.pop("rng")).put_back()
     return state
 
 
@@ -167,11 +208,3 @@ def _unflatten(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str,
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,9 +1,11 @@
-"""The training loop: a generator that takes one optimizer step per iteration and yields what happened."""
+"""One optimizer step, and the held-out loss. The policies around them are the session's."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,22 +13,22 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from luthier.errors import Diverged
+from luthier.data.prepared import Prepared
 
 Batch = dict[str, Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One optimizer step, as logged."""
+class Halted(Exception):
+    """Somebody asked for a stop between two micro-batches; no step was taken."""
 
-    index: int
-    """1 for the first step."""
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """What the micro-batches of a step gave; the gradient itself lies in the parameters."""
+
     loss: float
     """Nats per target, over all devices."""
-    lr: float
-    """Learning rate this step used."""
-    grad_norm: float
+    norm: float
     """Before clipping."""
     tokens: int
     """Tokens that were no padding, over all devices."""
@@ -34,57 +36,91 @@ class Step:
     """Targets, over all devices."""
     seconds: float
 
+    @property
+    def finite(self) -> bool:
+        """Are loss and gradient numbers?"""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
 
-def fit(
-    model: nn.Module,
-    steps: Iterable[Sequence[Batch]],
-    loss: Callable[[nn.Module, Batch], Tensor],
-    targets: Callable[[Batch], Tensor],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    accelerator: Accelerator,
-    *,
-    clip: float = 1.0,
-    penalty: Callable[[nn.Module], Tensor | None] = lambda model: None,
-    after_step: Callable[[nn.Module, int], None] = lambda model, index: None,
-    start: int = 0,
-) -> Iterator[Step]:
-    """Take one optimizer step for each list of micro-batches in `steps`, and yield it.
 
-    `loss` returns the SUM over targets: we divide once by the targets of the whole step, over
-    micro-batches and devices, so that a run does not depend on how a step is cut. Logging, evaluation,
-    saving and stopping are the caller's. Raises Diverged before a step with a non-finite gradient, so
-    the weights stay as they were.
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Model, loss, optimizer and schedule: all that a step needs.
+
+    `loss` returns the SUM over targets: we divide once by the targets of the whole step, over micro-batches and
+    devices, so that a run does not depend on how a step is cut.
     """
-    for index, micro in enumerate(steps, start + 1):
-        began = time.perf_counter()
-        model.train()
-        counts = torch.stack([torch.stack([targets(b), b["attention_mask"].sum()]) for b in micro]).sum(0)
+
+    model: nn.Module
+    loss: Callable[[nn.Module, Batch], Tensor]
+    targets: Callable[[Batch], Tensor]
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    accelerator: Accelerator
+    clip: float = 1.0
+    penalty: Callable[[], Tensor | None] = lambda: None
+    after_step: Callable[[int], None] = lambda index: None
+
+    def gradient(self, micro: Sequence[Batch], halt: Callable[[], bool] = lambda: False) -> Gradient:
+        """Run the micro-batches of a step forward and backward, and clip. Raises Halted where `halt` says so."""
+        began, accelerator = time.perf_counter(), self.accelerator
+        self.model.train()
+        counts = torch.stack([torch.stack([self.targets(b), b["attention_mask"].sum()]) for b in micro]).sum(0)
         counts = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
         divisor = counts[0].clamp(min=1)
         total = torch.zeros((), device=accelerator.device)
         for number, held in enumerate(micro, 1):
+            if halt():
+                raise Halted
             batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in held.items()}
-            with nullcontext() if number == len(micro) else accelerator.no_sync(model):
+            with accelerator.no_sync(self.model) if number < len(micro) else nullcontext():
                 with accelerator.autocast():
-                    summed = loss(model, batch)
+                    summed = self.loss(self.model, batch)
                 # DDP averages gradients over devices; multiply to get the sum back.
                 scaled = summed * accelerator.num_processes / divisor
-                if number == len(micro) and (extra := penalty(model)) is not None:
+                if number == len(micro) and (extra := self.penalty()) is not None:
                     scaled = scaled + extra
                 accelerator.backward(scaled)
             total += summed.detach()
         mean = float(accelerator.reduce(total, reduction="sum") / divisor)
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), clip or float("inf")))
-        # fp16 scaling meets infinite gradients by design and skips such steps itself.
-        if accelerator.scaler is None and not (torch.isfinite(torch.tensor([mean, norm])).all()):
-            raise Diverged(
-                f"step {index}: the loss is {mean}, the gradient norm {norm}; the step was not taken",
-                mend="lower train.lr, keep train.clip at 1.0, or use train.precision=bf16 or fp32",
-            )
-        lr = float(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
-        after_step(model, index)
-        optimizer.zero_grad(set_to_none=True)
-        yield Step(index, mean, lr, norm, int(counts[1]), int(counts[0]), time.perf_counter() - began)
+        norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.clip or float("inf")))
+        return Gradient(mean, norm, int(counts[1]), int(counts[0]), time.perf_counter() - began)
+
+    def take(self, index: int, *, leave_out: bool = False) -> bool:
+        """Take step `index`, or leave it out: then only the schedule goes on. False where it was not taken.
+
+        With fp16 the loss's scale makes infinite gradients now and then, by design; such a step is left out by the
+        scaler itself, which lowers the scale.
+        """
+        if not leave_out or self.accelerator.scaler is not None:
+            self.optimizer.step()
+        taken = not leave_out and not getattr(self.optimizer, "step_was_skipped", False)
+        with warnings.catch_warnings():  # of a first step that was left out: torch expects one before the schedule's
+            warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
+            self.schedule.step()
+        if not taken:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.zero_()  # what counts steps (AdaLoRA's budget) sees this one, and nothing in it
+        self.after_step(index)
+        self.optimizer.zero_grad(set_to_none=True)
+        return taken
+
+
+def held_out_loss(
+    model: nn.Module, data: Prepared, pad_id: int, batch_size: int, accelerator: Accelerator,
+    halt: Callable[[], bool] = lambda: False,
+) -> float:  # fmt: skip
+    """Nats per target over all validation rows. Raises Halted where `halt` says so between two batches."""
+    rows, lengths = data.validation_rows, data.validation_rows.lengths
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    total = count = 0.0
+    model.eval()
+    with torch.inference_mode(), accelerator.autocast():
+        for start in range(0, len(rows), batch_size):
+            if halt():
+                raise Halted
+            batch = data.task.collate([rows[i] for i in order[start : start + batch_size]], pad_id)
+            sums, targets = data.task.losses(model, {k: v.to(accelerator.device) for k, v in batch.items()})
+            total += float(sums.sum())
+            count += float(targets.sum())
+    return total / max(1.0, count)

@@ -1,9 +1,14 @@
-"""One training session: the policies around the loop. When to log, evaluate, save, keep and stop."""
+"""One training session: the policies around the loop. When to log, evaluate, save, keep and stop.
+
+`state` is always that of the last whole step, and so are weights, optimizer and random states whenever something stops
+the session between two steps or inside one: a step that is broken off is as if it had never begun.
+"""
 
 from __future__ import annotations
 
+import gc
+import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -18,17 +23,20 @@ from torch import nn
 from luthier.config import ModelConfig, TrainConfig
 from luthier.data.batches import micro_batches, step_numbers, steps_per_epoch
 from luthier.data.prepared import Prepared
-from luthier.errors import DataError, InputError, Stopped
+from luthier.errors import DataError, Diverged, InputError, OutOfMemory, Stopped
 from luthier.folder import RunFolder
 from luthier.methods.base import Method
 from luthier.models.load import device
 from luthier.ops.fused import fused
 from luthier.tasks.base import Row
 from luthier.training import checkpoint as checkpoints
-from luthier.training.loop import Batch, Step, fit
+from luthier.training import health
+from luthier.training.loop import Batch, Gradient, Halted, Loop, held_out_loss
 from luthier.training.optim import build_optimizer, build_schedule
 from luthier.training.progress import Progress
-from luthier.training.signals import StopRequest, watch
+from luthier.training.randomness import RandomState
+from luthier.training.signals import StopRequest
+from luthier.training.space import is_out_of_memory
 
 
 @dataclass(slots=True)
@@ -41,6 +49,12 @@ class Outcome:
     stopped_early: bool
     seconds: float
     tokens: int
+    skipped: int
+    """Steps left out because loss or gradient was no number."""
+    spikes: int
+    """Steps whose loss was far above those before."""
+    rows_per_pass: int
+    """Fewer than the recipe's where memory ran out."""
 
 
 def total_steps(config: TrainConfig, rows: int) -> int:
@@ -90,97 +104,193 @@ class Session:
         optimizer = build_optimizer(model, config, lr, method.lr_ratio_of)
         self.schedule = build_schedule(optimizer, config, self.steps)
         self.optimizer = accelerator.prepare(optimizer)
-        self.state: dict[str, Any] = {"step": 0, "best_step": 0, "best_loss": None, "without_gain": 0}
-        self.state |= {"seconds": 0.0, "tokens": 0}
+        self.loop = Loop(
+            self.model, data.task.loss, data.task.targets, self.optimizer, self.schedule, accelerator, config.clip,
+            penalty=lambda: method.penalty(model), after_step=lambda index: method.after_step(model, index),
+        )  # fmt: skip
+        self.request = StopRequest()
+        self.saved: tuple[int, bool] | None = None
+        self.state: dict[str, Any] = {
+            "step": 0, "best_step": 0, "best_loss": None, "without_gain": 0, "seconds": 0.0, "tokens": 0,
+            "unmeasured": False,  # the evaluation that belongs to this step is still to come
+            "halvings": 0, "skipped": 0, "skipped_in_a_row": 0, "spikes": 0, "recent": [],
+        }  # fmt: skip
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
         found, broken = checkpoints.newest(self.folder.checkpoints)
-        for aside in broken:
-            self.progress.warn(f"{aside} is damaged and was put aside")
+        for what in broken:
+            self.progress.warn(what)
         if found is not None:
-            self.state = checkpoints.read(
+            self.state |= checkpoints.read(
                 found, lambda weights: self.method.restore(self.raw, weights),
                 self._plain_optimizer(), self.schedule, self.accelerator.scaler,
             )  # fmt: skip
-            for key in ("optimizer", "schedule", "scaler", "rng"):
-                self.state.pop(key)
             if self.data.stream is not None:
                 self.progress.note("reading the rows up to there once more")
                 self.data.stream.go_on(self.state["stream"], self.folder.refusals())
             self.progress.note(f"going on from step {self.state['step']} of {self.steps}")
-        self.folder.rewind(self.state["step"])
+        self.saved = (self.state["step"], self.state["unmeasured"])
+        lost = self.folder.rewind(self.state["step"], measured=not self.state["unmeasured"])
+        if lost:
+            self.progress.warn(f"{self.folder.metrics}: the lines of {lost} steps are lost")
 
-    def train(self) -> Outcome:
-        """Take the remaining steps, then leave the model with the weights to keep. Raises Stopped after a signal."""
-        start = self.state["step"]
-        stopped_early = self._out_of_patience()
-        self.progress.train_begins(start, self.steps)
-        with watch() as request, fused(self.raw, packed=self.pack is not None):
-            if start < self.steps and not stopped_early:
-                try:
-                    for step in self._fit(start):
-                        stopped_early = self._after(step, request)
-                        if stopped_early:
-                            break
-                except DataError:  # a row of a stream: what was trained up to it is kept
-                    if self.state["step"] > start:
-                        self._save()
-                    raise
+    def train(self, request: StopRequest | None = None) -> Outcome:
+        """Take the remaining steps, then leave the model with the weights to keep.
+
+        Raises Stopped after a signal, and what a step cannot go on from (DataError, Diverged, OutOfMemory), all with
+        the last whole step saved.
+        """
+        self.request = request or self.request
+        state = self.state
+        self.progress.train_begins(state["step"], self.steps)
+        dice = RandomState.now()
+        with self.request.noted(), fused(self.raw, packed=self.pack is not None):
+            dice.put_back()  # a trial of a layer may draw, and a resumed run makes it at another step
+            try:
+                self._take_steps()
+            except (DataError, Diverged, OutOfMemory):
+                self._save()
+                raise
+            except Halted:
+                self._save()
+                raise Stopped(
+                    f"stopped at step {state['step']} of {self.steps}; everything is saved", self.request.exit_code
+                ) from None
         self.progress.train_ends()
-        return self._finish(stopped_early)
+        return self._finish()
 
-    def _fit(self, start: int) -> Iterator[Step]:
-        task = self.data.task
-        return fit(
-            self.model, self._batches(start), task.loss, task.targets, self.optimizer, self.schedule,
-            self.accelerator, clip=self.config.clip, start=start,
-            penalty=lambda _: self.method.penalty(self.raw),
-            after_step=lambda _, index: self.method.after_step(self.raw, index),
+    def _take_steps(self) -> None:
+        state, stream = self.state, self.data.stream
+        coming = stream.rows() if stream is not None else iter(())
+        if state["unmeasured"]:
+            self._measure_and_save()
+        while state["step"] < self.steps and not self._out_of_patience():
+            if self.request.asked:
+                raise Halted
+            index = state["step"]
+            if stream is not None:
+                rows = list(islice(coming, self.config.batch_size))
+            else:
+                numbers = step_numbers(len(self.data.rows), index, batch_size=self.config.batch_size, seed=self.seed)
+                rows = [self.data.rows[number] for number in numbers]
+            self._log(self._step(index + 1, rows))
+            if stream is not None:
+                state["stream"] = stream.state()
+            self._measure_and_save()
+
+    def _step(self, index: int, rows: list[Row]) -> dict[str, Any]:
+        """Take step `index`, or leave it out; returns its line of metrics.jsonl. Where it raises, nothing changed."""
+        state, began, before = self.state, time.perf_counter(), RandomState.now()
+        try:
+            while (found := self._gradient(rows)) is None:
+                before.put_back()
+                self._halve(smallest=max(map(len, self._cut(rows))) == 1)
+            scaled = self.accelerator.scaler is not None and math.isfinite(found.loss)
+            in_a_row = 0 if found.finite else state["skipped_in_a_row"] + 1
+            skips = self.config.on_nan == "skip"
+            most = health.IN_A_ROW_SCALED if scaled else health.IN_A_ROW if skips else 1
+            if in_a_row >= most:
+                raise health.diverged(index, found, in_a_row, skips=skips or scaled)
+        except BaseException:
+            before.put_back()
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+        lr = float(self.schedule.get_last_lr()[0])
+        taken = self._take(index, leave_out=not found.finite and not scaled)
+        state["step"], state["skipped_in_a_row"] = index, in_a_row
+        record = {
+            "step": index, "epoch": round(index / self.per_epoch, 4), "loss": _number(found.loss), "lr": lr,
+            "grad_norm": _number(found.norm), "tokens": found.tokens, "targets": found.targets,
+            "seconds": time.perf_counter() - began,
+        }  # fmt: skip
+        if not taken:
+            state["skipped"] += 1
+            self.progress.warn(f"step {index} was left out: loss {found.loss}, gradient norm {found.norm}")
+            record["skipped"] = True
+        return record
+
+    def _gradient(self, rows: list[Row]) -> Gradient | None:
+        """Of the rows of a step; None where memory ran out. Raises Halted after a signal."""
+        try:
+            cut = [[rows[i] for i in numbers] for numbers in self._cut(rows)]
+            return self.loop.gradient([self._batch(each) for each in cut], lambda: self.request.asked)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return None  # behind the except, whose traceback holds on to the step's tensors
+
+    def _take(self, index: int, *, leave_out: bool) -> bool:
+        try:
+            return self.loop.take(index, leave_out=leave_out)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(  # no OutOfMemory: some weights may have moved, so nothing is saved
+                f"step {index}: memory ran out in the optimizer ({self.config.optimizer}), whose states do not fit",
+                mend="in another folder (run=DIR): train.optimizer=adamw_8bit or sgd, or a method with fewer trainable "
+                "parameters (luthier list methods)",
+            ) from error
+
+    def _cut(self, rows: list[Row]) -> list[list[int]]:
+        """Micro-batches, smaller where memory ran out before."""
+        config, halved = self.config, self.state["halvings"]
+        return micro_batches(
+            [len(row.ids) for row in rows], micro_batch=self._rows_per_pass(), by_length=config.group_by_length,
+            micro_tokens=config.micro_tokens and max(1, config.micro_tokens >> halved),
+            pack=self.pack and max(1, self.pack >> halved),
         )  # fmt: skip
 
-    def _batches(self, start: int) -> Iterator[list[Batch]]:
-        config, stream = self.config, self.data.stream
-        coming = stream.rows() if stream is not None else iter(())
-        for index in range(start, self.steps):
-            if stream is not None:
-                rows = list(islice(coming, config.batch_size))
-                self.state["stream"] = stream.state()  # as it is once this step is taken
-            else:
-                numbers = step_numbers(len(self.data.rows), index, batch_size=config.batch_size, seed=self.seed)
-                rows = [self.data.rows[number] for number in numbers]
-            cut = micro_batches(
-                [len(row.ids) for row in rows], micro_batch=config.rows_per_pass, by_length=config.group_by_length,
-                micro_tokens=config.micro_tokens, pack=self.pack,
-            )  # fmt: skip
-            yield [self._batch([rows[i] for i in micro]) for micro in cut]
+    def _rows_per_pass(self) -> int:
+        return max(1, self.config.rows_per_pass >> int(self.state["halvings"]))
+
+    def _halve(self, *, smallest: bool) -> None:
+        """After memory ran out: half as much in a pass from now on. OutOfMemory where it was the `smallest` pass."""
+        self.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        when = f"memory ran out behind step {self.state['step']}"
+        if smallest:
+            raise OutOfMemory(
+                f"{when}, with one row in a pass; everything up to there is saved",
+                mend="in another folder (run=DIR): train.gradient_checkpointing=true, a smaller train.max_length, a "
+                "base in 4 bit (method=qlora), or a method with fewer trainable parameters",
+            )
+        self.state["halvings"] += 1
+        size = f"{self.pack >> self.state['halvings']} tokens" if self.pack else f"{self._rows_per_pass()} rows"
+        self.progress.warn(
+            f"{when}: from here on at most {size} in a pass (the run stays the same but for rounding and dropout)"
+        )
 
     def _batch(self, rows: list[Row]) -> Batch:
         return self.data.task.pack(rows) if self.pack else self.data.task.collate(rows, self.pad_id)
 
-    def _after(self, step: Step, request: StopRequest) -> bool:
-        """Log, evaluate and save as the recipe says; True where patience has run out."""
-        state, config, last = self.state, self.config, step.index == self.steps
-        state["step"] = step.index
-        state["seconds"] += step.seconds
-        state["tokens"] += step.tokens
-        record = {
-            "step": step.index, "epoch": round(step.index / self.per_epoch, 4), "loss": step.loss, "lr": step.lr,
-            "grad_norm": step.grad_norm, "tokens": step.tokens, "targets": step.targets, "seconds": step.seconds,
-        }  # fmt: skip
+    def _log(self, record: dict[str, Any]) -> None:
+        """Count a step, look at its loss, and write it down."""
+        state, loss = self.state, record["loss"]
+        state["seconds"] += record["seconds"]
+        state["tokens"] += record["tokens"]
+        if loss is not None:
+            middle = health.spike(state["recent"], loss)
+            if middle is not None:
+                state["spikes"] += 1
+                record["spike"] = True
+                self.progress.warn(f"step {record['step']}: the loss is {loss:.4g}, where {middle:.4g} was usual")
+            state["recent"] = [*state["recent"], loss][-health.WINDOW :]
+        every = self._every(self.config.evaluate_every)
+        due = state["step"] == self.steps or state["step"] % every == 0
+        state["unmeasured"] = bool(self.data.validation_rows) and due
         self.folder.log(record)
         self.progress.step(record, state["tokens"] / max(state["seconds"], 1e-9))
-        better = False
-        if self.data.validation_rows and (last or step.index % self._every(config.evaluate_every) == 0):
-            better = self._evaluate()
-        out_of_patience = self._out_of_patience()
-        asked = request.signal is not None
-        due = step.index % self._every(config.save_every) == 0
-        if due or last or asked or out_of_patience or (better and config.keep_best):
+
+    def _measure_and_save(self) -> None:
+        """Evaluate and save as the recipe says. Raises Halted where a signal comes before all is measured."""
+        state, config = self.state, self.config
+        better = self._evaluate() if state["unmeasured"] else False
+        due = state["step"] % self._every(config.save_every) == 0 or state["step"] == self.steps
+        if due or self._out_of_patience() or (better and config.keep_best):
             self._save()
-        if asked and not last:
-            raise Stopped(f"stopped at step {step.index} of {self.steps}; everything is saved", request.exit_code)
-        return out_of_patience
 
     def _every(self, interval: float | None) -> int:
         """Steps between two occasions: a number of steps, a share of an epoch below 1, or an epoch."""
@@ -190,43 +300,68 @@ class Session:
 
     def _evaluate(self) -> bool:
         """Measure the held-out loss; True where it is the lowest so far."""
-        began = time.perf_counter()
-        loss = held_out_loss(self.raw, self.data, self.pad_id, self.config.rows_per_pass, self.accelerator)
-        state = self.state
-        better = state["best_loss"] is None or loss < state["best_loss"]
+        began, state = time.perf_counter(), self.state
+        while (loss := self._held_out_loss()) is None:
+            self._halve(smallest=self._rows_per_pass() == 1)
+        better = math.isfinite(loss) and (state["best_loss"] is None or loss < state["best_loss"])
         state["without_gain"] = 0 if better else state["without_gain"] + 1
         if better:
             state["best_loss"], state["best_step"] = loss, state["step"]
-        self.folder.log({"step": state["step"], "validation_loss": loss, "seconds": time.perf_counter() - began})
+        state["unmeasured"] = False
+        seconds = time.perf_counter() - began
+        self.folder.log({"step": state["step"], "validation_loss": _number(loss), "seconds": seconds})
         self.progress.evaluated(state["step"], loss, better)
         return better
+
+    def _held_out_loss(self) -> float | None:
+        """None where memory ran out."""
+        try:
+            return held_out_loss(
+                self.raw, self.data, self.pad_id, self._rows_per_pass(), self.accelerator, lambda: self.request.asked
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return None
 
     def _out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.state["without_gain"] >= (self.config.patience or 0)
 
     def _save(self) -> None:
+        """Write a checkpoint of the last whole step, unless there is one, or nothing to keep."""
         step = self.state["step"]
+        if self.saved == (step, self.state["unmeasured"]):
+            return
         if self.data.stream is not None:
             self.folder.keep_refusals(self.data.refusals)
+        self.folder.sync_metrics()
         checkpoints.write(
             self.folder.checkpoints / _name(step), lambda folder: self.method.save(self.raw, folder, training=True),
             self._plain_optimizer(), self.schedule, self.accelerator.scaler, self.state,
         )  # fmt: skip
         best = _name(self.state["best_step"]) if self.config.keep_best and self.state["best_step"] else None
         checkpoints.rotate(self.folder.checkpoints, self.config.keep, best)
+        self.saved = (step, self.state["unmeasured"])
         self.progress.saved(step)
 
-    def _finish(self, stopped_early: bool) -> Outcome:
+    def _finish(self) -> Outcome:
         state = self.state
         # Measured as it will be used: without the autocast that accelerate put around forward.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        kept_best = bool(self.config.keep_best and state["best_step"] and state["best_step"] != state["step"])
-        if kept_best:
-            self.method.restore(self.raw, self.folder.checkpoints / _name(state["best_step"]) / "weights")
+        best = state["best_step"] if self.config.keep_best else 0
+        if best not in (0, state["step"]):
+            checkpoint = self.folder.checkpoints / _name(best)
+            if what := checkpoints.fault(checkpoint):
+                self.progress.warn(
+                    f"{checkpoint}, the best one, is damaged ({what}): the last weights are kept instead"
+                )
+                best = 0
+            else:
+                self.method.restore(self.raw, checkpoint / "weights")
         return Outcome(
-            steps=state["step"], kept_step=state["best_step"] if kept_best else state["step"],
-            kept_best=self.config.keep_best and state["best_step"] > 0, stopped_early=stopped_early,
-            seconds=state["seconds"], tokens=state["tokens"],
+            steps=state["step"], kept_step=best or state["step"], kept_best=best > 0,
+            stopped_early=self._out_of_patience(), seconds=state["seconds"], tokens=state["tokens"],
+            skipped=state["skipped"], spikes=state["spikes"], rows_per_pass=self._rows_per_pass(),
         )  # fmt: skip
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
@@ -237,19 +372,9 @@ def _name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def held_out_loss(model: nn.Module, data: Prepared, pad_id: int, batch_size: int, accelerator: Accelerator) -> float:
-    """Nats per target over all validation rows."""
-    rows, lengths = data.validation_rows, data.validation_rows.lengths
-    order = sorted(range(len(rows)), key=lengths.__getitem__)
-    total = count = 0.0
-    model.eval()
-    with torch.inference_mode(), accelerator.autocast():
-        for start in range(0, len(rows), batch_size):
-            batch = data.task.collate([rows[i] for i in order[start : start + batch_size]], pad_id)
-            sums, targets = data.task.losses(model, {k: v.to(accelerator.device) for k, v in batch.items()})
-            total += float(sums.sum())
-            count += float(targets.sum())
-    return total / max(1.0, count)
+def _number(value: float) -> float | None:
+    """For JSON, which has no word for what is no number."""
+    return value if math.isfinite(value) else None
 
 
 def weights_bytes(folder: Path) -> int:

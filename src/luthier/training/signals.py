@@ -1,14 +1,29 @@
-"""Ctrl-C and SIGTERM finish the step and save; a second one ends at once."""
+"""Ctrl-C, SIGTERM and SIGUSR1 stop a run with everything saved; a second one ends it at once.
+
+While steps are taken a signal is noted, and the session looks for it between micro-batches. Everywhere else nothing
+can be lost but work that the next start does again, so there it ends what is being done by an exception.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_CODES = {signal.SIGINT: 75, signal.SIGTERM: 143}
+# Windows has no SIGUSR1.
+EXIT_CODES = {
+    number: code
+    for name, code in (("SIGINT", 75), ("SIGTERM", 143), ("SIGUSR1", 138))
+    if (number := getattr(signal, name, None)) is not None
+}
+"""What a process returns after which signal: 128 + its number, and for ctrl-C the code for `try again`."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ends what is being done. No Exception, so that no library takes it for a failure of its own."""
 
 
 class StopRequest:
@@ -16,11 +31,34 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._noting = False
 
     @property
     def exit_code(self) -> int:
-        """What the process should return: 143 after SIGTERM, 75 after ctrl-C."""
+        """What the process should return: 143 after SIGTERM, 138 after SIGUSR1, 75 after ctrl-C."""
         return EXIT_CODES.get(self.signal, 75) if self.signal else 0
+
+    @property
+    def asked(self) -> bool:
+        """Was a stop asked for?"""
+        return self.signal is not None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Inside, a first signal is only noted: whoever works here looks for it. Raises Interrupted at the end then."""
+        self._noting = True
+        try:
+            yield
+        finally:
+            self._noting = False
+        if self.asked:
+            raise Interrupted
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        first, self.signal = self.signal is None, self.signal or signal.Signals(number)
+        if not (self._noting and first):
+            raise Interrupted
 
 
 @contextmanager
@@ -30,11 +68,14 @@ def watch() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
+    own = os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if request.signal is not None:
-            raise KeyboardInterrupt
-        request.signal = signal.Signals(number)
+        if os.getpid() != own:  # a worker that was forked with our handlers: it has nothing to save
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        request.note(number, frame)
 
     before = {number: signal.signal(number, note) for number in EXIT_CODES}
     try:

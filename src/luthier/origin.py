@@ -1,0 +1,115 @@
+"""Where a run comes from: command, versions, machine and base weights, and whether they are still the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import InputError
+
+PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets")
+SAMPLE = 4096
+"""Bytes looked at on either end of each tensor of the base."""
+
+_SECRET_KEY = re.compile(r"(token|key|secret|password|passwd|credentials?)$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(
+    r"\b(?:hf|api_org|ghp|gho|ghs|glpat|sk|pk|xox[a-z])[_-][\w-]{8,}"  # tokens of Hugging Face, GitHub and others
+    r"|\bgithub_pat_\w{8,}|\bAKIA[0-9A-Z]{12,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]+"  # ..., AWS, JSON web tokens
+    r"|(?<=://)[^/\s@]+(?=@)"  # user:password@ in an address
+    r"|(?i:(?<=token=)|(?<=key=)|(?<=secret=)|(?<=password=)|(?<=signature=)|(?<=sig=))[^&\s]+"
+)
+HIDDEN = "***"
+
+
+def redacted(text: str) -> str:
+    """Text without what looks like a token or a password in it."""
+    return _SECRET_VALUE.sub(HIDDEN, text)
+
+
+def redacted_command(words: Sequence[str]) -> list[str]:
+    """A command line whose secrets are left out: by the look of a value, or by the key or option it belongs to."""
+    shown: list[str] = []
+    secret = False
+    for word in words:
+        key, equals, _ = word.partition("=")
+        named = bool(_SECRET_KEY.search(key)) and (bool(equals) or key.startswith("--"))
+        shown.append(HIDDEN if secret else f"{key}={HIDDEN}" if named and equals else redacted(word))
+        secret = named and not equals
+    return shown
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command of this process; no user names, keys or tokens."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "packages": versions,
+        "command": [Path(sys.argv[0]).name, *redacted_command(sys.argv[1:])],
+    }
+
+
+def changes(before: Mapping[str, Any]) -> list[str]:
+    """What of the environment is not as it was: `torch 2.12.0 at the start, 2.13.0 now`."""
+    now = environment()
+    pairs = [(name, before.get(name), now[name]) for name in ("python", "system")]
+    versions = before.get("packages") or {}
+    pairs += [(name, versions.get(name), version) for name, version in now["packages"].items()]
+    return [f"{name} {then} at the start, {here} now" for name, then, here in pairs if then not in (None, here)]
+
+
+def base_of(folder: Path, *, weights: bool = True) -> dict[str, str]:
+    """A hash for each file of a base that a run depends on: tokenizer, configuration, code, weights.
+
+    Of weights the header is hashed and both ends of each tensor, for reading all of them would take as long as loading
+    them once more. Training changes every tensor it touches, so another checkpoint does not pass for the same.
+    """
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors" and weights:
+            found[path.name] = _sampled(path)
+        elif path.suffix in (".json", ".jinja", ".py", ".model", ".txt") and path.name != "generation_config.json":
+            found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def refuse_another_base(then: Mapping[str, str], now: Mapping[str, str], path: str) -> None:
+    """InputError where the base of a run is not the one it started from."""
+    if changed := sorted(name for name in {*then, *now} if then.get(name) != now.get(name)):
+        raise InputError(
+            f"model.path: {path} is not the base that the run was started from; changed: {', '.join(changed[:5])}"
+            + (f" and {len(changed) - 5} more" if len(changed) > 5 else ""),
+            mend="put the base back as it was, or start anew with run=ANOTHER_DIR",
+        )
+
+
+def _sampled(path: Path) -> str:
+    """Hash of size, header and samples of a safetensors file."""
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, 2**28))
+        digest.update(header)
+        try:
+            places = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError, AttributeError):  # whoever loads it will say what is wrong with it
+            return digest.hexdigest()
+        for begin, end in places:
+            for place in (begin, max(begin, end - SAMPLE)):
+                file.seek(8 + length + place)
+                digest.update(file.read(min(SAMPLE, end - place)))
+    return digest.hexdigest()
