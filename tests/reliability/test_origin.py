@@ -1,0 +1,280 @@
+"""A run knows where it comes from, is worked on by one process at a time, and tells no secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tools.soak import differences
+
+from luthier.config import RunConfig
+from luthier.errors import Busy, InputError, ModelError, Stopped
+from luthier.folder import RunFolder
+from luthier.origin import base_of, changes, environment, redacted, redacted_command
+from luthier.run import evaluate, open_run
+from tests.reliability.conftest import LORA, Heard, Start, forked, status
+
+
+def stop_at(step: int) -> Heard:
+    return Heard(lambda now: os.kill(os.getpid(), signal.SIGTERM) if now == step else None)
+
+
+@pytest.fixture
+def base(shelf: Path, tmp_path: Path) -> Path:
+    """A copy of the model that a test may change."""
+    return Path(shutil.copytree(shelf / "model", tmp_path / "base"))
+
+
+def change_weights(base: Path) -> None:
+    """One number of one tensor, neither the first nor the last of the file."""
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][3, 7] += 0.5
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_tokenizer(base: Path) -> None:
+    file = base / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["added_tokens"][0]["lstrip"] = True
+    file.write_text(json.dumps(tokenizer))
+
+
+def change_config(base: Path) -> None:
+    file = base / "config.json"
+    file.write_text(file.read_text().replace('"attention_dropout": 0.1', '"attention_dropout": 0.2'))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (change_weights, "model.safetensors"),
+        (change_config, "config.json"),
+        (change_tokenizer, "tokenizer.json"),
+        (lambda base: (base / "chat_template.jinja").write_text("{{ messages }}"), "chat_template.jinja"),
+    ],
+    ids=["weights", "config", "tokenizer", "template"],
+)
+def test_a_run_does_not_go_on_with_another_base(
+    change: Callable[[Path], object], named: str, base: Path, start: Start, tmp_path: Path
+) -> None:
+    own = [*LORA, f"model={base}"]
+    kept = Path(shutil.copytree(base, tmp_path / "kept"))
+    with pytest.raises(Stopped):
+        start(tmp_path / "run", *own, progress=stop_at(3))
+    change(base)
+    with pytest.raises(InputError, match=rf"is not the base that the run was started from; changed: {named}\n"):
+        start(tmp_path / "run", *own)
+    shutil.rmtree(base)
+    kept.rename(base)
+    (base / "README.md").write_text("nothing that a run depends on")
+    start(tmp_path / "run", *own)
+    change(base)
+    for use in (evaluate, open_run):
+        with pytest.raises(InputError, match="is not the base"):
+            use(tmp_path / "run")
+
+
+def test_any_change_of_a_tensors_ends_counts_and_training_changes_both(base: Path) -> None:
+    before = base_of(base)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(before)
+    assert "generation_config.json" not in before, "what is generated is measured, not trained"
+    data = bytearray((base / "model.safetensors").read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    places = [e["data_offsets"] for name, e in json.loads(data[8 : 8 + length]).items() if name != "__metadata__"]
+    for begin, end in places:
+        for place in (begin, end - 1):
+            data[8 + length + place] ^= 1
+            (base / "model.safetensors").write_bytes(data)
+            assert base_of(base)["model.safetensors"] != before["model.safetensors"]
+            data[8 + length + place] ^= 1
+    (base / "model.safetensors").write_bytes(data)
+    assert base_of(base) == before
+    assert "model.safetensors" not in base_of(base, weights=False), "model.init=random reads none"
+    (base / "model.safetensors").write_bytes(b"\xff" * 40)
+    assert base_of(base)["model.safetensors"] != before["model.safetensors"]
+
+
+def test_other_versions_are_told_and_the_run_goes_on(whole: Path, start: Start, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        start(tmp_path / "run", *LORA, progress=stop_at(3))
+    file = tmp_path / "run" / "environment.json"
+    kept = json.loads(file.read_text())
+    kept["packages"]["torch"], kept["python"] = "2.0.0", "3.9.1"
+    file.write_text(json.dumps(kept))
+    heard = Heard()
+    start(tmp_path / "run", *LORA, progress=heard)
+    now = environment()
+    (told,) = [text for text in heard.said if text.startswith("not as at the start")]
+    assert f"python 3.9.1 at the start, {now['python']} now" in told
+    assert f"torch 2.0.0 at the start, {now['packages']['torch']} now" in told and "peft" not in told
+    assert changes(environment()) == [] and changes({}) == []
+
+
+def test_a_lost_environment_is_made_anew(whole: Path, start: Start, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        start(tmp_path / "run", *LORA, progress=stop_at(3))
+    (tmp_path / "run" / "environment.json").unlink()
+    start(tmp_path / "run", *LORA)
+    assert differences(whole, tmp_path / "run") == []
+
+
+def test_a_second_process_is_refused_until_the_first_one_is_gone(whole: Path, start: Start, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    reading, writing = os.pipe()
+
+    def wait(step: int) -> None:
+        if step == 3:
+            os.write(writing, b"!")
+            time.sleep(600)
+
+    pid = forked(lambda: start(run, *LORA, progress=Heard(wait)))
+    try:
+        assert os.read(reading, 1) == b"!"
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        with pytest.raises(Busy, match="another process is at work on this run") as busy:
+            start(run, *LORA)
+        assert busy.value.exit_code == 2
+        assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}, "untouched"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        assert status(pid) == -signal.SIGKILL
+    start(run, *LORA)
+    assert differences(whole, run) == []
+
+
+def test_children_of_a_killed_process_do_not_keep_its_lock(tmp_path: Path) -> None:
+    """Workers that tokenize are forked while the run is held, and may outlive it."""
+    folder, (reading, writing) = RunFolder(tmp_path / "run"), os.pipe()
+
+    def hold() -> None:
+        with folder.held():
+            if os.fork() == 0:
+                os.write(writing, f"{os.getpid()}\n".encode())
+                time.sleep(600)
+            time.sleep(600)
+
+    pid = forked(hold)
+    child = int(os.read(reading, 20))
+    try:
+        with pytest.raises(Busy), folder.held():
+            pass
+        os.kill(pid, signal.SIGKILL)
+        assert status(pid) == -signal.SIGKILL
+        with folder.held():
+            pass
+        os.kill(child, 0)  # it is there still
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_an_error_inside_lets_go_of_the_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(ZeroDivisionError), folder.held():
+        raise ZeroDivisionError
+    with folder.held():
+        pass
+
+
+TOKEN = "hf_" + "aBcDeFgHiJkLmNoPqRsTuV"
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        (f"data={TOKEN}", "data=***"),
+        (f"https://user:{TOKEN}@host/x.jsonl", "https://***@host/x.jsonl"),
+        ("https://user:open-sesame@host/x.jsonl", "https://***@host/x.jsonl"),
+        ("data=https://host/x.jsonl?token=abc123&rows=3", "data=https://host/x.jsonl?token=***&rows=3"),
+        ("data=https://s3/x?X-Amz-Signature=abc123", "data=https://s3/x?X-Amz-Signature=***"),
+        ("hub_token=abc", "hub_token=***"),
+        ("API_KEY=abc", "API_KEY=***"),
+        ("my.secret=abc", "my.secret=***"),
+        ("password=a b", "password=***"),
+        ("ghp_0123456789abcdef0123", "***"),
+        ("sk-proj-0123456789abcdef", "***"),
+        ("train.micro_tokens=4096", "train.micro_tokens=4096"),
+        ("evaluate.max_new_tokens=64", "evaluate.max_new_tokens=64"),
+        ("train.optimizer=adamw", "train.optimizer=adamw"),
+        ("data=task-descriptions-long.jsonl", "data=task-descriptions-long.jsonl"),
+        ("run=runs/hf_small", "run=runs/hf_small"),
+        ("model=org/name@main", "model=org/name@main"),
+    ],
+)
+def test_secrets_are_hidden_and_nothing_else(word: str, shown: str) -> None:
+    assert redacted_command([word]) == [shown]
+
+
+def test_the_value_behind_a_secret_option_is_hidden() -> None:
+    assert redacted_command(["train", "--hub-token", "abc", "a.yaml"]) == ["train", "--hub-token", "***", "a.yaml"]
+    assert redacted_command(["train", "--token=abc"]) == ["train", "--token=***"]
+    assert redacted(f"path: {TOKEN}\n") == "path: ***\n"
+
+
+def test_no_file_of_a_run_holds_a_token(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(sys, "argv", ["luthier", "train", f"hub_token={TOKEN}", TOKEN])
+    start(tmp_path / "run", *LORA)
+    assert "***" in (tmp_path / "run" / "environment.json").read_text()
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_code_of_a_model_does_not_run_unless_asked_for(base: Path, start: Start, tmp_path: Path) -> None:
+    marker = tmp_path / "it ran"
+    (base / "modeling_own.py").write_text(
+        "from pathlib import Path\n"
+        f"Path({str(marker)!r}).touch()\n"
+        "from transformers import LlamaConfig as Config, LlamaForCausalLM as Model\n"
+    )
+    config = json.loads((base / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "modeling_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
+    config["model_type"] = "own"
+    (base / "config.json").write_text(json.dumps(config))
+    assert RunConfig.load(None, []).model.trust_remote_code is False
+    with pytest.raises(ModelError, match=r"Python code of its own, .*\n  mend: .* model\.trust_remote_code=true"):
+        start(tmp_path / "run", *LORA, f"model={base}")
+    assert not marker.exists() and not (tmp_path / "run").exists()
+
+
+def test_pickled_weights_are_refused_with_the_mend(base: Path, start: Start, tmp_path: Path) -> None:
+    marker = tmp_path / "it ran"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+            return os.mkdir, (str(marker),)
+
+    (base / "model.safetensors").unlink()
+    torch.save(Trap(), base / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="only pickled weights") as no:
+        start(tmp_path / "run", *LORA, f"model={base}")
+    assert "convert them to safetensors" in str(no.value) and not marker.exists()
+
+
+def test_a_pickle_beside_a_finished_adapter_is_not_opened(whole: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "it ran"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+            return os.mkdir, (str(marker),)
+
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    (run / "adapter" / "adapter_model.safetensors").unlink()
+    torch.save(Trap(), run / "adapter" / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"holds no adapter_model\.safetensors"):
+        open_run(run)
+    assert not marker.exists()
+
+
+def test_no_file_of_a_run_is_a_pickle(whole: Path) -> None:
+    kinds = {path.suffix for path in whole.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert kinds <= {".json", ".jsonl", ".safetensors", ".yaml", ".jinja", ".png", ".html"}
+    assert not [path for path in whole.rglob("*") if path.is_file() and path.read_bytes()[:2] in (b"\x80\x02", b"PK")]
