@@ -229,6 +229,8 @@ def main() -> int:
             case = list(CASES)[number % len(CASES)]
             found += soak.trial(case, number)
             number += 1
+            if number % 20 == 0:
+                print(f"{soak.counts['kills']} kills in {number} runs, {len(found)} differences so far", flush=True)
     for what, count in soak.counts.items():
         print(f"{what}: {count}")
     print(f"runs: {number}, different from the reference: {len({name.split(':')[0] for name in found})}")

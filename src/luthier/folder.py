@@ -23,10 +23,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from luthier.config import RunConfig
+from luthier.config import ModelConfig, RunConfig
 from luthier.data.store import Refusal
 from luthier.errors import Busy, InputError, did_you_mean
-from luthier.origin import changes, environment, refuse_another_base
+from luthier.origin import base_of, changes, environment, local_copy, refuse_another_base
 from luthier.training.durable import put, staging_of, sync
 
 MAY_CHANGE = (
@@ -132,11 +132,16 @@ class RunFolder:
         """What of versions and machine is not as at the start."""
         return changes(self._environment())
 
-    def refuse_another_base(self, path: str, now: Mapping[str, str]) -> None:
+    def refuse_another_base(self, model: ModelConfig, source: str) -> None:
         """Keep hashes of the base's files, or compare them with those kept. InputError where the base is another."""
-        kept = self._environment()
+        there, kept = local_copy(source, model.revision), self._environment()
+        if there is None:
+            return
+        now = base_of(there, weights=model.init == "pretrained")
         if "base" in kept:
-            refuse_another_base(kept["base"], now, path)
+            if there != Path(source):  # a snapshot of a commit: what was fetched since is no change
+                now = {name: value for name, value in now.items() if name in kept["base"]}
+            refuse_another_base(kept["base"], now, model.path)
         else:
             write_json(self.environment, {**(kept or environment()), "base": now})
 

@@ -82,9 +82,21 @@ def base_of(folder: Path, *, weights: bool = True) -> dict[str, str]:
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors" and weights:
             found[path.name] = _sampled(path)
-        elif path.suffix in (".json", ".jinja", ".py", ".model", ".txt") and path.name != "generation_config.json":
+        elif path.name != "generation_config.json" and (
+            path.suffix in (".json", ".jinja", ".py", ".model") or path.name in ("vocab.txt", "merges.txt")
+        ):
             found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def local_copy(source: str, revision: str | None) -> Path | None:
+    """The folder that a loaded model came from: its own, or the hub's snapshot in the cache."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def refuse_another_base(then: Mapping[str, str], now: Mapping[str, str], path: str) -> None:

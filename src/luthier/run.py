@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config import RunConfig
 from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder, run_path, write_json, write_jsonl, write_text
-from luthier.origin import base_of, environment, redacted
+from luthier.origin import environment, redacted
 from luthier.training.progress import Progress
 from luthier.training.signals import Interrupted, StopRequest, watch
 from luthier.training.space import explained
@@ -192,8 +192,9 @@ def load_all(
 
     source = locate(config.model)
     progress.stage(f"loading {config.model.path}")
-    if folder is not None and Path(source).is_dir():
-        folder.refuse_another_base(config.model.path, base_of(Path(source), weights=config.model.init == "pretrained"))
+    local = Path(source).is_dir()  # a hub's copy may be an older one until the model is loaded
+    if folder is not None and local:
+        folder.refuse_another_base(config.model, source)
     template = Template(load_tokenizer(config.model, source))
     torch.manual_seed(config.seed)  # a classification head starts random
     labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
@@ -205,8 +206,8 @@ def load_all(
         check_packing(data.task, config.method)
     check_method(config, source, labels)
     model = load_model(config.model, str(weights or source), labels=labels, tokenizer=template.tokenizer)
-    if folder is not None and (commit := getattr(model.config, "_commit_hash", None)) and weights is None:
-        folder.refuse_another_base(config.model.path, {"commit": str(commit)})
+    if folder is not None and not local:
+        folder.refuse_another_base(config.model, source)
     return Loaded(config, model, template, data, max_length)
 
 

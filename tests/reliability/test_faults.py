@@ -322,6 +322,48 @@ def test_memory_that_the_system_refuses(shelf: Path, start: Start, tmp_path: Pat
     assert [record["step"] for record in history(tmp_path / "run")] == [1, 2]
 
 
+def test_a_scaler_leaves_its_own_steps_out_and_a_step_of_no_number_too() -> None:
+    """fp16's scaler, on a CPU: infinite gradients are its business, and the schedule goes on all the same."""
+    from contextlib import nullcontext
+    from types import SimpleNamespace
+
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    from luthier.training.loop import Loop
+
+    Accelerator(cpu=True)  # its optimizer wants one
+    layer = torch.nn.Linear(2, 1, bias=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    plain = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer = AcceleratedOptimizer(plain, scaler=scaler)
+
+    def clip(parameters: Any, most: float) -> Any:
+        scaler.unscale_(plain)
+        return torch.nn.utils.clip_grad_norm_(parameters, most)
+
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"), num_processes=1, scaler=scaler, reduce=lambda x, reduction: x, autocast=nullcontext,
+        no_sync=lambda model: nullcontext(), backward=lambda loss: scaler.scale(loss).backward(), clip_grad_norm_=clip,
+    )  # fmt: skip
+    seen: list[int] = []
+    factors = [float("inf"), float("nan"), 1.0]
+    loop = Loop(
+        layer, lambda model, batch: model(batch["x"]).sum() * factors[len(seen)], lambda batch: torch.tensor(1), optimizer,
+        torch.optim.lr_scheduler.LambdaLR(plain, lambda done: 1 / (1 + done)), accelerator, after_step=seen.append,
+    )  # fmt: skip
+    batch = {"x": torch.ones(1, 2), "attention_mask": torch.ones(1, 2)}
+    before = layer.weight.detach().clone()
+    for index in (1, 2):
+        found = loop.gradient([batch])
+        assert not found.finite
+        assert not loop.take(index, leave_out=index == 2)
+        assert torch.equal(layer.weight, before) and layer.weight.grad is None
+    assert scaler.get_scale() == 1.0, "halved twice"
+    assert loop.gradient([batch]).finite and loop.take(3) and not torch.equal(layer.weight, before)
+    assert seen == [1, 2, 3] and loop.schedule.get_last_lr() == [0.1 / 4]
+
+
 @pytest.fixture
 def full_device() -> Iterator[Path]:
     if not Path("/dev/full").exists():

@@ -75,7 +75,8 @@ def test_a_run_does_not_go_on_with_another_base(
         start(tmp_path / "run", *own)
     shutil.rmtree(base)
     kept.rename(base)
-    (base / "README.md").write_text("nothing that a run depends on")
+    for name in ("README.md", "LICENSE.txt", "generation_config.json"):
+        (base / name).write_text("{}")  # nothing that training depends on
     start(tmp_path / "run", *own)
     change(base)
     for use in (evaluate, open_run):
@@ -174,6 +175,53 @@ def test_children_of_a_killed_process_do_not_keep_its_lock(tmp_path: Path) -> No
         os.kill(child, 0)  # it is there still
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_workers_end_when_their_parent_is_killed() -> None:
+    from luthier.data.parallel import in_order
+
+    reading, writing = os.pipe()
+
+    def tell(piece: int) -> int:
+        os.write(writing, f"{os.getpid():>9}\n".encode())
+        time.sleep(0.01)
+        return piece
+
+    def work() -> None:
+        for _ in in_order(tell, range(10**6), 2):
+            pass
+
+    pid = forked(work)
+    workers: set[int] = set()
+    while len(workers) < 2:
+        workers.add(int(os.read(reading, 10)))
+    os.kill(pid, signal.SIGKILL)
+    assert status(pid) == -signal.SIGKILL
+    os.close(writing)
+    while os.read(reading, 4096):  # its end comes when the last one that could write is gone
+        pass
+
+
+def test_a_model_of_a_hub_is_known_by_its_copy_in_the_cache(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(base, repository / "snapshots" / commit)
+    change_weights(repository / "snapshots" / ("b" * 40))
+    folder, model = RunFolder(tmp_path / "run"), RunConfig.load(None, ["model=org/tiny"]).model
+    folder.path.mkdir()
+    folder.refuse_another_base(model, "org/tiny")
+    assert not folder.environment.exists(), "nothing of it is here yet"
+    (repository / "refs" / "main").write_text("a" * 40)
+    folder.refuse_another_base(model, "org/tiny")
+    (repository / "snapshots" / ("a" * 40) / "vocab.json").write_text("fetched later, by another program")
+    folder.refuse_another_base(model, "org/tiny")
+    (repository / "refs" / "main").write_text("b" * 40)
+    with pytest.raises(InputError, match=r"org/tiny is not the base .*changed: model\.safetensors"):
+        folder.refuse_another_base(model, "org/tiny")
 
 
 def test_an_error_inside_lets_go_of_the_folder(tmp_path: Path) -> None:
