@@ -184,6 +184,22 @@ def test_what_killed_processes_leave_is_cleared_away(whole: Path, start: Start, 
     assert differences(whole, run) == []
 
 
+def test_a_kill_between_a_checkpoint_and_its_rotation_leaves_none_too_many(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ["method.rank=2", "train.keep=2", "data.validation=none"]
+    with monkeypatch.context() as patch:
+        patch.setattr("luthier.training.checkpoint.rotate", lambda *_: None)  # killed there, at each step
+        start(tmp_path / "run", *own)
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 8
+    for name in AFTER:
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    start(tmp_path / "run", *own)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-000007", "step-000008"]
+
+
 @pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".environment.json.staging"], [".lock", "environment.json"]])
 def test_a_kill_at_the_very_start_does_not_block_the_folder(left: list[str], start: Start, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()

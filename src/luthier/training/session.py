@@ -130,6 +130,7 @@ class Session:
                 self.progress.note("reading the rows up to there once more")
                 self.data.stream.go_on(self.state["stream"], self.folder.refusals())
             self.progress.note(f"going on from step {self.state['step']} of {self.steps}")
+            self._rotate()  # a kill may have come between a checkpoint and its rotation
         self.saved = (self.state["step"], self.state["unmeasured"])
         lost = self.folder.rewind(self.state["step"], measured=not self.state["unmeasured"])
         if lost:
@@ -339,10 +340,13 @@ class Session:
             self.folder.checkpoints / _name(step), lambda folder: self.method.save(self.raw, folder, training=True),
             self._plain_optimizer(), self.schedule, self.accelerator.scaler, self.state,
         )  # fmt: skip
-        best = _name(self.state["best_step"]) if self.config.keep_best and self.state["best_step"] else None
-        checkpoints.rotate(self.folder.checkpoints, self.config.keep, best)
+        self._rotate()
         self.saved = (step, self.state["unmeasured"])
         self.progress.saved(step)
+
+    def _rotate(self) -> None:
+        best = _name(self.state["best_step"]) if self.config.keep_best and self.state["best_step"] else None
+        checkpoints.rotate(self.folder.checkpoints, self.config.keep, best)
 
     def _finish(self) -> Outcome:
         state = self.state
