@@ -12,15 +12,16 @@ from luthier.ops.attention import row_by_row
 
 
 @contextmanager
-def fused(model: nn.Module, *, packed: bool = False) -> Iterator[None]:
+def fused(model: nn.Module, *, packed: bool = False, trial: bool = True) -> Iterator[None]:
     """In here `model` computes with ours what its own code computes in more memory or time; `packed` adds attention.
 
-    The numbers are the same to rounding: each module decides by a trial, and by what it carries at each call.
+    The numbers are the same to rounding: each module decides by a trial, and by what it carries at each call. A model
+    without numbers, which is only planned, has no `trial`.
     """
     with ExitStack() as stack:
         if packed:
             stack.enter_context(row_by_row(model))
-        changed = [module for part in (lora, gated, norm) for module in part.fuse(model)]
+        changed = [*lora.fuse(model), *gated.fuse(model, trial=trial), *norm.fuse(model, trial=trial)]
         try:
             yield
         finally:

@@ -23,18 +23,20 @@ PART_BYTES = 2**20
 """Bytes of a tensor that are worked on at a time: they should stay in a processor's cache."""
 
 
-def fuse(model: nn.Module) -> list[nn.Module]:
+def fuse(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
     """Let the gated blocks of `model` compute so, where a trial gives their own numbers; returns these blocks.
 
     A block decides at each call: a layer that trains itself, or has more beside it than LoRA, goes the model's way.
+    Without numbers (a model that is only planned) there is no `trial`.
     """
     found: list[nn.Module] = []
     proved: dict[type, bool] = {}
     for module in model.modules():
         if all(isinstance(getattr(module, name, None), nn.Module) for name in (*LAYERS, "act_fn")):
             if type(module) not in proved:
-                proved[type(module)] = _same(module)
+                proved[type(module)] = _same(module) if trial else activation(module.act_fn) is not None  # type: ignore[arg-type]
             if proved[type(module)]:
+                module.known_activation = activation(module.act_fn)  # type: ignore[arg-type, assignment]
                 module.forward = MethodType(_forward, module)
                 found.append(module)
     return found
@@ -63,7 +65,8 @@ def _slope(name: str, upstream: Tensor, x: Tensor) -> Tensor:
 @torch.no_grad()
 def _same(module: Any) -> bool:
     """Does the block give what we would make of its layers? Tried on a few tokens, with nothing dropped."""
-    if activation(module.act_fn) is None:
+    act = activation(module.act_fn)
+    if act is None:
         return False
     modes = {part: part.training for part in module.modules()}
     module.eval()  # first of all: a mask drawn here would move torch's random state
@@ -76,7 +79,7 @@ def _same(module: Any) -> bool:
         # Of the type that the block itself will see: fixed numbers, so that nothing is drawn from torch's state.
         dtype = torch.float32 if is_packed(layer) else layer.weight.dtype
         x = torch.linspace(-1.7, 2.3, 3 * width, device=layer.weight.device).sin().view(1, 3, width).to(dtype)
-        usual, ours = type(module).forward(module, x).float(), _forward(module, x).float()
+        usual, ours = type(module).forward(module, x).float(), gated(x, act, paths).float()  # type: ignore[arg-type]
         allowed = 1e-5 if dtype == torch.float32 and not is_packed(layer) else 0.02
         return bool((usual - ours).norm() <= allowed * usual.norm())
     finally:
@@ -102,8 +105,6 @@ def _forward(self: Any, x: Tensor) -> Tensor:
     if None in paths:
         made: Tensor = type(self).forward(self, x)
         return made
-    if not hasattr(self, "known_activation"):
-        self.known_activation = activation(self.act_fn)
     return gated(x, self.known_activation, paths)  # type: ignore[arg-type]
 
 

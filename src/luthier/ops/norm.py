@@ -17,8 +17,11 @@ PART_BYTES = 2**20
 """Bytes in float32 that are worked on at a time: they should stay in a processor's cache."""
 
 
-def fuse(model: nn.Module) -> list[nn.Module]:
-    """Let the RMSNorms of `model` compute so, where a trial gives their own numbers; returns these."""
+def fuse(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
+    """Let the RMSNorms of `model` compute so, where a trial gives their own numbers; returns these.
+
+    Without numbers (a model that is only planned) there is no `trial`.
+    """
     found: list[nn.Module] = []
     proved: dict[tuple[type, torch.dtype], bool | None] = {}
     for module in model.modules():
@@ -30,7 +33,7 @@ def fuse(model: nn.Module) -> list[nn.Module]:
             continue
         key = type(module), norm_weight.dtype
         if key not in proved:
-            proved[key] = _offset(module, norm_weight, float(eps))
+            proved[key] = _offset(module, norm_weight, float(eps)) if trial else False
         if proved[key] is not None:
             module.plus_one, module.small = proved[key], float(eps)  # type: ignore[assignment]
             module.forward = MethodType(_forward, module)
