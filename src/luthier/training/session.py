@@ -28,6 +28,7 @@ from luthier.folder import RunFolder
 from luthier.methods.base import Method
 from luthier.models.load import device
 from luthier.ops.fused import fused
+from luthier.ops.heap import keep_freed_memory
 from luthier.tasks.base import Row
 from luthier.training import checkpoint as checkpoints
 from luthier.training import health
@@ -80,7 +81,10 @@ def accelerator_for(model: ModelConfig, config: TrainConfig) -> Accelerator:
     precision = check_precision(model, config)
     # accelerate keeps one precision per process; a second run in the same process may want another.
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(cpu=device(model) == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    on_cpu = device(model) == "cpu"
+    if on_cpu:
+        keep_freed_memory()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
     if accelerator.num_processes > 1:
         raise InputError("this version trains in one process", mend="start it without torchrun or accelerate launch")
     return accelerator

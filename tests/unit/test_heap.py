@@ -1,0 +1,36 @@
+"""Freed memory stays with a process that trains."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+TRIAL = """
+import resource, torch
+from luthier.ops.heap import keep_freed_memory
+kept = {kept} and keep_freed_memory()
+torch.set_num_threads(1)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.zeros(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(kept, faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc's allocator that is told")
+def test_the_next_tensor_takes_the_pages_of_the_last_one() -> None:
+    found = []
+    for kept in (False, True):
+        made = subprocess.run(
+            [sys.executable, "-c", TRIAL.format(kept=kept)], capture_output=True, text=True, check=True
+        )
+        said, faults = made.stdout.split()
+        if kept and said == "False":
+            pytest.skip("no glibc here")
+        found.append(int(faults))
+    assert found[1] < 0.6 * found[0], found
