@@ -78,13 +78,13 @@ def test_every_way_to_train_goes_on_bit_for_bit(own: list[str], start: Start, tm
 
 
 def test_killed_at_random_moments_and_while_checkpoints_are_written() -> None:
-    """24 times here; `python tools/soak.py` does it 200 times."""
+    """20 times here; `python tools/soak.py` does it 200 times."""
     done = subprocess.run(
-        [sys.executable, ROOT / "tools" / "soak.py", "--kills", "24"], capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "tools" / "soak.py", "--kills", "20"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
-    assert int(said["kills"]) >= 24 and int(said["in the write of a checkpoint"]) > 0
+    assert int(said["kills"]) >= 20 and int(said["in the write of a checkpoint"]) > 0
     assert said["runs"].endswith("different from the reference: 0")
 
 
@@ -236,7 +236,7 @@ def test_an_error_on_the_way_back_deletes_nothing(
     run = killed_behind(whole, 4, tmp_path / "run")
     (run / "metrics.jsonl").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("luthier.run.load_all", lambda *_, **__: (_ for _ in ()).throw(InputError("no such base")))
+        patch.setattr("luthier.run.load_base", lambda *_, **__: (_ for _ in ()).throw(InputError("no such base")))
         with pytest.raises(InputError, match="no such base"):
             start(run, *LORA)
         with pytest.raises(InputError, match="no such base"):

@@ -7,14 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tools.soak import differences
 
+from luthier.data.stream import Stream
 from luthier.errors import Stopped
+from luthier.tasks.base import Row
 from luthier.tasks.chat import Chat
 from luthier.training.signals import EXIT_CODES, Interrupted, watch
 from tests.conftest import alpaca_rows, write_jsonl
@@ -124,6 +127,32 @@ def test_killed_between_the_evaluation_that_was_made_up_for_and_its_checkpoint(
     passes.at = {}
     start(tmp_path / "run", *LORA)
     assert differences(tmp_path / "whole", tmp_path / "run") == [], "and is not written down twice"
+
+
+def test_while_it_waits_for_rows_of_a_stream(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [
+        "method.rank=2",
+        "method.dropout=0.1",
+        "data.streaming=true",
+        "data.shuffle_buffer=4",
+        "data.validation=none",
+    ]
+    start(tmp_path / "whole", *own)
+    rows = Stream.rows
+
+    def waiting(stream: Stream) -> Iterator[Row]:
+        for number, row in enumerate(rows(stream), 1):
+            if number == 4 * 5 + 2:  # the hub does not answer
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(600)
+            yield row
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped at step 5 of 8") as stop:
+        patch.setattr(Stream, "rows", waiting)
+        start(tmp_path / "run", *own)
+    assert stop.value.exit_code == 143 and checkpoints(tmp_path / "run")[-1] == "step-000005"
+    start(tmp_path / "run", *own)
+    assert differences(tmp_path / "whole", tmp_path / "run") == []
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

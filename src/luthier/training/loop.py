@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -34,7 +33,6 @@ class Gradient:
     """Tokens that were no padding, over all devices."""
     targets: int
     """Targets, over all devices."""
-    seconds: float
 
     @property
     def finite(self) -> bool:
@@ -62,7 +60,7 @@ class Loop:
 
     def gradient(self, micro: Sequence[Batch], halt: Callable[[], bool] = lambda: False) -> Gradient:
         """Run the micro-batches of a step forward and backward, and clip. Raises Halted where `halt` says so."""
-        began, accelerator = time.perf_counter(), self.accelerator
+        accelerator = self.accelerator
         self.model.train()
         counts = torch.stack([torch.stack([self.targets(b), b["attention_mask"].sum()]) for b in micro]).sum(0)
         counts = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
@@ -83,7 +81,7 @@ class Loop:
             total += summed.detach()
         mean = float(accelerator.reduce(total, reduction="sum") / divisor)
         norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.clip or float("inf")))
-        return Gradient(mean, norm, int(counts[1]), int(counts[0]), time.perf_counter() - began)
+        return Gradient(mean, norm, int(counts[1]), int(counts[0]))
 
     def take(self, index: int, *, leave_out: bool = False) -> bool:
         """Take step `index`, or leave it out: then only the schedule goes on. False where it was not taken.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -36,7 +37,7 @@ from luthier.training.loop import Batch, Gradient, Halted, Loop, held_out_loss
 from luthier.training.optim import build_optimizer, build_schedule
 from luthier.training.progress import Progress
 from luthier.training.randomness import RandomState
-from luthier.training.signals import StopRequest
+from luthier.training.signals import Interrupted, StopRequest
 from luthier.training.space import is_out_of_memory
 
 
@@ -175,7 +176,7 @@ class Session:
                 raise Halted
             index = state["step"]
             if stream is not None:
-                rows = list(islice(coming, self.config.batch_size))
+                rows = self._read(coming)
             else:
                 numbers = step_numbers(len(self.data.rows), index, batch_size=self.config.batch_size, seed=self.seed)
                 rows = [self.data.rows[number] for number in numbers]
@@ -183,6 +184,14 @@ class Session:
             if stream is not None:
                 state["stream"] = stream.state()
             self._measure_and_save()
+
+    def _read(self, coming: Iterator[Row]) -> list[Row]:
+        """The rows of the next step of a stream, which may let us wait. Raises Halted after a signal."""
+        try:
+            with self.request.at_once():
+                return list(islice(coming, self.config.batch_size))
+        except Interrupted:
+            raise Halted from None
 
     def _step(self, index: int, rows: list[Row]) -> dict[str, Any]:
         """Take step `index`, or leave it out; returns its line of metrics.jsonl. Where it raises, nothing changed."""

@@ -54,6 +54,17 @@ class StopRequest:
         if self.asked:
             raise Interrupted
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within `noted`, around what may wait for long and changes nothing: a signal ends it. Raises Interrupted."""
+        self._noting = False
+        try:
+            if self.asked:
+                raise Interrupted
+            yield
+        finally:
+            self._noting = True
+
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
         first, self.signal = self.signal is None, self.signal or signal.Signals(number)
