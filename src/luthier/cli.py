@@ -131,6 +131,31 @@ def check(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[
+        list[str] | None,
+        typer.Argument(help="As for train: a YAML recipe and overrides.", metavar="[RECIPE] [KEY.PATH=VALUE]..."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: folder, hub id, or builtin.")] = None,
+    data: Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")] = None,
+    method: Annotated[str | None, typer.Option(help="How to tune; see luthier list methods.")] = None,
+    task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
+) -> None:
+    """Say what memory and time a run will take before any weights are downloaded: exit code 2 where it will not fit."""
+    from luthier import run
+    from luthier.config import RunConfig
+    from luthier.terminal import Terminal, show_plan
+
+    path, overrides = split_arguments(recipe or [])
+    options = {"model": model, "data": data, "method": method, "task": task}
+    overrides = [f"{key}={value}" for key, value in options.items() if value is not None] + overrides
+    found = run.plan(RunConfig.load(path, overrides), progress=Terminal())
+    show_plan(found)
+    if found["fits"] is False:
+        raise typer.Exit(2)
+
+
+@app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete all of it.")] = False,
 ) -> None:

@@ -106,9 +106,10 @@ class TrainConfig(Config):
     batch_size: PositiveInt = 16
     """Rows per optimizer step, over all micro-batches and devices."""
     micro_batch: PositiveInt | None = None
-    """Rows per forward pass and device: fewer need less memory and give the same result; none: at most 8."""
+    """Rows per padded forward pass and device: fewer need less memory and give the same result; none: at most 8."""
     micro_tokens: PositiveInt | None = None
-    """Most tokens of a forward pass, padding counted: rows of very different length then waste little."""
+    """Most tokens of a forward pass, padding counted; none: packed rows take 1,024 on a CPU, 8,192 on a GPU, or as
+    many as there is memory for. One row is a pass however long it is."""
     lr: PositiveFloat | None = None
     """Peak learning rate; none takes the method's own suggestion."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
@@ -129,15 +130,16 @@ class TrainConfig(Config):
     five in a row stop the run."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of the matrix products; auto is bf16 where a GPU has it, fp16 on other GPUs, fp32 on a CPU."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: far less memory for about a third more time."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: far less memory for about a third more time; auto does so where the
+    run would not fit else."""
     max_length: PositiveInt | None = None
     """Longest row in tokens; none takes the model's own limit, at most 2048."""
     group_by_length: bool = True
     """Put rows of like length into a micro-batch, which saves padding; steps stay random."""
-    packing: bool = False
-    """Put the rows of a step into as few sequences of max_length tokens as will hold them: no padding, and
-    no row sees another. The run learns the same; each sequence is one pass."""
+    packing: bool | Literal["auto"] = "auto"
+    """Put the rows of a step into as few sequences of micro_tokens as will hold them: no padding, and no row sees
+    another. The run learns the same; each sequence is one pass. Auto does so where task, method and model allow it."""
     evaluate_every: Annotated[float, Field(gt=0)] | None = None
     """Steps between evaluations on the validation rows, below 1 a share of an epoch; none: every epoch."""
     save_every: Annotated[float, Field(gt=0)] | None = None

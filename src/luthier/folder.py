@@ -4,6 +4,7 @@ recipe.yaml      the resolved recipe; loading it gives the same run
 environment.json versions, machine, command, hashes of the base
 data.json        account of every row, format, template, fingerprint
 refused.jsonl    rows left out by policy, whole, with the reason
+plan.json        what the recipe left open, as it was decided, and the memory and time that were planned
 metrics.jsonl    a line per step, a line per evaluation
 before.json      the base's scores and answers on the validation rows
 checkpoints/     step-000100/..., each whole or not there
@@ -47,6 +48,7 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.environment = path / "environment.json"
         self.data = path / "data.json"
+        self.plan = path / "plan.json"
         self.refused = path / "refused.jsonl"
         self.metrics = path / "metrics.jsonl"
         self.before = path / "before.json"

@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
 from luthier.errors import InputError, Stopped
-from luthier.folder import RunFolder, run_path, write_json, write_jsonl, write_text
+from luthier.folder import RunFolder, run_path, write_json, write_text
+from luthier.measuring import base_again, compare, measure_base, subject_of
 from luthier.origin import environment, redacted
+from luthier.stages import Loaded, check_machine, job_of, load_base, prepare_data, prove, settle_run, tokenize
 from luthier.training.progress import Progress
 from luthier.training.signals import Interrupted, StopRequest, watch
 from luthier.training.space import explained
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from luthier.data.prepared import Prepared
-    from luthier.data.template import Template
-    from luthier.evaluation.base import Record, Subject
+    from luthier.evaluation.base import Record
     from luthier.training.session import Outcome
-
-
-@dataclass(slots=True)
-class Loaded:
-    """Base model, template and data of a run, ready to train or to measure."""
-
-    config: RunConfig
-    model: nn.Module
-    template: Template
-    data: Prepared
-    max_length: int
 
 
 def train(config: RunConfig, *, recipe: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -81,16 +68,6 @@ def _start(config: RunConfig, folder: RunFolder, progress: Progress, request: St
             raise
 
 
-def check_machine(config: RunConfig) -> None:
-    """Refuse what this machine cannot serve, before anything is read or downloaded."""
-    from luthier.models.load import check_quantize, device
-    from luthier.training.session import check_precision
-
-    device(config.model)
-    check_precision(config.model, config.train)
-    check_quantize(config.model, config.train.optimizer)
-
-
 def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Read the data as `train` would and say what is in it: data.html, data.json and refused.jsonl in `out`.
 
@@ -115,12 +92,30 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
     return data_report.write(out, found, data, model.path, named="path" in model.model_fields_set)
 
 
-def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
-    """Read all rows. Comes before the model: a mistake in the data should not cost a download."""
-    progress.stage("reading data")
-    from luthier.data.prepare import load
+def plan(config: RunConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Memory and time of a run, from its data and the base's config.json: no weights are read, nothing is written.
 
-    return load(config.data, config.task, progress)
+    Also what the recipe leaves open, decided as `train` would, and what other settings would need.
+    """
+    from luthier.planning.settle import alternatives, settle
+
+    progress = progress or Progress()
+    check_machine(config)
+    data = prepare_data(config, progress)
+    unloaded = config.model_copy(update={"model": config.model.model_copy(update={"init": "random"})})
+    tokens = tokenize(unloaded, data, progress)  # its weights need not be there
+    progress.stage("planning memory and time")
+    job = job_of(config, data, tokens)
+    settled = settle(job)
+    return {
+        "model": config.model.path, "method": config.method.name, "steps": job.steps, **settled.record(),
+        "why": settled.why, "room": settled.plan and {"total": settled.plan.total, "free": settled.plan.free},
+        "fits": settled.plan and settled.plan.fits,
+        "alternatives": [
+            {"change": change, "bytes": made.peak, "seconds": made.seconds, "fits": made.fits}
+            for change, made in (alternatives(job, settled) if settled.plan is not None else [])
+        ],
+    }  # fmt: skip
 
 
 def _train(
@@ -128,12 +123,12 @@ def _train(
 ) -> dict[str, Any]:
     from luthier.data import account
     from luthier.models.load import parameter_counts
-    from luthier.training.packing import prove_packing
+    from luthier.planning import machine
     from luthier.training.randomness import seed
     from luthier.training.session import Session, accelerator_for, total_steps
 
     accelerator = accelerator_for(config.model, config.train)
-    loaded = load_all(config, data, progress, folder=folder)
+    tokens = tokenize(config, data, progress, folder)
     if folder.data.is_file() and json.loads(folder.data.read_text())["fingerprint"] != data.fingerprint:
         raise InputError(
             f"{config.data.path}: the rows have changed since {folder.path} was started", mend="run=ANOTHER_DIR"
@@ -142,7 +137,9 @@ def _train(
     if data.refusals and data.stream is None:  # those of a stream are kept with each checkpoint
         folder.keep_refusals(data.refusals)
     account.say(data, folder.refused, progress)
-    base = _measure_base(loaded, folder, progress)
+    settled = settle_run(config, data, tokens, folder, progress)
+    loaded = load_base(config, data, tokens, folder=folder)
+    base = measure_base(loaded, folder, progress)
 
     seed(config.seed)
     total = total_steps(config.train, len(data.rows))
@@ -154,107 +151,30 @@ def _train(
     progress.note(
         f"{config.method.name}: {trainable:,} of {parameters:,} parameters train ({trainable / parameters:.3%})"
     )
-    if config.train.packing:
-        prove_packing(model, len(loaded.template.tokenizer))
-    if config.train.gradient_checkpointing:
-        _checkpoint_activations(model)
+    settled = prove(settled, config, model, len(loaded.template.tokenizer), progress)
+    if settled.train.gradient_checkpointing:
+        # Reentrant checkpointing drops gradients where the inputs need none, which is so under every adapter.
+        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     session = Session(
-        model, data, config.method, config.train, lr=lr, seed=config.seed,
+        model, data, config.method, settled.train, lr=lr, seed=config.seed,
         pad_id=loaded.template.tokenizer.pad_token_id or 0, accelerator=accelerator, folder=folder, progress=progress,
-        pack=loaded.max_length if config.train.packing else None,
+        pack=settled.pack,
     )  # fmt: skip
     seed(config.seed)
     session.resume()
+    machine.watch_peak(accelerator.device.type)
     outcome = session.train(request)
+    used = machine.peak(accelerator.device.type)
     if data.stream is not None:
         write_json(folder.data, data.account())  # it is known only now
     loaded.model = model
     tuned = _save(loaded, folder, progress)
     result = _result(loaded, folder, outcome, base, progress, lr)
     result |= {"trainable": trainable, "parameters": parameters, "weights_bytes": tuned}
+    plan = json.loads(folder.plan.read_text(encoding="utf-8"))["plan"] or {"bytes": None, "seconds": None}
+    result["memory"] = {"planned": plan["bytes"], "measured": used}  # bytes, of the process or the device, in training
+    result["time"] = {"planned": plan["seconds"], "measured": outcome.seconds}
     return _report(result, folder)
-
-
-def load_all(
-    config: RunConfig, data: Prepared, progress: Progress, weights: Path | None = None, folder: RunFolder | None = None
-) -> Loaded:
-    """Tokenizer, encoded rows and base model. `weights` is the folder of a whole tuned model to load instead.
-
-    InputError where the base is not the one that the run in `folder` was started from.
-    """
-    import torch
-
-    from luthier.data.checks.mask import refuse_endless
-    from luthier.data.encode import encode
-    from luthier.data.template import Template
-    from luthier.models.load import load_model, load_tokenizer, locate, row_limit
-    from luthier.training.packing import check_packing
-
-    source = locate(config.model)
-    progress.stage(f"loading {config.model.path}")
-    local = Path(source).is_dir()  # a hub's copy may be an older one until the model is loaded
-    if folder is not None and local:
-        folder.refuse_another_base(config.model, source)
-    template = Template(load_tokenizer(config.model, source))
-    torch.manual_seed(config.seed)  # a classification head starts random
-    labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
-    max_length = row_limit(config.model, source, template.tokenizer, config.train.max_length, config.method.positions)
-    # Before the weights: it can still stop the run.
-    encode(data, template, config.data, max_length, progress=progress)
-    refuse_endless(data, template)
-    if config.train.packing:
-        check_packing(data.task, config.method)
-    check_method(config, source, labels)
-    model = load_model(config.model, str(weights or source), labels=labels, tokenizer=template.tokenizer)
-    if folder is not None and not local:
-        folder.refuse_another_base(config.model, source)
-    return Loaded(config, model, template, data, max_length)
-
-
-def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None) -> None:
-    """Refuse a method that cannot do what the recipe asks of this model, on its shape alone, before any weights."""
-    from luthier.models.load import quantization, skeleton
-
-    model = skeleton(config.model, source, labels=labels)
-    config.method.check(model, classify=labels is not None, quantize=quantization(config.model, model.config))
-
-
-def _checkpoint_activations(model: nn.Module) -> None:
-    # Reentrant checkpointing drops gradients where the inputs need none, which is so under every adapter.
-    model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-
-
-def _subject(loaded: Loaded) -> Subject | None:
-    """The test rows, else the validation rows, with the model as it is now; None where there are none."""
-    from luthier.evaluation.base import Subject
-
-    data, settings = loaded.data, loaded.config.evaluate
-    _, examples, rows = data.side("test" if data.test_rows else "validation")
-    count = len(examples) if settings.rows is None else settings.rows
-    owner = [number for number in rows.owner if number < count]  # in order
-    if not owner:
-        return None
-    return Subject(
-        model=loaded.model, template=loaded.template, task=data.task,
-        examples=list(examples[:count]), rows=rows[: len(owner)], owner=owner,
-        batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens, generate=settings.generate,
-        max_length=loaded.max_length,
-    )  # fmt: skip
-
-
-def _measure_base(loaded: Loaded, folder: RunFolder, progress: Progress) -> list[Record]:
-    """Records of the untouched base, kept in before.json so that a resumed run need not measure again."""
-    from luthier.evaluation.score import measure
-
-    if folder.before.is_file():
-        return list(json.loads(folder.before.read_text(encoding="utf-8")))
-    subject = _subject(loaded) if loaded.config.evaluate.before and loaded.config.model.init == "pretrained" else None
-    if subject is None:
-        return []
-    progress.stage(f"evaluating the base on {len(subject.examples)} held-out examples")
-    records = measure(subject)
-    write_json(folder.before, records)
-    return records
 
 
 def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
@@ -293,32 +213,12 @@ def _result(
         "base": {}, "tuned": {}, "difference": {}, "validation_examples": 0,
         "measured_on": "test" if data.test_rows else "validation",
     }  # fmt: skip
-    subject = _subject(loaded)
+    subject = subject_of(loaded)
     if subject is not None:
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result |= compare(subject, base, folder)
     result["next"] = _next_commands(config, folder, data.task.name, result["lr"])
     return result
-
-
-def compare(subject: Subject, base: list[Record], folder: RunFolder) -> dict[str, Any]:
-    """Measure `subject`, set it against the base's records and write predictions.jsonl."""
-    from luthier.evaluation.score import differences, evaluations, measure, scores
-
-    tuned, chosen = measure(subject), evaluations(subject)
-    both = len(base) == len(tuned)
-    predictions = [
-        {"where": e.where, "text": e.text or "\n".join(m.said for m in e.messages[:-1]), "answer": e.answer,
-         "base": base[i] if both else {}, "tuned": record}
-        for i, (e, record) in enumerate(zip(subject.examples, tuned, strict=True))
-    ]  # fmt: skip
-    write_jsonl(folder.predictions, predictions)
-    return {
-        "validation_examples": len(tuned),
-        "base": scores(base, chosen) if both else {},
-        "tuned": scores(tuned, chosen),
-        "difference": differences(base, tuned, chosen) if both else {},
-    }
 
 
 def _epochs(taken: int, data: Prepared) -> float | None:
@@ -361,7 +261,8 @@ def open_run(path: Path, progress: Progress | None = None) -> tuple[Loaded, RunF
     weights, config = folder.weights(), folder.config()
     data = prepare_data(config, progress)
     whole = config.method.saves == "model"
-    loaded = load_all(config, data, progress, weights if whole else None, folder)
+    tokens = tokenize(config, data, progress, folder)
+    loaded = load_base(config, data, tokens, weights if whole else None, folder)
     if not whole:
         loaded.model = config.method.load(loaded.model, weights)
     loaded.model.eval()
@@ -372,29 +273,13 @@ def evaluate(path: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Measure a finished run anew, base against tuned, and rewrite its report and result."""
     progress = progress or Progress()
     loaded, folder = open_run(path, progress)
-    subject = _subject(loaded)
+    subject = subject_of(loaded)
     if subject is None:
         raise InputError(
             f"{path}: the run held no row out, so there is nothing to measure on", mend="data.validation=0.1"
         )
     with folder.held():
-        base = _base_again(loaded, subject, folder, progress)
+        base = base_again(loaded, subject, folder, progress)
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result = dict(json.loads(folder.result.read_text(encoding="utf-8")))
         return _report(result | compare(subject, base, folder), folder)
-
-
-def _base_again(loaded: Loaded, subject: Subject, folder: RunFolder, progress: Progress) -> list[Record]:
-    """The untouched base on the same rows: with the adapter switched off, or loaded anew where there is none."""
-    from luthier.evaluation.score import measure
-
-    if loaded.config.model.init == "random":
-        return []
-    progress.stage(f"evaluating the base on {len(subject.examples)} held-out examples")
-    switch = loaded.config.method.disabled(loaded.model)
-    if switch is not None:
-        with switch:
-            return measure(subject)
-    base = load_all(loaded.config, prepare_data(loaded.config, Progress()), progress)
-    plain = _subject(base)
-    return measure(plain) if plain is not None else []

@@ -135,6 +135,14 @@ def show_result(result: Mapping[str, Any]) -> None:
         f"  {result['steps']} steps in {result['train_seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s; "
         f"weights of step {result['kept_step']}{' (lowest held-out loss)' if result['kept_best'] else ''}"
     )
+    if (memory := result.get("memory", {})).get("planned"):
+        from luthier.planning.words import duration, gigabytes
+
+        took = result["time"]
+        console.print(
+            f"  memory: {gigabytes(memory['measured'])} at most, {gigabytes(memory['planned'])} planned; time: "
+            f"{duration(took['measured'])}, {duration(took['planned'])} planned"
+        )
     if result.get("skipped_steps") or result.get("loss_spikes"):
         skipped, spikes = result["skipped_steps"], result["loss_spikes"]
         console.print(f"  {skipped} steps were left out, {spikes} had a loss far above those before them")
@@ -144,6 +152,41 @@ def show_result(result: Mapping[str, Any]) -> None:
     console.print("next:")
     for command in result["next"]:
         console.print(f"  [bold]{escape(command)}[/]")
+
+
+def show_plan(found: Mapping[str, Any]) -> None:
+    """What a run will need, by component, and what else would do."""
+    from luthier.planning.words import duration, gigabytes
+
+    plan = found["plan"]
+    if plan is None:
+        console.print(f"  memory cannot be foretold for this model: {escape(found['why'])}")
+        return
+    title = f"{found['method']} on {found['model']}, {found['steps']:,} steps, on the {plan['device']}"
+    table = Table(
+        title=escape(title), title_justify="left", title_style="", box=SIMPLE, pad_edge=False, show_footer=True
+    )
+    table.add_column("memory", footer="at most")
+    table.add_column("", justify="right", footer=gigabytes(plan["bytes"]))
+    for part, size in plan["parts"].items():
+        table.add_row(part, gigabytes(size))
+    console.print(table)
+    room = found["room"]
+    kept = "made twice (gradient checkpointing)" if found["train"]["gradient_checkpointing"] else "kept"
+    console.print(
+        f"  {'packed' if found['pack'] else 'padded'} rows, activations {kept}; "
+        f"about [bold]{duration(plan['seconds'])}[/] of training"
+    )
+    verdict = "[green]it fits[/]" if found["fits"] else "[bold red]it does not fit[/]"
+    console.print(f"  {verdict}: {gigabytes(room['free'])} of {gigabytes(room['total'])} are free")
+    if found["alternatives"]:
+        table = Table(box=SIMPLE, pad_edge=False)
+        for name in ("instead", "memory", "training", ""):
+            table.add_column(name, justify="right" if name in ("memory", "training") else "left")
+        for other in found["alternatives"]:
+            fits = "fits" if other["fits"] else "does not fit"
+            table.add_row(other["change"], gigabytes(other["bytes"]), duration(other["seconds"]), fits)
+        console.print(table)
 
 
 def _cell(metric: str, score: Mapping[str, float], *, sign: bool) -> str:

@@ -58,6 +58,24 @@ def test_loss_and_gradients_of_packed_rows_are_those_of_the_rows_apart(kind: str
 
 
 @pytest.mark.parametrize("kind", DECODERS)
+def test_under_autocast_packed_rows_are_as_near_to_the_truth_as_padded(kind: str) -> None:
+    task, rows = TASKS.parse("chat"), some_rows(6)
+    found = []
+    for dtype, batch in ((None, task.collate(rows, 1)), (1, task.collate(rows, 1)), (1, task.pack(rows))):
+        model = base(kind).train()
+        with row_by_row(model), torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
+            loss = task.loss(model, batch)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    truth, padded, packed_ = found
+    usual, ours = (
+        sum(float((x - right).norm() / (right.norm() + 1e-9)) for right, x in zip(truth, side, strict=True))
+        for side in (padded, packed_)
+    )
+    assert ours <= 1.25 * usual
+
+
+@pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("name", ["full", "lora", "prefix", "p_tuning_v2", "mam", "unipelt"])
 def test_row_by_row_is_what_the_whole_mask_gives(kind: str, name: str) -> None:
     task, rows = TASKS.parse("chat"), some_rows(6)
@@ -118,13 +136,15 @@ def test_rows_in_one_function_are_sdpa_of_each(
         assert float((one.double() - right).norm() / right.norm()) < allowed
 
 
-def test_large_scores_keep_their_differences_in_bfloat16() -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_large_scores_keep_their_differences_in_bfloat16(autocast: bool) -> None:
     """Qwen2's keys have large biases: scores of some hundreds, which bfloat16 would round to whole numbers."""
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, 40, 64).bfloat16() + torch.tensor([6.0, 0.0])[:, None, None, None].bfloat16()
     key = (key + 50).bfloat16()
     value = torch.randn(1, 40, 64).bfloat16()
-    ours = attention.causal_rows(query, key, value, [0, 40], 0.125)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = attention.causal_rows(query, key, value, [0, 40], 0.125)
     q, k, v = (x.double()[None] for x in (query, key, value))
     right = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.125)[0].transpose(0, 1)
     assert float((ours.double() - right).norm() / right.norm()) < 0.01

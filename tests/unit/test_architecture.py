@@ -33,11 +33,12 @@ LEVELS = [
     ["tasks.base"],
     ["methods", "tasks", "data.formats", "data.settings", "evaluation.base"],
     ["config", "evaluation"],
-    ["folder", "data", "models", "training", "reports", "explain"],
+    ["folder", "data", "models", "training", "planning", "reports", "explain"],
+    ["stages", "measuring"],
     ["serving", "run"],
     ["terminal", "chat", "cli", "__main__", ""],  # "" is the package itself
 ]
-ONLY_THESE_KNOW_THE_WHOLE_RECIPE = {"config", "run", "folder", "cli", "explain", "serving.engine"}
+ONLY_THESE_KNOW_THE_WHOLE_RECIPE = {"config", "stages", "run", "folder", "cli", "explain", "serving.engine"}
 
 
 def level(name: str) -> int:

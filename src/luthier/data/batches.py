@@ -7,6 +7,7 @@ from array import array
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from functools import lru_cache
+from heapq import heappop, heappush
 from math import ceil
 
 
@@ -63,13 +64,16 @@ def _order(rows: int, seed: int, epoch: int) -> array[int]:
 
 
 def packed(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows parted into sequences of at most `capacity` tokens by best fit, the longest rows first.
+    """Rows parted into as few sequences of at most `capacity` tokens as best fit finds, then evened out.
 
-    Best-fit decreasing needs at most 11/9 of the fewest sequences possible, and a few more (Johnson 1973).
+    Best-fit decreasing needs at most 11/9 of the fewest sequences possible, and a few more (Johnson 1973). Sequences of
+    like length need less memory at the most, and the same again each time: so the rows are dealt out anew, each to the
+    shortest sequence (Graham 1969), unless that passes the capacity.
     """
+    order = sorted(rows, key=lambda row: lengths[row], reverse=True)
     room: list[tuple[int, int]] = []  # (tokens left, sequence), sorted
     found: list[list[int]] = []
-    for row in sorted(rows, key=lambda row: lengths[row], reverse=True):
+    for row in order:
         place = bisect_left(room, (lengths[row], -1))
         if place == len(room):
             found.append([])
@@ -78,4 +82,10 @@ def packed(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> list[l
             left, sequence = room.pop(place)
         found[sequence].append(row)
         insort(room, (left - lengths[row], sequence))
-    return found
+    even: list[list[int]] = [[] for _ in found]
+    filled = [(0, sequence) for sequence in range(len(found))]
+    for row in order:
+        taken, sequence = heappop(filled)
+        even[sequence].append(row)
+        heappush(filled, (taken + lengths[row], sequence))
+    return even if max(filled)[0] <= capacity else found

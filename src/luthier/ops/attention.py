@@ -69,6 +69,9 @@ def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int],
     2205.14135); it differs in the blocks, some queries of all heads against all keys before them, which suit a CPU's
     matrix products. Scores are float32: in bfloat16 those of Qwen2, some hundreds, would be off by whole numbers.
     """
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # as it does for sdpa: rotated queries may be wider than the values
+        query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
     made: Tensor = _CausalRows.apply(query, key, value, tuple(edges), scale)  # type: ignore[no-untyped-call]
     return made
 
@@ -79,13 +82,14 @@ class _CausalRows(torch.autograd.Function):
         heads, tokens, _ = query.shape
         made = query.new_empty(tokens, heads, value.size(-1))
         log_sums = query.new_empty(heads, tokens, dtype=torch.float32)
-        for begin, start, end, keys in _blocks(query, key, edges):
-            scores = _scores(query[:, start:end], keys, start - begin, scale)
-            top = scores.amax(-1, keepdim=True)
-            total = scores.sub_(top).exp_().sum(-1, keepdim=True)
-            log_sums[:, start:end] = (top + total.log()).view(heads, -1)
-            mixed = torch.bmm((scores / total).to(value.dtype), value[:, begin:end])  # [key heads, group * n, D]
-            made[start:end] = mixed.view(heads, end - start, -1).transpose(0, 1)
+        with torch.autocast(query.device.type, enabled=False):
+            for begin, start, end, keys in _blocks(query, key, edges):
+                scores = _scores(query[:, start:end], keys, start - begin, scale)
+                top = scores.amax(-1, keepdim=True)
+                total = scores.sub_(top).exp_().sum(-1, keepdim=True)
+                log_sums[:, start:end] = (top + total.log()).view(heads, -1)
+                mixed = torch.bmm((scores / total).to(value.dtype), value[:, begin:end])  # [key heads, group * n, D]
+                made[start:end] = mixed.view(heads, end - start, -1).transpose(0, 1)
         ctx.save_for_backward(query, key, value, made, log_sums)
         ctx.how = edges, scale
         return made
@@ -98,24 +102,26 @@ class _CausalRows(torch.autograd.Function):
         to_query, to_key, to_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         inner = (upstream.float() * made.float()).sum(-1).t()  # [heads, T]
         grown_key = grown_value = key.new_empty(0)
-        for begin, start, end, keys in _blocks(query, key, edges):
-            size = end - begin
-            if start == begin:
-                row_end = next(edge for edge in edges if edge > begin)
-                grown_key = key.new_zeros(few, row_end - begin, key.size(-1), dtype=torch.float32)
-                grown_value = value.new_zeros(few, row_end - begin, value.size(-1), dtype=torch.float32)
-            queries = query[:, start:end]
-            shares = _scores(queries, keys, start - begin, scale)
-            shares.sub_(log_sums[:, start:end].reshape(few, -1, 1)).exp_()
-            slope = upstream[start:end].transpose(0, 1).reshape(few, -1, value.size(-1))  # [key heads, group * n, D]
-            grown_value[:, :size] += torch.bmm(shares.to(value.dtype).transpose(1, 2), slope)
-            to_scores = torch.bmm(slope, value[:, begin:end].transpose(1, 2)).float()
-            to_scores.sub_(inner[:, start:end].reshape(few, -1, 1)).mul_(shares).mul_(scale)
-            narrow = to_scores.to(query.dtype)
-            to_query[:, start:end] = torch.bmm(narrow, key[:, begin:end]).view(queries.shape)
-            grown_key[:, :size] += torch.bmm(narrow.transpose(1, 2), queries.reshape(few, -1, query.size(-1)))
-            if end in edges:
-                to_key[:, begin:end], to_value[:, begin:end] = grown_key, grown_value
+        with torch.autocast(query.device.type, enabled=False):
+            for begin, start, end, keys in _blocks(query, key, edges):
+                size = end - begin
+                if start == begin:
+                    row_end = next(edge for edge in edges if edge > begin)
+                    grown_key = key.new_zeros(few, row_end - begin, key.size(-1), dtype=torch.float32)
+                    grown_value = value.new_zeros(few, row_end - begin, value.size(-1), dtype=torch.float32)
+                queries = query[:, start:end]
+                shares = _scores(queries, keys, start - begin, scale)
+                shares.sub_(log_sums[:, start:end].reshape(few, -1, 1)).exp_()
+                # [n, heads, D] -> [key heads, group * n, D]
+                slope = upstream[start:end].transpose(0, 1).reshape(few, -1, value.size(-1))
+                grown_value[:, :size] += torch.bmm(shares.to(value.dtype).transpose(1, 2), slope)
+                to_scores = torch.bmm(slope, value[:, begin:end].transpose(1, 2)).float()
+                to_scores.sub_(inner[:, start:end].reshape(few, -1, 1)).mul_(shares).mul_(scale)
+                narrow = to_scores.to(query.dtype)
+                to_query[:, start:end] = torch.bmm(narrow, key[:, begin:end]).view(queries.shape)
+                grown_key[:, :size] += torch.bmm(narrow.transpose(1, 2), queries.reshape(few, -1, query.size(-1)))
+                if end in edges:
+                    to_key[:, begin:end], to_value[:, begin:end] = grown_key, grown_value
         return to_query, to_key, to_value, None, None
 
 

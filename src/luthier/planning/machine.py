@@ -1,0 +1,99 @@
+"""What this machine has and how fast it is: memory that is free, matrix products, and everything else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+"""Linux: what a process uses, and where to set its high-water mark back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Rates measured here, in a fraction of a second."""
+
+    products: float
+    """Floating-point operations a second of a large matrix product."""
+    moves: float
+    """Bytes a second that a simple operation on a few hundred kilobytes reads and writes."""
+    call: float
+    """Seconds that an operation on almost nothing takes, called from Python under autograd."""
+
+
+@lru_cache
+def speed(device: str, dtype: torch.dtype) -> Speed:
+    """Of matrix products in `dtype` on `device`. Takes about half a second."""
+    wide, deep = torch.randn(1024, 1024, device=device).to(dtype), torch.randn(2048, 1024, device=device).to(dtype)
+    some = torch.randn(128, 2048, device=device).to(dtype)
+    few = torch.ones(4, device=device, requires_grad=True)
+    return Speed(
+        products=2 * 1024 * 1024 * 2048 / _seconds(lambda: torch.nn.functional.linear(wide, deep), device),
+        moves=3 * some.numel() * some.element_size() / _seconds(lambda: some * some, device),
+        call=_seconds(lambda: few * 2, device) * 3,  # forward, its node in the graph, and backward
+    )
+
+
+def _seconds(work: Callable[[], object], device: str, lasting: float = 0.15) -> float:
+    """Shortest of several calls of `work`: a machine is slower now and then, never faster than it is."""
+    work()
+    best, end = float("inf"), time.perf_counter() + lasting
+    while time.perf_counter() < end:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def memory(device: str) -> tuple[int, int]:
+    """(bytes of the device, bytes of it that nobody uses). What this process has already counts as used."""
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        return total, free
+    import psutil
+
+    found = psutil.virtual_memory()
+    return int(found.total), int(found.available)
+
+
+def used(device: str) -> int:
+    """Bytes that this process has on the device now."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def watch_peak(device: str) -> None:
+    """From here on `peak` tells the highest use since."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        CLEAR.write_text("5")
+
+
+def peak(device: str) -> int:
+    """Highest use in bytes since `watch_peak`; where the system cannot start anew, since the process began."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        found = (line.split() for line in STATUS.read_text().splitlines())
+        return next(int(words[1]) * 1024 for words in found if words[0] == "VmHWM:")
+    except (OSError, StopIteration):
+        import resource
+        import sys
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024

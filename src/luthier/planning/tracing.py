@@ -1,0 +1,169 @@
+"""One forward and backward pass without numbers: which tensors live how long, and what is multiplied.
+
+Modules and methods run as they are, on tensors that have a shape and no memory (torch's FakeTensorMode), so whatever
+transformers, PEFT and our own functions keep for the backward pass is counted, not guessed by a formula.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from luthier.ops.attention import EDGES
+from luthier.ops.fused import fused
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What one pass needs, beyond the weights."""
+
+    kept: float
+    """Bytes kept for the backward pass when the forward pass ends."""
+    forward_peak: float
+    """Most bytes alive at a time in the forward pass."""
+    backward_peak: float
+    """Most bytes alive at a time in the backward pass."""
+    flops: float
+    """Floating-point operations of matrix products, forward and backward; the head is left out."""
+    moved: float
+    """Bytes that all other operations read and write."""
+    calls: float
+    """Operations."""
+
+    def grown(self, other: Trace, by: float) -> Trace:
+        """Go from one and two layers to any number: self + by (other - self), field by field."""
+        return Trace(*(
+            getattr(self, name) + by * (getattr(other, name) - getattr(self, name)) for name in self.__slots__
+        ))  # fmt: skip
+
+
+def trace(
+    model: nn.Module, lengths: Iterable[int], *, dtype: torch.dtype, autocast: torch.dtype | None, device: str,
+    packed: bool, classify: bool, again: bool,
+) -> Trace:  # fmt: skip
+    """Of `model`, which is on the meta device with its method attached, on rows of these lengths in one pass.
+
+    Frozen weights count as `dtype`. With `again` the gradients of a pass before are there and not counted. Raises
+    whatever the model raises where it cannot run without numbers.
+    """
+    rows = list(lengths)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    _materialize(model, mode, dtype, device)
+    if again:
+        with mode:
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    known = {tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers(), *grads)}
+    with fused(model, packed=packed, trial=False), mode:
+        inputs = _inputs(rows, device, packed)
+        head = None if classify else model.get_output_embeddings()  # type: ignore[operator]
+        if head is not None:
+            head.forward = _same
+        try:
+            return _run(
+                model, inputs, known, torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None)
+            )
+        finally:
+            if head is not None:
+                del head.forward
+
+
+def _run(model: Any, inputs: dict[str, Tensor], known: Iterable[Any], autocast: Any) -> Trace:
+    with FlopCounterMode(display=False) as flops, _Live(known) as live:
+        with autocast:
+            made = model(**inputs).logits
+        kept, forward_peak = live.now, live.peak
+        live.peak = live.now
+        made.sum().backward()
+    return Trace(kept, forward_peak, live.peak, flops.get_total_flops(), live.moved, live.calls)
+
+
+def _inputs(rows: list[int], device: str, packed: bool) -> dict[str, Tensor]:
+    if packed:
+        ids = torch.zeros(1, sum(rows), dtype=torch.long, device=device)
+        places = torch.zeros_like(ids)
+        setattr(places, EDGES, [0, *(sum(rows[: i + 1]) for i in range(len(rows)))])
+        return {"input_ids": ids, "position_ids": places}
+    ids = torch.zeros(len(rows), max(rows), dtype=torch.long, device=device)
+    return {"input_ids": ids}  # a mask would be looked into, and takes little
+
+
+def _same(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _materialize(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype, device: str) -> None:
+    """Put tensors of the right type and device, but without memory, in the place of those on the meta device."""
+    made: dict[int, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad and tensor.is_floating_point()
+            with mode:
+                empty = torch.empty(tensor.shape, dtype=dtype if frozen else tensor.dtype, device=device)
+                made[id(tensor)] = (
+                    nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+                )
+        return made[id(tensor)]
+
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in list(tensors.items()):
+                if tensor is not None:
+                    tensors[name] = fake(tensor)  # type: ignore[assignment]
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors alive, most of them at a time, and what was read and written."""
+
+    def __init__(self, known: Iterable[Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = self.moved = self.calls = 0
+        self.seen: dict[int, Any] = {id(storage): storage for storage in known}
+
+    def __torch_dispatch__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        outputs = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        for tensor in outputs:
+            self._count(tensor.untyped_storage())
+        self.calls += 1
+        if not _is_product(function) and not _is_view(function):
+            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.moved += sum(t.numel() * t.element_size() for t in (*inputs, *outputs))
+        return made
+
+    def _count(self, storage: Any) -> None:
+        key = id(storage)
+        if key in self.seen:
+            return
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            self.seen.pop(key, None)
+
+        self.seen[key] = weakref.ref(storage, gone)
+
+
+def _is_product(function: Any) -> bool:
+    return function.overloadpacket in (
+        torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm, torch.ops.aten.baddbmm,
+    )  # fmt: skip
+
+
+def _is_view(function: Any) -> bool:
+    return bool(getattr(function, "is_view", False))

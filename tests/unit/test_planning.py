@@ -1,0 +1,171 @@
+"""What is planned without numbers is what happens with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from luthier.config import ModelConfig, TrainConfig
+from luthier.methods.base import METHODS
+from luthier.models.load import load_model, load_tokenizer
+from luthier.ops.fused import fused
+from luthier.planning import machine, tracing
+from luthier.planning.plan import Load, load_of, plan
+from luthier.planning.tracing import Trace, trace
+from luthier.training.optim import build_optimizer
+from tests.conftest import build_tokenizer, model_config
+from tests.methods.zoo import DECODERS, base, empty, method
+
+ROWS = [9, 30, 17]
+LOOSE = {"dora": 0.12, "adalora": 0.05, "pfeiffer": 0.05}
+"""Where PEFT or a hook holds on to some tensors a little longer with numbers than without; else a hundredth or three."""
+REAL: dict[str, Any] = {"dtype": torch.float32, "autocast": None, "device": "cpu", "classify": False, "again": False}
+
+
+def really(model: Any, *, packed: bool, again: bool = False) -> Trace:
+    """The same pass with numbers, counted in the same way."""
+    grads = []
+    if again:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+                grads.append(parameter.grad)
+    known = {t.untyped_storage() for t in (*model.parameters(), *model.buffers(), *grads)}
+    head = model.get_output_embeddings()
+    inputs = tracing._inputs(ROWS, "cpu", packed)
+    with fused(model, packed=packed):
+        head.forward = tracing._same
+        try:
+            return tracing._run(model, inputs, known, torch.autocast("cpu", enabled=False))
+        finally:
+            del head.forward
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("name", ["full", "lora", "dora", "adalora", "ia3", "pfeiffer", "prefix", "prompt", "bitfit"])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_trace_counts_what_a_pass_keeps(name: str, kind: str, again: bool) -> None:
+    packs = method(name).packs
+    real = really(method(name).attach(base(kind), steps=9).train(), packed=packs, again=again)
+    planned = trace(
+        method(name).attach(empty(kind), steps=9).train(), ROWS, packed=packs, **{**REAL, "again": again}
+    )  # fmt: skip
+    for field in ("kept", "forward_peak", "backward_peak"):
+        assert getattr(planned, field) == pytest.approx(getattr(real, field), rel=LOOSE.get(name, 0.03)), field
+    assert planned.flops == pytest.approx(real.flops, rel=1e-6)
+
+
+def test_many_layers_follow_from_one_and_two() -> None:
+    def of(layers: int) -> Trace:
+        import transformers
+
+        config = model_config("llama")
+        config.num_hidden_layers = layers
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        return trace(method("lora").attach(model, steps=9).train(), ROWS, packed=True, **REAL)
+
+    grown, whole = of(1).grown(of(2), 6), of(7)
+    for field in Trace.__slots__:
+        assert getattr(grown, field) == pytest.approx(getattr(whole, field), rel=0.01), field
+
+
+def planned(folder: Path, name: str = "lora", **blocks: Any) -> Any:
+    model = ModelConfig(path=str(folder), **blocks.pop("model", {}))
+    load = Load(10, 60.0, 30.0, blocks.pop("passes", 2.0), ROWS, 30)
+    train = TrainConfig(**blocks.pop("train", {}))
+    return plan(model, METHODS.parse(name), train, str(folder), load, precision="fp32", labels=None, packed=True)
+
+
+def test_weights_gradients_and_optimizer_are_counted_to_the_byte(model_folder: Callable[..., Path]) -> None:
+    folder = model_folder("llama")
+    config = ModelConfig(path=str(folder))
+    for name, optimizer in (("full", "adamw"), ("lora", "adamw"), ("lora", "sgd"), ("full", "adamw_8bit")):
+        found = planned(folder, name, train={"optimizer": optimizer})
+        model = load_model(config, str(folder), labels=None, tokenizer=load_tokenizer(config, str(folder)))
+        tuned = METHODS.parse(name).attach(model, steps=10).train()
+        own = build_optimizer(tuned, TrainConfig(optimizer=optimizer), 1e-3)  # type: ignore[arg-type]
+        tuned(input_ids=torch.tensor([[3, 4, 5]]), labels=torch.tensor([[3, 4, 5]])).loss.backward()
+        own.step()
+        bytes_of = {
+            "weights": size(p for p in tuned.parameters() if not p.requires_grad),
+            "trained weights": size(p for p in tuned.parameters() if p.requires_grad),
+            "gradients": size(p.grad for p in tuned.parameters() if p.grad is not None),
+            "optimizer": size({t.data_ptr(): t for s in own.state.values() for k, t in s.items()
+                               if isinstance(t, torch.Tensor) and t.numel() > 1 and "qmap" not in k}.values()),
+        }  # fmt: skip
+        for part, expected in bytes_of.items():
+            assert found.parts[part] == pytest.approx(expected, rel=0.02 if "8bit" in optimizer else 1e-9), part
+
+
+def size(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_packed_weights_take_what_bitsandbytes_takes(quantize: str, tmp_path: Path) -> None:
+    import transformers
+
+    config = model_config("llama")
+    config.hidden_size, config.intermediate_size = 256, 512  # whole blocks of 64
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    blocks = ModelConfig(path=str(tmp_path), quantize=quantize)  # type: ignore[arg-type]
+    loaded: nn.Module = load_model(blocks, str(tmp_path), labels=None, tokenizer=load_tokenizer(blocks, str(tmp_path)))
+    taken = size(loaded.parameters())
+    for module in loaded.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            taken += size([state.absmax]) + (size([state.state2.absmax]) if state.nested else 0)
+        elif getattr(getattr(module, "weight", None), "SCB", None) is not None:
+            taken += size([module.weight.SCB])
+    found = planned(tmp_path, model={"quantize": quantize})
+    assert found.parts["weights"] == pytest.approx(taken, rel=0.02)
+
+
+def test_the_largest_pass_is_found_and_steps_are_counted() -> None:
+    lengths, learned = [10, 50, 20, 40, 30, 5], [1, 2, 3, 4, 5, 6]
+    padded = load_of(lengths, learned, TrainConfig(batch_size=6, micro_batch=2), 7, pack=None, seed=0)
+    assert padded.largest == [40, 50] and padded.learned == 6 and padded.passes == 3 and padded.steps == 7
+    assert padded.tokens == 2 * 10 + 2 * 30 + 2 * 50 and padded.targets == 21
+    packed = load_of(lengths, learned, TrainConfig(batch_size=6), 7, pack=200, seed=0)
+    assert sum(packed.largest) == 155 and packed.passes == 1 and packed.tokens == 155
+
+
+def test_what_helps_is_seen_in_the_plan_and_no_weights_need_be_there(tmp_path: Path) -> None:
+    config = model_config("llama")
+    config.num_hidden_layers = 12
+    config.save_pretrained(tmp_path)
+    usual = planned(tmp_path)
+    checkpointed = planned(tmp_path, train={"gradient_checkpointing": True})
+    assert checkpointed.parts["activations"] < 0.7 * usual.parts["activations"]
+    assert planned(tmp_path, model={"dtype": "bfloat16"}).parts["weights"] == usual.parts["weights"] // 2
+    assert planned(tmp_path, "full").parts["optimizer"] > usual.parts["optimizer"]
+    assert usual.seconds > 0 and usual.total > usual.free > 0 and usual.fits
+
+
+GROWTH = """
+import torch
+from luthier.planning import machine
+machine.watch_peak("cpu")
+start = machine.peak("cpu")
+some = torch.ones(2**25)
+print(machine.peak("cpu") - start)
+"""
+
+
+def test_the_peak_of_the_process_is_watched_anew() -> None:
+    made = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    assert int(made.stdout) > 0.9 * 2**27
+
+
+def test_this_machine_has_rates() -> None:
+    rates = machine.speed("cpu", torch.float32)
+    assert 1e7 < rates.products < 1e16 and 1e5 < rates.moves < 1e14 and 1e-8 < rates.call < 10
