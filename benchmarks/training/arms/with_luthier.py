@@ -1,0 +1,88 @@
+"""Luthier, by the call that `luthier train` makes. It alone starts from text: it reads and tokenizes the rows.
+
+Options: `packing`; `pack`, the tokens of a sequence; `precision`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from shared import CHECKED, Folder, Seen, Watch, tell
+
+
+def recipe(folder: Folder) -> Any:
+    from luthier.config import RunConfig
+
+    options, settings = folder.options, folder.settings
+    fp32 = options["precision"] == "fp32"
+    return RunConfig.model_validate({
+        "run": str(folder.out),
+        "model": {"path": folder.model, "dtype": "float32" if fp32 else "bfloat16"},
+        "data": {"path": str(folder.path / "rows.jsonl"), "validation": "none", "cache": False},
+        "method": {"name": "lora"} | settings["lora"],
+        "train": {
+            "steps": settings["rows"] // settings["step"], "batch_size": settings["step"],
+            "micro_batch": options["micro"], "packing": options["packing"], "lr": settings["lr"],
+            "max_length": options["pack"] if options["packing"] else settings["limit"], "schedule": "linear",
+            "warmup": 0, "precision": "fp32" if fp32 else "bf16", "save_every": 10_000,
+        },
+        "evaluate": {"before": False, "generate": 0},
+    })  # fmt: skip
+
+
+def start_loss(folder: Folder) -> None:
+    """The loss of the first rows before anything is learned, in the run's own layout and precision."""
+    import torch
+
+    from luthier.data.batches import micro_batches
+    from luthier.ops.attention import row_by_row
+    from luthier.stages import load_base, prepare_data, tokenize
+    from luthier.training.progress import Progress
+    from luthier.training.session import accelerator_for
+
+    config, quiet, seen = recipe(folder), Progress(), Seen()
+    accelerator = accelerator_for(config.model, config.train)
+    data = prepare_data(config, quiet)
+    loaded = load_base(config, data, tokenize(config, data, quiet))
+    model = config.method.attach(loaded.model, steps=1).eval()
+    rows, task = [loaded.data.rows[number] for number in range(CHECKED)], loaded.data.task
+    pack = config.train.max_length if config.train.packing else None
+    total = 0.0
+    with row_by_row(model), torch.no_grad(), accelerator.autocast():
+        for micro in micro_batches(
+            [len(row.ids) for row in rows], micro_batch=config.train.rows_per_pass, by_length=True, micro_tokens=None,
+            pack=pack,
+        ):  # fmt: skip
+            some = [rows[number] for number in micro]
+            batch = task.pack(some) if pack else task.collate(some, loaded.template.tokenizer.pad_token_id)
+            total += float(task.loss(model, {key: value.to(accelerator.device) for key, value in batch.items()}))
+            seen.around(lambda made: made)([{"input_ids": row.ids, "labels": row.labels} for row in some])
+    tell(seen, start_loss=total / seen.learned)
+
+
+def train(folder: Folder) -> None:
+    from luthier import run
+    from luthier.training.progress import Progress
+
+    class Clock(Progress):
+        def train_begins(self, start: int, steps: int) -> None:
+            watch.begin()
+
+        def step(self, record: dict[str, Any], tokens_per_second: float) -> None:
+            watch.step()
+
+    watch, seen = Watch(), Seen()
+    result = run.train(recipe(folder), progress=Clock())
+    lines = [json.loads(line) for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    seen.tokens, seen.learned = sum(line["tokens"] for line in steps), sum(line["targets"] for line in steps)
+    tell(seen, losses=[line["loss"] for line in steps], steps=len(steps), **watch.made())
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command sets it
+    given = Folder()
+    start_loss(given) if given.check else train(given)
