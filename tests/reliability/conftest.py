@@ -19,6 +19,7 @@ from tests.conftest import alpaca_rows, build_tokenizer, model_config, write_jso
 COMMON = [
     "train.lr=2e-2", "train.batch_size=4", "train.micro_batch=2", "train.steps=8", "train.save_every=1", "train.keep=99",
     "train.evaluate_every=4", "evaluate.generate=0", "evaluate.before=false", "data.workers=1", "data.cache=false",
+    "train.packing=false",
 ]  # fmt: skip
 """20 rows train, so an epoch has 5 steps; each has two passes."""
 
@@ -76,7 +77,7 @@ def start(shelf: Path) -> Start:
     return go
 
 
-LORA = ["method.rank=2", "method.dropout=0.1", "train.packing=true"]
+LORA = ["method.rank=2", "method.dropout=0.1", "train.packing=true", "train.micro_tokens=128"]
 
 
 @pytest.fixture(scope="session")

@@ -243,7 +243,7 @@ def test_packed_sequences_are_halved_too(faulty: Faulty, start: Start, tmp_path:
     faulty.bend = bend
     heard = Heard()
     start(tmp_path / "run", *LORA, progress=heard)
-    assert any("at most 128 tokens in a pass" in text for text in heard.said)
+    assert any("at most 64 tokens in a pass" in text for text in heard.said)
 
 
 def test_with_one_row_in_a_pass_it_stops_with_everything_saved(faulty: Faulty, start: Start, tmp_path: Path) -> None:
