@@ -243,7 +243,6 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for large pages, where a system has them
     # Notices between libraries about names they will drop are not for the user.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):

@@ -23,7 +23,7 @@ from luthier.methods.base import METHODS
 from luthier.ops import attention
 from luthier.ops.attention import NAME, row_by_row
 from luthier.run import train
-from luthier.tasks.base import TASKS, Row
+from luthier.tasks.base import EVEN, TASKS, Row
 from luthier.training.packing import prove_packing
 from tests.conftest import alpaca_rows, review_rows, write_jsonl
 from tests.methods.zoo import DECODERS, base
@@ -55,6 +55,25 @@ def test_loss_and_gradients_of_packed_rows_are_those_of_the_rows_apart(kind: str
     for one, other in zip(gradients, others, strict=True):
         assert torch.allclose(one, other, atol=1e-4 * float(one.abs().max()) + 1e-6)
     assert "position_ids" in task.pack(rows) and task.pack(rows)["input_ids"].shape[0] == 1
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_sequence_filled_up_learns_the_same(kind: str) -> None:
+    task, rows, found = TASKS.parse("chat"), some_rows(80), []
+    plain, filled = task.pack(rows), task.pack(rows, even=True)
+    assert (
+        filled["input_ids"].size(1) % EVEN == 0 and filled["input_ids"].size(1) > plain["input_ids"].size(1) >= 8 * EVEN
+    )
+    assert int(filled["attention_mask"].sum()) == int(plain["attention_mask"].sum()), "what fills up is not counted"
+    assert task.targets(filled) == task.targets(plain)
+    for batch in (plain, filled):
+        model = base(kind).train()
+        with row_by_row(model):
+            loss = task.loss(model, batch)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-4 * float(one.abs().max()) + 1e-6)
 
 
 @pytest.mark.parametrize("kind", DECODERS)

@@ -83,6 +83,5 @@ def train(folder: Folder) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command sets it
     given = Folder()
     start_loss(given) if given.check else train(given)

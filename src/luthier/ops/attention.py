@@ -67,7 +67,8 @@ def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int],
 
     As sdpa's kernel it keeps no probabilities and makes them anew in the backward pass (Dao et al. 2022, arXiv
     2205.14135); it differs in the blocks, some queries of all heads against all keys before them, which suit a CPU's
-    matrix products. Scores are float32: in bfloat16 those of Qwen2, some hundreds, would be off by whole numbers.
+    matrix products. All is float32: in bfloat16 the scores of Qwen2, some hundreds, would be off by whole numbers, and
+    oneDNN would compile and keep a kernel for each length of a row, which MKL does not.
     """
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # as it does for sdpa: rotated queries may be wider than the values
@@ -88,7 +89,7 @@ class _CausalRows(torch.autograd.Function):
                 top = scores.amax(-1, keepdim=True)
                 total = scores.sub_(top).exp_().sum(-1, keepdim=True)
                 log_sums[:, start:end] = (top + total.log()).view(heads, -1)
-                mixed = torch.bmm((scores / total).to(value.dtype), value[:, begin:end])  # [key heads, group * n, D]
+                mixed = torch.bmm(scores.div_(total), value[:, begin:end].float())  # [key heads, group * n, D]
                 made[start:end] = mixed.view(heads, end - start, -1).transpose(0, 1)
         ctx.save_for_backward(query, key, value, made, log_sums)
         ctx.how = edges, scale
@@ -109,17 +110,17 @@ class _CausalRows(torch.autograd.Function):
                     row_end = next(edge for edge in edges if edge > begin)
                     grown_key = key.new_zeros(few, row_end - begin, key.size(-1), dtype=torch.float32)
                     grown_value = value.new_zeros(few, row_end - begin, value.size(-1), dtype=torch.float32)
-                queries = query[:, start:end]
+                queries, values = query[:, start:end], value[:, begin:end].float()
                 shares = _scores(queries, keys, start - begin, scale)
                 shares.sub_(log_sums[:, start:end].reshape(few, -1, 1)).exp_()
                 # [n, heads, D] -> [key heads, group * n, D]
-                slope = upstream[start:end].transpose(0, 1).reshape(few, -1, value.size(-1))
-                grown_value[:, :size] += torch.bmm(shares.to(value.dtype).transpose(1, 2), slope)
-                to_scores = torch.bmm(slope, value[:, begin:end].transpose(1, 2)).float()
+                slope = upstream[start:end].transpose(0, 1).float().reshape(few, -1, value.size(-1))
+                grown_value[:, :size].baddbmm_(shares.transpose(1, 2), slope)
+                to_scores = torch.bmm(slope, values.transpose(1, 2))
                 to_scores.sub_(inner[:, start:end].reshape(few, -1, 1)).mul_(shares).mul_(scale)
-                narrow = to_scores.to(query.dtype)
-                to_query[:, start:end] = torch.bmm(narrow, key[:, begin:end]).view(queries.shape)
-                grown_key[:, :size] += torch.bmm(narrow.transpose(1, 2), queries.reshape(few, -1, query.size(-1)))
+                to_query[:, start:end] = torch.bmm(to_scores, keys).view(queries.shape)
+                asked = queries.float().reshape(few, -1, query.size(-1))
+                grown_key[:, :size].baddbmm_(to_scores.transpose(1, 2), asked)
                 if end in edges:
                     to_key[:, begin:end], to_value[:, begin:end] = grown_key, grown_value
         return to_query, to_key, to_value, None, None

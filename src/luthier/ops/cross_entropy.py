@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHUNK_BYTES = 2**26
@@ -22,6 +23,7 @@ CHUNK_BYTES = 2**26
 SLICE_BYTES = 2**22
 """Bytes of the logits in float32 that a CPU turns into probabilities at a time: they should stay in its cache."""
 BOOST = 1024.0
+EVEN = 32
 FEWEST = 64  # tokens of a chunk: fewer would leave the matrix product slow
 
 
@@ -52,9 +54,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             boost = BOOST if half else 1.0
             to_hidden = torch.empty_like(hidden, dtype=torch.float32 if half else None) if wants_hidden else None
             for part, _, logits in _chunks(hidden, cast, bias, dtype):
-                losses[part] = _slope(logits, targets[part], boost)
+                here = targets[part]
+                losses[part] = _slope(logits[: len(here)], here, boost)
                 if to_hidden is not None:
-                    to_hidden[part] = logits @ cast  # by now their gradient
+                    to_hidden[part] = (logits @ cast)[: len(here)]  # by now their gradient
                     if half:
                         to_hidden[part] /= boost
         ctx.save_for_backward(to_hidden, hidden, weight, bias, targets)
@@ -72,7 +75,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         cast = weight.detach().to(ctx.dtype)
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         to_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
-        for part, chunk, logits in _chunks(hidden, cast, bias, ctx.dtype):
+        for part, chunk, made in _chunks(hidden, cast, bias, ctx.dtype):
+            logits = made[: len(chunk)]
             _slope(logits, targets[part], upstream=upstream[part], to_bias=to_bias)
             if to_weight is not None:
                 to_weight += (logits.t() @ chunk).float()
@@ -82,18 +86,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _chunks(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(place, tokens, their logits) of each chunk; the next one's logits take the same memory."""
-    size = min(len(hidden), max(FEWEST, CHUNK_BYTES // (dtype.itemsize * len(weight))))
+    """(place, tokens, their logits) of each chunk; the next one's logits take the same memory.
+
+    Logits are made for a multiple of EVEN tokens, those behind the chunk's of nothing: for each number of its own
+    oneDNN would compile kernels and keep them.
+    """
+    size = max(FEWEST, CHUNK_BYTES // (dtype.itemsize * len(weight))) // EVEN * EVEN or FEWEST
+    size = min(size, -(-len(hidden) // EVEN) * EVEN)
     room = hidden.new_empty(size, len(weight), dtype=dtype)
     for start in range(0, len(hidden), size):
         part = slice(start, min(start + size, len(hidden)))
         chunk = hidden[part].to(dtype)
-        logits = room[: len(chunk)]
+        rows = -(-len(chunk) // EVEN) * EVEN
+        filled = F.pad(chunk, (0, 0, 0, rows - len(chunk)))
         if bias is None:
-            torch.mm(chunk, weight.t(), out=logits)
+            torch.mm(filled, weight.t(), out=room[:rows])
         else:
-            torch.addmm(bias.to(dtype), chunk, weight.t(), out=logits)
-        yield part, chunk, logits
+            torch.addmm(bias.to(dtype), filled, weight.t(), out=room[:rows])
+        yield part, chunk, room[:rows]
 
 
 def _slope(

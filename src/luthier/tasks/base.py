@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     Batch = dict[str, Tensor]
 
+EVEN = 64
+"""Tokens: lengths of long packed sequences are multiples of it."""
+
 LongRow = Literal["stop", "skip", "split", "truncate_prompt", "truncate_answer"]
 
 
@@ -76,14 +79,23 @@ class Task(Plugin):
             "labels": torch.tensor([row.labels + [IGNORED] * (longest - len(row.labels)) for row in rows]),
         }
 
-    def pack(self, rows: Sequence[Row]) -> Batch:
+    def pack(self, rows: Sequence[Row], *, even: bool = False) -> Batch:
         """The rows in one sequence without padding: input_ids, position_ids, attention_mask, labels, each [1, T].
 
         Positions restart with each row, which is how transformers' attention knows that it must not cross; a
         row's first token is no target, for it would be predicted from the row before.
+
+        With `even` a long sequence is filled up to a multiple of EVEN tokens by a row that teaches nothing: for each
+        length of its own oneDNN would compile kernels and keep them, half a megabyte apiece.
         """
         import torch
 
+        tokens = sum(len(row.ids) for row in rows)
+        if even and tokens >= 8 * EVEN and tokens % EVEN:
+            fill = EVEN - tokens % EVEN
+            filled = self.pack([*rows, Row([0] * fill, [IGNORED] * fill, "")])
+            filled["attention_mask"][0, tokens:] = 0
+            return filled
         labels = [label for row in rows for label in (IGNORED, *row.labels[1:])]
         return {
             "input_ids": torch.tensor([[token for row in rows for token in row.ids]]),

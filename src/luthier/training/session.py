@@ -278,7 +278,7 @@ class Session:
         )
 
     def _batch(self, rows: list[Row]) -> Batch:
-        return self.data.task.pack(rows) if self.pack else self.data.task.collate(rows, self.pad_id)
+        return self.data.task.pack(rows, even=True) if self.pack else self.data.task.collate(rows, self.pad_id)
 
     def _log(self, record: dict[str, Any]) -> None:
         """Count a step, look at its loss, and write it down."""
