@@ -6,7 +6,6 @@ Options: `packing`; `pack`, the tokens of a sequence; `precision`.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
