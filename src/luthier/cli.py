@@ -75,8 +75,7 @@ def _train(arguments: list[str], options: dict[str, str | None], *, fresh: bool 
     from luthier.config import RunConfig
     from luthier.terminal import Terminal, console, show_result
 
-    recipe, overrides = split_arguments(arguments)
-    overrides = [f"{key}={value}" for key, value in options.items() if value is not None] + overrides
+    recipe, overrides = split_arguments(arguments, options)
     notes: list[str] = []
     config = RunConfig.load(recipe, overrides, notes)
     terminal = Terminal(config.train.log_every)
@@ -146,9 +145,7 @@ def plan(
     from luthier.config import RunConfig
     from luthier.terminal import Terminal, show_plan
 
-    path, overrides = split_arguments(recipe or [])
-    options = {"model": model, "data": data, "method": method, "task": task}
-    overrides = [f"{key}={value}" for key, value in options.items() if value is not None] + overrides
+    path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "method": method, "task": task})
     found = run.plan(RunConfig.load(path, overrides), progress=Terminal())
     show_plan(found)
     if found["fits"] is False:
@@ -183,14 +180,20 @@ def _same_command() -> str:
     return shlex.join(["luthier", *sys.argv[1:]])
 
 
-def split_arguments(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    """(recipe or None, overrides): the recipe is the first argument, unless that is an override."""
+def split_arguments(
+    arguments: list[str], options: dict[str, str | None] | None = None
+) -> tuple[Path | None, list[str]]:
+    """(recipe or None, overrides): the recipe is the first argument, unless that is an override.
+
+    Options that were given come first among the overrides.
+    """
     recipes = [argument for argument in arguments if "=" not in argument]
     if len(recipes) > 1:
         raise InputError(
             f"one recipe is one run, these are {len(recipes)}: {', '.join(recipes)}", mend="key.path=value sets a value"
         )
-    return (Path(recipes[0]) if recipes else None), [argument for argument in arguments if "=" in argument]
+    given = [f"{key}={value}" for key, value in (options or {}).items() if value is not None]
+    return (Path(recipes[0]) if recipes else None), given + [argument for argument in arguments if "=" in argument]
 
 
 @app.command()

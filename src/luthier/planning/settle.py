@@ -90,12 +90,9 @@ def settle(job: Job) -> Settled:
     elif packing:
         check_packing(job.task, job.method)
     tokens = train.micro_tokens or (TOKENS.get(device(job.model), MOST) if packing else None)
-    open_ = train.gradient_checkpointing == "auto"
-    first = _with(job, bool(packing), tokens, checkpointing=train.gradient_checkpointing is True)
-    if first.plan is None or first.plan.fits:
-        return first
+    wished = train.gradient_checkpointing
     sized = train.micro_tokens is None and (train.micro_batch is None or bool(packing))
-    for checkpointing in (False, True) if open_ else (train.gradient_checkpointing is True,):
+    for checkpointing in (False, True) if wished == "auto" else (wished,):
         tried = _with(job, bool(packing), tokens, checkpointing=checkpointing)
         if tried.plan is None or tried.plan.fits:
             return tried
