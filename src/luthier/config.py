@@ -97,6 +97,7 @@ class TrainConfig(Config):
         "logging_steps": "log_every",
         "optim": "optimizer",
         "save_total_limit": "keep",
+        "torch_compile": "compile",
     }
 
     steps: PositiveInt | None = None
@@ -140,6 +141,9 @@ class TrainConfig(Config):
     packing: bool | Literal["auto"] = "auto"
     """Put the rows of a step into as few sequences of micro_tokens as will hold them: no padding, and no row sees
     another. The run learns the same; each sequence is one pass. Auto does so where task, method and model allow it."""
+    compile: bool = False
+    """Let torch.compile make the model's layers, in place of Luthier's own functions: a minute or more at the first
+    step. Slower on a CPU (benchmarks/training/README.md); on a GPU it depends on the model: measure it."""
     evaluate_every: Annotated[float, Field(gt=0)] | None = None
     """Steps between evaluations on the validation rows, below 1 a share of an epoch; none: every epoch."""
     save_every: Annotated[float, Field(gt=0)] | None = None

@@ -51,6 +51,10 @@ def check_machine(config: RunConfig) -> None:
     device(config.model)
     check_precision(config.model, config.train)
     check_quantize(config.model, config.train.optimizer)
+    if config.train.compile:
+        from luthier.ops.compiled import check_compile
+
+        check_compile(device(config.model))
 
 
 def prepare_data(config: RunConfig, progress: Progress) -> Prepared:

@@ -1,9 +1,9 @@
 """Attention over packed rows, row by row: what crosses from one row to another is not computed and then masked away.
 
 transformers' sdpa takes a sequence of packed rows with a [T, T] mask, so its cost grows with the square of the whole
-sequence. Here each row is computed by itself: in one function for all rows where the causal triangle is all that a mask
-has to say, and by a call of sdpa a row else. Registered with transformers as `luthier_packed`; everything but packed
-rows goes to sdpa as ever.
+sequence. Here each row is computed by itself: on a CPU in one function for all rows where the causal triangle is all
+that a mask has to say, and by a call of sdpa a row else; on a GPU by torch's kernel for many lengths, where that
+serves. Registered with transformers as `luthier_packed`; everything but packed rows goes to sdpa as ever.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from luthier.ops import varlen
+
 NAME = "luthier_packed"
 EDGES = "luthier_edges"
 BLOCK_BYTES = 2**21
@@ -33,8 +35,19 @@ def packed_attention(
 
     Positions that begin anew part the rows. Keys in front of the queries (a trained prefix) are seen by every row.
     """
-    edges = _edges(position_ids, query)
     front = key.size(2) - query.size(2)
+    if _on_gpu(query):
+        plain = not (front or kwargs.get("softcap") or (kwargs.get("dropout") and module.training))
+        rows = varlen.rows_of(position_ids, query) if plain and not _additive(attention_mask) else None
+        if rows is not None and varlen.serves(query, key, value):
+            scaling = kwargs.get("scaling")
+            return varlen.attend(query[0], key[0], value[0], rows, scaling, sliding_window)[None], None
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
+        )
+    edges = _edges(position_ids, query)
     longest = max((end - begin for begin, end in pairwise(edges)), default=0)
     windowed = sliding_window is not None and longest > sliding_window
     dropping = kwargs.get("dropout") and module.training
@@ -163,25 +176,27 @@ def _edges(position_ids: Tensor | None, query: Tensor) -> list[int]:
     return known
 
 
+def _on_gpu(query: Tensor) -> bool:
+    return query.device.type == "cuda"
+
+
 def _additive(mask: Tensor | None) -> bool:
     """Does a mask add numbers (a gate's, a bias) and not only hide?"""
     return mask is not None and mask.dtype != torch.bool
 
 
 @contextmanager
-def row_by_row(model: nn.Module) -> Iterator[None]:
-    """In here attention of packed rows is computed row by row, where the model uses sdpa on a CPU.
+def row_by_row(model: nn.Module, *, apart: bool = False) -> Iterator[None]:
+    """In here attention of packed rows is computed row by row, where the model uses sdpa; `apart` from compiled code.
 
-    Else nothing changes: a GPU would wait for the edges in every layer, and has kernels for rows of different lengths.
+    A model with Flash Attention of its own (attn_implementation) keeps it: that reads rows off their positions as well.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    if (
-        getattr(getattr(base, "config", None), "_attn_implementation", "") != "sdpa"
-        or next(model.parameters()).device.type != "cpu"
-    ):
+    if getattr(getattr(base, "config", None), "_attn_implementation", "") != "sdpa":
         yield
         return
-    AttentionInterface.register(NAME, packed_attention)
+    opaque: Any = torch.compiler.disable
+    AttentionInterface.register(NAME, opaque(packed_attention) if apart else packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     base.set_attn_implementation(NAME)
     try:

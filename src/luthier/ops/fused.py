@@ -9,18 +9,24 @@ from torch import nn
 
 from luthier.ops import gated, lora, norm
 from luthier.ops.attention import row_by_row
+from luthier.ops.compiled import compiled
 
 
 @contextmanager
-def fused(model: nn.Module, *, packed: bool = False, trial: bool = True) -> Iterator[None]:
+def fused(model: nn.Module, packed: bool = False, compile: bool = False, *, trial: bool = True) -> Iterator[None]:
     """In here `model` computes with ours what its own code computes in more memory or time; `packed` adds attention.
 
     The numbers are the same to rounding: each module decides by a trial, and by what it carries at each call. A model
-    without numbers, which is only planned, has no `trial`.
+    without numbers, which is only planned, has no `trial`. With `compile` blocks are torch.compile's instead, and only
+    attention is ours.
     """
     with ExitStack() as stack:
         if packed:
-            stack.enter_context(row_by_row(model))
+            stack.enter_context(row_by_row(model, apart=compile))
+        if compile:
+            stack.enter_context(compiled(model))
+            yield
+            return
         changed = [*lora.fuse(model), *gated.fuse(model, trial=trial), *norm.fuse(model, trial=trial)]
         try:
             yield

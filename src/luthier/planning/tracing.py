@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from luthier.ops.attention import EDGES
 from luthier.ops.fused import fused
+from luthier.ops.varlen import ROWS, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,9 @@ def _inputs(rows: list[int], device: str, packed: bool) -> dict[str, Tensor]:
     if packed:
         ids = torch.zeros(1, sum(rows), dtype=torch.long, device=device)
         places = torch.zeros_like(ids)
-        setattr(places, EDGES, [0, *(sum(rows[: i + 1]) for i in range(len(rows)))])
+        edges = [0, *accumulate(rows)]
+        setattr(places, EDGES, edges)
+        setattr(places, ROWS, Rows(torch.zeros(len(edges), dtype=torch.int32, device=device), max(rows)))
         return {"input_ids": ids, "position_ids": places}
     ids = torch.zeros(len(rows), max(rows), dtype=torch.long, device=device)
     return {"input_ids": ids}  # a mask would be looked into, and takes little

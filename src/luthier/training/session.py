@@ -151,7 +151,7 @@ class Session:
         state = self.state
         self.progress.train_begins(state["step"], self.steps)
         dice = RandomState.now()
-        with self.request.noted(), fused(self.raw, packed=self.pack is not None):
+        with self.request.noted(), fused(self.raw, self.pack is not None, self.config.compile):
             dice.put_back()  # a trial of a layer may draw, and a resumed run makes it at another step
             try:
                 self._take_steps()

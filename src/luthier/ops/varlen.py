@@ -1,0 +1,122 @@
+"""Attention over packed rows on a GPU: torch's kernel for sequences of many lengths, where it serves.
+
+(torch.nn.attention.varlen; Flash Attention 2, Dao 2023, arXiv 2307.08691.) It takes half precision, knows no mask but
+the causal triangle and a window, and drops nothing. Whether it works here is not read off a table of devices and
+versions: it is tried.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import _disable_current_modes
+
+ROWS = "luthier_rows"
+
+
+class Rows(NamedTuple):
+    """Where packed rows begin and end, as the kernel wants it."""
+
+    edges: Tensor
+    """int32 [rows + 1], on the device of the queries"""
+    longest: int
+
+
+def rows_of(position_ids: Tensor | None, query: Tensor) -> Rows | None:
+    """The rows of one sequence: positions that begin anew part them. None where the batch is no such sequence.
+
+    Kept with the positions, which all layers are given: the length of the longest is read from the GPU once a pass.
+    """
+    if position_ids is None or query.size(0) != 1 or position_ids.shape != (1, query.size(2)):
+        return None
+    known: Rows | None = getattr(position_ids, ROWS, None)
+    if known is None:
+        begins = (position_ids[0] == 0).nonzero()[:, 0]
+        edges = torch.cat([begins, begins.new_tensor([query.size(2)])]).to(torch.int32)
+        known = Rows(edges, int(edges.diff().max()))
+        setattr(position_ids, ROWS, known)
+    return known
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float | None, window: int | None) -> Tensor:
+    """Queries [heads, T, D], keys and values [key heads, T, D] -> [T, heads, D], each row for itself and causal.
+
+    A token sees `window` tokens, itself among them; none: all before it. `scale`: none is D ** -0.5.
+    """
+    query, key, value = (x.transpose(0, 1).to(working_type(query)) for x in (query, key, value))
+    before = -1 if window is None or window >= rows.longest else window - 1
+    return kernel(query, key, value, rows, scale, (before, 0))
+
+
+def kernel(
+    query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float | None, window: tuple[int, int]
+) -> Tensor:
+    """What torch has, of [T, heads, D] and twice [T, key heads, D]."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    made = varlen_attn(
+        query, key, value, rows.edges, rows.edges, rows.longest, rows.longest, scale=scale, window_size=window,
+        enable_gqa=query.size(1) != key.size(1),
+    )  # fmt: skip
+    assert isinstance(made, Tensor)
+    return made
+
+
+def working_type(query: Tensor) -> torch.dtype:
+    """Autocast's, as for sdpa, or the queries' own."""
+    place = query.device.type
+    return torch.get_autocast_dtype(place) if torch.is_autocast_enabled(place) else query.dtype
+
+
+def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Does the kernel do its work for tensors like these, [1, heads, T, D]? Tried once for each kind of them."""
+    dtype = working_type(query)
+    if dtype not in (torch.bfloat16, torch.float16) or value.size(-1) != query.size(-1):
+        return False
+    return _proved(dtype, query.device, query.size(1), key.size(1), query.size(-1))
+
+
+@lru_cache(maxsize=32)
+def _proved(dtype: torch.dtype, device: torch.device, heads: int, few: int, width: int) -> bool:
+    """Values and gradients of two rows are those of sdpa in float32, to the rounding of `dtype`, with and without a
+    window. False as well where the kernel is not there or raises, whatever it raises."""
+    # Also asked while a run is planned, on tensors without numbers.
+    with _disable_current_modes(), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            return all(_agrees(dtype, device, heads, few, width, window) for window in (None, 20))
+        except (RuntimeError, ImportError, TypeError, ValueError):
+            return False
+
+
+def _agrees(dtype: torch.dtype, device: torch.device, heads: int, few: int, width: int, window: int | None) -> bool:
+    edges, longest, draw = (0, 37, 128), 91, torch.Generator(device).manual_seed(0)
+    given = [
+        torch.randn(some, edges[-1], width, generator=draw, device=device).to(dtype).requires_grad_()
+        for some in (heads, few, few)
+    ]
+    true = [x.detach().float().requires_grad_() for x in given]
+    want = torch.cat([_row(*(x[:, begin:end] for x in true), window=window) for begin, end in pairwise(edges)])
+    slope = torch.randn(want.shape, generator=draw, device=device)
+    right = [want, *torch.autograd.grad(want, true, slope)]
+    rows = Rows(torch.tensor(edges, dtype=torch.int32, device=device), longest)
+    got = attend(given[0], given[1], given[2], rows, None, window)
+    ours = [got, *torch.autograd.grad(got, given, slope.to(dtype))]
+    return all(
+        float((one.float() - other).norm()) <= 0.02 * float(other.norm())
+        for one, other in zip(ours, right, strict=True)
+    )
+
+
+def _row(query: Tensor, key: Tensor, value: Tensor, *, window: int | None) -> Tensor:
+    """The usual attention of one row, [heads, n, D] -> [n, heads, D]."""
+    size = query.size(1)
+    seen = torch.ones(size, size, dtype=torch.bool, device=query.device).tril()
+    if window is not None:
+        seen = seen.triu(1 - window)
+    made = scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=seen, enable_gqa=True)
+    return made[0].transpose(0, 1)
