@@ -1,6 +1,6 @@
 """Luthier, by the call that `luthier train` makes. It alone starts from text: it reads and tokenizes the rows.
 
-Options: `packing`; `pack`, the tokens of a sequence; `precision`.
+Options: `packing`; `pack`, the tokens of a sequence; `precision`; `compile`, by torch.compile.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def recipe(folder: Folder) -> Any:
             "micro_batch": options["micro"], "packing": options["packing"], "lr": settings["lr"],
             "max_length": options["pack"] if options["packing"] else settings["limit"], "schedule": "linear",
             "warmup": 0, "precision": "fp32" if fp32 else "bf16", "save_every": 10_000,
+            "compile": options.get("compile", False),
         },
         "evaluate": {"before": False, "generate": 0},
     })  # fmt: skip
