@@ -73,9 +73,16 @@ class RunFolder:
         return RunConfig.load(self.recipe)
 
     def weights(self) -> Path:
-        """The finished weights; InputError where the run has not finished."""
+        """The finished weights, whole as they were written; InputError where they are damaged or not there yet."""
+        from luthier.training.checkpoint import fault
+
         for name in ("adapter", "model"):
             if (self.path / name).is_dir() and self.result.is_file():
+                if what := fault(self.path / name, others=True):
+                    raise InputError(
+                        f"{self.path / name} is damaged: {what}",
+                        mend=f"rm {self.result} && luthier train {self.recipe}: it is written anew from the checkpoint",
+                    )
                 return self.path / name
         raise InputError(f"{self.path}: the run has no finished weights yet", mend=f"luthier train {self.recipe}")
 

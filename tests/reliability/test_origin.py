@@ -21,6 +21,8 @@ from luthier.errors import Busy, InputError, ModelError, Stopped
 from luthier.folder import RunFolder
 from luthier.origin import base_of, changes, environment, redacted, redacted_command
 from luthier.run import evaluate, open_run
+from luthier.serving.engine import Engine
+from luthier.training.checkpoint import staged
 from tests.reliability.conftest import LORA, Heard, Start, forked, status
 
 
@@ -79,9 +81,34 @@ def test_a_run_does_not_go_on_with_another_base(
         (base / name).write_text("{}")  # nothing that training depends on
     start(tmp_path / "run", *own)
     change(base)
-    for use in (evaluate, open_run):
+    for use in (evaluate, open_run, Engine.load):
         with pytest.raises(InputError, match="is not the base"):
             use(tmp_path / "run")
+
+
+def test_finished_weights_that_were_damaged_are_refused_and_written_anew(
+    whole: Path, start: Start, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    start(run, *LORA)
+    (run / "adapter" / "README.md").write_text("A file of the user's own is no damage.")
+    open_run(run)
+    weights = run / "adapter" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-9] ^= 4
+    weights.write_bytes(data)
+    for use in (evaluate, open_run, Engine.load):
+        with pytest.raises(
+            InputError, match=r"adapter is damaged: adapter_model.safetensors has another SHA-256"
+        ) as told:
+            use(run)
+        assert f"rm {run / 'result.json'} && luthier train" in told.value.mend
+    (run / "result.json").unlink()
+    start(run, *LORA)
+    assert differences(whole, run) == []
+    (run / "adapter" / "adapter_config.json").unlink()
+    with pytest.raises(InputError, match=r"adapter is damaged: adapter_config.json is missing"):
+        Engine.load(run)
 
 
 def test_any_change_of_a_tensors_ends_counts_and_training_changes_both(base: Path) -> None:
@@ -317,6 +344,12 @@ def test_a_pickle_beside_a_finished_adapter_is_not_opened(whole: Path, tmp_path:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     (run / "adapter" / "adapter_model.safetensors").unlink()
     torch.save(Trap(), run / "adapter" / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors is missing"):
+        open_run(run)
+    with staged(run / "adapter") as folder:  # as if it had been written so
+        torch.save(Trap(), folder / "adapter_model.bin")
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "adapter_config.json"):
+            shutil.copy(whole / "adapter" / name, folder)
     with pytest.raises(InputError, match=r"holds no adapter_model\.safetensors"):
         open_run(run)
     assert not marker.exists()

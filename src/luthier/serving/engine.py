@@ -36,6 +36,7 @@ class Engine:
         if RunFolder(path).data.is_file() and '"name": "classify"' in folder.data.read_text(encoding="utf-8"):
             raise InputError(f"{path} is a classifier, which does not talk", mend=f"luthier evaluate {path}")
         source = locate(config.model)
+        folder.refuse_another_base(config.model, source)
         # The template lies with the weights, also where Luthier chose it, so training and use cannot differ.
         template = Template(load_tokenizer(config.model, str(weights)))
         whole = config.method.saves == "model" and not base

@@ -78,12 +78,15 @@ def tidy(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def fault(folder: Path, *, hashes: bool = True) -> str:
-    """What is wrong with a folder that `staged` made; empty where nothing. Without `hashes` only names and sizes."""
+def fault(folder: Path, *, hashes: bool = True, others: bool = False) -> str:
+    """What is wrong with a folder that `staged` made; empty where nothing. Without `hashes` only names and sizes.
+
+    `others`: files that the manifest does not name may be there.
+    """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
-        for name in sorted(there ^ set(files)):
+        for name in sorted(set(files) - there if others else there ^ set(files)):
             return f"{name} is missing" if name in files else f"{name} is not in its manifest"
         for name, entry in files.items():
             if (folder / name).stat().st_size != entry["bytes"]:
