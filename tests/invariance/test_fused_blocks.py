@@ -13,18 +13,9 @@ from torch import Tensor, nn
 from luthier.methods.base import METHODS
 from luthier.ops import gated, lora, norm
 from luthier.ops.fused import fused
-from tests.methods.zoo import DECODERS, attached, base, shake
+from tests.methods.zoo import DECODERS, attached, base, one_step, shake
 
 GATED = [kind for kind in DECODERS if kind != "gpt2"]
-
-
-def step(model: Any, seed: int = 0) -> list[Tensor]:
-    torch.manual_seed(seed)
-    model.zero_grad(set_to_none=True)
-    given = torch.arange(3, 27).view(2, 12)
-    out = model(input_ids=given, labels=given)
-    out.loss.backward()
-    return [out.loss.detach(), out.logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +29,9 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_values_and_gradients_are_the_models_own(kind: str, name: str) -> None:
     _, model = attached(name, kind)
     shake(model)
-    usual = step(model)
+    usual = one_step(model)
     with fused(model):
-        ours = step(model)
+        ours = one_step(model)
     assert len(usual) == len(ours)
     for a, b in zip(usual, ours, strict=True):
         torch.testing.assert_close(b, a, rtol=2e-4, atol=2e-6)
@@ -65,7 +56,7 @@ def test_paths_on_some_layers_only_and_dropout(targets: str) -> None:
     layer_by_layer = copy.deepcopy(model)
     lora.fuse(layer_by_layer)  # which draws the same masks in the same order
     with fused(model):
-        one, other, third = step(model), step(layer_by_layer), step(model, seed=1)
+        one, other, third = one_step(model), one_step(layer_by_layer), one_step(model, seed=1)
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(b, a, rtol=2e-4, atol=2e-6)
     assert not torch.equal(one[0], third[0]), "something is dropped"
@@ -79,7 +70,7 @@ def test_in_half_precision_they_are_as_near_to_the_truth(kind: str, autocast: bo
         shake(model)
         return model
 
-    truth, found = step(tuned()), []
+    truth, found = one_step(tuned()), []
     for ours in (False, True):
         model = tuned()
         if not autocast:
@@ -87,7 +78,7 @@ def test_in_half_precision_they_are_as_near_to_the_truth(kind: str, autocast: bo
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()
         with fused(model) if ours else nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            found.append(step(model))
+            found.append(one_step(model))
     usual, own = (
         sum(float((x.float() - right).norm() / right.norm()) for right, x in zip(truth, side, strict=True)) / len(truth)
         for side in found
@@ -134,5 +125,5 @@ def test_activation_checkpointing_changes_nothing() -> None:
     twin: Any = copy.deepcopy(model)
     twin.activation_checkpointing_enable({"use_reentrant": False})
     with fused(model), fused(twin):
-        for a, b in zip(step(model), step(twin), strict=True):
+        for a, b in zip(one_step(model), one_step(twin), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)

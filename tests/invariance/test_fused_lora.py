@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from luthier.methods.base import METHODS
 from luthier.ops import lora
 from luthier.ops.lora import Dropped, LowRank, lora_linear
-from tests.methods.zoo import DECODERS, base
+from tests.methods.zoo import DECODERS, base, one_step
 
 
 def tuned(kind: str = "llama", plain: bool = False, **fields: Any) -> nn.Module:
@@ -25,15 +25,6 @@ def tuned(kind: str = "llama", plain: bool = False, **fields: Any) -> nn.Module:
     if not plain:
         lora.fuse(model)
     return model
-
-
-def step(model: nn.Module, seed: int = 0) -> list[Tensor]:
-    torch.manual_seed(seed)
-    model.zero_grad(set_to_none=True)
-    ids = torch.arange(3, 27).view(2, 12)
-    out = model(input_ids=ids, labels=ids)
-    out.loss.backward()
-    return [out.loss.detach(), out.logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
 def used(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -55,13 +46,13 @@ def test_value_and_gradients_are_those_of_peft(
         pytest.skip("it has no biases")
     one, other = tuned(kind, plain=True, **fields), tuned(kind, **fields)
     assert used(other, monkeypatch) and not used(one, monkeypatch)
-    for a, b in zip(step(one), step(other), strict=True):
+    for a, b in zip(one_step(one), one_step(other), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_type", [torch.float32, torch.bfloat16])
 def test_under_autocast_and_in_bfloat16_it_is_as_near_to_the_truth(model_type: torch.dtype) -> None:
-    truth = step(tuned(plain=True))
+    truth = one_step(tuned(plain=True))
     found = []
     for plain in (True, False):
         model = tuned(plain=plain)
@@ -69,7 +60,7 @@ def test_under_autocast_and_in_bfloat16_it_is_as_near_to_the_truth(model_type: t
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(model_type)
         with torch.autocast("cpu", torch.bfloat16):
-            found.append(step(model))
+            found.append(one_step(model))
     usual, ours = (
         sum(float((x.float() - right).norm() / right.norm()) for right, x in zip(truth, side, strict=True)) / len(truth)
         for side in found
@@ -132,18 +123,18 @@ def test_what_two_masks_drop_has_nothing_to_do_with_one_another() -> None:
 def test_dropout_in_a_model_trains_only_and_is_drawn_from_torchs_state() -> None:
     model = tuned(dropout=0.3)
     model.train()
-    one, two, same = step(model, 0), step(model, 1), step(model, 0)
+    one, two, same = one_step(model, 0), one_step(model, 1), one_step(model, 0)
     assert not torch.equal(one[0], two[0]) and all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
     model.eval()
     plain = tuned(plain=True, dropout=0.3).eval()
-    for a, b in zip(step(plain), step(model), strict=True):
+    for a, b in zip(one_step(plain), one_step(model), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
 
 
 def test_activation_checkpointing_draws_the_same_mask() -> None:
     one, other = tuned(dropout=0.3).train(), tuned(dropout=0.3).train()
     other.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    for a, b in zip(step(one), step(other), strict=True):
+    for a, b in zip(one_step(one), one_step(other), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-7)
 
 
@@ -178,4 +169,4 @@ def test_what_is_more_than_lora_on_a_linear_layer_goes_pefts_way(
 ) -> None:
     model = tuned("llama" if "dora" in fields else "gpt2", **fields)
     assert not used(model, monkeypatch)
-    step(model)
+    one_step(model)

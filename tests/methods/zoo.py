@@ -149,3 +149,13 @@ def cells(architectures: list[str] | None = None, names: list[str] | None = None
 
 def peft_names() -> list[str]:
     return [name for name in SPECS if method(name).saves == "adapter"]
+
+
+def one_step(model: Any, seed: int = 0) -> list[Tensor]:
+    """Loss, logits and all gradients of two rows; with `seed` for whatever drops."""
+    torch.manual_seed(seed)
+    model.zero_grad(set_to_none=True)
+    ids = torch.arange(3, 27).view(2, 12)
+    out = model(input_ids=ids, labels=ids)
+    out.loss.backward()
+    return [out.loss.detach(), out.logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
