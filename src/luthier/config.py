@@ -259,7 +259,7 @@ class RunConfig(Config):
         try:
             config = cls.model_validate(data, context=context)
         except ValidationError as error:
-            problems += [_problem(cls, dict(part)) for part in error.errors()]
+            problems += [line for part in error.errors() for line in _problems(cls, dict(part))]
         if problems:
             raise ConfigError(str(path) if path else "the command line", problems)
         if notes is not None:
@@ -321,14 +321,13 @@ def assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
         data[last] = value
 
 
-def _problem(model: type[BaseModel], error: dict[str, Any]) -> str:
-    """One line for one pydantic error: key, what is wrong, suggestion."""
+def _problems(model: type[BaseModel], error: dict[str, Any]) -> list[str]:
+    """A line for each mistake in one pydantic error: key, what is wrong, suggestion."""
     context = error.get("ctx", {})
     if error["type"] == "plugin_fields":
         prefix = _key(error["loc"])
-        return "\n  - ".join(f"{prefix}.{_problem_text(dict(part), context['known'])}" for part in context["errors"])
-    known = fields_at(model, error["loc"][:-1])
-    return _problem_text(error, known)
+        return [f"{prefix}.{_problem_text(dict(part), context['known'])}" for part in context["errors"]]
+    return [_problem_text(error, fields_at(model, error["loc"][:-1]))]
 
 
 def _problem_text(error: dict[str, Any], known: Sequence[str]) -> str:

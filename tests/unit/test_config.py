@@ -11,15 +11,16 @@ from luthier.config import RunConfig
 from luthier.errors import ConfigError, InputError
 
 
-def test_three_mistakes_are_reported_at_once_with_path_and_suggestion(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once_with_path_and_suggestion(tmp_path: Path) -> None:
     recipe = tmp_path / "bad.yaml"
-    recipe.write_text("modl: x\nmethod: {name: lora, rnk: 4}\ntrain: {lr: fast, schedule: cosin}\n")
+    recipe.write_text("modl: x\nmethod: {name: lora, rnk: 4, alpha: 0}\ntrain: {lr: fast, schedule: cosin}\n")
     with pytest.raises(ConfigError) as caught:
         RunConfig.load(recipe)
     text = str(caught.value)
-    assert str(recipe) in text and "4 mistakes" in text
+    assert str(recipe) in text and "5 mistakes" in text and text.count("\n  - ") == 5
     assert "modl: unknown key (did you mean 'model'?)" in text
     assert "method.rnk: unknown key (did you mean 'rank'?)" in text
+    assert "method.alpha: should be greater than 0, not 0" in text
     assert "train.lr: " in text and "'fast'" in text
     assert "train.schedule: " in text and "did you mean 'cosine'?" in text
 

@@ -68,6 +68,9 @@ def test_many_layers_follow_from_one_and_two() -> None:
 
         config = model_config("llama")
         config.num_hidden_layers = layers
+        config.intermediate_size = (
+            8 * config.hidden_size
+        )  # as in a real model, most is needed in the feed-forward block
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config)
         return trace(method("lora").attach(model, steps=9).train(), ROWS, packed=True, **REAL)

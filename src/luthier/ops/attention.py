@@ -23,8 +23,10 @@ from luthier.ops import varlen
 
 NAME = "luthier_packed"
 EDGES = "luthier_edges"
-BLOCK_BYTES = 2**21
-"""Bytes of the scores made at a time: they should stay in a processor's cache."""
+BLOCK = 64
+"""Queries of a row that are computed at a time: more would compute more that is then hidden."""
+BLOCK_BYTES = 2**22
+"""Most bytes of their scores, which should stay in a processor's cache; longer rows take fewer queries."""
 
 
 def packed_attention(
@@ -91,74 +93,74 @@ def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int],
 
 
 class _CausalRows(torch.autograd.Function):
+    """Queries that share a key head stand together, token by token: [key heads, T * group, D]."""
+
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, edges: tuple[int, ...], scale: float) -> Tensor:
         heads, tokens, _ = query.shape
+        few, group = len(key), heads // len(key)
         made = query.new_empty(tokens, heads, value.size(-1))
-        log_sums = query.new_empty(heads, tokens, dtype=torch.float32)
+        into = made.view(tokens, few, group, -1)
         with torch.autocast(query.device.type, enabled=False):
-            for begin, start, end, keys in _blocks(query, key, edges):
-                scores = _scores(query[:, start:end], keys, start - begin, scale)
-                top = scores.amax(-1, keepdim=True)
-                total = scores.sub_(top).exp_().sum(-1, keepdim=True)
-                log_sums[:, start:end] = (top + total.log()).view(heads, -1)
-                mixed = torch.bmm(scores.div_(total), value[:, begin:end].float())  # [key heads, group * n, D]
-                made[start:end] = mixed.view(heads, end - start, -1).transpose(0, 1)
-        ctx.save_for_backward(query, key, value, made, log_sums)
+            asked, keys, values, future = _asked(query, few, scale), key.float(), value.float(), _future(query)
+            for begin, start, end in _blocks(heads, edges):
+                shares = _shares(asked[:, start * group : end * group], keys[:, begin:end], future, group)
+                mixed = torch.bmm(shares, values[:, begin:end])  # [key heads, n * group, D]
+                into[start:end] = mixed.view(few, end - start, group, -1).transpose(0, 1)
+        ctx.save_for_backward(query, key, value)
         ctx.how = edges, scale
         return made
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        query, key, value, made, log_sums = ctx.saved_tensors
+        query, key, value = ctx.saved_tensors
         edges, scale = ctx.how
-        few = len(key)
-        to_query, to_key, to_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        inner = (upstream.float() * made.float()).sum(-1).t()  # [heads, T]
-        grown_key = grown_value = key.new_empty(0)
+        heads, tokens, width = query.shape
+        few, group = len(key), heads // len(key)
         with torch.autocast(query.device.type, enabled=False):
-            for begin, start, end, keys in _blocks(query, key, edges):
-                size = end - begin
-                if start == begin:
-                    row_end = next(edge for edge in edges if edge > begin)
-                    grown_key = key.new_zeros(few, row_end - begin, key.size(-1), dtype=torch.float32)
-                    grown_value = value.new_zeros(few, row_end - begin, value.size(-1), dtype=torch.float32)
-                queries, values = query[:, start:end], value[:, begin:end].float()
-                shares = _scores(queries, keys, start - begin, scale)
-                shares.sub_(log_sums[:, start:end].reshape(few, -1, 1)).exp_()
-                # [n, heads, D] -> [key heads, group * n, D]
-                slope = upstream[start:end].transpose(0, 1).float().reshape(few, -1, value.size(-1))
-                grown_value[:, :size].baddbmm_(shares.transpose(1, 2), slope)
-                to_scores = torch.bmm(slope, values.transpose(1, 2))
-                to_scores.sub_(inner[:, start:end].reshape(few, -1, 1)).mul_(shares).mul_(scale)
-                to_query[:, start:end] = torch.bmm(to_scores, keys).view(queries.shape)
-                asked = queries.float().reshape(few, -1, query.size(-1))
-                grown_key[:, :size].baddbmm_(to_scores.transpose(1, 2), asked)
-                if end in edges:
-                    to_key[:, begin:end], to_value[:, begin:end] = grown_key, grown_value
-        return to_query, to_key, to_value, None, None
+            asked, keys, values, future = _asked(query, few, scale), key.float(), value.float(), _future(query)
+            slope = _asked(upstream.transpose(0, 1), few)
+            to_asked = torch.empty_like(asked)
+            to_key, to_value = torch.zeros_like(keys), torch.zeros_like(values)
+            for begin, start, end in _blocks(heads, edges):
+                own, seen = slice(start * group, end * group), slice(begin, end)
+                shares = _shares(asked[:, own], keys[:, seen], future, group)
+                to_value[:, seen].baddbmm_(shares.transpose(1, 2), slope[:, own])
+                to_shares = torch.bmm(slope[:, own], values[:, seen].transpose(1, 2))
+                to_scores = torch._softmax_backward_data(to_shares, shares, -1, torch.float32)
+                to_asked[:, own] = torch.bmm(to_scores, keys[:, seen])
+                to_key[:, seen].baddbmm_(to_scores.transpose(1, 2), asked[:, own])
+        to_query = to_asked.mul_(scale).view(few, tokens, group, width).transpose(1, 2).reshape(query.shape)
+        return to_query.to(query.dtype), to_key.to(key.dtype), to_value.to(value.dtype), None, None
 
 
-def _blocks(query: Tensor, key: Tensor, edges: Sequence[int]) -> Iterator[tuple[int, int, int, Tensor]]:
-    """(begin of the row, begin and end of some of its queries, its keys up to there in float32), block by block."""
-    heads = len(query)
+def _asked(query: Tensor, few: int, scale: float = 1.0) -> Tensor:
+    """[heads, T, D] -> [few, T * group, D], times `scale`, in float32."""
+    heads, tokens, width = query.shape
+    made = query.new_empty(few, tokens, heads // few, width, dtype=torch.float32)
+    made.copy_(query.reshape(few, heads // few, tokens, width).transpose(1, 2))
+    return made.mul_(scale).view(few, -1, width)
+
+
+def _blocks(heads: int, edges: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(begin of the row, begin and end of some of its queries), block by block."""
     for begin, last in pairwise(edges):
-        keys = key[:, begin:last].float()
-        size = min(128, max(16, BLOCK_BYTES // (4 * heads * (last - begin))))
+        size = min(BLOCK, max(16, BLOCK_BYTES // (4 * heads * (last - begin))))
         for start in range(begin, last, size):
-            end = min(start + size, last)
-            yield begin, start, end, keys[:, : end - begin]
+            yield begin, start, min(start + size, last)
 
 
-def _scores(query: Tensor, keys: Tensor, before: int, scale: float) -> Tensor:
-    """[heads, n, D], float32 [key heads, before + n, D] -> [key heads, group * n, before + n], the future at -inf."""
-    heads, n, width = query.shape
-    few = len(keys)
-    asked = query.float().reshape(few, -1, width)
-    scores = torch.bmm(asked, keys.transpose(1, 2)).mul_(scale)
-    future = torch.full((n, n), float("-inf"), device=query.device).triu_(1)
-    scores.view(few, heads // few, n, -1)[..., before:] += future
-    return scores
+def _future(query: Tensor) -> Tensor:
+    """[BLOCK, 1, BLOCK]: -inf where a key comes after the query."""
+    return torch.full((BLOCK, BLOCK), float("-inf"), device=query.device).triu_(1)[:, None]
+
+
+def _shares(asked: Tensor, keys: Tensor, future: Tensor, group: int) -> Tensor:
+    """Probabilities: [key heads, n * group, D], [key heads, before + n, D] -> [key heads, n * group, before + n]."""
+    scores = torch.bmm(asked, keys.transpose(1, 2))
+    n = asked.size(1) // group
+    scores.view(len(keys), n, group, -1)[..., -n:] += future[:n, :, :n]
+    return scores.softmax(-1)
 
 
 def _edges(position_ids: Tensor | None, query: Tensor) -> list[int]:
