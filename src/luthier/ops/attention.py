@@ -44,12 +44,7 @@ def packed_attention(
         if rows is not None and varlen.serves(query, key, value):
             scaling = kwargs.get("scaling")
             return varlen.attend(query[0], key[0], value[0], rows, scaling, sliding_window)[None], None
-        if position_ids is not None:
-            kwargs["position_ids"] = position_ids
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
-        )
-    edges = _edges(position_ids, query)
+    edges = [] if _on_gpu(query) else _edges(position_ids, query)  # else a GPU would be waited for
     longest = max((end - begin for begin, end in pairwise(edges)), default=0)
     windowed = sliding_window is not None and longest > sliding_window
     dropping = kwargs.get("dropout") and module.training
