@@ -27,7 +27,7 @@ class Arm:
 
 
 ARMS = {
-    "luthier": Arm("Luthier, packed", "with_luthier.py", None, {"packing": True, "pack": 2048}, {"pack": 512}),
+    "luthier": Arm("Luthier, packed", "with_luthier.py", None, {"packing": True}),
     "luthier-padded": Arm("Luthier, rows padded to the longest of four", "with_luthier.py", None, {"packing": False}),
     "trainer": Arm(
         "transformers.Trainer + PEFT, its best setting", "with_trainer.py", None, {"layout": "grouped", "micro": 2}

@@ -1,6 +1,6 @@
 """Luthier, by the call that `luthier train` makes. It alone starts from text: it reads and tokenizes the rows.
 
-Options: `packing`; `pack`, the tokens of a sequence; `precision`; `compile`, by torch.compile.
+Options: `packing`; `micro_tokens`, the tokens of a pass; `precision`; `compile`, by torch.compile.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from shared import CHECKED, Folder, Seen, Watch, tell
+
+START_TOKENS = 2048
+"""Of the pass that the loss at start is computed in: several rows, one behind the other."""
 
 
 def recipe(folder: Folder) -> Any:
@@ -25,7 +28,7 @@ def recipe(folder: Folder) -> Any:
         "train": {
             "steps": settings["rows"] // settings["step"], "batch_size": settings["step"],
             "micro_batch": options["micro"], "packing": options["packing"], "lr": settings["lr"],
-            "max_length": options["pack"] if options["packing"] else settings["limit"], "schedule": "linear",
+            "max_length": settings["limit"], "micro_tokens": options.get("micro_tokens"), "schedule": "linear",
             "warmup": 0, "precision": "fp32" if fp32 else "bf16", "save_every": 10_000,
             "compile": options.get("compile", False),
         },
@@ -49,7 +52,7 @@ def start_loss(folder: Folder) -> None:
     loaded = load_base(config, data, tokenize(config, data, quiet))
     model = config.method.attach(loaded.model, steps=1).eval()
     rows, task = [loaded.data.rows[number] for number in range(CHECKED)], loaded.data.task
-    pack = config.train.max_length if config.train.packing else None
+    pack = START_TOKENS if config.train.packing else None
     total = 0.0
     with row_by_row(model), torch.no_grad(), accelerator.autocast():
         for micro in micro_batches(
