@@ -174,3 +174,16 @@ def test_asking_a_model_leaves_it_as_it_was() -> None:
     with pytest.raises(RuntimeError, match="stop"), without_head(model):
         raise RuntimeError("stop")
     assert model(input_ids=torch.tensor([[3, 4]])).logits.size(-1) == model.config.vocab_size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_that_float32_gives_no_probability_has_its_loss(dtype: torch.dtype) -> None:
+    head = nn.Linear(4, 91, bias=False).to(dtype)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[7] = 200.0
+    hidden = torch.ones(3, 4, dtype=dtype)
+    hidden[1] = 0.01
+    targets = torch.tensor([3, 3, 7])
+    torch.testing.assert_close(linear_cross_entropy(hidden, head, targets), plain(hidden, head, targets))
+    assert float(linear_cross_entropy(hidden, head, targets)[0].detach()) > 700

@@ -136,7 +136,7 @@ def test_packed_weights_take_what_bitsandbytes_takes(quantize: str, tmp_path: Pa
 def test_the_largest_pass_is_found_and_steps_are_counted() -> None:
     lengths, learned = [10, 50, 20, 40, 30, 5], [1, 2, 3, 4, 5, 6]
     padded = load_of(lengths, learned, TrainConfig(batch_size=6, micro_batch=2), 7, pack=None, seed=0)
-    assert padded.largest == [40, 50] and padded.learned == 6 and padded.passes == 3 and padded.steps == 7
+    assert padded.largest == [50, 40] and padded.learned == 6 and padded.passes == 3 and padded.steps == 7
     assert padded.tokens == 2 * 10 + 2 * 30 + 2 * 50 and padded.targets == 21
     packed = load_of(lengths, learned, TrainConfig(batch_size=6), 7, pack=200, seed=0)
     assert sum(packed.largest) == 155 and packed.passes == 1 and packed.tokens == 155

@@ -34,13 +34,14 @@ def micro_batches(
 
     With `by_length` rows are sorted before they are cut, which saves padding inside each micro-batch; the step stays
     random. A micro-batch ends at `micro_batch` rows, or before its padded size would pass `micro_tokens`. With `pack`
-    a micro-batch is what goes into one sequence of so many tokens.
+    a micro-batch is what goes into one sequence of so many tokens. The largest comes first: smaller ones find room
+    in the memory that it leaves, and the other way round each would ask for more.
     """
     rows = list(range(len(lengths)))
     if pack:
         return packed(rows, lengths, pack)
     if by_length:
-        rows.sort(key=lambda row: lengths[row])
+        rows.sort(key=lambda row: lengths[row], reverse=True)
     micro: list[list[int]] = []
     longest = 0
     for row in rows:
@@ -88,4 +89,5 @@ def packed(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> list[l
         taken, sequence = heappop(filled)
         even[sequence].append(row)
         heappush(filled, (taken + lengths[row], sequence))
-    return even if max(filled)[0] <= capacity else found
+    made = even if max(filled)[0] <= capacity else found
+    return sorted(made, key=lambda sequence: sum(lengths[row] for row in sequence), reverse=True)

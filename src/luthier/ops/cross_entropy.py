@@ -22,6 +22,8 @@ CHUNK_BYTES = 5 * 2**24
 """Bytes of a chunk's logits: 256 tokens of Qwen2's in half precision."""
 SLICE_BYTES = 2**22
 """Bytes of the logits in float32 that a CPU turns into probabilities at a time: they should stay in its cache."""
+RAREST = 1e-30
+"""Probability below which float32 has too few digits, or none, to take the logarithm of."""
 BOOST = 1024.0
 EVEN = 32
 FEWEST = 64  # tokens of a chunk: fewer would leave the matrix product slow
@@ -118,11 +120,9 @@ def _slope(
     losses = torch.empty(len(logits), device=logits.device)
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
-        scores, right = logits[part].float(), targets[part, None]
-        slope = scores.softmax(1)
-        # The logarithm of the sum of exponentials, by the likeliest token: its probability is never near 0.
-        sums = scores.amax(1, keepdim=True) - slope.amax(1, keepdim=True).log()
-        losses[part] = (sums - scores.gather(1, right))[:, 0]
+        right = targets[part, None]
+        slope = logits[part].softmax(1, dtype=torch.float32)
+        losses[part] = _losses(logits[part], slope, right)
         slope.scatter_add_(1, right, torch.full_like(right, -1, dtype=slope.dtype))
         if upstream is not None:
             slope.mul_(upstream[part, None])
@@ -132,6 +132,16 @@ def _slope(
             slope.mul_(boost)
         logits[part] = slope
     return losses
+
+
+def _losses(logits: Tensor, probabilities: Tensor, right: Tensor) -> Tensor:
+    """-log of the right token's probability: [N, V], [N, V], [N, 1] -> [N]; by the logits where it is too small."""
+    chances = probabilities.gather(1, right)[:, 0]
+    rare, losses = chances < RAREST, -chances.log()
+    if not logits.is_cuda and not bool(rare.any()):  # a GPU would be waited for
+        return losses
+    scores = logits.float()
+    return torch.where(rare, scores.logsumexp(1) - scores.gather(1, right)[:, 0], losses)
 
 
 def _as(gradient: Tensor | None, of: Tensor) -> Tensor | None:

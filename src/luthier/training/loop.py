@@ -79,6 +79,7 @@ class Loop:
                     scaled = scaled + extra
                 accelerator.backward(scaled)
             total += summed.detach()
+            del summed, scaled  # the graph's many small pieces lie between what the next pass could use as one
         mean = float(accelerator.reduce(total, reduction="sum") / divisor)
         norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.clip or float("inf")))
         return Gradient(mean, norm, int(counts[1]), int(counts[0]))
