@@ -1,6 +1,6 @@
 """Every method on real weights and real data, at its own default learning rate: one line of JSON per run.
 
-    python -m benchmarks.methods.run sst2 cola reviews assistant
+    python -m benchmarks.methods.run sst2 cola clinc150 reviews assistant
     python -m benchmarks.methods.run sst2 --sweep          # which learning rate a method should suggest
     python -m benchmarks.methods.run cola --arms lora --seeds 0 --lr 1.2e-3 --out try.jsonl
 
@@ -80,6 +80,8 @@ TASKS = {
     "sst2": Task(str(SHARED / "sst2/train.jsonl"), str(SHARED / "sst2/dev.jsonl"), "encoder", "classify", 3000, 3),
     "cola": Task(str(SHARED / "glue/cola/train.jsonl"), str(SHARED / "glue/cola/dev.jsonl"), "encoder", "classify",
                  7250, 3, {"train": {"batch_size": 32, "micro_batch": 32}}),
+    "clinc150": Task(str(SHARED / "clinc150/train.jsonl"), str(SHARED / "clinc150/val.jsonl"), "encoder", "classify",
+                     4500, 5, {"train": {"batch_size": 32, "micro_batch": 32}}),
     "reviews": Task("builtin:reviews", None, "builtin", "chat", 1074, 3, {"evaluate": {"generate": 0}}),
     "assistant": Task("builtin:assistant", None, "builtin", "chat", 1600, 10, {"evaluate": {"generate": 0}}),
 }  # fmt: skip

@@ -19,6 +19,7 @@ SEEDS = 3
 COLUMNS = {
     "sst2": ("accuracy", "SST-2, accuracy", 100),
     "cola": ("mcc", "CoLA, MCC", 100),
+    "clinc150": ("accuracy", "CLINC150, accuracy", 100),
     "reviews": ("accuracy", "reviews, accuracy", 100),
     "assistant": ("loss", "assistant, loss", 1),
 }
