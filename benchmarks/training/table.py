@@ -85,6 +85,25 @@ def bars_of(arms: dict[str, list[Line]]) -> list[str]:
     ]
 
 
+def planned_of(arms: dict[str, list[Line]]) -> list[str]:
+    """What `luthier plan` foretold beside what was used: memory of the whole process, time of all steps."""
+    made: list[str] = []
+    for name, runs in arms.items():
+        known = [line for line in runs if "planned_memory" in line]
+        if not known:
+            continue
+        shares = {
+            what: [line[key]["planned"] / line[key]["measured"] for line in known]
+            for what, key in (("memory", "planned_memory"), ("time", "planned_time"))
+        }
+        off = max(abs(share - 1) for share in shares["memory"])
+        made.append(
+            f"Planned over measured, {ARMS[name].title}: memory {spread(shares['memory'], '{:.2f}')} (promised: within "
+            f"10 %; {'held' if off <= 0.1 else 'missed'}), time {spread(shares['time'], '{:.2f}')}."
+        )
+    return ["", *made] if made else []
+
+
 def foot_of(arms: dict[str, list[Line]]) -> str:
     lines = [line for runs in arms.values() for line in runs]
     one = lines[0]
@@ -115,7 +134,7 @@ def write() -> None:
         made += [f"### {shape}, {layers} layers, {title} learned", "", *rows_of(arms)]
         if (shape, layers) == ("qwen2-0.5b", 24):
             made += bars_of(arms)
-        made += ["", foot_of(arms), ""]
+        made += [*planned_of(arms), "", foot_of(arms), ""]
     page = PAGE.read_text(encoding="utf-8")
     begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
     PAGE.write_text(page[:begin] + "\n" + "\n".join(made) + page[end:], encoding="utf-8")

@@ -23,7 +23,7 @@ from luthier.methods.base import METHODS
 from luthier.ops import attention
 from luthier.ops.attention import NAME, row_by_row
 from luthier.run import train
-from luthier.tasks.base import EVEN, TASKS, Row
+from luthier.tasks.base import EVEN, TASKS, Row, even_length
 from luthier.training.packing import prove_packing
 from tests.conftest import alpaca_rows, review_rows, write_jsonl
 from tests.methods.zoo import DECODERS, base
@@ -268,3 +268,19 @@ def test_what_cannot_be_packed_is_refused_before_any_weights(
     )  # fmt: skip
     with pytest.raises(InputError, match=said):
         train(config)
+
+
+def test_padded_lengths_are_few_and_none_is_longer_than_the_longest_row() -> None:
+    lengths = [even_length(length, 500) for length in range(1, 501)]
+    assert all(made >= length for length, made in enumerate(lengths, 1)) and max(lengths) == 500
+    assert len(set(lengths)) <= 40 and sum(lengths) < 1.06 * sum(range(1, 501))
+
+
+@pytest.mark.parametrize("name", ["chat", "complete"])
+def test_a_padded_row_teaches_the_same_at_an_even_length(name: str) -> None:
+    task, rows = TASKS.parse(name), [Row(list(range(1, 20)), list(range(1, 20)), ""), Row([5, 6], [5, 6], "")]
+    tight, even = task.collate(rows, 0), task.collate(rows, 0, 512)
+    assert tight["input_ids"].size(1) == 19 and even["input_ids"].size(1) == 24
+    model = base("llama").eval()
+    for one, other in zip(task.losses(model, tight), task.losses(model, even), strict=True):
+        torch.testing.assert_close(one, other)

@@ -138,8 +138,9 @@ def test_the_largest_pass_is_found_and_steps_are_counted() -> None:
     padded = load_of(lengths, learned, TrainConfig(batch_size=6, micro_batch=2), 7, pack=None, seed=0)
     assert padded.largest == [50, 40] and padded.learned == 6 and padded.passes == 3 and padded.steps == 7
     assert padded.tokens == 2 * 10 + 2 * 30 + 2 * 50 and padded.targets == 21
+    assert padded.shapes == 3, "2 rows of 50, of 30 and of 10"
     packed = load_of(lengths, learned, TrainConfig(batch_size=6), 7, pack=200, seed=0)
-    assert sum(packed.largest) == 155 and packed.passes == 1 and packed.tokens == 155
+    assert sum(packed.largest) == 155 and packed.passes == packed.shapes == 1 and packed.tokens == 155
 
 
 def test_what_helps_is_seen_in_the_plan_and_no_weights_need_be_there(tmp_path: Path) -> None:

@@ -82,7 +82,10 @@ def train(folder: Folder) -> None:
     lines = [json.loads(line) for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     seen.tokens, seen.learned = sum(line["tokens"] for line in steps), sum(line["targets"] for line in steps)
-    tell(seen, losses=[line["loss"] for line in steps], steps=len(steps), **watch.made())
+    tell(
+        seen, losses=[line["loss"] for line in steps], steps=len(steps), planned_memory=result["memory"],
+        planned_time=result["time"], **watch.made(),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

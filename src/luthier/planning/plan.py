@@ -17,6 +17,7 @@ from luthier.models.load import device, quantization, skeleton
 from luthier.ops.cross_entropy import CHUNK_BYTES, FEWEST, SLICE_BYTES
 from luthier.planning import machine
 from luthier.planning.tracing import Trace, trace
+from luthier.tasks.base import EVEN, even_length
 
 SAMPLE = 400
 """Steps of the first epoch that are looked at."""
@@ -26,9 +27,14 @@ OPTIMIZER = {"adamw": 8, "adam": 8, "paged_adamw": 8, "rmsprop": 4, "sgd": 4, "a
 """Bytes of state for each parameter that trains; Adafactor keeps a row and a column."""
 
 
-HOLDS = {"cpu": 1.7}
-"""What a process holds for each byte that lives at the peak: blocks of many sizes leave holes in glibc's heap. Measured
-on Qwen2-0.5B's shape, where 1.7 puts the plan 7 % below the peak with 2 layers and 4 % above it with 24."""
+HOLDS = {"cpu": 1.3}
+"""What a process holds for each byte that lives at the peak: blocks of many sizes leave holes in glibc's heap."""
+KERNELS = {"cpu": 26_000_000}
+"""Bytes of the kernels that oneDNN compiles and keeps for each size of a pass in half precision.
+
+With these two a plan was 3 % off at most on Qwen2-0.5B's shape with 2 and 24 layers and on the embedded base, packed
+and padded, with half of a row learned and two tokens of it (benchmarks/training says it of each run).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,8 @@ class Load:
     """Lengths of the rows of the pass with the most tokens."""
     learned: int
     """Targets of that pass."""
+    shapes: int = 1
+    """Different sizes among the passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,7 @@ class Plan:
 
     device: str
     parts: dict[str, int]
-    """Bytes by component: program, weights, trained weights, gradients, optimizer, activations, logits."""
+    """Bytes by component: program, weights, trained weights, gradients, optimizer, activations, logits, kernels."""
     seconds: float
     """Of all steps."""
     total: int
@@ -95,7 +103,8 @@ def load_of(
     """Looks at the steps of the first epoch, as training cuts them."""
     tokens = targets = passes = 0
     looked = max(1, min(steps, SAMPLE, -(-len(lengths) // config.batch_size)))
-    most, largest, at = 0, [lengths[0]], learned[0]
+    most, largest, at, longest = 0, [lengths[0]], learned[0], max(lengths)
+    shapes: set[tuple[int, int]] = set()
     for index in range(looked):
         rows = step_numbers(len(lengths), index, batch_size=config.batch_size, seed=seed)
         for micro in micro_batches(
@@ -105,10 +114,11 @@ def load_of(
             sizes = [lengths[rows[i]] for i in micro]
             size = sum(sizes) if pack else len(sizes) * max(sizes)
             own = sum(learned[rows[i]] for i in micro)
+            shapes.add((1, -(-size // EVEN)) if pack else (len(sizes), even_length(max(sizes), longest)))
             tokens, targets, passes = tokens + size, targets + own, passes + 1
             if size > most:
                 most, largest, at = size, sizes, own
-    return Load(steps, tokens / looked, targets / looked, passes / looked, largest, at)
+    return Load(steps, tokens / looked, targets / looked, passes / looked, largest, at, len(shapes))
 
 
 def plan(
@@ -141,6 +151,8 @@ def plan(
         "optimizer": sum(_state(p, train.optimizer) for p in trained),
         "activations": round(max(0.0, activations - held) * HOLDS.get(where, 1.0)),
         "logits": round((at_most - activations) * HOLDS.get(where, 1.0)),
+        # MKL, for float32, compiles none.
+        "kernels": load.shapes * KERNELS.get(where, 0) if computed.itemsize == 2 else 0,
     }  # fmt: skip
     parts["activations"] += _unpacked(tuned, quantize, computed)
     total, free = machine.memory(where)

@@ -65,14 +65,18 @@ class Task(Plugin):
         """Number of targets in the batch."""
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
-    def collate(self, rows: Sequence[Row], pad_id: int) -> Batch:
+    def collate(self, rows: Sequence[Row], pad_id: int, even: int | None = None) -> Batch:
         """Pad on the right to the longest row: input_ids, attention_mask, labels, each [B, T].
 
         Padding is masked by its place, never by its id: with pad = eos, the end token of a row stays a target.
+
+        With `even` T is one of eight lengths in each octave, but at most `even`: as in `pack`, for oneDNN's sake.
         """
         import torch
 
         longest = max(len(row.ids) for row in rows)
+        if even is not None:
+            longest = even_length(longest, even)
         return {
             "input_ids": torch.tensor([row.ids + [pad_id] * (longest - len(row.ids)) for row in rows]),
             "attention_mask": torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows]),
@@ -103,6 +107,12 @@ class Task(Plugin):
             "attention_mask": torch.ones(1, len(labels), dtype=torch.long),
             "labels": torch.tensor([labels]),
         }
+
+
+def even_length(length: int, most: int) -> int:
+    """One of eight lengths in each octave that is not below `length`, nor, for that, above `most`."""
+    step = max(8, 1 << length.bit_length() >> 4)
+    return max(length, min(most, -(-length // step) * step))
 
 
 def next_token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -101,6 +101,8 @@ class Session:
     ) -> None:  # fmt: skip
         self.data, self.method, self.config, self.seed, self.pad_id = data, method, config, seed, pad_id
         self.accelerator, self.folder, self.progress, self.pack = accelerator, folder, progress, pack
+        half_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision != "no"
+        self.even = max(data.rows.lengths) if half_on_cpu and data.stream is None else None
         self.steps = total_steps(config, len(data.rows))
         # Nobody knows how long a stream's epoch is: intervals are shares of the run there.
         self.per_epoch = self.steps if data.stream else steps_per_epoch(len(data.rows), config.batch_size)
@@ -137,8 +139,7 @@ class Session:
             self.progress.note(f"going on from step {self.state['step']} of {self.steps}")
             self._rotate()  # a kill may have come between a checkpoint and its rotation
         self.saved = (self.state["step"], self.state["unmeasured"])
-        lost = self.folder.rewind(self.state["step"], measured=not self.state["unmeasured"])
-        if lost:
+        if lost := self.folder.rewind(self.state["step"], measured=not self.state["unmeasured"]):
             self.progress.warn(f"{self.folder.metrics}: the lines of {lost} steps are lost")
 
     def train(self, request: StopRequest | None = None) -> Outcome:
@@ -278,7 +279,8 @@ class Session:
         )
 
     def _batch(self, rows: list[Row]) -> Batch:
-        return self.data.task.pack(rows, even=True) if self.pack else self.data.task.collate(rows, self.pad_id)
+        task = self.data.task
+        return task.pack(rows, even=True) if self.pack else task.collate(rows, self.pad_id, self.even)
 
     def _log(self, record: dict[str, Any]) -> None:
         """Count a step, look at its loss, and write it down."""
@@ -292,8 +294,7 @@ class Session:
                 record["spike"] = True
                 self.progress.warn(f"step {record['step']}: the loss is {loss:.4g}, where {middle:.4g} was usual")
             state["recent"] = [*state["recent"], loss][-health.WINDOW :]
-        every = self._every(self.config.evaluate_every)
-        due = state["step"] == self.steps or state["step"] % every == 0
+        due = state["step"] == self.steps or state["step"] % self._every(self.config.evaluate_every) == 0
         state["unmeasured"] = bool(self.data.validation_rows) and due
         self.folder.log(record)
         self.progress.step(record, state["tokens"] / max(state["seconds"], 1e-9))
