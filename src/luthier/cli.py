@@ -152,6 +152,31 @@ def plan(
         raise typer.Exit(2)
 
 
+@app.command("compare")
+def compare_(
+    recipe: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="As for train: a YAML recipe, or demo, and overrides.", metavar="[RECIPE] [KEY.PATH=VALUE]..."
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: folder, hub id, or builtin.")] = None,
+    data: Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")] = None,
+    task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
+    methods: Annotated[str, typer.Option(help="all, or names with commas; see luthier list methods.")] = "all",
+    budget: Annotated[str | None, typer.Option(help="Time for everything: 10m, 2h.", metavar="TIME")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens of each run.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds one above another.")] = 1,
+    tune: Annotated[bool, typer.Option("--tune", help="Search each method's rate and size first.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; as many as are faster.")] = None,
+) -> None:
+    """Train every method on the same base, data and tokens, and say which differences are real."""
+    from luthier.comparing.command import compare_command
+
+    path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "task": task})
+    compare_command(path, overrides, methods, budget, tokens, seeds, tune=tune, workers=workers)
+
+
 @app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete all of it.")] = False,

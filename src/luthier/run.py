@@ -12,29 +12,32 @@ from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder, run_path, write_json, write_text
 from luthier.measuring import base_again, compare, measure_base, subject_of
 from luthier.origin import environment, redacted
-from luthier.stages import Loaded, check_machine, job_of, load_base, prepare_data, prove, settle_run, tokenize
+from luthier.stages import Given, Loaded, check_machine, job_of, load_base, prepare_data, prove, settle_run, tokenize
 from luthier.training.progress import Progress
 from luthier.training.signals import Interrupted, StopRequest, watch
 from luthier.training.space import explained
 
 if TYPE_CHECKING:
+    from luthier.comparing.shared import Wish
     from luthier.data.prepared import Prepared
     from luthier.evaluation.base import Record
     from luthier.training.session import Outcome
 
 
-def train(config: RunConfig, *, recipe: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
+def train(
+    config: RunConfig, *, recipe: Path | None = None, progress: Progress | None = None, given: Given | None = None
+) -> dict[str, Any]:
     """Fine-tune as the recipe says and return what stands in result.json.
 
     The same call again goes on where the run stopped. Raises InputError for what the user can mend and
-    Stopped after a signal, with everything saved.
+    Stopped after a signal, with everything saved. `given` is what a comparison has made for all of its runs.
     """
     progress = progress or Progress()
     folder = RunFolder(run_path(config, recipe))
     config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml goes on in it
     with watch() as request:
         try:
-            return _start(config, folder, progress, request)
+            return _start(config, folder, progress, request, given)
         except Interrupted:
             raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
         except Exception as error:
@@ -43,12 +46,14 @@ def train(config: RunConfig, *, recipe: Path | None = None, progress: Progress |
             raise
 
 
-def _start(config: RunConfig, folder: RunFolder, progress: Progress, request: StopRequest) -> dict[str, Any]:
+def _start(
+    config: RunConfig, folder: RunFolder, progress: Progress, request: StopRequest, given: Given | None
+) -> dict[str, Any]:
     """Begin the run, or go on with it, alone in its folder."""
     check_machine(config)
-    data = None
+    data = None if given is None else given.data
     if not folder.holds(config):
-        data = prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
+        data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
     elif folder.result.is_file():
         progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to train anew")
         return dict(json.loads(folder.result.read_text(encoding="utf-8")))
@@ -61,7 +66,7 @@ def _start(config: RunConfig, folder: RunFolder, progress: Progress, request: St
         if goes_on and (changed := folder.changes()):
             progress.warn(f"not as at the start, so the run may not go on bit for bit: {'; '.join(changed)}")
         try:
-            return _train(config, data or prepare_data(config, progress), folder, progress, request)
+            return _train(config, data or prepare_data(config, progress), folder, progress, request, given)
         except Exception:
             if not goes_on and not folder.metrics.exists():  # nothing was trained yet, so nothing is lost
                 folder.remove()
@@ -118,8 +123,20 @@ def plan(config: RunConfig, *, progress: Progress | None = None) -> dict[str, An
     }  # fmt: skip
 
 
+def compare_methods(
+    config: RunConfig, wish: Wish, *, recipe: Path | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Every method of `wish` on the recipe's base and data, with the same tokens; returns what is in compare.json.
+
+    The same call again goes on where it stopped.
+    """
+    from luthier.comparing.compare import compare
+
+    return compare(config, wish, recipe=recipe, progress=progress)
+
+
 def _train(
-    config: RunConfig, data: Prepared, folder: RunFolder, progress: Progress, request: StopRequest
+    config: RunConfig, data: Prepared, folder: RunFolder, progress: Progress, request: StopRequest, given: Given | None
 ) -> dict[str, Any]:
     from luthier.data import account
     from luthier.models.load import parameter_counts
@@ -128,7 +145,7 @@ def _train(
     from luthier.training.session import Session, accelerator_for, total_steps
 
     accelerator = accelerator_for(config.model, config.train)
-    tokens = tokenize(config, data, progress, folder)
+    tokens = tokenize(config, data, progress, folder) if given is None else given.tokens
     if folder.data.is_file() and json.loads(folder.data.read_text())["fingerprint"] != data.fingerprint:
         raise InputError(
             f"{config.data.path}: the rows have changed since {folder.path} was started", mend="run=ANOTHER_DIR"
@@ -138,7 +155,9 @@ def _train(
         folder.keep_refusals(data.refusals)
     account.say(data, folder.refused, progress)
     settled = settle_run(config, data, tokens, folder, progress)
-    loaded = load_base(config, data, tokens, folder=folder)
+    loaded = load_base(config, data, tokens, folder=folder) if given is None else given.load(config, folder)
+    if given is not None and given.before is not None and not folder.before.is_file():
+        write_text(folder.before, given.before.read_text(encoding="utf-8"))
     base = measure_base(loaded, folder, progress)
 
     seed(config.seed)
@@ -147,6 +166,8 @@ def _train(
     if caveat := config.method.caveat(loaded.model):
         progress.warn(caveat)
     model = config.method.attach(loaded.model, steps=total, classify=data.task.model_class == "classification")
+    if given is not None:
+        given.own(model)
     trainable, parameters = parameter_counts(model)
     progress.note(
         f"{config.method.name}: {trainable:,} of {parameters:,} parameters train ({trainable / parameters:.3%})"
@@ -174,6 +195,8 @@ def _train(
     plan = json.loads(folder.plan.read_text(encoding="utf-8"))["plan"] or {"bytes": None, "seconds": None}
     result["memory"] = {"planned": plan["bytes"], "measured": used}  # bytes, of the process or the device, in training
     result["time"] = {"planned": plan["seconds"], "measured": outcome.seconds}
+    if given is not None:
+        given.finished(loaded, folder)
     return _report(result, folder)
 
 

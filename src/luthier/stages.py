@@ -12,6 +12,8 @@ from luthier.folder import RunFolder, write_json
 from luthier.training.progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from luthier.data.prepared import Prepared
@@ -43,6 +45,29 @@ class Loaded:
     max_length: int
 
 
+@dataclass(slots=True)
+class Given:
+    """What several runs of one comparison share, so that none of them makes it anew."""
+
+    data: Prepared
+    """Read, and tokenized as `tokens` says."""
+    tokens: Tokens
+    base: Callable[[RunConfig], nn.Module] | None
+    """A model of one's own to train, which may lie in the memory of a base that others use; None: it is loaded."""
+    own: Callable[[nn.Module], None]
+    """What is to be trained of it gets memory of its own."""
+    before: Path | None
+    """The base's before.json, where it has been measured."""
+    finished: Callable[[Loaded, RunFolder], None]
+    """Called with the tuned model, when it is measured and saved."""
+
+    def load(self, config: RunConfig, folder: RunFolder) -> Loaded:
+        """As `load_base`."""
+        if self.base is None:
+            return load_base(config, self.data, self.tokens, folder=folder)
+        return Loaded(config, self.base(config), self.tokens.template, self.data, self.tokens.max_length)
+
+
 def check_machine(config: RunConfig) -> None:
     """Refuse what this machine cannot serve, before anything is read or downloaded."""
     from luthier.models.load import check_quantize, device
@@ -65,10 +90,13 @@ def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
     return load(config.data, config.task, progress)
 
 
-def tokenize(config: RunConfig, data: Prepared, progress: Progress, folder: RunFolder | None = None) -> Tokens:
+def tokenize(
+    config: RunConfig, data: Prepared, progress: Progress, folder: RunFolder | None = None, positions: int | None = None
+) -> Tokens:
     """Encode the rows in place, and refuse what cannot be trained. Comes before any weights: it can stop the run.
 
-    InputError where the base is not the one that the run in `folder` was started from.
+    InputError where the base is not the one that the run in `folder` was started from. `positions` of the model are
+    left to the method: its own, unless more are asked for.
     """
     from luthier.data.checks.mask import refuse_endless
     from luthier.data.encode import encode
@@ -81,7 +109,8 @@ def tokenize(config: RunConfig, data: Prepared, progress: Progress, folder: RunF
         folder.refuse_another_base(config.model, source)
     template = Template(load_tokenizer(config.model, source))
     labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
-    max_length = row_limit(config.model, source, template.tokenizer, config.train.max_length, config.method.positions)
+    taken = config.method.positions if positions is None else positions
+    max_length = row_limit(config.model, source, template.tokenizer, config.train.max_length, taken)
     encode(data, template, config.data, max_length, progress=progress)
     refuse_endless(data, template)
     check_method(config, source, labels)

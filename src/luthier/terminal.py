@@ -61,6 +61,23 @@ class Terminal(Progress):
         if done == total:
             self._close()
 
+    def runs(self, done: float, total: int, text: str) -> None:
+        if not console.is_terminal:
+            return
+        if self.bar is None:
+            self.bar = Bar(
+                TextColumn("  {task.fields[count]} of {task.total:.0f} runs"), BarColumn(bar_width=None),
+                TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                console=console, transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.bar.add_task("runs", total=total, text="", count=0)
+        self.bar.update(self.bar.task_ids[0], completed=done, text=escape(text), count=int(done))
+
+    def said(self, text: str) -> None:
+        """A line above the bar, which stays."""
+        console.print(f"  {escape(text)}")
+
     def _close(self) -> None:
         if self.bar is not None:
             self.bar.stop()

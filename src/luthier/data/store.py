@@ -58,6 +58,7 @@ class Records:
         self.place, self.name = place, name
         self.ends = array("Q", [0]) if ends is None else ends
         self._file: BinaryIO | None = None
+        self._opened_by = 0
 
     def append(self, record: bytes) -> None:
         """Add one more."""
@@ -90,8 +91,9 @@ class Records:
         return file.read(self.ends[past] - self.ends[first])
 
     def _open(self) -> BinaryIO:
-        if self._file is None:
+        if self._file is None or self._opened_by != os.getpid():  # processes would share the place in the file
             self._file = self.path.open("a+b" if self.place.grows else "rb")
+            self._opened_by = os.getpid()
         return self._file
 
     def release(self) -> None:

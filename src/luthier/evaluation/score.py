@@ -17,6 +17,11 @@ def evaluations(subject: Subject) -> list[Evaluation]:
     return [evaluation for evaluation in known if evaluation.applies(subject)]
 
 
+def headline(scores: dict[str, dict[str, Any]]) -> str:
+    """The one score that a comparison ranks by."""
+    return next((name for name in ("accuracy", "exact_match", "loss") if name in scores), "")
+
+
 def measure(subject: Subject) -> list[Record]:
     """One record per held-out example with what all fitting evaluations measured."""
     records: list[Record] = [{} for _ in subject.examples]

@@ -20,6 +20,12 @@ class Progress:
     def rows(self, done: int, total: int | None) -> None:
         """So many rows are read or tokenized; `total` is None while nobody knows how many there are."""
 
+    def runs(self, done: float, total: int, text: str) -> None:
+        """So many of the runs of a comparison are done, parts of runs counted; `text` says what is at work."""
+
+    def said(self, text: str) -> None:
+        """One of many parts of the work came to its end."""
+
     def train_begins(self, start: int, steps: int) -> None:
         """Steps `start` + 1 to `steps` follow."""
 

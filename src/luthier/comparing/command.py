@@ -1,0 +1,43 @@
+"""`luthier compare` on the command line."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from luthier.config import RunConfig
+from luthier.errors import Stopped
+
+
+def compare_command(
+    recipe: Path | None, overrides: Sequence[str], methods: str, budget: str | None, tokens: int | None, seeds: int, *,
+    tune: bool, workers: int | None,
+) -> None:  # fmt: skip
+    """Compare, show the table, and say where the page is."""
+    from luthier import run
+    from luthier.builtin import DEMO
+    from luthier.comparing.budget import seconds_of
+    from luthier.comparing.shared import Wish
+    from luthier.comparing.show import show
+    from luthier.terminal import Terminal, console
+
+    if recipe == Path("demo") and not recipe.exists():
+        recipe, overrides = DEMO, ["run=runs/compare-demo", *overrides]
+    terminal = Terminal()
+    config = RunConfig.load(recipe, overrides)
+    wish = Wish(methods, None if budget is None else seconds_of(budget), tokens, seeds, tune, workers)
+    try:
+        found = run.compare_methods(config, wish, recipe=recipe, progress=terminal)
+    except Stopped as stop:
+        terminal.train_ends()
+        console.print(f"{stop}. To go on, give the same command again:")
+        console.print(f"  [bold]{shlex.join(['luthier', *sys.argv[1:]])}[/]", soft_wrap=True)
+        raise typer.Exit(stop.exit_code) from None
+    except BaseException:
+        terminal.train_ends()
+        raise
+    show(found)
