@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from luthier.config import RunConfig
+from luthier.config import RunConfig, TrainConfig
 from luthier.errors import InputError, LuthierError, did_you_mean
 from luthier.methods.base import METHODS, PRESETS, QUANTIZED
 
@@ -60,8 +60,10 @@ def arm(recipe: RunConfig, name: str) -> Arm:
         raw["model"]["quantize"] = "none" if recipe.model.quantize == QUANTIZED.get(_name(recipe), ("",))[0] else (
             recipe.model.quantize
         )  # fmt: skip
-        if name in QUANTIZED:
+        if name in QUANTIZED:  # which says how, where the recipe does not
             del raw["model"]["quantize"]
+            if recipe.train.optimizer == TrainConfig().optimizer:
+                del raw["train"]["optimizer"]
     try:
         return Arm(name, RunConfig.model_validate(raw))
     except ValueError as error:

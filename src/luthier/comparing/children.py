@@ -98,6 +98,7 @@ def _run(job: Job, threads: int, send: Connection) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent's handlers are not ours
         signal.signal(number, signal.SIG_DFL)
+    os.setpgrp()  # ctrl-C is for the parent, which asks us to stop once: a second signal would end us at once
     torch.set_num_threads(threads)
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)

@@ -23,11 +23,13 @@ from luthier.comparing.arms import Arm, arms_of, runs_of
 from luthier.comparing.shared import Shared, Wish, at_a_time, processors, raise_end, train, work
 from luthier.comparing.table import rows_of
 from luthier.config import RunConfig
-from luthier.errors import Busy, InputError
+from luthier.errors import Busy, InputError, Stopped
 from luthier.folder import RunFolder, check_path, write_json, write_text
+from luthier.methods.base import PeftMethod
 from luthier.planning.words import duration
 from luthier.stages import Given, Loaded, Tokens, check_machine, check_method, load_base, prepare_data, tokenize
 from luthier.training.progress import Progress
+from luthier.training.signals import Interrupted, watch
 
 TRIAL_STEPS = 2
 """Of each run, when it is decided how many to do at a time."""
@@ -45,12 +47,15 @@ def compare(
         check_path(config, recipe).name.replace("check-", "compare-", 1)
     )  # fmt: skip
     shared = _prepare(config, wish, folder, progress)
-    with Alone(folder):
-        _decide(shared)
-        if wish.tune:
-            search.tune(shared)
-        failed = _run(shared)
-        return _report(shared, failed)
+    with watch() as request, Alone(folder):
+        try:
+            _decide(shared)
+            _refuse_short(shared)
+            if wish.tune:
+                search.tune(shared)
+            return _report(shared, _run(shared))
+        except Interrupted:
+            raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
 
 
 class Alone:
@@ -184,6 +189,25 @@ def _decide(shared: Shared) -> None:
         "asked": asked, "steps": shared.steps, "workers": shared.workers, "threads": shared.threads,
         "seconds_a_step": step, "seconds_of_measuring": took,
     })  # fmt: skip
+
+
+def _refuse_short(shared: Shared) -> None:
+    """Methods that need more steps than there are (AdaLoRA's budget): an error where they are named, else a reason."""
+    from luthier.models.load import skeleton
+
+    data, tokens = shared.given.data, shared.given.tokens
+    for place, arm in enumerate(shared.arms):
+        if arm.reason:
+            continue
+        model = skeleton(arm.config.model, tokens.source, labels=tokens.labels)
+        method = arm.config.method
+        small = method.skeletal() if isinstance(method, PeftMethod) else method
+        try:
+            small.attach(model, steps=shared.steps, classify=data.task.model_class == "classification")
+        except InputError as error:
+            if shared.wish.methods != "all":
+                raise InputError(f"{arm.name}: {error.message}", mend="a larger --budget or --tokens") from error
+            shared.arms[place] = replace(arm, reason=str(error).replace("\n", "; "))
 
 
 def _asked(config: RunConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -53,7 +54,7 @@ def show(body: Mapping[str, Any]) -> None:
                 row["arm"], *_score(body["metric"], row["score"]), f"[{STYLES.get(verdict, 'dim')}]{verdict}[/]",
                 *(cell(row) for _, cell in told),
             )  # fmt: skip
-        console.print(table, soft_wrap=False, width=wide)
+        Console(highlight=False, width=wide, file=console.file).print(table)
         console.print(
             f"  a difference is called real where Holm's p for {body['comparisons']} comparisons is below 0.05"
         )

@@ -131,7 +131,7 @@ def _to_best(run: RunFolder) -> float:
     """Seconds of training up to the lowest held-out loss."""
     seconds, best, at = 0.0, float("inf"), 0.0
     for record in run.history():
-        seconds += record.get("seconds") or 0.0
+        seconds += (record.get("seconds") or 0.0) if "loss" in record else 0.0
         loss = record.get("validation_loss")
         if loss is not None and loss < best:
             best, at = loss, seconds

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from luthier.errors import InputError
 from luthier.methods.base import (
     PeftMethod,
     check_rank,
@@ -85,6 +86,10 @@ class AdaLoRA(PeftMethod):
     def peft_config(self, model: nn.Module, steps: int) -> Any:
         from peft import AdaLoraConfig
 
+        if steps < 2:  # PEFT would ask for an importance that no step has measured
+            raise InputError(
+                f"method adalora: {steps} step is too few, for ranks move between steps", mend="train.steps=20 or more"
+            )
         check_targets(model, self.targets)
         begin, end = int(self.warmup * steps), int(self.final * steps)
         return AdaLoraConfig(

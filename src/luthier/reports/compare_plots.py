@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
+from math import cos, pi, sin
 from typing import Any
 
 BLUE, ORANGE, GREY, INK = "#1f5fa8", "#d1602a", "#b8c0cc", "#1c2430"
-PLACES = [
-    (7, 0, "left"), (-7, 0, "right"), (0, 9, "center"), (0, -15, "center"), (9, 10, "left"), (9, -14, "left"),
-    (-9, 10, "right"), (-9, -14, "right"), (12, 24, "left"), (12, -28, "left"), (-12, 24, "right"), (-12, -28, "right"),
-    (16, 38, "left"), (16, -42, "left"),
-]  # fmt: skip
-"""Where a label may stand beside its point, in display points; the first that is free."""
+DISTANCES, DIRECTIONS = (8, 20, 34, 50, 68, 88), 16
+"""Where a label may stand around its point, in display points: the nearest place that is free."""
+LINE = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6}
+"""From a label to its point, where it stands apart."""
 HIGHLIGHTED = 6
 """Loss curves with a colour of their own; the others are grey."""
 COLOURS = ["#1f5fa8", "#d1602a", "#1a7f45", "#8a3fa0", "#b08900", "#00838f"]
@@ -50,6 +49,8 @@ def scatter(body: Mapping[str, Any], cost: str, label: str, *, log: bool) -> byt
 
 def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
     """Write each name where it covers no other name and no point, if there is such a place."""
+    from matplotlib.patheffects import Normal, Stroke
+
     figure = axes.figure
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
@@ -57,25 +58,36 @@ def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
     spots = [axes.transData.transform((x, y)) for x, y, _ in points]
     frame = axes.get_window_extent(renderer)
     for x, y, name in points:
-        best = None
-        for dx, dy, side in PLACES:
+        best: tuple[float, Any, Any] | None = None
+        for dx, dy in _places():
+            side = "left" if dx > 1 else "right" if dx < -1 else "center"
             text = axes.annotate(
-                name, (x, y), xytext=(dx, dy), textcoords="offset points", ha=side, va="center_baseline", fontsize=8.5,
-                color=INK, arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6} if abs(dy) > 12 else None,
+                name, (x, y), xytext=(dx, dy), textcoords="offset points", ha=side, va="center", fontsize=8.5,
+                color=INK, arrowprops=LINE if dx**2 + dy**2 > 20**2 else None,
+                path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
             )  # fmt: skip
-            box = text.get_window_extent(renderer).expanded(1.04, 1.0)
+            box = text.get_window_extent(renderer)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            clashes = sum(box.overlaps(other) for other in taken) + sum(box.contains(*spot) for spot in spots)
-            if best is None or (clashes + 5 * (not inside)) < best[0]:
-                if best is not None:
-                    best[1].remove()
-                best = (clashes + 5 * (not inside), text, box)
-            else:
+            clash = sum(box.overlaps(other) for other in taken) + sum(box.padded(3).contains(*spot) for spot in spots)
+            clash += 5 * (not inside)
+            if best is not None and clash >= best[0]:
                 text.remove()
-            if best[0] == 0:
+                continue
+            if best is not None:
+                best[1].remove()
+            best = clash, text, box
+            if not clash:
                 break
         assert best is not None
         taken.append(best[2])
+
+
+def _places() -> Iterator[tuple[float, float]]:
+    """To the right first, then around, then farther out."""
+    for distance in DISTANCES:
+        for step in range(DIRECTIONS):
+            turn = (step + 1) // 2 * (1 if step % 2 else -1) * 2 * pi / DIRECTIONS
+            yield distance * cos(turn), distance * sin(turn)
 
 
 def curves(body: Mapping[str, Any]) -> bytes:
