@@ -143,7 +143,7 @@ def choose(
     from luthier.choosing.words import next_commands
 
     progress, wish = progress or Progress(), wish or Wish()
-    question, task, _ = question_of(config, wish, list(evidence), progress)
+    question, task = question_of(config, wish, list(evidence), progress)
     progress.stage("weighing methods")
     own = config.method if "method" in config.model_fields_set else None
     choice = choosing.choose(

@@ -172,9 +172,7 @@ def prove(settled: Settled, config: RunConfig, model: nn.Module, vocabulary: int
     return settled
 
 
-def question_of(
-    config: RunConfig, wish: Wish, evidence: list[Path], progress: Progress
-) -> tuple[Question, Task, Prepared | None]:
+def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: Progress) -> tuple[Question, Task]:
     """What `choose` is asked: rows and task, read unless the wish names their number, the base's shape, the machine."""
     from luthier.choosing.candidates import Base
     from luthier.choosing.evidence import relevant
@@ -200,7 +198,6 @@ def question_of(
             "data": config.data.model_copy(update={"streaming": False}),
         }
     )
-    data: Prepared | None = None
     source = locate(bare)
     family = family_of(bare, source)
     if wish.rows is None:
@@ -227,10 +224,12 @@ def question_of(
     total, free = (other.memory, other.memory) if other is not None else machine.memory(place)
     boards = _own_boards(config, evidence, task.name, progress)
     reads = machine.reading() if isinstance(wish.latency, float) and other is None and place == "cpu" else None
-    return Question(
-        Base(model, source, labels, precision, limit, layers, other), facts, wish, config.model.path, family, parameters,
-        base_bytes, total, free, place, [*boards, *relevant(facts.learns, family)], reads,
-    ), task, data  # fmt: skip
+    base = Base(model, source, labels, precision, limit, layers, other)
+    question = Question(
+        base, facts, wish, config.model.path, family, parameters, base_bytes, total, free, place,
+        [*boards, *relevant(facts.learns, family)], reads,
+    )  # fmt: skip
+    return question, task
 
 
 def _own_boards(config: RunConfig, evidence: list[Path], task: str, progress: Progress) -> list[Board]:

@@ -97,7 +97,7 @@ def traced(method: Method) -> Method:
 def file_bytes(method: Method, tuned: nn.Module) -> int:
     """Bytes of weights that a run leaves, from shapes alone."""
     if method.saves == "model":
-        return sum({id(p): p.numel() * p.element_size() for p in tuned.parameters()}.values())
+        return int(sum({id(p): p.numel() * p.element_size() for p in tuned.parameters()}.values()))
     if method.name in ("prompt", "p_tuning"):  # the encoder is dropped; asking for the prompt would run it
         prompts: Any = tuned
         length = method.positions * prompts.peft_config["default"].token_dim
@@ -105,9 +105,10 @@ def file_bytes(method: Method, tuned: nn.Module) -> int:
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(tuned, save_embedding_layers=False)
-    factor = 1.0
+    factor: float = 1.0
     if method.name == "adalora":  # ranks that were pruned are not saved
-        factor = float(getattr(method, "target_rank")) / getattr(method, "rank")  # noqa: B009
+        target, start = (int(getattr(method, key)) for key in ("target_rank", "rank"))
+        factor = target / start
     if getattr(method, "init", "") == "pissa":  # kept as a plain LoRA of twice the rank
         factor = 2.0
     return int(sum(t.numel() * t.element_size() * (factor if "lora_" in key else 1.0) for key, t in state.items()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from math import log
 from typing import Any
 
@@ -54,23 +55,36 @@ def standing(question: Question, arm: str) -> tuple[bool, int, int, float]:
     return (behind > 0 or not boards, tier, behind, round(sum(board.share_lost(arm) for board in boards), 2))
 
 
-def costs(question: Question, one: Candidate) -> tuple[float, ...]:
-    """Of two that evidence does not tell apart, the one with the lower costs comes first."""
-    plan, wish = one.plan, question.wish
-    pace = (plan.seconds if question.knows_speed else plan.flops) if plan is not None else 1e30
-    return (
-        about(kept_bytes(question, one), 1.5) if wish.variants > 1 else 0,
-        0 if one.method.mergeable or wish.latency is None else 1,
-        0 if one.quantize == "none" else 1,
-        about(pace),
-        about(one.fewest),
-        ARMS.index(one.arm),
-    )
+def pace(question: Question, one: Candidate) -> float:
+    """Planned seconds, or where the machine's speed is not known, operations."""
+    if one.plan is None:
+        return float("inf")
+    return one.plan.seconds if question.knows_speed else one.plan.flops
 
 
-def about(size: float, factor: float = ABOUT) -> int:
-    """Sizes within about `factor` give the same number."""
-    return round(log(max(size, 1.0)) / log(factor))
+def by_costs(question: Question, equals: Sequence[Candidate]) -> list[Candidate]:
+    """Methods that evidence does not tell apart, in the order of what they cost."""
+    wish = question.wish
+    least_bytes = min(kept_bytes(question, one) for one in equals)
+    least_pace = min(pace(question, one) for one in equals)
+    least_memory = min(one.fewest for one in equals)
+
+    def costs(one: Candidate) -> tuple[float, ...]:
+        return (
+            above(kept_bytes(question, one), least_bytes, 2.0) if wish.variants > 1 else 0,
+            0 if one.method.mergeable or wish.latency is None else 1,
+            0 if one.quantize == "none" else 1,
+            above(pace(question, one), least_pace),
+            above(one.fewest, least_memory),
+            ARMS.index(one.arm),
+        )
+
+    return sorted(equals, key=costs)
+
+
+def above(size: float, least: float, factor: float = ABOUT) -> int:
+    """0 within `factor` of the least, 1 within its square, and so on."""
+    return int(log(max(size, least) / least) / log(factor)) if 0 < least <= size < float("inf") else 0
 
 
 def choose(
@@ -97,7 +111,9 @@ def choose(
         if fits is not None:
             choice.ranked.append(fits)
             first = first or standing(question, arm)
-    choice.ranked.sort(key=lambda one: (standing(question, one.arm), costs(question, one)))
+    ranked = sorted(choice.ranked, key=lambda one: standing(question, one.arm))
+    groups = groupby(ranked, key=lambda one: standing(question, one.arm))
+    choice.ranked = [one for _, equals in groups for one in by_costs(question, list(equals))]
     return choice
 
 
@@ -109,7 +125,7 @@ def _serves(choice: Choice, planner: Planner, arm: str) -> bool:
     if failed is not None:
         why = Reason(f"failed on this base and data: {failed.failed[arm]}", failed.source, -1.0)
     elif question.wish.latency == "merged" and not METHODS.get(arm).mergeable:
-        why = Reason("does not merge into the base", explained_by, -1.0)
+        why = Reason("does not merge into the base", Source("method", "luthier list methods"), -1.0)
     else:
         try:
             planner.check(arm)

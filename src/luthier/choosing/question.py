@@ -129,8 +129,8 @@ class Facts:
             "classify": f"{len(self.labels or ())} classes, a classification head",
             "labels": f"{self.answers} different answers", "answers": "free answers", "text": "plain text",
         }[self.learns]  # fmt: skip
-        told = ", ".join(f"{name} {share / sum(self.languages.values()):.0%}" for name, share in
-                         list(self.languages.items())[:3])  # fmt: skip
+        looked = sum(self.languages.values())
+        told = ", ".join(f"{name} {rows / looked:.0%}" for name, rows in list(self.languages.items())[:3])
         lengths = f"{self.mean_length:,.0f} tokens a row on average, {max(self.lengths):,} at most"
         return f"{self.rows:,} training rows, {lengths}, {what}" + (f"; {told}" if told else "")
 

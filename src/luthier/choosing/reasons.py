@@ -164,8 +164,8 @@ def by_time(question: Question, one: Candidate) -> list[Reason]:
         )
     elif plan is not None:
         found.append(Reason(
-            f"{work(plan.flops)} of matrix products in all; {duration(plan.flops / 1e14)} where a card does 100 TFLOP/s "
-            "of them", question.planned_by(), 0.5
+            f"{work(plan.flops)} of matrix products in all: {duration(plan.flops / 1e14)} for a card that does 100 "
+            "TFLOP/s of them", question.planned_by(), 0.5
         ))  # fmt: skip
     speed = measured()["speed"]
     own, usual = speed["arms"].get(one.arm), speed["arms"]["lora"]
@@ -274,8 +274,9 @@ def _limits_of_machine(question: Question) -> list[Reason]:
     wish, found = question.wish, []
     if wish.devices > 1:
         found.append(Reason(
-            f"this version trains in one process on one device: of the {wish.devices}, {wish.devices - 1} stay idle, and "
-            "memory and time are those of one", Source("method", "README.md", "What is not there yet")
+            f"this version trains in one process on one device: {wish.devices - 1} of the {wish.devices} stay idle, and "
+            f"memory and time are those of one; all together could at best take 1/{wish.devices} of that time",
+            Source("method", "README.md", "What is not there yet")
         ))  # fmt: skip
     if not question.knows_speed:
         found.append(Reason(
@@ -286,8 +287,8 @@ def _limits_of_machine(question: Question) -> list[Reason]:
         least = question.base_bytes / question.reads * 1000
         verdict = "more than you allow: a smaller base is needed" if least > wish.latency else "less than you allow"
         found.append(Reason(
-            f"to read the base's {gigabytes(question.base_bytes)} once takes this machine {least:.1f} ms, the least that "
-            f"a token can take: {verdict}", Source("plan", "measured just now", "reading memory")
+            f"to read the base's {gigabytes(question.base_bytes)} once takes this machine {least:.1f} ms, which is the "
+            f"least that a token can take: {verdict}", Source("plan", "measured just now", "reading memory")
         ))  # fmt: skip
     elif isinstance(wish.latency, float):
         found.append(Reason("milliseconds a token were not measured: merged, a model is as fast as its base",

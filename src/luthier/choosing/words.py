@@ -47,6 +47,7 @@ def next_commands(choice: Choice, given: Sequence[str], *, packed: str) -> list[
 
 def show(found: Mapping[str, Any], console: Console) -> None:
     """Print it: the question, the ranking, reasons, limits, what was ruled out, and the next commands."""
+    from rich.console import Console
     from rich.markup import escape
 
     asked = found["question"]
@@ -55,7 +56,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     )
     console.print(f"  {machine(asked)}")
     if found["ranked"]:
-        console.print(table(found), width=max(console.width, WIDTH), soft_wrap=False)
+        Console(highlight=False, width=max(console.width, WIDTH), file=console.file).print(table(found))
         for board in boards(found):
             console.print(f"  measured: {escape(board)}")
     else:
