@@ -101,7 +101,7 @@ def file_bytes(method: Method, tuned: nn.Module) -> int:
     if method.name in ("prompt", "p_tuning"):  # the encoder is dropped; asking for the prompt would run it
         prompts: Any = tuned
         length = method.positions * prompts.peft_config["default"].token_dim
-        return 4 * length + _head_bytes(tuned)
+        return int(4 * length) + _head_bytes(tuned)
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(tuned, save_embedding_layers=False)

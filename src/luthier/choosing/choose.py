@@ -3,8 +3,9 @@
 1. What cannot serve is ruled out, each with its reason.
 2. The rest stands by evidence: own comparisons before this repository's results. Methods that the boards do not tell
    apart stand equal (`Board.ties`).
-3. Among equals costs decide, those first that the question names: bytes of all variants, merging, then a base that need
-   not be quantized, time, memory, and as the last thing what has the least to set.
+3. Among equals costs decide, those first that the question names: bytes of all variants, merging, time where it is
+   short; then a base that need not be quantized, an adapter before a whole model, time, memory, and as the last thing
+   what has the least to set.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from luthier.tasks.base import Task
 
 ENOUGH = 5
 """Methods that fit; more are planned only where evidence does not tell them apart from the first."""
-ABOUT = 1.15
+ABOUT = 1.25
 """Costs within this factor count as equal: plans are no more exact."""
 
 
@@ -73,7 +74,9 @@ def by_costs(question: Question, equals: Sequence[Candidate]) -> list[Candidate]
         return (
             above(kept_bytes(question, one), least_bytes, 2.0) if wish.variants > 1 else 0,
             0 if one.method.mergeable or wish.latency is None else 1,
+            above(pace(question, one), least_pace) if wish.time else 0,
             0 if one.quantize == "none" else 1,
+            1 if one.whole else 0,  # an adapter leaves the base as it is, and one more costs megabytes
             above(pace(question, one), least_pace),
             above(one.fewest, least_memory),
             ARMS.index(one.arm),
@@ -106,7 +109,8 @@ def choose(
             continue
         tell(arm)
         fits = _planned(choice, planner, one)
-        if fits is None and (form := planner.packed(one)) is not None:
+        short = fits is None and choice.ruled_out[-1].needs > 0  # of memory, which a packed base saves
+        if short and (form := planner.packed(one)) is not None:
             fits = _planned(choice, planner, form)
         if fits is not None:
             choice.ranked.append(fits)

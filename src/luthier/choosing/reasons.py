@@ -274,7 +274,7 @@ def _limits_of_machine(question: Question) -> list[Reason]:
     wish, found = question.wish, []
     if wish.devices > 1:
         found.append(Reason(
-            f"this version trains in one process on one device: {wish.devices - 1} of the {wish.devices} stay idle, and "
+            f"this version trains in one process on one device: {wish.devices - 1} of {wish.devices} stay idle, and "
             f"memory and time are those of one; all together could at best take 1/{wish.devices} of that time",
             Source("method", "README.md", "What is not there yet")
         ))  # fmt: skip

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.choosing.reasons import work
 from luthier.planning.words import duration, gigabytes
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 FIRST = 3
 """Methods whose reasons are shown."""
-WIDTH = 112
+WIDTH = 120
 """Columns of the table where the terminal has fewer: wrapped figures cannot be read."""
 COMPARED = 4
 """Methods that a comparison is suggested for, at most."""
@@ -135,7 +136,7 @@ def _cells(row: Mapping[str, Any], many: int) -> list[str]:
     if row["seconds"] is not None:
         training = duration(row["seconds"])
     else:
-        training = "?" if row["flops"] is None else f"{row['flops'] / 1e15:,.3g} PFLOP"
+        training = "?" if row["flops"] is None else work(row["flops"])
     setting = [row["quantize"]] if row["quantize"] != "none" else []
     setting += ["checkpointing"] if row["gradient_checkpointing"] else []
     score = row["score"]
@@ -170,4 +171,6 @@ def least(found: Mapping[str, Any]) -> str:
     """What comes nearest where nothing fits."""
     needs = [out for out in found["ruled_out"] if out["needs"]]
     nearest = min(needs, key=lambda out: out["needs"], default=None)
-    return f"the least is {nearest['method']}, which {nearest['text']}" if nearest else ""
+    if nearest is None:
+        return ""
+    return f"the least is {nearest['method']}, which needs {gigabytes(nearest['needs'])} beyond the program"
