@@ -149,7 +149,7 @@ def test_a_broken_comparison_in_runs_is_told_and_left_out(choose: Choose, tmp_pa
 def test_a_file_of_another_form_is_refused_by_name(text: str, part: str, tmp_path: Path) -> None:
     file = tmp_path / "odd.json"
     file.write_text(text)
-    with pytest.raises(InputError, match="--evidence: .*odd.json") as caught:
+    with pytest.raises(InputError, match=r"--evidence: .*odd\.json") as caught:
         comparisons([file], model="m", data="d", task="chat")
     assert part in caught.value.message and "compare.json" in caught.value.mend
 

@@ -100,7 +100,9 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "1. lora" in lines and "what this does not know" in lines and "ruled out" in lines
-    assert any(re.match(r" +1 +lora .* yes +\d+ MB .* TFLOP", line) for line in lines), done.stdout
+    assert any(re.match(r" +1 +lora .* yes +\d+ MB .* GFLOP .*assistant 5.442 ± 0.012", line) for line in lines), (
+        done.stdout
+    )
     assert any("[benchmarks/methods/results.jsonl: python -m benchmarks.methods.run reviews]" in line for line in lines)
     assert f"  luthier train train.epochs=1 --model {tmp_path / 'base'} --data YOUR_FILE.jsonl --method lora" in lines
     told = json.loads(luthier(*asked, "--json", cwd=tmp_path).stdout)

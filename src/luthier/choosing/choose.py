@@ -18,7 +18,7 @@ from typing import Any
 
 from luthier.choosing.candidates import ARMS, Candidate, Planner
 from luthier.choosing.evidence import Source, tiers
-from luthier.choosing.reasons import Question, Reason, RuledOut, kept_bytes, limits, reasons, work
+from luthier.choosing.reasons import Question, Reason, RuledOut, kept_bytes, limits, reasons, size, work
 from luthier.config import TrainConfig
 from luthier.errors import InputError
 from luthier.methods.base import METHODS, Method
@@ -146,8 +146,8 @@ def _unfit(question: Question, one: Candidate) -> Reason | None:
     if number == 1 or not one.whole or number * one.file_bytes <= 2 * question.base_bytes:
         return None
     text = (
-        f"{number} variants are {number} whole models of {gigabytes(one.file_bytes)}, "
-        f"{gigabytes(number * one.file_bytes)} together; adapters share one base of {gigabytes(question.base_bytes)}"
+        f"{number} variants are {number} whole models of {size(one.file_bytes)}, "
+        f"{size(number * one.file_bytes)} together; adapters share one base of {size(question.base_bytes)}"
     )
     return Reason(text, question.planned_by(), -1.0)
 
@@ -213,7 +213,7 @@ def _score(question: Question, arm: str) -> dict[str, Any] | None:
     board, own = boards[0], boards[0].scores[arm]
     return {
         "board": board.name, "metric": board.metric, "value": own.value, "low": own.low, "high": own.high,
-        "shown": own.shown(), "cited": str(board.source), "tier": board.tier,
+        "shown": own.brief(), "cited": str(board.source), "tier": board.tier,
     }  # fmt: skip
 
 

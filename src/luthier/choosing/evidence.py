@@ -65,6 +65,13 @@ class Score:
             return f"{self.value:.{digits}f}"
         return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
+    def brief(self) -> str:
+        """`84.4 ± 0.8`: the longer side of the interval."""
+        if self.low is None or self.high is None:
+            return self.shown()
+        digits = 1 if self.value >= 10 or self.value <= 0 else 3
+        return f"{self.value:.{digits}f} ± {max(self.value - self.low, self.high - self.value):.{digits}f}"
+
 
 @dataclass(frozen=True, slots=True)
 class Board:

@@ -95,6 +95,11 @@ def count(number: float) -> str:
     return f"{number / 1e9:.1f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"
 
 
+def size(number: float) -> str:
+    """`0.06 MB`, `2.7 MB`, `35 MB`, `1.9 GB`."""
+    return gigabytes(number) if number >= 1e7 else f"{number / 1e6:.2g} MB"
+
+
 def kept_bytes(question: Question, one: Candidate) -> int:
     """Bytes of all variants, with the base that adapters share."""
     return question.wish.variants * one.file_bytes + (0 if one.whole else question.base_bytes)
@@ -192,12 +197,12 @@ def by_variants(question: Question, one: Candidate) -> list[Reason]:
     if number == 1:
         return []
     if one.whole:
-        text = f"{number} whole models of {gigabytes(one.file_bytes)} take {gigabytes(number * one.file_bytes)}"
+        text = f"{number} whole models of {size(one.file_bytes)} take {size(number * one.file_bytes)}"
         return [Reason(text, question.planned_by(), -1.0)]
     text = (
-        f"{number} adapters of {gigabytes(one.file_bytes)} and one base of {gigabytes(question.base_bytes)} take "
-        f"{gigabytes(kept_bytes(question, one))}; {number} whole models would take "
-        f"{gigabytes(number * question.base_bytes)}"
+        f"{number} adapters of {size(one.file_bytes)} and one base of {size(question.base_bytes)} take "
+        f"{size(kept_bytes(question, one))}; {number} whole models would take "
+        f"{size(number * question.base_bytes)}"
     )
     return [Reason(text, question.planned_by(), 1.0)]
 

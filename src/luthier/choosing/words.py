@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.choosing.reasons import work
+from luthier.choosing.reasons import size, work
 from luthier.planning.words import duration, gigabytes
 
 if TYPE_CHECKING:
@@ -152,11 +152,6 @@ def _cells(row: Mapping[str, Any], many: int) -> list[str]:
 def share(part: float) -> str:
     """`0.59%`; more digits below a hundredth of a per cent."""
     return f"{part:.2%}" if part >= 0.0001 else f"{part:.4%}"
-
-
-def size(number: float) -> str:
-    """`0.06 MB`, `2.7 MB`, `1.9 GB`."""
-    return gigabytes(number) if number >= 1e7 else f"{number / 1e6:.2g} MB"
 
 
 def ruled_out(found: Mapping[str, Any]) -> list[dict[str, Any]]:
