@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,23 @@ from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder, run_path, write_json, write_text
 from luthier.measuring import base_again, compare, measure_base, subject_of
 from luthier.origin import environment, redacted
-from luthier.stages import Loaded, check_machine, job_of, load_base, prepare_data, prove, settle_run, tokenize
+from luthier.stages import (
+    Loaded,
+    check_machine,
+    job_of,
+    load_base,
+    prepare_data,
+    prove,
+    question_of,
+    settle_run,
+    tokenize,
+)
 from luthier.training.progress import Progress
 from luthier.training.signals import Interrupted, StopRequest, watch
 from luthier.training.space import explained
 
 if TYPE_CHECKING:
+    from luthier.choosing.question import Wish
     from luthier.data.prepared import Prepared
     from luthier.evaluation.base import Record
     from luthier.training.session import Outcome
@@ -116,6 +128,38 @@ def plan(config: RunConfig, *, progress: Progress | None = None) -> dict[str, An
             for change, made in (alternatives(job, settled) if settled.plan is not None else [])
         ],
     }  # fmt: skip
+
+
+def choose(
+    config: RunConfig, wish: Wish | None = None, *, evidence: Sequence[Path] = (), given: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Which method to take, ranked, with reasons and their sources; reads the data and no weights, writes nothing.
+
+    `given` is what the user typed of the recipe, for the commands to go on with.
+    """
+    from luthier.choosing import choose as choosing
+    from luthier.choosing.question import Wish
+    from luthier.choosing.words import next_commands
+
+    progress, wish = progress or Progress(), wish or Wish()
+    question, task = question_of(config, wish, list(evidence), progress)
+    progress.stage("weighing methods")
+    own = config.method if "method" in config.model_fields_set else None
+    choice = choosing.choose(
+        question,
+        config.train,
+        task=task,
+        seed=config.seed,
+        own=own,
+        tell=lambda name: progress.note(f"planning {name}"),
+    )
+    data = None if wish.rows else config.data.path
+    typed = [*(given or ["--model", config.model.path])]
+    if not config.data.path or not given:
+        typed += ["--data", config.data.path or "YOUR_FILE.jsonl"]
+    commands = next_commands(choice, typed, packed=config.model.quantize)
+    return choosing.record(choice, data=data, task=task.name, next_commands=commands)
 
 
 def _train(

@@ -34,6 +34,7 @@ LEVELS = [
     ["methods", "tasks", "data.formats", "data.settings", "evaluation.base"],
     ["config", "evaluation"],
     ["folder", "data", "models", "training", "planning", "reports", "explain"],
+    ["choosing"],
     ["stages", "measuring"],
     ["serving", "run"],
     ["terminal", "chat", "cli", "__main__", ""],  # "" is the package itself
