@@ -178,6 +178,54 @@ def compare_(
 
 
 @app.command()
+def choose(
+    recipe: Annotated[
+        list[str] | None,
+        typer.Argument(help="As for train: a YAML recipe and overrides.", metavar="[RECIPE] [KEY.PATH=VALUE]..."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: folder, hub id, or builtin.")] = None,
+    data: Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")] = None,
+    task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
+    variants: Annotated[int | None, typer.Option(help="Tuned models to be kept and served over one base.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Milliseconds a token, or merged: as fast as the base.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Of another machine's GPU (or CPU, with model.device=cpu), such as 12GB.")
+    ] = None,
+    devices: Annotated[int | None, typer.Option(help="How many of them there are.")] = None,
+    time: Annotated[str | None, typer.Option(help="Longest training, such as 45min or 2h.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Training rows; then no data is read.")] = None,
+    evidence: Annotated[
+        list[Path] | None, typer.Option(help="A compare.json; runs/*/compare.json count anyway.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON and nothing else.")] = False,
+) -> None:
+    """Say which method to take, with reasons that can be checked; loads no weights. Exit code 2 where nothing fits."""
+    import json
+
+    from luthier import run
+    from luthier.choosing.question import Wish
+    from luthier.choosing.words import show
+    from luthier.config import RunConfig
+    from luthier.terminal import Terminal, console
+    from luthier.training.progress import Progress
+
+    wish = Wish.said(variants=variants, latency=latency, memory=memory, devices=devices, time=time, rows=rows)
+    options = {"model": model, "data": data, "task": task}
+    path, overrides = split_arguments(recipe or [], options)
+    given = [*(recipe or []), *(word for key, value in options.items() if value for word in (f"--{key}", value))]
+    found = run.choose(
+        RunConfig.load(path, overrides), wish, evidence=evidence or [], given=given,
+        progress=Progress() if as_json else Terminal(),
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        show(found, console)
+    if not found["ranked"]:
+        raise typer.Exit(2)
+
+
+@app.command()
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Delete all of it.")] = False,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,25 @@ from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder, run_path, write_json, write_text
 from luthier.measuring import base_again, compare, measure_base, subject_of
 from luthier.origin import environment, redacted
-from luthier.stages import Given, Loaded, check_machine, job_of, load_base, prepare_data, prove, settle_run, tokenize
+from luthier.stages import (
+    Given,
+    Loaded,
+    check_machine,
+    job_of,
+    load_base,
+    prepare_data,
+    prove,
+    question_of,
+    settle_run,
+    tokenize,
+)
 from luthier.training.progress import Progress
 from luthier.training.signals import Interrupted, StopRequest, watch
 from luthier.training.space import explained
 
 if TYPE_CHECKING:
-    from luthier.comparing.shared import Wish
+    from luthier.choosing.question import Wish
+    from luthier.comparing.shared import Contest
     from luthier.data.prepared import Prepared
     from luthier.evaluation.base import Record
     from luthier.training.session import Outcome
@@ -124,7 +137,7 @@ def plan(config: RunConfig, *, progress: Progress | None = None) -> dict[str, An
 
 
 def compare_methods(
-    config: RunConfig, wish: Wish, *, recipe: Path | None = None, progress: Progress | None = None
+    config: RunConfig, wish: Contest, *, recipe: Path | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Every method of `wish` on the recipe's base and data, with the same tokens; returns what is in compare.json.
 
@@ -133,6 +146,38 @@ def compare_methods(
     from luthier.comparing.compare import compare
 
     return compare(config, wish, recipe=recipe, progress=progress)
+
+
+def choose(
+    config: RunConfig, wish: Wish | None = None, *, evidence: Sequence[Path] = (), given: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Which method to take, ranked, with reasons and their sources; reads the data and no weights, writes nothing.
+
+    `given` is what the user typed of the recipe, for the commands to go on with.
+    """
+    from luthier.choosing import choose as choosing
+    from luthier.choosing.question import Wish
+    from luthier.choosing.words import next_commands
+
+    progress, wish = progress or Progress(), wish or Wish()
+    question, task = question_of(config, wish, list(evidence), progress)
+    progress.stage("weighing methods")
+    own = config.method if "method" in config.model_fields_set else None
+    choice = choosing.choose(
+        question,
+        config.train,
+        task=task,
+        seed=config.seed,
+        own=own,
+        tell=lambda name: progress.note(f"planning {name}"),
+    )
+    data = None if wish.rows else config.data.path
+    typed = [*(given or ["--model", config.model.path])]
+    if not config.data.path or not given:
+        typed += ["--data", config.data.path or "YOUR_FILE.jsonl"]
+    commands = next_commands(choice, typed, packed=config.model.quantize)
+    return choosing.record(choice, data=data, task=task.name, next_commands=commands)
 
 
 def _train(
@@ -156,8 +201,6 @@ def _train(
     account.say(data, folder.refused, progress)
     settled = settle_run(config, data, tokens, folder, progress)
     loaded = load_base(config, data, tokens, folder=folder) if given is None else given.load(config, folder)
-    if given is not None and given.before is not None and not folder.before.is_file():
-        write_text(folder.before, given.before.read_text(encoding="utf-8"))
     base = measure_base(loaded, folder, progress)
 
     seed(config.seed)
@@ -165,9 +208,7 @@ def _train(
     lr = config.train.lr or config.method.learning_rate(loaded.model)
     if caveat := config.method.caveat(loaded.model):
         progress.warn(caveat)
-    model = config.method.attach(loaded.model, steps=total, classify=data.task.model_class == "classification")
-    if given is not None:
-        given.own(model)
+    model = _attach(loaded, total, given)
     trainable, parameters = parameter_counts(model)
     progress.note(
         f"{config.method.name}: {trainable:,} of {parameters:,} parameters train ({trainable / parameters:.3%})"
@@ -175,7 +216,7 @@ def _train(
     settled = prove(settled, config, model, len(loaded.template.tokenizer), progress)
     if settled.train.gradient_checkpointing:
         # Reentrant checkpointing drops gradients where the inputs need none, which is so under every adapter.
-        model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.activation_checkpointing_enable({"use_reentrant": False})
     session = Session(
         model, data, config.method, settled.train, lr=lr, seed=config.seed,
         pad_id=loaded.template.tokenizer.pad_token_id or 0, accelerator=accelerator, folder=folder, progress=progress,
@@ -198,6 +239,15 @@ def _train(
     if given is not None:
         given.finished(loaded, folder)
     return _report(result, folder)
+
+
+def _attach(loaded: Loaded, steps: int, given: Given | None) -> Any:
+    """The method's model over the base."""
+    classify = loaded.data.task.model_class == "classification"
+    model = loaded.config.method.attach(loaded.model, steps=steps, classify=classify)
+    if given is not None:
+        given.own(model)
+    return model
 
 
 def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.config import RunConfig
-from luthier.folder import RunFolder, write_json
+from luthier.folder import RunFolder, write_json, write_text
 from luthier.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from luthier.choosing.evidence import Board
+    from luthier.choosing.question import Wish
+    from luthier.choosing.reasons import Question
     from luthier.data.prepared import Prepared
     from luthier.data.template import Template
     from luthier.planning.settle import Job, Settled
+    from luthier.tasks.base import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,9 @@ class Given:
     """Called with the tuned model, when it is measured and saved."""
 
     def load(self, config: RunConfig, folder: RunFolder) -> Loaded:
-        """As `load_base`."""
+        """As `load_base`; what the base scored is put into the run's folder."""
+        if self.before is not None and not folder.before.is_file() and folder.before != self.before:
+            write_text(folder.before, self.before.read_text(encoding="utf-8"))
         if self.base is None:
             return load_base(config, self.data, self.tokens, folder=folder)
         return Loaded(config, self.base(config), self.tokens.template, self.data, self.tokens.max_length)
@@ -195,3 +201,78 @@ def prove(settled: Settled, config: RunConfig, model: nn.Module, vocabulary: int
         padded = {"packing": False, "micro_tokens": config.train.micro_tokens}
         return replace(settled, pack=None, train=settled.train.model_copy(update=padded))
     return settled
+
+
+def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: Progress) -> tuple[Question, Task]:
+    """What `choose` is asked: rows and task, read unless the wish names their number, the base's shape, the machine."""
+    from luthier.choosing.candidates import Base
+    from luthier.choosing.evidence import relevant
+    from luthier.choosing.question import assumed, facts_of
+    from luthier.choosing.reasons import Question
+    from luthier.methods.base import METHODS
+    from luthier.models.load import device, family_of, locate, positions_of, skeleton, stored_bytes
+    from luthier.planning import machine
+    from luthier.tasks.base import TASKS
+    from luthier.training.session import check_precision
+
+    other = None
+    where = config.model.device
+    if wish.memory is not None:
+        other = machine.Other("cpu" if where == "cpu" else "cuda", wish.memory)
+    bare = config.model.model_copy(
+        update={"init": "random", "quantize": "none", "device": "cpu" if other is not None else where}
+    )
+    neutral = config.model_copy(
+        update={
+            "model": bare,
+            "method": METHODS.parse("lora"),
+            "data": config.data.model_copy(update={"streaming": False}),
+        }
+    )
+    source = locate(bare)
+    family = family_of(bare, source)
+    if wish.rows is None:
+        data = prepare_data(neutral, progress)
+        tokens = tokenize(neutral, data, progress)
+        task, labels, limit, facts = data.task, tokens.labels, tokens.max_length, facts_of(data, tokens.labels)
+    else:
+        task = config.task or TASKS.parse("chat" if family == "decoder" else "classify")
+        limit = config.train.max_length or positions_of(bare, source)
+        labels = tuple(getattr(task, "labels", ())) or None
+        facts = assumed(wish.rows, task.name, labels, config.train.max_length, limit)
+        labels = facts.labels
+    whole = skeleton(bare, source, labels=labels)  # refuses here what no method could do with this base
+    parameters, base_bytes = stored_bytes(whole)
+    on_card = other is not None and other.device == "cuda"
+    model = config.model.model_copy(update={"device": bare.device})
+    layers = getattr(whole.config, "num_hidden_layers", None)
+    if on_card and model.dtype == "auto":
+        model = model.model_copy(
+            update={"dtype": str(getattr(whole.config, "dtype", None) or "float32").split(".")[-1]}
+        )
+    precision = "bf16" if on_card and config.train.precision == "auto" else check_precision(bare, config.train)
+    place = other.device if other is not None else device(bare)
+    total, free = (other.memory, other.memory) if other is not None else machine.memory(place)
+    boards = _own_boards(config, evidence, task.name, progress)
+    reads = machine.reading() if isinstance(wish.latency, float) and other is None and place == "cpu" else None
+    base = Base(model, source, labels, precision, limit, layers, other)
+    question = Question(
+        base, facts, wish, config.model.path, family, parameters, base_bytes, total, free, place,
+        [*boards, *relevant(facts.learns, family)], reads,
+    )  # fmt: skip
+    return question, task
+
+
+def _own_boards(config: RunConfig, evidence: list[Path], task: str, progress: Progress) -> list[Board]:
+    """Comparisons that were named, which must be sound, and those in runs/, of which a broken one is told."""
+    from luthier.choosing.evidence import comparisons
+    from luthier.errors import InputError
+
+    asked = {"model": config.model.path, "data": config.data.path, "task": task}
+    found = comparisons(evidence, **asked)
+    for file in sorted(Path("runs").glob("*/compare.json")):
+        try:
+            found += comparisons([file], **asked) if file not in evidence else []
+        except InputError as error:
+            progress.warn(f"left out: {error.message.removeprefix('--evidence: ')}")
+    return found

@@ -34,11 +34,15 @@ LEVELS = [
     ["methods", "tasks", "data.formats", "data.settings", "evaluation.base"],
     ["config", "evaluation"],
     ["folder", "data", "models", "training", "planning", "reports", "explain"],
+    ["choosing"],
     ["stages", "measuring"],
-    ["serving", "run"],
-    ["terminal", "chat", "cli", "__main__", ""],  # "" is the package itself
+    ["serving", "run", "comparing"],
+    ["terminal", "chat", "cli", "comparing.command", "comparing.show", "__main__", ""],  # "" is the package itself
 ]
-ONLY_THESE_KNOW_THE_WHOLE_RECIPE = {"config", "stages", "run", "folder", "cli", "explain", "serving.engine"}
+ONLY_THESE_KNOW_THE_WHOLE_RECIPE = {
+    "config", "stages", "run", "folder", "cli", "explain", "serving.engine", "comparing.arms", "comparing.shared",
+    "comparing.compare", "comparing.table", "comparing.command",
+}  # fmt: skip
 
 
 def level(name: str) -> int:

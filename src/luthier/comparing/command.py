@@ -21,7 +21,7 @@ def compare_command(
     from luthier import run
     from luthier.builtin import DEMO
     from luthier.comparing.budget import seconds_of
-    from luthier.comparing.shared import Wish
+    from luthier.comparing.shared import Contest
     from luthier.comparing.show import show
     from luthier.terminal import Terminal, console
 
@@ -29,7 +29,7 @@ def compare_command(
         recipe, overrides = DEMO, ["run=runs/compare-demo", *overrides]
     terminal = Terminal()
     config = RunConfig.load(recipe, overrides)
-    wish = Wish(methods, None if budget is None else seconds_of(budget), tokens, seeds, tune, workers)
+    wish = Contest(methods, None if budget is None else seconds_of(budget), tokens, seeds, tune, workers)
     try:
         found = run.compare_methods(config, wish, recipe=recipe, progress=terminal)
     except Stopped as stop:

@@ -20,7 +20,7 @@ from typing import Any
 
 from luthier.comparing import budget, children, search
 from luthier.comparing.arms import Arm, arms_of, runs_of
-from luthier.comparing.shared import Shared, Wish, at_a_time, processors, raise_end, train, work
+from luthier.comparing.shared import Contest, Shared, at_a_time, processors, raise_end, train, work
 from luthier.comparing.table import rows_of
 from luthier.config import RunConfig
 from luthier.errors import Busy, InputError, Stopped
@@ -36,7 +36,7 @@ TRIAL_STEPS = 2
 
 
 def compare(
-    config: RunConfig, wish: Wish, *, recipe: Path | None = None, progress: Progress | None = None
+    config: RunConfig, wish: Contest, *, recipe: Path | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Run what is missing of the comparison and return what stands in compare.json.
 
@@ -83,7 +83,7 @@ class Alone:
         self.lock.release()
 
 
-def _prepare(config: RunConfig, wish: Wish, folder: Path, progress: Progress) -> Shared:
+def _prepare(config: RunConfig, wish: Contest, folder: Path, progress: Progress) -> Shared:
     """Data, tokens, base and methods; whatever is wrong with them is said here, before anything is trained."""
     import torch
 

@@ -23,7 +23,7 @@ TRIAL_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Contest:
     """What is asked for beside the recipe."""
 
     methods: str = "all"
@@ -42,7 +42,7 @@ class Shared:
     """What all runs have in common."""
 
     config: RunConfig
-    wish: Wish
+    wish: Contest
     folder: Path
     arms: list[Arm]
     seeds: list[int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -201,7 +201,7 @@ def skeleton(
         model_config.num_hidden_layers = layers
         if getattr(model_config, "layer_types", None):
             model_config.layer_types = model_config.layer_types[:layers]
-    if labels is None and _reads_ahead(model_config):
+    if labels is None and reads_ahead(model_config):
         raise _wrong_task(config, model_config, labels)
     with torch.device("meta"):
         try:
@@ -226,7 +226,7 @@ def _architecture(config: ModelConfig, source: str, labels: tuple[str, ...] | No
     return options, model_config, AutoModelForSequenceClassification
 
 
-def _reads_ahead(model_config: Any) -> bool:
+def reads_ahead(model_config: Any) -> bool:
     """Whether it is an encoder such as BERT: as a decoder it loads, but each token sees the answer it must learn."""
     encoder = model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not model_config.is_encoder_decoder
     return encoder and getattr(model_config, "is_decoder", None) is False
@@ -332,6 +332,27 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
         f"model.path: cannot load the {part} of {config.path!r}: {type(error).__name__}: {lines[0] if lines else ''}",
         mend="check the name; offline, give a local folder or model=builtin",
     )
+
+
+def family_of(config: ModelConfig, source: str) -> Literal["encoder", "decoder", "encoder-decoder"]:
+    """What kind of model it is, from config.json."""
+    _, model_config, _ = _architecture(config, source, None)
+    if model_config.is_encoder_decoder:
+        return "encoder-decoder"
+    return "encoder" if reads_ahead(model_config) else "decoder"
+
+
+def positions_of(config: ModelConfig, source: str) -> int:
+    """Longest row in tokens that config.json allows, at most 2048; a tokenizer may allow less."""
+    _, model_config, _ = _architecture(config, source, None)
+    return min(getattr(model_config, "max_position_embeddings", None) or MOST_TOKENS, MOST_TOKENS)
+
+
+def stored_bytes(whole: nn.Module) -> tuple[int, int]:
+    """(parameters, their bytes in the type that config.json names, else float32), from a skeleton."""
+    number = parameter_counts(whole)[1]
+    stored = getattr(whole.config, "dtype", None) or torch.float32
+    return number, number * stored.itemsize
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

@@ -27,6 +27,16 @@ class Speed:
     """Seconds that an operation on almost nothing takes, called from Python under autograd."""
 
 
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A machine that is not this one: all that is known of it is what a run would train on, and its memory."""
+
+    device: str
+    """cuda or cpu."""
+    memory: int
+    """Bytes, all of them free."""
+
+
 @lru_cache
 def speed(device: str, dtype: torch.dtype) -> Speed:
     """Of matrix products in `dtype` on `device`. Takes about half a second."""
@@ -53,6 +63,12 @@ def _seconds(work: Callable[[], object], device: str, lasting: float = 0.15) -> 
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - began)
     return best
+
+
+def reading(size: int = 2**27) -> float:
+    """Bytes a second that the processors read from memory: far more of them than a cache holds."""
+    some = torch.ones(size // 4)
+    return size / _seconds(some.sum, "cpu")
 
 
 def memory(device: str) -> tuple[int, int]:

@@ -71,6 +71,8 @@ class Plan:
     """Bytes of them that nobody uses."""
     tokens: int
     """Of the largest pass."""
+    flops: float = 0.0
+    """Floating-point operations of the matrix products of all steps."""
 
     @property
     def peak(self) -> int:
@@ -123,9 +125,12 @@ def load_of(
 
 def plan(
     model: ModelConfig, method: Method, train: TrainConfig, source: str, load: Load, *, precision: str,
-    labels: tuple[str, ...] | None, packed: bool,
+    labels: tuple[str, ...] | None, packed: bool, other: machine.Other | None = None,
 ) -> Plan:  # fmt: skip
-    """From config.json alone: no weights are read, and nothing large is held."""
+    """From config.json alone: no weights are read, and nothing large is held.
+
+    For the `other` machine, where there is one, in bytes and operations; its seconds are this one's.
+    """
     where = device(model)
     whole = skeleton(model, source, labels=labels)
     config = whole.config
@@ -138,33 +143,53 @@ def plan(
     taken = _trace(tuned, model, method, train, source, load, stored, autocast, where, labels, packed)
     head, width = _head(tuned, labels)
     weights = _weights(tuned, quantize, stored)
-    seconds = _seconds(load, taken, where, computed, head, packed=packed)
+    step = _products(load, taken, head, packed=packed)
+    seconds = load.steps * _seconds(step, load, taken, where, computed, packed=packed)
     logits = _logits(config, load, head, width, computed)
     grown = sum(4 * p.numel() for p in trained)
     # With several passes a step gradients are there all the time, else they grow while activations go.
     held = 0 if load.passes > 1 else grown
     at_most = max(taken.forward_peak, taken.backward_peak, taken.kept + logits)
     activations = max(taken.forward_peak, taken.backward_peak, taken.kept)
+    held_by = other.device if other else where
+    on_card = other is not None and other.device != "cpu"
     parts = {
-        "program": machine.used(where),  # by now with all that planning itself has loaded
+        "program": 0 if on_card else machine.used(where),  # by now with all that planning itself has loaded
         "weights": weights, "trained weights": grown, "gradients": grown,
         "optimizer": sum(_state(p, train.optimizer) for p in trained),
-        "activations": round(max(0.0, activations - held) * HOLDS.get(where, 1.0)),
-        "logits": round((at_most - activations) * HOLDS.get(where, 1.0)),
+        "activations": round(max(0.0, activations - held) * HOLDS.get(held_by, 1.0)),
+        "logits": round((at_most - activations) * HOLDS.get(held_by, 1.0)),
         # MKL, for float32, compiles none.
-        "kernels": load.shapes * KERNELS.get(where, 0) if computed.itemsize == 2 else 0,
+        "kernels": load.shapes * KERNELS.get(held_by, 0) if computed.itemsize == 2 else 0,
     }  # fmt: skip
     parts["activations"] += _unpacked(tuned, quantize, computed)
-    total, free = machine.memory(where)
-    return Plan(where, parts, seconds, total, free, _tokens(load, packed=packed))
+    total, free = (other.memory, other.memory - parts["program"]) if other else machine.memory(where)
+    return Plan(held_by, parts, seconds, total, free, _tokens(load, packed=packed), load.steps * step)
 
 
-def _seconds(load: Load, taken: Trace, where: str, computed: torch.dtype, head: int, *, packed: bool) -> float:
+def fewest(tuned: nn.Module, model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes that a run needs at least: weights, gradients and optimizer, before any activation. Traces nothing."""
+    config: Any = tuned.config
+    trained = [p for p in tuned.parameters() if p.requires_grad]
+    weights = _weights(tuned, quantization(model, config), _dtype(model, device(model), config))
+    return weights + sum(8 * p.numel() + _state(p, train.optimizer) for p in trained)
+
+
+def _share(load: Load, *, packed: bool) -> float:
+    """Of the traced pass, in a step."""
+    return load.tokens / _tokens(load, packed=packed)
+
+
+def _products(load: Load, taken: Trace, head: int, *, packed: bool) -> float:
+    """Floating-point operations of a step's matrix products."""
+    return taken.flops * _share(load, packed=packed) + 4 * load.targets * head
+
+
+def _seconds(products: float, load: Load, taken: Trace, where: str, computed: torch.dtype, *, packed: bool) -> float:
+    """Of a step."""
     rates = machine.speed(where, computed)
-    share = load.tokens / _tokens(load, packed=packed)  # of the traced pass, in a step
-    products = taken.flops * share + 4 * load.targets * head
-    step = products / rates.products + taken.moved * share / rates.moves + taken.calls * load.passes * rates.call
-    return load.steps * step
+    moved = taken.moved * _share(load, packed=packed)
+    return products / rates.products + moved / rates.moves + taken.calls * load.passes * rates.call
 
 
 def _tokens(load: Load, *, packed: bool) -> int:

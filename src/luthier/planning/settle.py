@@ -10,6 +10,7 @@ from luthier.config import ModelConfig, TrainConfig
 from luthier.errors import InputError
 from luthier.methods.base import Method
 from luthier.models.load import device
+from luthier.planning.machine import Other
 from luthier.planning.plan import Plan, load_of, plan
 from luthier.planning.words import duration, gigabytes
 from luthier.tasks.base import Task
@@ -74,6 +75,8 @@ class Job:
     precision: str
     labels: tuple[str, ...] | None
     seed: int
+    other: Other | None = None
+    """Where it is to run, if not here."""
 
     @property
     def longest(self) -> int:
@@ -120,7 +123,15 @@ def _with(job: Job, packing: bool, tokens: int | None, *, checkpointing: bool) -
     load = load_of(job.lengths, job.learned, train, job.steps, pack=pack, seed=job.seed)
     try:
         made = plan(
-            job.model, job.method, train, job.source, load, precision=job.precision, labels=job.labels, packed=packing
+            job.model,
+            job.method,
+            train,
+            job.source,
+            load,
+            precision=job.precision,
+            labels=job.labels,
+            packed=packing,
+            other=job.other,
         )
     except (InputError, ImportError):
         raise

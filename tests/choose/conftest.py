@@ -1,0 +1,76 @@
+"""Bases known by their shape alone: a config.json, no weights, and a tokenizer only where rows are to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier import run
+from luthier.choosing.question import Wish
+from luthier.config import RunConfig
+from luthier.planning import plan
+from tests.conftest import build_tokenizer
+
+Choose = Callable[..., dict[str, Any]]
+
+
+def shapes() -> dict[str, Any]:
+    import transformers as t
+
+    return {
+        "llama-7b": t.LlamaConfig(
+            dtype="bfloat16", vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+            num_attention_heads=32, max_position_embeddings=4096,
+        ),
+        "qwen2-0.5b": t.Qwen2Config(
+            dtype="bfloat16", vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+            num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+        ),
+        "bert-base": t.BertConfig(),
+        "minilm": t.BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12),
+        "t5-small": t.T5Config(is_gated_act=True, dense_act_fn="gelu_new"),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base of each shape; those that rows are read for have a tokenizer."""
+    root = tmp_path_factory.mktemp("bases")
+    for name, config in shapes().items():
+        config.save_pretrained(root / name)
+    build_tokenizer().save_pretrained(root / "bert-base")
+    return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces_are_kept() -> Iterator[None]:
+    """The same pass of the same base is traced once for all cases: it takes a second, and gives the same."""
+    made: dict[str, Any] = {}
+    trace = plan._trace
+
+    def kept(tuned: Any, *rest: Any) -> Any:
+        key = repr((type(tuned).__name__, [p.shape for p in tuned.parameters() if p.requires_grad], rest[1:]))
+        if key not in made:
+            made[key] = trace(tuned, *rest)
+        return made[key]
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(plan, "_trace", kept)
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def choose(bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choose:
+    """`choose("llama-7b", ["train.epochs=1"], memory="12GB")` as the command does it, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def ask(base: str, overrides: Any = (), evidence: Any = (), **wish: Any) -> dict[str, Any]:
+        path = base if base == "builtin" else str(bases / base)
+        config = RunConfig.load(None, [f"model={path}", *overrides])
+        return run.choose(config, Wish.said(**wish), evidence=evidence)
+
+    return ask

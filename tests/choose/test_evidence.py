@@ -1,0 +1,202 @@
+"""Evidence: where each figure comes from, what counts as equal, and whose word counts first."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.methods import evidence as made_by
+
+from luthier.choosing.candidates import ARMS, Base, Planner
+from luthier.choosing.evidence import Board, Score, Source, comparisons, measured, papers, relevant, repository
+from luthier.choosing.question import assumed
+from luthier.config import ModelConfig, TrainConfig
+from luthier.errors import InputError
+from luthier.methods.base import METHODS
+from tests.choose.conftest import Choose
+from tests.conftest import ROOT
+
+
+def test_the_repositorys_figures_are_those_of_its_benchmark_and_say_by_which_command() -> None:
+    assert made_by.OUT.read_text(encoding="utf-8") == made_by.text(), "run python -m benchmarks.methods.evidence"
+    kept = measured()
+    for board in kept["boards"]:
+        module = board["command"].split()[2]
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file() and set(board["scores"]) == set(ARMS)
+    lines = [json.loads(line) for line in (ROOT / kept["file"]).read_text().splitlines()]
+    lora = [line["accuracy"] for line in lines if (line["task"], line["arm"]) == ("sst2", "lora")]
+    board = relevant("classify", "encoder")[0]
+    assert len(lora) == 3 and board.scores["lora"].value == pytest.approx(100 * sum(lora) / 3, abs=1e-4)
+    assert kept["speed"]["arms"]["dora"]["seconds"] > kept["speed"]["arms"]["lora"]["seconds"]
+
+
+def test_papers_have_an_id_and_methods_that_exist() -> None:
+    for board in papers():
+        assert re.fullmatch(r"\d{4}\.\d{5}", board.source.place) and len(board.scores) > 1
+        assert re.fullmatch(r"(Table \d+|README of its repository)?", board.source.key)
+        assert set(board.scores) <= set(ARMS), board.name
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_file_is_as_large_as_it_was_when_it_was_measured(arm: str, bases: Path) -> None:
+    base = Base(ModelConfig(path=str(bases / "minilm")), str(bases / "minilm"), ("0", "1"), "fp32", 512, 6)
+    facts = assumed(100, "classify", ("0", "1"), None, 512)
+    one = Planner(base, facts, TrainConfig(), None, 0, None).candidate(arm)
+    kept = relevant("classify", "encoder")[0].scores[arm].adapter_bytes
+    assert kept is not None and one.file_bytes == pytest.approx(kept, rel=0.07)  # the rest are names in the file
+    board = next(board for board in measured()["boards"] if board["key"] == "sst2")
+    assert one.trained == board["scores"][arm]["trainable"]
+
+
+def board(scores: dict[str, Score], *, metric: str = "accuracy", higher: bool = True, tier: int = 2) -> Board:
+    return Board(tier, "x", metric, higher, "", "", "m", None, None, scores, Source("repository", "f"), {})
+
+
+@pytest.mark.parametrize(
+    ("best", "own", "higher", "ties"),
+    [
+        (Score(80.0), Score(79.1), True, True),  # within a point
+        (Score(80.0), Score(78.9), True, False),
+        (Score(80.0, 78.0, 82.0), Score(77.0, 76.0, 78.1), True, True),  # the intervals overlap
+        (Score(80.0, 79.0, 81.0), Score(77.0, 76.0, 78.1), True, False),
+        (Score(80.0, 79.0, 81.0), Score(77.0), True, False),
+        (Score(5.00), Score(5.09), False, True),  # within 2 %
+        (Score(5.00), Score(5.11), False, False),
+        (Score(0.16, 0.15, 0.17), Score(0.18, 0.165, 0.19), False, True),
+    ],
+)
+def test_what_counts_as_equal(best: Score, own: Score, higher: bool, ties: bool) -> None:
+    made = board({"a": best, "b": own}, higher=higher)
+    assert made.best() == "a" and made.ties("a") and made.share_lost("a") == 0.0
+    assert made.ties("b") is ties and (made.share_lost("b") == 0.0) is ties
+
+
+def compare(path: Path, scores: dict[str, float], **other: Any) -> Path:
+    rows = [
+        {"arm": arm, "method": "lora" if arm == "qlora" else arm, "quantize": "nf4" if arm == "qlora" else "none",
+         "seeds": [0, 1, 2], "score": {"value": value, "low": value - 0.01, "high": value + 0.01}, "trainable": 1,
+         "share": 0.1, "adapter_bytes": 1000, "memory": 2 * 10**9, "tokens_per_second": 1.0, "seconds": 90.0,
+         "status": "done", "reason": ""} for arm, value in scores.items()
+    ]  # fmt: skip
+    made = {"version": 1, "model": "builtin", "data": "builtin:reviews", "task": "chat", "metric": "accuracy",
+            "higher_is_better": True, "base": None, "rows": rows, **other}  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(made))
+    return path
+
+
+REVIEWS = ["data=builtin:reviews", "task=chat"]
+
+
+def test_a_comparison_on_this_machine_overrules_the_repository(choose: Choose, tmp_path: Path) -> None:
+    assert choose("builtin", REVIEWS)["ranked"][0]["method"] == "lora"
+    file = compare(tmp_path / "runs" / "c" / "compare.json", {"lora": 0.60, "pfeiffer": 0.81, "qlora": 0.55})
+    found = choose("builtin", REVIEWS)
+    names = [row["method"] for row in found["ranked"]]
+    assert names[0] == "pfeiffer" and not found["ranked"][1]["ties_with_first"]
+    assert found["limits"] == [], "own measurements of this base and data leave nothing open"
+    first = found["ranked"][0]["reasons"][0]
+    assert "your base, your data" in first["text"] and "81.0 (80.0 to 82.0), the best there" in first["text"]
+    assert "took 2.0 GB and 90 s" in first["text"] and first["cited"] == f"[compare {file.relative_to(tmp_path)}]"
+    assert len(found["next"]) == 1, "nothing is left to compare"
+
+
+def test_only_a_comparison_of_the_same_task_counts_and_failures_rule_out(choose: Choose, tmp_path: Path) -> None:
+    other = compare(tmp_path / "other.json", {"lora": 0.1, "prompt": 0.9}, task="classify")
+    assert choose("builtin", REVIEWS, evidence=[other])["ranked"][0]["method"] == "lora"
+    near = compare(tmp_path / "near.json", {"lora": 0.1, "pfeiffer": 0.9}, data="others.jsonl")
+    found = choose("builtin", REVIEWS, evidence=[near])
+    assert found["ranked"][0]["method"] == "pfeiffer" and found["limits"] == []
+    assert "(builtin" in found["ranked"][0]["reasons"][0]["text"]
+    failed = {
+        "arm": "lora",
+        "method": "lora",
+        "quantize": "none",
+        "status": "failed",
+        "reason": "the loss was no number",
+    }
+    file = compare(tmp_path / "failed.json", {"full": 0.7}, rows=[failed])
+    found = choose("builtin", REVIEWS, evidence=[file])
+    out = {row["method"]: row for row in found["ruled_out"]}
+    assert "failed on this base and data: the loss was no number" in out["lora"]["text"]
+    assert out["lora"]["source"] == {"kind": "compare", "place": str(file), "key": ""}
+
+
+def test_a_broken_comparison_in_runs_is_told_and_left_out(choose: Choose, tmp_path: Path) -> None:
+    compare(tmp_path / "runs" / "c" / "compare.json", {"pfeiffer": 0.9}, version=2)
+    assert choose("builtin", REVIEWS)["ranked"][0]["method"] == "lora"
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "holds no object"),
+        ('{"version": 3}', "version is 3, not 1"),
+        ('{"version": 1, "model": "m", "data": "d", "task": "chat"}', "'metric' is missing"),
+        (json.dumps({"version": 1, "model": "m", "data": "d", "task": "chat", "metric": "a", "higher_is_better": True,
+                     "rows": [{"method": "lora", "quantize": "none", "status": "done"}]}), "row 1 (lora) is done and has no score"),
+        (json.dumps({"version": 1, "model": "m", "data": "d", "task": "chat", "metric": "a", "higher_is_better": True,
+                     "rows": [{"method": "lora"}]}), "row 1 lacks method, quantize or status"),
+        (json.dumps({"version": 1, "model": "m", "data": "d", "task": "chat", "metric": "a", "higher_is_better": True,
+                     "rows": [{"method": "lora", "quantize": "none", "status": "done", "score": {"value": float("nan")}}]}),
+         "has no score.value"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_form_is_refused_by_name(text: str, part: str, tmp_path: Path) -> None:
+    file = tmp_path / "odd.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"--evidence: .*odd\.json") as caught:
+        comparisons([file], model="m", data="d", task="chat")
+    assert part in caught.value.message and "compare.json" in caught.value.mend
+
+
+def exists(source: dict[str, str], root: Path) -> bool:
+    """Is what a reason cites really there?"""
+    kind, place, key = source["kind"], source["place"], source["key"]
+    if kind == "compare":
+        return (root / place).is_file()
+    if kind == "repository":
+        commands = [board["command"] for board in measured()["boards"]] + [measured()["speed"]["command"]]
+        return (ROOT / place).is_file() and key in commands
+    if kind == "paper":
+        return any((board.source.place, board.source.key) == (place, key) for board in papers())
+    if kind == "plan":
+        return place.startswith("luthier plan, config.json of ") or place == "measured just now"
+    if place == "README.md":
+        return f"## {key}" in (ROOT / place).read_text()
+    command = re.fullmatch(r"luthier (explain method (\w+)|list methods)", place)
+    return command is not None and (command[2] is None or command[2] in {*METHODS.names(), *METHODS.presets})
+
+
+@pytest.mark.parametrize(
+    ("base", "overrides", "wish"),
+    [
+        ("builtin", REVIEWS, {"variants": 3, "latency": "5"}),
+        ("bert-base", [], {"rows": 500, "latency": "merged", "devices": 2, "memory": "2GB"}),
+        ("llama-7b", [], {"rows": 500, "memory": "12GB", "time": "1h"}),
+    ],
+)
+def test_every_reason_cites_something_that_exists(
+    base: str, overrides: list[str], wish: dict[str, Any], choose: Choose, tmp_path: Path
+) -> None:
+    compare(tmp_path / "runs" / "c" / "compare.json", {"lora": 0.7, "full": 0.7}, data="others.jsonl")
+    found = choose(base, overrides, **wish)
+    reasons = [*found["limits"], *found["ruled_out"]] + [r for row in found["ranked"] for r in row["reasons"]]
+    kinds = {reason["source"]["kind"] for reason in reasons}
+    assert len(found["ranked"][0]["reasons"]) >= 3 and len(kinds) >= 3
+    for reason in reasons:
+        assert exists(reason["source"], tmp_path), reason
+    for row in found["ranked"]:
+        assert row["score"] is not None and row["score"]["cited"].startswith("[")
+    assert not exists({"kind": "paper", "place": "2106.09685", "key": "Table 99"}, tmp_path)
+
+
+def test_boards_are_found_for_every_task_and_family() -> None:
+    assert {board.name for board in repository()} == {"SST-2", "CoLA", "reviews", "assistant"}
+    for learns, family in (("classify", "encoder"), ("classify", "decoder"), ("classify", "encoder-decoder"),
+                           ("labels", "decoder"), ("answers", "decoder"), ("text", "decoder")):  # fmt: skip
+        assert relevant(learns, family)  # type: ignore[arg-type]

@@ -1,0 +1,112 @@
+"""What is typed: sizes and times, mistakes, and the command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.choosing.question import Wish, latency_of, seconds_of, size_of
+from luthier.config import ModelConfig, TrainConfig
+from luthier.errors import InputError
+from luthier.methods.base import METHODS
+from luthier.planning import machine
+from luthier.planning.plan import HOLDS, Load, plan
+from tests.choose.conftest import Choose
+from tests.conftest import luthier, model_config
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("12GB", 12 * 10**9), ("12 gb", 12 * 10**9), ("24GiB", 24 * 2**30), ("1.5TB", 1.5e12), ("80000000000", 8e10)],
+)
+def test_sizes(text: str, size: float) -> None:
+    assert size_of(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("45min", 2700), ("2h", 7200), ("1.5d", 129600)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("wish", "part"),
+    [
+        ({"memory": "-3GB"}, "--memory: '-3GB' is no size"),
+        ({"memory": "a lot"}, "--memory: 'a lot' is no size"),
+        ({"memory": "12"}, "--memory: 12 is 12 bytes"),
+        ({"memory": "0GB"}, "--memory: 0GB is 0 bytes"),
+        ({"time": "soon"}, "--time: 'soon' is no time"),
+        ({"time": "0h"}, "--time: '0h' is no time"),
+        ({"latency": "fast"}, "--latency: 'fast' is neither"),
+        ({"latency": "nan"}, "--latency: 'nan' is neither"),
+        ({"variants": 0}, "--variants: 0 is less than one"),
+        ({"devices": -1}, "--devices: -1 is less than one"),
+        ({"rows": 0}, "--rows: 0 is less than one"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_error(wish: dict[str, Any], part: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Wish.said(**wish)
+    assert part in caught.value.message and caught.value.mend
+    assert latency_of("merged") == "merged" and latency_of("12.5") == 12.5
+
+
+def test_mistakes_in_base_and_evidence(choose: Choose, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no folder"):
+        choose("lama-7b", rows=10)
+    with pytest.raises(InputError, match="is no file"):
+        choose("builtin", evidence=[tmp_path / "none.json"], rows=10)
+    with pytest.raises(InputError, match="cannot serve as a causal decoder"):
+        choose("bert-base", ["task=chat"], rows=10)
+
+
+def test_another_machine_is_planned_by_its_memory_alone(tmp_path: Path) -> None:
+    model_config("llama").save_pretrained(tmp_path)
+
+    def planned(other: machine.Other | None) -> Any:
+        model = ModelConfig(path=str(tmp_path), device="cpu")
+        return plan(model, METHODS.parse("lora"), TrainConfig(), str(tmp_path), Load(10, 60.0, 30.0, 2.0, [9, 30], 20),
+                    precision="fp32", labels=None, packed=False, other=other)  # fmt: skip
+
+    here, card, box = planned(None), planned(machine.Other("cuda", 10**9)), planned(machine.Other("cpu", 10**9))
+    assert card.device == "cuda" and card.parts["program"] == 0 and (card.total, card.free) == (10**9, 10**9)
+    assert card.parts["activations"] * HOLDS["cpu"] == pytest.approx(here.parts["activations"], rel=0.01)
+    assert box.parts["activations"] == here.parts["activations"] and box.free == 10**9 - box.parts["program"]
+    assert card.parts["weights"] == here.parts["weights"] and card.flops == here.flops > 0
+    assert card.fits and not planned(machine.Other("cuda", card.needed)).fits
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    model_config("llama").save_pretrained(tmp_path / "base")
+    asked = [
+        "choose",
+        "--model",
+        tmp_path / "base",
+        "--rows",
+        200,
+        "--memory",
+        "1GB",
+        "--variants",
+        "9",
+        "train.epochs=1",
+    ]
+    done = luthier(*asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "1. lora" in lines and "what this does not know" in lines and "ruled out" in lines
+    assert any(re.match(r" +1 +lora .* yes +\d+ MB .* GFLOP .*assistant 5.442 ± 0.012", line) for line in lines), (
+        done.stdout
+    )
+    assert any("[benchmarks/methods/results.jsonl: python -m benchmarks.methods.run reviews]" in line for line in lines)
+    assert f"  luthier train train.epochs=1 --model {tmp_path / 'base'} --data YOUR_FILE.jsonl --method lora" in lines
+    told = json.loads(luthier(*asked, "--json", cwd=tmp_path).stdout)
+    assert told["version"] == 1 and told["ranked"][0]["method"] == "lora" and told["question"]["variants"] == 9
+    small = luthier("choose", "--model", "builtin", "--rows", 200, "--memory", "1MB", cwd=tmp_path)
+    assert small.returncode == 2 and "nothing fits: the least is prompt" in small.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base"]
