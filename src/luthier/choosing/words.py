@@ -109,7 +109,7 @@ def machine(asked: Mapping[str, Any]) -> str:
 
 def _why_behind(found: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     if row["ties_with_first"]:
-        return f"  (not told apart from {found['ranked'][0]['method']} by what was measured)"
+        return f"  (counts as equal to {found['ranked'][0]['method']} by what was measured)"
     return ""
 
 
