@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from luthier import run
+from luthier.choosing.candidates import Planner, shape_key
 from luthier.choosing.question import Wish
 from luthier.config import RunConfig
+from luthier.errors import InputError
 from luthier.planning import plan
 from tests.conftest import build_tokenizer
 
@@ -46,19 +48,40 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def traces_are_kept() -> Iterator[None]:
-    """The same pass of the same base is traced once for all cases: it takes a second, and gives the same."""
-    made: dict[str, Any] = {}
-    trace = plan._trace
+def shapes_are_made_once() -> Iterator[None]:
+    """What depends on a base's shape alone is made once for all cases: traces, checks, bases with a method on them."""
+    traces: dict[str, Any] = {}
+    checks: dict[str, InputError | None] = {}
+    tuned: dict[str, Any] = {}
+    trace, check, attach = plan._trace, Planner.check, Planner._tuned
 
-    def kept(tuned: Any, *rest: Any) -> Any:
-        key = repr((type(tuned).__name__, [p.shape for p in tuned.parameters() if p.requires_grad], rest[1:]))
-        if key not in made:
-            made[key] = trace(tuned, *rest)
-        return made[key]
+    def trace_once(model: Any, *rest: Any) -> Any:
+        key = repr((type(model).__name__, [p.shape for p in model.parameters() if p.requires_grad], rest[1:]))
+        if key not in traces:
+            traces[key] = trace(model, *rest)
+        return traces[key]
+
+    def check_once(self: Planner, arm: str, quantize: str | None = None) -> None:
+        key = repr((self.base.source, self.base.labels, self.base.other is None, self.method(arm), quantize, arm))
+        if key not in checks:
+            try:
+                check(self, arm, quantize)
+                checks[key] = None
+            except InputError as error:
+                checks[key] = error
+        if (found := checks[key]) is not None:
+            raise found
+
+    def attach_once(self: Planner, method: Any) -> Any:
+        key = repr((self.base.source, self.base.labels, shape_key(method)))
+        if key not in tuned:
+            tuned[key] = attach(self, method)
+        return tuned[key]
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(plan, "_trace", kept)
+    patch.setattr(plan, "_trace", trace_once)
+    patch.setattr(Planner, "check", check_once)
+    patch.setattr(Planner, "_tuned", attach_once)
     yield
     patch.undo()
 

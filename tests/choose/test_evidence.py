@@ -51,6 +51,19 @@ def test_the_file_is_as_large_as_it_was_when_it_was_measured(arm: str, bases: Pa
     assert one.trained == board["scores"][arm]["trainable"]
 
 
+def test_the_recipes_own_settings_of_a_method_count(bases: Path) -> None:
+    base = Base(ModelConfig(path=str(bases / "minilm")), str(bases / "minilm"), ("0", "1"), "fp32", 512, 6)
+    facts, narrow = assumed(100, "classify", ("0", "1"), None, 512), METHODS.parse({"name": "lora", "rank": 4})
+    usual, own = (Planner(base, facts, TrainConfig(), None, 0, each).candidate("lora") for each in (None, narrow))
+    head = 2 * 384 + 2
+    assert usual.trained - head == 4 * (own.trained - head) and usual.file_bytes > own.file_bytes
+    other = Planner(base, facts, TrainConfig(), None, 0, narrow).candidate("houlsby")
+    assert other.method == METHODS.parse("houlsby")
+    dora = METHODS.parse({"name": "dora", "rank": 4})
+    planner = Planner(base, facts, TrainConfig(), None, 0, dora)
+    assert planner.method("dora") == dora and planner.method("lora") == METHODS.parse("lora")
+
+
 def board(scores: dict[str, Score], *, metric: str = "accuracy", higher: bool = True, tier: int = 2) -> Board:
     return Board(tier, "x", metric, higher, "", "", "m", None, None, scores, Source("repository", "f"), {})
 
@@ -92,7 +105,6 @@ REVIEWS = ["data=builtin:reviews", "task=chat"]
 
 
 def test_a_comparison_on_this_machine_overrules_the_repository(choose: Choose, tmp_path: Path) -> None:
-    assert choose("builtin", REVIEWS)["ranked"][0]["method"] == "lora"
     file = compare(tmp_path / "runs" / "c" / "compare.json", {"lora": 0.60, "pfeiffer": 0.81, "qlora": 0.55})
     found = choose("builtin", REVIEWS)
     names = [row["method"] for row in found["ranked"]]
@@ -106,7 +118,7 @@ def test_a_comparison_on_this_machine_overrules_the_repository(choose: Choose, t
 
 def test_only_a_comparison_of_the_same_task_counts_and_failures_rule_out(choose: Choose, tmp_path: Path) -> None:
     other = compare(tmp_path / "other.json", {"lora": 0.1, "prompt": 0.9}, task="classify")
-    assert choose("builtin", REVIEWS, evidence=[other])["ranked"][0]["method"] == "lora"
+    assert comparisons([other], model="builtin", data="builtin:reviews", task="chat") == []
     near = compare(tmp_path / "near.json", {"lora": 0.1, "pfeiffer": 0.9}, data="others.jsonl")
     found = choose("builtin", REVIEWS, evidence=[near])
     assert found["ranked"][0]["method"] == "pfeiffer" and found["limits"] == []

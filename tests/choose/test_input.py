@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from luthier.choosing.question import Wish, latency_of, seconds_of, size_of
+from luthier.cli import app
 from luthier.config import ModelConfig, TrainConfig
 from luthier.errors import InputError
 from luthier.methods.base import METHODS
@@ -82,31 +83,30 @@ def test_another_machine_is_planned_by_its_memory_alone(tmp_path: Path) -> None:
     assert card.fits and not planned(machine.Other("cuda", card.needed)).fits
 
 
-def test_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model_config("llama").save_pretrained(tmp_path / "base")
-    asked = [
-        "choose",
-        "--model",
-        tmp_path / "base",
-        "--rows",
-        200,
-        "--memory",
-        "1GB",
-        "--variants",
-        "9",
-        "train.epochs=1",
-    ]
-    done = luthier(*asked, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert "1. lora" in lines and "what this does not know" in lines and "ruled out" in lines
-    assert any(re.match(r" +1 +lora .* yes +\d+ MB .* GFLOP .*assistant 5.442 ± 0.012", line) for line in lines), (
-        done.stdout
-    )
+    monkeypatch.chdir(tmp_path)
+
+    def said(*arguments: str) -> tuple[int, list[str]]:
+        code = app(["choose", "--rows", "200", *arguments], standalone_mode=False) or 0
+        return code, capsys.readouterr().out.splitlines()
+
+    code, lines = said("--model", "base", "--memory", "1GB", "--variants", "9", "train.epochs=1")
+    assert code == 0 and "1. lora" in lines and "what this does not know" in lines and "ruled out" in lines
+    row = next(line for line in lines if line.startswith("  1 "))
+    assert re.search(r"lora .*yes +\d+ MB +[\d.]+ [MGT]FLOP +0\.\d+ MB +0\.\d+ MB +yes +assistant 5\.442 ± 0\.012", row)
     assert any("[benchmarks/methods/results.jsonl: python -m benchmarks.methods.run reviews]" in line for line in lines)
-    assert f"  luthier train train.epochs=1 --model {tmp_path / 'base'} --data YOUR_FILE.jsonl --method lora" in lines
-    told = json.loads(luthier(*asked, "--json", cwd=tmp_path).stdout)
-    assert told["version"] == 1 and told["ranked"][0]["method"] == "lora" and told["question"]["variants"] == 9
-    small = luthier("choose", "--model", "builtin", "--rows", 200, "--memory", "1MB", cwd=tmp_path)
-    assert small.returncode == 2 and "nothing fits: the least is prompt" in small.stdout
+    assert "  luthier train train.epochs=1 --model base --data YOUR_FILE.jsonl --method lora" in lines
+    code, lines = said("--model", "builtin", "--memory", "1MB")
+    assert code == 2 and any("nothing fits: the least is" in line for line in lines), lines
+    code, lines = said("--model", "builtin", "--memory", "1MB", "--json")
+    told = json.loads("\n".join(lines))
+    assert code == 2 and told["version"] == 1 and told["question"]["memory"] == 10**6 and told["ranked"] == []
+    assert {"lora", "full"} <= {row["method"] for row in told["ruled_out"]} and told["next"] == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base"]
+
+
+def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    done = luthier("choose", "--memory", "much", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: --memory: 'much' is no size")
+    assert "mend: for example --memory 12GB" in done.stderr and "Traceback" not in done.stderr

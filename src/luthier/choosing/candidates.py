@@ -88,6 +88,14 @@ class Candidate:
         return said + (["train.gradient_checkpointing=true"] if self.checkpointing else [])
 
 
+def named(method: Method) -> str:
+    """What benchmarks call it: `dora` for a LoRA with dora, else the method's own name."""
+    for name, (file, fields) in METHODS.presets.items():
+        if file == method.name and fields and all(getattr(method, key) == value for key, value in fields.items()):
+            return name
+    return method.name
+
+
 def traced(method: Method) -> Method:
     """The method with a start that needs no weights."""
     skeletal = getattr(method, "skeletal", None)
@@ -136,7 +144,7 @@ class Planner:
 
     def method(self, arm: str) -> Method:
         """The arm at its defaults, or as the recipe has it."""
-        return self.own if self.own is not None and self.own.name == arm else METHODS.parse(arm)
+        return self.own if self.own is not None and named(self.own) == arm else METHODS.parse(arm)
 
     def model(self, arm: str, quantize: str | None = None) -> ModelConfig:
         """The base, packed as the arm or `quantize` says."""

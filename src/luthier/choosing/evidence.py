@@ -104,14 +104,17 @@ class Board:
         return abs(self.scores[self.best()].value - self.scores[arm].value)
 
     def ties(self, arm: str) -> bool:
-        """Not told apart from the best: within a point (a loss: 2 %), or the intervals overlap.
+        """Counts as equal to the best: within a point (a loss: 2 %), or the intervals overlap."""
+        near = TIE if self.higher_is_better else TIE_LOSS * abs(self.scores[self.best()].value)
+        return self.gap(arm) <= near or self.overlaps(arm)
+
+    def overlaps(self, arm: str) -> bool:
+        """Not told apart from the best by the intervals.
 
         Intervals of two standard errors to either side that just touch are what Student's t test of two times three
         runs calls different at 5 %.
         """
         best, own = self.scores[self.best()], self.scores[arm]
-        if self.gap(arm) <= (TIE_LOSS * abs(best.value) if not self.higher_is_better else TIE):
-            return True
         if best.low is None or best.high is None or own.low is None or own.high is None:
             return False
         return own.high >= best.low and own.low <= best.high

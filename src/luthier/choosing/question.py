@@ -159,7 +159,7 @@ def facts_of(data: Prepared, labels: tuple[str, ...] | None) -> Facts:
         learns = "classify"
     elif learns == "answers" and len(answers) <= FEW_ANSWERS and 10 * len(answers) <= len(some):
         learns = "labels"
-    told, kind = _languages([_text(example) for example in some[:400]])
+    told, kind = _languages([_text(example) for example in some[:200]])
     return Facts(
         learns, len(data.rows), data.rows.lengths, data.rows.learned, labels, told, kind,
         len(answers) if learns == "labels" else 0,

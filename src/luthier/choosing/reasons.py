@@ -115,7 +115,9 @@ def by_measurement(question: Question, one: Candidate) -> list[Reason]:
         if best == one.arm:
             told, weight = "the best there", 2.0
         elif board.ties(one.arm):
-            told, weight = f"not told apart from the best, {best} with {board.scores[best].shown()}", 1.0
+            near = "within a point of" if board.higher_is_better else "within 2 % of"
+            near = "not told apart from" if board.overlaps(one.arm) else near
+            told, weight = f"{near} the best, {best} with {board.scores[best].shown()}", 1.0
         else:
             unit = "points" if board.higher_is_better else "nats"
             told = f"{board.gap(one.arm):.{1 if board.higher_is_better else 2}f} {unit} behind the best, {best}"

@@ -109,7 +109,7 @@ def machine(asked: Mapping[str, Any]) -> str:
 
 def _why_behind(found: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     if row["ties_with_first"]:
-        return f"  (not told apart from {found['ranked'][0]['method']} by what was measured)"
+        return f"  (counts as equal to {found['ranked'][0]['method']} by what was measured)"
     return ""
 
 
@@ -120,12 +120,11 @@ def table(found: Mapping[str, Any]) -> Any:
 
     made = Table(box=SIMPLE, pad_edge=False)
     many = found["question"]["variants"]
-    heads = ["", "method", "setting", "fits", "memory", "training", "trained", "file",
+    heads = ["", "method", "setting", "fits", "memory", "training", "file",
              *([f"all {many}"] if many > 1 else []), "merges", "measured"]  # fmt: skip
     for head in heads:
-        made.add_column(
-            head, justify="right" if head in ("", "memory", "training", "trained", "file", f"all {many}") else "left"
-        )
+        figures = ("", "memory", "training", "file", f"all {many}")
+        made.add_column(head, justify="right" if head in figures else "left", no_wrap=True)
     for row in found["ranked"]:
         made.add_row(*_cells(row, many))
     return made
@@ -141,17 +140,12 @@ def _cells(row: Mapping[str, Any], many: int) -> list[str]:
     setting += ["checkpointing"] if row["gradient_checkpointing"] else []
     score = row["score"]
     return [
-        str(row["place"]) + ("=" if row["ties_with_first"] and row["place"] > 1 else ""), row["method"],
+        str(row["place"]) + ("=" if row["ties_with_first"] and row["place"] > 1 else ""), row["arm"],
         ", ".join(setting), fits, "?" if row["memory"] is None else gigabytes(row["memory"]), training,
-        share(row["share"]), size(row["file_bytes"]), *([size(row["all_bytes"])] if many > 1 else []),
+        size(row["file_bytes"]), *([size(row["all_bytes"])] if many > 1 else []),
         "yes" if row["merges"] else "no",
         "no measurement" if score is None else f"{score['board']} {score['shown']}",
     ]  # fmt: skip
-
-
-def share(part: float) -> str:
-    """`0.59%`; more digits below a hundredth of a per cent."""
-    return f"{part:.2%}" if part >= 0.0001 else f"{part:.4%}"
 
 
 def ruled_out(found: Mapping[str, Any]) -> list[dict[str, Any]]:
