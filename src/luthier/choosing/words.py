@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FIRST = 3
 """Methods whose reasons are shown."""
-WIDTH = 120
+WIDTH = 140
 """Columns of the table where the terminal has fewer: wrapped figures cannot be read."""
 COMPARED = 4
 """Methods that a comparison is suggested for, at most."""
