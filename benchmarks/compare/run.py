@@ -33,7 +33,7 @@ WAYS = {"apart": "`luthier train` for each", "one": "`luthier compare --workers 
 def settings(steps: int) -> list[str]:
     return [
         "model=builtin", "data=builtin:reviews", f"train.steps={steps}", "train.batch_size=16", "train.keep_best=false",
-        "evaluate.cache=false", "evaluate.generate=20",
+        "evaluate.generate=20",
     ]  # fmt: skip
 
 
