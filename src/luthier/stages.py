@@ -45,12 +45,14 @@ class Loaded:
 
 def check_machine(config: RunConfig) -> None:
     """Refuse what this machine cannot serve, before anything is read or downloaded."""
+    from luthier.evaluation.score import check_settings
     from luthier.models.load import check_quantize, device
     from luthier.training.session import check_precision
 
     device(config.model)
     check_precision(config.model, config.train)
     check_quantize(config.model, config.train.optimizer)
+    check_settings(config.evaluate)
     if config.train.compile:
         from luthier.ops.compiled import check_compile
 

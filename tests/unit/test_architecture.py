@@ -31,12 +31,12 @@ LEVELS = [
     ["data.example", "data.tools", "data.tool_use"],
     ["data.template", "methods.base", "data.formats.base"],
     ["tasks.base"],
-    ["methods", "tasks", "data.formats", "data.settings", "evaluation.base"],
+    ["methods", "tasks", "data.formats", "data.settings", "evaluation.base", "evaluation.settings"],
     ["config", "evaluation"],
     ["folder", "data", "models", "training", "planning", "reports", "explain"],
     ["stages", "measuring"],
     ["serving", "run"],
-    ["terminal", "chat", "cli", "__main__", ""],  # "" is the package itself
+    ["terminal", "results", "chat", "cli", "__main__", ""],  # "" is the package itself
 ]
 ONLY_THESE_KNOW_THE_WHOLE_RECIPE = {"config", "stages", "run", "folder", "cli", "explain", "serving.engine"}
 

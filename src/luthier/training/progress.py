@@ -20,6 +20,9 @@ class Progress:
     def rows(self, done: int, total: int | None) -> None:
         """So many rows are read or tokenized; `total` is None while nobody knows how many there are."""
 
+    def measured(self, what: str, done: int, total: int) -> None:
+        """So many of `total` are evaluated; `what` is a word for them."""
+
     def train_begins(self, start: int, steps: int) -> None:
         """Steps `start` + 1 to `steps` follow."""
 
