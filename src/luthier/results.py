@@ -58,15 +58,11 @@ def _show_scores(result: Mapping[str, Any]) -> None:
     sides = [name for name in ("base", "tuned", "difference") if result[name]]
     for name in sides:
         table.add_column(name, justify="right")
-    if result["difference"]:
-        table.add_column("")
     for metric in result["tuned"]:
         words = metric.replace("_", " ")
         span = f"\n[dim]{SPANS[metric]}[/]" if metric in SPANS else ""
         cells = [(f"[bold]{words}[/]" if metric == result.get("headline") else words) + span]
         cells += [_cell(metric, result[name][metric], sign=name == "difference") for name in sides]
-        if result["difference"]:
-            cells.append(_coloured(result["difference"][metric].get("verdict", "")))
         table.add_row(*cells)
     console.print(table)
 
@@ -140,6 +136,10 @@ def _error(value: Any, error: float | None) -> str:
     return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 
-def _cell(metric: str, score: Mapping[str, float], *, sign: bool) -> str:
+def _cell(metric: str, score: Mapping[str, Any], *, sign: bool) -> str:
+    """Value, interval, and for a difference the verdict, a line each."""
     value, low, high = (figure(metric, score[key], sign=sign) for key in ("value", "low", "high"))
-    return f"{value}\n[dim]{low.removesuffix(' %').removesuffix(' points')} to {high.removesuffix(' points')}[/]"
+    lines = [value, f"[dim]{low.removesuffix(' %').removesuffix(' points')} to {high.removesuffix(' points')}[/]"]
+    if verdict := score.get("verdict"):
+        lines.append(_coloured(verdict))
+    return "\n".join(lines)
