@@ -97,7 +97,7 @@ def test_a_run_that_classifies_in_bfloat16(
         RunConfig.load(
             None,
             [f"model={model_folder(kind)}", f"data={file}", f"run={run}", "task=classify", f"method={name}", *fields,
-             "model.dtype=bfloat16", "train.precision=bf16", "train.steps=20", f"train.lr={RATES[name]}"],
+             "model.dtype=bfloat16", "train.precision=bf16", "train.steps=40", f"train.lr={RATES[name]}"],
         )
     )  # fmt: skip
     told = result["tuned"]["loss"]["value"]

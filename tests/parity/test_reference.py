@@ -73,7 +73,7 @@ def count(config: Any, method: dict[str, Any], *, classify: bool = False) -> tup
     auto = t.AutoModelForSequenceClassification if classify else t.AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config)
-        return parameter_counts(METHODS.parse(method).attach(model, steps=1, classify=classify))
+        return parameter_counts(METHODS.parse(method).attach(model, steps=10, classify=classify))
 
 
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
