@@ -166,9 +166,10 @@ def compare(subject: Subject, base: Measured, folder: RunFolder) -> dict[str, An
     write_jsonl(folder.predictions, predictions)
     found = {"base": scores(base.records, chosen) if both else {}, "tuned": scores(tuned.records, chosen)}
     headline = choose(subject, list(found["tuned"]))
-    for side in found.values():
-        if headline in side:
+    for name, side in found.items():
+        if headline in side:  # it comes first, wherever scores are shown
             side[headline]["headline"] = True
+            found[name] = {headline: side[headline], **side}
     why = forgetting.applies(subject) or ("" if subject.settings.forgetting else "evaluate.forgetting is false")
     few = len(tuned.records) < FEW
     return {
