@@ -73,7 +73,8 @@ def train(
 def _train(arguments: list[str], options: dict[str, str | None], *, fresh: bool = False) -> None:
     from luthier import run
     from luthier.config import RunConfig
-    from luthier.terminal import Terminal, console, show_result
+    from luthier.results import show_result
+    from luthier.terminal import Terminal, console
 
     recipe, overrides = split_arguments(arguments, options)
     notes: list[str] = []
@@ -270,12 +271,33 @@ def split_arguments(
 
 
 @app.command()
-def evaluate(run: RunArgument) -> None:
-    """Measure a run on its held-out rows, base against tuned."""
-    from luthier.run import evaluate as evaluate_run
-    from luthier.terminal import Terminal, show_result
+def evaluate(
+    run: RunArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="How to measure this time: evaluate.KEY=VALUE.", metavar="[EVALUATE.KEY=VALUE]..."),
+    ] = None,
+    harness: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, with commas between.", metavar="TASKS")
+    ] = None,
+    harness_path: Annotated[Path | None, typer.Option(help="Folder of task files (YAML) of your own.")] = None,
+    harness_limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows of each task.")] = None,
+) -> None:
+    """Measure a run on its held-out rows, base against tuned, or on tasks of lm-evaluation-harness."""
+    from luthier import run as api
+    from luthier.results import show_harness, show_result
+    from luthier.terminal import Terminal
 
-    show_result(evaluate_run(run, progress=Terminal()))
+    if harness is None:
+        if harness_path or harness_limit:
+            raise InputError("--harness-path and --harness-limit belong to --harness TASKS")
+        show_result(api.evaluate(run, overrides or [], progress=Terminal()))
+        return
+    if overrides:
+        raise InputError(f"{overrides[0]} says nothing to the harness", mend="leave it out, or leave --harness out")
+    tasks = [task.strip() for task in harness.split(",") if task.strip()]
+    found = api.harness(run, tasks, folder_of_tasks=harness_path, limit=harness_limit, progress=Terminal())
+    show_harness(found, str(run))
 
 
 @app.command()

@@ -14,7 +14,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -25,6 +24,7 @@ from pydantic import (
 from luthier.data.formats.base import FORMATS
 from luthier.data.settings import DataConfig
 from luthier.errors import ConfigError, InputError, did_you_mean
+from luthier.evaluation.settings import EvaluateConfig
 from luthier.methods.base import METHODS, QUANTIZED, Method
 from luthier.plugins import Config, Family, auto_is_none
 from luthier.tasks.base import TASKS, Task
@@ -172,21 +172,6 @@ class TrainConfig(Config):
         if self.micro_batch:
             return self.micro_batch
         return max(size for size in range(1, 9) if self.batch_size % size == 0)
-
-
-class EvaluateConfig(Config):
-    """What is measured on the validation rows, before and after training."""
-
-    before: bool = True
-    """Evaluate the untouched base first, so that the gain is known."""
-    rows: PositiveInt | None = None
-    """Measure loss and labels on at most this many validation rows; none takes all."""
-    generate: NonNegativeInt = 100
-    """Let the model answer this many validation prompts and compare (task chat); 0 skips it."""
-    max_new_tokens: PositiveInt = 64
-    """Longest generated answer, in tokens."""
-    batch_size: PositiveInt = 16
-    """Rows per forward pass."""
 
 
 class RunConfig(Config):

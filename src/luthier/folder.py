@@ -11,6 +11,7 @@ checkpoints/     step-000100/..., each whole or not there
 adapter/         the result in PEFT's format (method full: model/), with tokenizer and template
 predictions.jsonl  what base and tuned model say on each validation row
 loss.png report.html result.json
+harness.json     what lm-evaluation-harness measured on it, where it was asked
 .lock            held by the process at work on the run
 """
 
@@ -31,10 +32,9 @@ from luthier.origin import base_of, changes, environment, local_copy, refuse_ano
 from luthier.training.durable import put, staging_of, sync
 
 MAY_CHANGE = (
-    "run", "train.log_every", "train.keep", "train.on_nan", "evaluate.batch_size", "evaluate.generate",
-    "data.workers", "data.cache",
+    "run", "train.log_every", "train.keep", "train.on_nan", "data.workers", "data.cache", "evaluate",
 )  # fmt: skip
-"""Keys that another value of which leaves the run the same."""
+"""Keys and blocks that another value of which leaves the run the same."""
 
 FIRST = {".lock", "environment.json", ".environment.json.staging", ".recipe.yaml.staging"}
 """What a process that was killed at the very start can have left: no reason to refuse the folder."""
@@ -57,6 +57,7 @@ class RunFolder:
         self.result = path / "result.json"
         self.loss_png = path / "loss.png"
         self.report = path / "report.html"
+        self.harness = path / "harness.json"
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
@@ -91,7 +92,7 @@ class RunFolder:
         if not self.recipe.is_file():
             return False
         before, now = _flat(self.config().model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-        changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and k not in MAY_CHANGE]
+        changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and not _may_change(k)]
         if changed:
             shown = "".join(f"\n  - {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
             raise InputError(
@@ -154,6 +155,10 @@ class RunFolder:
         else:
             write_json(self.environment, {**(kept or environment()), "base": now})
 
+    def base_hashes(self) -> dict[str, str] | None:
+        """A hash of each file of the base, where they are known."""
+        return self._environment().get("base")
+
     def _environment(self) -> dict[str, Any]:
         try:
             return dict(json.loads(self.environment.read_text(encoding="utf-8")))
@@ -214,6 +219,10 @@ class RunFolder:
         kept = [r for r in history if r["step"] < step or (r["step"] == step and (measured or "loss" in r))]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
         return step - len({record["step"] for record in kept if "loss" in record})
+
+
+def _may_change(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
 
 
 def run_path(config: RunConfig, recipe: Path | None) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config import RunConfig
 from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder, run_path, write_json, write_text
-from luthier.measuring import base_again, compare, measure_base, subject_of
+from luthier.measuring import base_again, compare, measure_base, subject_of, with_base
 from luthier.origin import environment, redacted
 from luthier.stages import (
     Given,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from luthier.choosing.question import Wish
     from luthier.comparing.shared import Contest
     from luthier.data.prepared import Prepared
-    from luthier.evaluation.base import Record
+    from luthier.measuring import Measured
     from luthier.training.session import Outcome
 
 
@@ -271,7 +271,7 @@ def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
 
 
 def _result(
-    loaded: Loaded, folder: RunFolder, outcome: Outcome, base: list[Record], progress: Progress, lr: float
+    loaded: Loaded, folder: RunFolder, outcome: Outcome, base: Measured, progress: Progress, lr: float
 ) -> dict[str, Any]:
     """Measure the tuned model and write predictions.jsonl; returns the body of result.json."""
     config, data = loaded.config, loaded.data
@@ -286,7 +286,7 @@ def _result(
         "base": {}, "tuned": {}, "difference": {}, "validation_examples": 0,
         "measured_on": "test" if data.test_rows else "validation",
     }  # fmt: skip
-    subject = subject_of(loaded)
+    subject = subject_of(loaded, progress)
     if subject is not None:
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result |= compare(subject, base, folder)
@@ -304,7 +304,7 @@ def _epochs(taken: int, data: Prepared) -> float | None:
 def _next_commands(config: RunConfig, folder: RunFolder, task: str, lr: float) -> list[str]:
     """Three commands to go on with: use it, compare it, your own data or another setting."""
     path = folder.path
-    if task == "classify":
+    if task in ("classify", "regress"):
         use = [f"luthier evaluate {path}", f"luthier train {folder.recipe} run={path}-2 train.lr={lr / 2:g}"]
     else:
         use = [f"luthier chat {path}", f"luthier chat {path} --base"]
@@ -327,11 +327,17 @@ def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     return result
 
 
-def open_run(path: Path, progress: Progress | None = None) -> tuple[Loaded, RunFolder]:
-    """A finished run with its tuned model, and its held-out rows as they were."""
+def open_run(path: Path, progress: Progress | None = None, overrides: Sequence[str] = ()) -> tuple[Loaded, RunFolder]:
+    """A finished run with its tuned model, and its held-out rows as they were.
+
+    `overrides` may change how it is measured (`evaluate.key=value`), nothing else.
+    """
     progress = progress or Progress()
     folder = RunFolder.existing(path)
-    weights, config = folder.weights(), folder.config()
+    if other := [each for each in overrides if not each.startswith("evaluate.")]:
+        raise InputError(f"a finished run cannot change: {', '.join(other)}", mend="evaluate.KEY=VALUE, or train anew")
+    weights, config = folder.weights(), RunConfig.load(folder.recipe, overrides)
+    check_machine(config)
     data = prepare_data(config, progress)
     whole = config.method.saves == "model"
     tokens = tokenize(config, data, progress, folder)
@@ -342,17 +348,39 @@ def open_run(path: Path, progress: Progress | None = None) -> tuple[Loaded, RunF
     return loaded, folder
 
 
-def evaluate(path: Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Measure a finished run anew, base against tuned, and rewrite its report and result."""
+def evaluate(path: Path, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> dict[str, Any]:
+    """Measure a finished run anew, base against tuned, and rewrite its report and result.
+
+    `overrides` (`evaluate.generate=500`) change how it is measured this time.
+    """
     progress = progress or Progress()
-    loaded, folder = open_run(path, progress)
-    subject = subject_of(loaded)
+    loaded, folder = open_run(path, progress, overrides)
+    subject = subject_of(loaded, progress)
     if subject is None:
         raise InputError(
             f"{path}: the run held no row out, so there is nothing to measure on", mend="data.validation=0.1"
         )
     with folder.held():
-        base = base_again(loaded, subject, folder, progress)
+        base = base_again(loaded, folder, progress)
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result = dict(json.loads(folder.result.read_text(encoding="utf-8")))
         return _report(result | compare(subject, base, folder), folder)
+
+
+def harness(
+    path: Path, tasks: Sequence[str], *, folder_of_tasks: Path | None = None, limit: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Tuned model and base on tasks of lm-evaluation-harness; writes harness.json in the run folder."""
+    from luthier.evaluation.harness import check_harness, measure_harness
+
+    check_harness()
+    progress = progress or Progress()
+    loaded, folder = open_run(path, progress)
+    with folder.held():
+        result = measure_harness(
+            loaded.model, with_base(loaded, progress), loaded.template.tokenizer, tasks, folder_of_tasks, limit,
+            loaded.config.evaluate.batch_size, loaded.max_length, progress,
+        )  # fmt: skip
+        write_json(folder.harness, {"run": str(path), **result})
+    return result

@@ -67,6 +67,7 @@ class Given:
 
     def load(self, config: RunConfig, folder: RunFolder) -> Loaded:
         """As `load_base`; what the base scored is put into the run's folder."""
+        folder.refuse_another_base(config.model, self.tokens.source)
         if self.before is not None and not folder.before.is_file() and folder.before != self.before:
             write_text(folder.before, self.before.read_text(encoding="utf-8"))
         if self.base is None:
@@ -76,12 +77,14 @@ class Given:
 
 def check_machine(config: RunConfig) -> None:
     """Refuse what this machine cannot serve, before anything is read or downloaded."""
+    from luthier.evaluation.score import check_settings
     from luthier.models.load import check_quantize, device
     from luthier.training.session import check_precision
 
     device(config.model)
     check_precision(config.model, config.train)
     check_quantize(config.model, config.train.optimizer)
+    check_settings(config.evaluate)
     if config.train.compile:
         from luthier.ops.compiled import check_compile
 

@@ -18,12 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 from luthier.reports.data_report import piece, shown
-from luthier.reports.run_report import figure
 from luthier.training.progress import Progress
 
 # Piped output has no width of its own: keep a message on one line there, for grep.
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(highlight=False, stderr=True, soft_wrap=True)
+
+
+LINE_EVERY = 30
+"""Seconds between lines about an evaluation in a log file."""
 
 
 class Terminal(Progress):
@@ -34,10 +37,12 @@ class Terminal(Progress):
         self.bar: Bar | None = None
         self.total = 0
         self.began = 0.0
+        self.told = 0.0
+        self.what = ""
 
     def stage(self, text: str) -> None:
         self._close()
-        self.began = time.perf_counter()
+        self.began = self.told = time.perf_counter()
         console.print(f"[bold]>[/] {escape(text)}")
 
     def note(self, text: str) -> None:
@@ -77,6 +82,25 @@ class Terminal(Progress):
     def said(self, text: str) -> None:
         """A line above the bar, which stays."""
         console.print(f"  {escape(text)}")
+
+    def measured(self, what: str, done: int, total: int) -> None:
+        if not console.is_terminal:
+            if done < total and time.perf_counter() - self.told > LINE_EVERY:
+                self.told = time.perf_counter()
+                console.print(f"  {done:,} of {total:,} {what}")
+            return
+        if self.bar is None or self.what != what:
+            self._close()
+            self.what = what
+            self.bar = Bar(
+                TextColumn("  {task.completed:,} {task.description}"), BarColumn(bar_width=None), TimeElapsedColumn(),
+                TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.bar.add_task(what, total=total)
+        self.bar.update(self.bar.task_ids[0], completed=done, total=total)
+        if done == total:
+            self._close()
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -132,45 +156,6 @@ def show_cache(folder: str, entries: Sequence[tuple[Path, int, float]], freed: i
         console.print(f"  {entry.name}  {size / 2**20:,.1f} MiB, last used {day}")
 
 
-def show_result(result: Mapping[str, Any]) -> None:
-    """The before/after table, where things lie, and what to type next."""
-    if result["tuned"]:
-        title = f"{result['validation_examples']} held-out examples; below each value its 95 % interval"
-        table = Table(title=title, title_justify="left", title_style="", box=SIMPLE, pad_edge=False)
-        table.add_column("metric")
-        for name in ("base", "tuned", "difference"):
-            if result[name]:
-                table.add_column(name, justify="right")
-        for metric in result["tuned"]:
-            cells = [metric.replace("_", " ")]
-            for name in ("base", "tuned", "difference"):
-                if result[name]:
-                    cells.append(_cell(metric, result[name][metric], sign=name == "difference"))
-            table.add_row(*cells)
-        console.print(table)
-    console.print(
-        f"  {result['steps']} steps in {result['train_seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s; "
-        f"weights of step {result['kept_step']}{' (lowest held-out loss)' if result['kept_best'] else ''}"
-    )
-    if (memory := result.get("memory", {})).get("planned"):
-        from luthier.planning.words import duration, gigabytes
-
-        took = result["time"]
-        console.print(
-            f"  memory: {gigabytes(memory['measured'])} at most, {gigabytes(memory['planned'])} planned; time: "
-            f"{duration(took['measured'])}, {duration(took['planned'])} planned"
-        )
-    if result.get("skipped_steps") or result.get("loss_spikes"):
-        skipped, spikes = result["skipped_steps"], result["loss_spikes"]
-        console.print(f"  {skipped} steps were left out, {spikes} had a loss far above those before them")
-    console.print(
-        f"  report: [bold]{escape(result['run'])}/report.html[/]   loss curve: {escape(result['run'])}/loss.png"
-    )
-    console.print("next:")
-    for command in result["next"]:
-        console.print(f"  [bold]{escape(command)}[/]")
-
-
 def show_plan(found: Mapping[str, Any]) -> None:
     """What a run will need, by component, and what else would do."""
     from luthier.planning.words import duration, gigabytes
@@ -204,11 +189,6 @@ def show_plan(found: Mapping[str, Any]) -> None:
             fits = "fits" if other["fits"] else "does not fit"
             table.add_row(other["change"], gigabytes(other["bytes"]), duration(other["seconds"]), fits)
         console.print(table)
-
-
-def _cell(metric: str, score: Mapping[str, float], *, sign: bool) -> str:
-    value, low, high = (figure(metric, score[key], sign=sign) for key in ("value", "low", "high"))
-    return f"{value}\n[dim]{low.removesuffix(' %').removesuffix(' points')} to {high.removesuffix(' points')}[/]"
 
 
 MASK_STYLES = {"learned": "green", "end": "bold reverse green", "special": "magenta", "plain": "", "gap": "dim italic"}

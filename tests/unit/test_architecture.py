@@ -31,13 +31,13 @@ LEVELS = [
     ["data.example", "data.tools", "data.tool_use"],
     ["data.template", "methods.base", "data.formats.base"],
     ["tasks.base"],
-    ["methods", "tasks", "data.formats", "data.settings", "evaluation.base"],
+    ["methods", "tasks", "data.formats", "data.settings", "evaluation.base", "evaluation.settings"],
     ["config", "evaluation"],
     ["folder", "data", "models", "training", "planning", "reports", "explain"],
     ["choosing"],
     ["stages", "measuring"],
     ["serving", "run", "comparing"],
-    ["terminal", "chat", "cli", "comparing.command", "comparing.show", "__main__", ""],  # "" is the package itself
+    ["terminal", "results", "chat", "cli", "comparing.command", "comparing.show", "__main__", ""],  # "" is the package
 ]
 ONLY_THESE_KNOW_THE_WHOLE_RECIPE = {
     "config", "stages", "run", "folder", "cli", "explain", "serving.engine", "comparing.arms", "comparing.shared",

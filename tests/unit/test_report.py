@@ -36,7 +36,7 @@ def test_hostile_texts_stay_texts_and_nothing_is_loaded(model_folder: Callable[.
     result = json.loads((run / "result.json").read_text())
     assert (
         set(result["tuned"])
-        == {"loss", "perplexity", "accuracy", "macro_f1", "exact_match"}
+        == {"loss", "perplexity", "accuracy", "macro_f1", "mcc", "exact_match"}
         == set(result["difference"])
     )
 

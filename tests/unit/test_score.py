@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import math
 import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics
 
-from luthier.evaluation.base import EVALUATIONS
+from luthier.builtin import PROBE
+from luthier.data.example import Example, Message
+from luthier.evaluation.base import EVALUATIONS, OfSums, Subject
+from luthier.evaluation.contrast import contrast
 from luthier.evaluation.exact_match import plain
-from luthier.evaluation.labels import accuracy, answer_start, macro_f1
+from luthier.evaluation.forgetting import forgetting, probe
+from luthier.evaluation.generate import answer_start
+from luthier.evaluation.labels import accuracy, macro_f1, mcc
 from luthier.evaluation.perplexity import loss
-from luthier.evaluation.score import differences, scores
-from luthier.tasks.base import Row
+from luthier.evaluation.score import choose, differences, evaluations, headline, lacking, resamples, scores
+from luthier.evaluation.words import bleu_tokenizer, words
+from luthier.tasks.base import TASKS, Row
+
+pearson = EVALUATIONS.get("correlation")().metrics()["pearson"]
+spearman = EVALUATIONS.get("correlation")().metrics()["spearman"]
 
 
 @pytest.mark.parametrize("classes", [2, 3, 12])
@@ -24,6 +39,7 @@ def test_accuracy_and_macro_f1_are_scikit_learns(classes: int) -> None:
     records = [{"label": a, "chosen": b} for a, b in zip(true, said, strict=True)]
     assert accuracy(records) == pytest.approx(metrics.accuracy_score(true, said))
     assert macro_f1(records) == pytest.approx(metrics.f1_score(true, said, average="macro"))
+    assert mcc(records) == pytest.approx(metrics.matthews_corrcoef(true, said))
 
 
 def test_loss_is_weighted_by_targets() -> None:
@@ -52,7 +68,9 @@ def test_a_paired_difference_is_narrower_than_its_parts() -> None:
     result = differences(base, tuned, [labels])["accuracy"]
     whole = scores(base, [labels])["accuracy"]
     assert result["value"] > 0 and result["high"] - result["low"] < whole["high"] - whole["low"]
-    assert differences(base, base, [labels])["accuracy"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert result["verdict"] == "better" and differences(tuned, base, [labels])["accuracy"]["verdict"] == "worse"
+    nothing = {"value": 0.0, "low": 0.0, "high": 0.0, "verdict": "within noise"}
+    assert differences(base, base, [labels])["accuracy"] == nothing
 
 
 def test_exact_match_forgives_case_and_the_final_stop() -> None:
@@ -63,3 +81,170 @@ def test_exact_match_forgives_case_and_the_final_stop() -> None:
 
 def test_the_prompt_ends_where_the_last_answer_starts() -> None:
     assert answer_start(Row([1, 2, 3, 4, 5, 6], [-100, 2, -100, -100, 5, 6], "")) == 4
+
+
+def test_who_always_says_the_same_has_no_correlation() -> None:
+    records = [{"label": label, "chosen": "a"} for label in "aab"]
+    assert mcc(records) == 0 and accuracy(records) == pytest.approx(2 / 3)
+    constant = [{"number": float(i), "guess": 0.3, "squared": 1.0} for i in range(9)]
+    assert pearson(constant) == 0 and spearman(constant) == 0
+
+
+def test_correlations_are_scipys() -> None:
+    dice = random.Random(3)
+    truth = [dice.randrange(6) + 100.0 for _ in range(80)]  # far from zero, and with ties
+    said = [number + dice.gauss(0, 2) for number in truth]
+    records = [{"number": a, "guess": b, "squared": (a - b) ** 2} for a, b in zip(truth, said, strict=True)]
+    assert pearson(records) == pytest.approx(stats.pearsonr(truth, said).statistic)
+    assert spearman(records) == pytest.approx(stats.spearmanr(truth, said).statistic)
+    error = EVALUATIONS.get("correlation")().metrics()["squared_error"](records)
+    assert error == pytest.approx(metrics.mean_squared_error(truth, said))
+
+
+def test_a_resample_of_sums_is_the_metric_of_the_drawn_records() -> None:
+    dice = random.Random(4)
+    records: list[dict[str, Any]] = [
+        {"label": str(dice.randrange(3)), "chosen": str(dice.randrange(3)), "loss_sum": dice.random(),
+         "targets": dice.randrange(1, 9), "number": dice.random(), "guess": dice.random(), "squared": dice.random(),
+         "exact": dice.randrange(2)}
+        for _ in range(40)
+    ]  # fmt: skip
+    counts = next(resamples(len(records)))[:20]
+    for name in ("labels", "perplexity", "correlation", "exact_match"):
+        for metric, function in EVALUATIONS.get(name)().metrics().items():
+            if isinstance(function, OfSums):
+                fast = function.value(counts @ function.terms(records))
+                for draw, value in zip(counts, fast, strict=True):
+                    drawn = [record for record, times in zip(records, draw, strict=True) for _ in range(int(times))]
+                    assert function(drawn) == pytest.approx(value), metric
+    whole = np.concatenate(list(resamples(30)))
+    assert whole.shape == (1000, 30) and (whole.sum(1) == 30).all() and whole.std(0).min() > 0.8
+
+
+ENGLISH = [("The cat sat on the mat.", "A cat sat on a mat!"), ("It isn't 3.5 km.", "it is 3,5 km"), ("", "nothing")]
+CHINESE = [("我叫琴匠，很高兴认识你。", "我叫琴匠。"), ("今天天气很好", "今天的天气很好"), ("你好", "你好")]
+
+
+def subject_of(pairs: Sequence[tuple[str, Sequence[str]]]) -> Subject:
+    """A subject that has answered already: (said, references)."""
+    answers: list[dict[str, Any]] = [
+        {"said": said, "answer": answer[0], "references": list(answer)} for said, answer in pairs
+    ]
+    examples = [
+        Example(messages=(Message("user", "?"), Message("assistant", answer[0], learn=True))) for _, answer in pairs
+    ]
+    nothing: Any = None
+    return Subject(nothing, nothing, TASKS.parse("chat"), examples, [], [], 64, answers=answers)
+
+
+def test_rouge_is_rouge_scores_for_english_and_not_zero_for_chinese() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    rouge = EVALUATIONS.get("rouge")()
+    theirs = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    for (said, answer), record in zip(ENGLISH, rouge.measure(subject_of([(a, [b]) for a, b in ENGLISH])), strict=True):
+        for name, value in theirs.score(answer, said).items():
+            assert record[name.replace("rouge", "rouge_").lower()] == pytest.approx(value.fmeasure)
+    (same,) = rouge.measure(subject_of([(CHINESE[0][0], [CHINESE[0][0]])]))
+    assert (
+        same["rouge_1"] == same["rouge_l"] == 1 and theirs.score(CHINESE[0][0], CHINESE[0][0])["rougeL"].fmeasure == 0
+    )
+    (best,) = rouge.measure(subject_of([("a b c d", ["x y", "a b c d", "a x"])]))
+    assert best["rouge_2"] == 1, "the best reference counts"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "tokenize"), [(ENGLISH, "13a"), (CHINESE, "zh"), ([("これはペンです", "これはペンだ")] * 2, "char")]
+)
+def test_bleu_and_chrf_are_sacrebleus_over_the_whole_set(pairs: list[tuple[str, str]], tokenize: str) -> None:
+    import sacrebleu
+
+    bleu = EVALUATIONS.get("bleu")()
+    records = bleu.measure(subject_of([(said, [answer]) for said, answer in pairs]))
+    said, references = [a for a, _ in pairs], [[b for _, b in pairs]]
+    assert bleu_tokenizer(references[0]) == tokenize
+    found = bleu.metrics()
+    assert found["bleu"](records) == pytest.approx(sacrebleu.corpus_bleu(said, references, tokenize=tokenize).score)
+    assert found["chrf"](records) == pytest.approx(sacrebleu.corpus_chrf(said, references).score)
+    assert found["bleu"]([]) == 0
+
+
+def test_words_of_scripts_without_spaces_are_characters() -> None:
+    assert words("GPT-4很好, it's né!") == ["gpt", "4", "很", "好", "it", "s", "né"]
+
+
+def test_several_references_count_as_sacrebleu_counts_them() -> None:
+    import sacrebleu
+
+    said = ["the cat sat on the mat today", "a dog ran"]
+    streams = [["a cat sat on the mat", "the dog ran off"], ["the cat sat on a mat today", "one dog ran away"]]
+    bleu = EVALUATIONS.get("bleu")()
+    records = bleu.measure(subject_of(list(zip(said, zip(*streams, strict=True), strict=True))))
+    assert bleu.metrics()["bleu"](records) == pytest.approx(sacrebleu.corpus_bleu(said, streams).score)
+    assert bleu.metrics()["chrf"](records) == pytest.approx(sacrebleu.corpus_chrf(said, streams).score)
+
+
+def test_without_its_package_a_score_is_left_out_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of([("a b", ["one two three four five six seven"])] * 3)
+    assert lacking(subject) == [] and "rouge_l" in {m for e in evaluations(subject) for m in e.metrics()}
+    for module in ("rouge", "bleu"):
+        monkeypatch.setattr(f"luthier.evaluation.{module}.find_spec", lambda name: None)
+    left = [name for e in evaluations(subject) for name in e.metrics()]
+    assert "rouge_l" not in left and "bleu" not in left and len(lacking(subject)) == 2
+    assert all("pip install 'luthier[scores]'" in why for why in lacking(subject))
+    assert choose(subject, left) == "perplexity", "exact match of long answers ranks nothing"
+
+
+def test_the_headline_is_the_marked_score_else_the_first_in_order() -> None:
+    def score(**more: Any) -> dict[str, Any]:
+        return {"value": 1.0, **more}
+
+    assert headline({"loss": score(), "exact_match": score(), "rouge_l": score()}) == "rouge_l"
+    assert headline({"accuracy": score(), "pass_rate": score(), "judge": score()}) == "pass_rate"
+    assert headline({"accuracy": score(), "mcc": score(headline=True)}) == "mcc"
+    assert headline({"own": score()}) == "own" and headline({}) == ""
+
+
+def test_examples_are_ranked_by_what_the_run_is_ranked_by() -> None:
+    def row(name: str, before: str, after: str, loss: float) -> dict[str, Any]:
+        sides = {"base": (before, 1.0), "tuned": (after, loss)}
+        return {"where": name, "text": name, "answer": "a"} | {
+            side: {"label": "a", "chosen": chosen, "loss_sum": each, "targets": 1}
+            for side, (chosen, each) in sides.items()
+        }
+
+    rows = [
+        row("lost", "a", "b", 3.0),
+        row("won", "b", "a", 0.1),
+        row("won more", "b", "a", 0.01),
+        row("same", "a", "a", 9.0),
+    ]
+    labels = [EVALUATIONS.get("labels")(), EVALUATIONS.get("perplexity")()]
+    found = contrast(rows, "mcc", labels, 1)
+    assert (found["by"], found["better"], found["worse"], found["same"]) == ("accuracy", 2, 1, 1)
+    assert [r["text"] for r in found["gains"]] == ["won more"] and [r["text"] for r in found["regressions"]] == ["lost"]
+    by_loss = contrast(rows, "perplexity", labels, 4)
+    assert [r["text"] for r in by_loss["regressions"]] == ["same", "lost"], "a loss is better when it is lower"
+
+
+def test_forgetting_is_bits_over_bytes_and_its_interval_is_paired() -> None:
+    base = [{"category": "english" if i % 2 else "code", "bits": 80.0 + i, "bytes": 40} for i in range(40)]
+    tuned = [{**record, "bits": record["bits"] + 8 + i % 3} for i, record in enumerate(base)]
+    found = forgetting(base, tuned)
+    assert found["all"]["base"] == pytest.approx(sum(r["bits"] for r in base) / 1600)
+    assert found["all"]["difference"]["value"] == pytest.approx(sum(8 + i % 3 for i in range(40)) / 1600)
+    assert found["all"]["difference"]["verdict"] == "worse" and found["code"]["texts"] == 20
+    assert 0.19 < found["all"]["difference"]["low"] < found["all"]["difference"]["high"] < 0.26, "0.2 to 0.25 per text"
+    assert forgetting(base, base)["english"]["difference"]["verdict"] == "within noise" and forgetting([], tuned) == {}
+
+
+def test_the_probe_is_small_balanced_and_right() -> None:
+    texts = probe()
+    assert len({each["text"] for each in texts}) == 120 and PROBE.stat().st_size < 60_000
+    assert set(Counter(each["category"] for each in texts).values()) == {20}
+    sums = [
+        found for each in texts if each["category"] == "arithmetic"
+        for found in re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", each["text"])
+    ]  # fmt: skip
+    work = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+    assert len(sums) == 80 and all(work[sign](int(a), int(b)) == int(c) for a, sign, b, c in sums)

@@ -10,6 +10,9 @@ BASE = Path(__file__).parent / "base"
 DATA = Path(__file__).parent / "data"
 """Folder of the embedded data sets, one folder each with train.jsonl and heldout.jsonl."""
 
+PROBE = Path(__file__).parent / "probe.jsonl"
+"""Short general texts to measure forgetting on; made by tools/probe/make.py."""
+
 DEMO = Path(__file__).parent / "demo.yaml"
 """Recipe of `luthier demo`."""
 

@@ -117,8 +117,8 @@ def _row(
         "reason": "; ".join(f"seed {seed}: {text}" for (arm, seed), text in failed.items() if arm == name),
         "against": {who: verdicts[name] for who, verdicts in against.items() if name in verdicts},
     }  # fmt: skip
-    if "forgetting" in one and isinstance(one["forgetting"], dict) and "value" in one["forgetting"]:
-        made["forgetting"] = one["forgetting"]
+    if forgotten := one.get("forgetting"):  # of the first seed
+        made["forgetting"] = forgotten["all"]["difference"]
     return made
 
 

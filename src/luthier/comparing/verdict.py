@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from luthier.evaluation.base import EVALUATIONS, MetricFunction, Record
+from luthier.evaluation.base import EVALUATIONS, MetricFunction, OfSums, Record
 
 RESAMPLES = 2000
 SLOW_RESAMPLES = 300
-"""For a metric that is no ratio of sums over examples, each resample costs a pass in Python."""
+"""For a metric that does not follow from sums over the examples, a resample costs a pass in Python."""
 LEVEL = 0.05
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
@@ -29,7 +29,7 @@ def metric(name: str) -> tuple[MetricFunction, bool]:
     for evaluation in EVALUATIONS.names():
         made = EVALUATIONS.get(evaluation)()
         if name in made.metrics():
-            return made.metrics()[name], made.higher_is_better
+            return made.metrics()[name], made.higher(name)
     raise KeyError(name)
 
 
@@ -51,41 +51,18 @@ def draws(function: MetricFunction, runs: Sequence[Sequence[Record]], seed: int 
     """Of the records of one method's runs, a list a seed; methods with as many examples and seeds are drawn alike."""
     examples = len(runs[0])
     dice = np.random.default_rng(seed)
-    sums = _as_sums(function, runs)
+    terms = [function.terms(run) for run in runs] if isinstance(function, OfSums) else None
     value = float(np.mean([function(run) for run in runs]))
     sampled = []
-    for _ in range(RESAMPLES if sums is not None else SLOW_RESAMPLES):
+    for _ in range(RESAMPLES if terms is not None else SLOW_RESAMPLES):
         chosen = dice.integers(0, examples, examples)
         picked = dice.integers(0, len(runs), len(runs))
-        if sums is not None:
-            above, below = sums
-            sampled.append(np.mean([above[run][chosen].sum() / max(below[run][chosen].sum(), 1e-12) for run in picked]))
+        if isinstance(function, OfSums) and terms is not None:
+            sums = np.stack([terms[run][chosen].sum(0) for run in picked])
+            sampled.append(float(function.value(sums).mean()))
         else:
-            sampled.append(np.mean([function([runs[run][i] for i in chosen]) for run in picked]))
+            sampled.append(float(np.mean([function([runs[run][i] for i in chosen]) for run in picked])))
     return Draws(value, np.asarray(sampled))
-
-
-def _as_sums(function: MetricFunction, runs: Sequence[Sequence[Record]]) -> tuple[Numbers, Numbers] | None:
-    """(numerators, denominators) [runs, examples], where the metric is the ratio of their sums, as most are.
-
-    Each example's own value is asked for, weighted by its targets where it has any; whether that makes the metric is
-    tried on all examples and on halves of them.
-    """
-    for key in (None, "targets"):
-        below = np.array([[float(r.get(key, 0)) if key else 1.0 for r in run] for run in runs])
-        try:
-            above = np.array([[function([record]) for record in run] for run in runs]) * below
-        except (ArithmeticError, KeyError, ValueError, TypeError):
-            continue
-        if not np.isfinite(above).all():
-            continue
-        parts = [slice(None), slice(0, None, 2), slice(1, None, 2), slice(0, max(1, len(runs[0]) // 3))]
-        if all(
-            abs(function(run[part]) - above[i][part].sum() / max(below[i][part].sum(), 1e-12)) <= 1e-9
-            for i, run in enumerate(runs) for part in parts
-        ):  # fmt: skip
-            return above, below
-    return None
 
 
 def differences(found: Mapping[str, Draws], reference: str, *, higher: bool) -> dict[str, dict[str, Any]]:

@@ -118,6 +118,11 @@ def keep(name: str, place: Place, values: Mapping[str, Any], arrays: Mapping[str
         trim()
 
 
+def forget(name: str) -> None:
+    """Delete one entry, where it is there."""
+    shutil.rmtree(root() / name, ignore_errors=True)
+
+
 def entries() -> list[tuple[Path, int, float]]:
     """Folder, bytes and time of last use of each entry, the last used first."""
     found = []

@@ -238,9 +238,12 @@ class _Reading:
         part.source = (
             f"{share:.0%} of the training rows, seed {config.seed}{', by ' * bool(config.group)}{config.group}"
         )
+        stratify = config.stratify
+        if stratify is None and self.task is not None and self.task.numeric:
+            stratify = False  # the same share of each of a thousand numbers would hold out the frequent ones
         if len(examples) != every:  # some are parted off already
             share *= every / max(1, len(examples))
-        rest, held = split(examples, share, config.seed, stratify=config.stratify)
+        rest, held = split(examples, share, config.seed, stratify=stratify)
         part.read = len(held)
         return held, rest
 

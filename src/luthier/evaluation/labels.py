@@ -1,22 +1,28 @@
-"""Accuracy and macro-F1 where every row has one of a few labels.
+"""Accuracy, macro-F1 and Matthews' correlation where every row has one of a set of labels.
 
-A classification head names its best class. A causal model names the label whose words, put as the
-answer, get the highest likelihood: so the untouched base is judged on what it knows, not on whether it
-guesses the wording. Macro-F1 is the plain mean of the classes' F1, so rare classes count as much.
+A classification head names its best class. A causal model names the label whose words, put as the answer, get the
+highest likelihood: so the untouched base is judged on what it knows, not on whether it guesses the wording. The labels
+to choose from are all those of the data, training rows included.
+
+Macro-F1 is the plain mean of the F1 of the classes that occur, so rare classes count as much. Matthews' correlation
+(for two classes Matthews 1975, for more Gorodkin 2004) is 0 for guessing, whatever the shares of the classes, and 1 for
+no mistake: (c n - sum_k p_k t_k) / sqrt((n^2 - sum_k p_k^2) (n^2 - sum_k t_k^2)) with c right of n, and p_k and t_k how
+often class k was said and true; 0 where only one class was said, or is there.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from luthier.data.template import IGNORED
-from luthier.evaluation.base import Evaluation, MetricFunction, Record, Subject
-from luthier.tasks.base import Row
+from luthier.evaluation.base import Evaluation, MetricFunction, OfSums, Record, Subject
+from luthier.evaluation.choice import most_likely
 
-MOST_LABELS = 20
-"""A causal model is asked once per label and row; with more labels that costs too much."""
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST_LABELS = 500
+"""More different labels than this are taken for answers in free words, not for classes."""
 
 
 class Labels(Evaluation):
@@ -24,33 +30,19 @@ class Labels(Evaluation):
 
     def applies(self, subject: Subject) -> bool:
         if subject.task.model_class == "classification":
-            return True
-        labels = {example.label for example in subject.examples}
-        return subject.task.name == "chat" and None not in labels and 1 < len(labels) <= MOST_LABELS
+            return not subject.task.numeric
+        if subject.task.name != "chat" or any(example.label is None for example in subject.examples):
+            return False
+        return 1 < len(subject.labels) <= MOST_LABELS
 
     def measure(self, subject: Subject) -> list[Record]:
-        chosen = _by_head(subject) if subject.task.model_class == "classification" else _by_likelihood(subject)
+        chosen = _by_head(subject) if subject.task.model_class == "classification" else most_likely(subject)
         return [
             {"label": example.label, "chosen": label} for example, label in zip(subject.examples, chosen, strict=True)
         ]
 
     def metrics(self) -> dict[str, MetricFunction]:
-        return {"accuracy": accuracy, "macro_f1": macro_f1}
-
-
-def accuracy(records: Sequence[Record]) -> float:
-    """Share of records whose chosen label is the true one."""
-    right: list[bool] = [record["chosen"] == record["label"] for record in records]
-    return sum(right) / max(1, len(right))
-
-
-def macro_f1(records: Sequence[Record]) -> float:
-    """Mean over the true classes of 2 TP / (2 TP + FP + FN)."""
-    true = Counter(record["label"] for record in records)
-    said = Counter(record["chosen"] for record in records)
-    hit = Counter(record["label"] for record in records if record["chosen"] == record["label"])
-    each: list[float] = [2 * hit[name] / (said[name] + true[name]) for name in true]
-    return sum(each) / max(1, len(each))
+        return {"accuracy": accuracy, "macro_f1": macro_f1, "mcc": mcc}
 
 
 def _by_head(subject: Subject) -> list[str]:
@@ -59,39 +51,58 @@ def _by_head(subject: Subject) -> list[str]:
     names: tuple[str, ...] = subject.task.labels  # type: ignore[attr-defined]
     chosen = [""] * len(subject.examples)
     with torch.inference_mode():
-        for numbers, batch in subject.batches(subject.rows):
+        for numbers, batch in subject.batches(subject.rows, "held-out rows"):
             logits = subject.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             for number, best in zip(numbers, logits.argmax(-1).tolist(), strict=True):
                 chosen[subject.owner[number]] = names[best]
     return chosen
 
 
-def _by_likelihood(subject: Subject) -> list[str]:
-    """Each label's words in the place of the answer, behind the very prompt tokens of the row."""
-    import torch
+def _counts(records: Sequence[Record]) -> NDArray[Any]:
+    """[records, 3 classes]: is class k right here, was it said, is it true?"""
+    import numpy as np
 
-    labels = sorted({example.label for example in subject.examples if example.label is not None})
-    candidates: list[Row] = []
-    for row, owner in zip(subject.rows, subject.owner, strict=True):
-        example = subject.examples[owner]
-        for label in labels:
-            said = replace(example.messages[-1], content=label, tool_calls="")
-            answer = subject.template.encode([*example.messages[:-1], said], example.tools)
-            learned = [token for token in answer.labels if token != IGNORED]
-            prompt = row.ids[: answer_start(row)]
-            candidates.append(Row(prompt + learned, [IGNORED] * len(prompt) + learned, row.where))
-    sums = [0.0] * len(candidates)
-    with torch.inference_mode():
-        for numbers, batch in subject.batches(candidates):
-            for number, total in zip(numbers, subject.task.losses(subject.model, batch)[0].tolist(), strict=True):
-                sums[number] = total
-    best = [sums[i : i + len(labels)] for i in range(0, len(sums), len(labels))]
-    return [labels[scores.index(min(scores))] for scores in best]
+    names = sorted({str(r[key]) for r in records for key in ("label", "chosen")})
+    place = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(records), 3 * len(names)))
+    for row, record in zip(counts, records, strict=True):
+        true, said = place[str(record["label"])], place[str(record["chosen"])]
+        row[true] = true == said
+        row[len(names) + said] = row[2 * len(names) + true] = 1
+    return counts
 
 
-def answer_start(row: Row) -> int:
-    """Place of the first token of the last learned stretch: everything before it is the prompt."""
-    place = max(i for i, label in enumerate(row.labels) if label != IGNORED)
-    while place > 0 and row.labels[place - 1] != IGNORED:
-        place -= 1
-    return place
+def _thirds(sums: NDArray[Any]) -> Any:
+    return sums.reshape(len(sums), 3, -1).transpose(1, 0, 2)  # hit, said, true: [draws, classes] each
+
+
+def _accuracy(sums: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    hit, _, true = _thirds(sums)
+    return np.asarray(hit.sum(1) / np.maximum(true.sum(1), 1))
+
+
+def _macro_f1(sums: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    hit, said, true = _thirds(sums)
+    there = true > 0
+    return np.asarray((2 * hit / np.maximum(said + true, 1) * there).sum(1) / np.maximum(there.sum(1), 1))
+
+
+def _mcc(sums: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    hit, said, true = _thirds(sums)
+    n = true.sum(1)
+    spread = np.sqrt((n * n - (said * said).sum(1)) * (n * n - (true * true).sum(1)))
+    return np.where(spread > 0, (hit.sum(1) * n - (said * true).sum(1)) / np.maximum(spread, 1e-300), 0.0)
+
+
+accuracy = OfSums(_counts, _accuracy)
+"""Share of records whose chosen label is the true one."""
+macro_f1 = OfSums(_counts, _macro_f1)
+"""Mean over the true classes of 2 TP / (2 TP + FP + FN)."""
+mcc = OfSums(_counts, _mcc)
+"""Matthews' correlation coefficient."""

@@ -222,7 +222,7 @@ def _architecture(config: ModelConfig, source: str, labels: tuple[str, ...] | No
     model_config.num_labels = len(labels)
     model_config.id2label = dict(enumerate(labels))
     model_config.label2id = {label: i for i, label in enumerate(labels)}
-    model_config.problem_type = "single_label_classification"
+    model_config.problem_type = "single_label_classification" if len(labels) > 1 else "regression"
     return options, model_config, AutoModelForSequenceClassification
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from luthier.evaluation.contrast import words_of
+
 
 def render(
     result: Mapping[str, Any], data: Mapping[str, Any], loss_png: bytes, recipe: str,
@@ -18,8 +20,9 @@ def render(
     pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters["figure"] = figure
     source = resources.files("luthier.reports").joinpath("run_report.html.jinja").read_text(encoding="utf-8")
+    pages.filters |= {"shift": shift, "said": words_of}
     return pages.from_string(source).render(
-        result=result, data=data, recipe=recipe, environment=environment, worst=worst(predictions),
+        result=result, data=data, recipe=recipe, environment=environment, worst=worst(predictions), spans=SPANS,
         loss_png=base64.b64encode(loss_png).decode(),
     )  # fmt: skip
 
@@ -30,14 +33,32 @@ def worst(predictions: Sequence[Mapping[str, Any]], count: int = 12) -> list[Map
     def badness(row: Mapping[str, Any]) -> tuple[bool, float]:
         tuned = row["tuned"]
         wrong = "chosen" in tuned and tuned["chosen"] != tuned["label"]
-        return wrong, tuned["loss_sum"] / max(1, tuned["targets"])
+        return wrong, tuned.get("loss_sum", 0.0) / max(1, tuned.get("targets", 1))
 
     return sorted(predictions, key=badness, reverse=True)[:count]
+
+
+NUMBERS = ("loss", "perplexity", "mcc", "pearson", "spearman", "squared_error", "bits_per_byte")
+"""Scores that are no shares; they have three decimals."""
+TENS = ("bleu", "chrf", "judge")
+"""Scores from 0 to 100 (sacrebleu's) or 0 to 10, with two decimals."""
+SPANS = {"bleu": "0 to 100", "chrf": "0 to 100", "judge": "0 to 10", "mcc": "-1 to 1", "pearson": "-1 to 1",
+         "spearman": "-1 to 1"}  # fmt: skip
+"""Where a score could be taken for another scale."""
+
+
+def shift(name: str, before: float, after: float) -> str:
+    """What one example scored before and after; right or wrong in words."""
+    if name in ("accuracy", "exact_match", "pass_rate") and {before, after} <= {0, 1}:
+        return " → ".join("right" if each else "wrong" for each in (before, after))
+    return f"{figure(name, before)} → {figure(name, after)}"
 
 
 def figure(name: str, value: float, *, sign: bool = False) -> str:
     """A metric for people: shares in percent (points, with a sign, for a difference), the rest as numbers."""
     plus = "+" if sign else ""
-    if name in ("loss", "perplexity"):
+    if name in NUMBERS:
         return f"{value:{plus}.3f}" if abs(value) < 1000 else f"{value:{plus}.3g}"
+    if name in TENS:
+        return f"{value:{plus}.2f}"
     return f"{100 * value:{plus}.1f}" + (" points" if sign else " %")

@@ -33,7 +33,8 @@ class Engine:
         """The tuned model of a run, or with `base` the model it started from."""
         folder = RunFolder.existing(path)
         config, weights = folder.config(), folder.weights()
-        if RunFolder(path).data.is_file() and '"name": "classify"' in folder.data.read_text(encoding="utf-8"):
+        account = folder.data.read_text(encoding="utf-8") if folder.data.is_file() else ""
+        if any(f'"name": "{name}"' in account for name in ("classify", "regress")):
             raise InputError(f"{path} is a classifier, which does not talk", mend=f"luthier evaluate {path}")
         source = locate(config.model)
         folder.refuse_another_base(config.model, source)

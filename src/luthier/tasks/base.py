@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from luthier.data.example import Example
+from luthier.data.example import Example, RowError
 from luthier.data.template import IGNORED, Template
 from luthier.plugins import Family, Plugin
 
@@ -44,6 +44,9 @@ class Task(Plugin):
     """Which auto class of transformers loads the base model."""
     splits_long_rows: ClassVar[bool] = False
     """The default for rows over the length limit is to split them, which loses nothing."""
+
+    numeric: ClassVar[bool] = False
+    """Are labels numbers on a scale, not classes?"""
 
     def fitted(self, labels: Sequence[str | None]) -> Self:
         """The task with what it must know from the training data: the label of each of its rows."""
@@ -83,6 +86,10 @@ class Task(Plugin):
             "labels": torch.tensor([row.labels + [IGNORED] * (longest - len(row.labels)) for row in rows]),
         }
 
+    def label_of(self, row: Row) -> str:
+        """What a row of a classifier is to say, as text."""
+        raise NotImplementedError
+
     def pack(self, rows: Sequence[Row], *, even: bool = False) -> Batch:
         """The rows in one sequence without padding: input_ids, position_ids, attention_mask, labels, each [1, T].
 
@@ -113,6 +120,21 @@ def even_length(length: int, most: int) -> int:
     """One of eight lengths in each octave that is not below `length`, nor, for that, above `most`."""
     step = max(8, 1 << length.bit_length() >> 4)
     return max(length, min(most, -(-length // step) * step))
+
+
+def encode_texts(example: Example, template: Template, max_length: int, on_long: LongRow) -> tuple[list[int], int]:
+    """Token ids of a text, or of a pair as the tokenizer joins it, and how many were cut off to fit."""
+    text = example.text or example.messages[0].content
+    if not text.strip():
+        raise RowError("the text is empty")
+    tokenizer = template.tokenizer
+    ids = list(tokenizer(text, example.pair or None)["input_ids"])
+    if len(ids) <= max_length:
+        return ids, 0
+    if on_long not in ("truncate_prompt", "truncate_answer"):
+        raise RowError(f"{len(ids)} tokens, but train.max_length is {max_length}", kind="long")
+    short = list(tokenizer(text, example.pair or None, truncation=True, max_length=max_length)["input_ids"])
+    return short, len(ids) - len(short)
 
 
 def next_token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from luthier.data.example import Example, RowError
 from luthier.data.template import Template
 from luthier.errors import DataError
-from luthier.tasks.base import LongRow, Row, Task
+from luthier.tasks.base import LongRow, Row, Task, encode_texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,18 +60,11 @@ class Classify(Task):
                 "(those of the training rows, or of task.labels)",
                 mend="mend it, list all classes in task.labels, or leave such rows out with data.on_bad_row=skip",
             )
-        text = example.text or example.messages[0].content
-        if not text.strip():
-            raise RowError("the text is empty")
-        tokenizer = template.tokenizer
-        ids = list(tokenizer(text, example.pair or None)["input_ids"])
-        cut = 0
-        if len(ids) > max_length:
-            if on_long not in ("truncate_prompt", "truncate_answer"):
-                raise RowError(f"{len(ids)} tokens, but train.max_length is {max_length}", kind="long")
-            short = tokenizer(text, example.pair or None, truncation=True, max_length=max_length)["input_ids"]
-            cut, ids = len(ids) - len(short), list(short)
+        ids, cut = encode_texts(example, template, max_length, on_long)
         return [Row(ids, [self.labels.index(example.label)], example.where, cut=cut)]
+
+    def label_of(self, row: Row) -> str:
+        return self.labels[row.labels[0]]
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         import torch

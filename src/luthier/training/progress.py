@@ -26,6 +26,9 @@ class Progress:
     def said(self, text: str) -> None:
         """One of many parts of the work came to its end."""
 
+    def measured(self, what: str, done: int, total: int) -> None:
+        """So many of `total` are evaluated; `what` is a word for them."""
+
     def train_begins(self, start: int, steps: int) -> None:
         """Steps `start` + 1 to `steps` follow."""
 

@@ -50,7 +50,6 @@ def mask(row: Row, why: str, data: Prepared, template: Template) -> Mask:
     """What of a row is learned, as text."""
     classes = data.task.model_class == "classification"
     labels = [IGNORED] * len(row.ids) if classes else [IGNORED, *row.labels[1:]]  # the first token is no target
-    names: Sequence[str] = getattr(data.task, "labels", ())
     ends = end_ids(data, template)
     special = {*template.tokenizer.all_special_ids} | {
         number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special
@@ -70,7 +69,7 @@ def mask(row: Row, why: str, data: Prepared, template: Template) -> Mask:
         pieces = [*head, gap, *_pieces(row.ids[last:], kinds[last:], special, template)]
     return Mask(
         where=row.where, why=why, tokens=len(row.ids), learned=0 if classes else row.learned,
-        label=names[row.labels[0]] if classes else "", pieces=pieces,
+        label=data.task.label_of(row) if classes else "", pieces=pieces,
     )  # fmt: skip
 
 

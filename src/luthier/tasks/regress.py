@@ -1,0 +1,88 @@
+"""Regress: a number per text or pair of texts, by a head with one output on a decoder or an encoder.
+
+As task classify, but the head has one output and the loss is the squared error: (prediction - number)^2. STS-B is such
+a task: how alike two sentences are, from 0 to 5.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from luthier.data.example import Example, RowError
+from luthier.data.template import Template
+from luthier.errors import DataError
+from luthier.tasks.base import LongRow, Row, Task, encode_texts
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from luthier.tasks.base import Batch
+
+MOST = 1e30  # the square of a larger one is no float32
+
+
+class Regress(Task):
+    """Tell a number, such as how alike two sentences are."""
+
+    model_class: ClassVar[Literal["causal", "classification"]] = "classification"
+    numeric: ClassVar[bool] = True
+    labels: ClassVar[tuple[str, ...]] = ("number",)
+    """The one output of the head."""
+
+    def fitted(self, labels: Sequence[str | None]) -> Self:
+        numbers = {number for label in labels if label is not None and (number := _number(label)) is not None}
+        if len(numbers) < 2:
+            raise DataError(
+                f"the training rows have {len(numbers)} different numbers to learn",
+                mend="choose the column with data.format.label=COLUMN, or task=classify for labels in words",
+            )
+        return self
+
+    def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
+        if example.label is None:
+            raise RowError("the row has no number", mend="name the column with data.format.label=COLUMN")
+        number = _number(example.label)
+        if number is None:
+            raise RowError(f"label {example.label!r} is no number", mend="task=classify learns labels in words")
+        ids, cut = encode_texts(example, template, max_length, on_long)
+        return [Row(ids, [_bits(number)], example.where, cut=cut)]
+
+    def label_of(self, row: Row) -> str:
+        return f"{_value(row.labels[0]):g}"
+
+    def collate(self, rows: Sequence[Row], pad_id: int, even: int | None = None) -> Batch:
+        import torch
+
+        batch = super().collate(rows, pad_id, even)
+        return {**batch, "labels": torch.tensor([[_value(row.labels[0])] for row in rows])}
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        import torch
+
+        guess = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].float()  # [B]
+        return (guess - batch["labels"][:, 0]) ** 2, torch.ones_like(guess, dtype=torch.long)
+
+    def targets(self, batch: Batch) -> Tensor:
+        import torch
+
+        return torch.tensor(batch["labels"].size(0), device=batch["labels"].device)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and abs(number) < MOST else None
+
+
+def _bits(number: float) -> int:
+    """The float32 as the int32 of the same bits: rows keep whole numbers."""
+    return int(struct.unpack("<i", struct.pack("<f", number))[0])
+
+
+def _value(bits: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<i", bits))[0])
