@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from luthier.evaluation.base import Record, Subject
+
+
+WORTH = 5.0
+"""Seconds of measuring the base below which doing so again costs less than an entry in the cache."""
 
 
 @dataclass(slots=True)
@@ -105,8 +110,10 @@ def _measure_base(loaded: Loaded, subject: Subject, folder: RunFolder) -> Measur
         measured = Measured(**known)
     else:
         progress.stage(f"evaluating the base on {len(subject.examples)} held-out examples")
+        began = time.perf_counter()
         measured = _measure(subject)
-        if decides["base"] and "failed verdicts" not in measured.counts:
+        worth = time.perf_counter() - began >= WORTH
+        if worth and decides["base"] and "failed verdicts" not in measured.counts:
             subject.memory.keep("base", decides, asdict(measured))
     write_json(folder.before, {"of": name, **asdict(measured)})
     return measured
@@ -166,9 +173,10 @@ def compare(subject: Subject, base: Measured, folder: RunFolder) -> dict[str, An
     write_jsonl(folder.predictions, predictions)
     found = {"base": scores(base.records, chosen) if both else {}, "tuned": scores(tuned.records, chosen)}
     headline = choose(subject, list(found["tuned"]))
-    for side in found.values():
-        if headline in side:
+    for name, side in found.items():
+        if headline in side:  # it comes first, wherever scores are shown
             side[headline]["headline"] = True
+            found[name] = {headline: side[headline], **side}
     why = forgetting.applies(subject) or ("" if subject.settings.forgetting else "evaluate.forgetting is false")
     few = len(tuned.records) < FEW
     return {

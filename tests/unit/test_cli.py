@@ -298,6 +298,7 @@ def test_the_package_runs_from_anywhere(tmp_path: Path) -> None:
         "chat",
         "classify",
         "complete",
+        "regress",
     ]
 
 

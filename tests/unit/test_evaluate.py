@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ class Notes(Progress):
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("luthier.measuring.WORTH", 0)
     return tmp_path / "cache"
 
 
@@ -91,7 +93,7 @@ def test_rows_with_one_prompt_are_one_question_with_many_references(
 
 
 def test_the_base_is_measured_once_for_two_runs_and_the_hit_is_said(
-    settings: Callable[..., RunConfig], cache: Path
+    settings: Callable[..., RunConfig], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third = Notes(), Notes(), Notes()
     one = train(settings(review_rows(40), "task=chat"), progress=first)
@@ -102,6 +104,10 @@ def test_the_base_is_measured_once_for_two_runs_and_the_hit_is_said(
     assert one["base"] == two["base"] and one["forgetting"]["all"]["base"] == two["forgetting"]["all"]["base"]
     train(settings(review_rows(40), "task=chat", "evaluate.generate=3", run="three"), progress=third)
     assert any(text.startswith("evaluating the base") for text in third.said), "other settings, other scores"
+    shutil.rmtree(cache)
+    monkeypatch.setattr("luthier.measuring.WORTH", 600)
+    train(settings(review_rows(40), "task=chat", run="four"))
+    assert not cache.exists(), "what is measured in a moment is not kept"
 
 
 def test_every_score_of_labels_is_measured_and_the_verdict_is_in_words(
