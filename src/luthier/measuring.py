@@ -27,6 +27,13 @@ WORTH = 5.0
 """Seconds of measuring the base below which doing so again costs less than an entry in the cache."""
 
 
+UNMEASURED: dict[str, Any] = {
+    "validation_examples": 0, "base": {}, "tuned": {}, "difference": {}, "headline": "", "examples": {},
+    "forgetting": {}, "no_forgetting": "no row is held out", "counts": {"base": {}, "tuned": {}}, "caveats": [],
+}  # fmt: skip
+"""What `compare` would say, of a run that holds no row out."""
+
+
 @dataclass(slots=True)
 class Measured:
     """What one model scored."""

@@ -15,6 +15,7 @@ import pytest
 
 from luthier.config import RunConfig
 from luthier.errors import ConfigError, InputError
+from luthier.results import show_result
 from luthier.run import evaluate, train
 from luthier.training.progress import Progress
 from tests.conftest import alpaca_rows, luthier, review_rows, write_jsonl
@@ -288,6 +289,21 @@ def test_a_judge_without_its_key_or_with_one_in_clear_is_refused_at_the_start(
     with pytest.raises(ConfigError, match=r"evaluate\.judge\.url: must hold no user, password"):
         settings(open_rows(20), "evaluate.judge.url=https://me:sesame@judge.example/v1", *given)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_held_out_rows_has_a_report_all_the_same(
+    settings: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    result = train(settings(open_rows(12), "data.validation=none"))
+    assert result["tuned"] == {} and result["headline"] == "" and (tmp_path / "run" / "report.html").is_file()
+    show_result(result)
+
+
+def test_without_the_base_there_is_nothing_to_compare_with(settings: Callable[..., RunConfig]) -> None:
+    result = train(settings(open_rows(24), "evaluate.before=false"))
+    assert result["tuned"]["loss"] and result["base"] == result["difference"] == result["examples"] == {}
+    assert result["no_forgetting"] == "the base was not measured"
+    show_result(result)
 
 
 def test_short_answers_rank_by_exact_match(settings: Callable[..., RunConfig]) -> None:
