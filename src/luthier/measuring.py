@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from torch import nn
 
     from luthier.evaluation.base import Record, Subject
+
+
+WORTH = 5.0
+"""Seconds of measuring the base below which doing so again costs less than an entry in the cache."""
+
+
+UNMEASURED: dict[str, Any] = {
+    "validation_examples": 0, "base": {}, "tuned": {}, "difference": {}, "headline": "", "examples": {},
+    "forgetting": {}, "no_forgetting": "no row is held out", "counts": {"base": {}, "tuned": {}}, "caveats": [],
+}  # fmt: skip
+"""What `compare` would say, of a run that holds no row out."""
 
 
 @dataclass(slots=True)
@@ -105,8 +117,10 @@ def _measure_base(loaded: Loaded, subject: Subject, folder: RunFolder) -> Measur
         measured = Measured(**known)
     else:
         progress.stage(f"evaluating the base on {len(subject.examples)} held-out examples")
+        began = time.perf_counter()
         measured = _measure(subject)
-        if decides["base"] and "failed verdicts" not in measured.counts:
+        worth = time.perf_counter() - began >= WORTH
+        if worth and decides["base"] and "failed verdicts" not in measured.counts:
             subject.memory.keep("base", decides, asdict(measured))
     write_json(folder.before, {"of": name, **asdict(measured)})
     return measured

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config import RunConfig
 from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder, run_path, write_json, write_text
-from luthier.measuring import base_again, compare, measure_base, subject_of, with_base
+from luthier.measuring import UNMEASURED, base_again, compare, measure_base, subject_of, with_base
 from luthier.origin import environment, redacted
 from luthier.stages import (
     Given,
@@ -283,7 +283,7 @@ def _result(
         "skipped_steps": outcome.skipped, "loss_spikes": outcome.spikes, "rows_per_pass": outcome.rows_per_pass,
         "tokens": outcome.tokens, "tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
         "lr": lr, "train_rows": data.train.kept,
-        "base": {}, "tuned": {}, "difference": {}, "validation_examples": 0,
+        **UNMEASURED,
         "measured_on": "test" if data.test_rows else "validation",
     }  # fmt: skip
     subject = subject_of(loaded, progress)

@@ -11,13 +11,13 @@ import torch
 import transformers as t
 
 from luthier.data.example import Example, Message
-from luthier.data.template import Template
+from luthier.data.template import IGNORED, Template
 from luthier.evaluation import choice
 from luthier.evaluation.base import Subject
 from luthier.evaluation.choice import bytes_of_shared, most_likely, sums_of_rows, sums_of_shared
 from luthier.evaluation.settings import EvaluateConfig
 from luthier.methods.base import METHODS
-from luthier.tasks.base import TASKS
+from luthier.tasks.base import TASKS, Row
 from tests.conftest import TEXT, build_tokenizer, model_config
 
 LABELS = ["good", "bad", "a kettle that leaks", "very good film", "自然"]
@@ -102,7 +102,8 @@ def test_the_tokens_of_the_labels_are_made_once_unless_a_row_has_others(monkeypa
     whole = most_likely(subject)
     assert len(made) == len(LABELS)
     row = subject.rows[2]
-    subject.rows = [*subject.rows[:2], type(row)(row.ids[:-1], row.labels[:-1], row.where, cut=1), *subject.rows[3:]]
+    end = max(i for i, label in enumerate(row.labels) if label != IGNORED)
+    subject.rows = [*subject.rows[:2], Row(row.ids[:end], row.labels[:end], row.where, cut=1), *subject.rows[3:]]
     assert most_likely(subject) == whole and 2 in made[len(LABELS) :], "a row whose end was cut off"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from luthier.config import RunConfig
 from luthier.errors import ConfigError, InputError
+from luthier.results import show_result
 from luthier.run import evaluate, train
 from luthier.training.progress import Progress
 from tests.conftest import alpaca_rows, luthier, review_rows, write_jsonl
@@ -37,6 +39,7 @@ class Notes(Progress):
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("luthier.measuring.WORTH", 0)
     return tmp_path / "cache"
 
 
@@ -91,7 +94,7 @@ def test_rows_with_one_prompt_are_one_question_with_many_references(
 
 
 def test_the_base_is_measured_once_for_two_runs_and_the_hit_is_said(
-    settings: Callable[..., RunConfig], cache: Path
+    settings: Callable[..., RunConfig], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, third = Notes(), Notes(), Notes()
     one = train(settings(review_rows(40), "task=chat"), progress=first)
@@ -102,6 +105,10 @@ def test_the_base_is_measured_once_for_two_runs_and_the_hit_is_said(
     assert one["base"] == two["base"] and one["forgetting"]["all"]["base"] == two["forgetting"]["all"]["base"]
     train(settings(review_rows(40), "task=chat", "evaluate.generate=3", run="three"), progress=third)
     assert any(text.startswith("evaluating the base") for text in third.said), "other settings, other scores"
+    shutil.rmtree(cache)
+    monkeypatch.setattr("luthier.measuring.WORTH", 600)
+    train(settings(review_rows(40), "task=chat", run="four"))
+    assert not cache.exists(), "what is measured in a moment is not kept"
 
 
 def test_every_score_of_labels_is_measured_and_the_verdict_is_in_words(
@@ -282,6 +289,21 @@ def test_a_judge_without_its_key_or_with_one_in_clear_is_refused_at_the_start(
     with pytest.raises(ConfigError, match=r"evaluate\.judge\.url: must hold no user, password"):
         settings(open_rows(20), "evaluate.judge.url=https://me:sesame@judge.example/v1", *given)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_held_out_rows_has_a_report_all_the_same(
+    settings: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    result = train(settings(open_rows(12), "data.validation=none"))
+    assert result["tuned"] == {} and result["headline"] == "" and (tmp_path / "run" / "report.html").is_file()
+    show_result(result)
+
+
+def test_without_the_base_there_is_nothing_to_compare_with(settings: Callable[..., RunConfig]) -> None:
+    result = train(settings(open_rows(24), "evaluate.before=false"))
+    assert result["tuned"]["loss"] and result["base"] == result["difference"] == result["examples"] == {}
+    assert result["no_forgetting"] == "the base was not measured"
+    show_result(result)
 
 
 def test_short_answers_rank_by_exact_match(settings: Callable[..., RunConfig]) -> None:

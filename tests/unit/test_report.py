@@ -9,7 +9,7 @@ from pathlib import Path
 
 from luthier.config import RunConfig
 from luthier.reports import loss_curve
-from luthier.reports.run_report import figure, worst
+from luthier.reports.run_report import figure, shift, worst
 from luthier.run import train
 from tests.conftest import write_jsonl
 
@@ -31,7 +31,15 @@ def test_hostile_texts_stay_texts_and_nothing_is_loaded(model_folder: Callable[.
     parser.feed(page)
     assert links and all(link.startswith("data:") for link in links), "a page that loads something"
     assert "default-src 'none'" in page and "data:image/png;base64," in page
-    for heading in ("Before and after", "Loss", "Data", "Worst held-out examples", "Recipe"):
+    for heading in (
+        "Before and after",
+        "What training changed",
+        "Forgetting",
+        "Loss",
+        "Data",
+        "Worst held-out examples",
+        "Recipe",
+    ):
         assert f"<h2>{heading}" in page
     result = json.loads((run / "result.json").read_text())
     assert (
@@ -50,6 +58,8 @@ def test_the_worst_examples_are_the_wrong_ones_then_the_dearest() -> None:
 
 
 def test_figures_for_people() -> None:
+    assert figure("bleu", 34.2) == "34.20" and figure("mcc", -0.5, sign=True) == "-0.500"
+    assert shift("accuracy", 1.0, 0.0) == "right → wrong" and shift("rouge_l", 0.1, 0.5) == "10.0 % → 50.0 %"
     assert figure("accuracy", 0.8512) == "85.1 %" and figure("accuracy", 0.031, sign=True) == "+3.1 points"
     assert figure("loss", 1.23456) == "1.235" and figure("perplexity", 12345.6) == "1.23e+04"
 

@@ -134,7 +134,8 @@ def sums_of_shared(
         size = sum(each.numel() * each.element_size() for each in _tensors(cache))
         if sizes is not None:
             sizes.append(size // (len(prompts) * width))
-        sums = [[-float(first[i, tail[0]]) for tail in labels] for i, labels in enumerate(tails)]
+        heads = ids.new_tensor([[tail[0] for tail in labels] for labels in tails])  # [B, L]
+        sums: Sums = (-first.gather(1, heads)).tolist()
         step = max(1, CACHE_BYTES // max(1, size))
         for start in range(0, len(tails[0]), step):
             part = [labels[start : start + step] for labels in tails]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from luthier.tasks.base import Row
 
+MOST_LABELS = 500
+"""More different labels than this are taken for answers in free words, not for classes."""
 SHORT = 5
 """Words (Chinese: characters) up to which nine of ten references must stay for answers to count as short and closed."""
 
@@ -29,11 +31,16 @@ def asks(subject: Subject) -> bool:
     return subject.task.name == "chat" and subject.settings.generate > 0
 
 
+def labelled(subject: Subject) -> bool:
+    """Has every row one of a set of labels?"""
+    return 1 < len(subject.labels) <= MOST_LABELS and all(example.label is not None for example in subject.examples)
+
+
 def open_answers(subject: Subject) -> bool:
     """Are the references texts of more than a few words, so that a share of a right answer means something?"""
-    if len(set(subject.labels)) > 1:
+    if labelled(subject):
         return False
-    lengths = sorted(len(words(example.answer)) for example in subject.examples)
+    lengths = sorted(len(words(example.answer)) for example in subject.examples[:1000])
     return bool(lengths) and lengths[int(0.9 * (len(lengths) - 1))] > SHORT
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
+import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -65,15 +65,19 @@ class Judge(Evaluation):
         key = key_of(settings)
         found: dict[str, int] = {}
         failures: list[str] = []
-        with ThreadPoolExecutor(settings.at_once) as pool:
-            for done, (question, verdict) in enumerate(
-                zip(asked, pool.map(lambda each: verdict_on(each, settings, key), asked), strict=True), 1
-            ):
+        stop = threading.Event()
+        pool = ThreadPoolExecutor(settings.at_once)
+        try:
+            verdicts = pool.map(lambda each: verdict_on(each, settings, key, stop), asked)
+            for done, (question, verdict) in enumerate(zip(asked, verdicts, strict=True), 1):
                 if isinstance(verdict, int):
                     found[question] = verdict
                 else:
                     failures.append(verdict)
                 subject.progress.measured("verdicts", done, len(asked))
+        finally:  # a signal must not wait for requests that were not sent yet
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
         if failures:
             subject.counts["failed verdicts"] = subject.counts.get("failed verdicts", 0) + len(failures)
             subject.progress.warn(f"{len(failures)} of {len(asked)} verdicts could not be had: {failures[0]}")
@@ -116,7 +120,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def verdict_on(question: str, settings: JudgeConfig, key: str) -> int | str:
+def verdict_on(question: str, settings: JudgeConfig, key: str, stop: threading.Event) -> int | str:
     """The grade, or why there is none. The key stands in no such reason."""
     body = {"model": settings.model, "messages": [{"role": "user", "content": question}], "temperature": 0,
             "max_tokens": settings.max_tokens}  # fmt: skip
@@ -128,8 +132,8 @@ def verdict_on(question: str, settings: JudgeConfig, key: str) -> int | str:
     opener = urllib.request.build_opener(_NoRedirect)
     why = ""
     for attempt in range(settings.retries + 1):
-        if attempt:
-            time.sleep(min(8.0, 0.5 * 2**attempt))
+        if attempt and stop.wait(min(8.0, 0.5 * 2**attempt)):
+            break
         try:
             with opener.open(request, timeout=settings.timeout) as response:
                 said = json.loads(response.read(MOST_BYTES))["choices"][0]["message"]["content"]

@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.evaluation.base import Evaluation, MetricFunction, OfSums, Record, Subject
 from luthier.evaluation.choice import most_likely
+from luthier.evaluation.generate import labelled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-MOST_LABELS = 500
-"""More different labels than this are taken for answers in free words, not for classes."""
 
 
 class Labels(Evaluation):
@@ -31,9 +29,7 @@ class Labels(Evaluation):
     def applies(self, subject: Subject) -> bool:
         if subject.task.model_class == "classification":
             return not subject.task.numeric
-        if subject.task.name != "chat" or any(example.label is None for example in subject.examples):
-            return False
-        return 1 < len(subject.labels) <= MOST_LABELS
+        return subject.task.name == "chat" and labelled(subject)
 
     def measure(self, subject: Subject) -> list[Record]:
         chosen = _by_head(subject) if subject.task.model_class == "classification" else most_likely(subject)
