@@ -1,6 +1,6 @@
 """Every method on real weights and real data, at its own default learning rate: one line of JSON per run.
 
-    python -m benchmarks.methods.run sst2 cola clinc150 reviews assistant
+    python -m benchmarks.methods.run sst2 cola clinc150 e2e reviews assistant
     python -m benchmarks.methods.run sst2 --sweep          # which learning rate a method should suggest
     python -m benchmarks.methods.run cola --arms lora --seeds 0 --lr 1.2e-3 --out try.jsonl
 
@@ -30,7 +30,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import peft
 import torch
 import transformers
-from sklearn.metrics import matthews_corrcoef
 
 import luthier
 from luthier import run as luthier_run
@@ -66,6 +65,7 @@ class Task:
     rows: int
     epochs: float
     settings: dict[str, Any] = field(default_factory=dict)
+    """Of the blocks data, train and evaluate, beyond what all tasks share."""
 
 
 def encoder() -> str:
@@ -76,12 +76,29 @@ def encoder() -> str:
     return str(Path(next(iter(found.submodule_search_locations))) / "model")
 
 
+def meanings(every: int = 5) -> str:
+    """File of each fifth meaning of E2E's test set, with all of its references: they stand in the order of names."""
+    source, made = SHARED / "e2e_nlg/test.jsonl", HERE.parents[1] / "build/benchmarks/e2e_test.jsonl"
+    if source.is_file() and not made.is_file():
+        rows = [json.loads(text) for text in source.read_text(encoding="utf-8").splitlines()]
+        chosen = set(list(dict.fromkeys(row["mr"] for row in rows))[::every])
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=made.parent, delete=False, encoding="utf-8") as out:
+            out.writelines(json.dumps(row) + "\n" for row in rows if row["mr"] in chosen)
+        Path(out.name).replace(made)
+    return str(made)
+
+
 TASKS = {
     "sst2": Task(str(SHARED / "sst2/train.jsonl"), str(SHARED / "sst2/dev.jsonl"), "encoder", "classify", 3000, 3),
     "cola": Task(str(SHARED / "glue/cola/train.jsonl"), str(SHARED / "glue/cola/dev.jsonl"), "encoder", "classify",
                  7250, 3, {"train": {"batch_size": 32, "micro_batch": 32}}),
     "clinc150": Task(str(SHARED / "clinc150/train.jsonl"), str(SHARED / "clinc150/val.jsonl"), "encoder", "classify",
                      4500, 5, {"train": {"batch_size": 32, "micro_batch": 32}}),
+    "e2e": Task(str(SHARED / "e2e_nlg/dev.jsonl"), meanings(), "builtin", "chat", 4672, 1, {
+        "data": {"format": {"name": "prompt_completion", "prompt": "mr", "completion": "ref"}},
+        "evaluate": {"generate": 1000, "max_new_tokens": 96},
+    }),
     "reviews": Task("builtin:reviews", None, "builtin", "chat", 1074, 3, {"evaluate": {"generate": 0}}),
     "assistant": Task("builtin:assistant", None, "builtin", "chat", 1600, 10, {"evaluate": {"generate": 0}}),
 }  # fmt: skip
@@ -97,7 +114,8 @@ def recipe(task: Task, arm: str, seed: int, lr: float | None, sweep: bool, folde
     made: dict[str, Any] = {
         "run": str(folder),
         "model": {"path": base, "quantize": quantize},
-        "data": {"path": task.train, "limit": (1600 if task.base == "encoder" else 1000) if sweep else task.rows},
+        "data": {"path": task.train, "limit": (1600 if task.base == "encoder" else 1000) if sweep else task.rows,
+                 **task.settings.get("data", {})},
         "task": task.kind,
         "method": method,
         "train": {
@@ -105,7 +123,7 @@ def recipe(task: Task, arm: str, seed: int, lr: float | None, sweep: bool, folde
             "precision": "bf16" if task.base == "encoder" else "fp32", "keep_best": False, "warmup": 0.06,
             "evaluate_every": 100_000, **task.settings.get("train", {}),
         },
-        "evaluate": {"before": False, "batch_size": 64, **task.settings.get("evaluate", {})},
+        "evaluate": {"before": False, "batch_size": 64, "forgetting": False, **task.settings.get("evaluate", {})},
         "seed": seed,
     }  # fmt: skip
     if sweep:
@@ -123,14 +141,12 @@ def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> di
     try:
         config = RunConfig.model_validate(recipe(TASKS[name], arm, seed, lr, sweep, place / "run"))
         result = luthier_run.train(config)
-        records = [json.loads(text)["tuned"] for text in (place / "run/predictions.jsonl").read_text().splitlines()]
-        labels = [(r["label"], r["chosen"]) for r in records if "chosen" in r]
         line |= {
             "lr": result["lr"], "rows": result["train_rows"], "held_out": result["validation_examples"], "epochs": result["epochs"],
             "steps": result["steps"],
             "trainable": result["trainable"], "parameters": result["parameters"],
             "loss": value(result, "loss"), "accuracy": value(result, "accuracy"),
-            "mcc": float(matthews_corrcoef(*zip(*labels, strict=True))) if labels else None,
+            "mcc": value(result, "mcc"), "bleu": value(result, "bleu"), "rouge_l": value(result, "rouge_l"),
             "bytes": result["weights_bytes"], "train_seconds": result["train_seconds"],
             "tokens_per_second": result["tokens_per_second"],
         }  # fmt: skip
@@ -170,7 +186,8 @@ def keep(file: Path, line: dict[str, Any]) -> None:
     with file.open("a") as out:
         out.write(json.dumps(line) + "\n")
     shown = {
-        key: line.get(key) for key in ("task", "arm", "seed", "lr", "loss", "accuracy", "mcc", "seconds", "refused")
+        key: line.get(key)
+        for key in ("task", "arm", "seed", "lr", "loss", "accuracy", "mcc", "bleu", "seconds", "refused")
     }
     print(json.dumps({k: v for k, v in shown.items() if v is not None}), flush=True)
 
@@ -227,7 +244,7 @@ def main() -> None:
         return
     done = {(line["task"], line["arm"], line["seed"]) for line in read(file)}
     for name in given.tasks:
-        if name != "assistant" and (name, MAJORITY, 0) not in done:  # free answers have no majority
+        if name not in ("assistant", "e2e") and (name, MAJORITY, 0) not in done:  # free answers have no majority
             keep(file, majority(name))
     for name, arm, seed in wanted(given.tasks, given.arms, given.seeds):
         if (name, arm, seed) not in done:

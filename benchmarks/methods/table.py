@@ -20,6 +20,7 @@ COLUMNS = {
     "sst2": ("accuracy", "SST-2, accuracy", 100),
     "cola": ("mcc", "CoLA, MCC", 100),
     "clinc150": ("accuracy", "CLINC150, accuracy", 100),
+    "e2e": ("bleu", "E2E NLG, BLEU", 1),
     "reviews": ("accuracy", "reviews, accuracy", 100),
     "assistant": ("loss", "assistant, loss", 1),
 }
@@ -46,7 +47,7 @@ def cell(lines: list[dict[str, Any]], metric: str, factor: float) -> str:
     values = [line[metric] * factor for line in lines if line.get(metric) is not None]
     if not values:
         return ""
-    digits = 1 if factor > 1 else 3
+    digits = 3 if metric == "loss" else 1
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}" + (f" ({len(values)} of {SEEDS})" if len(values) < SEEDS else "")
 

@@ -198,3 +198,6 @@ def test_the_command_line_shows_the_table(model_folder: Callable[..., Path], tmp
     )
     bad = luthier("compare", f"model={model_folder('llama')}", "data=rows.jsonl", "--methods", "lara", cwd=tmp_path)
     assert bad.returncode == 2 and "did you mean" in bad.stderr.lower()
+    (tmp_path / "demo").mkdir()  # the word still means the embedded demo
+    demo = luthier("compare", "demo", "--methods", "lara", cwd=tmp_path)
+    assert demo.returncode == 2 and "did you mean" in demo.stderr.lower(), demo.stderr

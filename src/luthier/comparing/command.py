@@ -25,7 +25,7 @@ def compare_command(
     from luthier.comparing.show import show
     from luthier.terminal import Terminal, console
 
-    if recipe == Path("demo") and not recipe.exists():
+    if recipe == Path("demo") and not recipe.is_file():  # a folder of that name is no recipe
         recipe, overrides = DEMO, ["run=runs/compare-demo", *overrides]
     terminal = Terminal()
     config = RunConfig.load(recipe, overrides)
