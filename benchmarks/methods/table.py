@@ -1,4 +1,4 @@
-"""The tables of README.md beside this file, from results.jsonl and sweep.jsonl.
+"""The tables of README.md beside this file and of docs/methods.md, from results.jsonl, sweep.jsonl and papers.py.
 
 python -m benchmarks.methods.table
 """
@@ -6,12 +6,14 @@ python -m benchmarks.methods.table
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.methods.papers import PAPERS, pairs
 from benchmarks.methods.run import ARMS, HERE, MAJORITY, TASKS, read
 
-PAGE = HERE / "README.md"
+PAGE, DOCS = HERE / "README.md", HERE.parents[1] / "docs/methods.md"
 BEGIN, END = "<!-- made by python -m benchmarks.methods.table: begin -->", "<!-- end -->"
 
 SEEDS = 3
@@ -25,6 +27,8 @@ COLUMNS = {
     "assistant": ("loss", "assistant, loss", 1),
 }
 """Task -> its metric, the heading, and the factor it is shown with."""
+
+BASES = {"encoder": "BERT of 22 M", "builtin": "Qwen2 of 3.3 M"}
 
 Lines = dict[tuple[str, str], list[dict[str, Any]]]
 
@@ -110,6 +114,44 @@ def rates() -> list[str]:
     return rows
 
 
+def beside(found: Lines) -> list[str]:
+    """For each task that papers print, our scores beside theirs, and the pairs of methods by their order."""
+    made = []
+    for task, papers in PAPERS.items():
+        metric, title, factor = COLUMNS[task]
+        named = [arm for arm in ARMS if any(arm in paper.scores for paper in papers)]
+        heads = [f"{paper.source}; {paper.base}" for paper in papers]
+        made += [f"**{title}**", "", f"| method | here; {BASES[TASKS[task].base]} | {' | '.join(heads)} |"]
+        made.append("|---" * (len(papers) + 2) + "|")
+        for arm in named:
+            theirs = [f"{paper.scores[arm]:.1f}" if arm in paper.scores else "" for paper in papers]
+            made.append(f"| {arm} | {cell(found[task, arm], metric, factor)} | {' | '.join(theirs)} |")
+        ours = {arm: spread for arm in named if (spread := _spread(found[task, arm], metric, factor))}
+        made.append("")
+        for paper in papers:
+            same, other, undecided = pairs(ours, paper.scores)
+            kinds = {"in the same order": same, "in the other": other, "within the spread of seeds": undecided}
+            told = [f"{len(each)} {kind}" + (f" ({', '.join(each)})" if kind == "in the other" and each else "")
+                    for kind, each in kinds.items()]  # fmt: skip
+            made.append(f"- {paper.source}: of {sum(map(len, kinds.values()))} pairs {'; '.join(told)}.")
+        made.append("")
+    return made[:-1]
+
+
+def _spread(lines: list[dict[str, Any]], metric: str, factor: float) -> tuple[float, float] | None:
+    """Mean and standard deviation; with one seed no difference is told apart from it."""
+    values = [line[metric] * factor for line in lines if line.get(metric) is not None]
+    if not values:
+        return None
+    return mean(values), stdev(values) if len(values) > 1 else float("inf")
+
+
+def put(page: Path, made: list[str]) -> None:
+    """Between the two marks of the page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n" + "\n".join(made) + f"\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
 def main() -> None:
     found = grouped()
     environment = read(HERE / "results.jsonl")[-1]
@@ -120,8 +162,8 @@ def main() -> None:
         f"{environment['python']}, CPU, {environment['threads']} thread a run.", "", *behind(found), "",
         "## Learning rates", "", *rates(),
     ]  # fmt: skip
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(made) + f"\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    put(PAGE, made)
+    put(DOCS, beside(found))
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ def fused(model: nn.Module, packed: bool = False, compile: bool = False, *, tria
 
     The numbers are the same to rounding: each module decides by a trial, and by what it carries at each call. A model
     without numbers, which is only planned, has no `trial`. With `compile` blocks are torch.compile's instead, and only
-    attention is ours.
+    attention is ours; without `trial` as they are, for which the compiler's work is not foreseen.
     """
     with ExitStack() as stack:
         if packed:
             stack.enter_context(row_by_row(model, apart=compile))
         if compile:
-            stack.enter_context(compiled(model))
+            if trial:
+                stack.enter_context(compiled(model))
             yield
             return
         changed = [*lora.fuse(model), *gated.fuse(model, trial=trial), *norm.fuse(model, trial=trial)]

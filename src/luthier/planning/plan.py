@@ -214,7 +214,7 @@ def _trace(
                 {"use_reentrant": False, "preserve_rng_state": False}
             )
         return trace(some, load.largest, dtype=stored, autocast=autocast, device=where, packed=packed,
-                     classify=labels is not None, again=load.passes > 1)  # fmt: skip
+                     classify=labels is not None, again=load.passes > 1, compile=train.compile)  # fmt: skip
 
     number = _layers(tuned.config)
     if number is None or number <= 3 or not _alike(tuned, number):

@@ -50,12 +50,13 @@ class Trace:
 
 def trace(
     model: nn.Module, lengths: Iterable[int], *, dtype: torch.dtype, autocast: torch.dtype | None, device: str,
-    packed: bool, classify: bool, again: bool,
+    packed: bool, classify: bool, again: bool, compile: bool = False,
 ) -> Trace:  # fmt: skip
     """Of `model`, which is on the meta device with its method attached, on rows of these lengths in one pass.
 
-    Frozen weights count as `dtype`. With `again` the gradients of a pass before are there and not counted. Raises
-    whatever the model raises where it cannot run without numbers.
+    Frozen weights count as `dtype`. What is to be compiled counts as it is written, which is more. With `again` the
+    gradients of a pass before are there and not counted. Raises whatever the model raises where it cannot run without
+    numbers.
     """
     rows = list(lengths)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -66,7 +67,7 @@ def trace(
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     known = {tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers(), *grads)}
-    with fused(model, packed=packed, trial=False), mode:
+    with fused(model, packed=packed, compile=compile, trial=False), mode:
         inputs = _inputs(rows, device, packed)
         head = None if classify else model.get_output_embeddings()  # type: ignore[operator]
         if head is not None:
