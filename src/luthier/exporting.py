@@ -178,8 +178,9 @@ def _scores(model: nn.Module, data: Prepared, tokens: Tokens, config: RunConfig,
 
 def _difference(proofs: Sequence[dict[str, Any]], path: Path, report: Path) -> str:
     worst = next(each for each in proofs if not each["held"])
+    allowed = worst["bound"] * worst["spread"]
     return (
         f"{path}: what was exported does not answer as {worst['against']} does: a logit differs by "
-        f"{worst['largest']:.3g}, and rounding makes at most {worst['bound'] * worst['spread']:.3g}; the likeliest token is the same at "
+        f"{worst['largest']:.3g}, rounding makes at most {allowed:.3g}, and the likeliest token is the same at "
         f"{worst['same_top']:.1%} of the places. Nothing is left of it but the report {report}"
     )

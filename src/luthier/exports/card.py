@@ -52,6 +52,7 @@ def card(tuned: Tuned, target: str, use: Sequence[str], proof: Sequence[dict[str
         lines.append(
             f"- Against {each['against']}, {each['prompts']} held-out prompts: largest difference of a logit "
             f"{each['largest']:.3g} (spread {each['spread']:.3g}), the same likeliest token at "
-            f"{each['same_top']:.2%} of {each['positions']} places, the same greedy answer to {each['same_answers']:.0%} of them."
+            f"{each['same_top']:.2%} of {each['positions']} places, the same greedy answer to "
+            f"{each['same_answers']:.0%} of the prompts."
         )
     return "\n".join(lines) + "\n"
