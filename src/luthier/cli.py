@@ -201,29 +201,14 @@ def choose(
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON and nothing else.")] = False,
 ) -> None:
     """Say which method to take, with reasons that can be checked; loads no weights. Exit code 2 where nothing fits."""
-    import json
-
-    from luthier import run
+    from luthier.choosing.command import choose_command
     from luthier.choosing.question import Wish
-    from luthier.choosing.words import show
-    from luthier.config import RunConfig
-    from luthier.terminal import Terminal, console
-    from luthier.training.progress import Progress
 
     wish = Wish.said(variants=variants, latency=latency, memory=memory, devices=devices, time=time, rows=rows)
     options = {"model": model, "data": data, "task": task}
     path, overrides = split_arguments(recipe or [], options)
     given = [*(recipe or []), *(word for key, value in options.items() if value for word in (f"--{key}", value))]
-    found = run.choose(
-        RunConfig.load(path, overrides), wish, evidence=evidence or [], given=given,
-        progress=Progress() if as_json else Terminal(),
-    )  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
-    else:
-        show(found, console)
-    if not found["ranked"]:
-        raise typer.Exit(2)
+    choose_command(path, overrides, wish, evidence or [], given, as_json=as_json)
 
 
 @app.command()
@@ -300,6 +285,25 @@ def evaluate(
     show_harness(found, str(run))
 
 
+@app.command("export")
+def export_(
+    run: RunArgument,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="KEY=VALUE of the form, as explain export shows them.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    to: Annotated[str, typer.Option(help="What to make; see luthier list exports.")] = "merged",
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to replay as a proof.")] = 20,
+) -> None:
+    """Write a run in a form to deploy, and prove by its held-out prompts that it answers as the run does."""
+    from luthier.config import parse_export
+    from luthier.exporting import export
+    from luthier.results import show_export
+    from luthier.terminal import Terminal
+
+    show_export(export(run, parse_export(to, settings or []), prompts=prompts, progress=Terminal()))
+
+
 @app.command()
 def chat(
     run: RunArgument,
@@ -316,7 +320,9 @@ def chat(
 
 
 @app.command("list")
-def list_(kind: Annotated[str, typer.Argument(help="methods, tasks, formats, evaluations, data or models.")]) -> None:
+def list_(
+    kind: Annotated[str, typer.Argument(help="methods, tasks, formats, evaluations, exports, data or models.")],
+) -> None:
     """Name what there is of a kind, with a line about each."""
     from luthier.explain import listing
 
@@ -326,7 +332,7 @@ def list_(kind: Annotated[str, typer.Argument(help="methods, tasks, formats, eva
 @app.command()
 def explain(
     kind: Annotated[
-        str, typer.Argument(help="method, task, format, evaluation, or a block of a recipe such as train.")
+        str, typer.Argument(help="method, task, format, evaluation, export, or a block of a recipe such as train.")
     ],
     name: Annotated[str, typer.Argument(help="Which one, for example lora.")] = "",
 ) -> None:

@@ -25,6 +25,7 @@ from luthier.data.formats.base import FORMATS
 from luthier.data.settings import DataConfig
 from luthier.errors import ConfigError, InputError, did_you_mean
 from luthier.evaluation.settings import EvaluateConfig
+from luthier.exports.base import EXPORTS, Export
 from luthier.methods.base import METHODS, QUANTIZED, Method
 from luthier.plugins import Config, Family, auto_is_none
 from luthier.tasks.base import TASKS, Task
@@ -265,6 +266,22 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 def parse_value(text: str) -> Any:
     """A YAML value; `1e-4` is a number here, which YAML 1.1 reads as text."""
     return float(text) if _NUMBER.fullmatch(text.strip()) else yaml.safe_load(text)
+
+
+def parse_export(name: str, settings: Sequence[str]) -> Export:
+    """A form to deploy with its `key=value` settings; ConfigError names what is wrong."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise InputError(f"{setting!r} is no setting", mend=f"KEY=VALUE; luthier explain export {name}")
+        values[key] = parse_value(text)
+    found = EXPORTS.get(name)
+    try:
+        return found.model_validate(values)
+    except ValidationError as error:
+        told = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise ConfigError(f"--to {name}", told) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

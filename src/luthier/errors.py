@@ -12,6 +12,7 @@
     . OutOfMemory          the memory is full, and a pass cannot be made smaller
     . Diverged             the loss is no longer a number
     . Busy                 another process is at work on the run
+  - Unproved               an export that does not answer as its run does
   - CannotMerge            this method's weights do not fold into the base model
   - Stopped                a signal asked us to stop, and everything is saved: exit code 75, 138 or 143
 """
@@ -84,6 +85,13 @@ class Diverged(InputError):
 
 class Busy(InputError):
     """Another process is at work on the same run folder."""
+
+
+class Unproved(LuthierError):
+    """What was exported does not answer as the run does."""
+
+    def __init__(self, message: str, *, mend: str = "") -> None:
+        super().__init__(f"{message}\n  mend: {mend}" if mend else message)
 
 
 class CannotMerge(LuthierError):

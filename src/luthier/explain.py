@@ -14,10 +14,11 @@ from luthier.builtin import data_names
 from luthier.config import FAMILIES, RunConfig, fields_at
 from luthier.errors import InputError, did_you_mean
 from luthier.evaluation.base import EVALUATIONS
+from luthier.exports.base import EXPORTS
 from luthier.methods.base import METHODS, QUANTIZED, Method
 from luthier.plugins import Config, Family
 
-KINDS: dict[str, Family[Any]] = {**FAMILIES, "evaluation": EVALUATIONS}
+KINDS: dict[str, Family[Any]] = {**FAMILIES, "evaluation": EVALUATIONS, "export": EXPORTS}
 
 
 def listing(kind: str) -> str:
@@ -93,7 +94,9 @@ def explanation(kind: str, name: str) -> str:
             lines.insert(0, f"{name} is {_meaning(name)}\n")
         if issubclass(found, Method):
             lines += _facts(found)
-        return "\n".join([*lines, "", fields(found, "" if singular == "evaluation" else f"{_key(singular)}.")]).rstrip()
+        return "\n".join(
+            [*lines, "", fields(found, "" if singular in ("evaluation", "export") else f"{_key(singular)}.")]
+        ).rstrip()
     if kind not in RunConfig.model_fields:
         known = [*KINDS, *fields_at(RunConfig, ())]
         raise InputError(f"nothing to explain as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known)}")

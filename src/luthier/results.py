@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,6 +110,27 @@ def _short(text: str) -> str:
     """One line of a text of the data, without markup or anything that moves the cursor."""
     line = " ".join(text.split())
     return escape(shown(line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]} ..."))
+
+
+def show_export(report: Mapping[str, Any]) -> None:
+    """What was written, the proof, and how to load it."""
+    table = Table(box=SIMPLE)
+    for title in ("beside", "prompts", "largest difference", "allowed", "same top token", "same answers"):
+        table.add_column(title, justify="left" if title == "beside" else "right")
+    for each in report["proof"]:
+        allowed = f"{each['bound'] * each['spread']:.3g}" if each["bound"] < math.inf else "-"
+        table.add_row(
+            each["against"], str(each["prompts"]), f"{each['largest']:.3g}", allowed,
+            f"{each['same_top']:.2%}", f"{each['same_answers']:.0%}",
+        )  # fmt: skip
+    console.print(table)
+    for name, score in report["scores"].get("export", {}).items():
+        before = report["scores"]["run"].get(name)
+        if before:
+            console.print(f"  {name}: {before['value']:.4g} as trained, {score['value']:.4g} as exported")
+    console.print(f"[bold]> {escape(report['path'])}[/] ({report['bytes'] / 1e6:,.1f} MB)")
+    for line in report["use"]:
+        console.print(f"    {escape(line)}")
 
 
 def show_harness(found: Mapping[str, Any], run: str) -> None:

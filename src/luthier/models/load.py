@@ -226,6 +226,13 @@ def _architecture(config: ModelConfig, source: str, labels: tuple[str, ...] | No
     return options, model_config, AutoModelForSequenceClassification
 
 
+def stored_type(config: ModelConfig, source: str) -> str:
+    """float32, bfloat16 or float16: type of the weights in the base's files, as its config.json says."""
+    _, model_config, _ = _architecture(config, source, None)
+    name = str(getattr(model_config, "dtype", None)).removeprefix("torch.")
+    return name if name in ("bfloat16", "float16") else "float32"
+
+
 def reads_ahead(model_config: Any) -> bool:
     """Whether it is an encoder such as BERT: as a decoder it loads, but each token sees the answer it must learn."""
     encoder = model_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not model_config.is_encoder_decoder

@@ -1,0 +1,34 @@
+"""`luthier choose` on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from luthier.choosing.question import Wish
+from luthier.config import RunConfig
+
+
+def choose_command(
+    recipe: Path | None, overrides: Sequence[str], wish: Wish, evidence: Sequence[Path], given: Sequence[str], *,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Choose, and show it: exit code 2 where nothing fits."""
+    from luthier import run
+    from luthier.choosing.words import show
+    from luthier.terminal import Terminal, console
+    from luthier.training.progress import Progress
+
+    found = run.choose(
+        RunConfig.load(recipe, overrides), wish, evidence=evidence, given=given,
+        progress=Progress() if as_json else Terminal(),
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        show(found, console)
+    if not found["ranked"]:
+        raise typer.Exit(2)

@@ -1,0 +1,186 @@
+"""From a finished run to a form to deploy, and the proof that it answers as the run does."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config import RunConfig
+from luthier.errors import NoSpace, Unproved
+from luthier.exports.base import Export, Player, Tuned
+from luthier.exports.card import card
+from luthier.exports.players import TorchPlayer
+from luthier.exports.proof import Prompt, Proof, prove
+from luthier.folder import RunFolder, write_json
+from luthier.stages import Tokens, check_machine, load_base, prepare_data, tokenize
+from luthier.training.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from luthier.data.prepared import Prepared
+
+PROMPTS = 20
+"""Held-out prompts that are replayed, unless another number is asked for."""
+ANSWER = 32
+"""Tokens of each greedy answer that are compared."""
+
+
+def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Progress | None = None) -> dict[str, Any]:
+    """Write `target` of a run to RUN/exports/TARGET, prove it, and return what stands in its export.json.
+
+    InputError or CannotMerge where it cannot be, Unproved where it answers otherwise than the run: then nothing is left
+    under its name, and the report lies beside it.
+    """
+    progress = progress or Progress()
+    folder = RunFolder.existing(path)
+    weights, config = folder.weights(), folder.config()
+    check_machine(config)
+    data = prepare_data(config, progress)
+    tokens = tokenize(config, data, progress, folder)
+    tuned = _tuned(folder, config, data, tokens, weights)
+    target.refuse(tuned)
+    place = folder.path / "exports" / target.name
+    _refuse_small(place, target.room(tuned))
+    from luthier.training.checkpoint import staged, tidy
+
+    with folder.held():
+        place.parent.mkdir(exist_ok=True)
+        tidy(place.parent)
+        with staged(place) as staging:
+            progress.stage(f"writing {place}")
+            target.write(tuned, staging)
+            report: dict[str, Any] = {"run": str(path), "target": target.spec(), "use": target.use(tuned, str(place))}
+            report["proof"], replayed = _proofs(target, tuned, staging, _prompts(data, tokens, prompts), progress)
+            report["scores"] = {"run": tuned.facts.get("tuned", {}), **replayed(data, tokens, config)}
+            report["bytes"] = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
+            if not all(each["held"] for each in report["proof"]):
+                failed = place.with_name(f"{target.name}.failed.json")
+                write_json(failed, report)
+                raise Unproved(
+                    _difference(report["proof"], path, failed), mend="see the report; another dtype may hold it"
+                )
+            (staging / "README.md").write_text(
+                card(tuned, target.name, report["use"], report["proof"]), encoding="utf-8"
+            )
+            write_json(staging / "export.json", report)
+        place.with_name(f"{target.name}.failed.json").unlink(missing_ok=True)
+    return report | {"path": str(place)}
+
+
+def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens, weights: Path) -> Tuned:
+    whole = config.method.saves == "model"
+
+    def open_base(**changed: Any) -> nn.Module:
+        model = config.model.model_copy(update=changed)
+        return load_base(
+            config.model_copy(update={"model": model}), data, tokens, weights if whole else None, folder
+        ).model
+
+    def open_plain() -> nn.Module:
+        base = open_base(quantize="none", dtype="float32")
+        return base if whole else config.method.load(base, weights)
+
+    from luthier.data.template import Template
+    from luthier.models.load import load_tokenizer, stored_type
+
+    template = Template(load_tokenizer(config.model, str(weights)))
+    classifies = tokens.labels is not None or data.task.model_class == "classification"
+    return Tuned(
+        run=str(folder.path), weights=weights, base=config.model.path, method=config.method, task=data.task.name,
+        classifies=classifies, quantize=config.model.quantize, stored=stored_type(config.model, tokens.source),
+        tokenizer=template.tokenizer, ends=() if classifies else tuple(sorted(template.end_ids)), open_base=open_base,
+        open_plain=open_plain, facts=json.loads(folder.result.read_text(encoding="utf-8")),
+    )  # fmt: skip
+
+
+def _refuse_small(place: Path, needed: int) -> None:
+    free = shutil.disk_usage(place.parent.parent).free
+    if free < 1.05 * needed:
+        raise NoSpace(
+            f"{place} will take {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free: nothing was written",
+            mend="free some space, or make the run's folder a link to a larger disk",
+        )
+
+
+def _prompts(data: Prepared, tokens: Tokens, count: int) -> list[Prompt]:
+    """Of held-out rows, or of training rows where none is held out: its tokens, and where its answer begins."""
+    from luthier.evaluation.generate import answer_start
+
+    _, _, rows = data.side("test" if data.test_rows else "validation")
+    rows = rows if len(rows) else data.rows
+    chosen = [rows[number] for number in range(min(count, len(rows)))]
+    classifies = data.task.model_class == "classification"
+    return [Prompt(row.ids, None if classifies else max(1, answer_start(row))) for row in chosen]
+
+
+def _proofs(
+    target: Export, tuned: Tuned, folder: Path, prompts: Sequence[Prompt], progress: Progress
+) -> tuple[list[dict[str, Any]], Any]:
+    """What was exported beside the run, and a function that scores it.
+
+    An adapter is held to the run as it was trained. What is merged is held to the adapter on the plain base; where the
+    base was packed in training, that is another model than the one that was trained, and the difference is told too.
+    """
+    import torch
+
+    pad = tuned.tokenizer.pad_token_id or 0
+
+    def player(model: nn.Module) -> TorchPlayer:
+        return TorchPlayer(model, tuned.ends, pad)
+
+    def as_trained() -> nn.Module:
+        base = tuned.open_base()
+        return base if tuned.method.saves == "model" else tuned.method.load(base, tuned.weights)
+
+    opened = target.open(tuned, folder)
+    exported: Player = player(opened) if isinstance(opened, torch.nn.Module) else opened
+    packed = tuned.quantize != "none" and target.needs == "merged"
+    sides = [("the run", as_trained, target.limit(tuned))]
+    if packed:
+        sides = [
+            ("the adapter on the base as it is, not packed", tuned.open_plain, target.limit(tuned)),
+            (f"the run as it was trained, on the base in {tuned.quantize}", as_trained, float("inf")),
+        ]
+    made = []
+    for name, load, bound in sides:
+        progress.stage(f"replaying {len(prompts)} held-out prompts beside {name}")
+        found: Proof = prove(player(load()), exported, prompts, bound=bound, most=ANSWER, progress=progress)
+        made.append({"against": name, **found.record()})
+        gc.collect()
+
+    def score(data: Prepared, tokens: Tokens, config: RunConfig) -> dict[str, Any]:
+        return (
+            {"export": _scores(opened, data, tokens, config, progress)} if isinstance(opened, torch.nn.Module) else {}
+        )
+
+    return made, score
+
+
+def _scores(model: nn.Module, data: Prepared, tokens: Tokens, config: RunConfig, progress: Progress) -> dict[str, Any]:
+    """The run's own held-out rows, as after training; no judge is asked again."""
+    from luthier.evaluation.score import evaluations, measure, scores
+    from luthier.measuring import subject_of
+    from luthier.stages import Loaded
+
+    settings = config.evaluate.model_copy(update={"judge": None})
+    loaded = Loaded(config.model_copy(update={"evaluate": settings}), model, tokens.template, data, tokens.max_length)
+    subject = subject_of(loaded, progress)
+    if subject is None:
+        return {}
+    progress.stage(f"scoring the export on {len(subject.examples)} held-out examples")
+    return scores(measure(subject), evaluations(subject))
+
+
+def _difference(proofs: Sequence[dict[str, Any]], path: Path, report: Path) -> str:
+    worst = next(each for each in proofs if not each["held"])
+    allowed = worst["bound"] * worst["spread"]
+    return (
+        f"{path}: what was exported does not answer as {worst['against']} does: a logit differs by "
+        f"{worst['largest']:.3g}, rounding makes at most {allowed:.3g}, and the likeliest token is the same at "
+        f"{worst['same_top']:.1%} of the places. Nothing is left of it but the report {report}"
+    )

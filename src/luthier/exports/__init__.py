@@ -1,0 +1,1 @@
+"""Forms to deploy a tuned model in: one file each."""

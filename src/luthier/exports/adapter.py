@@ -1,0 +1,59 @@
+"""The adapter in PEFT's format, with tokenizer, template and a model card: small, and its base stays as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from luthier.errors import InputError
+from luthier.exports.base import Export, Player, Tuned
+
+if TYPE_CHECKING:
+    from torch import nn
+
+OURS = ("LUTHIER_", "luthier")
+
+
+class Adapter(Export):
+    """PEFT's format, to be loaded beside the base; for forty variants of one base this is forty small folders."""
+
+    needs: ClassVar[Literal["adapter", "merged"]] = "adapter"
+
+    def refuse(self, tuned: Tuned) -> None:
+        if tuned.method.saves != "adapter":
+            raise InputError(
+                f"{tuned.run}: method {tuned.method.name} tunes whole weights, there is no adapter",
+                mend=f"luthier export {tuned.run} --to merged",
+            )
+
+    def room(self, tuned: Tuned) -> int:
+        return sum(file.stat().st_size for file in tuned.weights.rglob("*") if file.is_file())
+
+    def write(self, tuned: Tuned, folder: Path) -> None:
+        for file in sorted(tuned.weights.iterdir()):
+            if file.is_file() and file.name not in ("manifest.json", "README.md"):
+                shutil.copyfile(file, folder / file.name)
+        settings = folder / "adapter_config.json"
+        config = json.loads(settings.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = tuned.base
+        settings.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(tuned.open_base(), str(folder))
+
+    def use(self, tuned: Tuned, folder: str) -> list[str]:
+        from peft import PeftConfig
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        kind = PeftConfig.from_pretrained(str(tuned.weights))
+        own = PEFT_TYPE_TO_CONFIG_MAPPING[kind.peft_type].__module__.startswith("luthier.")
+        auto = "AutoPeftModelForSequenceClassification" if tuned.classifies else "AutoPeftModelForCausalLM"
+        return [
+            *(["import luthier  # registers this adapter type with PEFT"] if own else []),
+            f"from peft import {auto}",
+            f'model = {auto}.from_pretrained("{folder}")',
+        ]

@@ -1,0 +1,100 @@
+"""What an export is: a form of a tuned model on disk, and how the program that will use it opens it.
+
+An export writes, and then its result is opened anew and asked the run's own held-out prompts (see proof): what is
+deployed has to be what was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from luthier.errors import CannotMerge
+from luthier.methods.base import Method
+from luthier.plugins import Family, Plugin
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A finished run, as an export takes it. Nothing is loaded yet."""
+
+    run: str
+    weights: Path
+    """Folder of the run with the adapter or the whole tuned model, its tokenizer and generation settings."""
+    base: str
+    """Folder or hub id, as the recipe has it."""
+    method: Method
+    task: str
+    classifies: bool
+    """Has it a classification head?"""
+    quantize: str
+    """How the base was packed while the adapter was trained; "none" where it was not."""
+    stored: str
+    """Type of the base's weights in its files: float32, bfloat16 or float16."""
+    tokenizer: Any
+    ends: tuple[int, ...]
+    """Tokens that end an answer; none of a model that does not answer."""
+    open_base: Callable[[], nn.Module]
+    """The untouched base as it was in training, packed where it was packed then, loaded anew."""
+    open_plain: Callable[[], nn.Module]
+    """The tuned model on the base in float32, not packed."""
+    facts: dict[str, Any]
+    """What stands in the run's result.json."""
+
+    def merged(self) -> nn.Module:
+        """The plain base with the tuned weights folded in."""
+        return self.method.merge(self.open_plain())
+
+
+class Player(Protocol):
+    """A model that answers, in whatever program it runs."""
+
+    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
+        """Scores of the next token behind each of `ids`: [tokens, vocabulary]; of a classifier [1, labels]."""
+
+    def answer(self, ids: Sequence[int], most: int) -> list[int]:
+        """The likeliest tokens that follow, up to and with one that ends the answer; none of a classifier."""
+
+
+class Export(Plugin):
+    """One form."""
+
+    needs: ClassVar[Literal["adapter", "merged"]] = "merged"
+    """Does it keep the adapter beside its base, or fold it in?"""
+
+    def refuse(self, tuned: Tuned) -> None:
+        """Raise InputError or CannotMerge where this form cannot hold the run, before anything is loaded."""
+        if self.needs == "merged" and not tuned.method.mergeable:
+            raise CannotMerge(
+                f"method {tuned.method.name} changes what the model computes, not only its weights: it does not "
+                f"fold into the base\n  mend: luthier export {tuned.run} --to adapter"
+            )
+
+    def room(self, tuned: Tuned) -> int:
+        """Bytes that will be written, about."""
+        raise NotImplementedError
+
+    def limit(self, tuned: Tuned) -> float:
+        """Largest difference of two logits, as a share of their spread over the vocabulary, that rounding may make."""
+        return 1e-3
+
+    def write(self, tuned: Tuned, folder: Path) -> None:
+        """Write everything that the program needs into `folder`, which is empty."""
+        raise NotImplementedError
+
+    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
+        """What was written, opened by the program that will use it."""
+        raise NotImplementedError
+
+    def use(self, tuned: Tuned, folder: str) -> list[str]:
+        """Lines that load what lies in `folder`."""
+        raise NotImplementedError
+
+
+EXPORTS = Family(Export, "export", apart=frozenset({"players", "proof", "card"}))

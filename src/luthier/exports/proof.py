@@ -1,0 +1,75 @@
+"""Does what was exported answer as what was trained? Held-out prompts through both, and the differences in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from luthier.exports.base import Player
+from luthier.training.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A held-out row."""
+
+    ids: Sequence[int]
+    """All its tokens: logits are compared at each."""
+    start: int | None
+    """Where its answer begins, which is asked for; None of a classifier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the replay of held-out prompts gave."""
+
+    prompts: int
+    positions: int
+    """Places at which all logits were compared."""
+    largest: float
+    """Difference of two logits, at most."""
+    mean: float
+    """Difference, mean over places and vocabulary."""
+    spread: float
+    """Standard deviation of the trained model's logits over the vocabulary, mean over places."""
+    bound: float
+    """What `largest` may be, as a share of `spread`."""
+    same_top: float
+    """Share of places with the same likeliest token."""
+    same_answers: float
+    """Share of prompts with the same greedy answer, token by token; 1 for a classifier."""
+    held: bool
+    """Is `largest` within the bound?"""
+
+    def record(self) -> dict[str, Any]:
+        """As it stands in export.json."""
+        return asdict(self)
+
+
+def prove(
+    trained: Player, exported: Player, prompts: Sequence[Prompt], *, bound: float, most: int, progress: Progress
+) -> Proof:
+    """Ask both the same; `most` is the length of an answer in tokens. AssertionError where logits differ in shape."""
+    import numpy as np
+
+    largest, total, spread, positions, same_top, same = 0.0, 0.0, 0.0, 0, 0, 0
+    for number, prompt in enumerate(prompts):
+        before, after = trained.logits(prompt.ids), exported.logits(prompt.ids)
+        if before.shape != after.shape:
+            raise AssertionError(f"logits of shape {after.shape} where the trained model has {before.shape}")
+        gap = np.abs(before - after)
+        # A number that is none would compare as no difference.
+        largest = max(largest, float(np.nan_to_num(gap, nan=np.inf).max()))
+        total += float(gap.mean(-1).sum())
+        spread += float(before.std(-1).sum())
+        positions += len(before)
+        same_top += int((before.argmax(-1) == after.argmax(-1)).sum())
+        asked = prompt.ids[: prompt.start]
+        same += prompt.start is None or trained.answer(asked, most) == exported.answer(asked, most)
+        progress.measured("prompts", number + 1, len(prompts))
+    spread /= positions
+    return Proof(
+        len(prompts), positions, largest, total / positions, spread, bound, same_top / positions, same / len(prompts),
+        held=largest <= bound * spread,
+    )  # fmt: skip

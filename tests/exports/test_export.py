@@ -1,0 +1,150 @@
+"""An export is what was trained, or it is not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.config import RunConfig, parse_export
+from luthier.errors import CannotMerge, ConfigError, InputError, NoSpace, Unproved
+from luthier.exporting import export
+from luthier.exports.merged import Merged
+from luthier.run import train
+from tests.conftest import alpaca_rows, luthier, review_rows, write_jsonl
+
+SHORT = ["train.steps=6", "train.lr=1e-2", "train.batch_size=4", "evaluate.generate=4", "evaluate.max_new_tokens=8",
+         "evaluate.forgetting=false", "data.validation=0.3"]  # fmt: skip
+
+
+@pytest.fixture
+def run(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    def trained(*overrides: str, kind: str = "llama", task: str = "chat") -> Path:
+        rows = review_rows(24) if task == "classify" else alpaca_rows(24)
+        data = write_jsonl(tmp_path / f"{task}.jsonl", rows)
+        folder = tmp_path / "run"
+        options = [f"model={model_folder(kind)}", f"data={data}", f"task={task}", *SHORT, f"run={folder}", *overrides]
+        train(RunConfig.load(None, options))
+        return folder
+
+    return trained
+
+
+def proof(report: dict[str, Any], place: int = 0) -> dict[str, Any]:
+    return dict(report["proof"][place])
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "pissa", "adalora", "ia3", "vera", "oft", "bitfit", "full"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_merged_model_answers_as_the_run(run: Callable[..., Path], method: str, kind: str) -> None:
+    if method == "bitfit" and kind == "llama":
+        pytest.skip("Llama has no biases to tune")
+    folder = run(f"method={method}", kind=kind)
+    report = export(folder, parse_export("merged", []))
+    assert proof(report)["held"] and proof(report)["largest"] < 1e-3 * proof(report)["spread"]
+    assert proof(report)["same_top"] == 1 and proof(report)["same_answers"] == 1
+    place = folder / "exports/merged"
+    assert json.loads((place / "export.json").read_text())["proof"] == report["proof"]
+    for name, score in report["scores"]["export"].items():
+        assert score["value"] == pytest.approx(report["scores"]["run"][name]["value"], rel=1e-3), name
+    assert (place / "README.md").read_text().startswith("---\n") and (place / "chat_template.jinja").is_file()
+
+    import transformers
+
+    plain = transformers.AutoModelForCausalLM.from_pretrained(place)
+    assert not any("lora" in name for name, _ in plain.named_parameters())
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "prompt", "houlsby", "mam", "unipelt", "p_tuning_v2"])
+def test_an_adapter_answers_as_the_run(run: Callable[..., Path], method: str) -> None:
+    folder = run(f"method={method}")
+    report = export(folder, parse_export("adapter", []))
+    assert proof(report)["held"] and proof(report)["same_answers"] == 1
+    settings = json.loads((folder / "exports/adapter/adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == RunConfig.load(folder / "recipe.yaml").model.path
+    assert any(line.startswith("import luthier") for line in report["use"]) is (method not in ("lora", "prompt"))
+
+
+def test_a_packed_run_merges_into_the_plain_base_and_says_what_that_changes(run: Callable[..., Path]) -> None:
+    pytest.importorskip("bitsandbytes")
+    report = export(run("method=qlora"), parse_export("merged", []))
+    assert proof(report)["held"] and "not packed" in proof(report)["against"]
+    assert proof(report, 1)["largest"] > 10 * proof(report)["largest"] and "nf4" in proof(report, 1)["against"]
+
+
+def test_a_classifier_keeps_its_head_and_labels(run: Callable[..., Path]) -> None:
+    folder = run(task="classify")
+    report = export(folder, parse_export("merged", []))
+    was, now = report["scores"]["run"]["accuracy"], report["scores"]["export"]["accuracy"]
+    assert proof(report)["held"] and now["value"] == was["value"]
+    config = json.loads((folder / "exports/merged/config.json").read_text())
+    assert sorted(config["id2label"].values()) == ["0", "1"]
+
+
+def test_half_precision_is_held_to_its_own_rounding(run: Callable[..., Path]) -> None:
+    folder = run()
+    report = export(folder, parse_export("merged", ["dtype=bfloat16"]))
+    assert proof(report)["held"] and proof(report)["largest"] > 1e-5
+    import transformers
+
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "exports/merged", dtype="auto")
+    assert next(plain.parameters()).dtype == torch.bfloat16
+
+
+def test_a_wrong_export_leaves_nothing_but_its_report(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run()
+    export(folder, parse_export("merged", []))
+    before = (folder / "exports/merged/model.safetensors").read_bytes()
+    write = Merged.write
+
+    def spoiled(self: Merged, tuned: Any, place: Path) -> None:
+        write(self, tuned, place)
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(place / "model.safetensors")
+        name = next(name for name in sorted(weights) if "down_proj" in name)
+        weights[name] = weights[name] * 1.5
+        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(Merged, "write", spoiled)
+    with pytest.raises(Unproved, match="does not answer as the run does"):
+        export(folder, parse_export("merged", []))
+    assert (folder / "exports/merged/model.safetensors").read_bytes() == before, "the good one stays"
+    assert not json.loads((folder / "exports/merged.failed.json").read_text())["proof"][0]["held"]
+    assert sorted(each.name for each in (folder / "exports").iterdir()) == ["merged", "merged.failed.json"]
+
+
+def test_what_cannot_be_exported_is_said_before_anything_is_loaded(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run("method=prefix")
+    with pytest.raises(CannotMerge, match="--to adapter"):
+        export(folder, parse_export("merged", []))
+    assert not (folder / "exports").exists()
+    monkeypatch.setattr("luthier.exporting.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(NoSpace, match="nothing was written"):
+        export(folder, parse_export("adapter", []))
+    with pytest.raises(ConfigError, match="dtype"):
+        parse_export("merged", ["dtype=int3"])
+    with pytest.raises(InputError, match="choose one of"):
+        parse_export("merge", [])
+    (folder / "result.json").unlink()
+    with pytest.raises(InputError, match="no finished weights"):
+        export(folder, parse_export("adapter", []))
+
+
+def test_a_run_of_whole_weights_has_no_adapter(run: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match="--to merged"):
+        export(run("method=full"), parse_export("adapter", []))
+
+
+def test_the_command_line_shows_the_proof(run: Callable[..., Path], tmp_path: Path) -> None:
+    done = luthier("export", run(), "--to", "merged", "dtype=float16", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "same answers" in done.stdout and "exports/merged" in done.stdout and "from_pretrained" in done.stdout
