@@ -130,7 +130,11 @@ def beside(found: Lines) -> list[str]:
         made.append("")
         for paper in papers:
             same, other, undecided = pairs(ours, paper.scores)
-            kinds = {"in the same order": same, "in the other": other, "within the spread of seeds": undecided}
+            kinds = {
+                "in the same order": same,
+                "in the other": other,
+                "undecided (within the spread of seeds, or one seed alone)": undecided,
+            }
             told = [f"{len(each)} {kind}" + (f" ({', '.join(each)})" if kind == "in the other" and each else "")
                     for kind, each in kinds.items()]  # fmt: skip
             made.append(f"- {paper.source}: of {sum(map(len, kinds.values()))} pairs {'; '.join(told)}.")

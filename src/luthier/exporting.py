@@ -65,7 +65,7 @@ def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Prog
                     _difference(report["proof"], path, failed), mend="see the report; another dtype may hold it"
                 )
             (staging / "README.md").write_text(
-                card(tuned, target.name, report["use"], report["proof"]), encoding="utf-8"
+                card(tuned, target.name, target.use(tuned, "PATH_OF_THIS_FOLDER"), report["proof"]), encoding="utf-8"
             )
             write_json(staging / "export.json", report)
         place.with_name(f"{target.name}.failed.json").unlink(missing_ok=True)
