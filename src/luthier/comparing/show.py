@@ -55,9 +55,7 @@ def show(body: Mapping[str, Any]) -> None:
                 *(cell(row) for _, cell in told),
             )  # fmt: skip
         Console(highlight=False, width=wide, file=console.file).print(table)
-        console.print(
-            f"  a difference is called real where Holm's p for {body['comparisons']} comparisons is below 0.05"
-        )
+        console.print(f"  a difference is called real where Holm's p, {body['comparisons']} compared, is below 0.05")
         if len(body["seeds"]) == 1:
             console.print("  one seed: another one moves the scores as well; --seeds 3 counts that in")
     for row in body["rows"]:
