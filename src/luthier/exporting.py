@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +55,9 @@ def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Prog
             progress.stage(f"writing {place}")
             target.write(tuned, staging)
             report: dict[str, Any] = {"run": str(path), "target": target.spec(), "use": target.use(tuned, str(place))}
-            report["proof"], replayed = _proofs(target, tuned, staging, _prompts(data, tokens, prompts), progress)
-            report["scores"] = {"run": tuned.facts.get("tuned", {}), **replayed(data, tokens, config)}
+            opened = target.open(tuned, staging)
+            report["proof"] = _proofs(target, tuned, opened, _prompts(data, prompts), progress)
+            report["scores"] = {"run": tuned.facts.get("tuned", {}), **_scores(opened, data, tokens, config, progress)}
             report["bytes"] = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
             if not all(each["held"] for each in report["proof"]):
                 failed = place.with_name(f"{target.name}.failed.json")
@@ -107,7 +108,7 @@ def _refuse_small(place: Path, needed: int) -> None:
         )
 
 
-def _prompts(data: Prepared, tokens: Tokens, count: int) -> list[Prompt]:
+def _prompts(data: Prepared, count: int) -> list[Prompt]:
     """Of held-out rows, or of training rows where none is held out: its tokens, and where its answer begins."""
     from luthier.evaluation.generate import answer_start
 
@@ -119,9 +120,9 @@ def _prompts(data: Prepared, tokens: Tokens, count: int) -> list[Prompt]:
 
 
 def _proofs(
-    target: Export, tuned: Tuned, folder: Path, prompts: Sequence[Prompt], progress: Progress
-) -> tuple[list[dict[str, Any]], Any]:
-    """What was exported beside the run, and a function that scores it.
+    target: Export, tuned: Tuned, opened: nn.Module | Player, prompts: Sequence[Prompt], progress: Progress
+) -> list[dict[str, Any]]:
+    """What was exported, `opened` anew, beside the run.
 
     An adapter is held to the run as it was trained. What is merged is held to the adapter on the plain base; where the
     base was packed in training, that is another model than the one that was trained, and the difference is told too.
@@ -137,14 +138,13 @@ def _proofs(
         base = tuned.open_base()
         return base if tuned.method.saves == "model" else tuned.method.load(base, tuned.weights)
 
-    opened = target.open(tuned, folder)
     exported: Player = player(opened) if isinstance(opened, torch.nn.Module) else opened
     packed = tuned.quantize != "none" and target.needs == "merged"
-    sides = [("the run", as_trained, target.limit(tuned))]
+    sides: list[tuple[str, Callable[[], nn.Module], float | None]] = [("the run", as_trained, target.limit(tuned))]
     if packed:
         sides = [
             ("the adapter on the base as it is, not packed", tuned.open_plain, target.limit(tuned)),
-            (f"the run as it was trained, on the base in {tuned.quantize}", as_trained, float("inf")),
+            (f"the run as it was trained, on the base in {tuned.quantize}", as_trained, None),
         ]
     made = []
     for name, load, bound in sides:
@@ -152,28 +152,28 @@ def _proofs(
         found: Proof = prove(player(load()), exported, prompts, bound=bound, most=ANSWER, progress=progress)
         made.append({"against": name, **found.record()})
         gc.collect()
-
-    def score(data: Prepared, tokens: Tokens, config: RunConfig) -> dict[str, Any]:
-        return (
-            {"export": _scores(opened, data, tokens, config, progress)} if isinstance(opened, torch.nn.Module) else {}
-        )
-
-    return made, score
+    return made
 
 
-def _scores(model: nn.Module, data: Prepared, tokens: Tokens, config: RunConfig, progress: Progress) -> dict[str, Any]:
-    """The run's own held-out rows, as after training; no judge is asked again."""
+def _scores(
+    opened: nn.Module | Player, data: Prepared, tokens: Tokens, config: RunConfig, progress: Progress
+) -> dict[str, Any]:
+    """{"export": scores} on the run's own held-out rows, as after training; no judge is asked again."""
+    import torch
+
     from luthier.evaluation.score import evaluations, measure, scores
     from luthier.measuring import subject_of
     from luthier.stages import Loaded
 
     settings = config.evaluate.model_copy(update={"judge": None})
-    loaded = Loaded(config.model_copy(update={"evaluate": settings}), model, tokens.template, data, tokens.max_length)
+    if not isinstance(opened, torch.nn.Module):  # our evaluations ask a model of torch
+        return {}
+    loaded = Loaded(config.model_copy(update={"evaluate": settings}), opened, tokens.template, data, tokens.max_length)
     subject = subject_of(loaded, progress)
     if subject is None:
         return {}
     progress.stage(f"scoring the export on {len(subject.examples)} held-out examples")
-    return scores(measure(subject), evaluations(subject))
+    return {"export": scores(measure(subject), evaluations(subject))}
 
 
 def _difference(proofs: Sequence[dict[str, Any]], path: Path, report: Path) -> str:

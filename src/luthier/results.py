@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,7 +117,7 @@ def show_export(report: Mapping[str, Any]) -> None:
     for title in ("beside", "prompts", "largest difference", "allowed", "same top token", "same answers"):
         table.add_column(title, justify="left" if title == "beside" else "right")
     for each in report["proof"]:
-        allowed = f"{each['bound'] * each['spread']:.3g}" if each["bound"] < math.inf else "-"
+        allowed = "-" if each["bound"] is None else f"{each['bound'] * each['spread']:.3g}"
         table.add_row(
             each["against"], str(each["prompts"]), f"{each['largest']:.3g}", allowed,
             f"{each['same_top']:.2%}", f"{each['same_answers']:.0%}",

@@ -73,6 +73,7 @@ def test_a_packed_run_merges_into_the_plain_base_and_says_what_that_changes(run:
     pytest.importorskip("bitsandbytes")
     report = export(run("method=qlora"), parse_export("merged", []))
     assert proof(report)["held"] and "not packed" in proof(report)["against"]
+    assert proof(report, 1)["bound"] is None, "only told, and no number that JSON has no word for"
     assert proof(report, 1)["largest"] > 10 * proof(report)["largest"] and "nf4" in proof(report, 1)["against"]
 
 

@@ -13,8 +13,6 @@ from luthier.exports.base import Export, Player, Tuned
 if TYPE_CHECKING:
     from torch import nn
 
-OURS = ("LUTHIER_", "luthier")
-
 
 class Adapter(Export):
     """PEFT's format, to be loaded beside the base; for forty variants of one base this is forty small folders."""

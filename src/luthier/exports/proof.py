@@ -33,8 +33,8 @@ class Proof:
     """Difference, mean over places and vocabulary."""
     spread: float
     """Standard deviation of the trained model's logits over the vocabulary, mean over places."""
-    bound: float
-    """What `largest` may be, as a share of `spread`."""
+    bound: float | None
+    """What `largest` may be, as a share of `spread`; None where any difference is only told."""
     same_top: float
     """Share of places with the same likeliest token."""
     same_answers: float
@@ -48,7 +48,7 @@ class Proof:
 
 
 def prove(
-    trained: Player, exported: Player, prompts: Sequence[Prompt], *, bound: float, most: int, progress: Progress
+    trained: Player, exported: Player, prompts: Sequence[Prompt], *, bound: float | None, most: int, progress: Progress
 ) -> Proof:
     """Ask both the same; `most` is the length of an answer in tokens. AssertionError where logits differ in shape."""
     import numpy as np
@@ -71,5 +71,5 @@ def prove(
     spread /= positions
     return Proof(
         len(prompts), positions, largest, total / positions, spread, bound, same_top / positions, same / len(prompts),
-        held=largest <= bound * spread,
+        held=bound is None or largest <= bound * spread,
     )  # fmt: skip
