@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier import __version__
+from luthier import __version__, using
 from luthier.errors import InputError, LuthierError, Stopped
 
 app = typer.Typer(
@@ -21,8 +21,6 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 """What typer makes of ctrl-C where no run is under way that could save itself."""
-
-RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
 
 
 def _version(wanted: bool) -> None:
@@ -255,68 +253,10 @@ def split_arguments(
     return (Path(recipes[0]) if recipes else None), given + [argument for argument in arguments if "=" in argument]
 
 
-@app.command()
-def evaluate(
-    run: RunArgument,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="How to measure this time: evaluate.KEY=VALUE.", metavar="[EVALUATE.KEY=VALUE]..."),
-    ] = None,
-    harness: Annotated[
-        str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, with commas between.", metavar="TASKS")
-    ] = None,
-    harness_path: Annotated[Path | None, typer.Option(help="Folder of task files (YAML) of your own.")] = None,
-    harness_limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows of each task.")] = None,
-) -> None:
-    """Measure a run on its held-out rows, base against tuned, or on tasks of lm-evaluation-harness."""
-    from luthier import run as api
-    from luthier.results import show_harness, show_result
-    from luthier.terminal import Terminal
-
-    if harness is None:
-        if harness_path or harness_limit:
-            raise InputError("--harness-path and --harness-limit belong to --harness TASKS")
-        show_result(api.evaluate(run, overrides or [], progress=Terminal()))
-        return
-    if overrides:
-        raise InputError(f"{overrides[0]} says nothing to the harness", mend="leave it out, or leave --harness out")
-    tasks = [task.strip() for task in harness.split(",") if task.strip()]
-    found = api.harness(run, tasks, folder_of_tasks=harness_path, limit=harness_limit, progress=Terminal())
-    show_harness(found, str(run))
-
-
-@app.command("export")
-def export_(
-    run: RunArgument,
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(help="KEY=VALUE of the form, as explain export shows them.", metavar="[KEY=VALUE]..."),
-    ] = None,
-    to: Annotated[str, typer.Option(help="What to make; see luthier list exports.")] = "merged",
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to replay as a proof.")] = 20,
-) -> None:
-    """Write a run in a form to deploy, and prove by its held-out prompts that it answers as the run does."""
-    from luthier.config import parse_export
-    from luthier.exporting import export
-    from luthier.results import show_export
-    from luthier.terminal import Terminal
-
-    show_export(export(run, parse_export(to, settings or []), prompts=prompts, progress=Terminal()))
-
-
-@app.command()
-def chat(
-    run: RunArgument,
-    base: Annotated[bool, typer.Option("--base", help="Talk to the untouched base instead.")] = False,
-    prompt: Annotated[str | None, typer.Option(help="Answer this one message and end.")] = None,
-    system: Annotated[str, typer.Option(help="System message.")] = "",
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-) -> None:
-    """Talk to a run. /new starts a new dialogue, /quit or ctrl-D ends."""
-    from luthier.chat import talk
-
-    talk(run, base=base, prompt=prompt, system=system, temperature=temperature, max_new_tokens=max_new_tokens)
+app.command()(using.evaluate)
+app.command("export")(using.export_)
+app.command()(using.serve)
+app.command()(using.chat)
 
 
 @app.command("list")

@@ -37,10 +37,21 @@ LEVELS = [
     ["choosing"],
     ["stages", "measuring"],
     ["serving", "run", "comparing", "exporting"],
-    ["terminal", "results", "chat", "cli", "comparing.command", "comparing.show", "choosing.command", "__main__", ""],
+    [
+        "terminal",
+        "results",
+        "chat",
+        "cli",
+        "using",
+        "comparing.command",
+        "comparing.show",
+        "choosing.command",
+        "__main__",
+        "",
+    ],
 ]
 ONLY_THESE_KNOW_THE_WHOLE_RECIPE = {
-    "config", "stages", "run", "folder", "cli", "explain", "serving.engine", "comparing.arms", "comparing.shared",
+    "config", "stages", "run", "folder", "cli", "explain", "comparing.arms", "comparing.shared",
     "comparing.compare", "comparing.table", "comparing.command", "choosing.command", "exporting",
 }  # fmt: skip
 

@@ -91,8 +91,9 @@ def test_rows_with_tools_are_trained_on_and_asked_with_their_tools(
     )
     engine = Engine.load(tmp_path / "run")
     seen = []
-    encode = engine.template.encode_text
-    monkeypatch.setattr(engine.template, "encode_text", lambda text: seen.append(text) or encode(text))
+    template = next(iter(engine.variants.values())).template
+    encode = template.encode_text
+    monkeypatch.setattr(template, "encode_text", lambda text: seen.append(text) or encode(text))
     assert list(
         engine.stream([Message("user", "What is 1 and 1?")], tools=read_tools([TOOL], "tools"), max_new_tokens=2)
     )

@@ -168,7 +168,7 @@ class Template:
         One row where the template appends turn by turn. Else one per learned answer: the dialogue up to it as
         use renders it, then the answer. RowError where the text is at fault, TemplateError where the template is.
         """
-        self._refuse_special(messages, tools)
+        self.refuse_special(messages, tools)
         full = self.render(messages, tools=tools)
         wholes, answers, appends = [], [], True
         for turn, message in enumerate(messages):
@@ -207,7 +207,7 @@ class Template:
         longest_first = sorted((token for token in self._special.values() if token), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
-    def _refuse_special(self, messages: Sequence[Message], tools: str) -> None:
+    def refuse_special(self, messages: Sequence[Message], tools: str) -> None:
         """No text may end a turn, open one, or pass for the template's own writing."""
         said = [(f"turn {n}: the {m.role} message", text) for n, m in enumerate(messages, 1) for text in texts(m)]
         for where, text in [*said, *(("a tool on offer", text) for text in tool_texts(tools))]:

@@ -1,0 +1,99 @@
+"""`luthier serve`: checks first, then loads, then listens."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.errors import InputError, MissingExtra
+from luthier.serving.guard import is_loopback
+from luthier.training.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to listen."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    key: str | None = None
+    """Whoever asks must know it; needed where other machines can ask."""
+
+    def check(self) -> None:
+        """InputError where it may not or cannot be bound."""
+        if not is_loopback(self.host) and not self.key:
+            raise InputError(
+                f"--host {self.host} lets other machines ask, so it needs an API key",
+                mend="LUTHIER_API_KEY=... luthier serve ..., or --host 127.0.0.1",
+            )
+        self.bound().close()
+
+    def bound(self) -> socket.socket:
+        """A socket on host and port; InputError where it is taken."""
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            made = socket.socket(family, kind, protocol)
+        except OSError as error:
+            raise InputError(f"--host {self.host}: {error.strerror or error}") from None
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(address)
+        except OSError as error:
+            made.close()
+            raise InputError(
+                f"{self.host}:{self.port} cannot be bound: {error.strerror}",
+                mend="another --port, or stop what is there",
+            ) from None
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much at once."""
+
+    rows: int = 16
+    waiting: int = 64
+    body: int = 2**20
+    prompt: int | None = None
+    tokens: int = 4096
+    patience: float = 30.0
+    """Seconds that running answers get when the server is told to stop."""
+
+
+def serve(given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, progress: Progress) -> None:
+    """Serve until a signal says stop. What cannot work is said before anything is loaded."""
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+    except ImportError:
+        raise MissingExtra("serve needs FastAPI and uvicorn", mend="pip install 'luthier[serve]'") from None
+    place.check()
+    from luthier.serving.engine import Engine
+    from luthier.serving.server import Limits, application
+
+    engine = Engine.open(given, rows=sizes.rows, waiting=sizes.waiting, dtype=dtype, progress=progress)
+    limits = Limits(sizes.prompt, sizes.tokens, sizes.body)
+    app = application(engine, key=place.key, limits=limits, local=is_loopback(place.host), patience=sizes.patience)
+    socket_ = place.bound()
+    for variant in engine.variants.values():
+        progress.note(f"{variant.name} ({variant.kind}): {variant.how}; {variant.limit} tokens")
+    host, port = socket_.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    progress.note(f"listening on http://{shown}:{port}/v1  (ctrl-C stops)")
+    logging.getLogger("uvicorn.error").addFilter(_no_noise)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, int(sizes.patience)), limit_concurrency=4 * (sizes.rows + sizes.waiting) + 64,
+    )  # fmt: skip
+    uvicorn.Server(config).run(sockets=[socket_])
+    progress.note("stopped")
+
+
+def _no_noise(record: Any) -> bool:
+    """What uvicorn says of requests that a client broke off is left out."""
+    return "Cancel" not in record.getMessage()

@@ -1,0 +1,223 @@
+"""Many adapters over one base in one step: each row gets its own.
+
+What an adapter does to the output of a linear layer, folded into four terms,
+
+    y' = s * (y + B A (c * x)) + b
+
+with y = W x of the base: A [rank, in], B [out, rank], s and b [out], c [in]. LoRA and its kin have A and B, DoRA also
+s (its magnitudes over the norms of W + BA, arXiv 2402.09353, section 4.1), (IA)3 s or c, BitFit b. The A of all
+adapters stand in one matrix and so do the B, so a step costs two products however many adapters its rows have; what
+belongs to another row's adapter is zeroed between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(slots=True)
+class Terms:
+    """What one adapter does to one layer; None is nothing."""
+
+    down: Tensor | None = None
+    """A, [rank, in]."""
+    up: Tensor | None = None
+    """B times the adapter's scaling, [out, rank]."""
+    scale: Tensor | None = None
+    """s, [out]."""
+    shift: Tensor | None = None
+    """b, [out]."""
+    into: Tensor | None = None
+    """c, [in]."""
+
+    def pieces(self) -> Iterable[Tensor]:
+        return (term for term in (self.down, self.up, self.scale, self.shift, self.into) if term is not None)
+
+
+def terms_of(model: nn.Module, name: str = "default") -> dict[str, Terms] | None:
+    """Name of a layer -> what the adapter of a loaded PEFT model does there; None where it does not fold so."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    base: Any = model.get_base_model()  # type: ignore[operator]
+    found: dict[str, Terms] = {}
+    for place, module in base.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):  # whole modules trained beside the adapter
+            return None
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        made = _terms(module, name)
+        if made is None:
+            return None
+        found[place] = made
+    return found
+
+
+def _terms(layer: Any, name: str) -> Terms | None:  # noqa: PLR0911 (one for each kind)
+    from peft.tuners.adalora import SVDLinear
+    from peft.tuners.ia3 import IA3Layer
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.vera import VeraLayer
+
+    from luthier.tuners.bias import BiasDelta
+
+    if not hasattr(layer.get_base_layer(), "weight") or isinstance(layer.get_base_layer(), nn.Embedding):
+        return None
+    if layer.merged or name not in layer.active_adapters:
+        return None
+    if isinstance(layer, SVDLinear):
+        down = layer.lora_A[name] * layer.lora_E[name]
+        return Terms(down, layer.lora_B[name] * (layer.scaling[name] / (layer.ranknum[name] + 1e-5)))
+    if isinstance(layer, LoraLayer):
+        return _low_rank(layer, name)
+    if isinstance(layer, VeraLayer) and layer.vera_A is not None and layer.vera_B is not None:
+        rank, size_in, size_out = len(layer.vera_lambda_d[name]), layer.in_features, layer.out_features
+        down = layer.vera_A[name][:rank, :size_in] * layer.vera_lambda_d[name][:, None]
+        return Terms(down, layer.vera_B[name][:size_out, :rank] * layer.vera_lambda_b[name][:, None])
+    if isinstance(layer, IA3Layer):
+        factor = layer.ia3_l[name].flatten()
+        return Terms(into=factor) if layer.is_feedforward else Terms(scale=factor)
+    if isinstance(layer, BiasDelta):
+        return Terms(shift=layer.held("delta")[name])
+    return None
+
+
+def _low_rank(layer: Any, name: str) -> Terms | None:
+    if layer.lora_variant and not layer.use_dora.get(name):
+        return None
+    if layer.lora_bias.get(name) or name not in layer.lora_A or layer.lora_A[name].weight.ndim != 2:
+        return None
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight * layer.scaling[name]
+    if not layer.use_dora.get(name):
+        return Terms(down, up)
+    base, magnitude = layer.get_base_layer(), layer.lora_magnitude_vector[name]
+    from peft.utils.integrations import dequantize_module_weight
+    from transformers.pytorch_utils import Conv1D
+
+    weight = dequantize_module_weight(base).to(up.dtype)
+    weight = weight.T if isinstance(base, Conv1D) else weight
+    scale = magnitude.weight / torch.linalg.norm(weight + up @ down, dim=1)
+    # DoRA scales the product alone, and the base's bias is in y.
+    shift = None if base.bias is None else (1 - scale) * base.bias.to(scale.dtype)
+    return Terms(down, up, scale, shift)
+
+
+class Mixer:
+    """Adapters over the linear layers of one model; `use` says which row has which."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.layers: dict[str, MixedLayer] = {}
+        self.number = 0
+        self.rows: tuple[int, ...] = ()
+
+    def add(self, terms: dict[str, Terms]) -> int:
+        """Take an adapter over; its number, from 1 on. The base is 0."""
+        self.number += 1
+        for name, own in terms.items():
+            if name not in self.layers:
+                self.layers[name] = MixedLayer(self.model.get_submodule(name), self)
+            self.layers[name].add(self.number, own)
+        return self.number
+
+    def use(self, rows: Sequence[int]) -> None:
+        """Rows of the next step have the adapters of these numbers."""
+        self.rows = tuple(rows)
+
+
+@dataclass(slots=True)
+class _Now:
+    """What a layer does in a step, made once for as long as the rows stay the same."""
+
+    rows: tuple[int, ...]
+    down: Tensor | None = None
+    up: Tensor | None = None
+    own: Tensor | None = None
+    """[rows, 1, columns]: 1 where a column belongs to the row's adapter; None where all do."""
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    into: Tensor | None = None
+
+
+class MixedLayer:
+    """The adapters of one linear layer."""
+
+    def __init__(self, layer: nn.Module, mixer: Mixer) -> None:
+        self.mixer = mixer
+        self.terms: dict[int, Terms] = {}
+        self.now = _Now(())
+        self.all: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+        layer.register_forward_pre_hook(self._before)
+        layer.register_forward_hook(self._after)
+
+    def add(self, number: int, terms: Terms) -> None:
+        self.terms[number] = Terms(
+            *(None if term is None else term.detach().clone() for term in
+              (terms.down, terms.up, terms.scale, terms.shift, terms.into))
+        )  # fmt: skip
+        self.now, self.all = _Now(()), None
+
+    def _before(self, layer: nn.Module, args: tuple[Any, ...]) -> Any:
+        now = self._now(args[0])
+        # An adapter that scales the input has no A and B (see terms_of), so the base's product may take it scaled.
+        return None if now is None or now.into is None else (args[0] * now.into, *args[1:])
+
+    def _after(self, layer: nn.Module, args: tuple[Any, ...], made: Tensor) -> Tensor:
+        x, now = args[0], self._now(args[0])
+        if now is None:
+            return made
+        if now.down is not None and now.up is not None:
+            low = x.to(now.down.dtype) @ now.down.T  # [rows, T, columns]
+            if now.own is not None:
+                low = low * now.own
+            made = made + (low @ now.up.T).to(made.dtype)
+        if now.scale is not None:
+            made = made * now.scale
+        return made if now.shift is None else made + now.shift
+
+    def _now(self, x: Tensor) -> _Now | None:
+        rows = self.mixer.rows
+        if not any(row in self.terms for row in rows):
+            return None
+        if self.now.rows != rows:
+            self.now = self._made(rows, x)
+        return self.now
+
+    def _made(self, rows: tuple[int, ...], x: Tensor) -> _Now:
+        now = _Now(rows)
+        low = tuple(sorted({row for row in rows if row in self.terms and self.terms[row].down is not None}))
+        if low:
+            if self.all is None or self.all[0] != low:
+                self.all = low, self._joined("down", low, 0, x), self._joined("up", low, 1, x)
+            _, now.down, now.up = self.all
+            if len(low) > 1 or any(row != low[0] for row in rows):
+                owner = [number for number in low for _ in range(len(self._of(number, "down")))]
+                own = torch.tensor([[[number == row for number in owner]] for row in rows], device=x.device)
+                now.own = own.to(x.dtype)
+        now.scale, now.shift, now.into = (self._each(key, rows, x) for key in ("scale", "shift", "into"))
+        return now
+
+    def _of(self, number: int, key: str) -> Tensor:
+        found: Tensor = getattr(self.terms[number], key)
+        return found
+
+    def _joined(self, key: str, numbers: Sequence[int], dim: int, x: Tensor) -> Tensor:
+        """One matrix of all; no copy where there is one adapter."""
+        each = [self._of(number, key).to(device=x.device, dtype=x.dtype) for number in numbers]
+        return each[0] if len(each) == 1 else torch.cat(each, dim)
+
+    def _each(self, key: str, rows: Sequence[int], x: Tensor) -> Tensor | None:
+        """[rows, 1, size], neutral for rows without the term; None where none has it."""
+        there = {
+            row: term for row in set(rows) if row in self.terms and (term := getattr(self.terms[row], key)) is not None
+        }
+        if not there:
+            return None
+        any_one = next(iter(there.values()))
+        neutral = torch.zeros_like(any_one) if key == "shift" else torch.ones_like(any_one)
+        return torch.stack([there.get(row, neutral) for row in rows])[:, None].to(device=x.device, dtype=x.dtype)

@@ -1,0 +1,139 @@
+"""What can be served or talked to: a run of Luthier's, an adapter in PEFT's format, a whole model in transformers'."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config import ModelConfig
+from luthier.errors import InputError
+from luthier.folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model on disk. Nothing is loaded yet."""
+
+    name: str
+    """What a request calls it."""
+    path: Path
+    """As it was given."""
+    base: ModelConfig
+    """The base, as the adapter was trained on it; of a whole model itself."""
+    kind: str
+    """The method, or "model"."""
+    tokenizer: Path
+    """Folder with tokenizer and chat template."""
+    load: Callable[[nn.Module], nn.Module] | None
+    """The base with the adapter on it; None of a whole model."""
+    check: Callable[[str], None]
+    """InputError where the base in this place is another than the one it was trained on."""
+
+
+def source_of(given: str) -> Source:
+    """NAME=PATH or PATH; InputError where nothing there can be served."""
+    name, equals, rest = given.partition("=")
+    path = Path(rest if equals else given).expanduser()
+    name = name if equals else path.resolve().name
+    if (path / "recipe.yaml").is_file():
+        return _run(name, path)
+    if (path / "adapter_config.json").is_file():
+        return _adapter(name, path)
+    if (path / "config.json").is_file():
+        return _whole(name, path)
+    if not path.is_dir():
+        RunFolder.existing(path)  # says what is near
+    raise InputError(
+        f"{path} is no run, no adapter and no model (recipe.yaml, adapter_config.json, config.json)",
+        mend="give the folder that `luthier train` or `luthier export` printed",
+    )
+
+
+def _run(name: str, path: Path) -> Source:
+    folder = RunFolder.existing(path)
+    config, weights = folder.config(), folder.weights()
+    account = folder.data.read_text(encoding="utf-8") if folder.data.is_file() else ""
+    if any(f'"name": "{task}"' in account for task in ("classify", "regress")):
+        raise InputError(f"{path} is a classifier, which does not talk", mend=f"luthier evaluate {path}")
+    whole = config.method.saves == "model"
+    base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if whole else config.model
+
+    def check(source: str) -> None:
+        if not whole:
+            folder.refuse_another_base(config.model, source)
+
+    def load(model: nn.Module) -> nn.Module:
+        return config.method.load(model, weights)
+
+    return Source(name, path, base, config.method.name, weights, None if whole else load, check)
+
+
+def _adapter(name: str, path: Path) -> Source:
+    settings = _json(path / "adapter_config.json")
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{path}/adapter_config.json names no base (base_model_name_or_path)")
+    if not (path / "adapter_model.safetensors").is_file():
+        raise InputError(
+            f"{path} has no adapter_model.safetensors; a pickle (.bin) can run code and is not opened",
+            mend="save the adapter anew with PEFT, which writes safetensors",
+        )
+
+    def load(model: nn.Module) -> nn.Module:
+        from peft import PeftModel
+
+        loaded: nn.Module = PeftModel.from_pretrained(model, str(path))
+        return loaded
+
+    own = path if (path / "tokenizer_config.json").is_file() else Path("builtin" if base == "builtin" else base)
+    kind = str(settings.get("peft_type", "adapter")).lower()
+    return Source(name, path, ModelConfig(path=str(base)), kind, own, load, lambda _: None)
+
+
+def _whole(name: str, path: Path) -> Source:
+    kinds = _json(path / "config.json").get("architectures") or [""]
+    if "SequenceClassification" in kinds[0]:
+        raise InputError(f"{path} is a classifier ({kinds[0]}), which does not talk")
+    return Source(name, path, ModelConfig(path=str(path)), "model", path, None, lambda _: None)
+
+
+def base_of(source: Source) -> Source:
+    """The untouched base of an adapter, under the name "base", with the tokenizer and template of the run."""
+    return Source("base", source.path, source.base, "base", source.tokenizer, None, lambda _: None)
+
+
+def refuse_two_bases(sources: list[Source]) -> None:
+    """InputError where adapters were trained on different bases."""
+    adapters = [source for source in sources if source.load is not None]
+    for other in adapters[1:]:
+        mine, its = adapters[0].base.model_dump(), other.base.model_dump()
+        if differing := [key for key in mine if mine[key] != its[key]]:
+            shown = ", ".join(f"model.{key} is {mine[key]} there and {its[key]} here" for key in differing)
+            raise InputError(
+                f"{adapters[0].path} and {other.path} are adapters for different bases: {shown}",
+                mend="serve them by two processes, or merge one: luthier export RUN --to merged",
+            )
+
+
+def refuse_equal_names(sources: list[Source]) -> None:
+    """InputError where two would answer to one name."""
+    seen: dict[str, Source] = {}
+    for source in sources:
+        if source.name in seen or (source.name == "base" and source.load is not None):
+            other = seen.get(source.name)
+            what = f"{other.path} and {source.path} have the same name" if other else f"{source.path} is called"
+            raise InputError(f"{what} {source.name!r}", mend="give another one: NAME=PATH")
+        seen[source.name] = source
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is no JSON object: {error}") from None

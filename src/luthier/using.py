@@ -1,0 +1,102 @@
+"""Commands for a finished run: measure it, export it, serve it, talk to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.errors import InputError
+
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
+
+
+def evaluate(
+    run: RunArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="How to measure this time: evaluate.KEY=VALUE.", metavar="[EVALUATE.KEY=VALUE]..."),
+    ] = None,
+    harness: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, with commas between.", metavar="TASKS")
+    ] = None,
+    harness_path: Annotated[Path | None, typer.Option(help="Folder of task files (YAML) of your own.")] = None,
+    harness_limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows of each task.")] = None,
+) -> None:
+    """Measure a run on its held-out rows, base against tuned, or on tasks of lm-evaluation-harness."""
+    from luthier import run as api
+    from luthier.results import show_harness, show_result
+    from luthier.terminal import Terminal
+
+    if harness is None:
+        if harness_path or harness_limit:
+            raise InputError("--harness-path and --harness-limit belong to --harness TASKS")
+        show_result(api.evaluate(run, overrides or [], progress=Terminal()))
+        return
+    if overrides:
+        raise InputError(f"{overrides[0]} says nothing to the harness", mend="leave it out, or leave --harness out")
+    tasks = [task.strip() for task in harness.split(",") if task.strip()]
+    found = api.harness(run, tasks, folder_of_tasks=harness_path, limit=harness_limit, progress=Terminal())
+    show_harness(found, str(run))
+
+
+def export_(
+    run: RunArgument,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="KEY=VALUE of the form, as explain export shows them.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    to: Annotated[str, typer.Option(help="What to make; see luthier list exports.")] = "merged",
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to replay as a proof.")] = 20,
+) -> None:
+    """Write a run in a form to deploy, and prove by its held-out prompts that it answers as the run does."""
+    from luthier.config import parse_export
+    from luthier.exporting import export
+    from luthier.results import show_export
+    from luthier.terminal import Terminal
+
+    show_export(export(run, parse_export(to, settings or []), prompts=prompts, progress=Terminal()))
+
+
+def chat(
+    run: RunArgument,
+    base: Annotated[bool, typer.Option("--base", help="Talk to the untouched base instead.")] = False,
+    prompt: Annotated[str | None, typer.Option(help="Answer this one message and end.")] = None,
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+) -> None:
+    """Talk to a run. /new starts a new dialogue, /quit or ctrl-D ends."""
+    from luthier.chat import talk
+
+    talk(run, base=base, prompt=prompt, system=system, temperature=temperature, max_new_tokens=max_new_tokens)
+
+
+def serve(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Runs, exports, PEFT adapters or whole models; NAME=PATH gives another name.", metavar="RUN..."
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; another than loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LUTHIER_API_KEY", show_envvar=True, help="Whoever asks must send it.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Answers made at a time.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; more get 429.")] = 64,
+    max_prompt: Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt; what the model takes.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 4096,
+    max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request.")] = 2**20,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds for running answers when it is stopped.")] = 30.0,
+    dtype: Annotated[str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Answer over HTTP as OpenAI's API does: the base and any number of tuned models, chosen by `model`."""
+    from luthier.serving.command import Place, Sizes
+    from luthier.serving.command import serve as start
+    from luthier.terminal import Terminal
+
+    sizes = Sizes(max_batch, max_waiting, max_body, max_prompt, max_tokens, grace)
+    start(runs, Place(host, port, api_key), sizes, dtype=dtype, progress=Terminal())
