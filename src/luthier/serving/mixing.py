@@ -44,6 +44,8 @@ def terms_of(model: nn.Module, name: str = "default") -> dict[str, Terms] | None
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
+    if getattr(model.active_peft_config, "bias", "none") not in (None, "none"):  # biases of the base, written over
+        return None
     base: Any = model.get_base_model()  # type: ignore[operator]
     found: dict[str, Terms] = {}
     for place, module in base.named_modules():

@@ -318,10 +318,12 @@ def _errors(app: FastAPI) -> None:
         return told(error.status, error.message, error.code, error.param, headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:] if not isinstance(part, str) or part.isidentifier())
         unknown = first["type"] == "extra_forbidden"
+        if first["type"] == "model_attributes_type" and len(first["loc"]) == 1 and not _is_json(request):
+            return told(415, "send the body as content-type: application/json", None, None)
         message = f"{where}: {first['msg']}" if where else str(first["msg"])
         if first["type"] == "json_invalid":
             where, message = "", f"the body is no JSON: {first.get('ctx', {}).get('error', '')}"
@@ -334,6 +336,11 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def fault(_: Request, error: Exception) -> JSONResponse:
         return told(500, f"this is our fault ({type(error).__name__}); the server's log says more", None, None)
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
 
 
 def describe(app: FastAPI, *, keyed: bool) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 UNFINISHED = "\ufffd"
 """What a tokenizer writes for bytes that are no whole character yet."""
 
+PENDING = 16
+"""Tokens after which unfinished bytes are taken for rubbish: a character has at most four."""
+
 
 class Text:
     """The text of a growing answer."""
@@ -28,7 +31,8 @@ class Text:
         # A token's text may depend on the one before it (spaces), so the new one is the difference of two decodings.
         before = self._decode(self.ids[self.begun : self.told])
         after = self._decode(self.ids[self.begun :])
-        if len(after) > len(before) and not after.endswith(UNFINISHED):
+        waits = after.endswith(UNFINISHED) and len(self.ids) - self.told < PENDING
+        if len(after) > len(before) and not waits:
             self.whole += after[len(before) :]
             self.begun, self.told = self.told, len(self.ids)
         return self._sure()

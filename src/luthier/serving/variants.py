@@ -198,12 +198,17 @@ def _begins(model: Any) -> Start | None:
     both = [layer.flat("default").view(-1, 2, layer.heads, layer.head_size).permute(1, 2, 0, 3) for layer in layers]
     if settings.gate != "none" or len(both) != model.config.num_hidden_layers:
         return None
-    return Start(keys=[each[0] for each in both], values=[each[1] for each in both])
+    kind = model.get_input_embeddings().weight.dtype
+    return Start(keys=[each[0].to(kind) for each in both], values=[each[1].to(kind) for each in both])
 
 
 def _share(base: nn.Module) -> nn.Module:
-    """Modules of its own over the same weights, which nothing trains; packed ones keep their state with them."""
-    known: dict[int, object] = {id(tensor): tensor for tensor in [*base.parameters(), *base.buffers()]}
+    """Modules of its own over the same weights, which nothing trains; packed ones keep their state with them.
+
+    Biases are copied: an adapter may bring some of its own, which PEFT writes over the base's.
+    """
+    known: dict[int, object] = {id(buffer): buffer for buffer in base.buffers()}
+    known |= {id(tensor): tensor for name, tensor in base.named_parameters() if not name.endswith("bias")}
     for module in base.modules():
         if (state := getattr(module, "state", None)) is not None and not isinstance(state, dict):
             known[id(state)] = state

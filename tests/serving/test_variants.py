@@ -1,0 +1,215 @@
+"""Rows of many adapters in one step say what each adapter says alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.errors import InputError
+from luthier.serving.asking import Ask, Piece, Sampling
+from luthier.serving.engine import Engine
+from luthier.serving.lanes import PlainLane
+from luthier.serving.sources import source_of
+from luthier.serving.variants import APART, BATCHED, PLAIN
+from tests.methods import zoo
+
+TUNERS = [name for name in zoo.SPECS if name not in ("full", "freeze")]
+PROMPTS = ["你好", "Is it good?", "The quick brown fox jumps over the lazy dog, 1 2 3.", "a " * 60]
+TOGETHER = {"bitfit", "prefix", "p_tuning_v2", "prompt", "p_tuning", "p_tuning (lstm)", "lora", "rslora", "dora", "pissa",
+            "lora_plus", "adalora", "ia3", "vera"}  # fmt: skip
+
+
+def alone(path: Path | None, base: Path, prompts: Sequence[list[int]], most: int) -> list[list[int]]:
+    """Greedy answers of the plain model, each token from a whole forward pass without a cache."""
+    import transformers
+
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(base)
+    if path is not None:
+        load = source_of(str(path)).load
+        assert load is not None
+        model = load(model)
+    made = []
+    with torch.no_grad():
+        for ids in prompts:
+            said: list[int] = []
+            while len(said) < most:
+                row = torch.tensor([[*ids, *said]])
+                said.append(
+                    int(model.eval()(input_ids=row, attention_mask=torch.ones_like(row)).logits[0, -1].argmax())
+                )
+            made.append(said)
+    return made
+
+
+def answers(engine: Engine, asked: Sequence[tuple[str, list[int]]], **options: Any) -> list[list[int]]:
+    """Tokens of each greedy answer; all are asked at once."""
+    boxes: list[SimpleQueue[Piece]] = []
+    for model, ids in asked:
+        box: SimpleQueue[Piece] = SimpleQueue()
+        boxes.append(box)
+        engine.submit([Ask(model, ids, Sampling(logprobs=0, ignore_end=True, **options), box.put)])
+    made = []
+    for box in boxes:
+        tokens: list[int] = []
+        while True:
+            piece = box.get(timeout=60)
+            tokens += [each.token for each in piece.scored]
+            if piece.finish is not None:
+                assert piece.finish in ("stop", "length"), piece.error
+                break
+        made.append(tokens)
+    return made
+
+
+@pytest.mark.parametrize("kind", zoo.DECODERS)
+def test_every_adapter_answers_beside_all_others_as_it_does_alone(
+    adapter: Callable[..., Path], model_folder: Callable[..., Path], kind: str
+) -> None:
+    names = [name for name in TUNERS if (name, kind) not in zoo.REFUSALS]
+    folders = {f"v{number}": adapter(name, kind) for number, name in enumerate(names)}
+    engine = Engine.open([f"{key}={folder}" for key, folder in folders.items()], rows=7, waiting=1000)
+    tokenizer = engine.variants["base"].template.tokenizer
+    prompts = [list(tokenizer(text)["input_ids"]) for text in PROMPTS]
+    try:
+        questions = [(name, ids) for name in engine.variants for ids in prompts]
+        random.Random(1).shuffle(questions)
+        found = answers(engine, questions, most=5)
+        right = {name: alone(folders.get(name), model_folder(kind), prompts, 5) for name in engine.variants}
+        for (name, ids), said in zip(questions, found, strict=True):
+            what = names[int(name[1:])] if name != "base" else name
+            assert said == right[name][prompts.index(ids)], what
+        assert len({str(each) for each in right.values()}) > len(names) / 2, "the adapters say different things"
+    finally:
+        engine.close()
+
+
+def test_what_folds_is_computed_together_and_the_rest_apart(adapter: Callable[..., Path]) -> None:
+    engine = Engine.open([f"{name.replace(' ', '-')}={adapter(name)}" for name in TUNERS])
+    how = {name: engine.variants[name.replace(" ", "-")].how for name in TUNERS}
+    engine.close()
+    assert {name for name, way in how.items() if way == BATCHED} == TOGETHER
+    assert {way for name, way in how.items() if name not in TOGETHER} == {APART}
+    assert len({engine.variants[name.replace(" ", "-")].lane for name in TOGETHER}) == 1
+
+
+def test_a_step_of_rows_with_different_adapters_is_one_call(adapter: Callable[..., Path]) -> None:
+    engine = Engine.open([f"a={adapter('lora')}", f"b={adapter('lora', seed=5)}", f"c={adapter('dora')}"], rows=8)
+    lane, calls = engine.variants["a"].lane, []
+    lane.model.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    answers(engine, [(name, [5, 6, 7 + i]) for i in range(2) for name in ("a", "b", "c", "base")], most=6)
+    engine.close()
+    assert (8, 1) in calls and len(calls) < 20, "eight answers of six tokens would be 48 calls one by one"
+
+
+def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others(adapter: Callable[..., Path]) -> None:
+    engine = Engine.open([str(adapter("lora"))], rows=4)
+    lane, sizes = engine.variants["base"].lane, []
+    lane.chunk = 16
+    lane.model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    short, long = [5, 6, 7], [5 + i % 50 for i in range(150)]
+    both = answers(engine, [("base", short), ("base", long)], most=20)
+    apart = [answers(engine, [("base", ids)], most=20)[0] for ids in (short, long)]
+    engine.close()
+    assert both == apart and max(sizes) <= 16
+    first, last = sizes.index(16), len(sizes) - 1 - sizes[::-1].index(16)
+    assert 1 in sizes[first:last], "the short answer goes on meanwhile"
+
+
+def test_rows_come_and_go_in_any_order(adapter: Callable[..., Path], model_folder: Callable[..., Path]) -> None:
+    folder = adapter("prefix")
+    engine = Engine.open([str(folder), f"l={adapter('lora')}"], rows=5, waiting=1000)
+    name = folder.name
+    chance = random.Random(3)
+    prompts = [[chance.randrange(5, 300) for _ in range(chance.randrange(1, 40))] for _ in range(12)]
+    right = {name: alone(folder, model_folder(), prompts, 12), "l": alone(adapter("lora"), model_folder(), prompts, 12)}
+    boxes = []
+    for number in range(80):
+        which, model = chance.randrange(12), chance.choice([name, "l"])
+        most, box = chance.randrange(1, 12), SimpleQueue()
+        ask = Ask(model, prompts[which], Sampling(logprobs=0, ignore_end=True, most=most), box.put)
+        engine.submit([ask])
+        boxes.append((model, which, most, box, ask))
+        if number % 4 == 0:
+            chance.choice(boxes)[-1].cancel()
+    cancelled = 0
+    for model, which, most, box, _ in boxes:
+        tokens, finish = [], None
+        while finish is None:
+            piece = box.get(timeout=60)
+            tokens += [each.token for each in piece.scored]
+            finish = piece.finish
+        cancelled += finish == "cancelled"
+        assert tokens == right[model][which][: len(tokens)]
+        assert finish == "cancelled" or len(tokens) == most
+    assert 0 < cancelled < 40 and not engine.jobs and not engine.lanes[0].rows
+    engine.close()
+
+
+def test_a_model_with_another_kind_of_cache_is_served_row_by_row(
+    tmp_path: Path, adapter: Callable[..., Path], model_folder: Callable[..., Path]
+) -> None:
+    import transformers as t
+
+    config = t.Gemma2Config(
+        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        intermediate_size=64, max_position_embeddings=256, sliding_window=8, bos_token_id=0, eos_token_id=1,
+        pad_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    t.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gemma2")
+    for file in model_folder().iterdir():
+        if "token" in file.name or file.name.endswith(".jinja"):
+            (tmp_path / "gemma2" / file.name).write_bytes(file.read_bytes())
+    engine = Engine.open([str(tmp_path / "gemma2")])
+    variant = engine.variants["gemma2"]
+    assert variant.how == PLAIN and isinstance(variant.lane, PlainLane)
+    prompts = [[5, 6, 7], [8, 9] * 10]
+    found = answers(engine, [("gemma2", ids) for ids in prompts], most=6)
+    engine.close()
+    assert found == alone(None, tmp_path / "gemma2", prompts, 6)
+
+
+def test_an_adapter_for_another_base_is_refused(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"adapters for different bases: model\.path"):
+        Engine.open([str(adapter("lora")), str(adapter("dora", "qwen2"))])
+    import json
+    import shutil
+
+    wrong = tmp_path / "wrong"
+    shutil.copytree(adapter("lora", "gpt2"), wrong)
+    settings = json.loads((wrong / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = json.loads((adapter("lora") / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ]
+    (wrong / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="is no adapter for"):
+        Engine.open([str(wrong)])
+
+
+def test_names_paths_and_pickles(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    one = adapter("lora")
+    with pytest.raises(InputError, match=r"have the same name.*\n.*NAME=PATH"):
+        Engine.open([str(one), str(one)])
+    with pytest.raises(InputError, match="is called 'base'"):
+        Engine.open([f"base={one}"])
+    with pytest.raises(InputError, match="does not exist"):
+        Engine.open([str(tmp_path / "nothing")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="is no run, no adapter and no model"):
+        Engine.open([str(tmp_path / "empty")])
+    import shutil
+
+    shutil.copytree(one, tmp_path / "pickled")
+    (tmp_path / "pickled/adapter_model.safetensors").rename(tmp_path / "pickled/adapter_model.bin")
+    with pytest.raises(InputError, match="pickle"):
+        Engine.open([str(tmp_path / "pickled")])
