@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 BATCHED, APART, PLAIN = "in one batch with the others", "in batches of its own", "one row at a time"
-BOUNDS = {torch.float32: 2e-3}
-"""Largest difference of a logit in the trial as a share of their spread; half types round more."""
+BOUNDS = {torch.float32: 1e-3}
+"""Difference of the logits in the trial (root of the mean square) as a share of their spread over the vocabulary."""
 HALF = 0.25
+"""The same for half types, whose rounding grows from layer to layer. A wrong mask or position makes about 1."""
 ASKED = "Is it 7 or 8? It is seven of nine; the answer: 你好, été and 3.14159 again. " * 3
 TRIED = 40
 """Tokens of the trial's prompt."""
@@ -162,7 +163,7 @@ def _right(lane: Lane, start: Start, template: Template, reference: tuple[list[i
         lane.chunk = type(lane).chunk
         for row in list(lane.rows):
             lane.drop(row)
-    gap = (torch.stack(found).float() - whole[-4:]).abs().max()
+    gap = (torch.stack(found).float() - whole[-4:]).square().mean().sqrt()
     return bool(gap <= _bound(lane.model) * whole[-4:].std(-1).mean())
 
 
