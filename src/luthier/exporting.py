@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
 from luthier.errors import NoSpace, Unproved
-from luthier.exports.base import Export, Player, Tuned
+from luthier.exports.base import Closing, Export, Player, Tuned
 from luthier.exports.card import card
 from luthier.exports.players import TorchPlayer, as_module
 from luthier.exports.proof import Prompt, Proof, prove
@@ -55,13 +55,7 @@ def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Prog
             progress.stage(f"writing {place}")
             target.write(tuned, staging)
             report: dict[str, Any] = {"run": str(path), "target": target.spec(), "use": target.use(tuned, str(place))}
-            chosen = _prompts(data, prompts)
-            opened = target.open(tuned, staging) if target.replays else None
-            report["checked"] = target.check(tuned, opened, chosen)
-            report["proof"], report["scores"] = [], {"run": tuned.facts.get("tuned", {})}
-            if opened is not None:
-                report["proof"] = _proofs(target, tuned, opened, chosen, progress)
-                report["scores"] |= _scores(opened, data, tokens, config, progress)
+            report |= _held(target, tuned, staging, data, tokens, config, _prompts(data, prompts), progress)
             report["bytes"] = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
             if not all(each["held"] for each in report["proof"]):
                 failed = place.with_name(f"{target.name}.failed.json")
@@ -102,8 +96,10 @@ def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens,
     return Tuned(
         run=str(folder.path), weights=weights, base=config.model.path, method=config.method, task=data.task.name,
         classifies=classifies, quantize=config.model.quantize, stored=stored_type(config.model, tokens.source),
-        config=config_of(config.model, tokens.source), tokenizer=template.tokenizer, ends=() if classifies else tuple(sorted(template.end_ids)), open_base=open_base,
-        open_plain_base=open_plain_base, open_plain=open_plain, facts=json.loads(folder.result.read_text(encoding="utf-8")),
+        config=config_of(config.model, tokens.source), tokenizer=template.tokenizer,
+        ends=() if classifies else tuple(sorted(template.end_ids)), open_base=open_base,
+        open_plain_base=open_plain_base, open_plain=open_plain,
+        facts=json.loads(folder.result.read_text(encoding="utf-8")),
     )  # fmt: skip
 
 
@@ -125,6 +121,24 @@ def _prompts(data: Prepared, count: int) -> list[Prompt]:
     chosen = [rows[number] for number in range(min(count, len(rows)))]
     classifies = data.task.model_class == "classification"
     return [Prompt(row.ids, None if classifies else max(1, answer_start(row))) for row in chosen]
+
+
+def _held(
+    target: Export, tuned: Tuned, folder: Path, data: Prepared, tokens: Tokens, config: RunConfig,
+    prompts: Sequence[Prompt], progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """What lies in `folder`, opened and held to the run: {"checked", "proof", "scores"}."""
+    scores = {"run": tuned.facts.get("tuned", {})}
+    if not target.replays:
+        return {"checked": target.check(tuned, None, prompts), "proof": [], "scores": scores}
+    opened = target.open(tuned, folder)
+    try:
+        checked = target.check(tuned, opened, prompts)
+        proof = _proofs(target, tuned, opened, prompts, progress)
+        return {"checked": checked, "proof": proof, "scores": scores | _scores(opened, data, tokens, config, progress)}
+    finally:
+        if isinstance(opened, Closing):
+            opened.close()
 
 
 def _proofs(
@@ -176,7 +190,9 @@ def _scores(
     settings = config.evaluate.model_copy(update={"judge": None})
     if not isinstance(opened, torch.nn.Module):
         opened = as_module(opened, classifies=data.task.model_class == "classification")
-        settings = settings.model_copy(update={"batch_size": 1})  # its logits are made whole: [rows, tokens, vocabulary]
+        settings = settings.model_copy(
+            update={"batch_size": 1}
+        )  # its logits are made whole: [rows, tokens, vocabulary]
     loaded = Loaded(config.model_copy(update={"evaluate": settings}), opened, tokens.template, data, tokens.max_length)
     subject = subject_of(loaded, progress)
     if subject is None:

@@ -125,7 +125,9 @@ def show_export(report: Mapping[str, Any]) -> None:
     if report["proof"]:
         console.print(table)
     for key, text in report["checked"].items():
-        console.print(f"  [yellow]! not proved: {escape(text)}[/]" if key == "not_proved" else f"  {key}: {escape(text)}")
+        console.print(
+            f"  [yellow]! not proved: {escape(text)}[/]" if key == "not_proved" else f"  {key}: {escape(text)}"
+        )
     for name, score in report["scores"].get("export", {}).items():
         before = report["scores"]["run"].get(name)
         if before:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from luthier.errors import CannotMerge
 from luthier.methods.base import Method
@@ -68,6 +68,14 @@ class Player(Protocol):
         """The likeliest tokens that follow, up to and with one that ends the answer; none of a classifier."""
 
 
+@runtime_checkable
+class Closing(Protocol):
+    """A player that holds files or memory of another program."""
+
+    def close(self) -> None:
+        """Give them back."""
+
+
 class Export(Plugin):
     """One form."""
 
@@ -117,4 +125,8 @@ class Export(Plugin):
         raise NotImplementedError
 
 
-EXPORTS = Family(Export, "export", apart=frozenset({"players", "proof", "card", "gguf_file", "gguf_vocab", "llama_cpp", "go_template"}))
+EXPORTS = Family(
+    Export,
+    "export",
+    apart=frozenset({"players", "proof", "card", "gguf_file", "gguf_vocab", "llama_cpp", "go_template"}),
+)

@@ -10,7 +10,6 @@ from typing import Any
 from luthier import __version__
 from luthier.exports.base import Tuned
 
-
 LIBRARIES = {"adapter": "peft", "gguf": "gguf", "gguf_adapter": "gguf", "ollama": "gguf"}
 
 

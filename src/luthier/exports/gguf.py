@@ -23,7 +23,7 @@ class Gguf(Export):
     type: Kind = "f16"
     """Of the matrices: f32 as they are, f16 and bf16 rounded, q8_0 in 8 bits with a scale for each 32 weights."""
     replay: bool = True
-    """Play the file in llama.cpp as a proof. Without it every weight is read back and compared, and no more is proved."""
+    """Play the file in llama.cpp as a proof. Without it every weight is read back and compared, and that is all."""
 
     @property
     def replays(self) -> bool:

@@ -37,7 +37,7 @@ class GgufAdapter(Export):
     needs: ClassVar[Literal["adapter", "merged"]] = "adapter"
 
     base: Literal["none", "f32", "f16", "bf16", "q8_0"] = "none"
-    """Write the untouched base too, as base.gguf in this type; none where you have it. The proof plays what is written."""
+    """Write the untouched base too, as base.gguf in this type; none where you have it. The proof plays it then."""
     replay: bool = True
     """Play adapter and base in llama.cpp as a proof. Without it the adapter is only read back and compared."""
 
@@ -109,9 +109,10 @@ class GgufAdapter(Export):
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         base = "BASE.gguf" if self.base == "none" else f"{folder}/{BASE}"
+        length = min(4096, tuned.config.max_position_embeddings)
         return [
             f"from llama_cpp import Llama  # or: llama-server -m {base} --lora {FILE} --jinja",
-            f'llama = Llama("{base}", lora_path="{folder}/{FILE}", n_ctx={min(4096, tuned.config.max_position_embeddings)})',
+            f'llama = Llama("{base}", lora_path="{folder}/{FILE}", n_ctx={length})',
             'llama.create_chat_completion([{"role": "user", "content": "..."}], temperature=0, repeat_penalty=1)',
         ]
 
@@ -149,7 +150,7 @@ def _tensors(tuned: Tuned, settings: dict[str, Any]) -> dict[str, Callable[[], N
         if part.startswith("B."):
             # A file has one alpha: what a layer has of its own (alpha_pattern, rank_pattern) goes into its B.
             own = {name: settings.get(f"{name}_pattern") or {} for name in ("alpha", "rank")}
-            alpha, rank = (own[name].get(get_pattern_key(own[name], layer)) for name in ("alpha", "rank"))
+            alpha, rank = (own[name].get(get_pattern_key(list(own[name]), layer)) for name in ("alpha", "rank"))
             rank = rank or settings["r"]
             alpha = _alpha({**settings, "r": rank, **({"lora_alpha": alpha} if alpha else {})})
             if alpha != _alpha(settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +20,8 @@ Kind = Literal["f32", "f16", "bf16", "q8_0"]
 BITS: dict[str, float] = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5}
 """Of a weight in a file; q8_0 has a scale of 16 bits for 32 weights."""
 LIMITS: dict[str, float] = {"f32": 1e-3, "f16": 0.05, "bf16": 0.3, "q8_0": 0.5}
-"""Largest difference of two logits as a share of their spread. llama.cpp rounds what it multiplies to the weights' type too:
-f32 keeps 24 bits of a number, f16 11, bf16 8, q8_0 7 to 8 of the largest of 32."""
+"""Largest difference of two logits as a share of their spread. llama.cpp rounds what it multiplies to the weights' type
+too: f32 keeps 24 bits of a number, f16 11, bf16 8, q8_0 7 to 8 of the largest of 32."""
 ROUNDING: dict[str, float] = {"F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 0.5 / 127 + 2**-10}
 """Largest difference of a weight from the model's, as a share of the largest in its row."""
 NAMES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
@@ -84,7 +85,11 @@ def refuse_model(config: Any) -> None:
     plain = {"rope_theta", "rope_type", "factor", "original_max_position_embeddings", "partial_rotary_factor"}
     usual = {"beta_fast": 32, "beta_slow": 1, "attention_factor": None, "truncate": True, "mscale": None,
              "mscale_all_dim": None}  # fmt: skip
-    odd = [key for key, value in rope.items() if key not in plain and usual.get(key, value if how != "yarn" else ...) != value]
+    odd = [
+        key
+        for key, value in rope.items()
+        if key not in plain and usual.get(key, value if how != "yarn" else ...) != value
+    ]
     if how == "yarn" and odd:
         raise _cannot(f"yarn with {odd[0]}={rope[odd[0]]}")
 
@@ -148,7 +153,11 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Callable[[], NDArray[Any]]
         yield "rope_freqs.weight", lambda: _stretch(config)
     for key, tensor in state.items():
         if not (tied and key == "lm_head.weight"):
-            yield name_of(config, key), lambda key=key, tensor=tensor: in_order(config, key, _numbers(tensor))  # type: ignore[misc]
+            yield name_of(config, key), partial(_ordered, config, key, tensor)
+
+
+def _ordered(config: Any, key: str, tensor: Tensor) -> NDArray[Any]:
+    return in_order(config, key, _numbers(tensor))
 
 
 def name_of(config: Any, key: str) -> str:
@@ -176,7 +185,7 @@ def in_order(config: Any, key: str, numbers: NDArray[Any]) -> NDArray[Any]:
 
 
 def _numbers(tensor: Tensor) -> NDArray[Any]:
-    return tensor.detach().float().cpu().numpy()  # type: ignore[no-any-return]
+    return tensor.detach().float().cpu().numpy()
 
 
 def _stretch(config: Any) -> NDArray[Any]:
@@ -236,6 +245,6 @@ def read_back(path: Path, tensors: Mapping[str, Callable[[], NDArray[Any]]]) -> 
         gap = np.nan_to_num(np.abs(stored - wanted), nan=np.inf)
         if (gap > 1.001 * allowed + (0 if not np.any(allowed) else 1e-7)).any():
             raise Unproved(
-                f"{path.name}: a weight of {name} differs by {gap.max():.3g} from the model's, more than rounding makes",
+                f"{path.name}: a weight of {name} differs by {gap.max():.3g} from the model's, more than rounding",
                 mend="type=f32; f16 holds no weight beyond 65504",
             )

@@ -1,7 +1,8 @@
 """A run's tokenizer in llama.cpp's terms: the same text has to become the same tokens there.
 
-llama.cpp cuts text by code of its own, which a file names: byte-level BPE by the name of its pre-tokenizer, sentencepiece's
-BPE by a score for each token. What has no name there is refused, for a near one makes a worse model without a word.
+llama.cpp cuts text by code of its own, which a file names: byte-level BPE by the name of its pre-tokenizer,
+sentencepiece's BPE by a score for each token. What has no name there is refused, for a near one makes a worse model
+without a word.
 """
 
 from __future__ import annotations
@@ -263,8 +264,8 @@ def _starts_special(template: str, tokenizer: Any) -> bool:
 def _scores(vocab: Mapping[str, int], merges: Sequence[tuple[str, ...]], added: set[int]) -> dict[str, float]:
     """A score for each token that a merge makes, higher for earlier ones.
 
-    llama.cpp joins two neighbours where the result is a token, the best score first; tokenizer.json has a list of pairs.
-    They are the same where the list has every pair that makes a token, those of one token together, as it is made from
+    llama.cpp joins two neighbours where the result is a token, the best score first; tokenizer.json lists pairs. They
+    are the same where the list has every pair that makes a token, those of one token together, as it is made from
     a sentencepiece model. Else InputError.
     """
     scores: dict[str, float] = {}

@@ -6,7 +6,6 @@ whose messages are markers. Then both are rendered side by side; one that differ
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -65,35 +64,46 @@ def _candidates(render: Render, knows_system: bool) -> list[str]:
         dialogue = [("user", ASKED), ("assistant", SAID), ("user", AGAIN)]
         _, to_answer, to_question, _ = _parts(render(dialogue, True), ASKED, SAID, AGAIN)
         end = _parts(render(dialogue[:2], False), ASKED, SAID)[2]
-        rules = _parts(render([("system", RULES), ("user", ASKED)], True), RULES, ASKED)[:2] if knows_system else ["", ""]
+        rules = (
+            _parts(render([("system", RULES), ("user", ASKED)], True), RULES, ASKED)[:2] if knows_system else ["", ""]
+        )
     except (InputError, ValueError):
         return []
     if not (behind.startswith(closed) and to_answer.startswith(closed)):
-        closed = os.path.commonprefix([behind, to_answer])
+        closed = _both_start_with(behind, to_answer)
     prompt, header = behind[len(closed) :], to_answer[len(closed) :]
     end = end if to_question.startswith(end) else ""
     question = to_question[len(end) :]
     if any("{{" in part for part in (opening, behind, to_answer, to_question, *rules)):
         return []
-    turns = f'{closed}{{{{ else if eq .Role "assistant" }}}}{header}{{{{ .Content }}}}{end}{{{{ end }}}}{{{{ end }}}}{prompt}'
+    turns = closed + '{{ else if eq .Role "assistant" }}' + header + "{{ .Content }}" + end + "{{ end }}{{ end }}"
+    each, asked = '{{ range .Messages }}{{ if eq .Role "user" }}', "{{ .Content }}"
     made = []
     if question and opening.endswith(question) and (rules[1].endswith(question) or not knows_system):
         cut = len(question)
         start = _start(knows_system, rules[0], rules[1][:-cut], opening[:-cut])
-        made.append(f'{start}{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{question}{{{{ .Content }}}}{turns}')
-    made.append(
-        f'{_start(knows_system, *rules, opening)}{{{{ $first := true }}}}{{{{ range .Messages }}}}'
-        f'{{{{ if eq .Role "user" }}}}{{{{ if not $first }}}}{question}{{{{ end }}}}{{{{ $first = false }}}}'
-        f"{{{{ .Content }}}}{turns}"
-    )
-    return made
+        made.append(start + each + question + asked + turns + prompt)
+    start = _start(knows_system, rules[0], rules[1], opening) + "{{ $first := true }}"
+    later = "{{ if not $first }}" + question + "{{ end }}{{ $first = false }}"
+    return [*made, start + each + later + asked + turns + prompt]
+
+
+def _both_start_with(one: str, other: str) -> str:
+    same = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+    return one[:same] if same is not None else min(one, other, key=len)
 
 
 def _start(knows_system: bool, before: str, after: str, otherwise: str) -> str:
     if not knows_system:
         return otherwise
-    instead = f"{{{{ else }}}}{otherwise}" if otherwise else ""
-    return f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}{instead}{{{{ end }}}}"
+    return (
+        "{{ if .System }}"
+        + before
+        + "{{ .System }}"
+        + after
+        + ("{{ else }}" + otherwise) * bool(otherwise)
+        + "{{ end }}"
+    )
 
 
 def rendered(template: str, dialogue: Dialogue) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from luthier.exports.proof import Prompt
 
-SMALLEST = 512
+SMALLEST = 256
 """Tokens of the first context; a longer prompt gets one of its own size."""
 
 
@@ -27,11 +26,15 @@ class LlamaPlayer:
     """
 
     def __init__(self, model: Path, ends: Sequence[int], adapter: Path | None = None, own: Path | None = None) -> None:
-        """`own` is a folder that goes when the player goes."""
-        self.model, self.ends, self.adapter, self.context = model, set(ends), adapter, 0
-        if own is not None:
-            weakref.finalize(self, shutil.rmtree, own, ignore_errors=True)
+        """`own` is a folder that goes when the player is closed."""
+        self.model, self.ends, self.adapter, self.own, self.context = model, set(ends), adapter, own, 0
         self._open(SMALLEST)
+
+    def close(self) -> None:
+        """Give memory and files back."""
+        self.llama.close()
+        if self.own is not None:
+            shutil.rmtree(self.own, ignore_errors=True)
 
     def _open(self, context: int) -> None:
         import llama_cpp
@@ -100,6 +103,9 @@ READ_BACK = "every tensor was read back from the file and is the model's, to the
 def told(tokenizer: Any, opened: LlamaPlayer | None, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What was held to the run beside its answers, and what was not, as it stands in export.json."""
     if opened is None:
-        return {"proved": READ_BACK, "not_proved": "that llama.cpp cuts text into the same tokens and answers as the run"}
+        return {
+            "proved": READ_BACK,
+            "not_proved": "that llama.cpp cuts text into the same tokens and answers as the run",
+        }
     number = same_tokens(opened, tokenizer, prompts)
     return {"proved": f"{READ_BACK}; llama.cpp cuts {number} texts into the same tokens"}

@@ -31,7 +31,7 @@ class Ollama(Export):
     temperature: float = 0.0
     """0 takes the likeliest token, as the scores of the run were made."""
     replay: bool = True
-    """Play the file in llama.cpp as a proof. Without it every weight is read back and compared, and no more is proved."""
+    """Play the file in llama.cpp as a proof. Without it every weight is read back and compared, and that is all."""
 
     @property
     def replays(self) -> bool:
