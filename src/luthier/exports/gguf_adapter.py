@@ -63,6 +63,10 @@ class GgufAdapter(Export):
         why = next((text for text, found in told.items() if found), "")
         if settings.get("peft_type") != "LORA":
             why = f"is of method {tuned.method.name}, and llama.cpp knows LoRA alone"
+        elif not why and (
+            odd := [key for key in _pairs(tuned) if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
+        ):
+            why = f"holds {odd[0]}"
         elif tuned.config.tie_word_embeddings and any(".lm_head." in key for key in _pairs(tuned)):
             why = "adapts lm_head, which in this base is the embeddings: llama.cpp has no such layer"
         if why:
