@@ -3,13 +3,18 @@
 PYTHON = python3
 BIN = .venv/bin
 
-.PHONY: demo test lint types check methods-table clean
+.PHONY: demo test test-gguf lint types check methods-table clean
 
 demo: .venv/ready
 	$(BIN)/luthier demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto
+
+# GGUF files played in llama.cpp, which is compiled here for 7 to 20 minutes; not a part of 'make test'.
+test-gguf: .venv/ready
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[gguf]'
+	$(BIN)/python -m pytest -n auto tests/exports/test_gguf.py
 
 lint: .venv/ready
 	$(BIN)/ruff check src tests tools benchmarks

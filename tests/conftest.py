@@ -39,12 +39,15 @@ def shared() -> Path:
     return SHARED
 
 
-def build_tokenizer(*, template: str | None = None, bos: bool = False, special: Iterable[str] = ()) -> Any:
+def build_tokenizer(
+    *, template: str | None = None, bos: bool = False, special: Iterable[str] = (), cuts: Any = None,
+    whole_words: bool = False,
+) -> Any:  # fmt: skip
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(models.BPE(ignore_merges=whole_words))
+    tokenizer.pre_tokenizer = cuts or pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     names = ["<s>", "</s>", *special]
     trainer = trainers.BpeTrainer(

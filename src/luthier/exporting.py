@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
 from luthier.errors import NoSpace, Unproved
-from luthier.exports.base import Export, Player, Tuned
+from luthier.exports.base import Closing, Export, Player, Tuned
 from luthier.exports.card import card
-from luthier.exports.players import TorchPlayer
+from luthier.exports.players import TorchPlayer, as_module
 from luthier.exports.proof import Prompt, Proof, prove
 from luthier.folder import RunFolder, write_json
 from luthier.stages import Tokens, check_machine, load_base, prepare_data, tokenize
@@ -55,9 +55,7 @@ def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Prog
             progress.stage(f"writing {place}")
             target.write(tuned, staging)
             report: dict[str, Any] = {"run": str(path), "target": target.spec(), "use": target.use(tuned, str(place))}
-            opened = target.open(tuned, staging)
-            report["proof"] = _proofs(target, tuned, opened, _prompts(data, prompts), progress)
-            report["scores"] = {"run": tuned.facts.get("tuned", {}), **_scores(opened, data, tokens, config, progress)}
+            report |= _held(target, tuned, staging, data, tokens, config, _prompts(data, prompts), progress)
             report["bytes"] = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
             if not all(each["held"] for each in report["proof"]):
                 failed = place.with_name(f"{target.name}.failed.json")
@@ -66,7 +64,8 @@ def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Prog
                     _difference(report["proof"], path, failed), mend="see the report; another dtype may hold it"
                 )
             (staging / "README.md").write_text(
-                card(tuned, target.name, target.use(tuned, "PATH_OF_THIS_FOLDER"), report["proof"]), encoding="utf-8"
+                card(tuned, target.name, target.use(tuned, "PATH_OF_THIS_FOLDER"), report["proof"], report["checked"]),
+                encoding="utf-8",
             )
             write_json(staging / "export.json", report)
         place.with_name(f"{target.name}.failed.json").unlink(missing_ok=True)
@@ -82,20 +81,25 @@ def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens,
             config.model_copy(update={"model": model}), data, tokens, weights if whole else None, folder
         ).model
 
+    def open_plain_base() -> nn.Module:
+        return open_base(quantize="none", dtype="float32")
+
     def open_plain() -> nn.Module:
-        base = open_base(quantize="none", dtype="float32")
+        base = open_plain_base()
         return base if whole else config.method.load(base, weights)
 
     from luthier.data.template import Template
-    from luthier.models.load import load_tokenizer, stored_type
+    from luthier.models.load import config_of, load_tokenizer, stored_type
 
     template = Template(load_tokenizer(config.model, str(weights)))
     classifies = tokens.labels is not None or data.task.model_class == "classification"
     return Tuned(
         run=str(folder.path), weights=weights, base=config.model.path, method=config.method, task=data.task.name,
         classifies=classifies, quantize=config.model.quantize, stored=stored_type(config.model, tokens.source),
-        tokenizer=template.tokenizer, ends=() if classifies else tuple(sorted(template.end_ids)), open_base=open_base,
-        open_plain=open_plain, facts=json.loads(folder.result.read_text(encoding="utf-8")),
+        config=config_of(config.model, tokens.source), tokenizer=template.tokenizer,
+        ends=() if classifies else tuple(sorted(template.end_ids)), open_base=open_base,
+        open_plain_base=open_plain_base, open_plain=open_plain,
+        facts=json.loads(folder.result.read_text(encoding="utf-8")),
     )  # fmt: skip
 
 
@@ -119,6 +123,24 @@ def _prompts(data: Prepared, count: int) -> list[Prompt]:
     return [Prompt(row.ids, None if classifies else max(1, answer_start(row))) for row in chosen]
 
 
+def _held(
+    target: Export, tuned: Tuned, folder: Path, data: Prepared, tokens: Tokens, config: RunConfig,
+    prompts: Sequence[Prompt], progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """What lies in `folder`, opened and held to the run: {"checked", "proof", "scores"}."""
+    scores = {"run": tuned.facts.get("tuned", {})}
+    if not target.replays:
+        return {"checked": target.check(tuned, None, prompts), "proof": [], "scores": scores}
+    opened = target.open(tuned, folder)
+    try:
+        checked = target.check(tuned, opened, prompts)
+        proof = _proofs(target, tuned, opened, prompts, progress)
+        return {"checked": checked, "proof": proof, "scores": scores | _scores(opened, data, tokens, config, progress)}
+    finally:
+        if isinstance(opened, Closing):
+            opened.close()
+
+
 def _proofs(
     target: Export, tuned: Tuned, opened: nn.Module | Player, prompts: Sequence[Prompt], progress: Progress
 ) -> list[dict[str, Any]]:
@@ -139,7 +161,7 @@ def _proofs(
         return base if tuned.method.saves == "model" else tuned.method.load(base, tuned.weights)
 
     exported: Player = player(opened) if isinstance(opened, torch.nn.Module) else opened
-    packed = tuned.quantize != "none" and target.needs == "merged"
+    packed = tuned.quantize != "none" and target.on_plain_base
     sides: list[tuple[str, Callable[[], nn.Module], float | None]] = [("the run", as_trained, target.limit(tuned))]
     if packed:
         sides = [
@@ -166,8 +188,11 @@ def _scores(
     from luthier.stages import Loaded
 
     settings = config.evaluate.model_copy(update={"judge": None})
-    if not isinstance(opened, torch.nn.Module):  # our evaluations ask a model of torch
-        return {}
+    if not isinstance(opened, torch.nn.Module):
+        opened = as_module(opened, classifies=data.task.model_class == "classification")
+        settings = settings.model_copy(
+            update={"batch_size": 1}
+        )  # its logits are made whole: [rows, tokens, vocabulary]
     loaded = Loaded(config.model_copy(update={"evaluate": settings}), opened, tokens.template, data, tokens.max_length)
     subject = subject_of(loaded, progress)
     if subject is None:

@@ -122,7 +122,12 @@ def show_export(report: Mapping[str, Any]) -> None:
             each["against"], str(each["prompts"]), f"{each['largest']:.3g}", allowed,
             f"{each['same_top']:.2%}", f"{each['same_answers']:.0%}",
         )  # fmt: skip
-    console.print(table)
+    if report["proof"]:
+        console.print(table)
+    for key, text in report["checked"].items():
+        console.print(
+            f"  [yellow]! not proved: {escape(text)}[/]" if key == "not_proved" else f"  {key}: {escape(text)}"
+        )
     for name, score in report["scores"].get("export", {}).items():
         before = report["scores"]["run"].get(name)
         if before:

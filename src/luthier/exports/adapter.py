@@ -18,6 +18,7 @@ class Adapter(Export):
     """PEFT's format, to be loaded beside the base; for forty variants of one base this is forty small folders."""
 
     needs: ClassVar[Literal["adapter", "merged"]] = "adapter"
+    on_plain_base: ClassVar[bool] = False
 
     def refuse(self, tuned: Tuned) -> None:
         if tuned.method.saves != "adapter":

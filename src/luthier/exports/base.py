@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from luthier.errors import CannotMerge
 from luthier.methods.base import Method
@@ -18,6 +18,8 @@ from luthier.plugins import Family, Plugin
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
+
+    from luthier.exports.proof import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,15 @@ class Tuned:
     """How the base was packed while the adapter was trained; "none" where it was not."""
     stored: str
     """Type of the base's weights in its files: float32, bfloat16 or float16."""
+    config: Any
+    """The base's config.json, as transformers reads it."""
     tokenizer: Any
     ends: tuple[int, ...]
     """Tokens that end an answer; none of a model that does not answer."""
     open_base: Callable[[], nn.Module]
     """The untouched base as it was in training, packed where it was packed then, loaded anew."""
+    open_plain_base: Callable[[], nn.Module]
+    """The untouched base in float32, not packed."""
     open_plain: Callable[[], nn.Module]
     """The tuned model on the base in float32, not packed."""
     facts: dict[str, Any]
@@ -62,11 +68,26 @@ class Player(Protocol):
         """The likeliest tokens that follow, up to and with one that ends the answer; none of a classifier."""
 
 
+@runtime_checkable
+class Closing(Protocol):
+    """A player that holds files or memory of another program."""
+
+    def close(self) -> None:
+        """Give them back."""
+
+
 class Export(Plugin):
     """One form."""
 
     needs: ClassVar[Literal["adapter", "merged"]] = "merged"
     """Does it keep the adapter beside its base, or fold it in?"""
+    on_plain_base: ClassVar[bool] = True
+    """Does it belong to the base as it is, not packed?"""
+
+    @property
+    def replays(self) -> bool:
+        """Is it opened, to replay the held-out prompts?"""
+        return True
 
     def refuse(self, tuned: Tuned) -> None:
         """Raise InputError or CannotMerge where this form cannot hold the run, before anything is loaded."""
@@ -92,9 +113,20 @@ class Export(Plugin):
         """What was written, opened by the program that will use it."""
         raise NotImplementedError
 
+    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """What is held to the run beside its answers, for export.json; Unproved where it does not hold.
+
+        `opened` is what `open` gave, or None where nothing is replayed.
+        """
+        return {}
+
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         """Lines that load what lies in `folder`."""
         raise NotImplementedError
 
 
-EXPORTS = Family(Export, "export", apart=frozenset({"players", "proof", "card"}))
+EXPORTS = Family(
+    Export,
+    "export",
+    apart=frozenset({"players", "proof", "card", "gguf_file", "gguf_vocab", "llama_cpp", "go_template"}),
+)

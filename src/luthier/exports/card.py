@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier import __version__
 from luthier.exports.base import Tuned
 
+LIBRARIES = {"adapter": "peft", "gguf": "gguf", "gguf_adapter": "gguf", "ollama": "gguf"}
 
-def card(tuned: Tuned, target: str, use: Sequence[str], proof: Sequence[dict[str, Any]]) -> str:
+
+def card(
+    tuned: Tuned, target: str, use: Sequence[str], proof: Sequence[dict[str, Any]], checked: Mapping[str, Any]
+) -> str:
     """README.md in the form that model hubs read: a block of YAML, then text."""
     facts, local = tuned.facts, Path(tuned.base).is_absolute() or tuned.base.startswith(".") or tuned.base == "builtin"
     head = {
-        "library_name": "peft" if target == "adapter" else "transformers",
+        "library_name": LIBRARIES.get(target, "transformers"),
         "tags": ["luthier", tuned.method.name],
         "pipeline_tag": "text-classification" if tuned.classifies else "text-generation",
         **({} if local else {"base_model": tuned.base}),
@@ -28,7 +32,7 @@ def card(tuned: Tuned, target: str, use: Sequence[str], proof: Sequence[dict[str
         f"`{tuned.base}`, fine-tuned with {tuned.method.name} by Luthier {__version__}.",
         "",
     ]
-    lines += ["```python", *use, "```", "", "## Training", "", "| | |", "|---|---|"]
+    lines += ["```sh" if target == "ollama" else "```python", *use, "```", "", "## Training", "", "| | |", "|---|---|"]
     shown = {
         "task": tuned.task, "training rows": facts.get("train_rows"), "steps": facts.get("steps"),
         "learning rate": facts.get("lr"), "trained parameters": facts.get("trainable"),
@@ -48,6 +52,8 @@ def card(tuned: Tuned, target: str, use: Sequence[str], proof: Sequence[dict[str
             before = f"{base['value']:.4g}" if base else ""
             lines.append(f"| {name} | {before} | {score['value']:.4g} | {score['low']:.4g} to {score['high']:.4g} |")
     lines += ["", "## This export beside the run", ""]
+    for key, text in checked.items():
+        lines.append(f"- {key.capitalize().replace('_', ' ')}: {text}.")
     for each in proof:
         lines.append(
             f"- Against {each['against']}, {each['prompts']} held-out prompts: largest difference of a logit "

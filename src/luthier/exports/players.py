@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from luthier.exports.base import Player
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,3 +44,35 @@ class TorchPlayer:
                 input_ids=row, attention_mask=torch.ones_like(row), generation_config=options
             )
         return made[0, len(ids) :].tolist()  # type: ignore[no-any-return]
+
+
+def as_module(player: Player, *, classifies: bool) -> nn.Module:
+    """A player as our evaluations ask a model of torch: row by row, without padding."""
+    import torch
+    from torch import nn
+
+    class Played(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # evaluations ask on which device it is
+
+        def forward(self, input_ids: Any, attention_mask: Any, **_: Any) -> Any:
+            """Logits, zero at padding: [B, T, vocabulary]; of a classifier [B, labels]."""
+            made = [torch.from_numpy(player.logits(row[kept.bool()].tolist()))
+                    for row, kept in zip(input_ids, attention_mask, strict=True)]  # fmt: skip
+            if classifies:
+                return SimpleNamespace(logits=torch.cat(made))
+            logits = made[0].new_zeros(*input_ids.shape, made[0].size(-1))
+            for place, each in enumerate(made):
+                logits[place, attention_mask[place].bool()] = each
+            return SimpleNamespace(logits=logits)
+
+        def generate(self, input_ids: Any, attention_mask: Any, generation_config: Any) -> Any:
+            """The prompts with their greedy answers: [B, T + longest answer]."""
+            said = [player.answer(row[kept.bool()].tolist(), generation_config.max_new_tokens)
+                    for row, kept in zip(input_ids, attention_mask, strict=True)]  # fmt: skip
+            longest = max(map(len, said))
+            padded = [tokens + [generation_config.pad_token_id] * (longest - len(tokens)) for tokens in said]
+            return torch.cat([input_ids, input_ids.new_tensor(padded)], 1)
+
+    return Played()

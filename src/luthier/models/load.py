@@ -226,9 +226,14 @@ def _architecture(config: ModelConfig, source: str, labels: tuple[str, ...] | No
     return options, model_config, AutoModelForSequenceClassification
 
 
+def config_of(config: ModelConfig, source: str) -> Any:
+    """The base's config.json, as transformers reads it."""
+    return _architecture(config, source, None)[1]
+
+
 def stored_type(config: ModelConfig, source: str) -> str:
     """float32, bfloat16 or float16: type of the weights in the base's files, as its config.json says."""
-    _, model_config, _ = _architecture(config, source, None)
+    model_config = config_of(config, source)
     name = str(getattr(model_config, "dtype", None)).removeprefix("torch.")
     return name if name in ("bfloat16", "float16") else "float32"
 

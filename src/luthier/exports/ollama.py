@@ -1,0 +1,98 @@
+"""A folder for Ollama: the GGUF file and a Modelfile with the run's chat template, its end tokens and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.example import Message
+from luthier.data.template import Template
+from luthier.errors import InputError
+from luthier.exports.base import Export, Player, Tuned
+from luthier.exports.gguf_file import BITS, LIMITS, Kind, refuse_gguf, vocabulary_of, write_gguf
+from luthier.exports.go_template import Dialogue, go_template
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from luthier.exports.proof import Prompt
+
+FILE = "model.gguf"
+
+
+class Ollama(Export):
+    """The Modelfile's template is proved to render dialogues as the run's own; the file is played in llama.cpp."""
+
+    type: Kind = "f16"
+    """Of the matrices: f32 as they are, f16 and bf16 rounded, q8_0 in 8 bits with a scale for each 32 weights."""
+    system: str = ""
+    """System message of a dialogue that brings none."""
+    temperature: float = 0.0
+    """0 takes the likeliest token, as the scores of the run were made."""
+    replay: bool = True
+    """Play the file in llama.cpp as a proof. Without it every weight is read back and compared, and that is all."""
+
+    @property
+    def replays(self) -> bool:
+        return self.replay
+
+    def refuse(self, tuned: Tuned) -> None:
+        super().refuse(tuned)
+        refuse_gguf(tuned, replay=self.replay)
+        if tuned.task != "chat":
+            raise InputError(
+                f"{tuned.run} was trained on task {tuned.task}, and Ollama holds dialogues",
+                mend=f"luthier export {tuned.run} --to gguf",
+            )
+        self._modelfile(tuned)
+
+    def room(self, tuned: Tuned) -> int:
+        return int(BITS[self.type] / 8 * tuned.facts["parameters"])
+
+    def limit(self, tuned: Tuned) -> float:
+        return LIMITS[self.type]
+
+    def write(self, tuned: Tuned, folder: Path) -> None:
+        write_gguf(tuned, folder / FILE, self.type)
+        (folder / "Modelfile").write_text(self._modelfile(tuned), encoding="utf-8")
+
+    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
+        from luthier.exports.llama_cpp import LlamaPlayer
+
+        return LlamaPlayer(folder / FILE, tuned.ends)
+
+    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        from luthier.exports.llama_cpp import told
+
+        facts = told(tuned.tokenizer, opened, prompts)
+        facts["proved"] += "; the Modelfile's template renders dialogues as the run's own"
+        return facts
+
+    def use(self, tuned: Tuned, folder: str) -> list[str]:
+        name = Path(tuned.run).name.lower()
+        return [f"ollama create {name} -f {folder}/Modelfile", f"ollama run {name}"]
+
+    def _modelfile(self, tuned: Tuned) -> str:
+        """InputError where no template of Ollama's is the run's, or the template has no place for a system message."""
+        template = Template(tuned.tokenizer)
+        opens = tuned.tokenizer.bos_token if vocabulary_of(tuned).add_bos else ""
+
+        def render(dialogue: Dialogue, prompt: bool) -> str:
+            text = template.render([Message(role, content) for role, content in dialogue], prompt=prompt)
+            return text.removeprefix(opens)  # llama.cpp puts it there
+
+        made, knows_system = go_template(render)
+        if self.system and not knows_system:
+            raise InputError("system: this run's chat template has no place for a system message")
+        stops = [tuned.tokenizer.convert_ids_to_tokens(number) for number in tuned.ends]
+        lines = [f"FROM ./{FILE}", f"TEMPLATE {_quoted(made)}", *(f"PARAMETER stop {_quoted(stop)}" for stop in stops)]
+        lines += [f"PARAMETER temperature {self.temperature:g}", "PARAMETER repeat_penalty 1"]
+        lines += [f"SYSTEM {_quoted(self.system)}"] if self.system else []
+        return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    if '"""' in text or text.endswith('"'):
+        raise InputError(f"a Modelfile cannot hold the text {text[-40:]!r}, for its quotation marks")
+    return f'"""{text}"""'
