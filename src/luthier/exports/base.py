@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+UNPACKS = ("none", "int8", "nf4", "fp4")
+"""How a base may be packed for the tuned weights to be merged."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tuned:
     """A finished run, as an export takes it. Nothing is loaded yet."""
@@ -34,7 +38,7 @@ class Tuned:
     classifies: bool
     """Has it a classification head?"""
     quantize: str
-    """How the base was packed while the adapter was trained; "none" where it was not."""
+    """How the base was packed while the adapter was trained, by the recipe or in its own files; "none" if not."""
     stored: str
     """Type of the base's weights in its files: float32, bfloat16 or float16."""
     tokenizer: Any
@@ -44,6 +48,8 @@ class Tuned:
     """The untouched base as it was in training, packed where it was packed then, loaded anew."""
     open_plain: Callable[[], nn.Module]
     """The tuned model on the base in float32, not packed."""
+    skeleton: Callable[[], nn.Module]
+    """The base's modules and shapes, without weights."""
     facts: dict[str, Any]
     """What stands in the run's result.json."""
 
@@ -75,6 +81,11 @@ class Export(Plugin):
                 f"method {tuned.method.name} changes what the model computes, not only its weights: it does not "
                 f"fold into the base\n  mend: luthier export {tuned.run} --to adapter"
             )
+        if self.needs == "merged" and tuned.quantize not in UNPACKS:
+            raise CannotMerge(
+                f"{tuned.run}: the files of the base are packed as {tuned.quantize}, which transformers does not unpack, "
+                f"so nothing folds into them\n  mend: luthier export {tuned.run} --to adapter"
+            )
 
     def room(self, tuned: Tuned) -> int:
         """Bytes that will be written, about."""
@@ -83,6 +94,10 @@ class Export(Plugin):
     def limit(self, tuned: Tuned) -> float:
         """Largest difference of two logits, as a share of their spread over the vocabulary, that rounding may make."""
         return 1e-3
+
+    def mean_limit(self, tuned: Tuned) -> float | None:
+        """Mean difference of two logits, as a share of the same spread, at most; None where `limit` says enough."""
+        return None
 
     def write(self, tuned: Tuned, folder: Path) -> None:
         """Write everything that the program needs into `folder`, which is empty."""
@@ -96,5 +111,15 @@ class Export(Plugin):
         """Lines that load what lies in `folder`."""
         raise NotImplementedError
 
+    def card(self, tuned: Tuned, proof: Sequence[dict[str, Any]]) -> str:
+        """The README.md of the folder."""
+        from luthier.exports.card import card
 
-EXPORTS = Family(Export, "export", apart=frozenset({"players", "proof", "card"}))
+        return card(tuned, self.name, self.use(tuned, "PATH_OF_THIS_FOLDER"), proof)
+
+    def deliver(self, tuned: Tuned, place: Path) -> list[str]:
+        """What is to be done with the folder once it lies in its place, and lines that tell it; most do nothing."""
+        return []
+
+
+EXPORTS = Family(Export, "export", apart=frozenset({"players", "proof", "card", "layout"}))

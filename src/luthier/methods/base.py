@@ -290,6 +290,9 @@ class PeftMethod(Method):
 HEADS = ("score", "classifier", "classification_head")
 """What transformers calls a classification head."""
 
+UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]
+"""Modules of a classifier that stay unpacked, as expressions: they train whole or start random."""
+
 
 def _refuse_second(model: nn.Module, name: str) -> None:
     """Raise InputError where `model` carries an adapter already: PEFT would only warn."""
