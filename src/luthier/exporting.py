@@ -62,7 +62,7 @@ def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Prog
                 failed = place.with_name(f"{target.name}.failed.json")
                 write_json(failed, report)
                 raise Unproved(
-                    _difference(report["proof"], path, failed), mend="see the report; another dtype or scheme may hold it"
+                    _difference(report["proof"], path, failed), mend="see the report; another dtype or scheme may do"
                 )
             (staging / "README.md").write_text(target.card(tuned, report["proof"]), encoding="utf-8")
             write_json(staging / "export.json", report)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from luthier.errors import CannotMerge
 from luthier.methods.base import Method
@@ -71,8 +71,10 @@ class Player(Protocol):
 class Export(Plugin):
     """One form."""
 
-    needs: ClassVar[Literal["adapter", "merged"]] = "merged"
-    """Does it keep the adapter beside its base, or fold it in?"""
+    @property
+    def needs(self) -> Literal["adapter", "merged"]:
+        """Does it keep the adapter beside its base, or fold it in?"""
+        return "merged"
 
     def refuse(self, tuned: Tuned) -> None:
         """Raise InputError or CannotMerge where this form cannot hold the run, before anything is loaded."""
@@ -83,7 +85,7 @@ class Export(Plugin):
             )
         if self.needs == "merged" and tuned.quantize not in UNPACKS:
             raise CannotMerge(
-                f"{tuned.run}: the files of the base are packed as {tuned.quantize}, which transformers does not unpack, "
+                f"{tuned.run}: the files of the base are packed as {tuned.quantize}, which is not unpacked here, "
                 f"so nothing folds into them\n  mend: luthier export {tuned.run} --to adapter"
             )
 

@@ -50,8 +50,8 @@ class Proof:
 
 
 def prove(
-    trained: Player, exported: Player, prompts: Sequence[Prompt], *, bound: float | None, mean_bound: float | None = None, most: int,
-    progress: Progress,
+    trained: Player, exported: Player, prompts: Sequence[Prompt], *, bound: float | None,
+    mean_bound: float | None = None, most: int, progress: Progress,
 ) -> Proof:  # fmt: skip
     """Ask both the same; `most` is the length of an answer in tokens. AssertionError where logits differ in shape."""
     import numpy as np

@@ -40,15 +40,16 @@ class Quantized(Export):
     """A model of a half or a quarter of the size, close to the run but not the same: the proof says how close."""
 
     scheme: Literal["int8", "int8_dynamic", "llm_int8", "nf4"] = "int8"
-    """int8: weights in 8 bit, the closest (torchao). int8_dynamic: activations too (torchao). llm_int8: the same but for
+    """int8: weights in 8 bit, the closest (torchao). int8_dynamic: activations too (torchao). llm_int8: both but for
     outliers (bitsandbytes). nf4: weights in 4 bit, as QLoRA has them (bitsandbytes)."""
 
     def refuse(self, tuned: Tuned) -> None:
         super().refuse(tuned)
         library = SCHEMES[self.scheme].library
         if find_spec(library) is None:
+            extra = "torchao" if library == "torchao" else "quantize"
             raise MissingExtra(
-                f"scheme={self.scheme} needs {library}, which is not installed", mend="pip install 'luthier[quantize]'"
+                f"scheme={self.scheme} needs {library}, which is not installed", mend=f"pip install 'luthier[{extra}]'"
             )
         model = tuned.skeleton()
         if not self._packable(model):
