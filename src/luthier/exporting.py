@@ -71,10 +71,9 @@ def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Prog
 
 
 def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens, weights: Path) -> Tuned:
-    import torch
-
     from luthier.data.template import Template
     from luthier.models.load import load_tokenizer, packed_as, skeleton, stored_type
+    from luthier.ops.packed import unpack
 
     whole = config.method.saves == "model"
 
@@ -87,7 +86,7 @@ def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens,
     def open_plain() -> nn.Module:
         base: Any = open_base(quantize="none", dtype="float32")
         if getattr(base, "is_quantized", False):  # its own files are packed
-            base = base.dequantize(dtype=torch.float32).float()
+            base = unpack(base)
         return base if whole else config.method.load(base, weights)
 
     template = Template(load_tokenizer(config.model, str(weights)))

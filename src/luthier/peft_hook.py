@@ -1,6 +1,6 @@
 """Make PEFT know our methods as soon as it is imported, without importing it ourselves.
 
-PEFT imports bitsandbytes and torchao where they are installed, so four messages of them are held back here as well.
+PEFT imports bitsandbytes and torchao where they are installed, so messages of them are held back here as well.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ NOISE = {
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
     # Its kernels for GPUs are not for this machine. Goes when torchao looks first.
     "torchao": "Failed to load",
+    "torchao.kernel.intmm": "Warning: Detected no triton",
     # torchao tells torch of its enums as torch no longer wants it. Goes when torchao stops doing so.
     "torch.utils._pytree": "%s is an Enum subclass",
 }

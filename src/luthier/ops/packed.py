@@ -1,9 +1,10 @@
-"""Layers that bitsandbytes packed, kept whole on a CPU."""
+"""Models that bitsandbytes packed: kept whole on a CPU, and unpacked."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -17,6 +18,21 @@ def repair(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
         if type(module).__name__ == "Linear8bitLt":
             module.register_forward_pre_hook(_keep_scales)
+
+
+def unpack(model: nn.Module) -> nn.Module:
+    """The same model in float32, which can be saved. Takes `model` over."""
+    plain: Any = model.dequantize(dtype=torch.float32).float()  # type: ignore[operator]
+    # What read packed files would be undone when it is saved, and cannot be. Goes when transformers' `dequantize`
+    # forgets it itself (seen in 5.23).
+    made = getattr(plain, "_weight_conversions", None)
+    if made is not None:
+        plain._weight_conversions = [each for each in made if not _reads_packed(each)]
+    return plain  # type: ignore[no-any-return]
+
+
+def _reads_packed(conversion: Any) -> bool:
+    return any("bitsandbytes" in type(each).__module__ for each in getattr(conversion, "operations", ()))
 
 
 def _keep_scales(layer: Any, args: Any) -> None:
