@@ -130,9 +130,9 @@ def test_what_would_give_away_this_machine_is_refused(run: Path, monkeypatch: py
 
 
 def test_what_cannot_be_is_said_before_anything_is_loaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for setting in ("repo=first", "repo=me/my model", "repo=me/first site=elsewhere"):
-        with pytest.raises(ConfigError, match="repo|site"):
-            parse_export("hub", setting.split(" site=")[:1] + [f"site={each}" for each in setting.split(" site=")[1:]])
+    for settings in (["repo=first"], ["repo=me/my model"], ["repo=me/first", "site=elsewhere"], []):
+        with pytest.raises(ConfigError, match=r"repo|site"):
+            parse_export("hub", settings)
     with pytest.raises(ConfigError, match="token"):
         parse_export("hub", ["repo=me/first", f"token={TOKEN}"])
     with pytest.raises(InputError, match=r"has to name its base on the hub.*\n.*base=USER/BASE"):
@@ -143,7 +143,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(run: Path, monkeypatch
         export(run, parse_export("hub", push))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(InputError, match="no token.*\n.*hf auth login"):
+    with pytest.raises(InputError, match=r"no token.*\n.*hf auth login"):
         export(run, parse_export("hub", push))
     monkeypatch.setattr(hub, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"luthier\[modelscope\]"):
