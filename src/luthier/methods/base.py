@@ -288,9 +288,7 @@ class PeftMethod(Method):
 
 HEADS = ("score", "classifier", "classification_head")
 """What transformers calls a classification head."""
-
-UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]
-"""Modules of a classifier that stay unpacked, as expressions: they train whole or start random."""
+UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]  # of a classifier: these train whole or start random
 
 
 def _refuse_second(model: nn.Module, name: str) -> None:
