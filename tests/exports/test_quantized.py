@@ -124,7 +124,9 @@ def test_a_base_whose_own_files_are_packed_is_seen_as_packed(
     report = export(folder, parse_export("merged", ["dtype=float32"]))
     assert report["proof"][0]["held"] and "not packed" in report["proof"][0]["against"]
     assert f"the base in {kind}" in report["proof"][1]["against"]
-    assert report["proof"][1]["largest"] > 10 * report["proof"][0]["largest"]
+    assert report["proof"][1]["bound"] is None
+    # int8 rounds activations as well; 4 bit with float32 around it computes with the unpacked weights.
+    assert report["proof"][1]["largest"] >= report["proof"][0]["largest"] * (10 if kind == "int8" else 1)
     config = json.loads((folder / "exports/merged/config.json").read_text())
     assert "quantization_config" not in config, "the merged model is plain"
     plain = AutoModelForCausalLM.from_pretrained(folder / "exports/merged")
