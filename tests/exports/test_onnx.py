@@ -16,6 +16,7 @@ from luthier.errors import CannotMerge, InputError, MissingExtra, Unproved
 from luthier.exporting import export
 from luthier.exports import onnx as form
 from luthier.exports.merged import Merged
+from luthier.models.load import skeleton
 from luthier.run import train
 from tests.conftest import alpaca_rows, review_rows, write_jsonl
 
@@ -131,16 +132,13 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
     monkeypatch.setattr(form, "find_spec", lambda name: True)
     monkeypatch.setattr(Merged, "write", lambda *_: pytest.fail("nothing may be loaded"))
 
-    def hybrid(*_: Any, **__: Any) -> Any:
-        from types import SimpleNamespace
-
-        config = SimpleNamespace(
-            is_encoder_decoder=False, layer_types=["linear_attention", "full_attention"], model_type="qwen3_next"
-        )
-        return SimpleNamespace(config=config)
+    def hybrid(*given: Any, **options: Any) -> Any:
+        model: Any = skeleton(*given, **options)
+        model.config.layer_types = ["linear_attention", "full_attention"]
+        return model
 
     monkeypatch.setattr("luthier.models.load.skeleton", hybrid)
-    with pytest.raises(InputError, match="a qwen3_next keeps more than keys and values"):
+    with pytest.raises(InputError, match="a llama keeps more than keys and values"):
         export(folder, parse_export("onnx", []))
     assert not (folder / "exports").exists()
 
