@@ -113,8 +113,8 @@ def test_a_wrong_graph_is_found_out(run: Callable[..., Path], monkeypatch: pytes
     def spoiled(self: form.Onnx, tuned: Any, place: Path) -> None:
         write(self, tuned, place)
         weights = bytearray((place / "model.onnx.data").read_bytes())
-        middle = len(weights) // 2
-        weights[middle : middle + 4000] = torch.ones(1000).numpy().tobytes()
+        middle = len(weights) // 8 * 4
+        weights[middle:] = torch.full(((len(weights) - middle) // 4,), 0.1).numpy().tobytes()
         (place / "model.onnx.data").write_bytes(weights)
 
     monkeypatch.setattr(form.Onnx, "write", spoiled)
