@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from luthier.config import RunConfig, parse_export
 from luthier.errors import CannotMerge, InputError, MissingExtra, Unproved
 from luthier.exporting import export
 from luthier.exports import onnx as form
+from luthier.exports.base import Tuned
 from luthier.exports.merged import Merged
 from luthier.models.load import skeleton
 from luthier.run import train
@@ -108,17 +108,15 @@ def test_a_classifier_takes_padded_batches(run: Callable[..., Path], kind: str, 
 @pytest.mark.usefixtures("needs_onnx")
 def test_a_wrong_graph_is_found_out(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run(task="classify", kind="bert")
-    write = form.Onnx.write
+    merged = Tuned.merged
 
-    def spoiled(self: form.Onnx, tuned: Any, place: Path) -> None:
-        write(self, tuned, place)
-        weights = bytearray((place / "model.onnx.data").read_bytes())
-        middle = len(weights) // 8 * 4
-        weights[middle:] = torch.full(((len(weights) - middle) // 4,), 0.1).numpy().tobytes()
-        (place / "model.onnx.data").write_bytes(weights)
+    def spoiled(self: Tuned) -> Any:
+        model: Any = merged(self)
+        model.classifier.weight.data.neg_()
+        return model
 
-    monkeypatch.setattr(form.Onnx, "write", spoiled)
-    with pytest.raises(Unproved):
+    monkeypatch.setattr(Tuned, "merged", spoiled)
+    with pytest.raises(Unproved, match="does not answer as the run does"):
         export(folder, parse_export("onnx", []))
 
 
