@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from luthier.config import RunConfig
 from luthier.errors import NoSpace, Unproved
 from luthier.exports.base import Closing, Export, Player, Tuned
-from luthier.exports.card import card
 from luthier.exports.players import TorchPlayer, as_module
 from luthier.exports.proof import Prompt, Proof, prove
 from luthier.folder import RunFolder, write_json
@@ -61,18 +60,19 @@ def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Prog
                 failed = place.with_name(f"{target.name}.failed.json")
                 write_json(failed, report)
                 raise Unproved(
-                    _difference(report["proof"], path, failed), mend="see the report; another dtype may hold it"
+                    _difference(report["proof"], path, failed), mend="see the report; another dtype or scheme may do"
                 )
-            (staging / "README.md").write_text(
-                card(tuned, target.name, target.use(tuned, "PATH_OF_THIS_FOLDER"), report["proof"], report["checked"]),
-                encoding="utf-8",
-            )
+            (staging / "README.md").write_text(target.card(tuned, report["proof"], report["checked"]), encoding="utf-8")
             write_json(staging / "export.json", report)
         place.with_name(f"{target.name}.failed.json").unlink(missing_ok=True)
-    return report | {"path": str(place)}
+    return report | {"path": str(place), "told": target.deliver(tuned, place)}
 
 
 def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens, weights: Path) -> Tuned:
+    from luthier.data.template import Template
+    from luthier.models.load import config_of, load_tokenizer, packed_as, skeleton, stored_type
+    from luthier.ops.packed import unpack
+
     whole = config.method.saves == "model"
 
     def open_base(**changed: Any) -> nn.Module:
@@ -82,23 +82,22 @@ def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens,
         ).model
 
     def open_plain_base() -> nn.Module:
-        return open_base(quantize="none", dtype="float32")
+        base: Any = open_base(quantize="none", dtype="float32")
+        return unpack(base) if getattr(base, "is_quantized", False) else base  # its own files may be packed
 
     def open_plain() -> nn.Module:
         base = open_plain_base()
         return base if whole else config.method.load(base, weights)
 
-    from luthier.data.template import Template
-    from luthier.models.load import config_of, load_tokenizer, stored_type
-
     template = Template(load_tokenizer(config.model, str(weights)))
     classifies = tokens.labels is not None or data.task.model_class == "classification"
     return Tuned(
         run=str(folder.path), weights=weights, base=config.model.path, method=config.method, task=data.task.name,
-        classifies=classifies, quantize=config.model.quantize, stored=stored_type(config.model, tokens.source),
-        config=config_of(config.model, tokens.source), tokenizer=template.tokenizer,
-        ends=() if classifies else tuple(sorted(template.end_ids)), open_base=open_base,
+        classifies=classifies, quantize=packed_as(config.model, tokens.source),
+        stored=stored_type(config.model, tokens.source), config=config_of(config.model, tokens.source),
+        tokenizer=template.tokenizer, ends=() if classifies else tuple(sorted(template.end_ids)), open_base=open_base,
         open_plain_base=open_plain_base, open_plain=open_plain,
+        skeleton=lambda: skeleton(config.model, tokens.source, labels=tokens.labels),
         facts=json.loads(folder.result.read_text(encoding="utf-8")),
     )  # fmt: skip
 
@@ -165,13 +164,16 @@ def _proofs(
     sides: list[tuple[str, Callable[[], nn.Module], float | None]] = [("the run", as_trained, target.limit(tuned))]
     if packed:
         sides = [
-            ("the adapter on the base as it is, not packed", tuned.open_plain, target.limit(tuned)),
+            ("the adapter on the base, not packed", tuned.open_plain, target.limit(tuned)),
             (f"the run as it was trained, on the base in {tuned.quantize}", as_trained, None),
         ]
     made = []
     for name, load, bound in sides:
         progress.stage(f"replaying {len(prompts)} held-out prompts beside {name}")
-        found: Proof = prove(player(load()), exported, prompts, bound=bound, most=ANSWER, progress=progress)
+        mean = None if bound is None else target.mean_limit(tuned)
+        found: Proof = prove(
+            player(load()), exported, prompts, bound=bound, mean_bound=mean, most=ANSWER, progress=progress
+        )
         made.append({"against": name, **found.record()})
         gc.collect()
     return made
@@ -203,9 +205,10 @@ def _scores(
 
 def _difference(proofs: Sequence[dict[str, Any]], path: Path, report: Path) -> str:
     worst = next(each for each in proofs if not each["held"])
-    allowed = worst["bound"] * worst["spread"]
+    allowed, mean = worst["bound"] * worst["spread"], worst["mean_bound"]
+    also = "" if mean is None else f" (mean {worst['mean']:.3g}, at most {mean * worst['spread']:.3g})"
     return (
         f"{path}: what was exported does not answer as {worst['against']} does: a logit differs by "
-        f"{worst['largest']:.3g}, rounding makes at most {allowed:.3g}, and the likeliest token is the same at "
+        f"{worst['largest']:.3g}, rounding makes at most {allowed:.3g}{also}, and the likeliest token is the same at "
         f"{worst['same_top']:.1%} of the places. Nothing is left of it but the report {report}"
     )

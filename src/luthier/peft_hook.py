@@ -1,6 +1,6 @@
 """Make PEFT know our methods as soon as it is imported, without importing it ourselves.
 
-PEFT imports bitsandbytes where that is installed, so two of its messages are held back here as well.
+PEFT imports bitsandbytes and torchao where they are installed, so messages of them are held back here as well.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ NOISE = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     # What LLM.int8() is, said by every layer at every evaluation. Goes when bitsandbytes says it once.
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+    # Its kernels for GPUs are not for this machine. Goes when torchao looks first.
+    "torchao": "Failed to load",
+    "torchao.kernel.intmm": "Warning: Detected no triton",
+    # torchao tells torch of its enums as torch no longer wants it. Goes when torchao stops doing so.
+    "torch.utils._pytree": "%s is an Enum subclass",
 }
-"""Logger -> start of a message of it (bitsandbytes 0.50.2) that tells a user nothing."""
+"""Logger -> start of a message of it (bitsandbytes 0.50.2, torchao 0.18.0) that tells a user nothing."""
 
 
 class _Finder(MetaPathFinder):

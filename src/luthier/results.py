@@ -135,6 +135,8 @@ def show_export(report: Mapping[str, Any]) -> None:
     console.print(f"[bold]> {escape(report['path'])}[/] ({report['bytes'] / 1e6:,.1f} MB)")
     for line in report["use"]:
         console.print(f"    {escape(line)}")
+    for line in report["told"]:
+        console.print(escape(line))
 
 
 def show_harness(found: Mapping[str, Any], run: str) -> None:

@@ -252,8 +252,7 @@ def _attach(loaded: Loaded, steps: int, given: Given | None) -> Any:
 
 def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
     """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes."""
-    from transformers import GenerationConfig
-
+    from luthier.exports.layout import write_words
     from luthier.training.checkpoint import staged
     from luthier.training.session import weights_bytes
 
@@ -262,11 +261,7 @@ def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
     target = folder.path / method.saves
     with staged(target) as staging:
         method.save(loaded.model, staging)
-        tokenizer.save_pretrained(staging)
-        if loaded.data.task.name == "chat":  # who loads it elsewhere must stop at the end of the answer too
-            GenerationConfig(
-                eos_token_id=sorted(loaded.template.end_ids), pad_token_id=tokenizer.pad_token_id
-            ).save_pretrained(staging)
+        write_words(tokenizer, sorted(loaded.template.end_ids) if loaded.data.task.name == "chat" else (), staging)
     return weights_bytes(target)
 
 

@@ -440,7 +440,7 @@ def test_layers_with_a_strength_of_their_own_keep_it(run: Callable[..., Path], t
     tuned = Tuned(
         run="run", weights=tmp_path / "weights", base="base", method=None, task="chat", classifies=False, quantize="none",  # type: ignore[arg-type]
         stored="float32", config=base.config, tokenizer=Template(build_tokenizer()).tokenizer, ends=(1,),
-        open_base=lambda: base, open_plain_base=lambda: base, open_plain=lambda: tuned_model, facts=facts,
+        open_base=lambda: base, open_plain_base=lambda: base, open_plain=lambda: tuned_model, skeleton=lambda: base, facts=facts,
     )  # fmt: skip
     target, place = GgufAdapter(), tmp_path / "made"
     place.mkdir()

@@ -14,7 +14,7 @@ import torch
 from luthier.errors import InputError
 from luthier.serving.asking import Ask, Piece, Sampling
 from luthier.serving.engine import Engine
-from luthier.serving.lanes import PlainLane
+from luthier.serving.lanes import PlainLane, Row, Start
 from luthier.serving.sources import source_of
 from luthier.serving.variants import APART, BATCHED, PLAIN
 from tests.methods import zoo
@@ -153,6 +153,28 @@ def test_rows_come_and_go_in_any_order(adapter: Callable[..., Path], model_folde
         assert finish == "cancelled" or len(tokens) == most
     assert 0 < cancelled < 40 and not engine.jobs and not engine.lanes[0].rows
     engine.close()
+
+
+def test_rows_that_have_not_begun_may_leave(adapter: Callable[..., Path]) -> None:
+    engine = Engine.open([str(adapter("lora"))])
+    lane = engine.variants["base"].lane
+    engine.close()
+    said: list[torch.Tensor] = []
+    with torch.inference_mode():
+        for first in range(3):
+            rows = [Row([5 + number, 6, 7], Start()) for number in range(9)]
+            lane.take(rows[0])
+            [(ready, _)] = lane.feed()
+            for row in rows[1:]:
+                lane.take(row)
+            for row in [*rows[first:4], *rows[5:], *rows[:first]]:
+                lane.drop(row)
+            assert lane.rows == [rows[4]] and lane.count == 0 and ready is rows[0]
+            [(row, logits)] = lane.feed()
+            said.append(logits)
+            assert row is rows[4]
+            lane.drop(row)
+    assert torch.equal(said[0], said[1]) and torch.equal(said[1], said[2])
 
 
 def test_a_model_with_another_kind_of_cache_is_served_row_by_row(

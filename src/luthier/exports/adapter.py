@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from luthier.errors import InputError
 from luthier.exports.base import Export, Player, Tuned
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class Adapter(Export):
     """PEFT's format, to be loaded beside the base; for forty variants of one base this is forty small folders."""
 
-    needs: ClassVar[Literal["adapter", "merged"]] = "adapter"
-    on_plain_base: ClassVar[bool] = False
+    @property
+    def needs(self) -> Literal["adapter", "merged"]:
+        return "adapter"
 
     def refuse(self, tuned: Tuned) -> None:
         if tuned.method.saves != "adapter":

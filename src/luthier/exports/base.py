@@ -6,10 +6,10 @@ deployed has to be what was trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from luthier.errors import CannotMerge
 from luthier.methods.base import Method
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from luthier.exports.proof import Prompt
+
+
+UNPACKS = ("none", "int8", "nf4", "fp4")
+"""How a base may be packed for the tuned weights to be merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Tuned:
     classifies: bool
     """Has it a classification head?"""
     quantize: str
-    """How the base was packed while the adapter was trained; "none" where it was not."""
+    """How the base was packed while the adapter was trained, by the recipe or in its own files; "none" if not."""
     stored: str
     """Type of the base's weights in its files: float32, bfloat16 or float16."""
     config: Any
@@ -50,6 +54,8 @@ class Tuned:
     """The untouched base in float32, not packed."""
     open_plain: Callable[[], nn.Module]
     """The tuned model on the base in float32, not packed."""
+    skeleton: Callable[[], nn.Module]
+    """The base's modules and shapes, without weights."""
     facts: dict[str, Any]
     """What stands in the run's result.json."""
 
@@ -79,10 +85,15 @@ class Closing(Protocol):
 class Export(Plugin):
     """One form."""
 
-    needs: ClassVar[Literal["adapter", "merged"]] = "merged"
-    """Does it keep the adapter beside its base, or fold it in?"""
-    on_plain_base: ClassVar[bool] = True
-    """Does it belong to the base as it is, not packed?"""
+    @property
+    def needs(self) -> Literal["adapter", "merged"]:
+        """Does it keep the adapter beside its base, or fold it in?"""
+        return "merged"
+
+    @property
+    def on_plain_base(self) -> bool:
+        """Does it belong to the base as it is, not packed?"""
+        return self.needs == "merged"
 
     @property
     def replays(self) -> bool:
@@ -96,6 +107,11 @@ class Export(Plugin):
                 f"method {tuned.method.name} changes what the model computes, not only its weights: it does not "
                 f"fold into the base\n  mend: luthier export {tuned.run} --to adapter"
             )
+        if self.needs == "merged" and tuned.quantize not in UNPACKS:
+            raise CannotMerge(
+                f"{tuned.run}: the files of the base are packed as {tuned.quantize}, which is not unpacked here, "
+                f"so nothing folds into them\n  mend: luthier export {tuned.run} --to adapter"
+            )
 
     def room(self, tuned: Tuned) -> int:
         """Bytes that will be written, about."""
@@ -104,6 +120,10 @@ class Export(Plugin):
     def limit(self, tuned: Tuned) -> float:
         """Largest difference of two logits, as a share of their spread over the vocabulary, that rounding may make."""
         return 1e-3
+
+    def mean_limit(self, tuned: Tuned) -> float | None:
+        """Mean difference of two logits, as a share of the same spread, at most; None where `limit` says enough."""
+        return None
 
     def write(self, tuned: Tuned, folder: Path) -> None:
         """Write everything that the program needs into `folder`, which is empty."""
@@ -124,9 +144,19 @@ class Export(Plugin):
         """Lines that load what lies in `folder`."""
         raise NotImplementedError
 
+    def card(self, tuned: Tuned, proof: Sequence[dict[str, Any]], checked: Mapping[str, Any]) -> str:
+        """The README.md of the folder; `checked` is what `check` gave."""
+        from luthier.exports.card import card
+
+        return card(tuned, self.name, self.use(tuned, "PATH_OF_THIS_FOLDER"), proof, checked)
+
+    def deliver(self, tuned: Tuned, place: Path) -> list[str]:
+        """What is to be done with the folder once it lies in its place, and lines that tell it; most do nothing."""
+        return []
+
 
 EXPORTS = Family(
     Export,
     "export",
-    apart=frozenset({"players", "proof", "card", "gguf_file", "gguf_vocab", "llama_cpp", "go_template"}),
+    apart=frozenset({"players", "proof", "card", "layout", "gguf_file", "gguf_vocab", "llama_cpp", "go_template"}),
 )

@@ -13,23 +13,31 @@ from luthier.exports.base import Tuned
 LIBRARIES = {"adapter": "peft", "gguf": "gguf", "gguf_adapter": "gguf", "ollama": "gguf"}
 
 
+def is_local(base: str) -> bool:
+    """Is it a folder here or the embedded model, and no hub id?"""
+    return base == "builtin" or base.startswith((".", "/", "~")) or Path(base).is_dir()
+
+
 def card(
-    tuned: Tuned, target: str, use: Sequence[str], proof: Sequence[dict[str, Any]], checked: Mapping[str, Any]
-) -> str:
-    """README.md in the form that model hubs read: a block of YAML, then text."""
-    facts, local = tuned.facts, Path(tuned.base).is_absolute() or tuned.base.startswith(".") or tuned.base == "builtin"
+    tuned: Tuned, target: str, use: Sequence[str], proof: Sequence[dict[str, Any]], checked: Mapping[str, Any],
+    **more: str,
+) -> str:  # fmt: skip
+    """README.md in the form that model hubs read: a block of YAML, with `more` keys, then text. It names no folder."""
+    facts, local = tuned.facts, is_local(tuned.base)
+    origin = Path(tuned.base).expanduser().name if local else tuned.base
     head = {
         "library_name": LIBRARIES.get(target, "transformers"),
         "tags": ["luthier", tuned.method.name],
         "pipeline_tag": "text-classification" if tuned.classifies else "text-generation",
         **({} if local else {"base_model": tuned.base}),
+        **more,
     }
     # JSON is YAML, and quotes what must be quoted.
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()), "---", ""]
     lines += [
         f"# {Path(tuned.run).name}",
         "",
-        f"`{tuned.base}`, fine-tuned with {tuned.method.name} by Luthier {__version__}.",
+        f"`{origin}`, fine-tuned with {tuned.method.name} by Luthier {__version__}.",
         "",
     ]
     lines += ["```sh" if target == "ollama" else "```python", *use, "```", "", "## Training", "", "| | |", "|---|---|"]

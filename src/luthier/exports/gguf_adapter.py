@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.errors import InputError
 from luthier.exports.base import Export, Player, Tuned
@@ -34,7 +34,13 @@ FILE, BASE = "adapter.gguf", "base.gguf"
 class GgufAdapter(Export):
     """An adapter for a base that is there as GGUF already, or is written beside it."""
 
-    needs: ClassVar[Literal["adapter", "merged"]] = "adapter"
+    @property
+    def needs(self) -> Literal["adapter", "merged"]:
+        return "adapter"
+
+    @property
+    def on_plain_base(self) -> bool:
+        return True
 
     base: Literal["none", "f32", "f16", "bf16", "q8_0"] = "none"
     """Write the untouched base too, as base.gguf in this type; none where you have it. The proof plays it then."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from luthier.exports.base import Export, Player, Tuned
+from luthier.exports.layout import lines, open_model, write_merged
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,34 +31,13 @@ class Merged(Export):
         return BOUNDS[self._type(tuned)]
 
     def write(self, tuned: Tuned, folder: Path) -> None:
-        import torch
-        from transformers import GenerationConfig
-
-        model: Any = tuned.merged()
-        model = model.to(getattr(torch, self._type(tuned)))
-        model.config.dtype = getattr(torch, self._type(tuned))
-        model.save_pretrained(folder, max_shard_size=self.shard)
-        tuned.tokenizer.save_pretrained(folder)
-        if tuned.ends:
-            GenerationConfig(eos_token_id=list(tuned.ends), pad_token_id=tuned.tokenizer.pad_token_id).save_pretrained(
-                folder
-            )
+        write_merged(tuned, self._type(tuned), folder, shard=self.shard)
 
     def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
-        import transformers
-
-        auto = (
-            transformers.AutoModelForSequenceClassification if tuned.classifies else transformers.AutoModelForCausalLM
-        )
-        return auto.from_pretrained(str(folder), dtype="auto")
+        return open_model(tuned, folder, dtype="auto")
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
-        auto = "AutoModelForSequenceClassification" if tuned.classifies else "AutoModelForCausalLM"
-        return [
-            f"from transformers import {auto}, AutoTokenizer",
-            f'model = {auto}.from_pretrained("{folder}", dtype="auto")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
-        ]
+        return lines(tuned, folder, ', dtype="auto"')
 
     def _type(self, tuned: Tuned) -> str:
         return tuned.stored if self.dtype == "auto" else self.dtype

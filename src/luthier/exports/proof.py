@@ -35,12 +35,14 @@ class Proof:
     """Standard deviation of the trained model's logits over the vocabulary, mean over places."""
     bound: float | None
     """What `largest` may be, as a share of `spread`; None where any difference is only told."""
+    mean_bound: float | None
+    """What `mean` may be, as a share of `spread`; None where `largest` says enough."""
     same_top: float
     """Share of places with the same likeliest token."""
     same_answers: float
     """Share of prompts with the same greedy answer, token by token; 1 for a classifier."""
     held: bool
-    """Is `largest` within the bound?"""
+    """Are `largest` and `mean` within their bounds?"""
 
     def record(self) -> dict[str, Any]:
         """As it stands in export.json."""
@@ -48,8 +50,9 @@ class Proof:
 
 
 def prove(
-    trained: Player, exported: Player, prompts: Sequence[Prompt], *, bound: float | None, most: int, progress: Progress
-) -> Proof:
+    trained: Player, exported: Player, prompts: Sequence[Prompt], *, bound: float | None,
+    mean_bound: float | None = None, most: int, progress: Progress,
+) -> Proof:  # fmt: skip
     """Ask both the same; `most` is the length of an answer in tokens. AssertionError where logits differ in shape."""
     import numpy as np
 
@@ -69,7 +72,8 @@ def prove(
         same += prompt.start is None or trained.answer(asked, most) == exported.answer(asked, most)
         progress.measured("prompts", number + 1, len(prompts))
     spread /= positions
+    mean = total / positions
     return Proof(
-        len(prompts), positions, largest, total / positions, spread, bound, same_top / positions, same / len(prompts),
-        held=bound is None or largest <= bound * spread,
+        len(prompts), positions, largest, mean, spread, bound, mean_bound, same_top / positions, same / len(prompts),
+        held=(bound is None or largest <= bound * spread) and (mean_bound is None or mean <= mean_bound * spread),
     )  # fmt: skip

@@ -275,8 +275,7 @@ class PeftMethod(Method):
         """The same adapter on the unpacked base: merging into packed weights would round them anew."""
         from tempfile import TemporaryDirectory
 
-        import torch
-
+        from luthier.ops.packed import unpack
         from luthier.tuners.base import free_heads
 
         with TemporaryDirectory() as folder:
@@ -284,11 +283,12 @@ class PeftMethod(Method):
             free_heads(model)
             base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # else PEFT keeps (IA)3 from being taken off
             plain: Any = model.unload()  # type: ignore[operator]
-            return self.load(plain.dequantize(dtype=torch.float32).float(), Path(folder))
+            return self.load(unpack(plain), Path(folder))
 
 
 HEADS = ("score", "classifier", "classification_head")
 """What transformers calls a classification head."""
+UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]  # of a classifier: these train whole or start random
 
 
 def _refuse_second(model: nn.Module, name: str) -> None:

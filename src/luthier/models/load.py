@@ -22,16 +22,14 @@ from transformers.utils import logging
 from luthier.builtin import BASE
 from luthier.config import ModelConfig
 from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
-from luthier.methods.base import HEADS
+from luthier.methods.base import UNPACKED
+from luthier.ops.packed import repair
 
 MOST_TOKENS = 2048
 """Default limit of a row, where the model would take more."""
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-
-UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]
-"""Modules of a classifier that stay unpacked, as expressions: they train whole or start random."""
 
 
 def locate(config: ModelConfig) -> str:
@@ -152,7 +150,7 @@ def load_model(
         raise _unloadable(config, "weights", error) from error
     if quantize == "none":
         return model.to(where)  # type: ignore[no-any-return]
-    _repair(model)
+    repair(model)
     return model  # type: ignore[no-any-return]
 
 
@@ -172,24 +170,6 @@ def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any
             mend="fetch the model anew; its config.json may belong to another",
         )
     return model  # type: ignore[no-any-return]
-
-
-def _repair(model: nn.Module) -> None:
-    """Keep packed layers whole on a CPU."""
-    module: Any
-    for module in model.modules():
-        # bitsandbytes repacks 4-bit weights in place at the first evaluation on a CPU with avx512_bf16, after
-        # which gradients are wrong without a word. Goes when bitsandbytes stops doing that (seen in 0.50.2).
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-        if type(module).__name__ == "Linear8bitLt":
-            module.register_forward_pre_hook(_keep_scales)
-
-
-def _keep_scales(layer: Any, args: Any) -> None:
-    """Give int8 weights their scales back, which DoRA loses when it reads them on a CPU (seen in PEFT 0.21.2)."""
-    if layer.weight.CB is not None and layer.weight.SCB is None:
-        layer.weight.SCB = layer.state.SCB
 
 
 def skeleton(
@@ -305,6 +285,11 @@ def quantization(config: ModelConfig, model_config: Any) -> str:
             mend="model.quantize=none takes them as they are",
         )
     return kind
+
+
+def packed_as(config: ModelConfig, source: str) -> str:
+    """The same, from config.json alone."""
+    return quantization(config, _architecture(config, source, None)[1])
 
 
 def _need_bitsandbytes(installed: bool, key: str, value: str, instead: str) -> None:

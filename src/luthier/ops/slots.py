@@ -124,8 +124,8 @@ class SlotCache(Cache):
             layer.grow()
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the row of one place to another."""
-        if source != target:
+        """Copy the row of one place to another; one without tokens may not be in the cache yet."""
+        if source != target and length:
             for layer in self.own:
                 layer.move(source, target, length)
 

@@ -170,8 +170,12 @@ class Engine:
             row = Row(ask.ids, variant.start)
             tokenizer = variant.template.tokenizer
             self.jobs[row] = Job(ask, variant, row, Drawer(ask.sampling), Text(tokenizer, ask.sampling.stop))
-            variant.lane.take(row)
             self.counts.prompt_tokens += len(ask.ids)
+            try:
+                variant.lane.take(row)
+            except Exception as error:  # no memory for its trained keys
+                traceback.print_exc(file=sys.stderr)
+                self._fail(variant.lane, error)
 
     def _step(self, lane: Lane) -> None:
         for row in [row for row in lane.rows if self.jobs[row].ask.cancelled.is_set()]:
@@ -229,5 +233,10 @@ class Engine:
         ask.deliver(Piece(text, made, kept, finish, error))
 
     def _fail(self, lane: Lane, error: Exception) -> None:
-        for row in list(lane.rows):
-            self._end(self.jobs[row], "error", error=f"the model failed on this batch ({type(error).__name__})")
+        """End all answers of a lane, whose rows may be in any state."""
+        rows = list(lane.rows)
+        lane.clear()
+        for row in rows:
+            if (job := self.jobs.pop(row, None)) is not None:
+                message = f"the model failed on this batch ({type(error).__name__})"
+                self._deliver_end(job.ask, job.made, "error", "", self._scores(job), message)

@@ -95,6 +95,10 @@ class Lane:
         self._move(len(self.rows) - 1, place)
         self.rows.pop()
 
+    def clear(self) -> None:
+        """Let all out, in whatever state they are."""
+        self.rows, self.count = [], 0
+
     def feed(self) -> list[tuple[Row, Tensor]]:
         """Read up to CHUNK tokens of prompts: the rows that are ready now, with their first logits [vocabulary]."""
         raise NotImplementedError
@@ -141,6 +145,10 @@ class SlotLane(Lane):
         super().drop(row)
         if not self.rows:
             self.cache.clear()
+
+    def clear(self) -> None:
+        super().clear()
+        self.cache.clear()
 
     def feed(self) -> list[tuple[Row, Tensor]]:
         group = self._group()

@@ -1,0 +1,227 @@
+"""ONNX for onnxruntime, where no PyTorch is: a classifier, or a causal model with its cache of keys and values."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import InputError, MissingExtra
+from luthier.exports.base import Export, Player, Tuned
+from luthier.exports.layout import write_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+FILE = "model.onnx"
+PAST, PRESENT = "past_key_values", "present"
+
+
+class Onnx(Export):
+    """One graph in float32: `model.onnx`, its weights beside it, so that no model is too large.
+
+    A causal model takes the keys and values of what it has read (`past_key_values.N.key`, `.value`; of length 0 at the
+    start) and gives them back longer (`present.N.key`, `.value`): the names that runtimes for such graphs expect.
+    """
+
+    def refuse(self, tuned: Tuned) -> None:
+        super().refuse(tuned)
+        missing = [name for name in NEEDED if find_spec(name) is None]
+        if missing:
+            raise MissingExtra(
+                f"--to onnx needs {', '.join(missing)}, not installed here", mend="pip install 'luthier[onnx]'"
+            )
+        model: Any = tuned.skeleton()
+        config = model.config
+        kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+        stateful = getattr(model, "_is_stateful", False)
+        if config.is_encoder_decoder or kinds or stateful:
+            what = "is an encoder with a decoder" if config.is_encoder_decoder else "keeps more than keys and values"
+            raise InputError(
+                f"{tuned.run}: a {config.model_type} {what}, for which no ONNX is written here",
+                mend=f"luthier export {tuned.run} --to merged",
+            )
+
+    def room(self, tuned: Tuned) -> int:
+        return int(4.2 * tuned.facts["parameters"])
+
+    def write(self, tuned: Tuned, folder: Path) -> None:
+        import onnx_ir
+        from transformers.exporters.configs import OnnxConfig
+        from transformers.exporters.exporter_onnx import OnnxExporter
+
+        model: Any = tuned.merged().float().cpu().eval()
+        inputs = _example(model, caches=not tuned.classifies)
+        with _quiet():
+            try:
+                made = OnnxExporter().export(model, inputs, OnnxConfig(dynamic=True)).program
+            except Exception as error:  # the exporters of torch and transformers raise many kinds
+                raise InputError(
+                    f"{tuned.run}: {type(model).__name__} cannot be written as ONNX: {type(error).__name__}: "
+                    f"{str(error).strip().splitlines()[0]}",
+                    mend=f"luthier export {tuned.run} --to merged",
+                ) from error
+        _rename(made.graph, caches=not tuned.classifies)
+        onnx_ir.save(made, folder / FILE, external_data=f"{FILE}.data")
+        model.config.dtype = "float32"
+        model.config.save_pretrained(folder)
+        write_words(tuned.tokenizer, tuned.ends, folder)
+
+    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
+        return OnnxPlayer(folder, tuned.ends)
+
+    def use(self, tuned: Tuned, folder: str) -> list[str]:
+        start = [
+            "import numpy, onnxruntime",
+            "from tokenizers import Tokenizer",
+            f'session = onnxruntime.InferenceSession("{folder}/{FILE}")',
+            f'tokenizer = Tokenizer.from_file("{folder}/tokenizer.json")',
+        ]
+        if tuned.classifies:
+            return [
+                *start,
+                'ids = numpy.array([tokenizer.encode("TEXT").ids])',
+                'session.run(["logits"], {"input_ids": ids, "attention_mask": numpy.ones_like(ids)})',
+            ]
+        return [
+            *start,
+            "# PROMPT as the chat template writes it; the cache is empty at first, then what came back as present",
+            *LOOP.format(ends=list(tuned.ends)).splitlines(),
+        ]
+
+
+LOOP = """\
+ids, answer, past = tokenizer.encode("PROMPT", add_special_tokens=False).ids, [], {{}}
+for each in session.get_inputs():
+    if each.name.startswith("past"):
+        past[each.name] = numpy.zeros((1, each.shape[1], 0, each.shape[3]), "float32")
+names, new, seen = [each.name for each in session.get_outputs()], ids, 0
+while len(answer) < 64 and (not answer or answer[-1] not in {ends}):
+    seen += len(new)
+    feed = {{"input_ids": [new], "attention_mask": [[1] * seen], "position_ids": [list(range(seen - len(new), seen))]}}
+    feed = {{each.name: numpy.array(feed[each.name]) for each in session.get_inputs() if each.name in feed}}
+    out = dict(zip(names, session.run(None, feed | past)))
+    past = {{name: out[name.replace("past_key_values", "present")] for name in past}}
+    new = [int(out["logits"][0, -1].argmax())]
+    answer += new
+print(tokenizer.decode(answer))"""
+
+
+class OnnxPlayer:
+    """onnxruntime on a CPU."""
+
+    def __init__(self, folder: Path, ends: Sequence[int]) -> None:
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(str(folder / FILE), providers=["CPUExecutionProvider"])
+        self.ends = set(ends)
+        self.inputs = {each.name: each.shape for each in self.session.get_inputs()}
+        self.outputs = [each.name for each in self.session.get_outputs()]
+
+    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
+        """[tokens, vocabulary], of a classifier [1, labels]."""
+        made = self._run(ids, self._empty(), 0)["logits"]
+        return made[0] if made.ndim == 3 else made
+
+    def answer(self, ids: Sequence[int], most: int) -> list[int]:
+        """Greedy, each new token behind the kept keys and values."""
+        if not self.ends:
+            return []
+        answer: list[int] = []
+        new, past, seen = list(ids), self._empty(), 0
+        while len(answer) < most and not (answer and answer[-1] in self.ends):
+            made = self._run(new, past, seen)
+            seen += len(new)
+            past = {name: made[name.replace(PAST, PRESENT)] for name in past}
+            new = [int(made["logits"][0, -1].argmax())]
+            answer += new
+        return answer
+
+    def _empty(self) -> dict[str, NDArray[Any]]:
+        import numpy as np
+
+        return {
+            name: np.zeros((1, shape[1], 0, shape[3]), np.float32)
+            for name, shape in self.inputs.items()
+            if name.startswith(PAST)
+        }
+
+    def _run(self, ids: Sequence[int], past: dict[str, NDArray[Any]], seen: int) -> dict[str, NDArray[Any]]:
+        """One row of new tokens behind `seen` ones."""
+        import numpy as np
+
+        feed = {
+            "input_ids": np.array([list(ids)], np.int64),
+            "attention_mask": np.ones((1, seen + len(ids)), np.int64),
+            "position_ids": np.arange(seen, seen + len(ids), dtype=np.int64)[None],
+        }
+        feed = {name: value for name, value in feed.items() if name in self.inputs}
+        return dict(zip(self.outputs, self.session.run(None, feed | past), strict=True))
+
+
+def _example(model: Any, *, caches: bool) -> dict[str, Any]:
+    """Two rows of four tokens, one padded, with `caches` behind three that were read: no axis is 1 or like another."""
+    import inspect
+
+    import torch
+    from transformers import DynamicCache
+
+    ids = torch.arange(8).reshape(2, 4) + 3
+    if not caches:
+        mask = torch.ones_like(ids)
+        mask[0, -1] = 0
+        return {"input_ids": ids, "attention_mask": mask}
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(input_ids=ids[:, :3], use_cache=True, past_key_values=cache)
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[0, 0] = 0
+    example = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        example["position_ids"] = torch.arange(3, 7).expand(2, -1).contiguous()
+    return example
+
+
+def _rename(graph: Any, *, caches: bool) -> None:
+    """Inputs, outputs and axes by the names that runtimes expect, in place of the exporter's."""
+    import onnx_ir
+
+    for value, new in [*((each, PAST) for each in graph.inputs), *((each, PRESENT) for each in graph.outputs)]:
+        axes: dict[int, str] = {}
+        if ".layers." in value.name:
+            number, _, kind = value.name.partition(".layers.")[2].partition(".")
+            value.name = f"{new}.{number}.{kind.removesuffix('s')}"
+            axes = {0: "batch", 2: "past" if new == PAST else "past + length"}
+        elif value.name in ("input_ids", "position_ids", "logits"):
+            axes = {0: "batch", 1: "length"} if caches or value.name != "logits" else {0: "batch"}
+        elif value.name == "attention_mask":
+            axes = {0: "batch", 1: "past + length" if caches else "length"}
+        value.shape = onnx_ir.Shape([axes.get(place) or _number(size) for place, size in enumerate(value.shape)])
+
+
+def _number(size: Any) -> Any:
+    """Sizes that are the model's own come as text where the exporter took them for an axis that varies."""
+    text = str(size).strip("'")
+    return int(text) if text.isdigit() else size
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters tell on stdout and in the log what concerns those who write them."""
+    import io
+    from contextlib import redirect_stdout
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,131 @@
+"""The merged model in 8 or 4 bit, by torchao or bitsandbytes: transformers opens it on a CPU or GPU as it lies."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from luthier.errors import InputError, MissingExtra
+from luthier.exports.base import Export, Player, Tuned
+from luthier.exports.layout import lines, open_model, write_merged, write_words
+from luthier.methods.base import HEADS, UNPACKED, linear_layers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Scheme(NamedTuple):
+    """How weights are packed, and what rounding may make of it (measured; see docs/export.md)."""
+
+    library: str
+    size: float
+    """Bytes of a packed weight, its scales included."""
+    bound: float
+    """Largest difference of two logits as a share of their spread."""
+    mean: float
+    """Their mean difference, likewise: the sharper of the two where many numbers are compared."""
+
+
+SCHEMES = {
+    "int8": Scheme("torchao", 1.02, 0.5, 0.05),
+    "int8_dynamic": Scheme("torchao", 1.02, 0.5, 0.05),
+    "llm_int8": Scheme("bitsandbytes", 1.02, 0.5, 0.05),
+    "nf4": Scheme("bitsandbytes", 0.57, 4.0, 0.5),
+}
+
+
+class Quantized(Export):
+    """A model of a half or a quarter of the size, close to the run but not the same: the proof says how close."""
+
+    scheme: Literal["int8", "int8_dynamic", "llm_int8", "nf4"] = "int8"
+    """int8: weights in 8 bit, the closest (torchao). int8_dynamic: activations too (torchao). llm_int8: both but for
+    outliers (bitsandbytes). nf4: weights in 4 bit, as QLoRA has them (bitsandbytes)."""
+
+    def refuse(self, tuned: Tuned) -> None:
+        super().refuse(tuned)
+        library = SCHEMES[self.scheme].library
+        if find_spec(library) is None:
+            extra = "torchao" if library == "torchao" else "quantize"
+            raise MissingExtra(
+                f"scheme={self.scheme} needs {library}, which is not installed", mend=f"pip install 'luthier[{extra}]'"
+            )
+        model = tuned.skeleton()
+        if not self._packable(model):
+            kind = model.config.model_type  # type: ignore[union-attr]
+            raise InputError(
+                f"{tuned.run}: {library} packs torch's linear layers, and a {kind} has none", mend="scheme=nf4"
+            )
+
+    def room(self, tuned: Tuned) -> int:
+        # The plain model stands beside it while it is packed.
+        plain = 4 if tuned.stored == "float32" else 2
+        return int((plain + SCHEMES[self.scheme].size + 0.3) * tuned.facts["parameters"])
+
+    def limit(self, tuned: Tuned) -> float:
+        return SCHEMES[self.scheme].bound
+
+    def mean_limit(self, tuned: Tuned) -> float | None:
+        return SCHEMES[self.scheme].mean
+
+    def write(self, tuned: Tuned, folder: Path) -> None:
+        from luthier.ops.packed import repair
+
+        plain = folder / "plain"
+        write_merged(tuned, tuned.stored, plain)
+        place = "cuda" if _on_gpu() else "cpu"
+        packed: Any = open_model(
+            tuned, plain, dtype="auto", quantization_config=self._settings(tuned), device_map={"": place}
+        )
+        shutil.rmtree(plain)
+        repair(packed)
+        packed.save_pretrained(folder)  # before it is asked anything: see ops.packed
+        write_words(tuned.tokenizer, tuned.ends, folder)
+
+    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
+        from luthier.ops.packed import repair
+
+        model = open_model(tuned, folder)
+        repair(model)
+        return model
+
+    def use(self, tuned: Tuned, folder: str) -> list[str]:
+        return [f"# pip install {SCHEMES[self.scheme].library}", *lines(tuned, folder)]
+
+    def _packable(self, model: nn.Module) -> bool:
+        """Is there a layer that the library packs? bitsandbytes takes GPT-2's transposed ones, torchao does not."""
+        from torch import nn
+
+        heads = getattr(model, "get_output_embeddings", lambda: None)()
+        layers = [each for name, each in linear_layers(model).items() if name.split(".")[0] not in HEADS]
+        if SCHEMES[self.scheme].library == "torchao":
+            layers = [each for each in layers if isinstance(each, nn.Linear)]
+        return any(each is not heads for each in layers)
+
+    def _settings(self, tuned: Tuned) -> Any:
+        """Configuration for transformers. None leaves the output embedding of a language model unpacked."""
+        import torch
+        from transformers import BitsAndBytesConfig, TorchAoConfig
+
+        unpacked = UNPACKED if tuned.classifies else None
+        if self.scheme == "llm_int8":
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=unpacked)
+        if self.scheme == "nf4":
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                # A CPU computes in float16 some 25 times slower.
+                bnb_4bit_compute_dtype=torch.float32 if tuned.stored == "float32" else torch.bfloat16,
+                llm_int8_skip_modules=unpacked,
+            )
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+
+        kinds = {"int8": Int8WeightOnlyConfig, "int8_dynamic": Int8DynamicActivationInt8WeightConfig}
+        return TorchAoConfig(kinds[self.scheme](), modules_to_not_convert=unpacked)
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,41 @@
+"""Models that bitsandbytes packed: kept whole on a CPU, and unpacked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def repair(model: nn.Module) -> None:
+    """To be called as soon as a packed model is loaded, before it is asked anything."""
+    module: Any
+    for module in model.modules():
+        # bitsandbytes repacks 4-bit weights in place at the first evaluation on a CPU with avx512_bf16, after
+        # which gradients and files are wrong without a word. Goes when bitsandbytes stops doing that (seen in 0.50.2).
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        if type(module).__name__ == "Linear8bitLt":
+            module.register_forward_pre_hook(_keep_scales)
+
+
+def unpack(model: nn.Module) -> nn.Module:
+    """The same model in float32, which can be saved. Takes `model` over."""
+    plain: Any = model.dequantize(dtype=torch.float32).float()  # type: ignore[operator]
+    # What read packed files would be undone when it is saved, and cannot be. Goes when transformers' `dequantize`
+    # forgets it itself (seen in 5.23).
+    made = getattr(plain, "_weight_conversions", None)
+    if made is not None:
+        plain._weight_conversions = [each for each in made if not _reads_packed(each)]
+    return plain  # type: ignore[no-any-return]
+
+
+def _reads_packed(conversion: Any) -> bool:
+    return any("bitsandbytes" in type(each).__module__ for each in getattr(conversion, "operations", ()))
+
+
+def _keep_scales(layer: Any, args: Any) -> None:
+    """Give int8 weights their scales back, which DoRA loses when it reads them on a CPU (seen in PEFT 0.21.2)."""
+    if layer.weight.CB is not None and layer.weight.SCB is None:
+        layer.weight.SCB = layer.state.SCB

@@ -1,0 +1,210 @@
+"""A quantized export is what it says: smaller, opened by transformers alone, and as near to the run as stated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.config import RunConfig, parse_export
+from luthier.errors import CannotMerge, ConfigError, InputError, MissingExtra, Unproved
+from luthier.exporting import export
+from luthier.exports import quantized
+from luthier.run import train
+from tests.conftest import alpaca_rows, build_tokenizer, luthier, review_rows, write_jsonl
+
+SHORT = ["train.steps=6", "train.lr=1e-2", "train.batch_size=4", "evaluate.generate=4", "evaluate.max_new_tokens=8",
+         "evaluate.forgetting=false", "data.validation=0.3"]  # fmt: skip
+SCHEMES = list(quantized.SCHEMES)
+
+
+def need(scheme: str) -> None:
+    library = quantized.SCHEMES[scheme].library
+    pytest.importorskip(library, reason=f"{library} is not installed: it is an extra")
+
+
+@pytest.fixture
+def run(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    def trained(*overrides: str, kind: str = "llama", task: str = "chat") -> Path:
+        data = write_jsonl(tmp_path / f"{task}.jsonl", review_rows(24) if task == "classify" else alpaca_rows(24))
+        options = [f"model={model_folder(kind)}", f"data={data}", f"task={task}", *SHORT, f"run={tmp_path / 'run'}"]
+        train(RunConfig.load(None, [*options, *overrides]))
+        return tmp_path / "run"
+
+    return trained
+
+
+def layer_bytes(folder: Path) -> int:
+    """On disk, but for embeddings and head: they stay as they are, and are most of a model as small as these."""
+    from safetensors.torch import load_file
+
+    stored = load_file(folder / "model.safetensors")
+    return sum(each.nbytes for name, each in stored.items() if "layers." in name)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_it_is_near_to_the_run_and_smaller(run: Callable[..., Path], scheme: str) -> None:
+    need(scheme)
+    folder = run()
+    report = export(folder, parse_export("quantized", [f"scheme={scheme}"]))
+    told, allowed = report["proof"][0], quantized.SCHEMES[scheme]
+    assert told["held"] and 0 < told["largest"] <= allowed.bound * told["spread"]
+    assert told["mean_bound"] == allowed.mean and told["mean"] <= allowed.mean * told["spread"]
+    assert report["scores"]["export"]["loss"]["value"] == pytest.approx(
+        report["scores"]["run"]["loss"]["value"], rel=0.05
+    )
+    place = folder / "exports/quantized"
+    assert not (place / "plain").exists(), "the plain model it was made from is gone"
+    assert (place / "README.md").is_file() and (place / "chat_template.jinja").is_file()
+    assert json.loads((place / "generation_config.json").read_text())["eos_token_id"] == [1]
+    export(folder, parse_export("merged", []))
+    share = layer_bytes(place) / layer_bytes(folder / "exports/merged")
+    assert share < (0.25 if scheme == "nf4" else 0.36), "of float32"
+
+
+@pytest.mark.parametrize("scheme", ["int8", "nf4"])
+def test_transformers_alone_opens_it(run: Callable[..., Path], scheme: str, tmp_path: Path) -> None:
+    need(scheme)
+    # Not the tiny one: without our repair bitsandbytes wants layers of 64 and wider on a CPU with avx512_bf16.
+    folder = run("model=builtin", "train.steps=2")
+    report = export(folder, parse_export("quantized", [f"scheme={scheme}"]))
+    (tmp_path / "open.py").write_text(
+        "\n".join([*report["use"], 'out = model.generate(**tokenizer("Say", return_tensors="pt"), max_new_tokens=3)'])
+        + "\nimport sys\nassert 'luthier' not in sys.modules\nprint(type(model).__name__, out.shape[0])\n"
+    )
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, tmp_path / "open.py"], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "Qwen2ForCausalLM 1", done.stderr
+
+
+@pytest.mark.parametrize(("scheme", "kind"), [("int8", "bert"), ("llm_int8", "llama"), ("nf4", "bert")])
+def test_a_classifier_keeps_its_head_unpacked(run: Callable[..., Path], scheme: str, kind: str) -> None:
+    need(scheme)
+    folder = run(task="classify", kind=kind)
+    report = export(folder, parse_export("quantized", [f"scheme={scheme}"]))
+    assert report["proof"][0]["held"]
+    import transformers
+    from safetensors import safe_open
+
+    place = folder / "exports/quantized"
+    with safe_open(place / "model.safetensors", framework="pt") as stored:
+        heads = [name for name in stored.keys() if name.startswith(("score", "classifier"))]  # noqa: SIM118
+        assert heads and all(stored.get_tensor(name).dtype == torch.float32 for name in heads)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(place)
+    assert sorted(model.config.id2label.values()) == ["0", "1"]
+
+
+def test_a_run_on_a_packed_base_is_quantized_from_the_plain_merge(run: Callable[..., Path]) -> None:
+    need("nf4")
+    report = export(run("method=qlora"), parse_export("quantized", ["scheme=nf4"]))
+    assert report["proof"][0]["held"] and "not packed" in report["proof"][0]["against"]
+    assert "nf4" in report["proof"][1]["against"] and report["proof"][1]["bound"] is None
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_base_whose_own_files_are_packed_is_seen_as_packed(
+    run: Callable[..., Path], model_folder: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    packing = BitsAndBytesConfig(load_in_8bit=kind == "int8", load_in_4bit=kind == "nf4", bnb_4bit_quant_type="nf4")
+    model = AutoModelForCausalLM.from_pretrained(
+        model_folder("llama"), quantization_config=packing, device_map={"": "cpu"}
+    )
+    model.save_pretrained(tmp_path / "packed")
+    build_tokenizer().save_pretrained(tmp_path / "packed")
+    folder = run(f"model={tmp_path / 'packed'}", "method=lora")
+    report = export(folder, parse_export("merged", ["dtype=float32"]))
+    assert report["proof"][0]["held"] and "not packed" in report["proof"][0]["against"]
+    assert f"the base in {kind}" in report["proof"][1]["against"]
+    assert report["proof"][1]["bound"] is None
+    # int8 rounds activations as well; 4 bit with float32 around it computes with the unpacked weights.
+    assert report["proof"][1]["largest"] >= report["proof"][0]["largest"] * (10 if kind == "int8" else 1)
+    config = json.loads((folder / "exports/merged/config.json").read_text())
+    assert "quantization_config" not in config, "the merged model is plain"
+    plain = AutoModelForCausalLM.from_pretrained(folder / "exports/merged")
+    assert all(each.dtype == torch.float32 for each in plain.parameters())
+
+
+def test_another_packing_does_not_merge(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run()
+    monkeypatch.setattr("luthier.models.load.quantization", lambda config, model: "gptq")
+    with pytest.raises(CannotMerge, match=r"packed as gptq.*\n.*--to adapter"):
+        export(folder, parse_export("merged", []))
+
+
+@pytest.mark.parametrize(("scheme", "factor"), [("int8", -1.0), ("nf4", 1000.0)])
+def test_another_model_than_the_run_is_found_out(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, scheme: str, factor: float
+) -> None:
+    need(scheme)
+    folder, write = run(), quantized.write_merged
+
+    def spoiled(tuned: Any, dtype: str, place: Path, **options: Any) -> None:
+        write(tuned, dtype, place, **options)
+        from safetensors.torch import load_file, save_file
+
+        stored = load_file(place / "model.safetensors")
+        name = next(name for name in sorted(stored) if "down_proj" in name)
+        stored[name] = stored[name] * factor
+        save_file(stored, place / "model.safetensors", metadata={"format": "pt"})
+
+    monkeypatch.setattr(quantized, "write_merged", spoiled)
+    with pytest.raises(Unproved, match=r"does not answer as the run does.*mean"):
+        export(folder, parse_export("quantized", [f"scheme={scheme}"]))
+    assert sorted(each.name for each in (folder / "exports").iterdir()) == ["quantized.failed.json"]
+
+
+def test_what_cannot_be_is_said_before_anything_is_loaded(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="scheme"):
+        parse_export("quantized", ["scheme=int4"])
+    folder = run("method=prefix")
+    with pytest.raises(CannotMerge, match="--to adapter"):
+        export(folder, parse_export("quantized", []))
+    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    for scheme, extra in (("int8", "torchao"), ("nf4", "quantize")):
+        monkeypatch.setattr("luthier.exports.base.Export.refuse", lambda self, tuned: None)
+        with pytest.raises(MissingExtra, match=rf"luthier\[{extra}\]"):
+            export(folder, parse_export("quantized", [f"scheme={scheme}"]))
+    assert not (folder / "exports").exists()
+
+
+def test_torchao_cannot_pack_gpt2_and_bitsandbytes_can(run: Callable[..., Path]) -> None:
+    need("int8")
+    need("nf4")
+    folder = run(kind="gpt2")
+    with pytest.raises(InputError, match=r"a gpt2 has none\n.*scheme=nf4"):
+        export(folder, parse_export("quantized", ["scheme=int8"]))
+    assert export(folder, parse_export("quantized", ["scheme=nf4"]))["proof"][0]["held"]
+
+
+def test_torchao_s_four_bits_take_as_much_as_its_eight(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """When this fails, its four bits may be offered as a scheme."""
+    need("int8")
+    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig
+    from torchao.quantization.granularity import PerGroup
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    four = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+    for name, packing in (("eight", Int8WeightOnlyConfig()), ("four", four)):
+        AutoModelForCausalLM.from_pretrained(
+            model_folder("llama"), quantization_config=TorchAoConfig(packing), device_map={"": "cpu"}
+        ).save_pretrained(tmp_path / name)
+    assert layer_bytes(tmp_path / "four") >= layer_bytes(tmp_path / "eight")
+
+
+def test_the_command_line_quantizes_without_a_word_of_the_libraries(run: Callable[..., Path], tmp_path: Path) -> None:
+    need("int8")
+    done = luthier("export", run(), "--to", "quantized", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "exports/quantized" in done.stdout and "Failed to load" not in done.stderr + done.stdout
+    assert "Enum" not in done.stderr
