@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +92,22 @@ def serve(given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, progr
         app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, int(sizes.patience)), limit_concurrency=4 * (sizes.rows + sizes.waiting) + 64,
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[socket_])
+    server = uvicorn.Server(config)
+    with _until_told(server):
+        server.run(sockets=[socket_])
     progress.note("stopped")
+
+
+@contextmanager
+def _until_told(server: Any) -> Iterator[None]:
+    """SIGTERM and ctrl-C stop the server, a second one at once. uvicorn itself would end the process by the signal."""
+    server.capture_signals = nullcontext
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _no_noise(record: Any) -> bool:
