@@ -60,17 +60,29 @@ def export_(
 
 
 def chat(
-    run: RunArgument,
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="Run, export, adapter or model folder, or an endpoint: http://HOST:PORT/v1.", metavar="RUN"
+        ),
+    ],
     base: Annotated[bool, typer.Option("--base", help="Talk to the untouched base instead.")] = False,
+    beside: Annotated[
+        str | None, typer.Option(help="Another to answer the same: base, a folder, an endpoint, a model there.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Which model of an endpoint.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Answer this one message and end.")] = None,
     system: Annotated[str, typer.Option(help="System message.")] = "",
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="The same one draws the same answer.")] = 0,
 ) -> None:
-    """Talk to a run. /new starts a new dialogue, /quit or ctrl-D ends."""
+    """Talk to a run or an endpoint. /new starts a new dialogue, /quit or ctrl-D ends."""
     from luthier.chat import talk
+    from luthier.serving.speakers import Asking
 
-    talk(run, base=base, prompt=prompt, system=system, temperature=temperature, max_new_tokens=max_new_tokens)
+    asking = Asking(temperature, max_new_tokens, seed)
+    talk(run, base=base, beside=beside, model=model, prompt=prompt, system=system, asking=asking)
 
 
 def serve(
@@ -92,6 +104,13 @@ def serve(
     max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request.")] = 2**20,
     grace: Annotated[float, typer.Option(min=0, help="Seconds for running answers when it is stopped.")] = 30.0,
     dtype: Annotated[str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")] = "auto",
+    engine: Annotated[str, typer.Option(help="What computes: luthier, or vllm for production on a GPU.")] = "luthier",
+    vllm: Annotated[
+        str | None, typer.Option(envvar="LUTHIER_VLLM", show_envvar=True, help="The program vllm, in its environment.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Start nothing: write vLLM's command, container and Kubernetes files.")
+    ] = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does: the base and any number of tuned models, chosen by `model`."""
     from luthier.serving.command import Place, Sizes
@@ -99,4 +118,14 @@ def serve(
     from luthier.terminal import Terminal
 
     sizes = Sizes(max_batch, max_waiting, max_body, max_prompt, max_tokens, grace)
-    start(runs, Place(host, port, api_key), sizes, dtype=dtype, progress=Terminal())
+    place = Place(host, port, api_key)
+    if engine == "vllm":
+        from luthier.serving.vllm import serve as become
+
+        become(runs, place, sizes, dtype=dtype, vllm=vllm, write=write, progress=Terminal())
+        return
+    if engine != "luthier":
+        raise InputError(f"--engine {engine}: there are luthier and vllm")
+    if write is not None:
+        raise InputError("--write belongs to --engine vllm")
+    start(runs, place, sizes, dtype=dtype, progress=Terminal())

@@ -129,7 +129,7 @@ def test_a_run_from_the_command_line_alone(
         (["train", "data=good.jsonl", "model.device=cuda"], ["there is no cuda on this machine"]),
         (["train", "data=good.jsonl", "model=MODEL", "run=taken"], ["taken is not empty and no run of Luthier's"]),
         (["evaluate", "nowhere"], ["nowhere does not exist"]),
-        (["chat", "taken"], ["taken is no run folder"]),
+        (["chat", "taken"], ["taken is no run, no adapter and no model"]),
         (["list", "methds"], ["did you mean 'methods'?"]),
         (["explain", "method", "loar"], ["unknown method 'loar' (did you mean 'lora'?)"]),
         (["trian"], ["No such command 'trian'. Did you mean 'train'?"]),
