@@ -292,9 +292,12 @@ class Person:
 
     def ends(self) -> int:
         """The exit code, once it has ended."""
+        end = time.monotonic() + 40
         while True:
+            if time.monotonic() > end:
+                os.kill(self.process, signal.SIGKILL)
             try:
-                if not os.read(self.handle, 65536):
+                if select.select([self.handle], [], [], 0.2)[0] and not os.read(self.handle, 65536):
                     break
             except OSError:  # the terminal is gone with the process
                 break
@@ -315,6 +318,7 @@ def test_a_wide_terminal_shows_two_columns_and_a_narrow_one_turns(stub: Callable
         assert bool(beside) == wide and shown.count("你好，世界") >= 2, shown
         person.types("/new\n")
         person.reads("a new dialogue")
+        person.reads("you:")  # what is typed while the terminal changes its mode may wait for the next key
         person.types("/quit\n")
         assert person.ends() == 0
 
@@ -331,6 +335,7 @@ def test_ctrl_c_stops_an_answer_and_an_error_ends_no_dialogue(stub: Callable[...
     assert "the answer broke off" in person.reads("you:").replace("\r\n", " ")
     person.types("third\n")
     person.reads("whole")
+    person.reads("you:")
     assert [message["content"] for message in there.seen[-1]["messages"]] == ["third"], "what failed is forgotten"
     person.types("\004")
     assert person.ends() == 0

@@ -47,7 +47,9 @@ def test_a_port_in_use_and_an_open_door_are_refused_at_once(adapter: Callable[..
         port = taken.getsockname()[1]
         began = time.monotonic()
         found = luthier("serve", adapter("lora"), "--port", port)
-    assert found.returncode == 2 and f"127.0.0.1:{port} cannot be bound" in found.stderr and "loading" not in found.stderr
+    assert (
+        found.returncode == 2 and f"127.0.0.1:{port} cannot be bound" in found.stderr and "loading" not in found.stderr
+    )
     assert "--port" in found.stderr and time.monotonic() - began < 60
     found = luthier("serve", adapter("lora"), "--host", "0.0.0.0")
     assert found.returncode == 2 and "needs an API key" in found.stderr and "LUTHIER_API_KEY" in found.stderr

@@ -264,7 +264,7 @@ def application(
     )  # fmt: skip
     _routes(app, Service(engine, limits))
     _errors(app)
-    describe(app, keyed=key is not None)
+    describe(app, list(engine.variants), limits.tokens, keyed=key is not None)
     return Guard(app, key=key, body=limits.body, local=local)
 
 
@@ -272,7 +272,8 @@ def _routes(app: FastAPI, service: Service) -> None:
     said: dict[int | str, dict[str, Any]] = {
         status: {"model": Error} for status in (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
     }
-    said[200] = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    event_ = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    said[200] = {"content": {"text/event-stream": {"schema": event_}}}
     read: dict[int | str, dict[str, Any]] = {status: {"model": Error} for status in (401, 403, 404, 413)}
 
     @app.get("/health", responses={403: {"model": Error}, 413: {"model": Error}})
@@ -343,8 +344,8 @@ def _is_json(request: Request) -> bool:
     return kind == "application/json" or kind.endswith("+json")
 
 
-def describe(app: FastAPI, *, keyed: bool) -> None:
-    """The OpenAPI description as the server behaves: no 422, and the key where one is needed."""
+def describe(app: FastAPI, models: Sequence[str], tokens: int, *, keyed: bool) -> None:
+    """The OpenAPI description as the server behaves: models, longest answer, no 422, the key where one is needed."""
     usual = app.openapi
 
     def made() -> dict[str, Any]:
@@ -355,6 +356,12 @@ def describe(app: FastAPI, *, keyed: bool) -> None:
                     operation["responses"].pop("422", None)
                     if keyed and path != "/health":
                         operation["security"] = [{"key": []}]
+            for name in ("ChatRequest", "CompletionRequest"):
+                fields = schema["components"]["schemas"][name]["properties"]
+                fields["model"]["enum"] = list(models)
+                for field_ in (fields[key] for key in ("max_tokens", "max_completion_tokens") if key in fields):
+                    field_["anyOf"][0]["maximum"] = tokens
+            schema["paths"]["/v1/models/{model}"]["get"]["parameters"][0]["schema"]["enum"] = list(models)
             if keyed:
                 schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             app.openapi_schema = schema
