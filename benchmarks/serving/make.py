@@ -20,6 +20,8 @@ def make(folder: Path, layers: int, dtype: str, methods: list[str]) -> None:
     model = folder / "model"
     if not model.is_dir():
         _model(model, layers, dtype)
+    if not (folder / "model.gguf").is_file():
+        _gguf(model, folder / "model.gguf", "bf16" if dtype == "bfloat16" else "f32")
     for name in methods:
         if not (folder / "adapters" / name).is_dir():
             _adapter(model, folder / "adapters" / name, name.split("-", maxsplit=1)[0], sum(name.encode()))
@@ -47,6 +49,21 @@ def _model(where: Path, layers: int, dtype: str) -> None:
     model.to(getattr(torch, dtype)).save_pretrained(where)
     tokenizer.model_max_length = LIMIT
     tokenizer.save_pretrained(where)
+
+
+def _gguf(model: Path, where: Path, kind: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from luthier.config import ModelConfig
+    from luthier.data.template import Template
+    from luthier.exports.gguf_file import write_model
+    from luthier.exports.gguf_vocab import vocabulary
+    from luthier.models.load import load_tokenizer
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    template = Template(load_tokenizer(ModelConfig(path=str(model)), str(model)))
+    words = vocabulary(template.tokenizer, loaded.config.vocab_size, sorted(template.end_ids), dialogues=True)
+    write_model(where, loaded, words, kind, "model")
 
 
 def _adapter(base: Path, where: Path, method: str, seed: int) -> None:

@@ -43,11 +43,14 @@ ARMS = {
         "`luthier serve`, four LoRA adapters over it", [*LUTHIER, *(f"ADAPTERS/{name}" for name in ADAPTERS)], ADAPTERS
     ),
     "transformers": Arm("`transformers serve`, as it comes", TRANSFORMERS),
-    "transformers-cb": Arm("`transformers serve --continuous-batching`", [*TRANSFORMERS, "--continuous-batching"]),
+    "transformers-cb": Arm(
+        "`transformers serve --continuous-batching`",
+        [*TRANSFORMERS, "--continuous-batching", "--cb-max-memory-percent", "0.3"],
+    ),
     "llama.cpp": Arm(
         "llama.cpp's `llama-server`, bf16, 16 rows at a time",
-        ["LLAMA_SERVER", "-m", "GGUF", "--port", "PORT", "--host", "127.0.0.1", "-np", "16", "-c", "32768", "-t", "2",
-         "--no-webui"], ["model"], {"cache_prompt": False, "ignore_eos": True},
+        ["LLAMA_SERVER", "-m", "GGUF", "--port", "PORT", "--host", "127.0.0.1", "-np", "16", "-c", "32768", "-t", "2"],
+        ["model"], {"cache_prompt": False, "ignore_eos": True},
     ),
 }  # fmt: skip
 
