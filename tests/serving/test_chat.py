@@ -72,7 +72,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         raw = "".join(f"{line}\n" for line in lines).encode()
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="ascii"))
         capsys.readouterr()
-        talk(given, asking=SHORT, **options)
+        talk(given, **{"asking": SHORT, **options})
         return capsys.readouterr().out.splitlines()[1:]
 
     return run
@@ -120,15 +120,23 @@ def test_models_over_different_bases_stand_side_by_side_too(
     assert out.startswith(f"tuned: {said(engine, 'tuned', 'Hello')}\nother: ")
 
 
-def test_a_seed_draws_the_same_answer_again(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def draw(seed: str) -> str:
-        done = luthier(
-            "chat", tuned, "--prompt", "Hello", "--temperature", "1.2", "--seed", seed, "--max-new-tokens", "20"
-        )
-        assert done.returncode == 0, done.stderr
-        return str(done.stdout)
+def test_a_seed_draws_the_same_answer_again(tuned: Path, piped: Callable[..., list[str]]) -> None:
+    def draw(seed: int) -> list[str]:
+        return piped(str(tuned), "Hello", "/new", "Hello", asking=Asking(temperature=1.2, most=20, seed=seed))
 
-    assert draw("4") == draw("4") != draw("5")
+    four = draw(4)
+    assert four[: len(four) // 2] == four[len(four) // 2 :] and four == draw(4) != draw(5)
+
+
+def test_the_command_passes_its_options_on(tuned: Path, stub: Callable[..., Stub]) -> None:
+    there = stub(["well", ""])
+    options = ["--temperature", "0.7", "--seed", "9", "--max-new-tokens", "33", "--system", "Be brief."]
+    done = luthier("chat", there.url, "--model", "two", "--prompt", "Hello", *options)
+    assert done.returncode == 0 and done.stdout == "well\n", done.stderr
+    assert there.seen[0] | {"messages": None} == {
+        "model": "two", "messages": None, "temperature": 0.7, "max_tokens": 33, "seed": 9, "stream": True
+    }  # fmt: skip
+    assert [message["role"] for message in there.seen[0]["messages"]] == ["system", "user"]
 
 
 def test_an_endpoint_is_talked_to_as_a_folder_is(
@@ -290,14 +298,17 @@ class Person:
     def types(self, text: str) -> None:
         os.write(self.handle, text.encode())
 
-    def ends(self) -> int:
-        """The exit code, once it has ended."""
-        end = time.monotonic() + 40
+    def ends(self, seconds: float = 40) -> int:
+        """The exit code, once it has ended; it is killed where it does not."""
+        end = time.monotonic() + seconds
         while True:
             if time.monotonic() > end:
                 os.kill(self.process, signal.SIGKILL)
+                break
+            if not select.select([self.handle], [], [], 0.2)[0]:
+                continue
             try:
-                if select.select([self.handle], [], [], 0.2)[0] and not os.read(self.handle, 65536):
+                if not os.read(self.handle, 65536):
                     break
             except OSError:  # the terminal is gone with the process
                 break
@@ -318,7 +329,7 @@ def test_a_wide_terminal_shows_two_columns_and_a_narrow_one_turns(stub: Callable
         assert bool(beside) == wide and shown.count("你好，世界") >= 2, shown
         person.types("/new\n")
         person.reads("a new dialogue")
-        person.reads("you:")  # what is typed while the terminal changes its mode may wait for the next key
+        person.reads("you:")
         person.types("/quit\n")
         assert person.ends() == 0
 
@@ -335,7 +346,7 @@ def test_ctrl_c_stops_an_answer_and_an_error_ends_no_dialogue(stub: Callable[...
     assert "the answer broke off" in person.reads("you:").replace("\r\n", " ")
     person.types("third\n")
     person.reads("whole")
-    person.reads("you:")
+    person.reads("you:")  # a ctrl-D before the prompt stands would be lost
     assert [message["content"] for message in there.seen[-1]["messages"]] == ["third"], "what failed is forgotten"
     person.types("\004")
     assert person.ends() == 0

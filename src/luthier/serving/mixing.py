@@ -117,6 +117,7 @@ class Mixer:
         self.layers: dict[str, MixedLayer] = {}
         self.number = 0
         self.rows: tuple[int, ...] = ()
+        self.masks: dict[tuple[Any, ...], Tensor] = {}
 
     def add(self, terms: dict[str, Terms]) -> int:
         """Take an adapter over; its number, from 1 on. The base is 0."""
@@ -131,12 +132,29 @@ class Mixer:
         """Rows of the next step have the adapters of these numbers."""
         self.rows = tuple(rows)
 
+    def own(self, columns: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
+        """[rows, 1, columns]: 1 where a column belongs to the row's adapter. `columns`: (adapter, how many), in order.
+
+        Most layers have the same columns, so there is one mask for all of them.
+        """
+        key = (self.rows, columns)
+        if key not in self.masks:
+            if len(self.masks) >= KEPT * 4:
+                self.masks.clear()
+            owner = torch.tensor([number for number, many in columns for _ in range(many)], device=like.device)
+            rows = torch.tensor(self.rows, device=like.device)
+            self.masks[key] = (owner == rows[:, None])[:, None].to(like.dtype)
+        return self.masks[key]
+
+
+KEPT = 4
+"""Sets of rows for which a layer keeps what it does: rows that are ready and rows that are read in take turns."""
+
 
 @dataclass(slots=True)
 class _Now:
     """What a layer does in a step, made once for as long as the rows stay the same."""
 
-    rows: tuple[int, ...]
     down: Tensor | None = None
     """All A, [in, columns]."""
     up: Tensor | None = None
@@ -154,17 +172,19 @@ class MixedLayer:
     def __init__(self, layer: nn.Module, mixer: Mixer) -> None:
         self.mixer = mixer
         self.terms: dict[int, Terms] = {}
-        self.now = _Now(())
-        self.all: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+        self.now: dict[tuple[int, ...], _Now] = {}
+        self.joined: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self.layer, self.scales_input = layer, False
         layer.register_forward_hook(self._after)
 
     def add(self, number: int, terms: Terms) -> None:
         self.terms[number] = Terms(
-            *(None if term is None else term.detach().clone() for term in
-              (terms.down, terms.up, terms.scale, terms.shift, terms.into))
-        )  # fmt: skip
-        self.now, self.all = _Now(()), None
+            *(
+                None if term is None else term.detach().clone()
+                for term in (terms.down, terms.up, terms.scale, terms.shift, terms.into)
+            )
+        )
+        self.now, self.joined = {}, {}
         if terms.into is not None and not self.scales_input:
             self.layer.register_forward_pre_hook(self._before)
             self.scales_input = True
@@ -192,23 +212,26 @@ class MixedLayer:
 
     def _now(self, x: Tensor) -> _Now | None:
         rows = self.mixer.rows
-        if not any(row in self.terms for row in rows):
-            return None
-        if self.now.rows != rows:
-            self.now = self._made(rows, x)
-        return self.now
+        found = self.now.get(rows)
+        if found is None:
+            if not any(row in self.terms for row in rows):
+                return None
+            if len(self.now) >= KEPT:
+                self.now.clear()
+            found = self.now[rows] = self._made(rows, x)
+        return found
 
     def _made(self, rows: tuple[int, ...], x: Tensor) -> _Now:
-        now = _Now(rows)
-        low = tuple(sorted({row for row in rows if row in self.terms and self.terms[row].down is not None}))
-        if low:
-            if self.all is None or self.all[0] != low:
-                self.all = low, self._joined("down", low, x), self._joined("up", low, x)
-            _, now.down, now.up = self.all
-            if len(low) > 1 or any(row != low[0] for row in rows):
-                owner = [number for number in low for _ in range(len(self._of(number, "down")))]
-                own = torch.tensor([[[number == row for number in owner]] for row in rows], device=x.device)
-                now.own = own.to(now.down.dtype)
+        now = _Now()
+        low = [number for number, terms in self.terms.items() if terms.down is not None]
+        active = [number for number in low if number in rows]
+        if active:
+            # Few of many are joined for themselves; else there is one matrix of all, whichever rows come and go.
+            chosen = tuple(active if len(active) == 1 or 2 * len(active) < len(low) else low)
+            now.down, now.up = self._joined(chosen, x)
+            if len(chosen) > 1 or any(row != chosen[0] for row in rows):
+                columns = tuple((number, len(self._of(number, "down"))) for number in chosen)
+                now.own = self.mixer.own(columns, now.down)
         now.scale, now.shift, now.into = (self._each(key, rows, x) for key in ("scale", "shift", "into"))
         return now
 
@@ -216,15 +239,22 @@ class MixedLayer:
         found: Tensor = getattr(self.terms[number], key)
         return found
 
-    def _joined(self, key: str, numbers: Sequence[int], x: Tensor) -> Tensor:
-        """One matrix of all, [in, columns] or [columns, out].
+    def _joined(self, numbers: tuple[int, ...], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Their A as one matrix [in, columns] and their B as one [columns, out], laid out as they are multiplied.
 
         On a CPU in float32, as the adapters are: small products in half types take two or three times as long there.
         """
-        kind = torch.float32 if x.device.type == "cpu" else x.dtype
-        each = [self._of(number, key).to(device=x.device, dtype=kind) for number in numbers]
-        # Laid out as they are multiplied, row after row.
-        return torch.cat([one.T for one in each], 1 if key == "down" else 0).contiguous()
+        if numbers not in self.joined:
+            if len(self.joined) >= KEPT:
+                self.joined.clear()
+            kind = torch.float32 if x.device.type == "cpu" else x.dtype
+            both = (
+                torch.cat([self._of(number, key).to(device=x.device, dtype=kind).T for number in numbers], dim)
+                for key, dim in (("down", 1), ("up", 0))
+            )
+            down, up = (each.contiguous() for each in both)
+            self.joined[numbers] = down, up
+        return self.joined[numbers]
 
     def _each(self, key: str, rows: Sequence[int], x: Tensor) -> Tensor | None:
         """[rows, 1, size], neutral for rows without the term; None where none has it."""

@@ -225,7 +225,8 @@ def _model(source: Source, dtype: str) -> nn.Module:
 def _template(source: Source) -> Template:
     # The template lies with the weights, also where Luthier chose it, so training and use cannot differ.
     template = Template(load_tokenizer(source.base, str(source.tokenizer)))
-    template.prompt_ids([Message("user", "hi")])  # a template that fails does so now
+    template.prompt_ids([Message("user", "hi")])  # a template that fails does so now, not in an answer
+    assert template.end_ids
     return template
 
 
