@@ -16,6 +16,7 @@ import torch
 
 from luthier.data.example import Message
 from luthier.errors import InputError
+from luthier.ops.heap import keep_freed_memory
 from luthier.serving.asking import Ask, Finish, Piece, QueueFull, Sampling, Scored
 from luthier.serving.lanes import Lane, Row
 from luthier.serving.sampling import Drawer, draw, scored
@@ -65,6 +66,7 @@ class Engine:
         self.waiting: deque[Ask] = deque()
         self.counts = Counts()
         self.closing = False
+        keep_freed_memory()  # a step asks for the same sizes as the one before
         self.wake = Condition()
         self.thread = Thread(target=self._work, daemon=True, name="luthier-engine")
         self.thread.start()
