@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -21,12 +22,14 @@ from tests.conftest import luthier
 def test_it_starts_answers_and_stops_with_exit_code_0(adapter: Callable[..., Path]) -> None:
     server = subprocess.Popen(
         [sys.executable, "-m", "luthier", "serve", f"mine={adapter('lora')}", str(adapter("houlsby")), "--port", "0"],
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"NO_COLOR": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
-    assert server.stderr is not None
+    assert server.stdout is not None
+    deadline = threading.Timer(120, server.kill)  # then the pipe ends, and the test with it
+    deadline.start()
     told = ""
     while "listening on" not in told:
-        line = server.stderr.readline()
+        line = server.stdout.readline()
         assert line, told
         told += line
     assert "mine (lora): in one batch with the others" in told and "in batches of its own" in told
@@ -36,8 +39,9 @@ def test_it_starts_answers_and_stops_with_exit_code_0(adapter: Callable[..., Pat
     with urllib.request.urlopen(request, timeout=60) as answer:
         assert json.loads(answer.read())["usage"]["completion_tokens"] <= 3
     server.send_signal(signal.SIGTERM)
-    rest = server.stderr.read()
-    assert server.wait(30) == 0 and "stopped" in rest and "Traceback" not in rest
+    rest, faults = server.communicate(timeout=60)
+    deadline.cancel()
+    assert server.returncode == 0 and "stopped" in rest and "Traceback" not in faults
 
 
 def test_a_port_in_use_and_an_open_door_are_refused_at_once(adapter: Callable[..., Path]) -> None:

@@ -82,6 +82,7 @@ def serve(given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, progr
     limits = Limits(sizes.prompt, sizes.tokens, sizes.body)
     app = application(engine, key=place.key, limits=limits, local=is_loopback(place.host), patience=sizes.patience)
     socket_ = place.bound()
+    socket_.listen(1024)  # from here on whoever asks waits, and is not sent away
     for variant in engine.variants.values():
         progress.note(f"{variant.name} ({variant.kind}): {variant.how}; {variant.limit} tokens")
     host, port = socket_.getsockname()[:2]
