@@ -289,7 +289,7 @@ def quantization(config: ModelConfig, model_config: Any) -> str:
 
 def packed_as(config: ModelConfig, source: str) -> str:
     """The same, from config.json alone."""
-    return quantization(config, _architecture(config, source, None)[1])
+    return quantization(config, config_of(config, source))
 
 
 def _need_bitsandbytes(installed: bool, key: str, value: str, instead: str) -> None:

@@ -40,7 +40,6 @@ class Job:
     text: Text
     made: int = 0
     kept: list[Scored] = field(default_factory=list)
-    finish: Finish | None = None
 
 
 @dataclass(slots=True)
@@ -216,11 +215,11 @@ class Engine:
         kept, job.kept = tuple(job.kept), []
         return kept
 
-    def _end(self, job: Job, finish: Finish, text: str = "", error: str = "") -> None:
+    def _end(self, job: Job, finish: Finish, text: str = "") -> None:
         job.variant.lane.drop(job.row)
         del self.jobs[job.row]
-        rest = "" if finish in ("cancelled", "error") else job.text.end()
-        self._deliver_end(job.ask, job.made, finish, text + rest, self._scores(job), error)
+        rest = "" if finish == "cancelled" else job.text.end()
+        self._deliver_end(job.ask, job.made, finish, text + rest, self._scores(job))
 
     def _deliver_end(
         self, ask: Ask, made: int, finish: Finish, text: str = "", kept: tuple[Scored, ...] = (), error: str = ""

@@ -12,7 +12,7 @@ belongs to another row's adapter is zeroed between the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,6 @@ class Terms:
     """b, [out]."""
     into: Tensor | None = None
     """c, [in]."""
-
-    def pieces(self) -> Iterable[Tensor]:
-        return (term for term in (self.down, self.up, self.scale, self.shift, self.into) if term is not None)
 
 
 def terms_of(model: nn.Module, name: str = "default") -> dict[str, Terms] | None:

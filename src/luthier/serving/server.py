@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -90,7 +89,6 @@ class Service:
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.engine, self.limits = engine, limits
         self.began = int(time.time())
-        self.numbers = itertools.count()
 
     def variant(self, name: str) -> Variant:
         found = self.engine.variants.get(name)
