@@ -14,24 +14,7 @@ from luthier.config import RunConfig, parse_export
 from luthier.errors import CannotMerge, ConfigError, InputError, NoSpace, Unproved
 from luthier.exporting import export
 from luthier.exports.merged import Merged
-from luthier.run import train
-from tests.conftest import alpaca_rows, luthier, review_rows, write_jsonl
-
-SHORT = ["train.steps=6", "train.lr=1e-2", "train.batch_size=4", "evaluate.generate=4", "evaluate.max_new_tokens=8",
-         "evaluate.forgetting=false", "data.validation=0.3"]  # fmt: skip
-
-
-@pytest.fixture
-def run(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    def trained(*overrides: str, kind: str = "llama", task: str = "chat") -> Path:
-        rows = review_rows(24) if task == "classify" else alpaca_rows(24)
-        data = write_jsonl(tmp_path / f"{task}.jsonl", rows)
-        folder = tmp_path / "run"
-        options = [f"model={model_folder(kind)}", f"data={data}", f"task={task}", *SHORT, f"run={folder}", *overrides]
-        train(RunConfig.load(None, options))
-        return folder
-
-    return trained
+from tests.conftest import luthier
 
 
 def proof(report: dict[str, Any], place: int = 0) -> dict[str, Any]:

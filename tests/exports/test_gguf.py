@@ -23,32 +23,13 @@ from luthier.exports.gguf_vocab import NAMES, vocabulary
 from luthier.exports.go_template import go_template, rendered
 from luthier.exports.merged import Merged
 from luthier.exports.players import TorchPlayer
-from luthier.run import train
-from tests.conftest import ROOT, build_tokenizer, luthier, model_config, review_rows, write_jsonl
-from tests.exports.gguf_models import LLAMA_CPP, SHORT, TEXTS, byte_level, rows, sentencepiece, variant
+from tests.conftest import ROOT, build_tokenizer, luthier, model_config
+from tests.exports.gguf_models import LLAMA_CPP, TEXTS, byte_level, sentencepiece, variant
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed: pip install 'luthier[gguf]'")
 
 UNPLAYED = "replay=false"
 LLAMA2 = (ROOT / "tests/templates/llama2.jinja").read_text()
-
-
-@pytest.fixture(scope="module")
-def run(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Folder of a finished run; one that was asked for before is the same."""
-    made: dict[tuple[Any, ...], Path] = {}
-
-    def trained(*overrides: str, kind: str = "llama", task: str = "chat", base: Path | None = None) -> Path:
-        key = (kind, task, base, *overrides)
-        if key not in made:
-            folder = tmp_path_factory.mktemp("run") / "run"
-            data = write_jsonl(folder.parent / "rows.jsonl", review_rows(24) if task == "classify" else rows(24))
-            options = [f"model={base or model_folder(kind)}", f"data={data}", f"task={task}", *SHORT, f"run={folder}"]
-            train(RunConfig.load(None, [*options, *overrides]))
-            made[key] = folder
-        return made[key]
-
-    return trained
 
 
 def held(report: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +70,7 @@ def test_a_file_that_is_not_played_is_read_back_and_says_what_is_not_proved(
 
 
 def test_a_file_that_holds_other_weights_leaves_nothing(run: Callable[..., Path], monkeypatch: Any) -> None:
-    folder, quantize = run("seed=3"), gguf.quants.quantize
+    folder, quantize = run(), gguf.quants.quantize
     monkeypatch.setattr("gguf.quants.quantize", lambda numbers, kind: quantize(numbers * np.float32(1.01), kind))
     with pytest.raises(Unproved, match=r"a weight of .* differs by"):
         export(folder, parse_export("gguf", [UNPLAYED]))
@@ -97,7 +78,7 @@ def test_a_file_that_holds_other_weights_leaves_nothing(run: Callable[..., Path]
 
 
 def test_what_is_not_installed_is_said_before_anything_is_written(run: Callable[..., Path], monkeypatch: Any) -> None:
-    folder = run("seed=4")
+    folder = run()
     monkeypatch.setattr(gguf_file, "find_spec", lambda name: None if name == "llama_cpp" else object())
     with pytest.raises(MissingExtra, match=r"luthier\[gguf\].*7 to 20 minutes.*replay=false"):
         export(folder, parse_export("gguf", []))
@@ -378,7 +359,7 @@ def test_a_prompt_longer_than_the_first_context_gets_one_of_its_size(tmp_path: P
 
 @LLAMA_CPP
 def test_a_spoiled_file_and_other_tokens_are_found_out(run: Callable[..., Path], monkeypatch: Any) -> None:
-    folder = run("seed=5")
+    folder = run()
     with monkeypatch.context() as patch:  # the rows of Q and K as they are: the reading back cannot know better
         patch.setattr(gguf_file, "in_order", lambda config, key, numbers: numbers)
         with pytest.raises(Unproved, match="does not answer as the run does"):
@@ -457,7 +438,7 @@ def test_layers_with_a_strength_of_their_own_keep_it(run: Callable[..., Path], t
 def test_chat_in_llama_cpp_and_ollama_starts_from_the_runs_prompt(run: Callable[..., Path]) -> None:
     import llama_cpp
 
-    folder = run("seed=6")
+    folder = run()
     export(folder, parse_export("ollama", ["type=f32"]))
     place = folder / "exports/ollama"
     llama = llama_cpp.Llama(str(place / "model.gguf"), n_ctx=256, verbose=False)

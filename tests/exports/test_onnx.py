@@ -10,29 +10,13 @@ from typing import Any
 
 import pytest
 
-from luthier.config import RunConfig, parse_export
+from luthier.config import parse_export
 from luthier.errors import CannotMerge, InputError, MissingExtra, Unproved
 from luthier.exporting import export
 from luthier.exports import onnx as form
 from luthier.exports.base import Tuned
 from luthier.exports.merged import Merged
 from luthier.models.load import skeleton
-from luthier.run import train
-from tests.conftest import alpaca_rows, review_rows, write_jsonl
-
-SHORT = ["train.steps=4", "train.lr=1e-2", "train.batch_size=4", "evaluate.generate=0", "evaluate.forgetting=false",
-         "data.validation=0.3"]  # fmt: skip
-
-
-@pytest.fixture
-def run(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    def trained(*overrides: str, kind: str = "llama", task: str = "chat") -> Path:
-        data = write_jsonl(tmp_path / f"{task}.jsonl", review_rows(24) if task == "classify" else alpaca_rows(24))
-        options = [f"model={model_folder(kind)}", f"data={data}", f"task={task}", *SHORT, f"run={tmp_path / 'run'}"]
-        train(RunConfig.load(None, [*options, *overrides]))
-        return tmp_path / "run"
-
-    return trained
 
 
 @pytest.fixture

@@ -10,32 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.config import RunConfig, parse_export
+from luthier.config import parse_export
 from luthier.errors import CannotMerge, ConfigError, InputError, MissingExtra, Unproved
 from luthier.exporting import export
 from luthier.exports import quantized
-from luthier.run import train
-from tests.conftest import alpaca_rows, build_tokenizer, luthier, review_rows, write_jsonl
+from tests.conftest import build_tokenizer, luthier
 
-SHORT = ["train.steps=6", "train.lr=1e-2", "train.batch_size=4", "evaluate.generate=4", "evaluate.max_new_tokens=8",
-         "evaluate.forgetting=false", "data.validation=0.3"]  # fmt: skip
 SCHEMES = list(quantized.SCHEMES)
 
 
 def need(scheme: str) -> None:
     library = quantized.SCHEMES[scheme].library
     pytest.importorskip(library, reason=f"{library} is not installed: it is an extra")
-
-
-@pytest.fixture
-def run(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    def trained(*overrides: str, kind: str = "llama", task: str = "chat") -> Path:
-        data = write_jsonl(tmp_path / f"{task}.jsonl", review_rows(24) if task == "classify" else alpaca_rows(24))
-        options = [f"model={model_folder(kind)}", f"data={data}", f"task={task}", *SHORT, f"run={tmp_path / 'run'}"]
-        train(RunConfig.load(None, [*options, *overrides]))
-        return tmp_path / "run"
-
-    return trained
 
 
 def layer_bytes(folder: Path) -> int:

@@ -9,37 +9,25 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.example import Message
 from luthier.data.template import Template
 from luthier.errors import InputError
-from luthier.exports.base import Export, Player, Tuned
-from luthier.exports.gguf_file import BITS, LIMITS, Kind, refuse_gguf, vocabulary_of, write_gguf
+from luthier.exports.base import Tuned
+from luthier.exports.gguf import FILE, Gguf
+from luthier.exports.gguf_file import vocabulary_of
 from luthier.exports.go_template import Dialogue, go_template
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from luthier.exports.proof import Prompt
 
-FILE = "model.gguf"
 
-
-class Ollama(Export):
+class Ollama(Gguf):
     """The Modelfile's template is proved to render dialogues as the run's own; the file is played in llama.cpp."""
 
-    type: Kind = "f16"
-    """Of the matrices: f32 as they are, f16 and bf16 rounded, q8_0 in 8 bits with a scale for each 32 weights."""
     system: str = ""
     """System message of a dialogue that brings none."""
     temperature: float = 0.0
     """0 takes the likeliest token, as the scores of the run were made."""
-    replay: bool = True
-    """Play the file in llama.cpp as a proof. Without it every weight is read back and compared, and that is all."""
-
-    @property
-    def replays(self) -> bool:
-        return self.replay
 
     def refuse(self, tuned: Tuned) -> None:
         super().refuse(tuned)
-        refuse_gguf(tuned, replay=self.replay)
         if tuned.task != "chat":
             raise InputError(
                 f"{tuned.run} was trained on task {tuned.task}, and Ollama holds dialogues",
@@ -47,25 +35,12 @@ class Ollama(Export):
             )
         self._modelfile(tuned)
 
-    def room(self, tuned: Tuned) -> int:
-        return int(BITS[self.type] / 8 * tuned.facts["parameters"])
-
-    def limit(self, tuned: Tuned) -> float:
-        return LIMITS[self.type]
-
     def write(self, tuned: Tuned, folder: Path) -> None:
-        write_gguf(tuned, folder / FILE, self.type)
+        super().write(tuned, folder)
         (folder / "Modelfile").write_text(self._modelfile(tuned), encoding="utf-8")
 
-    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
-        from luthier.exports.llama_cpp import LlamaPlayer
-
-        return LlamaPlayer(folder / FILE, tuned.ends)
-
     def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        from luthier.exports.llama_cpp import told
-
-        facts = told(tuned.tokenizer, opened, prompts)
+        facts = super().check(tuned, opened, prompts)
         facts["proved"] += "; the Modelfile's template renders dialogues as the run's own"
         return facts
 
