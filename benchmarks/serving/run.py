@@ -15,6 +15,8 @@ import argparse
 import json
 import os
 import platform
+import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -73,6 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and the server with it
     if not given.table:
         names = list(METHODS) if given.methods == ["all"] else given.methods
         make(given.folder, given.layers, given.dtype, [*servers.ADAPTERS, *names])
