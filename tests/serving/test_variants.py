@@ -26,7 +26,10 @@ TOGETHER = {"bitfit", "prefix", "p_tuning_v2", "prompt", "p_tuning", "p_tuning (
 
 
 def alone(path: Path | None, base: Path, prompts: Sequence[list[int]], most: int) -> list[list[int]]:
-    """Greedy answers of the plain model, each token from a whole forward pass without a cache."""
+    """Greedy answers of the plain model, each token from a whole forward pass without a cache.
+
+    An answer ends before a token that is as good as another: there rounding decides, which differs from batch to batch.
+    """
     import transformers
 
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(base)
@@ -40,9 +43,11 @@ def alone(path: Path | None, base: Path, prompts: Sequence[list[int]], most: int
             said: list[int] = []
             while len(said) < most:
                 row = torch.tensor([[*ids, *said]])
-                said.append(
-                    int(model.eval()(input_ids=row, attention_mask=torch.ones_like(row)).logits[0, -1].argmax())
-                )
+                logits = model.eval()(input_ids=row, attention_mask=torch.ones_like(row)).logits[0, -1]
+                first, second = logits.topk(2).values
+                if first - second < 1e-3:
+                    break
+                said.append(int(logits.argmax()))
             made.append(said)
     return made
 
@@ -81,9 +86,12 @@ def test_every_adapter_answers_beside_all_others_as_it_does_alone(
         random.Random(1).shuffle(questions)
         found = answers(engine, questions, most=5)
         right = {name: alone(folders.get(name), model_folder(kind), prompts, 5) for name in engine.variants}
+        compared = 0
         for (name, ids), said in zip(questions, found, strict=True):
-            what = names[int(name[1:])] if name != "base" else name
-            assert said == right[name][prompts.index(ids)], what
+            wanted = right[name][prompts.index(ids)]
+            assert said[: len(wanted)] == wanted, names[int(name[1:])] if name != "base" else name
+            compared += len(wanted)
+        assert compared > 0.75 * 5 * len(questions)
         assert len({str(each) for each in right.values()}) > len(names) / 2, "the adapters say different things"
     finally:
         engine.close()
@@ -149,7 +157,8 @@ def test_rows_come_and_go_in_any_order(adapter: Callable[..., Path], model_folde
             tokens += [each.token for each in piece.scored]
             finish = piece.finish
         cancelled += finish == "cancelled"
-        assert tokens == right[model][which][: len(tokens)]
+        wanted = right[model][which]
+        assert tokens[: len(wanted)] == wanted[: len(tokens)]
         assert finish == "cancelled" or len(tokens) == most
     assert 0 < cancelled < 40 and not engine.jobs and not engine.lanes[0].rows
     engine.close()
@@ -198,7 +207,8 @@ def test_a_model_with_another_kind_of_cache_is_served_row_by_row(
     prompts = [[5, 6, 7], [8, 9] * 10]
     found = answers(engine, [("gemma2", ids) for ids in prompts], most=6)
     engine.close()
-    assert found == alone(None, tmp_path / "gemma2", prompts, 6)
+    right = alone(None, tmp_path / "gemma2", prompts, 6)
+    assert [said[: len(wanted)] for said, wanted in zip(found, right, strict=True)] == right and all(right)
 
 
 def test_an_adapter_for_another_base_is_refused(adapter: Callable[..., Path], tmp_path: Path) -> None:
