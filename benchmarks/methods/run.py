@@ -230,12 +230,18 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--lr", type=float, help="instead of the method's own; write elsewhere with --out")
     parser.add_argument("--epochs", type=float, help="instead of the task's; write elsewhere with --out")
+    parser.add_argument("--head-lr", type=float, help="of a classifier's head; write elsewhere with --out")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
-    if (given.lr or given.epochs) and not given.out:
-        raise SystemExit("--lr and --epochs need --out FILE: results.jsonl has each method at its own defaults")
-    if given.epochs:
-        TASKS.update({name: replace(TASKS[name], epochs=given.epochs) for name in given.tasks})
+    own = {"epochs": given.epochs, "head_lr": given.head_lr}
+    if (given.lr or any(own.values())) and not given.out:
+        raise SystemExit(
+            "--lr, --epochs and --head-lr need --out FILE: results.jsonl has each method at its own defaults"
+        )
+    for name in given.tasks if any(own.values()) else []:
+        settings = TASKS[name].settings
+        train = {**settings.get("train", {}), **{key: value for key, value in own.items() if value}}
+        TASKS[name] = replace(TASKS[name], settings={**settings, "train": train})
     file = given.out or HERE / ("sweep.jsonl" if given.sweep else "results.jsonl")
     if given.sweep:
         for name in given.tasks:

@@ -6,7 +6,7 @@
 
 A model of Qwen2-0.5B's shape with random weights in bfloat16. Every client asks one question after another (about
 `--words` tokens) and reads `--new` tokens as a stream; servers take turns within a round. The tokens of an answer are
-those that were asked for: an answer that ends otherwise is an error.
+those that were asked for: an answer that ends otherwise is an error. A stopped benchmark goes on.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ def measure(name: str, arm: servers.Arm, given: argparse.Namespace, round_: int)
             print(json.dumps({"arm": name, "clients": clients, **shown}), flush=True)
 
 
+def done(out: Path, name: str, round_: int) -> set[int]:
+    """Numbers of clients that a stopped benchmark has measured of an arm in a round; only a whole arm is left out."""
+    lines = [json.loads(text) for text in out.read_text().splitlines()] if out.is_file() else []
+    return {line["clients"] for line in lines if (line["arm"], line["round"]) == (name, round_)}
+
+
 def versions() -> dict[str, str]:
     import torch
     import transformers
@@ -83,7 +89,8 @@ def main() -> None:
         arms = {"luthier": servers.ARMS["luthier"], **arms} if names else {n: servers.ARMS[n] for n in given.arms}
         for round_ in range(given.rounds):
             for name, arm in arms.items():
-                measure(name, arm, given, round_)
+                if not set(given.clients) <= done(given.out, name, round_):
+                    measure(name, arm, given, round_)
     table.write(RESULTS, HERE / "README.md")
 
 

@@ -114,6 +114,9 @@ class TrainConfig(Config):
     many as there is memory for. One row is a pass however long it is."""
     lr: PositiveFloat | None = None
     """Peak learning rate; none takes the method's own suggestion."""
+    head_lr: PositiveFloat | None = None
+    """Peak learning rate of the new head of a classifier; none takes `lr`. Many labels want more than most methods
+    have: with 150 of them 1e-2 is a good start."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up; linear and cosine end at zero."""
     warmup: Annotated[float, Field(ge=0)] = 0.03

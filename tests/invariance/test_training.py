@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.config import RunConfig
-from luthier.errors import Stopped
+from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder
 from luthier.run import train
 from luthier.training.progress import Progress
@@ -140,6 +140,21 @@ def test_a_run_killed_at_any_time_goes_on_from_its_last_whole_checkpoint(
     start(model_folder("llama"), data, run)
     assert newest.with_name(newest.name + ".corrupt").is_dir()
     assert curve(run) == curve(tmp_path / "whole") and same(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_new_head_may_have_a_rate_of_its_own(
+    model_folder: Callable[..., Path], data: Path, tmp_path: Path, kind: str
+) -> None:
+    reviews = write_jsonl(tmp_path / "reviews.jsonl", review_rows(60))
+    still = ["task=classify", "train.lr=1e-12", "train.weight_decay=0", "train.warmup=0"]
+    start(model_folder(kind), reviews, tmp_path / "slow", *still)
+    start(model_folder(kind), reviews, tmp_path / "fast", *still, "train.head_lr=1e-2")
+    slow, fast = weights(tmp_path / "slow"), weights(tmp_path / "fast")
+    moved = {name for name in slow if (slow[name] - fast[name]).abs().max() > 1e-6}
+    assert moved == {name for name in slow if "score" in name or "classifier" in name} and moved
+    with pytest.raises(InputError, match=r"train\.head_lr"):
+        start(model_folder(), data, tmp_path / "chat", "train.head_lr=1e-2")
 
 
 def test_a_finished_run_is_not_trained_again(model_folder: Callable[..., Path], data: Path, tmp_path: Path) -> None:

@@ -123,11 +123,11 @@ def file_bytes(method: Method, tuned: nn.Module) -> int:
 
 
 def _head_bytes(tuned: nn.Module) -> int:
-    from luthier.methods.base import HEADS
+    from luthier.heads import in_head
 
     return sum(
         p.numel() * p.element_size() for name, p in tuned.named_parameters()
-        if p.requires_grad and any(part in HEADS for part in name.split("."))
+        if p.requires_grad and in_head(name)
     )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from luthier.errors import InputError, MissingExtra
 from luthier.exports.base import Export, Player, Tuned
 from luthier.exports.layout import lines, open_model, write_merged, write_words
-from luthier.methods.base import HEADS, UNPACKED, linear_layers
+from luthier.heads import HEADS, UNPACKED
+from luthier.methods.base import linear_layers
 
 if TYPE_CHECKING:
     from torch import nn

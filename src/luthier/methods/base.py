@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from luthier.errors import CannotMerge, InputError, did_you_mean
+from luthier.heads import HEADS
 from luthier.plugins import Family, Plugin
 
 if TYPE_CHECKING:
@@ -284,11 +285,6 @@ class PeftMethod(Method):
             base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # else PEFT keeps (IA)3 from being taken off
             plain: Any = model.unload()  # type: ignore[operator]
             return self.load(unpack(plain), Path(folder))
-
-
-HEADS = ("score", "classifier", "classification_head")
-"""What transformers calls a classification head."""
-UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]  # of a classifier: these train whole or start random
 
 
 def _refuse_second(model: nn.Module, name: str) -> None:

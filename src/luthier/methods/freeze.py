@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import field_validator
 
 from luthier.errors import InputError, did_you_mean
-from luthier.methods.base import HEADS, WholeMethod, split_names
+from luthier.heads import HEADS
+from luthier.methods.base import WholeMethod, split_names
 
 if TYPE_CHECKING:
     from torch import nn

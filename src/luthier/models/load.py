@@ -22,7 +22,7 @@ from transformers.utils import logging
 from luthier.builtin import BASE
 from luthier.config import ModelConfig
 from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
-from luthier.methods.base import UNPACKED
+from luthier.heads import UNPACKED
 from luthier.ops.packed import repair
 
 MOST_TOKENS = 2048

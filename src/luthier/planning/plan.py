@@ -12,7 +12,8 @@ from torch import nn
 
 from luthier.config import ModelConfig, TrainConfig
 from luthier.data.batches import micro_batches, step_numbers
-from luthier.methods.base import HEADS, Method
+from luthier.heads import in_head
+from luthier.methods.base import Method
 from luthier.models.load import device, quantization, skeleton
 from luthier.ops.cross_entropy import CHUNK_BYTES, FEWEST, SLICE_BYTES
 from luthier.planning import machine
@@ -281,7 +282,7 @@ def _packed_layers(tuned: Any, quantize: str) -> list[Any]:
     return [
         layer for name, layer in tuned.named_modules()
         if isinstance(layer, nn.Linear) and layer is not output and not layer.weight.requires_grad
-        and not any(part in HEADS for part in name.split("."))
+        and not in_head(name)
     ]  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from luthier.config import TrainConfig
+from luthier.errors import InputError
+from luthier.heads import in_head
 
 
 def build_optimizer(
@@ -19,17 +21,17 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over trainable parameters; biases and norms (fewer than two dimensions) take no decay.
 
-    `ratio` is the factor on the learning rate of a parameter by its name.
+    `ratio` is the factor on the learning rate of a parameter by its name. InputError where `head_lr` finds no head.
     """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if config.head_lr and not any(in_head(name) for name, _ in trained):
+        raise InputError("train.head_lr: this task trains no head for labels", mend="leave it out, or task=classify")
     split: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-            split.setdefault((decay, ratio(name)), []).append(parameter)
-    groups = [
-        {"params": parameters, "weight_decay": decay, "lr": lr * factor}
-        for (decay, factor), parameters in split.items()
-    ]
+    for name, parameter in trained:
+        decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+        rate = config.head_lr if config.head_lr and in_head(name) else lr * ratio(name)
+        split.setdefault((decay, rate), []).append(parameter)
+    groups = [{"params": parameters, "weight_decay": decay, "lr": rate} for (decay, rate), parameters in split.items()]
     match config.optimizer:
         case "adamw":
             return torch.optim.AdamW(groups, lr=lr, betas=config.betas)
