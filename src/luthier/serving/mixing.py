@@ -134,7 +134,7 @@ class Mixer:
 
         Most layers have the same columns, so there is one mask for all of them.
         """
-        key = (self.rows, columns)
+        key = (self.rows, columns, like.dtype)
         if key not in self.masks:
             if len(self.masks) >= KEPT * 4:
                 self.masks.clear()
@@ -146,6 +146,12 @@ class Mixer:
 
 KEPT = 4
 """Sets of rows for which a layer keeps what it does: rows that are ready and rows that are read in take turns."""
+
+FEW = 512
+"""Rows times columns of A below which a CPU multiplies sooner in float32 than in half types.
+
+A product in a half type costs 15 microseconds before it begins there, and is 3 to 8 times as fast from then on.
+"""
 
 
 @dataclass(slots=True)
@@ -169,8 +175,8 @@ class MixedLayer:
     def __init__(self, layer: nn.Module, mixer: Mixer) -> None:
         self.mixer = mixer
         self.terms: dict[int, Terms] = {}
-        self.now: dict[tuple[int, ...], _Now] = {}
-        self.joined: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self.now: dict[tuple[Any, ...], _Now] = {}
+        self.joined: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self.layer, self.scales_input = layer, False
         layer.register_forward_hook(self._after)
 
@@ -209,13 +215,14 @@ class MixedLayer:
 
     def _now(self, x: Tensor) -> _Now | None:
         rows = self.mixer.rows
-        found = self.now.get(rows)
+        key = (rows, x.size(1) == 1)
+        found = self.now.get(key)
         if found is None:
             if not any(row in self.terms for row in rows):
                 return None
             if len(self.now) >= KEPT:
                 self.now.clear()
-            found = self.now[rows] = self._made(rows, x)
+            found = self.now[key] = self._made(rows, x)
         return found
 
     def _made(self, rows: tuple[int, ...], x: Tensor) -> _Now:
@@ -225,9 +232,11 @@ class MixedLayer:
         if active:
             # Few of many are joined for themselves; else there is one matrix of all, whichever rows come and go.
             chosen = tuple(active if len(active) == 1 or 2 * len(active) < len(low) else low)
-            now.down, now.up = self._joined(chosen, x)
+            columns = tuple((number, len(self._of(number, "down"))) for number in chosen)
+            few = x.size(1) == 1 and len(rows) * sum(many for _, many in columns) < FEW
+            kind = torch.float32 if few and x.device.type == "cpu" else x.dtype
+            now.down, now.up = self._joined(chosen, x.device, kind)
             if len(chosen) > 1 or any(row != chosen[0] for row in rows):
-                columns = tuple((number, len(self._of(number, "down"))) for number in chosen)
                 now.own = self.mixer.own(columns, now.down)
         now.scale, now.shift, now.into = (self._each(key, rows, x) for key in ("scale", "shift", "into"))
         return now
@@ -236,22 +245,18 @@ class MixedLayer:
         found: Tensor = getattr(self.terms[number], key)
         return found
 
-    def _joined(self, numbers: tuple[int, ...], x: Tensor) -> tuple[Tensor, Tensor]:
-        """Their A as one matrix [in, columns] and their B as one [columns, out], laid out as they are multiplied.
-
-        On a CPU in float32, as the adapters are: small products in half types take two or three times as long there.
-        """
-        if numbers not in self.joined:
+    def _joined(self, numbers: tuple[int, ...], device: torch.device, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Their A as one matrix [in, columns] and their B as one [columns, out], laid out as they are multiplied."""
+        if (numbers, kind) not in self.joined:
             if len(self.joined) >= KEPT:
                 self.joined.clear()
-            kind = torch.float32 if x.device.type == "cpu" else x.dtype
             both = (
-                torch.cat([self._of(number, key).to(device=x.device, dtype=kind).T for number in numbers], dim)
+                torch.cat([self._of(number, key).to(device=device, dtype=kind).T for number in numbers], dim)
                 for key, dim in (("down", 1), ("up", 0))
             )
             down, up = (each.contiguous() for each in both)
-            self.joined[numbers] = down, up
-        return self.joined[numbers]
+            self.joined[numbers, kind] = down, up
+        return self.joined[numbers, kind]
 
     def _each(self, key: str, rows: Sequence[int], x: Tensor) -> Tensor | None:
         """[rows, 1, size], neutral for rows without the term; None where none has it."""
