@@ -15,6 +15,7 @@ from luthier.errors import InputError
 from luthier.serving.asking import Ask, Piece, Sampling
 from luthier.serving.engine import Engine
 from luthier.serving.lanes import PlainLane, Row, Start
+from luthier.serving.mixing import Mixer, Terms
 from luthier.serving.sources import source_of
 from luthier.serving.variants import APART, BATCHED, PLAIN
 from tests.methods import zoo
@@ -104,6 +105,29 @@ def test_what_folds_is_computed_together_and_the_rest_apart(adapter: Callable[..
     assert {name for name, way in how.items() if way == BATCHED} == TOGETHER
     assert {way for name, way in how.items() if name not in TOGETHER} == {APART}
     assert len({engine.variants[name.replace(" ", "-")].lane for name in TOGETHER}) == 1
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("rank", [4, 160])
+def test_in_half_precision_small_products_are_those_of_float32_and_large_ones_as_near_as_the_models_own(
+    tokens: int, rank: int
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 96)).to(torch.bfloat16)
+    mixer = Mixer(model)
+    both = [Terms(torch.randn(rank, 64) / 8, torch.randn(96, rank) / rank**0.5) for _ in range(2)]
+    numbers = [mixer.add({"0": terms}) for terms in both]
+    x = torch.randn(3, tokens, 64).bfloat16()
+    plain = model(x)  # no adapter is in use
+    mixer.use([numbers[1], 0, numbers[0]])
+    made = model(x)
+    assert made.dtype == torch.bfloat16 and torch.equal(made[1], plain[1])
+    for row, terms in ((0, both[1]), (2, both[0])):
+        assert terms.down is not None and terms.up is not None
+        right = plain[row].float() + x[row].float() @ terms.down.T @ terms.up.T
+        assert (made[row].float() - right).abs().max() < 2**-6 * right.abs().max()
+    [(_, kind)] = mixer.layers["0"].joined
+    assert kind == (torch.float32 if tokens == 1 and rank == 4 else torch.bfloat16)
 
 
 def test_a_step_of_rows_with_different_adapters_is_one_call(adapter: Callable[..., Path]) -> None:
