@@ -159,9 +159,9 @@ class _Now:
     """What a layer does in a step, made once for as long as the rows stay the same."""
 
     down: Tensor | None = None
-    """All A, [in, columns]."""
+    """A of all, [in, columns]."""
     up: Tensor | None = None
-    """All B, [columns, out]."""
+    """B of all, [columns, out]."""
     own: Tensor | None = None
     """[rows, 1, columns]: 1 where a column belongs to the row's adapter; None where all do."""
     scale: Tensor | None = None
@@ -176,7 +176,7 @@ class MixedLayer:
         self.mixer = mixer
         self.terms: dict[int, Terms] = {}
         self.now: dict[tuple[Any, ...], _Now] = {}
-        self.joined: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self.joined: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self.layer, self.scales_input = layer, False
         layer.register_forward_hook(self._after)
 
@@ -230,12 +230,12 @@ class MixedLayer:
         low = [number for number, terms in self.terms.items() if terms.down is not None]
         active = [number for number in low if number in rows]
         if active:
-            # Few of many are joined for themselves; else there is one matrix of all, whichever rows come and go.
-            chosen = tuple(active if len(active) == 1 or 2 * len(active) < len(low) else low)
+            # Few of many are taken out of the matrix of all; else it serves whichever rows come and go.
+            chosen = active if len(active) == 1 or 2 * len(active) < len(low) else low
             columns = tuple((number, len(self._of(number, "down"))) for number in chosen)
             few = x.size(1) == 1 and len(rows) * sum(many for _, many in columns) < FEW
             kind = torch.float32 if few and x.device.type == "cpu" else x.dtype
-            now.down, now.up = self._joined(chosen, x.device, kind)
+            now.down, now.up = self._columns(chosen, low, x.device, kind)
             if len(chosen) > 1 or any(row != chosen[0] for row in rows):
                 now.own = self.mixer.own(columns, now.down)
         now.scale, now.shift, now.into = (self._each(key, rows, x) for key in ("scale", "shift", "into"))
@@ -245,18 +245,22 @@ class MixedLayer:
         found: Tensor = getattr(self.terms[number], key)
         return found
 
-    def _joined(self, numbers: tuple[int, ...], device: torch.device, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Their A as one matrix [in, columns] and their B as one [columns, out], laid out as they are multiplied."""
-        if (numbers, kind) not in self.joined:
-            if len(self.joined) >= KEPT:
-                self.joined.clear()
-            both = (
-                torch.cat([self._of(number, key).to(device=device, dtype=kind).T for number in numbers], dim)
+    def _columns(
+        self, chosen: Sequence[int], low: Sequence[int], device: torch.device, kind: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """A [in, columns] and B [columns, out] of the chosen ones, out of those of all that have them."""
+        if kind not in self.joined:
+            down, up = (
+                torch.cat([self._of(number, key).to(device=device, dtype=kind).T for number in low], dim)
                 for key, dim in (("down", 1), ("up", 0))
             )
-            down, up = (each.contiguous() for each in both)
-            self.joined[numbers, kind] = down, up
-        return self.joined[numbers, kind]
+            self.joined[kind] = down.T.contiguous(), up.contiguous()  # both by column: a part of them is a slice
+        down, up = self.joined[kind]
+        if len(chosen) < len(low):
+            sizes = [len(self._of(number, "down")) for number in low]
+            places = [low.index(number) for number in chosen]
+            down, up = (_some(torch.split(of_all, sizes), places) for of_all in (down, up))
+        return down.T, up
 
     def _each(self, key: str, rows: Sequence[int], x: Tensor) -> Tensor | None:
         """[rows, 1, size], neutral for rows without the term; None where none has it."""
@@ -268,3 +272,8 @@ class MixedLayer:
         any_one = next(iter(there.values()))
         neutral = torch.zeros_like(any_one) if key == "shift" else torch.ones_like(any_one)
         return torch.stack([there.get(row, neutral) for row in rows])[:, None].to(device=x.device, dtype=x.dtype)
+
+
+def _some(parts: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    """Those parts as one; a single one stays where it is."""
+    return parts[places[0]] if len(places) == 1 else torch.cat([parts[place] for place in places])
