@@ -116,7 +116,7 @@ class TrainConfig(Config):
     """Peak learning rate; none takes the method's own suggestion."""
     head_lr: PositiveFloat | None = None
     """Peak learning rate of the new head of a classifier; none takes `lr`. Many labels want more than most methods
-    have: with 150 of them 1e-2 is a good start."""
+    have."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up; linear and cosine end at zero."""
     warmup: Annotated[float, Field(ge=0)] = 0.03

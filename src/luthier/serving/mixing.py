@@ -150,8 +150,8 @@ KEPT = 4
 FEW = 128
 """Rows times columns of A below which a CPU multiplies sooner in float32 than in half types.
 
-A product in a half type costs 15 microseconds before it begins there; from then on it reads half as much, and many tokens
-take an eighth of the time.
+A product in a half type costs 15 microseconds before it begins there; from then on it reads half as much, and many
+tokens take an eighth of the time.
 """
 
 
