@@ -86,7 +86,7 @@ def main() -> None:
         names = list(METHODS) if given.methods == ["all"] else given.methods
         make(given.folder, given.layers, given.dtype, [*servers.ADAPTERS, *names])
         arms = {f"unmerged:{name}": servers.unmerged(name) for name in names}
-        arms = {"luthier": servers.ARMS["luthier"], **arms} if names else {n: servers.ARMS[n] for n in given.arms}
+        arms = {"merged": servers.ARMS["luthier"], **arms} if names else {n: servers.ARMS[n] for n in given.arms}
         for round_ in range(given.rounds):
             for name, arm in arms.items():
                 if not set(given.clients) <= done(given.out, name, round_):

@@ -25,18 +25,20 @@ def write(results: Path, page: Path) -> None:
 
 
 def _tables(lines: Lines) -> str:
-    counts = sorted({clients for _, clients in lines})
+    counts = sorted({clients for arm, clients in lines if arm in ARMS})
     arms = [arm for arm in ARMS if any(key[0] == arm for key in lines)]
     methods = list(dict.fromkeys(arm for arm, _ in lines if arm.startswith("unmerged:")))
     made = [_head("server", counts)]
     made += [_row(ARMS[arm].about, arm, counts, lines) for arm in arms]
     made += ["", *_bars(lines)]
     if methods:
-        made += ["", _head("`luthier serve`", counts), _row("merged", "luthier", counts, lines)]
+        counts = sorted({clients for arm, clients in lines if arm == "merged"})
+        made += ["", _head("`luthier serve`", counts), _row("merged", "merged", counts, lines)]
         made += [_row(f"{arm.removeprefix('unmerged:')}, unmerged", arm, counts, lines) for arm in methods]
     any_line = next(iter(lines.values()))[0] if lines else {}
+    tokens = sorted({str(line["tokens"]) for several in lines.values() for line in several}, reverse=True)
     made += ["", f"Mean over rounds; {any_line.get('layers')} layers, {any_line.get('dtype')}, "
-             f"{any_line.get('tokens')} new tokens; {any_line.get('processors')} processors, no GPU; luthier "
+             f"{' or '.join(tokens)} new tokens; {any_line.get('processors')} processors, no GPU; luthier "
              f"{any_line.get('luthier')}, torch {any_line.get('torch')}, transformers {any_line.get('transformers')}, "
              f"Python {any_line.get('python')}."]  # fmt: skip
     return "\n".join(made)

@@ -6,7 +6,6 @@ PEFT imports bitsandbytes and torchao where they are installed, so messages of t
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import sys
 from collections.abc import Sequence
@@ -36,8 +35,10 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != "peft":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("peft")
+        # Asked for does not mean imported: transformers only looks whether PEFT is there.
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader)
         return spec

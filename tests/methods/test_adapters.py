@@ -366,3 +366,11 @@ def test_n_peft_alone_loads_what_is_its_own_and_refuses_ours(saved: Path) -> Non
         else:
             assert "KeyError" in ways["peft"], key
         assert ways["peft and then luthier"] == pytest.approx(0, abs=CLOSE), key
+
+
+def test_peft_knows_our_methods_also_where_others_only_looked_for_it() -> None:
+    code = (
+        "import importlib.util, luthier; importlib.util.find_spec('peft'); import peft\n"
+        "assert {'BITFIT', 'MAM'} <= {str(kind.value) for kind in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
