@@ -14,23 +14,17 @@ from unittest.mock import create_autospec
 import huggingface_hub
 import pytest
 
-from luthier.config import RunConfig, parse_export
+from luthier.config import parse_export
 from luthier.errors import ConfigError, InputError, MissingExtra
 from luthier.exporting import export
 from luthier.exports import hub
-from luthier.run import train
-from tests.conftest import alpaca_rows, write_jsonl
 
-SHORT = ["train.steps=2", "train.batch_size=4", "evaluate.generate=0", "evaluate.forgetting=false"]
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"
 
 
 @pytest.fixture
-def run(model_folder: Callable[..., Path], tmp_path: Path) -> Path:
-    data = write_jsonl(tmp_path / "chat.jsonl", alpaca_rows(16))
-    options = [f"model={model_folder('llama')}", f"data={data}", *SHORT, f"run={tmp_path / 'run'}"]
-    train(RunConfig.load(None, options))
-    return tmp_path / "run"
+def run(run: Callable[..., Path]) -> Path:
+    return run()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from luthier.errors import InputError, MissingExtra
 from luthier.exports.base import Export, Player, Tuned
 from luthier.exports.layout import lines, open_model, write_merged, write_words
-from luthier.heads import HEADS, UNPACKED
+from luthier.heads import UNPACKED, in_head
 from luthier.methods.base import linear_layers
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Quantized(Export):
         from torch import nn
 
         heads = getattr(model, "get_output_embeddings", lambda: None)()
-        layers = [each for name, each in linear_layers(model).items() if name.split(".")[0] not in HEADS]
+        layers = [each for name, each in linear_layers(model).items() if not in_head(name)]
         if SCHEMES[self.scheme].library == "torchao":
             layers = [each for each in layers if isinstance(each, nn.Linear)]
         return any(each is not heads for each in layers)

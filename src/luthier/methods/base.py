@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from luthier.errors import CannotMerge, InputError, did_you_mean
-from luthier.heads import HEADS
+from luthier.heads import HEADS, in_head
 from luthier.plugins import Family, Plugin
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ def linear_layers(model: nn.Module) -> dict[str, Any]:
 def check_targets(model: nn.Module, targets: tuple[str, ...] | str, key: str = "method.targets") -> dict[str, Any]:
     """The layers that `targets` name. PEFT takes a list of which only one name matches, in silence: all must hit."""
     every = linear_layers(model)
-    layers = {n: layer for n, layer in every.items() if n.split(".")[0] not in HEADS}
+    layers = {n: layer for n, layer in every.items() if not in_head(n)}
     if isinstance(targets, str):
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
         return {n: layer for n, layer in layers.items() if layer is not output}
