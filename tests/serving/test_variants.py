@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ import torch
 from luthier.errors import InputError
 from luthier.serving.asking import Ask, Piece, Sampling
 from luthier.serving.engine import Engine
-from luthier.serving.lanes import PlainLane, Row, Start
-from luthier.serving.mixing import Mixer, Terms
+from luthier.serving.lanes import CHUNK, PlainLane, Row, Start, even
+from luthier.serving.mixing import Mixer, Terms, terms_of
 from luthier.serving.sources import source_of
 from luthier.serving.variants import APART, BATCHED, PLAIN
 from tests.methods import zoo
@@ -23,7 +24,7 @@ from tests.methods import zoo
 TUNERS = [name for name in zoo.SPECS if name not in ("full", "freeze")]
 PROMPTS = ["你好", "Is it good?", "The quick brown fox jumps over the lazy dog, 1 2 3.", "a " * 60]
 TOGETHER = {"bitfit", "prefix", "p_tuning_v2", "prompt", "p_tuning", "p_tuning (lstm)", "lora", "rslora", "dora", "pissa",
-            "lora_plus", "adalora", "ia3", "vera"}  # fmt: skip
+            "lora_plus", "adalora", "ia3", "vera", "oft"}  # fmt: skip
 
 
 def alone(path: Path | None, base: Path, prompts: Sequence[list[int]], most: int) -> list[list[int]]:
@@ -108,6 +109,38 @@ def test_what_folds_is_computed_together_and_the_rest_apart(adapter: Callable[..
 
 
 @pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_rows_are_turned_as_pefts_oft_turns_them_each_by_its_own_adapter(tokens: int, kind: torch.dtype) -> None:
+    from peft import OFTConfig, get_peft_model
+
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(64, 96)).to(kind)
+    mixer, turned = Mixer(copy.deepcopy(plain)), []
+    for _ in range(2):
+        config = OFTConfig(r=0, oft_block_size=16, use_cayley_neumann=False, target_modules=["0"])
+        model = get_peft_model(copy.deepcopy(plain), config).eval()
+        torch.nn.init.normal_(next(each for name, each in model.named_parameters() if "oft_R" in name), std=0.3)
+        terms = terms_of(model)
+        assert terms is not None
+        turned.append((mixer.add(terms), model))
+    scale = torch.rand(64) + 0.5
+    scaled = mixer.add({"0": Terms(into=scale)})
+    (one, first), (two, second) = turned
+    x = torch.randn(5, tokens, 64, dtype=kind)
+    mixer.use([two, 0, one, scaled, two])
+    with torch.no_grad():
+        made = mixer.model(x)
+        right = torch.stack([second(x[0]), plain(x[1]), first(x[2]), plain(x[3] * scale.to(kind)), second(x[4])])
+        assert (right[0] - plain(x[0])).abs().max() > 0.1
+        mixer.use([one])
+        only = mixer.model(x[2:3])
+    near = 1e-5 if kind == torch.float32 else 2**-6
+    assert made.dtype == kind
+    assert (made - right).abs().max() < near * right.abs().max()
+    assert (only[0] - right[2]).abs().max() < near * right.abs().max()
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
 @pytest.mark.parametrize("rank", [4, 160])
 def test_in_half_precision_small_products_are_those_of_float32_and_large_ones_as_near_as_the_models_own(
     tokens: int, rank: int
@@ -126,7 +159,7 @@ def test_in_half_precision_small_products_are_those_of_float32_and_large_ones_as
         assert terms.down is not None and terms.up is not None
         right = plain[row].float() + x[row].float() @ terms.down.T @ terms.up.T
         assert (made[row].float() - right).abs().max() < 2**-6 * right.abs().max()
-    [kind] = mixer.layers["0"].joined
+    *_, kind = mixer.layers["0"].joined
     assert kind == (torch.float32 if tokens == 1 and rank == 4 else torch.bfloat16)
 
 
@@ -155,6 +188,42 @@ def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others(adapter: Ca
     assert both == apart and max(sizes) <= 16
     first, last = sizes.index(16), len(sizes) - 1 - sizes[::-1].index(16)
     assert 1 in sizes[first:last], "the short answer goes on meanwhile"
+
+
+def test_prompts_of_all_lengths_are_read_as_few_numbers_of_tokens(adapter: Callable[..., Path]) -> None:
+    engine = Engine.open([str(adapter("lora")), f"p={adapter('prompt')}"], rows=8, waiting=100)
+    lane, seen = engine.variants["base"].lane, set()
+
+    def count(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        shape = (kwargs["input_ids"] if "input_ids" in kwargs else kwargs["inputs_embeds"]).shape
+        if shape[1] > 1:
+            seen.add(shape[0] * shape[1])
+
+    lane.model.register_forward_pre_hook(count, with_kwargs=True)
+    chance = random.Random(0)
+    names = ["base", engine.variants["base"].name, "p"]
+    for _ in range(25):
+        many = chance.randrange(1, 9)
+        answers(engine, [(chance.choice(names), [5] * chance.randrange(1, 200)) for _ in range(many)], most=1)
+    engine.close()
+    assert seen <= {even(tokens) for tokens in range(1, CHUNK + 1)} and len(seen) > 10
+    assert len({even(tokens) for tokens in range(1, CHUNK + 1)}) <= 32
+    assert all(tokens <= even(tokens) <= max(8 * -(-tokens // 8), tokens * 9 / 8) for tokens in range(1, CHUNK + 1))
+
+
+@pytest.mark.parametrize("method", ["prompt", "lora"])
+def test_a_prompt_that_fills_the_models_positions_is_read(
+    adapter: Callable[..., Path], model_folder: Callable[..., Path], method: str
+) -> None:
+    """GPT-2 has a row of weights for each position and no more."""
+    folder = adapter(method, "gpt2")
+    engine = Engine.open([f"a={folder}"], rows=4)
+    limit = engine.variants["a"].limit
+    prompts = [[5 + (7 * i) % 300 for i in range(limit - 1 - less)] for less in (0, 3, 60)]
+    said = answers(engine, [("a", ids) for ids in prompts], most=1)
+    engine.close()
+    right = alone(folder, model_folder("gpt2"), prompts, 1)
+    assert all(own[: len(wanted)] == wanted for own, wanted in zip(said, right, strict=True)) and any(right)
 
 
 def test_rows_come_and_go_in_any_order(adapter: Callable[..., Path], model_folder: Callable[..., Path]) -> None:

@@ -8,7 +8,9 @@ long as the multiplying. Training asks for the same sizes again and again, so ke
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
+from contextlib import suppress
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 
@@ -22,3 +24,11 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # musl has none
         return False
     return bool(set_option(MMAP_THRESHOLD, 2**30)) and bool(set_option(TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_back_freed_memory() -> None:
+    """Give back what is free now, once, after much has been loaded and dropped again: glibc keeps it in small holes."""
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # musl has none
+            ctypes.CDLL(None).malloc_trim(0)

@@ -16,7 +16,8 @@ import torch
 
 from luthier.data.example import Message
 from luthier.errors import InputError
-from luthier.ops.heap import keep_freed_memory
+from luthier.ops.heap import give_back_freed_memory, keep_freed_memory
+from luthier.ops.threads import call_apart
 from luthier.serving.asking import Ask, Finish, Piece, QueueFull, Sampling, Scored
 from luthier.serving.lanes import Lane, Row
 from luthier.serving.sampling import Drawer, draw, scored
@@ -65,6 +66,7 @@ class Engine:
         self.waiting: deque[Ask] = deque()
         self.counts = Counts()
         self.closing = False
+        give_back_freed_memory()  # what opening has left
         keep_freed_memory()  # a step asks for the same sizes as the one before
         self.wake = Condition()
         self.thread = Thread(target=self._work, daemon=True, name="luthier-engine")
@@ -79,7 +81,7 @@ class Engine:
         sources = [source_of(each) for each in given]
         refuse_two_bases(sources)
         refuse_equal_names(sources)
-        variants = open_variants(sources, progress or Progress(), dtype=dtype)
+        variants = call_apart(lambda: open_variants(sources, progress or Progress(), dtype=dtype))
         return cls(variants, rows=rows, waiting=waiting)
 
     @classmethod
@@ -90,7 +92,7 @@ class Engine:
             raise InputError(f"{path} holds whole weights: its base is another model", mend="chat with the base itself")
         if base:
             source = base_of(source)
-        return cls(open_variants([source], Progress())[-1:], rows=1)
+        return cls(call_apart(lambda: open_variants([source], Progress()))[-1:], rows=1)
 
     def submit(self, asks: Sequence[Ask]) -> None:
         """Let questions in, all or none. InputError where one is too long, QueueFull where too many wait."""

@@ -1,19 +1,19 @@
 """Many adapters over one base in one step: each row gets its own.
 
-What an adapter does to the output of a linear layer, folded into four terms,
+What an adapter does to a linear layer, folded into a few terms,
 
-    y' = s * (y + B A (c * x)) + b
+    y' = s * (W R (c * x) + B A x) + b
 
-with y = W x of the base: A [rank, in], B [out, rank], s and b [out], c [in]. LoRA and its kin have A and B, DoRA also
-s (its magnitudes over the norms of W + BA, arXiv 2402.09353, section 4.1), (IA)3 s or c, BitFit b. The A of all
-adapters stand in one matrix and so do the B, so a step costs two products however many adapters its rows have; what
-belongs to another row's adapter is zeroed between the two.
+with W of the base: A [rank, in], B [out, rank], s and b [out], c [in], R [in, in] in blocks. LoRA and its kin have A
+and B, DoRA also s (its magnitudes over the norms of W + BA, arXiv 2402.09353, section 4.1), (IA)3 s or c, BitFit b,
+OFT R. The A of all adapters stand in one matrix and so do the B, so a step costs two products however many adapters its
+rows have; what belongs to another row's adapter is zeroed between the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -33,7 +33,9 @@ class Terms:
     shift: Tensor | None = None
     """b, [out]."""
     into: Tensor | None = None
-    """c, [in]."""
+    """c, [in]; with it there is no A."""
+    turn: Tensor | None = None
+    """R less 1, [blocks, size, size], which a block of x multiplies from the left; with it there is no A."""
 
 
 def terms_of(model: nn.Module, name: str = "default") -> dict[str, Terms] | None:
@@ -61,6 +63,7 @@ def _terms(layer: Any, name: str) -> Terms | None:  # noqa: PLR0911 (one for eac
     from peft.tuners.adalora import SVDLinear
     from peft.tuners.ia3 import IA3Layer
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.oft import OFTLayer
     from peft.tuners.vera import VeraLayer
 
     from luthier.tuners.bias import BiasDelta
@@ -83,7 +86,18 @@ def _terms(layer: Any, name: str) -> Terms | None:  # noqa: PLR0911 (one for eac
         return Terms(into=factor) if layer.is_feedforward else Terms(scale=factor)
     if isinstance(layer, BiasDelta):
         return Terms(shift=layer.held("delta")[name])
+    if isinstance(layer, OFTLayer) and layer.oft_R[name].weight.ndim == 2:
+        return Terms(turn=_turn(layer.oft_R[name]))
     return None
+
+
+def _turn(rotation: Any) -> Tensor:
+    """R less 1 of one of PEFT's rotations, [blocks, size, size]: made once, where PEFT makes it anew at each call."""
+    size: int = rotation.block_size
+    whole: Tensor = rotation.get_weight()
+    blocks = len(whole) // size
+    each = torch.arange(blocks)
+    return whole.view(blocks, size, blocks, size)[each, :, each] - torch.eye(size, device=whole.device)
 
 
 def _low_rank(layer: Any, name: str) -> Terms | None:
@@ -168,6 +182,8 @@ class _Now:
     scale: Tensor | None = None
     shift: Tensor | None = None
     into: Tensor | None = None
+    turns: list[tuple[Tensor | None, Tensor]] = field(default_factory=list)
+    """Rows (None: all) and the turn of their adapter."""
 
 
 class MixedLayer:
@@ -176,27 +192,40 @@ class MixedLayer:
     def __init__(self, layer: nn.Module, mixer: Mixer) -> None:
         self.mixer = mixer
         self.terms: dict[int, Terms] = {}
-        self.now: dict[tuple[Any, ...], _Now] = {}
+        """Those of each adapter, but for A and B."""
+        self.ranks: dict[int, int] = {}
+        """Of the adapters with A and B, in the order in which these are joined."""
         self.joined: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
-        self.layer, self.scales_input = layer, False
+        """A of all [columns, in] and B of all [columns, out], in float32 and in the types that were asked for."""
+        self.now: dict[tuple[Any, ...], _Now] = {}
+        self.layer, self.changes_input = layer, False
         layer.register_forward_hook(self._after)
 
     def add(self, number: int, terms: Terms) -> None:
-        self.terms[number] = Terms(
-            *(
-                None if term is None else term.detach().clone()
-                for term in (terms.down, terms.up, terms.scale, terms.shift, terms.into)
-            )
-        )
-        self.now, self.joined = {}, {}
-        if terms.into is not None and not self.scales_input:
+        given = {each.name: getattr(terms, each.name) for each in fields(Terms) if each.name not in ("down", "up")}
+        kept = {name: term.detach().clone() for name, term in given.items() if term is not None}
+        self.terms[number] = Terms(**kept)
+        if terms.down is not None and terms.up is not None:
+            self.ranks[number] = len(terms.down)
+            own = terms.down.detach(), terms.up.detach().T
+            both = zip(*(self.joined[torch.float32], own) if self.joined else (own,), strict=True)
+            down, up = (torch.cat([each.float() for each in parts]) for parts in both)
+            self.joined = {torch.float32: (down, up)}  # both by column: a part of them is a slice
+        self.now = {}
+        if (terms.into is not None or terms.turn is not None) and not self.changes_input:
             self.layer.register_forward_pre_hook(self._before)
-            self.scales_input = True
+            self.changes_input = True
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...]) -> Any:
-        now = self._now(args[0])
-        # An adapter that scales the input has no A and B (see terms_of), so the base's product may take it scaled.
-        return None if now is None or now.into is None else (args[0] * now.into, *args[1:])
+        x, now = args[0], self._now(args[0])
+        if now is None:
+            return None
+        # An adapter that changes the input has no A and B (see Terms), so it may be changed for the base's product.
+        if now.into is not None:
+            x = x * now.into
+        for rows, turn in now.turns:
+            x = turned(x, turn) if rows is None else x.index_copy(0, rows, turned(x[rows], turn))
+        return (x, *args[1:])
 
     def _after(self, layer: nn.Module, args: tuple[Any, ...], made: Tensor) -> Tensor:
         x, now = args[0], self._now(args[0])
@@ -228,39 +257,36 @@ class MixedLayer:
 
     def _made(self, rows: tuple[int, ...], x: Tensor) -> _Now:
         now = _Now()
-        low = [number for number, terms in self.terms.items() if terms.down is not None]
-        active = [number for number in low if number in rows]
+        active = [number for number in self.ranks if number in rows]
         if active:
             # Few of many are taken out of the matrix of all; else it serves whichever rows come and go.
-            chosen = active if len(active) == 1 or 2 * len(active) < len(low) else low
-            columns = tuple((number, len(self._of(number, "down"))) for number in chosen)
+            chosen = active if len(active) == 1 or 2 * len(active) < len(self.ranks) else list(self.ranks)
+            columns = tuple((number, self.ranks[number]) for number in chosen)
             few = x.size(1) == 1 and len(rows) * sum(many for _, many in columns) < FEW
             kind = torch.float32 if few and x.device.type == "cpu" else x.dtype
-            now.down, now.up = self._columns(chosen, low, x.device, kind)
+            now.down, now.up = self._columns(chosen, x.device, kind)
             if len(chosen) > 1 or any(row != chosen[0] for row in rows):
                 now.own = self.mixer.own(columns, now.down)
         now.scale, now.shift, now.into = (self._each(key, rows, x) for key in ("scale", "shift", "into"))
+        for number, terms in self.terms.items():
+            if terms.turn is None or number not in rows:
+                continue
+            own = [place for place, row in enumerate(rows) if row == number]
+            places = None if len(own) == len(rows) else torch.tensor(own, device=x.device)
+            kind = torch.float32 if x.size(1) == 1 and x.device.type == "cpu" else x.dtype  # see FEW
+            now.turns.append((places, terms.turn.to(device=x.device, dtype=kind)))
         return now
 
-    def _of(self, number: int, key: str) -> Tensor:
-        found: Tensor = getattr(self.terms[number], key)
-        return found
-
-    def _columns(
-        self, chosen: Sequence[int], low: Sequence[int], device: torch.device, kind: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
+    def _columns(self, chosen: Sequence[int], device: torch.device, kind: torch.dtype) -> tuple[Tensor, Tensor]:
         """A [in, columns] and B [columns, out] of the chosen ones, out of those of all that have them."""
         if kind not in self.joined:
-            down, up = (
-                torch.cat([self._of(number, key).to(device=device, dtype=kind).T for number in low], dim)
-                for key, dim in (("down", 1), ("up", 0))
-            )
-            self.joined[kind] = down.T.contiguous(), up.contiguous()  # both by column: a part of them is a slice
+            down, up = self.joined[torch.float32]
+            self.joined[kind] = down.to(device=device, dtype=kind), up.to(device=device, dtype=kind)
         down, up = self.joined[kind]
-        if len(chosen) < len(low):
-            sizes = [len(self._of(number, "down")) for number in low]
-            places = [low.index(number) for number in chosen]
-            down, up = (_some(torch.split(of_all, sizes), places) for of_all in (down, up))
+        if len(chosen) < len(self.ranks):
+            order = list(self.ranks)
+            places = [order.index(number) for number in chosen]
+            down, up = (_some(torch.split(of_all, list(self.ranks.values())), places) for of_all in (down, up))
         return down.T, up
 
     def _each(self, key: str, rows: Sequence[int], x: Tensor) -> Tensor | None:
@@ -273,6 +299,12 @@ class MixedLayer:
         any_one = next(iter(there.values()))
         neutral = torch.zeros_like(any_one) if key == "shift" else torch.ones_like(any_one)
         return torch.stack([there.get(row, neutral) for row in rows])[:, None].to(device=x.device, dtype=x.dtype)
+
+
+def turned(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn x [rows, T, in] block by block: x and x times (R less 1), which half types round less than x R."""
+    each = x.reshape(-1, *turn.shape[:2]).transpose(0, 1).to(turn.dtype)  # [blocks, rows * T, size]
+    return x + torch.bmm(each, turn).transpose(0, 1).reshape(x.shape).to(x.dtype)
 
 
 def _some(parts: Sequence[Tensor], places: Sequence[int]) -> Tensor:

@@ -1,0 +1,63 @@
+"""What is called apart gives what it gives, in a thread that is gone after it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from luthier.ops.threads import call_apart
+from luthier.serving import engine
+
+
+def test_it_gives_the_result_and_the_thread_ends() -> None:
+    made = call_apart(threading.current_thread)
+    assert made is not threading.current_thread() and not made.is_alive()
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3), KeyboardInterrupt()])
+def test_it_raises_what_was_raised(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as found:
+        call_apart(fail)
+    assert found.value is error
+
+
+TRIAL = """
+import os, time, torch
+from luthier.ops.threads import call_apart
+threads = lambda: len(os.listdir("/proc/self/task"))
+def compute():
+    torch.set_num_threads(3)
+    torch.ones(2**22).add_(1.0)
+    return threads()
+within = call_apart(compute)
+end = time.monotonic() + 30
+while threads() > within - 3 and time.monotonic() < end:
+    time.sleep(0.01)
+print(within, threads())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads of a process are listed by Linux")
+def test_workers_of_torch_end_with_the_thread() -> None:
+    """Those of the thread that loads would make those of the thread that answers sleep after each product."""
+    made = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, text=True, check=True)
+    within, after = map(int, made.stdout.split())
+    assert within >= after + 3, made.stdout  # the thread and two workers
+
+
+def test_the_engine_loads_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def opened(*_: object, **__: object) -> list[object]:
+        seen.append(threading.current_thread())
+        return []
+
+    monkeypatch.setattr(engine, "open_variants", opened)
+    engine.Engine.open([]).close()
+    assert len(seen) == 1 and seen[0] is not threading.main_thread() and not seen[0].is_alive()
