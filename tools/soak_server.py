@@ -39,9 +39,11 @@ QUESTIONS = [
     "Say it in one word.",
     "Was the film any good?",
     "Why?",
-    "one two three four five " * 12,
+    *("one two three four five " * many for many in (1, 3, 7, 12, 20)),
 ]
 TOKENS = 24
+NEAR = {"bfloat16": 0.25, "float16": 0.05}
+"""Difference of two log probabilities below which rounding decides between their tokens; in float32 1e-3."""
 
 
 def train(place: Path) -> list[str]:
@@ -56,7 +58,8 @@ def train(place: Path) -> list[str]:
 
 
 class Soak:
-    def __init__(self, port: int, models: list[str]) -> None:
+    def __init__(self, port: int, models: list[str], dtype: str) -> None:
+        self.near = NEAR.get(dtype, 1e-3)
         self.port, self.client = (
             port,
             openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=0, timeout=120),
@@ -77,7 +80,7 @@ class Soak:
                 ).choices[0]
                 scored = made.logprobs.content or [] if made.logprobs else []
                 # Where the two likeliest are as good as one, rounding decides, and that depends on the batch.
-                if all(each.top_logprobs[0].logprob - each.top_logprobs[1].logprob > 1e-3 for each in scored):
+                if all(each.top_logprobs[0].logprob - each.top_logprobs[1].logprob > self.near for each in scored):
                     self.right[model, number] = made.message.content or ""
 
     def once(self, chance: random.Random) -> None:
@@ -175,6 +178,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--runs", nargs="*", default=[])
     parser.add_argument("--port", type=int, default=8437)
+    parser.add_argument("--dtype", default="auto")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         runs = given.runs or train(Path(place))
@@ -182,13 +186,13 @@ def main() -> None:
         with log.open("w") as out:
             server = subprocess.Popen(
                 [sys.executable, "-m", "luthier", "serve", *runs, "--port", str(given.port), "--max-body", "200000",
-                 "--max-batch", "8", "--max-waiting", "12"], stdout=out, stderr=out, env=os.environ | {"NO_COLOR": "1"},
+                 "--max-batch", "8", "--max-waiting", "12", "--dtype", given.dtype], stdout=out, stderr=out, env=os.environ | {"NO_COLOR": "1"},
             )  # fmt: skip
         while "listening" not in log.read_text():
             time.sleep(0.2)
             if server.poll() is not None:
                 raise SystemExit(log.read_text())
-        soak = Soak(given.port, ["base", *(Path(run.split("=", maxsplit=1)[0]).name for run in runs)])
+        soak = Soak(given.port, ["base", *(Path(run.split("=", maxsplit=1)[0]).name for run in runs)], given.dtype)
         soak.alone()
         print(f"{len(soak.right)} questions with one answer each", flush=True)
         used = soak.run(given.minutes, given.clients, psutil.Process(server.pid))
