@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from luthier.ops.threads import call_apart
+from luthier.ops.threads import SPINS, call_apart
 from luthier.serving import engine
 
 
@@ -49,6 +50,31 @@ def test_workers_of_torch_end_with_the_thread() -> None:
     made = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, text=True, check=True)
     within, after = map(int, made.stdout.split())
     assert within >= after + 3, made.stdout  # the thread and two workers
+
+
+SERVED = """
+import os, sys
+from luthier.serving import command
+assert "torch" not in sys.modules
+spins = command.sleep_soon
+def asked():
+    assert "torch" not in sys.modules  # OpenMP reads its settings when torch is imported
+    spins()
+command.sleep_soon = asked
+try:
+    command.serve(["nowhere"], command.Place("127.0.0.1", 0, None), command.Sizes(), dtype="auto", progress=None)
+except Exception as error:
+    print(type(error).__name__, os.environ.get("GOMP_SPINCOUNT"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_the_servers_workers_sleep_soon_unless_told_otherwise(given: dict[str, str], found: str) -> None:
+    clean = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    made = subprocess.run([sys.executable, "-c", SERVED], capture_output=True, text=True, env=clean | given, check=True)
+    assert made.stdout.split() == ["InputError", found]
 
 
 def test_the_engine_loads_apart(monkeypatch: pytest.MonkeyPatch) -> None:

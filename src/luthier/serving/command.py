@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.errors import InputError, MissingExtra
+from luthier.ops.threads import sleep_soon
 from luthier.serving.guard import is_loopback
 from luthier.training.progress import Progress
 
@@ -76,6 +77,7 @@ def serve(given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, progr
     except ImportError:
         raise MissingExtra("serve needs FastAPI and uvicorn", mend="pip install 'luthier[serve]'") from None
     place.check()
+    sleep_soon()
     from luthier.serving.engine import Engine
     from luthier.serving.server import Limits, application
 
