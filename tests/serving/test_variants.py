@@ -159,7 +159,11 @@ def test_in_half_precision_small_products_are_those_of_float32_and_large_ones_as
         assert terms.down is not None and terms.up is not None
         right = plain[row].float() + x[row].float() @ terms.down.T @ terms.up.T
         assert (made[row].float() - right).abs().max() < 2**-6 * right.abs().max()
-    *_, kind = mixer.layers["0"].joined
+    layer = mixer.layers["0"]
+    *_, kind = layer.joined
+    held = [each for pair in layer.joined.values() for each in pair]
+    assert not any(terms.down is not None or terms.up is not None for terms in layer.terms.values())
+    assert sum(each.nbytes for each in held) == (4 + 2 * (kind == torch.bfloat16)) * 2 * rank * (64 + 96), "kept once"
     assert kind == (torch.float32 if tokens == 1 and rank == 4 else torch.bfloat16)
 
 
