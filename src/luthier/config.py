@@ -283,7 +283,7 @@ def parse_export(name: str, settings: Sequence[str]) -> Export:
     try:
         return found.model_validate(values)
     except ValidationError as error:
-        told = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        told = [_problem_text(dict(each), sorted(found.model_fields)) for each in error.errors()]
         raise ConfigError(f"--to {name}", told) from None
 
 
@@ -341,7 +341,10 @@ def _problem_text(error: dict[str, Any], known: Sequence[str]) -> str:
         name = str(error["loc"][-1])
         near = did_you_mean(name, known)
         return f"{key}: unknown key{near or ('; known are ' + ', '.join(known) if known else '')}"
+    if kind == "missing":
+        return f"{key}: is needed, and has no default"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    message = message.replace("String should match pattern", "should match")
     given = error.get("input")
     shown = (
         f", not {given!r}"

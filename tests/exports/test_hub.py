@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -124,8 +125,15 @@ def test_what_would_give_away_this_machine_is_refused(run: Path, monkeypatch: py
 
 
 def test_what_cannot_be_is_said_before_anything_is_loaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for settings in (["repo=first"], ["repo=me/my model"], ["repo=me/first", "site=elsewhere"], []):
-        with pytest.raises(ConfigError, match=r"repo|site"):
+    for settings, said in (
+        (["repo=first"], "repo: should be USER/MODEL, the id on the hub, not 'first'"),
+        (["repo=me/my model"], "repo: should be USER/MODEL"),
+        (["repo=me/first", "site=elsewhere"], "site: should be 'huggingface' or 'modelscope'"),
+        (["repo=me/first", "base=../up"], "base: should be USER/MODEL"),
+        (["repoo=me/first"], "repo: is needed, and has no default\n  - repoo: unknown key (did you mean 'repo'?)"),
+        ([], "repo: is needed"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
             parse_export("hub", settings)
     with pytest.raises(ConfigError, match="token"):
         parse_export("hub", ["repo=me/first", f"token={TOKEN}"])

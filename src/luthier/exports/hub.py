@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator
 
 from luthier.errors import InputError, MissingExtra
 from luthier.exports.base import EXPORTS, Export, Player, Tuned
@@ -19,12 +20,19 @@ from luthier.exports.card import card, is_local
 if TYPE_CHECKING:
     from torch import nn
 
-ID = r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$"
+ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 KEPT_BACK = ("export.json", "manifest.json")
 """Stay here: they are about the run and name its folder."""
 OLD_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 """Of an earlier upload to the same repository: they would be loaded in place of the new ones."""
 PAGES = {"huggingface": "https://huggingface.co/", "modelscope": "https://modelscope.cn/models/"}
+
+
+def hub_id(value: str) -> str:
+    """The id of a model on a hub as it is; ValueError where it is none."""
+    if not ID.fullmatch(value):
+        raise ValueError(f"should be USER/MODEL, the id on the hub, not {value!r}")
+    return value
 
 
 class Hub(Export):
@@ -33,13 +41,13 @@ class Hub(Export):
     The token is that of the hub's own login or environment; it stands in no recipe and no report.
     """
 
-    repo: str = Field(pattern=ID)
+    repo: Annotated[str, AfterValidator(hub_id)]
     """Where it goes: USER/MODEL."""
     site: Literal["huggingface", "modelscope"] = "huggingface"
     """Which hub."""
     form: Literal["adapter", "merged"] = "adapter"
     """What is uploaded."""
-    base: str = Field(default="", pattern=rf"^$|{ID}")
+    base: Annotated[str, AfterValidator(lambda value: value and hub_id(value))] = ""
     """Hub id of the base, for the card and the adapter's settings; needed where the recipe has a folder."""
     license: str = ""
     """Licence in the model card, such as apache-2.0. The base's own may demand one: it is yours to state."""
