@@ -97,7 +97,8 @@ def serve(given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, progr
         timeout_graceful_shutdown=max(1, int(sizes.patience)), limit_concurrency=4 * (sizes.rows + sizes.waiting) + 64,
     )  # fmt: skip
     server = uvicorn.Server(config)
-    # What is loaded stays: without it a full collection is short, and comes before closed connections have piled up.
+    # The collector need not look at what is loaded, for it stays. So a full collection is short, and comes before
+    # closed connections, which stand in cycles, have piled up.
     gc.freeze()
     with _until_told(server):
         server.run(sockets=[socket_])

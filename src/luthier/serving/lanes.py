@@ -232,8 +232,8 @@ class SlotLane(Lane):
 def even(tokens: int) -> int:
     """So many tokens are read for a prompt: the next multiple of 8, from 128 on of 16, from 256 on of 32.
 
-    oneDNN compiles kernels for each number of tokens in a product of half types and keeps them, 3 MB for a number: a
-    server that has seen each length would have kept a GB of them.
+    oneDNN compiles kernels for each number of tokens in a product of half types and keeps them, megabytes for a number:
+    a server would grow with each new length of prompts.
     """
     step = max(8, 1 << max(0, (tokens - 1).bit_length() - 4))
     return -(-tokens // step) * step
