@@ -186,7 +186,8 @@ def main() -> None:
         with log.open("w") as out:
             server = subprocess.Popen(
                 [sys.executable, "-m", "luthier", "serve", *runs, "--port", str(given.port), "--max-body", "200000",
-                 "--max-batch", "8", "--max-waiting", "12", "--dtype", given.dtype], stdout=out, stderr=out, env=os.environ | {"NO_COLOR": "1"},
+                 "--max-batch", "8", "--max-waiting", "12", "--dtype", given.dtype],
+                stdout=out, stderr=out, env=os.environ | {"NO_COLOR": "1"},
             )  # fmt: skip
         while "listening" not in log.read_text():
             time.sleep(0.2)

@@ -344,7 +344,6 @@ def _problem_text(error: dict[str, Any], known: Sequence[str]) -> str:
     if kind == "missing":
         return f"{key}: is needed, and has no default"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    message = message.replace("String should match pattern", "should match")
     given = error.get("input")
     shown = (
         f", not {given!r}"

@@ -15,10 +15,11 @@ import torch
 from luthier.errors import InputError
 from luthier.serving.asking import Ask, Piece, Sampling
 from luthier.serving.engine import Engine
-from luthier.serving.lanes import CHUNK, PlainLane, Row, Start, even
+from luthier.serving.lanes import CHUNK, PlainLane, Row, Start
 from luthier.serving.mixing import Mixer, Terms, terms_of
 from luthier.serving.sources import source_of
 from luthier.serving.variants import APART, BATCHED, PLAIN
+from luthier.tasks.base import even_length
 from tests.methods import zoo
 
 TUNERS = [name for name in zoo.SPECS if name not in ("full", "freeze")]
@@ -210,9 +211,10 @@ def test_prompts_of_all_lengths_are_read_as_few_numbers_of_tokens(adapter: Calla
         many = chance.randrange(1, 9)
         answers(engine, [(chance.choice(names), [5] * chance.randrange(1, 200)) for _ in range(many)], most=1)
     engine.close()
-    assert seen <= {even(tokens) for tokens in range(1, CHUNK + 1)} and len(seen) > 10
-    assert len({even(tokens) for tokens in range(1, CHUNK + 1)}) <= 32
-    assert all(tokens <= even(tokens) <= max(8 * -(-tokens // 8), tokens * 9 / 8) for tokens in range(1, CHUNK + 1))
+    evened = {tokens: even_length(tokens, CHUNK) for tokens in range(1, CHUNK + 1)}
+    assert seen <= {*evened.values()} and len(seen) > 10
+    assert len({*evened.values()}) <= 32
+    assert all(tokens <= found <= max(8 * -(-tokens // 8), tokens * 9 / 8) for tokens, found in evened.items())
 
 
 @pytest.mark.parametrize("method", ["prompt", "lora"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from luthier.ops.slots import NAME, SlotCache, visible
 from luthier.serving.mixing import Mixer
+from luthier.tasks.base import even_length
 
 CHUNK = 512
 """Tokens of prompts in one step: a long prompt must not keep the answers of others waiting."""
@@ -155,7 +156,9 @@ class SlotLane(Lane):
         group = self._group()
         if not group:
             return []
-        size = min(even(max(row.whole - row.done for row in group)), max(1, self.chunk // len(group)))
+        longest = max(row.whole - row.done for row in group)
+        # For each number of tokens oneDNN compiles kernels and keeps them: a server would grow with each new length.
+        size = min(even_length(longest, self.chunk), max(1, self.chunk // len(group)))
         if group[0].start.embeds is not None:
             entered = self._entered(group[0], group[0].done, group[0].done + size)
             entered = {name: F.pad(own, (0, 0, 0, size - own.size(1))) for name, own in entered.items()}
@@ -205,7 +208,7 @@ class SlotLane(Lane):
             if group and (row.start.embeds is not None or group[0].start.embeds is not None):
                 break
             longest = max(each.whole - each.done for each in [*group, row])
-            if group and even(longest) * (len(group) + 1) > self.chunk:
+            if group and even_length(longest, self.chunk) * (len(group) + 1) > self.chunk:
                 break
             group.append(row)
         return group[: 1 << len(group).bit_length() - 1] if group else group
@@ -227,16 +230,6 @@ class SlotLane(Lane):
         )  # fmt: skip
         logits: Tensor = made.logits
         return logits
-
-
-def even(tokens: int) -> int:
-    """So many tokens are read for a prompt: the next multiple of 8, from 128 on of 16, from 256 on of 32.
-
-    oneDNN compiles kernels for each number of tokens in a product of half types and keeps them, megabytes for a number:
-    a server would grow with each new length of prompts.
-    """
-    step = max(8, 1 << max(0, (tokens - 1).bit_length() - 4))
-    return -(-tokens // step) * step
 
 
 class PlainLane(Lane):

@@ -207,9 +207,9 @@ class MixedLayer:
         self.terms[number] = Terms(**kept)
         if terms.down is not None and terms.up is not None:
             self.ranks[number] = len(terms.down)
-            own = terms.down.detach(), terms.up.detach().T
-            both = zip(*(self.joined[torch.float32], own) if self.joined else (own,), strict=True)
-            down, up = (torch.cat([each.float() for each in parts]) for parts in both)
+            others = [self.joined[torch.float32]] if self.joined else []
+            downs, ups = zip(*others, (terms.down, terms.up.T), strict=True)
+            down, up = (torch.cat([each.detach().float() for each in parts]) for parts in (downs, ups))
             self.joined = {torch.float32: (down, up)}  # both by column: a part of them is a slice
         self.now = {}
         if (terms.into is not None or terms.turn is not None) and not self.changes_input:
@@ -257,13 +257,14 @@ class MixedLayer:
 
     def _made(self, rows: tuple[int, ...], x: Tensor) -> _Now:
         now = _Now()
+        single = x.size(1) == 1 and x.device.type == "cpu"
         active = [number for number in self.ranks if number in rows]
         if active:
             # Few of many are taken out of the matrix of all; else it serves whichever rows come and go.
             chosen = active if len(active) == 1 or 2 * len(active) < len(self.ranks) else list(self.ranks)
             columns = tuple((number, self.ranks[number]) for number in chosen)
-            few = x.size(1) == 1 and len(rows) * sum(many for _, many in columns) < FEW
-            kind = torch.float32 if few and x.device.type == "cpu" else x.dtype
+            few = single and len(rows) * sum(many for _, many in columns) < FEW
+            kind = torch.float32 if few else x.dtype
             now.down, now.up = self._columns(chosen, x.device, kind)
             if len(chosen) > 1 or any(row != chosen[0] for row in rows):
                 now.own = self.mixer.own(columns, now.down)
@@ -273,7 +274,7 @@ class MixedLayer:
                 continue
             own = [place for place, row in enumerate(rows) if row == number]
             places = None if len(own) == len(rows) else torch.tensor(own, device=x.device)
-            kind = torch.float32 if x.size(1) == 1 and x.device.type == "cpu" else x.dtype  # see FEW
+            kind = torch.float32 if single else x.dtype  # see FEW
             now.turns.append((places, terms.turn.to(device=x.device, dtype=kind)))
         return now
 
