@@ -207,7 +207,7 @@ def content(run: Path) -> dict[str, Any]:
         elif path.name == "manifest.json":
             files = json.loads(path.read_text())["files"]
             found[name] = {key: entry for key, entry in files.items() if key != "state.json"}
-        elif name not in ("recipe.yaml", "report.html", "loss.png"):  # they name the folder
+        elif name not in ("run.json", "recipe.yaml", "report.html", "loss.png"):  # they name the run or its folder
             found[name] = path.read_bytes()
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from luthier.exports.base import Closing, Export, Player, Tuned
 from luthier.exports.players import TorchPlayer, as_module
 from luthier.exports.proof import Prompt, Proof, prove
 from luthier.folder import RunFolder, write_json
-from luthier.stages import Tokens, check_machine, load_base, prepare_data, tokenize
+from luthier.stages import Tokens, check_machine, load_base, reopen
 from luthier.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Prog
     folder = RunFolder.existing(path)
     weights, config = folder.weights(), folder.config()
     check_machine(config)
-    data = prepare_data(config, progress)
-    tokens = tokenize(config, data, progress, folder)
+    data, tokens = reopen(config, folder, progress)
     tuned = _tuned(folder, config, data, tokens, weights)
     target.refuse(tuned)
     place = folder.path / "exports" / target.name
@@ -98,7 +96,7 @@ def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens,
         tokenizer=template.tokenizer, ends=() if classifies else tuple(sorted(template.end_ids)), open_base=open_base,
         open_plain_base=open_plain_base, open_plain=open_plain,
         skeleton=lambda: skeleton(config.model, tokens.source, labels=tokens.labels),
-        facts=json.loads(folder.result.read_text(encoding="utf-8")),
+        facts=folder.read_json(folder.result),
     )  # fmt: skip
 
 
@@ -115,7 +113,7 @@ def _prompts(data: Prepared, count: int) -> list[Prompt]:
     """Of held-out rows, or of training rows where none is held out: its tokens, and where its answer begins."""
     from luthier.evaluation.generate import answer_start
 
-    _, _, rows = data.side("test" if data.test_rows else "validation")
+    _, _, rows = data.side(data.held_out_side)
     rows = rows if len(rows) else data.rows
     chosen = [rows[number] for number in range(min(count, len(rows)))]
     classifies = data.task.model_class == "classification"
@@ -134,7 +132,11 @@ def _held(
     try:
         checked = target.check(tuned, opened, prompts)
         proof = _proofs(target, tuned, opened, prompts, progress)
-        return {"checked": checked, "proof": proof, "scores": scores | _scores(opened, data, tokens, config, progress)}
+        return {
+            "checked": checked,
+            "proof": proof,
+            "scores": scores | _scores(opened, tuned, data, tokens, config, progress),
+        }
     finally:
         if isinstance(opened, Closing):
             opened.close()
@@ -180,22 +182,24 @@ def _proofs(
 
 
 def _scores(
-    opened: nn.Module | Player, data: Prepared, tokens: Tokens, config: RunConfig, progress: Progress
+    opened: nn.Module | Player, tuned: Tuned, data: Prepared, tokens: Tokens, config: RunConfig, progress: Progress
 ) -> dict[str, Any]:
-    """{"export": scores} on the run's own held-out rows, as after training; no judge is asked again."""
+    """{"export": scores} on the rows and with the settings of the run's own last scores, but without a judge."""
     import torch
 
     from luthier.evaluation.score import evaluations, measure, scores
+    from luthier.evaluation.settings import EvaluateConfig
     from luthier.measuring import subject_of
     from luthier.stages import Loaded
 
-    settings = config.evaluate.model_copy(update={"judge": None})
+    measured = {**config.evaluate.model_dump(), **tuned.facts.get("measured_with", {})}
+    settings = EvaluateConfig(**{**measured, "judge": None, "check": config.evaluate.check})
     if not isinstance(opened, torch.nn.Module):
         opened = as_module(opened, classifies=data.task.model_class == "classification")
         settings = settings.model_copy(
             update={"batch_size": 1}
         )  # its logits are made whole: [rows, tokens, vocabulary]
-    loaded = Loaded(config.model_copy(update={"evaluate": settings}), opened, tokens.template, data, tokens.max_length)
+    loaded = Loaded(config.model_copy(update={"evaluate": settings}), opened, tokens, data)
     subject = subject_of(loaded, progress)
     if subject is None:
         return {}

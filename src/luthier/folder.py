@@ -2,7 +2,9 @@
 
 recipe.yaml      the resolved recipe; loading it gives the same run
 environment.json versions, machine, command, hashes of the base
+run.json         which run this is, and hashes of the files that decide what comes of it
 data.json        account of every row, format, template, fingerprint
+held_out.jsonl   the held-out rows with their tokens: evaluate and export measure on these
 refused.jsonl    rows left out by policy, whole, with the reason
 plan.json        what the recipe left open, as it was decided, and the memory and time that were planned
 metrics.jsonl    a line per step, a line per evaluation
@@ -18,16 +20,20 @@ harness.json     what lm-evaluation-harness measured on it, where it was asked
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from luthier.config import ModelConfig, RunConfig
 from luthier.data.store import Refusal
 from luthier.errors import Busy, InputError, did_you_mean
+from luthier.ledger import JsonObject, Ledger, read_object
 from luthier.origin import base_of, changes, environment, local_copy, refuse_another_base
 from luthier.training.durable import put, staging_of, sync
 
@@ -36,7 +42,10 @@ MAY_CHANGE = (
 )  # fmt: skip
 """Keys and blocks that another value of which leaves the run the same."""
 
-FIRST = {".lock", "environment.json", ".environment.json.staging", ".recipe.yaml.staging"}
+FIRST = {
+    ".lock", "environment.json", "run.json",
+    *(f".{name}.staging" for name in ("environment.json", "run.json", "recipe.yaml")),
+}  # fmt: skip
 """What a process that was killed at the very start can have left: no reason to refuse the folder."""
 
 
@@ -46,8 +55,10 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe = path / "recipe.yaml"
+        self.ledger = Ledger(path / "run.json")
         self.environment = path / "environment.json"
         self.data = path / "data.json"
+        self.held_out = path / "held_out.jsonl"
         self.plan = path / "plan.json"
         self.refused = path / "refused.jsonl"
         self.metrics = path / "metrics.jsonl"
@@ -69,9 +80,20 @@ class RunFolder:
             raise InputError(f"{path} {what}", mend="give the folder that `luthier train` printed")
         return folder
 
-    def config(self) -> RunConfig:
-        """The recipe of the run."""
-        return RunConfig.load(self.recipe)
+    def config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """The recipe of the run, with `overrides`; InputError where it was edited since the run was started."""
+        now, started = RunConfig.load(self.recipe, overrides), self.ledger.read()["recipe"]
+        if started is not None:
+            try:
+                changed = _changed(RunConfig.model_validate(started), now)
+            except ValidationError as error:
+                raise InputError(f"{self.ledger.path}: 'recipe' is not valid: {error}") from None
+            if changed:
+                raise InputError(
+                    f"{self.recipe} was edited after the run was started:{changed}",
+                    mend=f"put it back, or start another run: luthier train {shlex.quote(str(self.recipe))} run=DIR",
+                )
+        return now
 
     def weights(self) -> Path:
         """The finished weights, whole as they were written; InputError where they are damaged or not there yet."""
@@ -79,10 +101,10 @@ class RunFolder:
 
         for name in ("adapter", "model"):
             if (self.path / name).is_dir() and self.result.is_file():
-                if what := fault(self.path / name, others=True):
+                if what := fault(self.path / name, run=self.ledger.run, others=True):
                     raise InputError(
                         f"{self.path / name} is damaged: {what}",
-                        mend=f"rm {self.result} && luthier train {self.recipe}: it is written anew from the checkpoint",
+                        mend=self._restore(self.result),
                     )
                 return self.path / name
         raise InputError(f"{self.path}: the run has no finished weights yet", mend=f"luthier train {self.recipe}")
@@ -91,12 +113,9 @@ class RunFolder:
         """Is there a run of this recipe? InputError names what differs where it is another's."""
         if not self.recipe.is_file():
             return False
-        before, now = _flat(self.config().model_dump(mode="json")), _flat(config.model_dump(mode="json"))
-        changed = [k for k in sorted(before | now) if before.get(k) != now.get(k) and not _may_change(k)]
-        if changed:
-            shown = "".join(f"\n  - {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
+        if changed := _changed(self.config(), config):
             raise InputError(
-                f"{self.path} holds a run of another recipe:{shown}",
+                f"{self.path} holds a run of another recipe:{changed}",
                 mend="choose another folder with run=DIR, or delete this one",
             )
         return True
@@ -132,11 +151,38 @@ class RunFolder:
     def start(self, config: RunConfig) -> bool:
         """Begin a run, or find one of the same recipe: True then. Only for who holds the folder."""
         there = self.holds(config)
-        if not self.environment.is_file():
-            write_json(self.environment, environment())
         if not there:
+            self.ledger.begin(config.model_dump(mode="json"))
+            write_json(self.environment, environment())
             write_text(self.recipe, config.dump())
         return there
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Replace a JSON file of the run as a whole, and keep its hash."""
+        staging_of(path).write_text(as_json(value), encoding="utf-8")
+        self.ledger.commit(path)
+
+    def write_jsonl(self, path: Path, rows: Iterable[Any]) -> None:
+        """Replace a JSON-lines file of the run as a whole, and keep its hash."""
+        with staging_of(path).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        self.ledger.commit(path)
+
+    def checked(self, path: Path) -> Path:
+        """`path`, a file of the run, where it is as the run wrote it; InputError else."""
+        if what := self.ledger.fault(path):
+            raise InputError(f"{path} {what}", mend=self._restore(path))
+        return path
+
+    def read_json(self, path: Path) -> JsonObject:
+        """What stands in a JSON file of the run; InputError where it is not as the run wrote it."""
+        return read_object(self.checked(path), self._restore(path))
+
+    def _restore(self, path: Path) -> str:
+        if path == self.result:
+            again = f"rm {shlex.quote(str(path))} && luthier train {shlex.quote(str(self.recipe))}"
+            return f"{again}: it is written again from the checkpoint"
+        return f"restore {path.name} from a copy of the run, or train in another folder: run=DIR"
 
     def changes(self) -> list[str]:
         """What of versions and machine is not as at the start."""
@@ -153,17 +199,14 @@ class RunFolder:
                 now = {name: value for name, value in now.items() if name in kept["base"]}
             refuse_another_base(kept["base"], now, model.path)
         else:
-            write_json(self.environment, {**(kept or environment()), "base": now})
+            self.write_json(self.environment, {**(kept or environment()), "base": now})
 
     def base_hashes(self) -> dict[str, str] | None:
         """A hash of each file of the base, where they are known."""
         return self._environment().get("base")
 
     def _environment(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self.environment.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return {}
+        return self.read_json(self.environment) if self.checked(self.environment).is_file() else {}
 
     def remove(self) -> None:
         """Delete the folder, and the parents that held nothing else."""
@@ -221,6 +264,13 @@ class RunFolder:
         return step - len({record["step"] for record in kept if "loss" in record})
 
 
+def _changed(before: RunConfig, now: RunConfig) -> str:
+    """A line for each key that makes `now` another run than `before`."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not _may_change(key)]
+    return "".join(f"\n  - {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
+
+
 def _may_change(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
 
@@ -248,7 +298,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file as a whole."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """The text of a JSON file."""
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.folder import RunFolder, write_json, write_jsonl
+from luthier.folder import RunFolder
 from luthier.origin import environment
-from luthier.stages import Loaded, load_base, prepare_data, tokenize
+from luthier.stages import Loaded, load_base
 from luthier.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ def subject_of(loaded: Loaded, progress: Progress | None = None) -> Subject | No
     from luthier.evaluation.base import Forgetful, Subject
 
     data, settings = loaded.data, loaded.config.evaluate
-    _, examples, rows = data.side("test" if data.test_rows else "validation")
+    _, examples, rows = data.side(data.held_out_side)
     count = len(examples) if settings.rows is None else settings.rows
     owner = [number for number in rows.owner if number < count]  # in order
     if not owner:
         return None
-    labels = {*data.examples.labels, *examples.labels} - {None}
+    labels = {*data.labels, *data.examples.labels, *examples.labels} - {None}
     return Subject(
         model=loaded.model, template=loaded.template, task=data.task,
         examples=list(examples[:count]), rows=rows[: len(owner)], owner=owner, max_length=loaded.max_length,
@@ -106,9 +106,11 @@ def _measure_base(loaded: Loaded, subject: Subject, folder: RunFolder) -> Measur
     progress = subject.progress
     decides = _decides(loaded, subject, folder)
     name = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
-    if folder.before.is_file():
-        before = json.loads(folder.before.read_text(encoding="utf-8"))
-        if isinstance(before, dict) and before.pop("of", None) == name:
+    if what := folder.ledger.fault(folder.before):
+        progress.warn(f"{folder.before} {what}: the base is measured again")
+    elif folder.before.is_file():
+        before = folder.read_json(folder.before)
+        if before.pop("of", None) == name:
             progress.note("the base's scores are those of this run's before.json")
             return Measured(**before)
     known = subject.memory.recall("base", decides) if decides["base"] else None
@@ -122,7 +124,7 @@ def _measure_base(loaded: Loaded, subject: Subject, folder: RunFolder) -> Measur
         worth = time.perf_counter() - began >= WORTH
         if worth and decides["base"] and "failed verdicts" not in measured.counts:
             subject.memory.keep("base", decides, asdict(measured))
-    write_json(folder.before, {"of": name, **asdict(measured)})
+    folder.write_json(folder.before, {"of": name, **asdict(measured)})
     return measured
 
 
@@ -177,7 +179,7 @@ def compare(subject: Subject, base: Measured, folder: RunFolder) -> dict[str, An
          "base": base.records[i] if both else {}, "tuned": record}
         for i, (e, record) in enumerate(zip(subject.examples, tuned.records, strict=True))
     ]  # fmt: skip
-    write_jsonl(folder.predictions, predictions)
+    folder.write_jsonl(folder.predictions, predictions)
     found = {"base": scores(base.records, chosen) if both else {}, "tuned": scores(tuned.records, chosen)}
     headline = choose(subject, list(found["tuned"]))
     for name, side in found.items():
@@ -187,6 +189,7 @@ def compare(subject: Subject, base: Measured, folder: RunFolder) -> dict[str, An
     why = forgetting.applies(subject) or ("" if subject.settings.forgetting else "evaluate.forgetting is false")
     few = len(tuned.records) < FEW
     return {
+        "measured_with": subject.settings.model_dump(mode="json"),
         "validation_examples": len(tuned.records), **found, "headline": headline,
         "difference": differences(base.records, tuned.records, chosen) if both else {},
         "examples": contrast(predictions, headline, chosen, subject.settings.examples) if both else {},
@@ -207,22 +210,21 @@ def _cut(subject: Subject, tuned: Measured) -> list[str]:
 
 
 @contextmanager
-def _untouched(loaded: Loaded, progress: Progress) -> Iterator[Loaded]:
+def _untouched(loaded: Loaded) -> Iterator[Loaded]:
     """The base of a tuned model: with the adapter switched off, or loaded anew where there is none."""
     switch = loaded.config.method.disabled(loaded.model)
     if switch is not None:
         with switch:
             yield loaded
         return
-    data = prepare_data(loaded.config, Progress())
-    yield load_base(loaded.config, data, tokenize(loaded.config, data, progress))
+    yield load_base(loaded.config, loaded.data, loaded.tokens)
 
 
 def base_again(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measured:
     """The untouched base of a finished run, on the same rows."""
     if loaded.config.model.init == "random":
         return Measured()
-    with _untouched(loaded, progress) as base:
+    with _untouched(loaded) as base:
         subject = subject_of(base, progress)
         return _measure_base(base, subject, folder) if subject is not None else Measured()
 
@@ -232,7 +234,7 @@ def with_base(loaded: Loaded, progress: Progress) -> AbstractContextManager[nn.M
 
     @contextmanager
     def opened() -> Iterator[nn.Module]:
-        with _untouched(loaded, progress) as base:
+        with _untouched(loaded) as base:
             yield base.model
 
     return None if loaded.config.model.init == "random" else opened()

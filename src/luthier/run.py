@@ -22,6 +22,8 @@ from luthier.stages import (
     prepare_data,
     prove,
     question_of,
+    refuse_other_rows,
+    reopen,
     settle_run,
     tokenize,
 )
@@ -69,7 +71,7 @@ def _start(
         data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
     elif folder.result.is_file():
         progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to train anew")
-        return dict(json.loads(folder.result.read_text(encoding="utf-8")))
+        return dict(folder.read_json(folder.result))
     with folder.held():
         from luthier.training.checkpoint import tidy
 
@@ -183,7 +185,7 @@ def choose(
 def _train(
     config: RunConfig, data: Prepared, folder: RunFolder, progress: Progress, request: StopRequest, given: Given | None
 ) -> dict[str, Any]:
-    from luthier.data import account
+    from luthier.data import account, held_out
     from luthier.models.load import parameter_counts
     from luthier.planning import machine
     from luthier.training.randomness import seed
@@ -191,11 +193,9 @@ def _train(
 
     accelerator = accelerator_for(config.model, config.train)
     tokens = tokenize(config, data, progress, folder) if given is None else given.tokens
-    if folder.data.is_file() and json.loads(folder.data.read_text())["fingerprint"] != data.fingerprint:
-        raise InputError(
-            f"{config.data.path}: the rows have changed since {folder.path} was started", mend="run=ANOTHER_DIR"
-        )
-    write_json(folder.data, data.account())
+    refuse_other_rows(config, data, folder)
+    folder.write_json(folder.data, data.account())
+    folder.write_jsonl(folder.held_out, held_out.lines(data))
     if data.refusals and data.stream is None:  # those of a stream are kept with each checkpoint
         folder.keep_refusals(data.refusals)
     account.say(data, folder.refused, progress)
@@ -228,12 +228,12 @@ def _train(
     outcome = session.train(request)
     used = machine.peak(accelerator.device.type)
     if data.stream is not None:
-        write_json(folder.data, data.account())  # it is known only now
+        folder.write_json(folder.data, data.account())  # it is known only now
     loaded.model = model
     tuned = _save(loaded, folder, progress)
     result = _result(loaded, folder, outcome, base, progress, lr)
     result |= {"trainable": trainable, "parameters": parameters, "weights_bytes": tuned}
-    plan = json.loads(folder.plan.read_text(encoding="utf-8"))["plan"] or {"bytes": None, "seconds": None}
+    plan = folder.read_json(folder.plan)["plan"] or {"bytes": None, "seconds": None}
     result["memory"] = {"planned": plan["bytes"], "measured": used}  # bytes, of the process or the device, in training
     result["time"] = {"planned": plan["seconds"], "measured": outcome.seconds}
     if given is not None:
@@ -259,7 +259,7 @@ def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
     progress.stage("saving")
     method, tokenizer = loaded.config.method, loaded.template.tokenizer
     target = folder.path / method.saves
-    with staged(target) as staging:
+    with staged(target, folder.ledger.run) as staging:
         method.save(loaded.model, staging)
         write_words(tokenizer, sorted(loaded.template.end_ids) if loaded.data.task.name == "chat" else (), staging)
     return weights_bytes(target)
@@ -279,7 +279,7 @@ def _result(
         "tokens": outcome.tokens, "tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
         "lr": lr, "train_rows": data.train.kept,
         **UNMEASURED,
-        "measured_on": "test" if data.test_rows else "validation",
+        "measured_on": data.held_out_side,
     }  # fmt: skip
     subject = subject_of(loaded, progress)
     if subject is not None:
@@ -314,11 +314,11 @@ def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     folder.loss_png.write_bytes(image)
     lines = folder.predictions.read_text(encoding="utf-8").splitlines() if folder.predictions.is_file() else []
     page = run_report.render(
-        result, json.loads(folder.data.read_text(encoding="utf-8")), image,
+        result, folder.read_json(folder.data), image,
         redacted(folder.recipe.read_text(encoding="utf-8")), environment(), [json.loads(line) for line in lines],
     )  # fmt: skip
     write_text(folder.report, page)
-    write_json(folder.result, result)
+    folder.write_json(folder.result, result)
     return result
 
 
@@ -331,11 +331,10 @@ def open_run(path: Path, progress: Progress | None = None, overrides: Sequence[s
     folder = RunFolder.existing(path)
     if other := [each for each in overrides if not each.startswith("evaluate.")]:
         raise InputError(f"a finished run cannot change: {', '.join(other)}", mend="evaluate.KEY=VALUE, or train anew")
-    weights, config = folder.weights(), RunConfig.load(folder.recipe, overrides)
+    weights, config = folder.weights(), folder.config(overrides)
     check_machine(config)
-    data = prepare_data(config, progress)
+    data, tokens = reopen(config, folder, progress)
     whole = config.method.saves == "model"
-    tokens = tokenize(config, data, progress, folder)
     loaded = load_base(config, data, tokens, weights if whole else None, folder)
     if not whole:
         loaded.model = config.method.load(loaded.model, weights)
@@ -344,12 +343,14 @@ def open_run(path: Path, progress: Progress | None = None, overrides: Sequence[s
 
 
 def evaluate(path: Path, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> dict[str, Any]:
-    """Measure a finished run anew, base against tuned, and rewrite its report and result.
+    """Measure a finished run again, base against tuned, and rewrite its report and result.
 
     `overrides` (`evaluate.generate=500`) change how it is measured this time.
     """
     progress = progress or Progress()
     loaded, folder = open_run(path, progress, overrides)
+    result = dict(folder.read_json(folder.result))
+    folder.read_json(folder.data)  # the report needs it, and a fault in it should not cost the measuring
     subject = subject_of(loaded, progress)
     if subject is None:
         raise InputError(
@@ -358,7 +359,6 @@ def evaluate(path: Path, overrides: Sequence[str] = (), *, progress: Progress | 
     with folder.held():
         base = base_again(loaded, folder, progress)
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
-        result = dict(json.loads(folder.result.read_text(encoding="utf-8")))
         return _report(result | compare(subject, base, folder), folder)
 
 

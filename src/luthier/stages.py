@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.config import RunConfig
-from luthier.folder import RunFolder, write_json, write_text
+from luthier.errors import InputError
+from luthier.folder import RunFolder
 from luthier.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,9 +44,18 @@ class Loaded:
 
     config: RunConfig
     model: nn.Module
-    template: Template
+    tokens: Tokens
     data: Prepared
-    max_length: int
+
+    @property
+    def template(self) -> Template:
+        """Tokenizer and chat template."""
+        return self.tokens.template
+
+    @property
+    def max_length(self) -> int:
+        """Longest row in tokens."""
+        return self.tokens.max_length
 
 
 @dataclass(slots=True)
@@ -69,10 +78,10 @@ class Given:
         """As `load_base`; what the base scored is put into the run's folder."""
         folder.refuse_another_base(config.model, self.tokens.source)
         if self.before is not None and not folder.before.is_file() and folder.before != self.before:
-            write_text(folder.before, self.before.read_text(encoding="utf-8"))
+            folder.write_json(folder.before, RunFolder(self.before.parent).read_json(self.before))
         if self.base is None:
             return load_base(config, self.data, self.tokens, folder=folder)
-        return Loaded(config, self.base(config), self.tokens.template, self.data, self.tokens.max_length)
+        return Loaded(config, self.base(config), self.tokens, self.data)
 
 
 def check_machine(config: RunConfig) -> None:
@@ -109,6 +118,18 @@ def tokenize(
     """
     from luthier.data.checks.mask import refuse_endless
     from luthier.data.encode import encode
+
+    tokens = load_tokens(config, data, progress, folder, positions)
+    encode(data, tokens.template, config.data, tokens.max_length, progress=progress)
+    refuse_endless(data, tokens.template)
+    check_method(config, tokens.source, tokens.labels)
+    return tokens
+
+
+def load_tokens(
+    config: RunConfig, data: Prepared, progress: Progress, folder: RunFolder | None = None, positions: int | None = None
+) -> Tokens:
+    """What encodes the rows, and how long they may be. InputError as `tokenize` raises for another base."""
     from luthier.data.template import Template
     from luthier.models.load import load_tokenizer, locate, row_limit
 
@@ -120,10 +141,30 @@ def tokenize(
     labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
     taken = config.method.positions if positions is None else positions
     max_length = row_limit(config.model, source, template.tokenizer, config.train.max_length, taken)
-    encode(data, template, config.data, max_length, progress=progress)
-    refuse_endless(data, template)
-    check_method(config, source, labels)
     return Tokens(template, source, labels, max_length)
+
+
+def reopen(config: RunConfig, folder: RunFolder, progress: Progress) -> tuple[Prepared, Tokens]:
+    """The held-out rows of a finished run as the run kept them, and its tokenizer; its data files are not read.
+
+    A run that kept none (it is older than that) has its data read again. InputError where the rows are others now.
+    """
+    from luthier.data import held_out
+
+    if folder.checked(folder.held_out).is_file():
+        data = held_out.restored(folder.held_out)
+        return data, load_tokens(config, data, progress, folder)
+    data = prepare_data(config, progress)
+    refuse_other_rows(config, data, folder)
+    return data, tokenize(config, data, progress, folder)
+
+
+def refuse_other_rows(config: RunConfig, data: Prepared, folder: RunFolder) -> None:
+    """InputError where the rows are not those that the run in `folder` was started with."""
+    if folder.checked(folder.data).is_file() and folder.read_json(folder.data)["fingerprint"] != data.fingerprint:
+        raise InputError(
+            f"{config.data.path}: the rows have changed since {folder.path} was started", mend="run=ANOTHER_DIR"
+        )
 
 
 def load_base(
@@ -140,7 +181,7 @@ def load_base(
     )
     if folder is not None and not Path(tokens.source).is_dir():
         folder.refuse_another_base(config.model, tokens.source)
-    return Loaded(config, model, tokens.template, data, tokens.max_length)
+    return Loaded(config, model, tokens, data)
 
 
 def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None) -> None:
@@ -171,12 +212,12 @@ def settle_run(config: RunConfig, data: Prepared, tokens: Tokens, folder: RunFol
     """Decide what the recipe leaves open, or take what was decided when the run was started, and say so."""
     from luthier.planning.settle import Settled, settle
 
-    if folder.plan.is_file():
-        return Settled.again(config.train, json.loads(folder.plan.read_text(encoding="utf-8")))
+    if folder.checked(folder.plan).is_file():
+        return Settled.again(config.train, folder.read_json(folder.plan))
     progress.stage("planning memory and time")
     job = job_of(config, data, tokens)
     settled = settle(job)
-    write_json(folder.plan, settled.record())
+    folder.write_json(folder.plan, settled.record())
     if settled.plan is None:
         progress.note(f"memory cannot be foretold for this model ({settled.why})")
     else:
@@ -190,7 +231,6 @@ def prove(settled: Settled, config: RunConfig, model: nn.Module, vocabulary: int
     """Rows stay apart in one sequence, or they are padded. InputError where the recipe insists on packing."""
     from dataclasses import replace
 
-    from luthier.errors import InputError
     from luthier.training.packing import prove_packing
 
     if settled.pack is None:
@@ -269,7 +309,6 @@ def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: P
 def _own_boards(config: RunConfig, evidence: list[Path], task: str, progress: Progress) -> list[Board]:
     """Comparisons that were named, which must be sound, and those in runs/, of which a broken one is told."""
     from luthier.choosing.evidence import comparisons
-    from luthier.errors import InputError
 
     asked = {"model": config.model.path, "data": config.data.path, "task": task}
     found = comparisons(evidence, **asked)

@@ -134,10 +134,10 @@ def test_any_change_of_a_tensors_ends_counts_and_training_changes_both(base: Pat
 def test_other_versions_are_told_and_the_run_goes_on(whole: Path, start: Start, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         start(tmp_path / "run", *LORA, progress=stop_at(3))
-    file = tmp_path / "run" / "environment.json"
-    kept = json.loads(file.read_text())
+    folder = RunFolder(tmp_path / "run")
+    kept = folder.read_json(folder.environment)
     kept["packages"]["torch"], kept["python"] = "2.0.0", "3.9.1"
-    file.write_text(json.dumps(kept))
+    folder.write_json(folder.environment, kept)
     heard = Heard()
     start(tmp_path / "run", *LORA, progress=heard)
     now = environment()
@@ -147,10 +147,15 @@ def test_other_versions_are_told_and_the_run_goes_on(whole: Path, start: Start, 
     assert changes(environment()) == [] and changes({}) == []
 
 
-def test_a_lost_environment_is_made_anew(whole: Path, start: Start, tmp_path: Path) -> None:
+def test_without_its_environment_a_run_does_not_go_on_with_who_knows_which_base(
+    whole: Path, start: Start, tmp_path: Path
+) -> None:
     with pytest.raises(Stopped):
         start(tmp_path / "run", *LORA, progress=stop_at(3))
-    (tmp_path / "run" / "environment.json").unlink()
+    kept = (tmp_path / "run" / "environment.json").rename(tmp_path / "kept.json")
+    with pytest.raises(InputError, match=r"environment\.json is missing\n.*restore environment\.json"):
+        start(tmp_path / "run", *LORA)
+    kept.rename(tmp_path / "run" / "environment.json")
     start(tmp_path / "run", *LORA)
     assert differences(whole, tmp_path / "run") == []
 
@@ -346,7 +351,7 @@ def test_a_pickle_beside_a_finished_adapter_is_not_opened(whole: Path, tmp_path:
     torch.save(Trap(), run / "adapter" / "adapter_model.bin")
     with pytest.raises(InputError, match=r"adapter_model\.safetensors is missing"):
         open_run(run)
-    with staged(run / "adapter") as folder:  # as if it had been written so
+    with staged(run / "adapter", RunFolder(run).ledger.run) as folder:  # as if it had been written so
         torch.save(Trap(), folder / "adapter_model.bin")
         for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "adapter_config.json"):
             shutil.copy(whole / "adapter" / name, folder)

@@ -13,6 +13,7 @@ import pytest
 from tools.soak import differences
 
 from luthier.errors import Busy, ConfigError, InputError
+from luthier.folder import RunFolder
 from luthier.methods.base import METHODS
 from tests.conftest import ROOT
 from tests.methods.zoo import SPECS, method
@@ -147,7 +148,7 @@ def test_renamed_weights_are_refused_even_under_a_right_manifest(whole: Path, st
     from luthier.training.checkpoint import staged
 
     run = killed_behind(whole, 3, tmp_path / "run")
-    with staged(run / "checkpoints" / "step-000004") as folder:
+    with staged(run / "checkpoints" / "step-000004", RunFolder(run).ledger.run, 4) as folder:
         shutil.copytree(run / "checkpoints" / "step-000003", folder, dirs_exist_ok=True)
         (folder / "manifest.json").unlink()
         weights = folder / "weights" / "adapter_model.safetensors"

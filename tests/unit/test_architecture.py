@@ -19,6 +19,7 @@ LEVELS = [
     [
         "errors",
         "heads",
+        "ledger",
         "origin",
         "peft_hook",
         "tuners",

@@ -25,7 +25,7 @@ def write(folder: Path, step: int, scale: float = 1.0) -> Path:
         to.mkdir()
         (to / "w.bin").write_bytes(bytes([int(scale)]) * 100)
 
-    checkpoints.write(target, weights, optimizer, schedule, None, {"step": step})
+    checkpoints.write(target, weights, optimizer, schedule, None, {"step": step}, "this run")
     return target
 
 
@@ -79,7 +79,7 @@ def test_every_single_byte_of_a_manifest_counts(tmp_path: Path) -> None:
     for place, byte in enumerate(whole):
         if not bytes([byte]).isspace():
             (folder / "manifest.json").write_bytes(whole[:place] + bytes([byte ^ 1]) + whole[place + 1 :])
-            assert checkpoints.fault(folder), f"byte {place}"
+            assert checkpoints.fault(folder, run="this run"), f"byte {place}"
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_run_from_the_command_line_alone(
     assert "held-out loss" in done.stdout and "perplexity" in done.stdout and "next:" in done.stdout
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert names == {
-        ".lock", "recipe.yaml", "environment.json", "data.json", "plan.json", "metrics.jsonl", "before.json", "predictions.jsonl", "result.json",
+        ".lock", "run.json", "held_out.jsonl", "recipe.yaml", "environment.json", "data.json", "plan.json", "metrics.jsonl", "before.json", "predictions.jsonl", "result.json",
         "loss.png", "report.html", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/manifest.json",
         "adapter/tokenizer.json", "adapter/tokenizer_config.json", "adapter/chat_template.jinja",
         "adapter/generation_config.json",

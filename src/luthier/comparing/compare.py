@@ -11,7 +11,6 @@ compare.html     the page
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,6 +24,7 @@ from luthier.comparing.table import rows_of
 from luthier.config import RunConfig
 from luthier.errors import Busy, InputError, Stopped
 from luthier.folder import RunFolder, check_path, write_json, write_text
+from luthier.ledger import read_object
 from luthier.methods.base import PeftMethod
 from luthier.planning.words import duration
 from luthier.stages import Given, Loaded, Tokens, check_machine, check_method, load_base, prepare_data, tokenize
@@ -157,7 +157,7 @@ def _decide(shared: Shared) -> None:
     kept = shared.folder / "comparison.json"
     asked = {**asdict(shared.wish), "recipe": _asked(shared.config), "data": shared.given.data.fingerprint}
     if kept.is_file():
-        before = json.loads(kept.read_text(encoding="utf-8"))
+        before = read_object(kept, "restore it from a copy, or compare in another folder: run=DIR")
         changed = [key for key, value in asked.items() if before["asked"].get(key) != value and key != "methods"]
         if changed:
             raise InputError(
@@ -228,9 +228,11 @@ def _measure_base(shared: Shared) -> float:
         from luthier.measuring import measure_base
 
         began = time.perf_counter()
-        loaded = given.load(config, RunFolder(before.parent))
+        folder = RunFolder(before.parent)
+        folder.ledger.begin(config.model_dump(mode="json"))
+        loaded = given.load(config, folder)
         loaded.model.eval()
-        measure_base(loaded, RunFolder(before.parent), Progress())
+        measure_base(loaded, folder, Progress())
         return time.perf_counter() - began
 
     before.parent.mkdir(parents=True, exist_ok=True)

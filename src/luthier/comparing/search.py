@@ -8,7 +8,6 @@ the loss on a tenth of the TRAINING rows, which the tries do not train on.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +22,7 @@ from luthier.data.rows import Encoded, Rows
 from luthier.data.store import Examples, Place
 from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder, write_json
+from luthier.ledger import read_object
 from luthier.methods.base import Method
 
 UNITS = 11
@@ -125,7 +125,7 @@ def tune(shared: Shared) -> None:
     for arm in (arm for arm in shared.arms if not arm.reason):
         kept = shared.folder / "search" / f"{arm.name}.json"
         if kept.is_file():
-            shared.chosen[arm.name] = json.loads(kept.read_text(encoding="utf-8"))
+            shared.chosen[arm.name] = read_object(kept, f"delete it: the search for {arm.name} is done again")
         else:
             waiting.append(arm)
     if not waiting:

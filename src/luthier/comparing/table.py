@@ -11,9 +11,11 @@ from typing import Any
 from luthier.comparing.claims import claims
 from luthier.comparing.verdict import Draws, differences, draws, metric, pareto
 from luthier.config import RunConfig
+from luthier.errors import InputError
 from luthier.evaluation.base import Record
 from luthier.evaluation.score import headline
 from luthier.folder import RunFolder
+from luthier.ledger import read_object
 
 POINTS = 60
 """Of a loss curve, at most."""
@@ -72,11 +74,12 @@ def _sorted(rows: list[dict[str, Any]], higher: bool) -> list[dict[str, Any]]:
 
 
 def _result(run: RunFolder) -> Result:
-    return dict(json.loads(run.result.read_text(encoding="utf-8")))
+    return run.read_json(run.result)
 
 
 def _records(run: RunFolder) -> list[Record]:
-    return [json.loads(line)["tuned"] for line in run.predictions.read_text(encoding="utf-8").splitlines()]
+    lines = run.checked(run.predictions).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["tuned"] for line in lines]
 
 
 def _missing(
@@ -153,8 +156,8 @@ def _curve(run: RunFolder) -> dict[str, list[list[float]]]:
 
 def _latency(run: RunFolder) -> dict[str, Any]:
     try:
-        return dict(json.loads((run.path / "latency.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return read_object(run.path / "latency.json")
+    except InputError:
         return {}
 
 

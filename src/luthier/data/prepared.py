@@ -82,6 +82,13 @@ class Prepared:
     stream: Stream | None = None
     """The training rows, where they are read while the run trains; `examples` and `rows` are empty then."""
     template_source: str = ""
+    labels: tuple[str, ...] = ()
+    """Of the training rows, where those are not at hand."""
+
+    @property
+    def held_out_side(self) -> str:
+        """The side that the model is measured on."""
+        return "test" if self.test_rows else "validation"
 
     def side(self, name: str) -> Side:
         """`train`, `validation` or `test`."""

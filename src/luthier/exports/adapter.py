@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from luthier.errors import InputError
 from luthier.exports.base import Export, Player, Tuned
+from luthier.ledger import read_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ class Adapter(Export):
             if file.is_file() and file.name not in ("manifest.json", "README.md"):
                 shutil.copyfile(file, folder / file.name)
         settings = folder / "adapter_config.json"
-        config = json.loads(settings.read_text(encoding="utf-8"))
+        config = read_object(settings)
         config["base_model_name_or_path"] = tuned.base
         settings.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 

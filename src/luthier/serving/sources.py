@@ -58,8 +58,7 @@ def source_of(given: str) -> Source:
 def _run(name: str, path: Path) -> Source:
     folder = RunFolder.existing(path)
     config, weights = folder.config(), folder.weights()
-    account = folder.data.read_text(encoding="utf-8") if folder.data.is_file() else ""
-    if any(f'"name": "{task}"' in account for task in ("classify", "regress")):
+    if folder.read_json(folder.data)["task"]["name"] in ("classify", "regress"):
         raise InputError(f"{path} is a classifier, which does not talk", mend=f"luthier evaluate {path}")
     whole = config.method.saves == "model"
     base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if whole else config.model

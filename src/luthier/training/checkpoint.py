@@ -12,7 +12,6 @@ where a new folder takes its place. `tidy` clears away what a killed process lef
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier.errors import InputError, NoSpace
+from luthier.ledger import sha256
 from luthier.training.durable import sync
 from luthier.training.randomness import RandomState
 from luthier.training.space import is_full
@@ -35,8 +35,11 @@ MANIFEST = "manifest.json"
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` as a whole at the end, or leaves no trace."""
+def staged(target: Path, run: str = "", step: int | None = None) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` as a whole at the end, or leaves no trace.
+
+    Its manifest carries the identity of the `run` and the `step` that it belongs to.
+    """
     staging = target.parent / f".staging-{target.name}-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -44,10 +47,10 @@ def staged(target: Path) -> Iterator[Path]:
         yield staging
         files = sorted(path for path in staging.rglob("*") if path.is_file())
         listing = {
-            path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": _hash(path)}
+            path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in files
         }
-        (staging / MANIFEST).write_text(json.dumps({"files": listing}, indent=1))
+        (staging / MANIFEST).write_text(json.dumps({"run": run, "step": step, "files": listing}, indent=1))
         for path in [*files, staging / MANIFEST, *(path for path in staging.rglob("*") if path.is_dir()), staging]:
             sync(path)
         old = target.with_name(f".old-{target.name}")
@@ -78,33 +81,48 @@ def tidy(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def fault(folder: Path, *, hashes: bool = True, others: bool = False) -> str:
+def fault(folder: Path, *, run: str = "", hashes: bool = True, others: bool = False) -> str:
     """What is wrong with a folder that `staged` made; empty where nothing. Without `hashes` only names and sizes.
 
+    A folder of another run than `run` is wrong as well ("": of any), and a checkpoint under the name of another step.
     `others`: files that the manifest does not name may be there.
     """
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
-        for name in sorted(set(files) - there if others else there ^ set(files)):
-            return f"{name} is missing" if name in files else f"{name} is not in its manifest"
-        for name, entry in files.items():
-            if (folder / name).stat().st_size != entry["bytes"]:
-                return f"{name} has another size than in its manifest"
-            if hashes and _hash(folder / name) != entry["sha256"]:
-                return f"{name} has another SHA-256 than in its manifest"
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files, step = manifest["files"], manifest["step"] if run else manifest.get("step")
+        if run and manifest["run"] != run:
+            return "it belongs to another run"
+        if step is not None and folder.name.removeprefix(".old-") != named(step):
+            return f"it is the checkpoint of step {step}"
+        return _fault_of_files(folder, files, hashes, others) if files else f"{MANIFEST} names no file"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
-    return "" if files else f"{MANIFEST} names no file"
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
+def _fault_of_files(folder: Path, files: dict[str, Any], hashes: bool, others: bool) -> str:
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
+    for name in sorted(set(files) - there if others else there ^ set(files)):
+        return f"{name} is missing" if name in files else f"{name} is not in its manifest"
+    for name, entry in files.items():
+        if (folder / name).stat().st_size != entry["bytes"]:
+            return f"{name} has another size than in its manifest"
+        if hashes and sha256(folder / name) != entry["sha256"]:
+            return f"{name} has another SHA-256 than in its manifest"
+    return ""
+
+
+def named(step: int) -> str:
+    """Name of the checkpoint of a step."""
+    return f"step-{step:06d}"
+
+
+def newest(folder: Path, run: str = "") -> tuple[Path | None, list[str]]:
     """(newest whole checkpoint or None, what was found broken and put aside)."""
     broken: list[str] = []
     for checkpoint in reversed(_found(folder)):
-        what = fault(checkpoint)
+        what = fault(checkpoint, run=run)
         if not what:
             return checkpoint, broken
         aside = put_aside(checkpoint)
@@ -140,10 +158,10 @@ def _found(folder: Path) -> list[Path]:
 
 def write(
     target: Path, weights: Callable[[Path], None], optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler, scaler: Any, state: dict[str, Any],
+    schedule: torch.optim.lr_scheduler.LRScheduler, scaler: Any, state: dict[str, Any], run: str = "",
 ) -> None:  # fmt: skip
-    """Write one checkpoint; `weights` writes the method's files. Raises NoSpace, with nothing half-written."""
-    with staged(target) as folder:
+    """Write one checkpoint of `run`; `weights` writes the method's files. Raises NoSpace, with nothing half-written."""
+    with staged(target, run, state.get("step")) as folder:
         weights(folder / "weights")
         tensors, numbers = _flatten(optimizer.state_dict())
         dice = RandomState.now()
@@ -206,8 +224,3 @@ def _unflatten(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str,
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = value
     return {"state": state, "param_groups": numbers["groups"]}
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

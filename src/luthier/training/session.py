@@ -125,7 +125,7 @@ class Session:
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        found, broken = checkpoints.newest(self.folder.checkpoints)
+        found, broken = checkpoints.newest(self.folder.checkpoints, self.folder.ledger.run)
         for what in broken:
             self.progress.warn(what)
         if found is not None:
@@ -351,15 +351,16 @@ class Session:
             self.folder.keep_refusals(self.data.refusals)
         self.folder.sync_metrics()
         checkpoints.write(
-            self.folder.checkpoints / _name(step), lambda folder: self.method.save(self.raw, folder, training=True),
-            self._plain_optimizer(), self.schedule, self.accelerator.scaler, self.state,
+            self.folder.checkpoints / checkpoints.named(step),
+            lambda folder: self.method.save(self.raw, folder, training=True),
+            self._plain_optimizer(), self.schedule, self.accelerator.scaler, self.state, self.folder.ledger.run,
         )  # fmt: skip
         self._rotate()
         self.saved = (step, self.state["unmeasured"])
         self.progress.saved(step)
 
     def _rotate(self) -> None:
-        best = _name(self.state["best_step"]) if self.config.keep_best and self.state["best_step"] else None
+        best = checkpoints.named(self.state["best_step"]) if self.config.keep_best and self.state["best_step"] else None
         checkpoints.rotate(self.folder.checkpoints, self.config.keep, best)
 
     def _finish(self) -> Outcome:
@@ -368,8 +369,8 @@ class Session:
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         best = state["best_step"] if self.config.keep_best else 0
         if best not in (0, state["step"]):
-            checkpoint = self.folder.checkpoints / _name(best)
-            if what := checkpoints.fault(checkpoint):
+            checkpoint = self.folder.checkpoints / checkpoints.named(best)
+            if what := checkpoints.fault(checkpoint, run=self.folder.ledger.run):
                 self.progress.warn(
                     f"{checkpoint}, the best one, is damaged ({what}): the last weights are kept instead"
                 )
@@ -384,10 +385,6 @@ class Session:
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer.optimizer  # type: ignore[no-any-return]  # accelerate wraps it
-
-
-def _name(step: int) -> str:
-    return f"step-{step:06d}"
 
 
 def _number(value: float) -> float | None:
