@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -319,7 +320,10 @@ def _report(error: Exception, debug: bool) -> int:
     from luthier.terminal import show_error
 
     if isinstance(error, LuthierError):
-        show_error(str(error))
+        # Columns that can be read in more than one way: the same command with the likeliest reading.
+        chosen = getattr(error, "settings", [])
+        text = f"{error.message}\n  mend: {shlex.join(['luthier', *sys.argv[1:], *chosen])}" if chosen else str(error)  # type: ignore[attr-defined]
+        show_error(text)
         return error.exit_code
     if isinstance(error, OSError) and error.errno is not None:
         from luthier.training.space import is_full

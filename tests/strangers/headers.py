@@ -113,8 +113,21 @@ unknown_two | alpha:long beta:long | unsure
 qa_rated | question:q answer:long rating:stars | unsure
 """.strip()
 
-WORDS = "river window teacher market garden engine letter holiday kitchen mountain ticket camera".split()
-ZH = "天气 音乐 城市 老师 厨房 火车 电影 孩子 花园 书店 手机 医院".split()
+WORDS = [
+    "river",
+    "window",
+    "teacher",
+    "market",
+    "garden",
+    "engine",
+    "letter",
+    "holiday",
+    "kitchen",
+    "mountain",
+    "ticket",
+    "camera",
+]
+ZH = ["天气", "音乐", "城市", "老师", "厨房", "火车", "电影", "孩子", "花园", "书店", "手机", "医院"]
 
 
 def value(kind: str, row: int) -> Any:
