@@ -78,11 +78,11 @@ def base_of(folder: Path, *, weights: bool = True) -> dict[str, str]:
     Of weights the header is hashed and both ends of each tensor, for reading all of them would take as long as loading
     them once more. Training changes every tensor it touches, so another checkpoint does not pass for the same.
     """
-    found = {}
+    # An index may name shards in folders within.
+    shards = sorted(folder.rglob("*.safetensors")) if weights else []
+    found = {path.relative_to(folder).as_posix(): _sampled(path) for path in shards}
     for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors" and weights:
-            found[path.name] = _sampled(path)
-        elif path.name != "generation_config.json" and (
+        if path.name != "generation_config.json" and (
             path.suffix in (".json", ".jinja", ".py", ".model") or path.name in ("vocab.txt", "merges.txt")
         ):
             found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()

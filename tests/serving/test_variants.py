@@ -323,7 +323,7 @@ def test_an_adapter_for_another_base_is_refused(adapter: Callable[..., Path], tm
         "base_model_name_or_path"
     ]
     (wrong / "adapter_config.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match="is no adapter for"):
+    with pytest.raises(InputError, match="is not an adapter for this base"):
         Engine.open([str(wrong)])
 
 

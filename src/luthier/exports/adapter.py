@@ -42,9 +42,9 @@ class Adapter(Export):
         settings.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
     def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
-        from peft import PeftModel
+        from luthier.tuners.loading import load_adapter
 
-        return PeftModel.from_pretrained(tuned.open_base(), str(folder))
+        return load_adapter(tuned.open_base(), folder)
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         from peft import PeftConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -225,6 +226,12 @@ class PeftMethod(Method):
         """The adapter in PEFT's format."""
         # save_embedding_layers="auto" would ask the hub for the base model's config.
         model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+        settings = folder / "adapter_config.json"
+        saved = json.loads(settings.read_text(encoding="utf-8"))
+        for value in saved.values():  # PEFT writes sets, whose order differs from process to process
+            if isinstance(value, list) and all(isinstance(each, str) for each in value):
+                value.sort()
+        settings.write_text(json.dumps(saved, indent=2, sort_keys=True), encoding="utf-8")
 
     def restore(self, model: nn.Module, folder: Path) -> None:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -241,17 +248,13 @@ class PeftMethod(Method):
         set_peft_model_state_dict(model, stored)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
-        from peft import PeftModel
-
         from luthier.tuners.base import feed_heads
+        from luthier.tuners.loading import WEIGHTS, load_adapter
 
-        weights = folder / "adapter_model.safetensors"
-        if not weights.is_file():  # PEFT would open a pickle instead
-            raise InputError(f"{folder} holds no adapter_model.safetensors")
         _refuse_second(model, self.name)
         classify = getattr(model.config, "problem_type", None) == "single_label_classification"
-        tuned: nn.Module = PeftModel.from_pretrained(model, str(folder))
-        feed_heads(tuned, weights)
+        tuned = load_adapter(model, folder)
+        feed_heads(tuned, folder / WEIGHTS)
         self.guard(tuned, classify)
         return tuned
 

@@ -23,13 +23,12 @@ from luthier.builtin import BASE
 from luthier.config import ModelConfig
 from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
 from luthier.heads import UNPACKED
+from luthier.models.files import FETCH, check_config, check_folder, check_hub_index, damaged
 from luthier.ops.packed import repair
+from luthier.training.space import is_out_of_memory
 
 MOST_TOKENS = 2048
 """Default limit of a row, where the model would take more."""
-
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def locate(config: ModelConfig) -> str:
@@ -38,7 +37,7 @@ def locate(config: ModelConfig) -> str:
         return str(BASE)
     folder = Path(config.path).expanduser()
     if folder.is_dir():
-        _check_folder(folder, weights=config.init == "pretrained")
+        check_folder(folder, weights=config.init == "pretrained")
         return str(folder)
     if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or folder.exists():
         near = did_you_mean(folder.name, [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else [])
@@ -54,25 +53,6 @@ def locate(config: ModelConfig) -> str:
             ) from None
         return str(snapshot_download(config.path, revision=config.revision))
     return config.path
-
-
-def _check_folder(folder: Path, *, weights: bool) -> None:
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ModelError(
-            f"model.path: {folder} holds an adapter, not a base model", mend="give the base model it was trained on"
-        )
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model.path: {folder} has no config.json, so it is no model folder")
-    if weights and not any((folder / name).is_file() for name in WEIGHTS):
-        if any((folder / name).is_file() for name in OLD_WEIGHTS):
-            raise ModelError(
-                f"model.path: {folder} has only pickled weights (.bin), which can run code when opened",
-                mend="convert them to safetensors first",
-            )
-        raise ModelError(
-            f"model.path: {folder} has a config.json but no weights (model.safetensors)",
-            mend="finish the download, or train from scratch with model.init=random",
-        )
 
 
 def load_tokenizer(config: ModelConfig, source: str) -> PreTrainedTokenizerBase:
@@ -141,6 +121,8 @@ def load_model(
         else:
             if quantize != "none":
                 options["device_map"] = {"": where}
+            if not Path(source).is_dir():
+                check_hub_index(source, config.revision)
             if config.quantize != "none":
                 options["quantization_config"] = _quantization(config, labels)
             model = _read(auto, source, labels, config=model_config, dtype=dtype, **options)
@@ -197,6 +179,8 @@ def _architecture(config: ModelConfig, source: str, labels: tuple[str, ...] | No
         model_config = AutoConfig.from_pretrained(source, **options)
     except Exception as error:
         raise _unloadable(config, "config.json", error) from error
+    if not Path(source).is_dir():  # those of a folder are checked before it is opened
+        check_config(type(model_config).get_config_dict(source, **options)[0], Path(source, "config.json"), ())
     if labels is None:
         return options, model_config, AutoModelForCausalLM
     model_config.num_labels = len(labels)
@@ -324,6 +308,16 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
         return ModelError(
             f"model.path: {config.path} comes with Python code of its own, which is not run unless you ask for it",
             mend="read that code, then model.trust_remote_code=true",
+        )
+    if is_out_of_memory(error):
+        return ModelError(
+            f"model.path: the memory is too small for the {part} of {config.path}",
+            mend="a smaller base, or one in 4 bit (method=qlora); luthier plan says what a base needs",
+        )
+    if damaged(error) or Path(config.path).is_dir():
+        return ModelError(
+            f"model.path: cannot use the {part} of {config.path}: {type(error).__name__}: {lines[0] if lines else ''}",
+            mend=f"{FETCH}; its files may be damaged, or of another model",
         )
     return ModelError(
         f"model.path: cannot load the {part} of {config.path!r}: {type(error).__name__}: {lines[0] if lines else ''}",

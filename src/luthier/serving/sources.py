@@ -78,17 +78,16 @@ def _adapter(name: str, path: Path) -> Source:
     base = settings.get("base_model_name_or_path")
     if not base:
         raise InputError(f"{path}/adapter_config.json names no base (base_model_name_or_path)")
-    if not (path / "adapter_model.safetensors").is_file():
+    if str(settings.get("task_type")) not in ("CAUSAL_LM", "None", ""):
         raise InputError(
-            f"{path} has no adapter_model.safetensors; a pickle (.bin) can run code and is not opened",
-            mend="save the adapter anew with PEFT, which writes safetensors",
+            f"{path} is an adapter for task_type {settings['task_type']}, which does not talk",
+            mend="give an adapter that was trained as a language model (CAUSAL_LM)",
         )
 
     def load(model: nn.Module) -> nn.Module:
-        from peft import PeftModel
+        from luthier.tuners.loading import load_adapter
 
-        loaded: nn.Module = PeftModel.from_pretrained(model, str(path))
-        return loaded
+        return load_adapter(model, path)
 
     own = path if (path / "tokenizer_config.json").is_file() else Path("builtin" if base == "builtin" else base)
     kind = str(settings.get("peft_type", "adapter")).lower()

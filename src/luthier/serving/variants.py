@@ -22,7 +22,7 @@ import torch
 
 from luthier.data.example import Message
 from luthier.data.template import Template
-from luthier.errors import InputError, ModelError
+from luthier.errors import ModelError
 from luthier.models.load import load_model, load_tokenizer, locate
 from luthier.serving.lanes import Lane, PlainLane, Row, SlotLane, Start
 from luthier.serving.mixing import Mixer, terms_of
@@ -102,12 +102,7 @@ def _over_one_base(sources: Sequence[Source], progress: Progress, dtype: str) ->
 def _adapter(source: Source, base: nn.Module, offered: Variant, mixer: Mixer) -> Variant:
     assert source.load is not None
     template = _template(source)
-    try:
-        model: Any = source.load(_share(base))
-    except (RuntimeError, KeyError, ValueError) as error:  # how PEFT refuses weights of another shape
-        raise InputError(
-            f"{source.path} is no adapter for {source.base.path}: {str(error).strip().splitlines()[0]}"
-        ) from error
+    model: Any = source.load(_share(base))
     reference = _reference(model, template)
     start = _begins(model)
     if start is None and offered.how == BATCHED and (terms := terms_of(model)) is not None:

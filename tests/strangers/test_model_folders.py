@@ -1,0 +1,152 @@
+"""Model folders with lies in them: refused by name, before anything runs, hangs or is fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from luthier.config import ModelConfig
+from luthier.errors import ModelError
+from luthier.models.load import load_model, load_tokenizer, locate, skeleton
+from luthier.origin import base_of
+
+
+@pytest.fixture
+def folder(model_folder: Callable[..., Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model_folder(), tmp_path / "model"))
+
+
+def opened(folder: Path, **options: Any) -> Any:
+    config = ModelConfig(path=str(folder), **options)
+    source = locate(config)
+    skeleton(config, source, labels=None)
+    return load_model(config, source, labels=None, tokenizer=load_tokenizer(config, source))
+
+
+def sharded(folder: Path, second: str) -> dict[str, torch.Tensor]:
+    """Split the weights in two files, the second under this name; returns what is to be in that."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    half = {name: tensors[name] for name in names[: len(names) // 2]}
+    save_file(half, folder / "a.safetensors", metadata={"format": "pt"})
+    places = {name: "a.safetensors" if name in half else second for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return {name: tensors[name] for name in names if name not in half}
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("name", ["b.bin", "../outside/b.bin", "../outside/b.safetensors", "/tmp/b.safetensors"])
+def test_an_index_names_safetensors_in_its_folder_or_nothing_is_opened(name: str, folder: Path) -> None:
+    (folder.parent / "outside").mkdir()
+    rest, marker = sharded(folder, name), folder.parent / "it ran"
+    if name.endswith(".bin"):
+        (folder / name).write_bytes(pickle.dumps(Trap(marker)))
+    elif name.startswith(".."):
+        save_file(rest, folder / name, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"only \.safetensors files in its folder are opened"):
+        opened(folder)
+    assert not marker.exists()
+
+
+def test_a_link_out_of_the_folder_is_refused_and_one_within_a_hub_cache_is_not(folder: Path, tmp_path: Path) -> None:
+    outside = shutil.move(folder / "model.safetensors", tmp_path / "weights.safetensors")
+    (folder / "model.safetensors").symlink_to(outside)
+    with pytest.raises(ModelError, match="is a link that leads out"):
+        opened(folder)
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "c0ffee"
+    shutil.copytree(folder, snapshot, symlinks=True)
+    blob = tmp_path / "models--a--b" / "blobs" / "x"
+    blob.parent.mkdir()
+    shutil.copy(outside, blob)
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(blob)
+    opened(snapshot)
+
+
+def test_shards_in_a_folder_within_are_read_and_hashed(folder: Path) -> None:
+    rest = sharded(folder, "parts/b.safetensors")
+    (folder / "parts").mkdir()
+    save_file(rest, folder / "parts" / "b.safetensors", metadata={"format": "pt"})
+    opened(folder)
+    before = base_of(folder)
+    assert {"a.safetensors", "parts/b.safetensors"} <= set(before)
+    name = next(name for name, tensor in rest.items() if tensor.ndim == 2)
+    rest[name][0, 0] += 1
+    save_file(rest, folder / "parts" / "b.safetensors", metadata={"format": "pt"})
+    assert base_of(folder)["parts/b.safetensors"] != before["parts/b.safetensors"]
+
+
+def change(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+
+LIES: dict[str, dict[str, Any]] = {
+    "num_hidden_layers is 1000000": {"num_hidden_layers": 10**6},
+    "num_hidden_layers is 50, and the weights have 2 layers": {"num_hidden_layers": 50},
+    "hidden_size is -32": {"hidden_size": -32},
+    "vocab_size is 0": {"vocab_size": 0},
+    "intermediate_size is 100000000000000000": {"intermediate_size": 10**17},
+    "hidden_act is 'sillu', which transformers does not know": {"hidden_act": "sillu"},
+    "attn_implementation is 'evil/repo', which would fetch code": {"attn_implementation": "evil/repo"},
+    "_attn_implementation_internal is 'evil/repo'": {"_attn_implementation_internal": "evil/repo"},
+    "text_config._attn_implementation is 'a/b:f'": {"text_config": {"_attn_implementation": "a/b:f"}},
+    "names 'x.bin' as weights": {"transformers_weights": "x.bin"},
+}
+
+
+@pytest.mark.parametrize("said", LIES)
+def test_a_configuration_that_lies_is_refused(said: str, folder: Path) -> None:
+    change(folder, **LIES[said])
+    for options in ({}, {"init": "random"}):
+        if "and the weights have" in said and options:
+            continue
+        with pytest.raises(ModelError) as caught:
+            opened(folder, **options)
+        assert said in caught.value.message and "config.json" in caught.value.message, caught.value.message
+
+
+def test_a_configuration_that_is_no_object_is_refused(folder: Path) -> None:
+    for text in ("[]", "{", "null", "[" * 100_000):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(Exception, match=r"config\.json") as caught:
+            opened(folder)
+        assert getattr(caught.value, "exit_code", None) == 2
+
+
+def test_a_damaged_file_is_not_said_to_have_a_wrong_name(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    for cut in (whole[:-9], whole[:50], b"", b"\xff" * 64):
+        file.write_bytes(cut)
+        with pytest.raises(ModelError) as caught:
+            opened(folder)
+        assert "check the name" not in str(caught.value) and "download the model again" in str(caught.value)
+
+
+def test_too_little_memory_is_called_that(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
+    with pytest.raises(ModelError, match="the memory is too small for the weights"):
+        opened(folder)
