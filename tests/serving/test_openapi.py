@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from luthier.serving.engine import Engine
 from luthier.serving.server import Limits
@@ -55,7 +55,10 @@ def test_every_request_gets_an_answer_that_the_description_knows(described: Any,
         if own:
             assert any(words in response.json()["error"]["message"] for words in OURS), response.text
         # What a schema cannot say (how many tokens a text has) is ours to refuse.
-        case.validate_response(response, excluded_checks=[positive_data_acceptance] if own else [])
+        excluded = [positive_data_acceptance] if own else []
+        if response.status_code == 413:  # a list of a thousand parts is refused for its bytes, before anyone reads it
+            excluded.append(negative_data_rejection)
+        case.validate_response(response, excluded_checks=excluded)
 
     seen: list[int] = []
     ask()

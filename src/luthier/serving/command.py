@@ -78,11 +78,13 @@ def serve(given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, progr
         raise MissingExtra("serve needs FastAPI and uvicorn", mend="pip install 'luthier[serve]'") from None
     place.check()
     sleep_soon()
+    from luthier.serving.connections import SPARE, protocol
     from luthier.serving.engine import Engine
     from luthier.serving.server import Limits, application
 
     engine = Engine.open(given, rows=sizes.rows, waiting=sizes.waiting, dtype=dtype, progress=progress)
-    limits = Limits(sizes.prompt, sizes.tokens, sizes.body)
+    requests = 4 * (sizes.rows + sizes.waiting) + 64
+    limits = Limits(sizes.prompt, sizes.tokens, sizes.body, requests)
     app = application(engine, key=place.key, limits=limits, local=is_loopback(place.host), patience=sizes.patience)
     socket_ = place.bound()
     socket_.listen(1024)  # from here on whoever asks waits, and is not sent away
@@ -94,7 +96,7 @@ def serve(given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, progr
     logging.getLogger("uvicorn.error").addFilter(_no_noise)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, int(sizes.patience)), limit_concurrency=4 * (sizes.rows + sizes.waiting) + 64,
+        timeout_graceful_shutdown=max(1, int(sizes.patience)), http=protocol(requests + SPARE), ws="none",
     )  # fmt: skip
     server = uvicorn.Server(config)
     # The collector need not look at what is loaded, for it stays. So a full collection is short, and comes before

@@ -26,32 +26,20 @@ class Guard:
     ask under a name that it has pointed here (DNS rebinding).
     """
 
-    def __init__(self, app: Any, *, key: str | None, body: int, local: bool) -> None:
+    def __init__(self, app: Any, *, key: str | None, body: int, local: bool, requests: int) -> None:
         self.app, self.key, self.body, self.local = app, key, body, local
+        self.requests, self.running = requests, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        if self.local and self.key is None and not is_loopback(_host(headers.get(b"host", b""))):
-            await refuse(send, 403, "this server answers only under a name of this machine", "invalid_host")
-            return
-        if self.key is not None and scope["path"] not in OPEN and not self._knows(headers.get(b"authorization", b"")):
-            message = "no API key, or a wrong one; send it as Authorization: Bearer KEY"
-            await refuse(send, 401, message, "invalid_api_key", {"www-authenticate": "Bearer"})
-            return
-        length = headers.get(b"content-length", b"0")
         try:
-            if not length.isdigit() or int(length) > self.body:
-                raise OverflowError
-            body = await asyncio.wait_for(self._whole(receive), PATIENCE)
-        except OverflowError:
-            message = f"the body has more than {self.body} bytes"
-            await refuse(send, 413, message, "request_too_large", {"connection": "close"})
-            return
-        except TimeoutError:
-            await refuse(send, 408, "the body did not arrive in time", "timeout", {"connection": "close"})
+            self._admit(scope["path"], headers)
+            body = await self._whole(headers, receive)
+        except Refusal as no:
+            await refuse(send, no.status, no.message, no.code, no.headers)
             return
         if body is None:  # gone before it had asked
             return
@@ -64,30 +52,77 @@ class Guard:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, once, send)
+        self.running += 1  # not while its body was on the way: a slow one is no work
+        try:
+            await self.app(scope, once, send)
+        finally:
+            self.running -= 1
+
+    def _admit(self, path: str, headers: dict[bytes, bytes]) -> None:
+        """Refusal of who may not ask, or not now."""
+        if self.local and self.key is None and not is_loopback(_host(headers.get(b"host", b""))):
+            raise Refusal(403, "this server answers only under a name of this machine", "invalid_host")
+        if path in OPEN:
+            return
+        if self.key is not None and not self._knows(headers.get(b"authorization", b"")):
+            message = "no API key, or a wrong one; send it as Authorization: Bearer KEY"
+            raise Refusal(401, message, "invalid_api_key", {"www-authenticate": "Bearer"})
+        if self.running >= self.requests:
+            message = f"{self.running} requests are in work, and more are not taken: ask again in a moment"
+            raise Refusal(503, message, "overloaded", {"retry-after": "1", "connection": "close"})
 
     def _knows(self, header: bytes) -> bool:
         assert self.key is not None
         scheme, _, key = header.partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self.key.encode())
 
-    async def _whole(self, receive: Receive) -> bytes | None:
-        """The body; OverflowError as soon as it is too long, None where the client has left."""
+    async def _whole(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
+        """The body, None where the client has left; Refusal as soon as it is too long, too slow, or no text."""
+        length, closes = headers.get(b"content-length", b"0"), {"connection": "close"}
+        too_large = Refusal(413, f"the body has more than {self.body} bytes", "request_too_large", closes)
+        if not length.isdigit() or int(length) > self.body:
+            raise too_large
         parts = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            parts += message.get("body", b"")
-            if len(parts) > self.body:
-                raise OverflowError
-            if not message.get("more_body"):
-                return bytes(parts)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while (message := await receive())["type"] != "http.disconnect":
+                    parts += message.get("body", b"")
+                    if len(parts) > self.body:
+                        raise too_large
+                    if not message.get("more_body"):
+                        break
+                else:
+                    return None
+        except TimeoutError:
+            raise Refusal(408, "the body did not arrive in time", "timeout", closes) from None
+        if b"\\u" in parts and _half_characters(parts):
+            half = "a text of the body holds half a character (a lone surrogate such as \\ud800)"
+            raise Refusal(400, half, "invalid_unicode")
+        return bytes(parts)
+
+
+class Refusal(Exception):
+    """A request that is answered by an error before it reaches the application."""
+
+    def __init__(self, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
+        self.status, self.message, self.code, self.headers = status, message, code, headers
+        super().__init__(message)
+
+
+def _half_characters(body: bytearray) -> bool:
+    """Does JSON escape a surrogate without its other half? No tokenizer can encode that."""
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):  # no JSON: whoever reads it will say so
+        return False
+    return False
 
 
 async def refuse(send: Send, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
     """Answer with an error in OpenAI's form."""
-    kind = "authentication_error" if status == 401 else "invalid_request_error"
+    kind = "authentication_error" if status == 401 else "server_error" if status >= 500 else "invalid_request_error"
     body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
     told = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
     raw = [(name.encode(), value.encode()) for name, value in told.items()]

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -19,7 +28,18 @@ def _whole(given: Any) -> Any:
 
 
 WHOLE = BeforeValidator(_whole)
-Token = Annotated[int, Field(ge=0, lt=2**31), WHOLE]
+
+
+def _wholes(given: Any) -> Any:
+    return [_whole(each) for each in given] if isinstance(given, list) else given
+
+
+Tokens = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**31)]],
+    Field(min_length=1, max_length=2**20, fail_fast=True),
+    BeforeValidator(_wholes),
+]
+Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Asked(BaseModel):
@@ -27,6 +47,30 @@ class Asked(BaseModel):
 
     # strict: "5" is no number and 1 no truth, as in OpenAI's own API.
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_field(cls, given: Any) -> Any:
+        """An error for the first unknown field; one for each of ten thousand takes seconds and memory."""
+        if isinstance(given, dict) and len(unknown := [key for key in given if key not in cls.model_fields]) > 1:
+            return {key: value for key, value in given.items() if key in cls.model_fields or key == unknown[0]}
+        return given
+
+
+def _form(given: Any) -> str | None:
+    """Which of the forms of a field is meant, by its type and that of its first element."""
+    if isinstance(given, str):
+        return "a text"
+    if not isinstance(given, list):
+        return None
+    first = given[0] if given else ""
+    if isinstance(first, list):
+        return "lists of tokens"
+    return "a list of texts" if isinstance(first, str) else "a list of tokens"
+
+
+def _form_of_content(given: Any) -> str | None:
+    return "a text" if isinstance(given, str) else "a list of parts" if isinstance(given, list) else None
 
 
 class TextPart(Asked):
@@ -40,7 +84,13 @@ class ChatMessage(Asked):
     """A turn. `developer` is another word for system."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Annotated[
+        Annotated[str, Tag("a text")]
+        | Annotated[list[TextPart], Field(min_length=1, max_length=1000, fail_fast=True), Tag("a list of parts")],
+        Discriminator(
+            _form_of_content, custom_error_type="form", custom_error_message="should be a text or a list of text parts"
+        ),
+    ]
     name: str | None = None
     """Not shown to the model."""
 
@@ -66,7 +116,7 @@ class Drawn(Asked):
     """0 takes the likeliest token; 1 if nothing is said, as in OpenAI's API."""
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=8)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=8, fail_fast=True)] | None = None
     n: Annotated[int, Field(ge=1, le=8), WHOLE] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
@@ -90,7 +140,7 @@ class TextFormat(Asked):
 class ChatRequest(Drawn):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2000)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2000, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     logprobs: bool | None = None
@@ -109,12 +159,16 @@ class ChatRequest(Drawn):
 class CompletionRequest(Drawn):
     """POST /v1/completions."""
 
-    prompt: (
-        Annotated[str, StringConstraints(min_length=1)]
-        | Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=1, max_length=64)]
-        | Annotated[list[Token], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=64)]
-    )
+    prompt: Annotated[
+        Annotated[Text, Tag("a text")]
+        | Annotated[list[Text], Field(min_length=1, max_length=64, fail_fast=True), Tag("a list of texts")]
+        | Annotated[Tokens, Tag("a list of tokens")]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=64, fail_fast=True), Tag("lists of tokens")],
+        Discriminator(
+            _form, custom_error_type="form",
+            custom_error_message="should be a text, a list of texts, a list of token ids, or a list of such lists",
+        ),
+    ]  # fmt: skip
     """A text, its tokens, or several of either."""
     max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     """16 if nothing is said, as in OpenAI's API."""

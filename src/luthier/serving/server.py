@@ -58,6 +58,8 @@ class Limits:
     tokens: int = 4096
     """Tokens of an answer."""
     body: int = BODY
+    requests: int = 384
+    """Requests in work, beyond which others are told to come back."""
 
 
 @dataclass(slots=True)
@@ -148,7 +150,12 @@ class Service:
             seed=asked.seed, most=most, stop=asked.stops, logprobs=logprobs, presence=asked.presence_penalty or 0.0,
             frequency=asked.frequency_penalty or 0.0, ignore_end=asked.ignore_eos,
         )  # fmt: skip
-        loop, answering = asyncio.get_running_loop(), Answering()
+        loop, answering, engine = asyncio.get_running_loop(), Answering(), self.engine
+        if len(prompts) > engine.most_rows + engine.most_waiting:
+            raise Refused(
+                400, f"the request asks for {len(prompts)} answers, and this server takes "
+                f"{engine.most_rows + engine.most_waiting} at a time: fewer prompts, or a smaller n", None, "n",
+            )  # fmt: skip
 
         def deliverer(number: int) -> Callable[[Piece], None]:
             def deliver(piece: Piece) -> None:
@@ -166,7 +173,8 @@ class Service:
         try:
             self.engine.submit(answering.asks)
         except QueueFull as full:
-            raise Refused(429, str(full), "queue_full") from None
+            status, code = (503, "stopping") if engine.closing else (429, "queue_full")
+            raise Refused(status, str(full), code) from None
         except InputError as error:
             raise Refused(400, error.message) from None
         return answering
@@ -263,7 +271,7 @@ def application(
     _routes(app, Service(engine, limits))
     _errors(app)
     describe(app, list(engine.variants), limits.tokens, keyed=key is not None)
-    return Guard(app, key=key, body=limits.body, local=local)
+    return Guard(app, key=key, body=limits.body, local=local, requests=limits.requests)
 
 
 def _routes(app: FastAPI, service: Service) -> None:
@@ -313,7 +321,7 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
-        headers = {"retry-after": str(RETRY)} if error.status == 429 else None
+        headers = {"retry-after": str(RETRY)} if error.status in (429, 503) else None
         return told(error.status, error.message, error.code, error.param, headers)
 
     @app.exception_handler(RequestValidationError)
