@@ -321,15 +321,13 @@ def _report(error: Exception, debug: bool) -> int:
     if isinstance(error, LuthierError):
         show_error(str(error))
         return error.exit_code
-    if isinstance(error, OSError) and error.errno is not None:
-        from luthier.training.space import is_full
+    from luthier.training.space import explained
 
-        what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-        show_error(
-            f"no space left on the disk: {what}\n  mend: free some space and give the same command again"
-            if is_full(error)
-            else what
-        )
+    if (told := explained(error)) is not None:
+        show_error(str(told))
+        return told.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        show_error(f"{error.strerror}: {error.filename}" if error.filename else str(error))
         return 2
     show_error(f"{type(error).__name__}: {error}\n  This is our fault. --debug shows where; please report it.")
     return 1

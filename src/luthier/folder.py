@@ -121,7 +121,10 @@ class RunFolder:
                 mend="wait for it or stop it, or choose another folder with run=DIR",
             ) from None
         except OSError as error:
-            raise InputError(f"run: cannot write in the folder {self.path}: {error.strerror}", mend="run=DIR") from None
+            raise InputError(
+                f"run: cannot write in the folder {self.path}: {error.strerror}",
+                mend="run=DIR where it is to be trained; a finished run of another user has to be copied first",
+            ) from None
         try:
             for left in self.path.glob(".*.staging"):  # of a process that was killed
                 left.unlink()
@@ -162,6 +165,8 @@ class RunFolder:
     def _environment(self) -> dict[str, Any]:
         try:
             return dict(json.loads(self.environment.read_text(encoding="utf-8")))
+        except PermissionError:  # not read is not the same as not there
+            raise
         except (OSError, ValueError, TypeError):
             return {}
 

@@ -54,7 +54,7 @@ def train(
         except Interrupted:
             raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
         except Exception as error:
-            if (told := explained(error)) is not None:
+            if (told := explained(error, folder.path)) is not None:
                 raise told from error
             raise
 

@@ -18,6 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     [
         "errors",
+        "shell",
         "heads",
         "origin",
         "peft_hook",

@@ -1,8 +1,8 @@
 """Work in processes of their own that begin with what this one has in memory: data, tokens, the base.
 
 Forked, so nothing is copied until it is written to, and a run that dies takes nothing with it. Each has as many threads
-as it is given, and all end with this process, however it ends. This process must not compute with several threads itself
-before: OpenMP's do not live through a fork.
+as it is given, and all end with this process, however it ends. This process must not compute with several threads
+itself before: OpenMP's do not live through a fork.
 On a GPU, which cannot be shared like that, and where a system has no fork, work is done here, one after another.
 """
 

@@ -24,6 +24,7 @@ from luthier.config import ModelConfig
 from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
 from luthier.heads import UNPACKED
 from luthier.ops.packed import repair
+from luthier.training.space import closed_file, no_access, refuse_closed
 
 MOST_TOKENS = 2048
 """Default limit of a row, where the model would take more."""
@@ -57,6 +58,7 @@ def locate(config: ModelConfig) -> str:
 
 
 def _check_folder(folder: Path, *, weights: bool) -> None:
+    refuse_closed(folder)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ModelError(
             f"model.path: {folder} holds an adapter, not a base model", mend="give the base model it was trained on"
@@ -319,6 +321,9 @@ def _quantization(config: ModelConfig, labels: tuple[str, ...] | None) -> Any:
 
 
 def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
+    if (closed := closed_file(error)) is not None:
+        told = no_access(closed)
+        return ModelError(f"model.path: {told.message}", mend=told.mend)
     lines = [line for line in str(error).strip().split("\n") if line.strip()]
     if "trust_remote_code" in str(error):
         return ModelError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.config import ModelConfig
 from luthier.errors import InputError
 from luthier.folder import RunFolder
+from luthier.training.space import refuse_closed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,6 +76,7 @@ def _run(name: str, path: Path) -> Source:
 
 
 def _adapter(name: str, path: Path) -> Source:
+    refuse_closed(path)
     settings = _json(path / "adapter_config.json")
     base = settings.get("base_model_name_or_path")
     if not base:
