@@ -71,14 +71,15 @@ def train(
 def _train(arguments: list[str], options: dict[str, str | None], *, fresh: bool = False) -> None:
     from luthier import run
     from luthier.config import RunConfig
+    from luthier.consent import refuse_foreign
     from luthier.results import show_result
-    from luthier.terminal import Terminal, console
+    from luthier.terminal import Terminal, consent, console
 
     recipe, overrides = split_arguments(arguments, options)
     notes: list[str] = []
     config = RunConfig.load(recipe, overrides, notes)
     terminal = Terminal(config.train.log_every)
-    for note in notes:
+    for note in [*notes, *refuse_foreign(recipe, config.model, config.evaluate, overrides, consent())]:
         terminal.note(note)
     if fresh:
         config = _fresh(config)
@@ -111,8 +112,9 @@ def check(
     """Look at the data before training: exit code 2 where train would stop at it, with every row at fault."""
     from luthier import run
     from luthier.config import RunConfig
+    from luthier.consent import refuse_foreign
     from luthier.folder import check_path
-    from luthier.terminal import Terminal, show_check
+    from luthier.terminal import Terminal, consent, show_check
 
     source, overrides = split_arguments(data or [])
     recipe = source if source and source.suffix in (".yaml", ".yml") else None
@@ -122,6 +124,7 @@ def check(
     overrides = [f"{key}={value}" for key, value in options.items() if value is not None] + overrides
     terminal = Terminal()
     config = RunConfig.load(recipe, overrides)
+    refuse_foreign(recipe, config.model, None, overrides, consent())
     result = run.check(config, out or check_path(config, recipe), progress=terminal)
     show_check(result)
     if result["stops"]:
@@ -142,10 +145,13 @@ def plan(
     """Say what memory and time a run will take before any weights are downloaded: exit code 2 where it will not fit."""
     from luthier import run
     from luthier.config import RunConfig
-    from luthier.terminal import Terminal, show_plan
+    from luthier.consent import refuse_foreign
+    from luthier.terminal import Terminal, consent, show_plan
 
     path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "method": method, "task": task})
-    found = run.plan(RunConfig.load(path, overrides), progress=Terminal())
+    config = RunConfig.load(path, overrides)
+    refuse_foreign(path, config.model, config.evaluate, overrides, consent())
+    found = run.plan(config, progress=Terminal())
     show_plan(found)
     if found["fits"] is False:
         raise typer.Exit(2)

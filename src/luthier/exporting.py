@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
+from luthier.consent import Allow, require
 from luthier.errors import NoSpace, Unproved
 from luthier.exports.base import Closing, Export, Player, Tuned
 from luthier.exports.players import TorchPlayer, as_module
@@ -29,15 +30,20 @@ ANSWER = 32
 """Tokens of each greedy answer that are compared."""
 
 
-def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Progress | None = None) -> dict[str, Any]:
+def export(
+    path: Path, target: Export, *, prompts: int = PROMPTS, progress: Progress | None = None, allow_code: Allow = False
+) -> dict[str, Any]:
     """Write `target` of a run to RUN/exports/TARGET, prove it, and return what stands in its export.json.
 
     InputError or CannotMerge where it cannot be, Unproved where it answers otherwise than the run: then nothing is left
-    under its name, and the report lies beside it.
+    under its name, and the report lies beside it. Code that the run's recipe names runs only with `allow_code`.
     """
     progress = progress or Progress()
     folder = RunFolder.existing(path)
     weights, config = folder.weights(), folder.config()
+    quiet = config.evaluate.model_copy(update={"judge": None})  # it is not asked again
+    config = config.model_copy(update={"evaluate": quiet})
+    require(folder.recipe, allow_code, config.model, quiet)
     check_machine(config)
     data = prepare_data(config, progress)
     tokens = tokenize(config, data, progress, folder)
@@ -189,7 +195,7 @@ def _scores(
     from luthier.measuring import subject_of
     from luthier.stages import Loaded
 
-    settings = config.evaluate.model_copy(update={"judge": None})
+    settings = config.evaluate
     if not isinstance(opened, torch.nn.Module):
         opened = as_module(opened, classifies=data.task.model_class == "classification")
         settings = settings.model_copy(

@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config import ModelConfig, RunConfig
+from luthier.consent import checked
 from luthier.data.store import Refusal
 from luthier.errors import Busy, InputError, did_you_mean
+from luthier.evaluation.settings import EvaluateConfig
 from luthier.origin import base_of, changes, environment, local_copy, refuse_another_base
 from luthier.training.durable import put, staging_of, sync
 
@@ -136,7 +138,7 @@ class RunFolder:
         """Begin a run, or find one of the same recipe: True then. Only for who holds the folder."""
         there = self.holds(config)
         if not self.environment.is_file():
-            write_json(self.environment, environment())
+            write_json(self.environment, environment() | checked(config.evaluate))
         if not there:
             write_text(self.recipe, config.dump())
         return there
@@ -144,6 +146,13 @@ class RunFolder:
     def changes(self) -> list[str]:
         """What of versions and machine is not as at the start."""
         return changes(self._environment())
+
+    def changed_check(self, evaluate: EvaluateConfig) -> list[str]:
+        """That evaluate.check is not the file with which the run was started, where that is so."""
+        then, now = self._environment().get("check"), checked(evaluate).get("check")
+        if evaluate.check is None or then in (None, now):
+            return []
+        return [f"evaluate.check: {evaluate.check} has SHA-256 {now}; the file at the start had {then}"]
 
     def refuse_another_base(self, model: ModelConfig, source: str) -> None:
         """Keep hashes of the base's files, or compare them with those kept. InputError where the base is another."""

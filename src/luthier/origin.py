@@ -109,6 +109,21 @@ def refuse_another_base(then: Mapping[str, str], now: Mapping[str, str], path: s
         )
 
 
+def refuse_imports(adapter: Path) -> None:
+    """InputError where adapter_config.json makes PEFT import a module that it names, or open a pickle that it names."""
+    file = adapter / "adapter_config.json"
+    try:
+        settings = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is no JSON object: {error}") from None
+    for key in ("megatron_config", "prompt_tuning_init_state_dict_path"):
+        if settings.get(key):
+            raise InputError(
+                f"{file}: {key} makes PEFT run or open what the file names, which Luthier does not do",
+                mend=f"set {key} to null there if the adapter works without",
+            )
+
+
 def _sampled(path: Path) -> str:
     """Hash of size, header and samples of a safetensors file."""
     digest = hashlib.sha256(str(path.stat().st_size).encode())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
+from luthier.consent import Allow, require
 from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder, run_path, write_json, write_text
 from luthier.measuring import UNMEASURED, base_again, compare, measure_base, subject_of, with_base
@@ -76,7 +77,7 @@ def _start(
         goes_on = folder.start(config)
         tidy(folder.path)
         tidy(folder.checkpoints)
-        if goes_on and (changed := folder.changes()):
+        if goes_on and (changed := [*folder.changes(), *folder.changed_check(config.evaluate)]):
             progress.warn(f"not as at the start, so the run may not go on bit for bit: {'; '.join(changed)}")
         try:
             return _train(config, data or prepare_data(config, progress), folder, progress, request, given)
@@ -322,16 +323,27 @@ def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     return result
 
 
-def open_run(path: Path, progress: Progress | None = None, overrides: Sequence[str] = ()) -> tuple[Loaded, RunFolder]:
+def open_run(
+    path: Path, progress: Progress | None = None, overrides: Sequence[str] = (), *, allow_code: Allow = False,
+    measures: bool = True,
+) -> tuple[Loaded, RunFolder]:  # fmt: skip
     """A finished run with its tuned model, and its held-out rows as they were.
 
-    `overrides` may change how it is measured (`evaluate.key=value`), nothing else.
+    `overrides` may change how it is measured (`evaluate.key=value`), nothing else. Code and a judge that the run's
+    recipe names are refused unless `overrides` name them or `allow_code` does; without `measures` only the model's.
     """
     progress = progress or Progress()
     folder = RunFolder.existing(path)
     if other := [each for each in overrides if not each.startswith("evaluate.")]:
         raise InputError(f"a finished run cannot change: {', '.join(other)}", mend="evaluate.KEY=VALUE, or train anew")
     weights, config = folder.weights(), RunConfig.load(folder.recipe, overrides)
+    evaluate = config.evaluate
+    if not measures:
+        evaluate = evaluate.model_copy(update={"check": None, "judge": None})
+    require(folder.recipe, allow_code, config.model, evaluate, typed=overrides, blocks=("evaluate",))
+    config = config.model_copy(update={"evaluate": evaluate})
+    for changed in folder.changed_check(evaluate):
+        progress.warn(changed)
     check_machine(config)
     data = prepare_data(config, progress)
     whole = config.method.saves == "model"
@@ -343,13 +355,15 @@ def open_run(path: Path, progress: Progress | None = None, overrides: Sequence[s
     return loaded, folder
 
 
-def evaluate(path: Path, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate(
+    path: Path, overrides: Sequence[str] = (), *, progress: Progress | None = None, allow_code: Allow = False
+) -> dict[str, Any]:
     """Measure a finished run anew, base against tuned, and rewrite its report and result.
 
-    `overrides` (`evaluate.generate=500`) change how it is measured this time.
+    `overrides` (`evaluate.generate=500`) change how it is measured this time. `allow_code`: see open_run.
     """
     progress = progress or Progress()
-    loaded, folder = open_run(path, progress, overrides)
+    loaded, folder = open_run(path, progress, overrides, allow_code=allow_code)
     subject = subject_of(loaded, progress)
     if subject is None:
         raise InputError(
@@ -364,14 +378,14 @@ def evaluate(path: Path, overrides: Sequence[str] = (), *, progress: Progress | 
 
 def harness(
     path: Path, tasks: Sequence[str], *, folder_of_tasks: Path | None = None, limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, allow_code: Allow = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Tuned model and base on tasks of lm-evaluation-harness; writes harness.json in the run folder."""
     from luthier.evaluation.harness import check_harness, measure_harness
 
     check_harness()
     progress = progress or Progress()
-    loaded, folder = open_run(path, progress)
+    loaded, folder = open_run(path, progress, allow_code=allow_code, measures=False)
     with folder.held():
         result = measure_harness(
             loaded.model, with_base(loaded, progress), loaded.template.tokenizer, tasks, folder_of_tasks, limit,

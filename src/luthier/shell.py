@@ -18,7 +18,7 @@ def command(*words: object) -> str:
 
 
 def setting(key: str, value: object) -> str:
-    """`key=value` as the command line reads it: a value is YAML, and a text that is something else there gets quotes."""
+    """`key=value` as the command line reads it: a value is YAML, so text that is something else there gets quotes."""
     text = str(value)
     try:
         same = yaml.safe_load(text) == text

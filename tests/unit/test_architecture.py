@@ -35,6 +35,7 @@ LEVELS = [
     ["tasks.base"],
     ["methods", "tasks", "data.formats", "data.settings", "evaluation.base", "evaluation.settings", "exports"],
     ["config", "evaluation"],
+    ["consent"],
     ["folder", "data", "models", "training", "planning", "reports", "explain"],
     ["choosing"],
     ["stages", "measuring"],

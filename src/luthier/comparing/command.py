@@ -23,12 +23,15 @@ def compare_command(
     from luthier.comparing.budget import seconds_of
     from luthier.comparing.shared import Contest
     from luthier.comparing.show import show
-    from luthier.terminal import Terminal, console
+    from luthier.consent import refuse_foreign
+    from luthier.terminal import Terminal, consent, console
 
     if recipe == Path("demo") and not recipe.is_file():  # a folder of that name is no recipe
         recipe, overrides = DEMO, ["run=runs/compare-demo", *overrides]
     terminal = Terminal()
     config = RunConfig.load(recipe, overrides)
+    for note in refuse_foreign(recipe, config.model, config.evaluate, overrides, consent()):
+        terminal.note(note)
     wish = Contest(methods, None if budget is None else seconds_of(budget), tokens, seeds, tune, workers)
     try:
         found = run.compare_methods(config, wish, recipe=recipe, progress=terminal)

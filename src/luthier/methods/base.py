@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from luthier.errors import CannotMerge, InputError, did_you_mean
 from luthier.heads import HEADS, in_head
+from luthier.origin import refuse_imports
 from luthier.plugins import Family, Plugin
 
 if TYPE_CHECKING:
@@ -248,6 +249,7 @@ class PeftMethod(Method):
         weights = folder / "adapter_model.safetensors"
         if not weights.is_file():  # PEFT would open a pickle instead
             raise InputError(f"{folder} holds no adapter_model.safetensors")
+        refuse_imports(folder)
         _refuse_second(model, self.name)
         classify = getattr(model.config, "problem_type", None) == "single_label_classification"
         tuned: nn.Module = PeftModel.from_pretrained(model, str(folder))

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config import ModelConfig
+from luthier.consent import Allow, require
 from luthier.errors import InputError
 from luthier.folder import RunFolder
+from luthier.origin import refuse_imports
 from luthier.training.space import refuse_closed
 
 if TYPE_CHECKING:
@@ -37,13 +39,13 @@ class Source:
     """InputError where the base in this place is another than the one it was trained on."""
 
 
-def source_of(given: str) -> Source:
-    """NAME=PATH or PATH; InputError where nothing there can be served."""
+def source_of(given: str, allow_code: Allow = False) -> Source:
+    """NAME=PATH or PATH; InputError where nothing there can be served, or a run's model brings code of its own."""
     name, equals, rest = given.partition("=")
     path = Path(rest if equals else given).expanduser()
     name = name if equals else path.resolve().name
     if (path / "recipe.yaml").is_file():
-        return _run(name, path)
+        return _run(name, path, allow_code)
     if (path / "adapter_config.json").is_file():
         return _adapter(name, path)
     if (path / "config.json").is_file():
@@ -56,7 +58,7 @@ def source_of(given: str) -> Source:
     )
 
 
-def _run(name: str, path: Path) -> Source:
+def _run(name: str, path: Path, allow_code: Allow) -> Source:
     folder = RunFolder.existing(path)
     config, weights = folder.config(), folder.weights()
     account = folder.data.read_text(encoding="utf-8") if folder.data.is_file() else ""
@@ -64,6 +66,7 @@ def _run(name: str, path: Path) -> Source:
         raise InputError(f"{path} is a classifier, which does not talk", mend=f"luthier evaluate {path}")
     whole = config.method.saves == "model"
     base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if whole else config.model
+    require(folder.recipe, allow_code, base)
 
     def check(source: str) -> None:
         if not whole:
@@ -77,6 +80,7 @@ def _run(name: str, path: Path) -> Source:
 
 def _adapter(name: str, path: Path) -> Source:
     refuse_closed(path)
+    refuse_imports(path)
     settings = _json(path / "adapter_config.json")
     base = settings.get("base_model_name_or_path")
     if not base:

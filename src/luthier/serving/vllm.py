@@ -17,6 +17,7 @@ from typing import Any
 
 from luthier.builtin import BASE
 from luthier.config import ModelConfig
+from luthier.consent import Allow
 from luthier.errors import InputError, MissingExtra
 from luthier.folder import RunFolder
 from luthier.serving.command import Place, Sizes
@@ -88,9 +89,9 @@ def model_folder(base: ModelConfig) -> Path | None:
     return folder.resolve() if folder.is_dir() else None
 
 
-def plan_of(given: Sequence[str]) -> Plan:
+def plan_of(given: Sequence[str], allow_code: Allow = False) -> Plan:
     """What lies in these folders (NAME=PATH or PATH) as one vLLM serves it; InputError where it cannot."""
-    sources = [source_of(each) for each in given]
+    sources = [source_of(each, allow_code) for each in given]
     refuse_two_bases(sources)
     refuse_equal_names(sources)
     whole = [source for source in sources if source.load is None]
@@ -281,7 +282,7 @@ def environment(plan: Plan, key: str | None) -> dict[str, str]:
 
 def serve(
     given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, vllm: str | None, write: Path | None,
-    progress: Progress,
+    progress: Progress, allow_code: Allow = False,
 ) -> None:  # fmt: skip
     """Become vLLM, or write all that another machine needs to start it. What cannot work is said before that."""
     for option, held, usual in (
@@ -289,7 +290,7 @@ def serve(
     ):  # fmt: skip
         if held != usual:
             raise InputError(f"{option} says nothing to vLLM", mend="leave it out, or --engine luthier")
-    plan = plan_of(given)
+    plan = plan_of(given, allow_code)
     if write is not None:
         from luthier.serving.deploying import write as write_files
 
