@@ -12,6 +12,7 @@ import typer
 
 from luthier import __version__, using
 from luthier.errors import InputError, LuthierError, Stopped
+from luthier.shell import command
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -238,9 +239,7 @@ def _fresh(config: Any) -> Any:
 
 
 def _same_command() -> str:
-    import shlex
-
-    return shlex.join(["luthier", *sys.argv[1:]])
+    return command("luthier", *sys.argv[1:])
 
 
 def split_arguments(

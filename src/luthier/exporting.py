@@ -16,6 +16,7 @@ from luthier.exports.base import Closing, Export, Player, Tuned
 from luthier.exports.players import TorchPlayer, as_module
 from luthier.exports.proof import Prompt, Proof, prove
 from luthier.folder import RunFolder, write_json
+from luthier.shell import public
 from luthier.stages import Tokens, check_machine, load_base, prepare_data, tokenize
 from luthier.training.progress import Progress
 
@@ -69,7 +70,8 @@ def export(
                     _difference(report["proof"], path, failed), mend="see the report; another dtype or scheme may do"
                 )
             (staging / "README.md").write_text(target.card(tuned, report["proof"], report["checked"]), encoding="utf-8")
-            write_json(staging / "export.json", report)
+            kept = {"run": public(str(path)), "use": target.use(tuned, public(str(place)))}  # a folder to pass on
+            write_json(staging / "export.json", report | kept)
         place.with_name(f"{target.name}.failed.json").unlink(missing_ok=True)
     return report | {"path": str(place), "told": target.deliver(tuned, place)}
 

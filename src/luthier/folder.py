@@ -31,6 +31,7 @@ from luthier.data.store import Refusal
 from luthier.errors import Busy, InputError, did_you_mean
 from luthier.evaluation.settings import EvaluateConfig
 from luthier.origin import base_of, changes, environment, local_copy, refuse_another_base
+from luthier.shell import command
 from luthier.training.durable import put, staging_of, sync
 
 MAY_CHANGE = (
@@ -79,15 +80,16 @@ class RunFolder:
         """The finished weights, whole as they were written; InputError where they are damaged or not there yet."""
         from luthier.training.checkpoint import fault
 
+        train = command("luthier", "train", self.recipe)
         for name in ("adapter", "model"):
             if (self.path / name).is_dir() and self.result.is_file():
                 if what := fault(self.path / name, others=True):
                     raise InputError(
                         f"{self.path / name} is damaged: {what}",
-                        mend=f"rm {self.result} && luthier train {self.recipe}: it is written anew from the checkpoint",
+                        mend=f"{command('rm', self.result)} && {train}: it is written again from the checkpoint",
                     )
                 return self.path / name
-        raise InputError(f"{self.path}: the run has no finished weights yet", mend=f"luthier train {self.recipe}")
+        raise InputError(f"{self.path}: the run has no finished weights yet", mend=train)
 
     def holds(self, config: RunConfig) -> bool:
         """Is there a run of this recipe? InputError names what differs where it is another's."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import InputError
+from luthier.shell import public
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets")
 SAMPLE = 4096
@@ -59,7 +60,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
         "packages": versions,
-        "command": [Path(sys.argv[0]).name, *redacted_command(sys.argv[1:])],
+        "command": [Path(sys.argv[0]).name, *map(public, redacted_command(sys.argv[1:]))],
     }
 
 

@@ -14,6 +14,7 @@ from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder, run_path, write_json, write_text
 from luthier.measuring import UNMEASURED, base_again, compare, measure_base, subject_of, with_base
 from luthier.origin import environment, redacted
+from luthier.shell import command, public, setting
 from luthier.stages import (
     Given,
     Loaded,
@@ -301,17 +302,21 @@ def _next_commands(config: RunConfig, folder: RunFolder, task: str, lr: float) -
     """Three commands to go on with: use it, compare it, your own data or another setting."""
     path = folder.path
     if task in ("classify", "regress"):
-        use = [f"luthier evaluate {path}", f"luthier train {folder.recipe} run={path}-2 train.lr={lr / 2:g}"]
+        again = command("luthier", "train", folder.recipe, setting("run", f"{path}-2"), f"train.lr={lr / 2:g}")
+        use = [command("luthier", "evaluate", path), again]
     else:
-        use = [f"luthier chat {path}", f"luthier chat {path} --base"]
-    return [*use, f"luthier train --model {config.model.path} --data YOUR_FILE.jsonl --method {config.method.name}"]
+        use = [command("luthier", "chat", path), command("luthier", "chat", path, "--base")]
+    own = ["--model", config.model.path, "--data", "YOUR_FILE.jsonl", "--method", config.method.name]
+    return [*use, command("luthier", "train", *own)]
 
 
 def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     """Write loss.png, report.html and, last, result.json: its presence says that the run is finished."""
     from luthier.reports import loss_curve, run_report
 
-    image = loss_curve.draw(folder.history(), f"{result['run']}: {result['method']} on {result['model']}")
+    image = loss_curve.draw(
+        folder.history(), f"{public(result['run'])}: {result['method']} on {public(result['model'])}"
+    )
     folder.loss_png.write_bytes(image)
     lines = folder.predictions.read_text(encoding="utf-8").splitlines() if folder.predictions.is_file() else []
     page = run_report.render(

@@ -27,6 +27,16 @@ def setting(key: str, value: object) -> str:
     return f"{key}={text if same else json.dumps(text, ensure_ascii=False)}"
 
 
+def literal(text: str) -> str:
+    """A text as Python code has it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def home(path: str) -> str:
+    """A path below the home folder with ~ in place of the folder: it names no user and is still found."""
+    return str(Path("~") / Path(path).relative_to(Path.home())) if Path(path).is_relative_to(Path.home()) else path
+
+
 def public(text: str) -> str:
     """A text for pages that are passed on: no path in it names the user's folders.
 

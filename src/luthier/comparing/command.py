@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 
 from luthier.config import RunConfig
 from luthier.errors import Stopped
+from luthier.shell import command
 
 
 def compare_command(
@@ -38,7 +38,7 @@ def compare_command(
     except Stopped as stop:
         terminal.train_ends()
         console.print(f"{stop}. To go on, give the same command again:")
-        console.print(f"  [bold]{shlex.join(['luthier', *sys.argv[1:]])}[/]", soft_wrap=True)
+        console.print(f"  [bold]{command('luthier', *sys.argv[1:])}[/]", soft_wrap=True)
         raise typer.Exit(stop.exit_code) from None
     except BaseException:
         terminal.train_ends()

@@ -13,6 +13,7 @@ from luthier.consent import Allow, require
 from luthier.errors import InputError
 from luthier.folder import RunFolder
 from luthier.origin import refuse_imports
+from luthier.shell import command
 from luthier.training.space import refuse_closed
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _run(name: str, path: Path, allow_code: Allow) -> Source:
     config, weights = folder.config(), folder.weights()
     account = folder.data.read_text(encoding="utf-8") if folder.data.is_file() else ""
     if any(f'"name": "{task}"' in account for task in ("classify", "regress")):
-        raise InputError(f"{path} is a classifier, which does not talk", mend=f"luthier evaluate {path}")
+        raise InputError(f"{path} is a classifier, which does not talk", mend=command("luthier", "evaluate", path))
     whole = config.method.saves == "model"
     base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if whole else config.model
     require(folder.recipe, allow_code, base)
@@ -97,7 +98,7 @@ def _adapter(name: str, path: Path) -> Source:
         loaded: nn.Module = PeftModel.from_pretrained(model, str(path))
         return loaded
 
-    own = path if (path / "tokenizer_config.json").is_file() else Path("builtin" if base == "builtin" else base)
+    own = path if (path / "tokenizer_config.json").is_file() else Path(base).expanduser()
     kind = str(settings.get("peft_type", "adapter")).lower()
     return Source(name, path, ModelConfig(path=str(base)), kind, own, load, lambda _: None)
 
