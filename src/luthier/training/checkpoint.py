@@ -50,7 +50,7 @@ def staged(target: Path) -> Iterator[Path]:
         (staging / MANIFEST).write_text(json.dumps({"files": listing}, indent=1))
         mode = (staging / MANIFEST).stat().st_mode & 0o777  # what the umask leaves; safetensors writes 0600
         for path in files:
-            path.chmod(mode)
+            path.chmod(mode | path.stat().st_mode & 0o111)
         for path in [*files, staging / MANIFEST, *(path for path in staging.rglob("*") if path.is_dir()), staging]:
             sync(path)
         old = target.with_name(f".old-{target.name}")
