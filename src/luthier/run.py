@@ -14,7 +14,7 @@ from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder, run_path, write_json, write_text
 from luthier.measuring import UNMEASURED, base_again, compare, measure_base, subject_of, with_base
 from luthier.origin import environment, redacted
-from luthier.shell import command, public, setting
+from luthier.shell import after_training, public
 from luthier.stages import (
     Given,
     Loaded,
@@ -71,7 +71,8 @@ def _start(
         data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
     elif folder.result.is_file():
         progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to train anew")
-        return dict(json.loads(folder.result.read_text(encoding="utf-8")))
+        result = dict(json.loads(folder.result.read_text(encoding="utf-8")))
+        return result | {"next": _next(config, folder, result["task"], result["lr"])}  # not what a file says
     with folder.held():
         from luthier.training.checkpoint import tidy
 
@@ -287,7 +288,7 @@ def _result(
     if subject is not None:
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result |= compare(subject, base, folder)
-    result["next"] = _next_commands(config, folder, data.task.name, result["lr"])
+    result["next"] = _next(config, folder, data.task.name, result["lr"])
     return result
 
 
@@ -298,16 +299,8 @@ def _epochs(taken: int, data: Prepared) -> float | None:
     return taken / data.train.windows if data.stream.epoch else None
 
 
-def _next_commands(config: RunConfig, folder: RunFolder, task: str, lr: float) -> list[str]:
-    """Three commands to go on with: use it, compare it, your own data or another setting."""
-    path = folder.path
-    if task in ("classify", "regress"):
-        again = command("luthier", "train", folder.recipe, setting("run", f"{path}-2"), f"train.lr={lr / 2:g}")
-        use = [command("luthier", "evaluate", path), again]
-    else:
-        use = [command("luthier", "chat", path), command("luthier", "chat", path, "--base")]
-    own = ["--model", config.model.path, "--data", "YOUR_FILE.jsonl", "--method", config.method.name]
-    return [*use, command("luthier", "train", *own)]
+def _next(config: RunConfig, folder: RunFolder, task: str, lr: float) -> list[str]:
+    return after_training(folder.path, folder.recipe, config.model.path, config.method.name, task, lr)
 
 
 def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
@@ -378,7 +371,9 @@ def evaluate(
         base = base_again(loaded, folder, progress)
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result = dict(json.loads(folder.result.read_text(encoding="utf-8")))
-        return _report(result | compare(subject, base, folder), folder)
+        result |= compare(subject, base, folder)
+        result["next"] = _next(loaded.config, folder, loaded.data.task.name, result["lr"])
+        return _report(result, folder)
 
 
 def harness(

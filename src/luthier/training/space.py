@@ -77,7 +77,7 @@ def no_space(error: BaseException, place: Path | None = None) -> NoSpace:
         limit = _largest_file()
         return NoSpace(
             f"{name or place or error}: the file may not grow larger"
-            + (f": this process may write {limit / 2**20:,.0f} MiB to a file (ulimit -f)" if limit else "")
+            + (f": this process may write {limit / 2**20:.3g} MiB to a file (ulimit -f)" if limit else "")
             + "; what was saved before is whole",
             mend="ulimit -f unlimited, and the same command again: the run goes on from its last checkpoint"
             if limit
