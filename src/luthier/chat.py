@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from luthier.consent import Allow
 from luthier.data.example import Message
 from luthier.errors import LuthierError
 from luthier.serving.speakers import Asking, Speaker, is_endpoint, open_speakers
@@ -63,7 +64,7 @@ Show = Callable[[Sequence[Answer], int, str], None]
 
 def talk(
     given: str, *, base: bool = False, beside: str | None = None, model: str | None = None, prompt: str | None = None,
-    system: str = "", asking: Asking | None = None,
+    system: str = "", asking: Asking | None = None, allow_code: Allow = False,
 ) -> None:  # fmt: skip
     """Answer one prompt, the lines of a pipe, or a person, until the end of the input."""
     terminal = Terminal()
@@ -71,7 +72,7 @@ def talk(
         what = given if beside is None else f"{given} and, beside it, {beside}"
         verb = "asking" if is_endpoint(given) else "loading"
         terminal.stage(f"{verb} {what}{' (the untouched base)' if base else ''}")
-    speakers = open_speakers(given, base=base, beside=beside, model=model, told=terminal.warn)
+    speakers = open_speakers(given, base=base, beside=beside, model=model, told=terminal.warn, allow_code=allow_code)
     opening = [Message("system", system)] if system else []
     equal = len({speaker.name for speaker in speakers}) < len(speakers)
     sides = [

@@ -13,6 +13,7 @@ import typer
 
 from luthier import __version__, using
 from luthier.errors import InputError, LuthierError, Stopped
+from luthier.shell import command
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -72,14 +73,15 @@ def train(
 def _train(arguments: list[str], options: dict[str, str | None], *, fresh: bool = False) -> None:
     from luthier import run
     from luthier.config import RunConfig
+    from luthier.consent import refuse_foreign
     from luthier.results import show_result
-    from luthier.terminal import Terminal, console
+    from luthier.terminal import Terminal, consent, console
 
     recipe, overrides = split_arguments(arguments, options)
     notes: list[str] = []
     config = RunConfig.load(recipe, overrides, notes)
     terminal = Terminal(config.train.log_every)
-    for note in notes:
+    for note in [*notes, *refuse_foreign(recipe, config.model, config.evaluate, overrides, consent())]:
         terminal.note(note)
     if fresh:
         config = _fresh(config)
@@ -112,8 +114,9 @@ def check(
     """Look at the data before training: exit code 2 where train would stop at it, with every row at fault."""
     from luthier import run
     from luthier.config import RunConfig
+    from luthier.consent import refuse_foreign
     from luthier.folder import check_path
-    from luthier.terminal import Terminal, show_check
+    from luthier.terminal import Terminal, consent, show_check
 
     source, overrides = split_arguments(data or [])
     recipe = source if source and source.suffix in (".yaml", ".yml") else None
@@ -123,6 +126,7 @@ def check(
     overrides = [f"{key}={value}" for key, value in options.items() if value is not None] + overrides
     terminal = Terminal()
     config = RunConfig.load(recipe, overrides)
+    refuse_foreign(recipe, config.model, None, overrides, consent())
     result = run.check(config, out or check_path(config, recipe), progress=terminal)
     show_check(result)
     if result["stops"]:
@@ -143,10 +147,13 @@ def plan(
     """Say what memory and time a run will take before any weights are downloaded: exit code 2 where it will not fit."""
     from luthier import run
     from luthier.config import RunConfig
-    from luthier.terminal import Terminal, show_plan
+    from luthier.consent import refuse_foreign
+    from luthier.terminal import Terminal, consent, show_plan
 
     path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "method": method, "task": task})
-    found = run.plan(RunConfig.load(path, overrides), progress=Terminal())
+    config = RunConfig.load(path, overrides)
+    refuse_foreign(path, config.model, config.evaluate, overrides, consent())
+    found = run.plan(config, progress=Terminal())
     show_plan(found)
     if found["fits"] is False:
         raise typer.Exit(2)
@@ -233,9 +240,7 @@ def _fresh(config: Any) -> Any:
 
 
 def _same_command() -> str:
-    import shlex
-
-    return shlex.join(["luthier", *sys.argv[1:]])
+    return command("luthier", *sys.argv[1:])
 
 
 def split_arguments(
@@ -325,15 +330,13 @@ def _report(error: Exception, debug: bool) -> int:
         text = f"{error.message}\n  mend: {shlex.join(['luthier', *sys.argv[1:], *chosen])}" if chosen else str(error)  # type: ignore[attr-defined]
         show_error(text)
         return error.exit_code
-    if isinstance(error, OSError) and error.errno is not None:
-        from luthier.training.space import is_full
+    from luthier.training.space import explained
 
-        what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-        show_error(
-            f"no space left on the disk: {what}\n  mend: free some space and give the same command again"
-            if is_full(error)
-            else what
-        )
+    if (told := explained(error)) is not None:
+        show_error(str(told))
+        return told.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        show_error(f"{error.strerror}: {error.filename}" if error.filename else str(error))
         return 2
     show_error(f"{type(error).__name__}: {error}\n  This is our fault. --debug shows where; please report it.")
     return 1

@@ -20,7 +20,6 @@ harness.json     what lm-evaluation-harness measured on it, where it was asked
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,10 +30,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from luthier.config import ModelConfig, RunConfig
+from luthier.consent import checked
 from luthier.data.store import Refusal
 from luthier.errors import Busy, InputError, did_you_mean
+from luthier.evaluation.settings import EvaluateConfig
 from luthier.ledger import JsonObject, Ledger, read_object
 from luthier.origin import base_of, changes, environment, local_copy, refuse_another_base
+from luthier.shell import command
 from luthier.training.durable import put, staging_of, sync
 
 MAY_CHANGE = (
@@ -91,7 +93,7 @@ class RunFolder:
             if changed:
                 raise InputError(
                     f"{self.recipe} was edited after the run was started:{changed}",
-                    mend=f"put it back, or start another run: luthier train {shlex.quote(str(self.recipe))} run=DIR",
+                    mend=f"put it back, or start another run: {command('luthier', 'train', self.recipe, 'run=DIR')}",
                 )
         return now
 
@@ -99,6 +101,7 @@ class RunFolder:
         """The finished weights, whole as they were written; InputError where they are damaged or not there yet."""
         from luthier.training.checkpoint import fault
 
+        train = command("luthier", "train", self.recipe)
         for name in ("adapter", "model"):
             if (self.path / name).is_dir() and self.result.is_file():
                 if what := fault(self.path / name, run=self.ledger.run, others=True):
@@ -107,7 +110,7 @@ class RunFolder:
                         mend=self._restore(self.result),
                     )
                 return self.path / name
-        raise InputError(f"{self.path}: the run has no finished weights yet", mend=f"luthier train {self.recipe}")
+        raise InputError(f"{self.path}: the run has no finished weights yet", mend=train)
 
     def holds(self, config: RunConfig) -> bool:
         """Is there a run of this recipe? InputError names what differs where it is another's."""
@@ -140,7 +143,10 @@ class RunFolder:
                 mend="wait for it or stop it, or choose another folder with run=DIR",
             ) from None
         except OSError as error:
-            raise InputError(f"run: cannot write in the folder {self.path}: {error.strerror}", mend="run=DIR") from None
+            raise InputError(
+                f"run: cannot write in the folder {self.path}: {error.strerror}",
+                mend="run=DIR where it is to be trained; a finished run of another user has to be copied first",
+            ) from None
         try:
             for left in self.path.glob(".*.staging"):  # of a process that was killed
                 left.unlink()
@@ -153,7 +159,7 @@ class RunFolder:
         there = self.holds(config)
         if not there:
             self.ledger.begin(config.model_dump(mode="json"))
-            write_json(self.environment, environment())
+            self.write_json(self.environment, environment() | checked(config.evaluate))
             write_text(self.recipe, config.dump())
         return there
 
@@ -180,13 +186,20 @@ class RunFolder:
 
     def _restore(self, path: Path) -> str:
         if path == self.result:
-            again = f"rm {shlex.quote(str(path))} && luthier train {shlex.quote(str(self.recipe))}"
+            again = f"{command('rm', path)} && {command('luthier', 'train', self.recipe)}"
             return f"{again}: it is written again from the checkpoint"
         return f"restore {path.name} from a copy of the run, or train in another folder: run=DIR"
 
     def changes(self) -> list[str]:
         """What of versions and machine is not as at the start."""
         return changes(self._environment())
+
+    def changed_check(self, evaluate: EvaluateConfig) -> list[str]:
+        """That evaluate.check is not the file with which the run was started, where that is so."""
+        then, now = self._environment().get("check"), checked(evaluate).get("check")
+        if evaluate.check is None or then in (None, now):
+            return []
+        return [f"evaluate.check: {evaluate.check} has SHA-256 {now}; the file at the start had {then}"]
 
     def refuse_another_base(self, model: ModelConfig, source: str) -> None:
         """Keep hashes of the base's files, or compare them with those kept. InputError where the base is another."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from luthier.errors import InputError
 from luthier.training.durable import put, staging_of
+from luthier.training.space import no_access
 
 
 class JsonObject(dict[str, Any]):
@@ -35,6 +36,8 @@ def read_object(path: Path, mend: str = "") -> JsonObject:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing", mend=mend) from None
+    except PermissionError as error:
+        raise no_access(error) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", mend=mend) from None
     except (ValueError, RecursionError) as error:
@@ -90,6 +93,8 @@ class Ledger:
             return "is missing" if known else ""
         try:
             return "was changed after the run wrote it" if known and sha256(path) not in known else ""
+        except PermissionError as error:
+            raise no_access(error) from None
         except OSError as error:
             return f"cannot be read: {error.strerror}"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import InputError
+from luthier.shell import public
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets")
 SAMPLE = 4096
@@ -59,7 +60,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
         "packages": versions,
-        "command": [Path(sys.argv[0]).name, *redacted_command(sys.argv[1:])],
+        "command": [Path(sys.argv[0]).name, *map(public, redacted_command(sys.argv[1:]))],
     }
 
 
@@ -107,6 +108,21 @@ def refuse_another_base(then: Mapping[str, str], now: Mapping[str, str], path: s
             + (f" and {len(changed) - 5} more" if len(changed) > 5 else ""),
             mend="put the base back as it was, or start anew with run=ANOTHER_DIR",
         )
+
+
+def refuse_imports(adapter: Path) -> None:
+    """InputError where adapter_config.json makes PEFT import a module that it names, or open a pickle that it names."""
+    file = adapter / "adapter_config.json"
+    try:
+        settings = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is no JSON object: {error}") from None
+    for key in ("megatron_config", "prompt_tuning_init_state_dict_path"):
+        if settings.get(key):
+            raise InputError(
+                f"{file}: {key} makes PEFT run or open what the file names, which Luthier does not do",
+                mend=f"set {key} to null there if the adapter works without",
+            )
 
 
 def _sampled(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.prompt import IntPrompt
+from rich.prompt import Confirm, IntPrompt
 from rich.table import Table
 from rich.text import Text
 
@@ -154,6 +154,24 @@ class Terminal(Progress):
 
     def train_ends(self) -> None:
         self._close()
+
+
+def consent(given: bool = False) -> bool | Callable[[str], bool]:
+    """What the user allows of what a run folder names: all of it by an option, else each that a person says yes to."""
+    if given or not sys.stdin.isatty():
+        return given
+    answers: dict[str, bool] = {}
+
+    def ask(what: str) -> bool:
+        if what not in answers:
+            console.print(f"[yellow]! {_safe(what)}[/]")
+            try:
+                answers[what] = Confirm.ask("  Allow it this time?", console=console, default=False)
+            except EOFError:
+                return False
+        return answers[what]
+
+    return ask
 
 
 def _number(value: float | None, form: str) -> str:

@@ -18,6 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     [
         "errors",
+        "shell",
         "heads",
         "ledger",
         "origin",
@@ -35,6 +36,7 @@ LEVELS = [
     ["tasks.base"],
     ["methods", "tasks", "data.formats", "data.settings", "evaluation.base", "evaluation.settings", "exports"],
     ["config", "evaluation"],
+    ["consent"],
     ["folder", "data", "models", "training", "planning", "reports", "explain"],
     ["choosing"],
     ["stages", "measuring"],

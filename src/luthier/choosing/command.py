@@ -19,11 +19,14 @@ def choose_command(
     """Choose, and show it: exit code 2 where nothing fits."""
     from luthier import run
     from luthier.choosing.words import show
-    from luthier.terminal import Terminal, console
+    from luthier.consent import refuse_foreign
+    from luthier.terminal import Terminal, consent, console
     from luthier.training.progress import Progress
 
+    config = RunConfig.load(recipe, overrides)
+    refuse_foreign(recipe, config.model, None, overrides, consent())
     found = run.choose(
-        RunConfig.load(recipe, overrides), wish, evidence=evidence, given=given,
+        config, wish, evidence=evidence, given=given,
         progress=Progress() if as_json else Terminal(),
     )  # fmt: skip
     if as_json:

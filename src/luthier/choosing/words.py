@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.choosing.reasons import size, work
 from luthier.planning.words import duration, gigabytes
+from luthier.shell import command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ def next_commands(choice: Choice, given: Sequence[str], *, packed: str) -> list[
     if len(close) > 1:
         names = ",".join(one.arm for one in close[:COMPARED])
         commands.append(["luthier", "compare", *kept, "--methods", names])
-    return [shlex.join(command) for command in commands]
+    return [command(*words) for words in commands]
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
@@ -77,8 +77,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(f"measured behind these, and not planned: {escape(names)}")
     if found["next"]:
         console.print("next:")
-    for command in found["next"]:
-        console.print(f"  [bold]{escape(command)}[/]")
+    for line in found["next"]:
+        console.print(f"  [bold]{escape(line)}[/]")
 
 
 def boards(found: Mapping[str, Any]) -> list[str]:

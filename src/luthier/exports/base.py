@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from luthier.errors import CannotMerge
 from luthier.methods.base import Method
 from luthier.plugins import Family, Plugin
+from luthier.shell import command
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,6 +59,10 @@ class Tuned:
     """The base's modules and shapes, without weights."""
     facts: dict[str, Any]
     """What stands in the run's result.json."""
+
+    def export_command(self, form: str) -> str:
+        """What to type for another form of this run."""
+        return command("luthier", "export", Path(self.run), "--to", form)
 
     def merged(self) -> nn.Module:
         """The plain base with the tuned weights folded in."""
@@ -105,12 +110,12 @@ class Export(Plugin):
         if self.needs == "merged" and not tuned.method.mergeable:
             raise CannotMerge(
                 f"method {tuned.method.name} changes what the model computes, not only its weights: it does not "
-                f"fold into the base\n  mend: luthier export {tuned.run} --to adapter"
+                f"fold into the base\n  mend: {tuned.export_command('adapter')}"
             )
         if self.needs == "merged" and tuned.quantize not in UNPACKS:
             raise CannotMerge(
                 f"{tuned.run}: the files of the base are packed as {tuned.quantize}, which is not unpacked here, "
-                f"so nothing folds into them\n  mend: luthier export {tuned.run} --to adapter"
+                f"so nothing folds into them\n  mend: {tuned.export_command('adapter')}"
             )
 
     def room(self, tuned: Tuned) -> int:

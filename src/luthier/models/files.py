@@ -14,6 +14,7 @@ from typing import Any
 
 from luthier.errors import InputError, ModelError, did_you_mean
 from luthier.ledger import read_object
+from luthier.training.space import refuse_closed
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -29,6 +30,7 @@ ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation")
 
 def check_folder(folder: Path, *, weights: bool) -> None:
     """ModelError where `folder` is no model folder, or holds what must not be opened."""
+    refuse_closed(folder)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ModelError(
             f"model.path: {folder} holds an adapter, not a base model", mend="give the base model it was trained on"

@@ -25,7 +25,7 @@ from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
 from luthier.heads import UNPACKED
 from luthier.models.files import FETCH, check_config, check_folder, check_hub_index, damaged
 from luthier.ops.packed import repair
-from luthier.training.space import is_out_of_memory
+from luthier.training.space import closed_file, is_out_of_memory, no_access
 
 MOST_TOKENS = 2048
 """Default limit of a row, where the model would take more."""
@@ -303,6 +303,9 @@ def _quantization(config: ModelConfig, labels: tuple[str, ...] | None) -> Any:
 
 
 def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
+    if (closed := closed_file(error)) is not None:
+        told = no_access(closed)
+        return ModelError(f"model.path: {told.message}", mend=told.mend)
     lines = [line for line in str(error).strip().split("\n") if line.strip()]
     if "trust_remote_code" in str(error):
         return ModelError(

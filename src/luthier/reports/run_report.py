@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 
 from luthier.evaluation.contrast import words_of
+from luthier.shell import public
 
 
 def render(
@@ -20,7 +21,7 @@ def render(
     pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters["figure"] = figure
     source = resources.files("luthier.reports").joinpath("run_report.html.jinja").read_text(encoding="utf-8")
-    pages.filters |= {"shift": shift, "said": words_of}
+    pages.filters |= {"public": public, "shift": shift, "said": words_of}
     return pages.from_string(source).render(
         result=result, data=data, recipe=recipe, environment=environment, worst=worst(predictions), spans=SPANS,
         loss_png=base64.b64encode(loss_png).decode(),

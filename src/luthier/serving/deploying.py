@@ -18,6 +18,7 @@ import yaml
 from luthier.errors import InputError
 from luthier.serving.command import Sizes
 from luthier.serving.vllm import GUARD, PLUGIN, VERSION, Plan, arguments, environment
+from luthier.shell import public
 from luthier.training.progress import Progress
 
 MODEL, CACHE, PORT, USER = "/model", "/cache", 8000, 1000
@@ -296,7 +297,8 @@ def _yaml(value: Any) -> str:
 def readme(plan: Plan, name: str) -> str:
     """README.md: the commands, from one machine to a cluster."""
     models = ", ".join(f"`{each}`" for each in [plan.name, *plan.adapters])
-    place = f"`{plan.folder}`" if plan.folder else f"`{plan.base.path}`, which is downloaded at the first start"
+    place = f"`{public(str(plan.folder or plan.base.path))}`"
+    place += "" if plan.folder else ", which is downloaded at the first start"
     plugin = f" vllm-bnb-plugin=={PLUGIN}" if plan.base.quantize == "nf4" else ""
     pull = (
         ""

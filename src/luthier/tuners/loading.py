@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from luthier.errors import InputError
+from luthier.origin import refuse_imports
 
 WEIGHTS = "adapter_model.safetensors"
 FIX = "give the base that it was trained on; or the file is damaged, then restore or retrain it"
@@ -29,6 +30,7 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
             f"{folder} holds no {WEIGHTS}; a pickle (.bin) can run code and is not opened",
             mend="save the adapter again with PEFT, which writes safetensors",
         )
+    refuse_imports(folder)
     try:
         with safe_open(file, framework="pt") as opened:
             shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
