@@ -31,7 +31,7 @@ LEVELS = [
         "training.durable",
     ],
     ["plugins", "builtin"],
-    ["data.example", "data.tools", "data.tool_use"],
+    ["data.example", "data.tools", "data.tool_use", "data.template_limits"],
     ["data.template", "methods.base", "data.formats.base"],
     ["tasks.base"],
     ["methods", "tasks", "data.formats", "data.settings", "evaluation.base", "evaluation.settings", "exports"],
