@@ -17,7 +17,7 @@ from rich.text import Text
 
 from luthier.consent import Allow
 from luthier.data.example import Message
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, did_you_mean
 from luthier.serving.speakers import Asking, Speaker, is_endpoint, open_speakers
 from luthier.terminal import Terminal, console, show_error
 
@@ -58,6 +58,9 @@ class Answer:
         return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", self.text) if console.is_terminal else self.text
 
 
+COMMANDS = ["/help", "/new", "/quit", "/exit"]
+HELP = "say something; /new starts a new dialogue, /quit or ctrl-D ends, // begins a message with a slash"
+
 Show = Callable[[Sequence[Answer], int, str], None]
 """Called with all answers, the number of the one that grew or ended, and its new piece."""
 
@@ -91,7 +94,7 @@ def _converse(sides: Sequence[Side], asking: Asking, terminal: Terminal) -> None
     if person:
         with suppress(ImportError):
             import readline  # noqa: F401  # lines can be edited, and called back
-        terminal.note("say something; /new starts a new dialogue, /quit or ctrl-D ends")
+        terminal.note(HELP)
     elif hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     while (line := _line(person)) is not None:
@@ -105,15 +108,24 @@ def _converse(sides: Sequence[Side], asking: Asking, terminal: Terminal) -> None
                     side.anew()
                 if person:
                     terminal.note("a new dialogue")
+            case text if person and text.startswith("/") and not text.startswith("//"):
+                command = text.split()[0]
+                unknown = f"there is no command {command}{did_you_mean(command, COMMANDS)}; "
+                terminal.note(HELP if command == "/help" else unknown + HELP)
             case text:
-                try:
-                    _ask(sides, text, asking)
-                except KeyboardInterrupt:  # ctrl-C stops an answer, not the dialogue
-                    console.out(" ...")
-                except LuthierError as error:
-                    if not person:
-                        raise
-                    show_error(str(error))
+                _answer(sides, text.removeprefix("/") if text.startswith("//") else text, asking, person)
+
+
+def _answer(sides: Sequence[Side], text: str, asking: Asking, person: bool) -> None:
+    """Ask, and survive what goes wrong where a person can ask again."""
+    try:
+        _ask(sides, text, asking)
+    except KeyboardInterrupt:  # ctrl-C stops an answer, not the dialogue
+        console.out(" ...")
+    except LuthierError as error:
+        if not person:
+            raise
+        show_error(str(error))
 
 
 def _line(person: bool) -> str | None:

@@ -308,20 +308,25 @@ def main() -> None:
     sys.exit(code)
 
 
+def _usage(kind: str, message: str) -> int:
+    """A command line that typer does not understand, or that says nothing."""
+    if kind == "NoArgsIsHelpError":
+        print(message)
+        return 0
+    print(f"error: {message}\n  mend: luthier --help, or luthier COMMAND --help", file=sys.stderr)
+    return 2
+
+
 def _report(error: Exception, debug: bool) -> int:
     """Print one message; returns the exit code: 2 the user's input, 1 our fault."""
-    import typer.exceptions
-
     if debug:
         import traceback
 
         traceback.print_exception(error)
     if isinstance(error, typer.Abort):
         return 75
-    if isinstance(error, typer.exceptions.TyperException):
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
-        print(f"error: {message}\n  mend: luthier --help, or luthier COMMAND --help", file=sys.stderr)
-        return 2
+    if hasattr(error, "format_message"):  # typer's classes of errors have lived in three modules by now
+        return _usage(type(error).__name__, error.format_message())
     from luthier.terminal import show_error
 
     if isinstance(error, LuthierError):
