@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -357,8 +358,8 @@ def check_targets(model: nn.Module, targets: tuple[str, ...] | str, key: str = "
     return {n: layer for n, layer in layers.items() if any(n == t or n.endswith(f".{t}") for t in targets)}
 
 
-def check_rank(layers: dict[str, Any], rank: int, key: str = "method.rank") -> None:
-    """A rank above the smaller side of a layer is no low rank. Raises InputError that names the narrowest layer."""
+def check_rank(layers: dict[str, Any], rank: int, fix: Callable[[int], str] = "method.rank={}".format) -> None:
+    """InputError where `rank` is above a side of a layer; `fix` says what to type for the largest that fits."""
     widths: dict[str, int] = {}
     for name, layer in layers.items():
         # From the module where it tells: a packed weight has another shape.
@@ -367,7 +368,8 @@ def check_rank(layers: dict[str, Any], rank: int, key: str = "method.rank") -> N
     narrowest = min(widths, key=widths.__getitem__, default="")
     if narrowest and rank > widths[narrowest]:
         smallest = widths[narrowest]
-        raise InputError(f"{key}: {rank} is more than the {smallest} of layer {narrowest}", mend=f"{key}={smallest}")
+        mend = fix(smallest) if smallest else "another base: no rank fits into a layer of width 0"
+        raise InputError(f"method.rank: {rank} is more than the {smallest} of layer {narrowest}", mend=mend)
 
 
 def split_names(value: object) -> object:

@@ -111,7 +111,7 @@ def row_limit(
     if taken >= own:
         raise InputError(
             f"method.length: a prompt of {taken} tokens leaves none of the model's {own} positions to the text",
-            mend=f"method.length={min(20, own // 4)}",
+            mend=f"method.length={max(1, min(20, own // 4))}" if own > 1 else "another base, or method=lora",
         )
     own -= taken
     if wanted and wanted > own:
