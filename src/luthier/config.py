@@ -132,7 +132,8 @@ class TrainConfig(Config):
     """Gradients are scaled down to this norm; 0 never does."""
     on_nan: Literal["stop", "skip"] = "stop"
     """What to do with a step whose loss or gradient is no finite number: stop before it, or leave it out and count it;
-    five in a row stop the run."""
+    five in a row stop the run. The same for a held-out loss. Weights that are no finite numbers always stop the run and
+    are never saved."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of the matrix products; auto is bf16 where a GPU has it, fp16 on other GPUs, fp32 on a CPU."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"

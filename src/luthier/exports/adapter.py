@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from luthier.errors import InputError
 from luthier.exports.base import Export, Player, Tuned
+from luthier.strict_json import to_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +39,7 @@ class Adapter(Export):
         settings = folder / "adapter_config.json"
         config = json.loads(settings.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = tuned.base
-        settings.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        settings.write_text(to_json(config, indent=2, sort_keys=True), encoding="utf-8")
 
     def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
         from peft import PeftModel

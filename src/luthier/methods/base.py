@@ -244,12 +244,14 @@ class PeftMethod(Method):
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
         from peft import PeftModel
 
+        from luthier.ops.finite import refuse_file
         from luthier.tuners.base import feed_heads
 
         weights = folder / "adapter_model.safetensors"
         if not weights.is_file():  # PEFT would open a pickle instead
             raise InputError(f"{folder} holds no adapter_model.safetensors")
         _refuse_second(model, self.name)
+        refuse_file(weights)
         classify = getattr(model.config, "problem_type", None) == "single_label_classification"
         tuned: nn.Module = PeftModel.from_pretrained(model, str(folder))
         feed_heads(tuned, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from luthier.builtin import BASE
 from luthier.config import ModelConfig
 from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
 from luthier.heads import UNPACKED
+from luthier.ops.finite import not_finite, weights_of
 from luthier.ops.packed import repair
 
 MOST_TOKENS = 2048
@@ -149,9 +151,26 @@ def load_model(
     except Exception as error:
         raise _unloadable(config, "weights", error) from error
     if quantize == "none":
-        return model.to(where)  # type: ignore[no-any-return]
-    repair(model)
+        model = model.to(where)
+    else:
+        repair(model)
+    _refuse_not_finite(model, source)
     return model  # type: ignore[no-any-return]
+
+
+def _refuse_not_finite(model: nn.Module, source: str) -> None:
+    """ModelError, with file and name, where a weight is NaN or infinite: before anything is measured with it."""
+    if not (name := not_finite(weights_of(model))):
+        return
+    file, index = (Path(source) / each for each in WEIGHTS)
+    if index.is_file():
+        files = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+        file = file.with_name(next((files[each] for each in files if name.endswith(each) or each.endswith(name)), ""))
+    raise ModelError(
+        f"model.path: the weight {name} of {file if file.is_file() else source} holds NaN or infinity, so every answer "
+        "would be NaN",
+        mend="download the model again; where model.dtype=float16 is too small for it, model.dtype=float32",
+    )
 
 
 def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any) -> nn.Module:

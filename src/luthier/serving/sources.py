@@ -89,6 +89,9 @@ def _adapter(name: str, path: Path) -> Source:
     def load(model: nn.Module) -> nn.Module:
         from peft import PeftModel
 
+        from luthier.ops.finite import refuse_file
+
+        refuse_file(path / "adapter_model.safetensors")
         loaded: nn.Module = PeftModel.from_pretrained(model, str(path))
         return loaded
 

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luthier.errors import InputError, NoSpace
+from luthier.strict_json import to_json
 from luthier.training.durable import sync
 from luthier.training.randomness import RandomState
 from luthier.training.space import is_full
@@ -47,7 +48,7 @@ def staged(target: Path) -> Iterator[Path]:
             path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": _hash(path)}
             for path in files
         }
-        (staging / MANIFEST).write_text(json.dumps({"files": listing}, indent=1))
+        (staging / MANIFEST).write_text(to_json({"files": listing}, indent=1))
         for path in [*files, staging / MANIFEST, *(path for path in staging.rglob("*") if path.is_dir()), staging]:
             sync(path)
         old = target.with_name(f".old-{target.name}")
@@ -150,7 +151,7 @@ def write(
         tensors |= dice.tensors
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.safetensors")
         (folder / "state.json").write_text(
-            json.dumps({
+            to_json({
                 **state,
                 "optimizer": numbers,
                 "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
@@ -206,6 +207,11 @@ def _unflatten(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str,
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = value
     return {"state": state, "param_groups": numbers["groups"]}
+
+
+def weights_bytes(folder: Path) -> int:
+    """Bytes of the tuned weights alone."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _hash(path: Path) -> str:
