@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):
         try:
             value = super().construct_object(node, deep)
         except ValueError as error:  # more digits than Python reads, the 31st of February
-            raise ConstructorError(None, None, f"no valid value: {error}".split(";")[0], node.start_mark) from None
+            raise ConstructorError(None, None, str(error).split(";")[0], node.start_mark) from None
         if isinstance(value, int) and not -LARGEST <= value < LARGEST:
             raise ConstructorError(
                 None, None, "a whole number this large cannot be used (64 bits at most)", node.start_mark
