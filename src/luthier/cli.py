@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -57,7 +58,8 @@ def train(
     recipe: Annotated[
         list[str] | None,
         typer.Argument(
-            help="A YAML recipe and key.path=value overrides, for example train.steps=100.",
+            help="A YAML recipe and key.path=value overrides, for example train.steps=100. A file whose name holds = "
+            "counts as a file where it is there.",
             metavar="[RECIPE] [KEY.PATH=VALUE]...",
         ),
     ] = None,
@@ -121,9 +123,8 @@ def check(
     source, overrides = split_arguments(data or [])
     recipe = source if source and source.suffix in (".yaml", ".yml") else None
     # As it was typed: a path object would drop a leading ./, which tells a file from a hub id.
-    typed = next((argument for argument in data or [] if "=" not in argument), None)
-    options = {"data": None if recipe else typed, "model": model, "task": task}
-    overrides = [f"{key}={value}" for key, value in options.items() if value is not None] + overrides
+    typed = next((argument for argument in data or [] if not is_override(argument)), None)
+    overrides = given_options({"data": None if recipe else typed, "model": model, "task": task}) + overrides
     terminal = Terminal()
     config = RunConfig.load(recipe, overrides)
     refuse_foreign(recipe, config.model, None, overrides, consent())
@@ -246,17 +247,32 @@ def _same_command() -> str:
 def split_arguments(
     arguments: list[str], options: dict[str, str | None] | None = None
 ) -> tuple[Path | None, list[str]]:
-    """(recipe or None, overrides): the recipe is the first argument, unless that is an override.
+    """(recipe or None, overrides): the recipe is the one argument that is no override.
 
     Options that were given come first among the overrides.
     """
-    recipes = [argument for argument in arguments if "=" not in argument]
+    recipes = [argument for argument in arguments if not is_override(argument)]
     if len(recipes) > 1:
         raise InputError(
             f"one recipe is one run, these are {len(recipes)}: {', '.join(recipes)}", mend="key.path=value sets a value"
         )
-    given = [f"{key}={value}" for key, value in (options or {}).items() if value is not None]
-    return (Path(recipes[0]) if recipes else None), given + [argument for argument in arguments if "=" in argument]
+    overrides = given_options(options or {}) + [argument for argument in arguments if is_override(argument)]
+    return (Path(recipes[0]) if recipes else None), overrides
+
+
+def is_override(argument: str) -> bool:
+    """Is it key.path=value? A file of that very name that is there is a file, and so is what reads as a path."""
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and not {"/", os.sep} & set(key) and not os.path.isfile(argument)  # noqa: PTH113 (it raises nothing)
+
+
+def given_options(options: dict[str, str | None]) -> list[str]:
+    """Options as overrides; a name or path counts as it stands, whatever YAML would make of it."""
+    return [
+        f"{key}={json.dumps(value, ensure_ascii=False) if key in ('model', 'data') else value}"
+        for key, value in options.items()
+        if value is not None
+    ]
 
 
 app.command()(using.evaluate)

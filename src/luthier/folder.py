@@ -37,6 +37,7 @@ from luthier.evaluation.settings import EvaluateConfig
 from luthier.ledger import JsonObject, Ledger, read_object
 from luthier.origin import base_of, changes, environment, local_copy, refuse_another_base
 from luthier.shell import command
+from luthier.strict_json import to_json
 from luthier.training.durable import put, staging_of, sync
 
 MAY_CHANGE = (
@@ -233,9 +234,9 @@ class RunFolder:
                 return
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl. What is no number must come as None: JSON has no word for it."""
+        """Add a line to metrics.jsonl; what is no finite number is null there."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.write(to_json(record) + "\n")
 
     def sync_metrics(self) -> None:
         """Wait until metrics.jsonl is on the disk: a checkpoint must not outlive the lines that led to it."""
@@ -273,7 +274,7 @@ class RunFolder:
         """
         history = self.history()
         kept = [r for r in history if r["step"] < step or (r["step"] == step and (measured or "loss" in r))]
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.metrics, "".join(to_json(record) + "\n" for record in kept))
         return step - len({record["step"] for record in kept if "loss" in record})
 
 
@@ -310,19 +311,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file as a whole."""
+    """Replace a JSON file as a whole; what is no finite number is null there."""
     write_text(path, as_json(value))
 
 
 def as_json(value: Any) -> str:
     """The text of a JSON file."""
-    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    return to_json(value, ensure_ascii=False, indent=1) + "\n"
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Replace a JSON-lines file as a whole."""
     with staging_of(path).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        file.writelines(to_json(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     put(path)
 
 

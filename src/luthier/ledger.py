@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import InputError
+from luthier.strict_json import to_json
 from luthier.training.durable import put, staging_of
 from luthier.training.space import no_access
 
@@ -99,7 +100,7 @@ class Ledger:
             return f"cannot be read: {error.strerror}"
 
     def _write(self, entries: dict[str, Any]) -> None:
-        text = json.dumps(entries, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+        text = to_json(entries, ensure_ascii=False, indent=1) + "\n"
         staging_of(self.path).write_text(text, encoding="utf-8")
         put(self.path)
 

@@ -131,7 +131,8 @@ def show_export(report: Mapping[str, Any]) -> None:
     for name, score in report["scores"].get("export", {}).items():
         before = report["scores"]["run"].get(name)
         if before:
-            console.print(f"  {name}: {before['value']:.4g} as trained, {score['value']:.4g} as exported")
+            values = ("no number" if v is None else f"{v:.4g}" for v in (before["value"], score["value"]))
+            console.print(f"  {name}: {next(values)} as trained, {next(values)} as exported")
     console.print(f"[bold]> {escape(report['path'])}[/] ({report['bytes'] / 1e6:,.1f} MB)")
     for line in report["use"]:
         console.print(f"    {escape(line)}")

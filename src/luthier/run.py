@@ -194,8 +194,9 @@ def _train(
     from luthier.data import account, held_out
     from luthier.models.load import parameter_counts
     from luthier.planning import machine
+    from luthier.training.precision import accelerator_for
     from luthier.training.randomness import seed
-    from luthier.training.session import Session, accelerator_for, total_steps
+    from luthier.training.session import Session, total_steps
 
     accelerator = accelerator_for(config.model, config.train)
     tokens = tokenize(config, data, progress, folder) if given is None else given.tokens
@@ -259,8 +260,7 @@ def _attach(loaded: Loaded, steps: int, given: Given | None) -> Any:
 def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
     """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes."""
     from luthier.exports.layout import write_words
-    from luthier.training.checkpoint import staged
-    from luthier.training.session import weights_bytes
+    from luthier.training.checkpoint import staged, weights_bytes
 
     progress.stage("saving")
     method, tokenizer = loaded.config.method, loaded.template.tokenizer

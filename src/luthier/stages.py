@@ -102,7 +102,7 @@ def check_machine(config: RunConfig) -> None:
     """Refuse what this machine cannot serve, before anything is read or downloaded."""
     from luthier.evaluation.score import check_settings
     from luthier.models.load import check_quantize, device
-    from luthier.training.session import check_precision
+    from luthier.training.precision import check_precision
 
     device(config.model)
     check_precision(config.model, config.train)
@@ -213,7 +213,8 @@ def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None)
 def job_of(config: RunConfig, data: Prepared, tokens: Tokens) -> Job:
     """What is to be planned."""
     from luthier.planning.settle import Job
-    from luthier.training.session import check_precision, total_steps
+    from luthier.training.precision import check_precision
+    from luthier.training.session import total_steps
 
     train = config.train
     rows, length = data.rows, tokens.max_length
@@ -274,7 +275,7 @@ def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: P
     from luthier.models.load import device, family_of, locate, positions_of, skeleton, stored_bytes
     from luthier.planning import machine
     from luthier.tasks.base import TASKS
-    from luthier.training.session import check_precision
+    from luthier.training.precision import check_precision
 
     other = None
     where = config.model.device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import typer
 
 from luthier.choosing.question import Wish
 from luthier.config import RunConfig
+from luthier.strict_json import to_json
 
 
 def choose_command(
@@ -30,7 +30,7 @@ def choose_command(
         progress=Progress() if as_json else Terminal(),
     )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        typer.echo(to_json(found, indent=1, ensure_ascii=False))
     else:
         show(found, console)
     if not found["ranked"]:

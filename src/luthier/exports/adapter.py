@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +10,7 @@ from luthier.errors import InputError
 from luthier.exports.base import Export, Player, Tuned
 from luthier.ledger import read_object
 from luthier.shell import home, literal
+from luthier.strict_json import to_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,7 @@ class Adapter(Export):
         settings = folder / "adapter_config.json"
         config = read_object(settings)
         config["base_model_name_or_path"] = home(tuned.base)
-        settings.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        settings.write_text(to_json(config, indent=2, sort_keys=True), encoding="utf-8")
 
     def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
         from luthier.tuners.loading import load_adapter

@@ -152,6 +152,9 @@ def _tensors(tuned: Tuned, settings: dict[str, Any]) -> dict[str, Callable[[], N
     from peft.utils.other import get_pattern_key
     from safetensors.numpy import load_file
 
+    from luthier.ops.finite import refuse_file
+
+    refuse_file(tuned.weights / "adapter_model.safetensors")
     state = load_file(tuned.weights / "adapter_model.safetensors")
     tensors: dict[str, Callable[[], NDArray[Any]]] = {}
     for key, numbers in state.items():

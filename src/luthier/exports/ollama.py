@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from luthier.data.example import Message
 from luthier.data.template import Template
@@ -25,7 +27,7 @@ class Ollama(Gguf):
 
     system: str = ""
     """System message of a dialogue that brings none."""
-    temperature: float = 0.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     """0 takes the likeliest token, as the scores of the run were made."""
 
     def refuse(self, tuned: Tuned) -> None:

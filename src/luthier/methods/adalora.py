@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from luthier.errors import InputError
 from luthier.methods.base import (
@@ -28,6 +28,7 @@ from luthier.methods.base import (
     split_names,
     trainable_state,
 )
+from luthier.plugins import Count, Share, Size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,21 +51,21 @@ class AdaLoRA(PeftMethod):
         "deltaT": "interval",
     }
 
-    rank: PositiveInt = 12
+    rank: Size = 12
     """Rank of every layer at the start; the paper has 1.5 times the target."""
-    target_rank: PositiveInt = 8
+    target_rank: Size = 8
     """Average rank at the end."""
     alpha: PositiveFloat = 32.0
     """Strength of the update, which is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the inputs dropped during training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    warmup: Share = 0.1
     """Share of the run before the budget falls."""
-    final: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    final: Share = 0.3
     """Share of the run with the final ranks."""
-    interval: PositiveInt = 10
+    interval: Count = 10
     """Steps between allocations; short runs allocate at least ten times."""
     orthogonality: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the penalty; the paper has 0.1 to 0.5."""
@@ -79,8 +80,12 @@ class AdaLoRA(PeftMethod):
             raise ValueError("warmup and final leave no share of the run for the budget to fall")
         return self
 
+    def _fix(self, most: int) -> str:
+        """What to type where a rank may be at most `most`: it must stay above the target."""
+        return f"method.rank={most} method.target_rank={min(self.target_rank, most - 1)}" if most > 1 else "method=lora"
+
     def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
-        check_rank(check_targets(model, self.targets), self.rank)
+        check_rank(check_targets(model, self.targets), self.rank, self._fix)
         super().check(model, classify=classify, quantize=quantize)
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -228,9 +229,8 @@ class PeftMethod(Method):
         model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
         settings = folder / "adapter_config.json"
         saved = json.loads(settings.read_text(encoding="utf-8"))
-        for value in saved.values():  # PEFT writes sets, whose order differs from process to process
-            if isinstance(value, list) and all(isinstance(each, str) for each in value):
-                value.sort()
+        for names in (v for v in saved.values() if isinstance(v, list) and all(isinstance(each, str) for each in v)):
+            names.sort()  # PEFT writes sets, whose order differs from process to process
         settings.write_text(json.dumps(saved, indent=2, sort_keys=True), encoding="utf-8")
 
     def restore(self, model: nn.Module, folder: Path) -> None:
@@ -360,8 +360,8 @@ def check_targets(model: nn.Module, targets: tuple[str, ...] | str, key: str = "
     return {n: layer for n, layer in layers.items() if any(n == t or n.endswith(f".{t}") for t in targets)}
 
 
-def check_rank(layers: dict[str, Any], rank: int, key: str = "method.rank") -> None:
-    """A rank above the smaller side of a layer is no low rank. Raises InputError that names the narrowest layer."""
+def check_rank(layers: dict[str, Any], rank: int, fix: Callable[[int], str] = "method.rank={}".format) -> None:
+    """InputError where `rank` is above a side of a layer; `fix` says what to type for the largest that fits."""
     widths: dict[str, int] = {}
     for name, layer in layers.items():
         # From the module where it tells: a packed weight has another shape.
@@ -370,7 +370,8 @@ def check_rank(layers: dict[str, Any], rank: int, key: str = "method.rank") -> N
     narrowest = min(widths, key=widths.__getitem__, default="")
     if narrowest and rank > widths[narrowest]:
         smallest = widths[narrowest]
-        raise InputError(f"{key}: {rank} is more than the {smallest} of layer {narrowest}", mend=f"{key}={smallest}")
+        mend = fix(smallest) if smallest else "another base: no rank fits into a layer of width 0"
+        raise InputError(f"method.rank: {rank} is more than the {smallest} of layer {narrowest}", mend=mend)
 
 
 def split_names(value: object) -> object:

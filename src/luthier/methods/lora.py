@@ -26,10 +26,11 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, field_validator
 
 from luthier.errors import InputError
 from luthier.methods.base import PeftMethod, check_rank, check_targets, split_names, trainable_state
+from luthier.plugins import Share, Size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,11 +57,11 @@ class LoRA(PeftMethod):
         "init_lora_weights": "init",
     }
 
-    rank: PositiveInt = 16
+    rank: Size = 16
     """Rank of the update: more rank, more capacity, memory and adapter bytes."""
     alpha: PositiveFloat = 32.0
     """Strength of the update, which is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the inputs of A dropped during training; 0.05 to 0.1 helps on small data sets."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, such as q_proj and v_proj, or all-linear: every one but the output."""

@@ -13,10 +13,11 @@ from __future__ import annotations
 from math import gcd
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
 from luthier.errors import InputError
 from luthier.methods.base import PeftMethod, check_targets, split_names
+from luthier.plugins import Share
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,9 +33,9 @@ class OFT(PeftMethod):
     typical_share: ClassVar[float] = 0.0077
     aliases: ClassVar[dict[str, str]] = {"oft_block_size": "block", "target_modules": "targets"}
 
-    block: PositiveInt = 32
+    block: Annotated[int, Field(ge=2, le=65_536)] = 32
     """Size of the blocks; must divide the input size of every layer."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the blocks left as they are during training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
@@ -52,9 +53,10 @@ class OFT(PeftMethod):
             sizes[name] = layer.in_features
         for name, size in sizes.items():
             if size % self.block:
+                divisor = _divisor(gcd(*sizes.values()), self.block)
                 raise InputError(
                     f"method.block: {self.block} does not divide the {size} inputs of {name}",
-                    mend=f"method.block={_divisor(gcd(*sizes.values()), self.block)}",
+                    mend=f"method.block={divisor}" if divisor > 1 else "method=lora: no block divides every layer",
                 )
         super().check(model, classify=classify, quantize=quantize)
 

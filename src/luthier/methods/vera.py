@@ -10,11 +10,12 @@ some ten times LoRA's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import PositiveFloat, field_validator
 
 from luthier.methods.base import PeftMethod, check_targets, split_names
+from luthier.plugins import Seed, Share, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,15 +30,15 @@ class VeRA(PeftMethod):
     typical_share: ClassVar[float] = 0.0007
     aliases: ClassVar[dict[str, str]] = {"r": "rank", "target_modules": "targets", "d_initial": "start"}
 
-    rank: PositiveInt = 256
+    rank: Size = 256
     """Rank of the shared matrices; it costs time, hardly parameters."""
     start: PositiveFloat = 0.1
     """What d starts from."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the inputs dropped during training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws the shared matrices; they are saved with the adapter."""
 
     _split = field_validator("targets", mode="before")(split_names)

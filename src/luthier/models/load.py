@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ from luthier.builtin import BASE
 from luthier.config import ModelConfig
 from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
 from luthier.heads import UNPACKED
-from luthier.models.files import FETCH, check_config, check_folder, check_hub_index, damaged
+from luthier.models.files import FETCH, INDEX, WEIGHTS, check_config, check_folder, check_hub_index, damaged
+from luthier.ops.finite import not_finite, weights_of
 from luthier.ops.packed import repair
 from luthier.training.space import closed_file, is_out_of_memory, no_access
 
@@ -91,7 +93,7 @@ def row_limit(
     if taken >= own:
         raise InputError(
             f"method.length: a prompt of {taken} tokens leaves none of the model's {own} positions to the text",
-            mend=f"method.length={min(20, own // 4)}",
+            mend=f"method.length={max(1, min(20, own // 4))}" if own > 1 else "another base, or method=lora",
         )
     own -= taken
     if wanted and wanted > own:
@@ -131,9 +133,26 @@ def load_model(
     except Exception as error:
         raise _unloadable(config, "weights", error) from error
     if quantize == "none":
-        return model.to(where)  # type: ignore[no-any-return]
-    repair(model)
+        model = model.to(where)
+    else:
+        repair(model)
+    _refuse_not_finite(model, source)
     return model  # type: ignore[no-any-return]
+
+
+def _refuse_not_finite(model: nn.Module, source: str) -> None:
+    """ModelError, with file and name, where a weight is NaN or infinite: before anything is measured with it."""
+    if not (name := not_finite(weights_of(model))):
+        return
+    file, index = (Path(source) / each for each in (WEIGHTS, INDEX))
+    if index.is_file():
+        files = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+        file = file.with_name(next((files[each] for each in files if name.endswith(each) or each.endswith(name)), ""))
+    raise ModelError(
+        f"model.path: the weight {name} of {file if file.is_file() else source} holds NaN or infinity, so every answer "
+        "would be NaN",
+        mend="download the model again; where model.dtype=float16 is too small for it, model.dtype=float32",
+    )
 
 
 def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any) -> nn.Module:

@@ -19,6 +19,7 @@ from luthier.errors import InputError
 from luthier.serving.command import Sizes
 from luthier.serving.vllm import GUARD, PLUGIN, VERSION, Plan, arguments, environment
 from luthier.shell import public
+from luthier.strict_json import to_json
 from luthier.training.progress import Progress
 
 MODEL, CACHE, PORT, USER = "/model", "/cache", 8000, 1000
@@ -80,7 +81,7 @@ def _adapters(plan: Plan, folder: Path) -> dict[str, str]:
         shutil.copyfile(source / "adapter_model.safetensors", copy / "adapter_model.safetensors")
         settings = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
         settings["base_model_name_or_path"] = plan.base.path if plan.folder is None else MODEL
-        text = json.dumps(settings, indent=2, sort_keys=True)
+        text = to_json(settings, indent=2, sort_keys=True)
         (copy / "adapter_config.json").write_text(text, encoding="utf-8")
     return places
 

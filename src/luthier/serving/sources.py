@@ -42,7 +42,8 @@ class Source:
 
 def source_of(given: str, allow_code: Allow = False) -> Source:
     """NAME=PATH or PATH; InputError where nothing there can be served, or a run's model brings code of its own."""
-    name, equals, rest = given.partition("=")
+    named = not Path(given).expanduser().is_dir()  # a folder whose own name holds = is a folder
+    name, equals, rest = given.partition("=") if named else (given, "", "")
     path = Path(rest if equals else given).expanduser()
     name = name if equals else path.resolve().name
     if (path / "recipe.yaml").is_file():

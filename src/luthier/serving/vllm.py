@@ -22,6 +22,7 @@ from luthier.folder import RunFolder
 from luthier.serving.command import Place, Sizes
 from luthier.serving.sources import Source, refuse_equal_names, refuse_two_bases, source_of
 from luthier.shell import command
+from luthier.strict_json import to_json
 from luthier.training.progress import Progress
 
 VERSION, PLUGIN = "0.33.0", "0.0.3"
@@ -254,7 +255,7 @@ def arguments(plan: Plan, sizes: Sizes, dtype: str, *, tokenizer: str | None, ad
             made += ["--chat-template", f"{tokenizer}/chat_template.jinja"]
     # "vllm" leaves the base's sampling defaults out, and keeps its end tokens; a run's own may be others.
     made += ["--generation-config", tokenizer if tokenizer is not None and plan.ends else "vllm"]
-    made += ["--override-generation-config", json.dumps({"max_new_tokens": sizes.tokens})]
+    made += ["--override-generation-config", to_json({"max_new_tokens": sizes.tokens})]
     made += ["--dtype", base.dtype if dtype == "auto" else dtype, "--max-num-seqs", str(sizes.rows)]
     if sizes.prompt is not None:
         wanted = sizes.prompt + sizes.tokens
@@ -271,7 +272,7 @@ def arguments(plan: Plan, sizes: Sizes, dtype: str, *, tokenizer: str | None, ad
 def _module(name: str, path: str) -> str:
     """NAME=PATH as vLLM reads it, or JSON where one of them has a sign that it would read otherwise."""
     if "=" in path or "," in name + path:
-        return json.dumps({"name": name, "path": path}, ensure_ascii=False)
+        return to_json({"name": name, "path": path}, ensure_ascii=False)
     return f"{name}={path}"
 
 

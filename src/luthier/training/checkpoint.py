@@ -27,6 +27,7 @@ from torch import Tensor
 
 from luthier.errors import InputError
 from luthier.ledger import sha256
+from luthier.strict_json import to_json
 from luthier.training.durable import sync
 from luthier.training.randomness import RandomState
 from luthier.training.space import is_full, no_access, no_space
@@ -50,7 +51,7 @@ def staged(target: Path, run: str = "", step: int | None = None) -> Iterator[Pat
             path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in files
         }
-        (staging / MANIFEST).write_text(json.dumps({"run": run, "step": step, "files": listing}, indent=1))
+        (staging / MANIFEST).write_text(to_json({"run": run, "step": step, "files": listing}, indent=1))
         mode = (staging / MANIFEST).stat().st_mode & 0o777  # what the umask leaves; safetensors writes 0600
         for path in files:
             path.chmod(mode | path.stat().st_mode & 0o111)
@@ -170,7 +171,7 @@ def write(
         tensors |= dice.tensors
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.safetensors")
         (folder / "state.json").write_text(
-            json.dumps({
+            to_json({
                 **state,
                 "optimizer": numbers,
                 "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
@@ -226,3 +227,8 @@ def _unflatten(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str,
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = value
     return {"state": state, "param_groups": numbers["groups"]}
+
+
+def weights_bytes(folder: Path) -> int:
+    """Bytes of the tuned weights alone."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from luthier.errors import InputError
+from luthier.ops.finite import refuse_file
 from luthier.origin import refuse_imports
 
 WEIGHTS = "adapter_model.safetensors"
@@ -41,6 +42,7 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
         reason = (str(error).strip() or type(error).__name__).splitlines()
         raise InputError(f"{folder} is not an adapter for this base: {' '.join(reason[:2])}", mend=FIX) from error
     _check_names(tuned, shapes, file)
+    refuse_file(file)
     return tuned  # type: ignore[no-any-return]
 
 
