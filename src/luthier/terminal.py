@@ -17,12 +17,22 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from luthier.origin import redacted
 from luthier.reports.data_report import piece, shown
 from luthier.training.progress import Progress
 
 # Piped output has no width of its own: keep a message on one line there, for grep.
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(highlight=False, stderr=True, soft_wrap=True)
+
+
+
+def starting(command: str, what: str, into: Path | str = "") -> None:
+    """The first line of a command, printed before torch is loaded: that takes seconds."""
+    console.print(
+        f"[bold]luthier {command}[/]: {escape(redacted(what))}" + (f" -> {escape(str(into))}" if into else "")
+    )
+    console.file.flush()
 
 
 LINE_EVERY = 30

@@ -25,9 +25,11 @@ def evaluate(
     harness_limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows of each task.")] = None,
 ) -> None:
     """Measure a run on its held-out rows, base against tuned, or on tasks of lm-evaluation-harness."""
+    from luthier.terminal import Terminal, starting
+
+    starting("evaluate", str(run))
     from luthier import run as api
     from luthier.results import show_harness, show_result
-    from luthier.terminal import Terminal
 
     if harness is None:
         if harness_path or harness_limit:
@@ -51,10 +53,12 @@ def export_(
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to replay as a proof.")] = 20,
 ) -> None:
     """Write a run in a form to deploy, and prove by its held-out prompts that it answers as the run does."""
+    from luthier.terminal import Terminal, starting
+
+    starting("export", f"{run} to {to}")
     from luthier.config import parse_export
     from luthier.exporting import export
     from luthier.results import show_export
-    from luthier.terminal import Terminal
 
     show_export(export(run, parse_export(to, settings or []), prompts=prompts, progress=Terminal()))
 

@@ -17,13 +17,17 @@ def choose_command(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Choose, and show it: exit code 2 where nothing fits."""
+    from luthier.terminal import Terminal, console, starting
+
+    config = RunConfig.load(recipe, overrides)
+    if not as_json:
+        starting("choose", f"a method for {config.sources}")
     from luthier import run
     from luthier.choosing.words import show
-    from luthier.terminal import Terminal, console
     from luthier.training.progress import Progress
 
     found = run.choose(
-        RunConfig.load(recipe, overrides), wish, evidence=evidence, given=given,
+        config, wish, evidence=evidence, given=given,
         progress=Progress() if as_json else Terminal(),
     )  # fmt: skip
     if as_json:
