@@ -62,7 +62,17 @@ def install(folder: Path, which: str, torch: str) -> Path:
         venv.create(folder, with_pip=True)
     constraints = folder / "versions.txt"
     constraints.write_text("\n".join([f"torch=={torch}", *pins]) + "\n", encoding="utf-8")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", constraints]
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--progress-bar",
+        "off",
+        "--disable-pip-version-check",
+        "--constraint",
+        constraints,
+    ]
     # torch first and alone, as the Makefile does it.
     subprocess.run([*pip, "torch"], check=True)
     subprocess.run([*pip, "--upgrade", "--editable", f"{ROOT}[{','.join(EXTRAS)}]", *TESTERS], check=True)

@@ -26,7 +26,6 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(highlight=False, stderr=True, soft_wrap=True)
 
 
-
 def starting(command: str, what: str, into: Path | str = "") -> None:
     """The first line of a command, printed before torch is loaded: that takes seconds."""
     console.print(

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from luthier.builtin import BASE
 from luthier.config import ModelConfig
-from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
+from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean, install
 from luthier.heads import UNPACKED
 from luthier.ops.packed import repair
 
@@ -50,7 +50,7 @@ def locate(config: ModelConfig) -> str:
             from modelscope import snapshot_download  # type: ignore[import-not-found, unused-ignore]
         except ImportError:
             raise MissingExtra(
-                f"model {config.path}: ModelScope's package is not installed", mend="pip install 'luthier[modelscope]'"
+                f"model {config.path}: ModelScope's package is not installed", mend=install("modelscope")
             ) from None
         return str(snapshot_download(config.path, revision=config.revision))
     return config.path
@@ -296,7 +296,7 @@ def _need_bitsandbytes(installed: bool, key: str, value: str, instead: str) -> N
     if not installed:
         raise MissingExtra(
             f"{key}={value} needs bitsandbytes, which is not installed",
-            mend=f"pip install 'luthier[quantize]', or {key}={instead}",
+            mend=f"{install('quantize')}, or {key}={instead}",
         )
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.errors import InputError, MissingExtra
+from luthier.errors import InputError, MissingExtra, install
 from luthier.ops.threads import sleep_soon
 from luthier.serving.guard import is_loopback
 from luthier.training.progress import Progress
@@ -75,7 +75,7 @@ def serve(given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, progr
         import fastapi  # noqa: F401
         import uvicorn
     except ImportError:
-        raise MissingExtra("serve needs FastAPI and uvicorn", mend="pip install 'luthier[serve]'") from None
+        raise MissingExtra("serve needs FastAPI and uvicorn", mend=install("serve")) from None
     place.check()
     sleep_soon()
     from luthier.serving.engine import Engine
