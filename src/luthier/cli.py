@@ -24,6 +24,9 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 """What typer makes of ctrl-C where no run is under way that could save itself."""
+USAGE_ERROR: type[BaseException] = typer.BadParameter.__mro__[-4]
+"""The base of all errors about the command line. It is click's up to typer 0.25 and typer's own later, and only typer
+0.27.1 and newer give it a public name, so it is found above an error that all of them export."""
 
 
 def _version(wanted: bool) -> None:
@@ -73,20 +76,24 @@ def train(
 
 
 def _train(arguments: list[str], options: dict[str, str | None], *, fresh: bool = False) -> None:
-    from luthier import run
     from luthier.config import RunConfig
     from luthier.consent import refuse_foreign
-    from luthier.results import show_result
-    from luthier.terminal import Terminal, consent, console
+    from luthier.folder import run_path
+    from luthier.terminal import Terminal, consent, console, starting
 
     recipe, overrides = split_arguments(arguments, options)
     notes: list[str] = []
     config = RunConfig.load(recipe, overrides, notes)
-    terminal = Terminal(config.train.log_every)
-    for note in [*notes, *refuse_foreign(recipe, config.model, config.evaluate, overrides, consent())]:
-        terminal.note(note)
+    told = refuse_foreign(recipe, config.model, config.evaluate, overrides, consent())
     if fresh:
         config = _fresh(config)
+    terminal = Terminal(config.train.log_every)
+    starting("demo" if fresh else "train", f"{config.method.name} on {config.sources}", run_path(config, recipe))
+    for note in [*notes, *told]:
+        terminal.note(note)
+    from luthier import run
+    from luthier.results import show_result
+
     try:
         result = run.train(config, recipe=recipe, progress=terminal)
     except Stopped as stop:
@@ -114,21 +121,23 @@ def check(
     out: Annotated[Path | None, typer.Option(help="Where to write; default runs/check-<recipe or data>.")] = None,
 ) -> None:
     """Look at the data before training: exit code 2 where train would stop at it, with every row at fault."""
-    from luthier import run
     from luthier.config import RunConfig
     from luthier.consent import refuse_foreign
     from luthier.folder import check_path
-    from luthier.terminal import Terminal, consent, show_check
+    from luthier.terminal import Terminal, consent, show_check, starting
 
     source, overrides = split_arguments(data or [])
     recipe = source if source and source.suffix in (".yaml", ".yml") else None
     # As it was typed: a path object would drop a leading ./, which tells a file from a hub id.
     typed = next((argument for argument in data or [] if not is_override(argument)), None)
     overrides = given_options({"data": None if recipe else typed, "model": model, "task": task}) + overrides
-    terminal = Terminal()
     config = RunConfig.load(recipe, overrides)
+    out = out or check_path(config, recipe)
+    starting("check", config.sources, out)
     refuse_foreign(recipe, config.model, None, overrides, consent())
-    result = run.check(config, out or check_path(config, recipe), progress=terminal)
+    from luthier import run
+
+    result = run.check(config, out, progress=Terminal())
     show_check(result)
     if result["stops"]:
         raise typer.Exit(2)
@@ -146,14 +155,16 @@ def plan(
     task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
 ) -> None:
     """Say what memory and time a run will take before any weights are downloaded: exit code 2 where it will not fit."""
-    from luthier import run
     from luthier.config import RunConfig
     from luthier.consent import refuse_foreign
-    from luthier.terminal import Terminal, consent, show_plan
+    from luthier.terminal import Terminal, consent, show_plan, starting
 
     path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "method": method, "task": task})
     config = RunConfig.load(path, overrides)
+    starting("plan", f"{config.method.name} on {config.sources}")
     refuse_foreign(path, config.model, config.evaluate, overrides, consent())
+    from luthier import run
+
     found = run.plan(config, progress=Terminal())
     show_plan(found)
     if found["fits"] is False:
@@ -308,6 +319,8 @@ def main() -> None:
     """Entry point: errors of ours become one message and an exit code; --debug anywhere shows the traceback."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")  # typer's no_args_is_help is an error here, and not the same one in every version
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # Notices between libraries about names they will drop are not for the user.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
@@ -341,8 +354,8 @@ def _report(error: Exception, debug: bool) -> int:
         traceback.print_exception(error)
     if isinstance(error, typer.Abort):
         return 75
-    if hasattr(error, "format_message"):  # typer's classes of errors have lived in three modules by now
-        return _usage(type(error).__name__, error.format_message())
+    if isinstance(error, USAGE_ERROR):
+        return _usage(type(error).__name__, error.format_message() if hasattr(error, "format_message") else str(error))
     from luthier.terminal import show_error
 
     if isinstance(error, LuthierError):

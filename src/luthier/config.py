@@ -199,6 +199,12 @@ class RunConfig(Config):
     seed: Seed = 0
     """Seed of initial weights, order of rows and dropout."""
 
+    @property
+    def sources(self) -> str:
+        """Base and data, as they are named on the terminal."""
+        data = self.data.path or " + ".join(source.path for source in self.data.mix)
+        return f"{self.model.path}, data {data}" if data else self.model.path
+
     @model_validator(mode="before")
     @classmethod
     def _quantizing_method(cls, value: Any, info: ValidationInfo) -> Any:

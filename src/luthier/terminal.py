@@ -27,6 +27,14 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(highlight=False, stderr=True, soft_wrap=True)
 
 
+def starting(command: str, what: str, into: Path | str = "") -> None:
+    """The first line of a command, printed before torch is loaded: that takes seconds."""
+    console.print(
+        f"[bold]luthier {command}[/]: {escape(redacted(what))}" + (f" -> {escape(str(into))}" if into else "")
+    )
+    console.file.flush()
+
+
 LINE_EVERY = 30
 """Seconds between lines about an evaluation in a log file."""
 

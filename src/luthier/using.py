@@ -29,9 +29,11 @@ def evaluate(
     allow_code: AllowCode = False,
 ) -> None:
     """Measure a run on its held-out rows, base against tuned, or on tasks of lm-evaluation-harness."""
+    from luthier.terminal import Terminal, consent, starting
+
+    starting("evaluate", str(run))
     from luthier import run as api
     from luthier.results import show_harness, show_result
-    from luthier.terminal import Terminal, consent
 
     if harness is None:
         if harness_path or harness_limit:
@@ -59,10 +61,12 @@ def export_(
     allow_code: AllowCode = False,
 ) -> None:
     """Write a run in a form to deploy, and prove by its held-out prompts that it answers as the run does."""
+    from luthier.terminal import Terminal, consent, starting
+
+    starting("export", f"{run} to {to}")
     from luthier.config import parse_export
     from luthier.exporting import export
     from luthier.results import show_export
-    from luthier.terminal import Terminal, consent
 
     form = parse_export(to, settings or [])
     show_export(export(run, form, prompts=prompts, progress=Terminal(), allow_code=consent(allow_code)))

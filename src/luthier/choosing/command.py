@@ -17,13 +17,16 @@ def choose_command(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Choose, and show it: exit code 2 where nothing fits."""
+    from luthier.terminal import Terminal, consent, console, starting
+
+    config = RunConfig.load(recipe, overrides)
+    if not as_json:
+        starting("choose", f"a method for {config.sources}")
     from luthier import run
     from luthier.choosing.words import show
     from luthier.consent import refuse_foreign
-    from luthier.terminal import Terminal, consent, console
     from luthier.training.progress import Progress
 
-    config = RunConfig.load(recipe, overrides)
     refuse_foreign(recipe, config.model, None, overrides, consent())
     found = run.choose(
         config, wish, evidence=evidence, given=given,

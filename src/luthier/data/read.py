@@ -11,7 +11,7 @@ from luthier.data.reading.arrow_rows import read_arrow, read_parquet
 from luthier.data.reading.files import encoding_of, kind_of, refusal, watched
 from luthier.data.reading.json_rows import read_json
 from luthier.data.reading.rows import RawRow, read_table, read_text
-from luthier.errors import DataError, LuthierError, MissingExtra, did_you_mean
+from luthier.errors import DataError, LuthierError, MissingExtra, did_you_mean, install
 from luthier.origin import redacted
 
 __all__ = [
@@ -228,7 +228,7 @@ def _load_modelscope(path: str, split: str, subset: str, streaming: bool) -> Any
         from modelscope import MsDataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise MissingExtra(
-            f"data set {path}: ModelScope's package is not installed", mend="pip install 'luthier[modelscope]'"
+            f"data set {path}: ModelScope's package is not installed", mend=install("modelscope")
         ) from None
     try:
         return MsDataset.load(path, subset_name=subset or "default", split=split, use_streaming=streaming)

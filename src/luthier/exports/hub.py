@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
-from luthier.errors import InputError, MissingExtra
+from luthier.errors import InputError, MissingExtra, install
 from luthier.exports.base import EXPORTS, Export, Player, Tuned
 from luthier.exports.card import card, is_local
 from luthier.shell import command
@@ -68,9 +68,7 @@ class Hub(Export):
                 mend="base=USER/BASE if the hub has those very weights, or form=merged",
             )
         if self.site == "modelscope" and find_spec("modelscope") is None:
-            raise MissingExtra(
-                "site=modelscope: ModelScope's package is not installed", mend="pip install 'luthier[modelscope]'"
-            )
+            raise MissingExtra("site=modelscope: ModelScope's package is not installed", mend=install("modelscope"))
         if self.push and self.site == "huggingface":
             _refuse_without_way_to_huggingface()
 

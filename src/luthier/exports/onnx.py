@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.errors import InputError, MissingExtra
+from luthier.errors import InputError, MissingExtra, install
 from luthier.exports.base import Export, Player, Tuned
 from luthier.exports.layout import write_words
 from luthier.shell import literal
@@ -36,9 +36,7 @@ class Onnx(Export):
         super().refuse(tuned)
         missing = [name for name in NEEDED if find_spec(name) is None]
         if missing:
-            raise MissingExtra(
-                f"--to onnx needs {', '.join(missing)}, not installed here", mend="pip install 'luthier[onnx]'"
-            )
+            raise MissingExtra(f"--to onnx needs {', '.join(missing)}, not installed here", mend=install("onnx"))
         model: Any = tuned.skeleton()
         config = model.config
         kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}

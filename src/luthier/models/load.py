@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from luthier.builtin import BASE
 from luthier.config import ModelConfig
-from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
+from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean, install
 from luthier.heads import UNPACKED
 from luthier.models.files import FETCH, INDEX, WEIGHTS, check_config, check_folder, check_hub_index, damaged
 from luthier.ops.finite import not_finite, weights_of
@@ -51,7 +51,7 @@ def locate(config: ModelConfig) -> str:
             from modelscope import snapshot_download  # type: ignore[import-not-found, unused-ignore]
         except ImportError:
             raise MissingExtra(
-                f"model {config.path}: ModelScope's package is not installed", mend="pip install 'luthier[modelscope]'"
+                f"model {config.path}: ModelScope's package is not installed", mend=install("modelscope")
             ) from None
         return str(snapshot_download(config.path, revision=config.revision))
     return config.path
@@ -299,7 +299,7 @@ def _need_bitsandbytes(installed: bool, key: str, value: str, instead: str) -> N
     if not installed:
         raise MissingExtra(
             f"{key}={value} needs bitsandbytes, which is not installed",
-            mend=f"pip install 'luthier[quantize]', or {key}={instead}",
+            mend=f"{install('quantize')}, or {key}={instead}",
         )
 
 

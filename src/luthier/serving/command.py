@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.consent import Allow
-from luthier.errors import InputError, MissingExtra
+from luthier.errors import InputError, MissingExtra, install
 from luthier.ops.threads import sleep_soon
 from luthier.serving.guard import is_loopback
 from luthier.training.progress import Progress
@@ -78,7 +78,7 @@ def serve(
         import fastapi  # noqa: F401
         import uvicorn
     except ImportError:
-        raise MissingExtra("serve needs FastAPI and uvicorn", mend="pip install 'luthier[serve]'") from None
+        raise MissingExtra("serve needs FastAPI and uvicorn", mend=install("serve")) from None
     place.check()
     sleep_soon()
     from luthier.serving.connections import SPARE, protocol
