@@ -305,7 +305,10 @@ def list_(
 @app.command()
 def explain(
     kind: Annotated[
-        str, typer.Argument(help="method, task, format, evaluation, export, or a block of a recipe such as train.")
+        str,
+        typer.Argument(
+            help="method, task, format, evaluation, export, the name of one, or a block of a recipe such as train."
+        ),
     ],
     name: Annotated[str, typer.Argument(help="Which one, for example lora.")] = "",
 ) -> None:

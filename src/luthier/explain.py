@@ -103,8 +103,13 @@ def explanation(kind: str, name: str) -> str:
             [*lines, "", fields(found, "" if singular in ("evaluation", "export") else f"{_key(singular)}.")]
         ).rstrip()
     if kind not in RunConfig.model_fields:
-        known = [*KINDS, *fields_at(RunConfig, ())]
-        raise InputError(f"nothing to explain as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known)}")
+        members = {member: each for each, family in KINDS.items() for member in family.names()}
+        if kind in members and not name:  # `explain lora` is `explain method lora`
+            return explanation(members[kind], kind)
+        known = [*KINDS, *fields_at(RunConfig, ()), *members]
+        raise InputError(
+            f"nothing to explain as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known[: -len(members)])}"
+        )
     block = RunConfig.model_fields[kind].annotation
     if isinstance(block, type) and issubclass(block, Config):
         return f"{_first_line(block)}\n\n{fields(block, f'{kind}.')}"
