@@ -35,13 +35,14 @@ def _matrices(model: nn.Module) -> list[tuple[str, Any, str]]:
 
     modules = dict(model.named_modules())
     return [
-        (name, module, _unfit(name, module, modules))
+        (name, module, why_unfit(name, module, modules))
         for name, module in modules.items()
         if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, torch_nn.Embedding)
     ]
 
 
-def _unfit(name: str, module: Any, modules: dict[str, Any]) -> str:
+def why_unfit(name: str, module: Any, modules: dict[str, Any]) -> str:
+    """Why `module`, which has a matrix of weights and stands at `name` among `modules`, takes no adapter; or empty."""
     if _routes(name, modules):
         return "routes tokens to experts, which an adapter must not disturb"
     parent = modules[name.rpartition(".")[0]]
@@ -89,14 +90,15 @@ def sides(layer: Any) -> tuple[int, ...]:
 
 
 def check_targets(
-    model: nn.Module, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = (), key: str = "method.targets"
-) -> dict[str, Any]:
-    """The layers that `targets` name, in the numbered `blocks` only where some are given.
+    model: nn.Module, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = (),
+    taken: Collection[str] = (), key: str = "method.targets",
+) -> dict[str, Any]:  # fmt: skip
+    """The layers that `targets` name, in the numbered `blocks` only where some are given; none of the names `taken`.
 
     PEFT takes a list of which only one name matches, in silence: here all must hit, names and numbers.
     """
     every = linear_layers(model)
-    layers = {name: layer for name, layer in every.items() if not in_head(name)}
+    layers = {n: layer for n, layer in every.items() if not in_head(n) and n.rpartition(".")[2] not in taken}
     if isinstance(targets, str):
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
         chosen = {n: each for n, each in layers.items() if each is not output and min(sides(each)) >= NARROW}
@@ -105,7 +107,7 @@ def check_targets(
     else:
         for target in targets:
             if not any(_named(name, target) for name in layers):
-                _refuse(model, target, layers, every, key)
+                _refuse(model, target, layers, every, taken, key)
         chosen = {n: layer for n, layer in layers.items() if any(_named(n, target) for target in targets)}
     if not blocks:
         return chosen
@@ -128,10 +130,14 @@ def block_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _refuse(model: nn.Module, target: str, layers: Collection[str], every: Collection[str], key: str) -> None:
+def _refuse(
+    model: nn.Module, target: str, layers: Collection[str], every: Collection[str], taken: Collection[str], key: str
+) -> None:
     short = sorted({name.rpartition(".")[2] for name in layers})
     unfit = {name: why for name, why in unfit_layers(model).items() if _named(name, target)}
-    if any(_named(name, target) for name in every):
+    if target.rpartition(".")[2] in taken:
+        said = f"{target!r} takes no LoRA here: PEFT reads this name as the experts, which are no linear layers"
+    elif any(_named(name, target) for name in every):
         said = f"{target!r} is the classification head, which trains as a whole with every method"
     elif unfit:
         name, why = next(iter(unfit.items()))
@@ -141,12 +147,14 @@ def _refuse(model: nn.Module, target: str, layers: Collection[str], every: Colle
     raise InputError(f"{key}: {said}", mend=f"choose from {', '.join(short)}, or {key}=all-linear")
 
 
-def peft_names(model: nn.Module, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = ()) -> list[str]:
+def peft_names(
+    model: nn.Module, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = (), taken: Collection[str] = ()
+) -> list[str]:
     """`target_modules` for PEFT: the short names where they say the same, else each layer by its whole name.
 
     PEFT's own all-linear would take routers as well, and it ignores numbers of blocks beside whole names.
     """
-    chosen = check_targets(model, targets, blocks)
+    chosen = check_targets(model, targets, blocks, taken)
     short = not isinstance(targets, str) and all(
         name in chosen for name, _ in model.named_modules() if any(_named(name, target) for target in targets)
     )
@@ -162,8 +170,25 @@ def check_rank(layers: dict[str, Any], rank: int, key: str = "method.rank") -> N
         raise InputError(f"{key}: {rank} is more than the {smallest} of layer {narrowest}", mend=f"{key}={smallest}")
 
 
-def fused_experts(model: nn.Module) -> str:
-    """What to say of experts that are no linear layers but tensors of all experts at once; empty where none are."""
+def read_as_experts(model: nn.Module) -> frozenset[str]:
+    """Names that PEFT's LoRA takes for the fused experts of this model, though plain layers are called so as well.
+
+    It rewrites them so that adapters made for transformers 4 load. An adapter of the plain layers would be saved under
+    names that every PEFT reads as others. Goes when PEFT tells them apart (seen in 0.21.2).
+    """
+    from peft.utils import transformers_weight_conversion as rewritten
+
+    families: dict[str, str] = getattr(rewritten, "_MODEL_TO_CONVERSION_PATTERN", {})
+    names: dict[str, dict[str, str]] = getattr(rewritten, "_MOE_TARGET_MODULE_MAPPING", {})
+    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+    return frozenset(names.get(families.get(kind, ""), ()))
+
+
+def fused_experts(model: nn.Module, taken: Collection[str] = ()) -> str:
+    """What to say of experts that are no linear layers but tensors of all experts at once; empty where none are.
+
+    `taken` are names of plain layers that stay as they are too, since PEFT would take them for those experts.
+    """
     from torch import nn as torch_nn
 
     fused: dict[str, int] = {}
@@ -178,7 +203,9 @@ def fused_experts(model: nn.Module) -> str:
     if not fused:
         return ""
     share = sum(fused.values()) / sum(parameter.numel() for parameter in model.parameters())
+    beside = sorted({n.rpartition(".")[2] for n in linear_layers(model)} & set(taken))
+    said = f"; so do the plain layers {', '.join(beside)}, whose names PEFT reads as those experts" if beside else ""
     return (
         f"{share:.0%} of the parameters are experts held as whole tensors ({', '.join(sorted(fused))}), which are no "
-        "linear layers and stay as they are; method=full trains them, method=freeze those of some layers"
+        f"linear layers and stay as they are{said}; method=full trains them, method=freeze those of some layers"
     )

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import field_validator
 
 from luthier.errors import InputError
-from luthier.methods.base import PeftMethod, check_targets, split_names
+from luthier.methods.base import PeftMethod, split_names
+from luthier.targets import check_targets
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.tuners.base import Tuner, TunerConfig, TunerLayer
+from luthier.targets import NARROW, block_of, sides, why_unfit
+from luthier.tuners.base import Tuner, TunerConfig, TunerLayer, blocks_of
 from luthier.tuners.registry import peft_type, register
 
 HEADS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "cls", "qa_classifier")
@@ -100,7 +101,13 @@ class BitFitModel(Tuner):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         if peft_config.target_modules is None:
-            names = {name for name, module in self.model.named_modules() if self._trains(name, module, peft_config)}
+            modules = dict(self.model.named_modules())
+            blocks = blocks_of(peft_config)
+            names = {
+                name
+                for name, module in modules.items()
+                if self._trains(name, module, peft_config, modules) and (blocks is None or block_of(name) in blocks)
+            }
             if not names:
                 raise ValueError(
                     "BitFit finds no bias to train: the linear layers of this model have none, or none of the terms "
@@ -109,15 +116,19 @@ class BitFitModel(Tuner):
             peft_config.target_modules = names
         return peft_config
 
-    def _trains(self, name: str, module: nn.Module, config: BitFitConfig) -> bool:
+    def _trains(self, name: str, module: nn.Module, config: BitFitConfig, modules: dict[str, Any]) -> bool:
         if ".base_layer" in name or any(part in HEADS for part in name.split(".")) or not name:
             return False
         core = module.get_base_layer() if isinstance(module, BiasDelta) else module
         if core is module and any(True for _ in module.children()):
             return False
+        ndim = getattr(getattr(core, "weight", None), "ndim", 0)  # plain linear layers and norms: what else has a
+        if ndim != 1 and (ndim != 2 or why_unfit(name, core, modules)):  # bias may be read by it and never called
+            return False
         bias = getattr(core, "bias", None)
         has = isinstance(bias, Tensor) and bias.ndim == 1
-        if not has and not (config.missing == "add" and isinstance(core, nn.Linear | Conv1D)):
+        addable = config.missing == "add" and isinstance(core, nn.Linear | Conv1D) and min(sides(core)) >= NARROW
+        if not has and not addable:
             return False
         terms = [config.terms] if isinstance(config.terms, str) else config.terms
         return terms == ["all"] or any(re.fullmatch(SUBSETS[term], name) for term in terms)
