@@ -76,6 +76,13 @@ class Method(Plugin):
         """What the user should know before this method trains `model` (the untouched base); empty where nothing."""
         return ""
 
+    def unmergeable(self, model: nn.Module) -> str:
+        """Why merged weights have no place in the architecture of `model` (the base, maybe without weights), or empty.
+
+        Said before the training, and before an export begins.
+        """
+        return ""
+
     def learning_rate(self, model: nn.Module) -> float:
         """Peak learning rate for this model when the recipe gives none.
 

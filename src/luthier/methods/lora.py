@@ -124,10 +124,9 @@ class LoRA(PeftMethod):
                 "updates are lost",
                 mend="method.bias=none, or model.dtype=float32",
             )
-        biases = dict(model.named_parameters()) if self.bias != "none" else {}
-        kept = {n: p.detach().clone() for n, p in biases.items() if n.endswith("bias")}
+        untrained = self._own_biases(model)
         tuned = super().attach(model, steps=steps, classify=classify)
-        tuned.untrained = [(biases[name], value) for name, value in kept.items()]  # type: ignore[assignment]
+        tuned.untrained = untrained  # type: ignore[assignment]
         if self.init == "pissa":  # what must be taken off again to have the base back
             tuned.pissa_start = {n: p.detach().clone() for n, p in _pairs(tuned).items()}  # type: ignore[assignment]
         return tuned
@@ -152,6 +151,18 @@ class LoRA(PeftMethod):
         if hasattr(model, "pissa_start"):
             return _swapped(model)
         return super().disabled(model)
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        untrained = self._own_biases(model)
+        tuned = super().load(model, folder)
+        tuned.untrained = untrained  # type: ignore[assignment]
+        return tuned
+
+    def _own_biases(self, model: nn.Module) -> list[tuple[Any, Tensor]]:
+        """The base's own biases and what they hold, where they train in place."""
+        if self.bias == "none":
+            return []
+        return [(p, p.detach().clone()) for n, p in model.named_parameters() if n.endswith("bias")]
 
     def give_back(self, model: nn.Module) -> None:
         import torch
