@@ -20,6 +20,7 @@ LEVELS = [
         "errors",
         "shell",
         "heads",
+        "targets",
         "ledger",
         "origin",
         "peft_hook",

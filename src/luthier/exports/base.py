@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from luthier.errors import CannotMerge
 from luthier.methods.base import Method
@@ -90,6 +90,9 @@ class Closing(Protocol):
 class Export(Plugin):
     """One form."""
 
+    base_layout: ClassVar[bool] = True
+    """A merged model in it has the weights of the base's architecture, and no others."""
+
     @property
     def needs(self) -> Literal["adapter", "merged"]:
         """Does it keep the adapter beside its base, or fold it in?"""
@@ -117,6 +120,8 @@ class Export(Plugin):
                 f"{tuned.run}: the files of the base are packed as {tuned.quantize}, which is not unpacked here, "
                 f"so nothing folds into them\n  mend: {tuned.export_command('adapter')}"
             )
+        if self.base_layout and self.needs == "merged" and (why := tuned.method.unmergeable(tuned.skeleton())):
+            raise CannotMerge(f"{tuned.run}: {why}\n  mend: {tuned.export_command('adapter')}")
 
     def room(self, tuned: Tuned) -> int:
         """Bytes that will be written, about."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.errors import InputError, MissingExtra, install
 from luthier.exports.base import Export, Player, Tuned
@@ -31,6 +31,8 @@ class Onnx(Export):
     A causal model takes the keys and values of what it has read (`past_key_values.N.key`, `.value`; of length 0 at the
     start) and gives them back longer (`present.N.key`, `.value`): the names that runtimes for such graphs expect.
     """
+
+    base_layout: ClassVar[bool] = False
 
     def refuse(self, tuned: Tuned) -> None:
         super().refuse(tuned)

@@ -11,7 +11,7 @@ from luthier.errors import InputError, MissingExtra, install
 from luthier.exports.base import Export, Player, Tuned
 from luthier.exports.layout import lines, open_model, write_merged, write_words
 from luthier.heads import UNPACKED, in_head
-from luthier.methods.base import linear_layers
+from luthier.targets import linear_layers
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,15 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from luthier.errors import InputError
-from luthier.methods.base import (
-    PeftMethod,
-    check_rank,
-    check_targets,
-    copy_into,
-    split_names,
-    trainable_state,
-)
+from luthier.methods.base import PeftMethod, copy_into, split_names, trainable_state
 from luthier.plugins import Count, Share, Size
+from luthier.targets import check_rank, check_targets, fused_experts, peft_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,6 +41,7 @@ class AdaLoRA(PeftMethod):
         "lora_alpha": "alpha",
         "lora_dropout": "dropout",
         "target_modules": "targets",
+        "layers_to_transform": "layers",
         "orth_reg_weight": "orthogonality",
         "deltaT": "interval",
     }
@@ -61,6 +56,8 @@ class AdaLoRA(PeftMethod):
     """Share of the inputs dropped during training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
+    layers: tuple[int, ...] = ()
+    """Numbers of the blocks to adapt, from 0; empty means every block."""
     warmup: Share = 0.1
     """Share of the run before the budget falls."""
     final: Share = 0.3
@@ -70,7 +67,7 @@ class AdaLoRA(PeftMethod):
     orthogonality: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the penalty; the paper has 0.1 to 0.5."""
 
-    _split = field_validator("targets", mode="before")(split_names)
+    _split = field_validator("targets", "layers", mode="before")(split_names)
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
@@ -85,8 +82,11 @@ class AdaLoRA(PeftMethod):
         return f"method.rank={most} method.target_rank={min(self.target_rank, most - 1)}" if most > 1 else "method=lora"
 
     def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
-        check_rank(check_targets(model, self.targets), self.rank, self._fix)
+        check_rank(check_targets(model, self.targets, self.layers), self.rank, self._fix)
         super().check(model, classify=classify, quantize=quantize)
+
+    def caveat(self, model: nn.Module) -> str:
+        return fused_experts(model)
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
         from peft import AdaLoraConfig
@@ -95,14 +95,13 @@ class AdaLoRA(PeftMethod):
             raise InputError(
                 f"method adalora: {steps} step is too few, for ranks move between steps", mend="train.steps=20 or more"
             )
-        check_targets(model, self.targets)
         begin, end = int(self.warmup * steps), int(self.final * steps)
         return AdaLoraConfig(
             init_r=self.rank,
             target_r=self.target_rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            target_modules=peft_names(model, self.targets, self.layers),
             tinit=begin,
             tfinal=end,
             deltaT=max(1, min(self.interval, (steps - begin - end) // 10)),

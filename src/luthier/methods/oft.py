@@ -11,16 +11,18 @@ layer turns its input at every step (a merged model costs nothing).
 from __future__ import annotations
 
 from math import gcd
+from types import MethodType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from luthier.errors import InputError
-from luthier.methods.base import PeftMethod, check_targets, split_names
+from luthier.methods.base import PeftMethod, split_names
 from luthier.plugins import Share
+from luthier.targets import check_targets, fused_experts, peft_names
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class OFT(PeftMethod):
@@ -31,7 +33,11 @@ class OFT(PeftMethod):
     suggested_lr_encoder: ClassVar[float | None] = 1e-3
     lr_by_width: ClassVar[bool] = False
     typical_share: ClassVar[float] = 0.0077
-    aliases: ClassVar[dict[str, str]] = {"oft_block_size": "block", "target_modules": "targets"}
+    aliases: ClassVar[dict[str, str]] = {
+        "oft_block_size": "block",
+        "target_modules": "targets",
+        "layers_to_transform": "layers",
+    }
 
     block: Annotated[int, Field(ge=2, le=65_536)] = 32
     """Size of the blocks; must divide the input size of every layer."""
@@ -39,12 +45,14 @@ class OFT(PeftMethod):
     """Share of the blocks left as they are during training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
+    layers: tuple[int, ...] = ()
+    """Numbers of the blocks to adapt, from 0; empty means every block."""
 
-    _split = field_validator("targets", mode="before")(split_names)
+    _split = field_validator("targets", "layers", mode="before")(split_names)
 
     def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
         sizes: dict[str, int] = {}
-        for name, layer in check_targets(model, self.targets).items():
+        for name, layer in check_targets(model, self.targets, self.layers).items():
             if not hasattr(layer, "in_features"):
                 raise InputError(
                     f"method oft cannot turn {name}, which is a {type(layer).__name__} and no nn.Linear",
@@ -60,16 +68,29 @@ class OFT(PeftMethod):
                 )
         super().check(model, classify=classify, quantize=quantize)
 
+    def guard(self, model: nn.Module, classify: bool) -> None:
+        for module in model.modules():
+            if type(module).__name__ == "OFTRotationModule":
+                module.forward = MethodType(_rotate, module)
+
+    def caveat(self, model: nn.Module) -> str:
+        return fused_experts(model)
+
     def peft_config(self, model: nn.Module, steps: int) -> Any:
         from peft import OFTConfig
 
-        check_targets(model, self.targets)
         return OFTConfig(
             r=0, oft_block_size=self.block, module_dropout=self.dropout,
             # PEFT's default is a series cut off after four terms, which is no rotation once the weights have grown.
             use_cayley_neumann=False,
-            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            target_modules=peft_names(model, self.targets, self.layers),
         )  # fmt: skip
+
+
+def _rotate(self: Any, x: Tensor) -> Tensor:
+    """PEFT takes any input of four dimensions for an image; a linear layer may get one too (DeepSeek V3)."""
+    made: Tensor = type(self).forward(self, x.reshape(-1, x.size(-1)))
+    return made.reshape(x.shape)
 
 
 def _divisor(size: int, most: int) -> int:

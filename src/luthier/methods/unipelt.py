@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.errors import InputError
-from luthier.methods.base import PeftMethod, check_rank, linear_layers, trainable_state
+from luthier.methods.base import PeftMethod, trainable_state
 from luthier.plugins import Size
+from luthier.targets import check_rank, linear_layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
