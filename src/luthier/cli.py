@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -362,10 +361,7 @@ def _report(error: Exception, debug: bool) -> int:
     from luthier.terminal import show_error
 
     if isinstance(error, LuthierError):
-        # Columns that can be read in more than one way: the same command with the likeliest reading.
-        chosen = getattr(error, "settings", [])
-        text = f"{error.message}\n  mend: {shlex.join(['luthier', *sys.argv[1:], *chosen])}" if chosen else str(error)  # type: ignore[attr-defined]
-        show_error(text)
+        show_error(str(error))
         return error.exit_code
     from luthier.training.space import explained
 

@@ -18,7 +18,6 @@ from luthier.shell import after_training, public
 from luthier.stages import (
     Given,
     Loaded,
-    as_chosen,
     check_machine,
     job_of,
     load_base,
@@ -85,9 +84,7 @@ def _start(
         if goes_on and (changed := [*folder.changes(), *folder.changed_check(config.evaluate)]):
             progress.warn(f"not as at the start, so the run may not go on bit for bit: {'; '.join(changed)}")
         try:
-            return _train(
-                config, data or prepare_data(as_chosen(config, folder), progress), folder, progress, request, given
-            )
+            return _train(config, data or prepare_data(config, progress), folder, progress, request, given)
         except Exception:
             if not goes_on and not folder.metrics.exists():  # nothing was trained yet, so nothing is lost
                 folder.remove()

@@ -84,20 +84,6 @@ class Given:
         return Loaded(config, self.base(config), self.tokens, self.data)
 
 
-def as_chosen(config: RunConfig, folder: RunFolder) -> RunConfig:
-    """With the format that the user chose when the run was started, so that nobody is asked again."""
-    from luthier.data.detect import CHOSEN, GIVEN
-    from luthier.data.formats.base import FORMATS
-
-    if config.data.format is not None or not folder.data.is_file():
-        return config
-    account = folder.read_json(folder.data)
-    if not account["format_why"].startswith((CHOSEN, GIVEN)):
-        return config
-    block = config.data.model_copy(update={"format": FORMATS.parse(account["format"])})
-    return config.model_copy(update={"data": block})
-
-
 def check_machine(config: RunConfig) -> None:
     """Refuse what this machine cannot serve, before anything is read or downloaded."""
     from luthier.evaluation.score import check_settings
@@ -131,14 +117,10 @@ def tokenize(
     left to the method: its own, unless more are asked for.
     """
     from luthier.data.checks.mask import refuse_endless
-    from luthier.data.detect import CHOSEN, GUESSED
     from luthier.data.encode import encode
 
     tokens = load_tokens(config, data, progress, folder, positions)
     encode(data, tokens.template, config.data, tokens.max_length, progress=progress)
-    if data.rows and data.format_why.startswith((GUESSED, CHOSEN)):
-        progress.note(f"columns {data.format_why}")
-        progress.note(f"the first row as the model sees it: {data.task.shown(data.rows[0], tokens.template)}")
     refuse_endless(data, tokens.template)
     check_method(config, tokens.source, tokens.labels)
     return tokens

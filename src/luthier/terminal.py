@@ -14,11 +14,10 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.prompt import Confirm, IntPrompt
+from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
 
-from luthier.origin import redacted
 from luthier.reports.data_report import piece, shown
 from luthier.training.progress import Progress
 
@@ -53,29 +52,14 @@ class Terminal(Progress):
     def stage(self, text: str) -> None:
         self._close()
         self.began = self.told = time.perf_counter()
-        console.print(f"[bold]>[/] {escape(redacted(text))}")
+        console.print(f"[bold]>[/] {escape(text)}")
 
     def note(self, text: str) -> None:
         self._close()
-        console.print(f"  [dim]{escape(redacted(text))}[/]")
-
-    def ask(self, question: str, options: Sequence[str]) -> int | None:
-        if not (console.is_terminal and sys.stdin.isatty()):
-            return None
-        self._close()
-        console.print(f"[bold]?[/] {escape(question)}")
-        for number, option in enumerate(options, 1):
-            console.print(f"  {number}  {escape(option)}")
-        try:
-            answer = IntPrompt.ask(
-                "  number", choices=[*map(str, range(1, len(options) + 1))], default=1, console=console
-            )
-        except EOFError:
-            return None
-        return answer - 1
+        console.print(f"  [dim]{escape(text)}[/]")
 
     def warn(self, text: str) -> None:
-        console.print(f"  [yellow]! {escape(redacted(text))}[/]")
+        console.print(f"  [yellow]! {escape(text)}[/]")
 
     def rows(self, done: int, total: int | None) -> None:
         if self.bar is None:
@@ -311,4 +295,4 @@ def _safe(text: str) -> str:
 def show_error(text: str) -> None:
     """One clear message on standard error."""
     sys.stdout.flush()
-    errors.print(f"[bold red]error:[/] {escape(redacted(text))}")
+    errors.print(f"[bold red]error:[/] {escape(text)}")

@@ -113,7 +113,7 @@ class _Reading:
         config, found = self.config, blocks[0][1]
         train = Part(source=" + ".join(source_name(block.path, block.split) for block, _ in blocks))
         validation, test = Part(), Part()
-        raw, reader, why = open_set(config, self.progress)
+        raw, reader, why = open_set(config)
         task = self.task or task_for(reader)
         refuse_unlearned(reader, task)
         other, apart = other_source(self.recipe, config, "validation"), other_source(self.recipe, config, "test")
@@ -121,7 +121,7 @@ class _Reading:
         sets = [self.read(raw, reader, config, train)]
         portions = [_portion(config, reader, train)]
         for block, _ in blocks[1:]:
-            raw, other_reader, _ = open_set(block, self.progress)
+            raw, other_reader, _ = open_set(block)
             refuse_unlearned(other_reader, task)
             refuse_other_task(config, reader, block, other_reader, self.task)
             part = Part()
@@ -163,7 +163,7 @@ class _Reading:
         """Read what is held out, and leave the training rows to the run."""
         config = self.config
         refuse_settings(self.recipe)
-        _, reader, why = open_set(config, self.progress)
+        _, reader, why = open_set(config)
         task = self.task or task_for(reader)
         refuse_unlearned(reader, task)
         if task.model_class == "classification" and not getattr(task, "labels", ()):

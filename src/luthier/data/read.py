@@ -12,7 +12,6 @@ from luthier.data.reading.files import encoding_of, kind_of, refusal, watched
 from luthier.data.reading.json_rows import read_json
 from luthier.data.reading.rows import RawRow, read_table, read_text
 from luthier.errors import DataError, LuthierError, MissingExtra, did_you_mean, install
-from luthier.origin import redacted
 
 __all__ = [
     "SUFFIXES",
@@ -68,11 +67,6 @@ def looks_like_file(path: str) -> bool:
 
 def missing(path: str) -> DataError:
     """The error for a file that is not there, naming the nearest that is."""
-    if "://" in path:
-        return DataError(
-            f"data.path: {redacted(path)} is an address, and data is read from files, folders and hub ids",
-            mend="download the file first, then data=FILE",
-        )
     parent = Path(path).parent
     if kind_of(str(parent)) != "folder":
         return DataError(f"{path}: no such file, and no folder {parent} either", mend="check the path for data.path")

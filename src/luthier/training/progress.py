@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 
@@ -17,10 +16,6 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Something the user should know and may want to change."""
-
-    def ask(self, question: str, options: Sequence[str]) -> int | None:
-        """The number of the option that the user chooses; None where nobody can be asked."""
-        return None
 
     def rows(self, done: int, total: int | None) -> None:
         """So many rows are read or tokenized; `total` is None while nobody knows how many there are."""

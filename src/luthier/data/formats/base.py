@@ -37,26 +37,13 @@ PARTS = ("text", "input_text", "output_text", None)
 
 def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
     """`row[name]`; RowError names the columns there are, and the recipe key that chooses another."""
-    if name not in row and lookup(row, name) is None:
+    if name not in row:
         mend = f"name the column with data.format.{key}=COLUMN" if key else ""
         raise RowError(
             f"there is no column {name!r}{did_you_mean(name, row)}; the row has {', '.join(map(str, row)) or 'none'}",
             mend=mend,
         )
-    return lookup(row, name)
-
-
-def lookup(row: Mapping[str, Any], name: str) -> Any:
-    """`row[name]`, or what `answers.text.0` leads to within objects and lists; None where nothing is there."""
-    if name in row or "." not in name:
-        return row.get(name)
-    value: Any = row
-    for key in name.split("."):
-        try:
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        except (KeyError, IndexError, ValueError, TypeError):
-            return None
-    return value
+    return row[name]
 
 
 def text_of(value: Any, name: str) -> str:
@@ -78,7 +65,7 @@ def text_of(value: Any, name: str) -> str:
 
 def optional_text(row: Mapping[str, Any], name: str) -> str:
     """Text of a column that may be missing, null or empty; a number there is a mistake and not nothing."""
-    value = lookup(row, name)
+    value = row.get(name)
     return "" if value is None else text_of(value, name)
 
 
