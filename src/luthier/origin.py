@@ -25,6 +25,7 @@ _SECRET_VALUE = re.compile(
     r"\b(?:hf|api_org|ghp|gho|ghs|glpat|sk|pk|xox[a-z])[_-][\w-]{8,}"  # tokens of Hugging Face, GitHub and others
     r"|\bgithub_pat_\w{8,}|\bAKIA[0-9A-Z]{12,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]+"  # ..., AWS, JSON web tokens
     r"|(?<=://)(?:[^/\s]+|[^/\s:]+:[^\s@]+)(?=@)"  # user:password@ in an address, whatever stands in the password
+    r"|(?<=:/)(?!/)[^/\s]+:[^/\s]+(?=@)"  # the same where a path has made one slash of two
     r"|(?i:(?<=token=)|(?<=key=)|(?<=secret=)|(?<=password=)|(?<=signature=)|(?<=sig=))[^&\s]+"
 )
 HIDDEN = "***"

@@ -171,7 +171,9 @@ class Column:
             or (self.words[-1].endswith("id") and self.different > len(self.values) / 2)
             or any(HAN.search(word) and _within(word, META) and self.mean < LONG for word in self.words)
         )
-        if about and not self.long:
+        dated = all(any(sign.isdigit() for sign in str(value)) for value in self.values) and self.mean < 2 * LONG
+        judged = self.label_name and self.numbers and self.different <= self.rows / 2  # such as `Class Index`
+        if about and (dated or not self.long) and not judged:
             return True
         counted = bool(self.numbers) and not self.fractions
         return counted and self.different > max(20, len(self.values) * 0.6) and not self.label_name
@@ -200,14 +202,9 @@ class Column:
         """May this be a text to judge, to ask or to answer?"""
         if not self.strings or self.meta or self.numbers:
             return False
-        telling = (
-            self.named(PROMPT) or self.named(ANSWER) or self.named(TEXT) or self.named(TITLE) or self.named(MATERIAL)
-        )
-        return (
-            self.long
-            or (bool(telling) and (self.different > 2 or self.rows < 4 or self.name == "text"))
-            or self.named(LANGUAGES) == 2
-        )
+        telling = any(self.named(names) for names in (PROMPT, ANSWER, TEXT, TITLE, MATERIAL))
+        several = self.different > 2 or self.rows < 4 or self.name == "text"
+        return self.long or (telling and several) or self.named(LANGUAGES) == 2
 
     @cached_property
     def label(self) -> bool:

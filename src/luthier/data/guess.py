@@ -142,35 +142,19 @@ def _translation(columns: Sequence[Column], texts: Sequence[Column]) -> Reading 
 
 def _answered(columns: Sequence[Column], texts: Sequence[Column], labels: Sequence[Column]) -> Reading | None:
     """A prompt and its answer, with what it is about and a system message."""
-    found = _answer(columns, texts)
-    if found is None:
-        asked = [column for column in texts if column.named(PROMPT)]
-        named = any(column.label_name for column in labels)
-        others = [column for column in texts if column not in asked]
-        if len(asked) != 1 or len(others) != 1 or named or others[0].named(TEXT) or others[0].named(TITLE):
-            return None
-        found = others[0], others[0].name
-    answer, path = found
-    if any(
-        column is not answer and column.label_name == 6 and column.words[-1] in ("label", "labels", "class", "标签")
-        and (column.numbers or isinstance(column.values[0], bool)) for column in labels
-    ):  # fmt: skip
+    found = _answer(columns, texts) or _lone_answer(texts, labels)
+    if found is None or any(_marks(column) for column in labels if column is not found[0]):
         return None
-    system = next(
-        (column for column in columns if column.named(SYSTEM) and column.strings and column is not answer), None
-    )
-    rest = [column for column in texts if column not in (answer, system)]
-    prompt = _only(
-        [[c for c in rest if c.named(PROMPT) == 2], [c for c in rest if c.named(PROMPT) and not c.named(TITLE)],
-         [c for c in rest if c.named(MATERIAL) == 2], [c for c in rest if c.named(MATERIAL)], rest]
-    )  # fmt: skip
-    if prompt is None and len(pair := [c for c in rest if c.named(PROMPT) == 2]) == 2:
-        prompt = _only([[c for c in pair if not c.named(CONTEXT)]])  # `instruction` beside `input`
+    answer, path = found
+    system = next((c for c in columns if c.named(SYSTEM) and c.strings and c is not answer), None)
+    prompt = _prompt([column for column in texts if column not in (answer, system)])
     if prompt is None:
         return None
     about = [c for c in columns if c not in (prompt, answer, system) and c.named(CONTEXT) == 2 and c.strings]
     if not prompt.named(PROMPT):
         about = []
+        if any(c.whole_label_name and c.numbers for c in labels if c is not answer):
+            return None  # a review with its title and its stars
     if len(about) > 1:
         return None
     if not about and system is None:
@@ -178,6 +162,31 @@ def _answered(columns: Sequence[Column], texts: Sequence[Column], labels: Sequen
     more = {"input": about[0].name} if about else {}
     more |= {"system": system.name} if system is not None else {}
     return Reading("alpaca", {"instruction": prompt.name, **more, "output": path})
+
+
+def _marks(column: Column) -> bool:
+    """Does this column say of question and answer whether they belong together?"""
+    named = column.label_name == 6 and column.words[-1] in ("label", "labels", "class", "标签")
+    return named and bool(column.numbers or isinstance(column.values[0], bool))
+
+
+def _prompt(texts: Sequence[Column]) -> Column | None:
+    """The column of what is asked."""
+    whole = [column for column in texts if column.named(PROMPT) == 2]
+    if len(whole) == 2:
+        whole = [column for column in whole if not column.named(CONTEXT)]  # `instruction` beside `input`
+    asking = [column for column in texts if column.named(PROMPT) and not column.named(TITLE)]
+    about = [[column for column in texts if column.named(MATERIAL) >= least] for least in (2, 1)]
+    return _only([whole, asking, *about, texts])
+
+
+def _lone_answer(texts: Sequence[Column], labels: Sequence[Column]) -> tuple[Column, str] | None:
+    """The one other text beside a prompt, whose name says nothing."""
+    asked = [column for column in texts if column.named(PROMPT)]
+    others = [column for column in texts if column not in asked]
+    if len(asked) != 1 or len(others) != 1 or any(column.label_name for column in labels):
+        return None
+    return None if others[0].named(TEXT) or others[0].named(TITLE) else (others[0], others[0].name)
 
 
 def _answer(columns: Sequence[Column], texts: Sequence[Column]) -> tuple[Column, str] | None:
@@ -223,10 +232,10 @@ def _labelled(columns: Sequence[Column], texts: Sequence[Column], labels: Sequen
     label = _label(labels)
     if label is None:
         return None
-    rest = [column for column in texts if column is not label]
-    if not rest:  # short texts
+    rest: Sequence[Column] = [column for column in texts if column is not label]
+    if not rest:  # short ones
         rest = [c for c in columns if c.strings and not c.meta and c is not label and not c.numbers and not c.label]
-    chosen = rest if len(rest) == 1 else _pair(rest)
+    chosen = list(rest) if len(rest) == 1 else _pair(rest)
     if not chosen:
         return None
     fields = {"text": chosen[0].name, **({"pair": chosen[1].name} if len(chosen) == 2 else {}), "label": label.name}
@@ -246,13 +255,13 @@ def _label(labels: Sequence[Column]) -> Column | None:
         best = [column for column in some if column.label_name == max(each.label_name for each in some)]
         if some:
             rivals = [column for column in labels if not column.label_name and column.numbers]
-            sure = len(best) == 1 and (best[0].label_name > 2 or len(rivals) < 2)  # else one of several marks
+            sure = len(best) == 1 and (best[0].label_name > 2 or not rivals)  # else one of several marks
             return best[0] if sure else None
     some = named or labels
     return some[0] if len(some) == 1 and (some[0].label_name or some[0].different <= some[0].rows / 3) else None
 
 
-def _pair(texts: Sequence[Column]) -> Sequence[Column]:
+def _pair(texts: Sequence[Column]) -> list[Column]:
     """The two texts that belong together, none where that is not certain."""
     for one in texts:
         for other in texts:
