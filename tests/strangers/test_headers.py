@@ -6,6 +6,8 @@ import csv
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,10 @@ def read(form: Format, rows: Sequence[Mapping[str, Any]]) -> list[Example | None
         pytest.param(True, 0.95, id="held back: 66 of 70 were right at first, 3 asked, 1 wrong"),
     ],
 )
-def test_columns_of_public_data_sets_are_understood(tmp_path: Path, held_back: bool, least: float) -> None:
+def test_columns_of_public_data_sets_are_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_back: bool, least: float
+) -> None:
+    monkeypatch.setattr("luthier.plugins.entry_points", cache(entry_points))  # looked through thousands of times here
     found = {table.name: outcome(table, tmp_path) for table in tables() if table.held_back == held_back}
     missed = {name: what for name, what in found.items() if what[0] != "right"}
     assert len(found) >= 60 and len(missed) <= (1 - least) * len(found), missed
@@ -93,7 +98,7 @@ def test_columns_of_public_data_sets_are_understood(tmp_path: Path, held_back: b
     ("header", "cells", "said"),
     [
         ("label,review", "{bit},很好吃{n}", "label 'label' of the text 'review'"),
-        ("id,premise,hypothesis,label", "{n},A man walks {n},Somebody is out,{bit}", "'premise' and 'hypothesis' as a pair; not read: id"),
+        ("id,premise,hypothesis,label", "{n},A man walks {n},Somebody is out {n},{bit}", "'premise' and 'hypothesis' as a pair; not read: id"),
         ("问题,回答", "水是什么{n}？,一种液体。", "prompt '问题', answer '回答'"),
         ("en,de", "The mill is old {n},Die Mühle ist alt", "prompt 'en', answer 'de'"),
     ],

@@ -257,8 +257,8 @@ def _label(labels: Sequence[Column]) -> Column | None:
             rivals = [column for column in labels if not column.label_name and column.numbers]
             sure = len(best) == 1 and (best[0].label_name > 2 or not rivals)  # else one of several marks
             return best[0] if sure else None
-    some = named or labels
-    return some[0] if len(some) == 1 and (some[0].label_name or some[0].different <= some[0].rows / 3) else None
+    left = named or labels
+    return left[0] if len(left) == 1 and (left[0].label_name or left[0].different <= left[0].rows / 3) else None
 
 
 def _pair(texts: Sequence[Column]) -> list[Column]:
