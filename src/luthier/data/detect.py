@@ -32,8 +32,8 @@ class Opened(NamedTuple):
     """Was the format found by names and content, or chosen by the user? Then a run keeps it in its recipe."""
 
 
-def open_set(config: DataConfig, progress: Progress) -> Opened:
-    """The rows of one set, and its format with the reason for it."""
+def open_set(config: DataConfig, progress: Progress, *, mixed: bool = False) -> Opened:
+    """The rows of one set, and its format with the reason for it. `mixed`: the set is one of data.mix."""
     raw = read_rows(
         config.path, split=config.split, subset=config.subset, hub=config.hub, streaming=config.streaming,
         columns=config.columns,
@@ -41,7 +41,7 @@ def open_set(config: DataConfig, progress: Progress) -> Opened:
     first = _first(raw)
     if not first:
         raise DataError(f"{config.path}: there are no rows", mend="give data with at least one row")
-    return _format(config, first, progress)._replace(rows=itertools.chain(first, raw))
+    return _format(config, first, progress, mixed)._replace(rows=itertools.chain(first, raw))
 
 
 def _first(raw: Iterator[RawRow]) -> list[RawRow]:
@@ -54,7 +54,7 @@ def _first(raw: Iterator[RawRow]) -> list[RawRow]:
     return rows
 
 
-def _format(config: DataConfig, raw: Sequence[RawRow], progress: Progress) -> Opened:
+def _format(config: DataConfig, raw: Sequence[RawRow], progress: Progress, mixed: bool) -> Opened:
     """The format of the recipe, or the most particular one whose columns the first rows have, or a guess."""
     if config.format is not None:
         return Opened(iter(()), config.format, "given in the recipe")
@@ -67,10 +67,10 @@ def _format(config: DataConfig, raw: Sequence[RawRow], progress: Progress) -> Op
         if hits > len(sample) / 2 and reader.certain(sample[0].values):
             columns = ", ".join(map(str, sample[0].values))
             return Opened(iter(()), reader, f"{hits} of the first {len(sample)} rows have its columns ({columns})")
-    return _guessed(config, sample, progress)
+    return _guessed(config, sample, progress, mixed)
 
 
-def _guessed(config: DataConfig, sample: Sequence[RawRow], progress: Progress) -> Opened:
+def _guessed(config: DataConfig, sample: Sequence[RawRow], progress: Progress, mixed: bool) -> Opened:
     """What names and content say; a question to the user where they leave a doubt."""
     names = list(dict.fromkeys(str(name) for row in sample for name in row.values))
     if not config.columns and config.path.lower().endswith(TABLE_SUFFIXES):
@@ -82,7 +82,7 @@ def _guessed(config: DataConfig, sample: Sequence[RawRow], progress: Progress) -
         question = f"{sample[0].where}: the columns can be read in more than one way. This row has {shown}"
         answer = progress.ask(question, [each.said() for each in offered]) if offered else None
         if answer is None:
-            raise _unsure(sample[0].where, names, offered)
+            raise _unsure(sample[0].where, names, offered, mixed)
         reading, why = offered[answer], "chosen"
     used = {column.partition(".")[0] for column in reading.columns.values()} | set(reading.columns.values())
     ignored = ", ".join(name for name in names if name not in used)
@@ -90,7 +90,7 @@ def _guessed(config: DataConfig, sample: Sequence[RawRow], progress: Progress) -
     return Opened(iter(()), reading.reader, why, TASKS.parse(reading.task) if reading.task else None, guessed=True)
 
 
-def _unsure(where: str, names: Sequence[str], offered: Sequence[Reading]) -> DataError:
+def _unsure(where: str, names: Sequence[str], offered: Sequence[Reading], mixed: bool) -> DataError:
     """What a script gets in place of the question: every reading, and a command that takes the first."""
     if not offered:
         return DataError(
@@ -103,7 +103,9 @@ def _unsure(where: str, names: Sequence[str], offered: Sequence[Reading]) -> Dat
     )
     return DataError(
         f"{where}: the columns can be read in more than one way: {', '.join(names)}{ways}",
-        mend=f"choose one; for the first: {command_with(offered[0].settings())}",
+        mend="choose one, and write it into this set's block of data.mix as format: {name: NAME, KEY: COLUMN}"
+        if mixed
+        else f"choose one; for the first: {command_with(offered[0].settings())}",
     )
 
 

@@ -117,7 +117,7 @@ class _Reading:
 
     def open(self, config: DataConfig, key: str) -> Opened:
         """One set, with its format; a guess is said and kept."""
-        opened = open_set(config, self.progress)
+        opened = open_set(config, self.progress, mixed=key != "format")
         if opened.guessed:
             self.decided[key] = opened.format.spec()
             self.progress.note(f"{config.path}: {opened.why}")
