@@ -202,8 +202,7 @@ class RunConfig(Config):
     @property
     def sources(self) -> str:
         """Base and data, as they are named on the terminal."""
-        data = self.data.path or " + ".join(source.path for source in self.data.mix)
-        return f"{self.model.path}, data {data}" if data else self.model.path
+        return f"{self.model.path}, data {self.data.path}" if self.data.path else self.model.path
 
     @model_validator(mode="before")
     @classmethod
@@ -235,11 +234,9 @@ class RunConfig(Config):
     def load(cls, path: Path | None = None, overrides: Sequence[str] = (), notes: list[str] | None = None) -> RunConfig:
         """Read a YAML recipe and apply `key.path=value` overrides, whose values are YAML too.
 
-        All mistakes are reported at once in one ConfigError. `notes` receives what was read under
-        another spelling.
+        ConfigError reports all mistakes at once. `notes` receives what was read under another spelling.
         """
-        data: dict[str, Any] = read_yaml(path) if path else {}
-        problems = []
+        data, problems = (read_yaml(path) if path else {}), list[str]()
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals or not key:
@@ -258,8 +255,7 @@ class RunConfig(Config):
             problems += [line for part in error.errors() for line in _problems(cls, dict(part))]
         if problems:
             raise ConfigError(str(path) if path else "the command line", problems)
-        if notes is not None:
-            notes.extend(context.get("notes", []))
+        (notes if notes is not None else []).extend(context.get("notes", []))
         return config
 
     def dump(self) -> str:

@@ -113,6 +113,25 @@ class RunFolder:
                 return self.path / name
         raise InputError(f"{self.path}: the run has no finished weights yet", mend=train)
 
+    def goes_on(self, config: RunConfig) -> RunConfig:
+        """The recipe with the formats that were guessed or asked for when the run in this folder was started.
+
+        They stand in its own recipe.yaml, and the command that started it leaves them open.
+        """
+        if not self.recipe.is_file():
+            return config
+        started, data = self.config(), config.data
+        changes: dict[str, Any] = {}
+        if data.format is None and data.path == started.data.path:
+            changes["format"] = started.data.format
+        if len(data.mix) == len(started.data.mix):
+            changes["mix"] = tuple(
+                one.model_copy(update={"format": then.format}) if one.format is None and one.path == then.path else one
+                for one, then in zip(data.mix, started.data.mix, strict=True)
+            )
+        task = started.task if config.task is None and changes.get("format") is not None else config.task
+        return config.model_copy(update={"data": data.model_copy(update=changes), "task": task})
+
     def holds(self, config: RunConfig) -> bool:
         """Is there a run of this recipe? InputError names what differs where it is another's."""
         if not self.recipe.is_file():

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -24,7 +25,8 @@ _SECRET_KEY = re.compile(r"(token|key|secret|password|passwd|credentials?)$", re
 _SECRET_VALUE = re.compile(
     r"\b(?:hf|api_org|ghp|gho|ghs|glpat|sk|pk|xox[a-z])[_-][\w-]{8,}"  # tokens of Hugging Face, GitHub and others
     r"|\bgithub_pat_\w{8,}|\bAKIA[0-9A-Z]{12,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]+"  # ..., AWS, JSON web tokens
-    r"|(?<=://)[^/\s@]+(?=@)"  # user:password@ in an address
+    r"|(?<=://)(?:[^/\s]+|[^/\s:]+:[^\s@]+)(?=@)"  # user:password@ in an address, whatever stands in the password
+    r"|(?<=:/)(?!/)[^/\s]+:[^/\s]+(?=@)"  # the same where a path has made one slash of two
     r"|(?i:(?<=token=)|(?<=key=)|(?<=secret=)|(?<=password=)|(?<=signature=)|(?<=sig=))[^&\s]+"
 )
 HIDDEN = "***"
@@ -45,6 +47,12 @@ def redacted_command(words: Sequence[str]) -> list[str]:
         shown.append(HIDDEN if secret else f"{key}={HIDDEN}" if named and equals else redacted(word))
         secret = named and not equals
     return shown
+
+
+def command_with(settings: Sequence[str]) -> str:
+    """The command line of this process with these settings added, to be pasted into a shell."""
+    own = Path(sys.argv[0]).name in ("luthier", "__main__.py")
+    return shlex.join(["luthier", *redacted_command(sys.argv[1:]), *settings] if own else settings)
 
 
 def environment() -> dict[str, Any]:

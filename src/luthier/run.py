@@ -19,6 +19,7 @@ from luthier.stages import (
     Given,
     Loaded,
     check_machine,
+    decided,
     job_of,
     load_base,
     prepare_data,
@@ -69,8 +70,10 @@ def _start(
     """Begin the run, or go on with it, alone in its folder."""
     check_machine(config)
     data = None if given is None else given.data
+    config = folder.goes_on(config)
     if not folder.holds(config):
         data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
+        config = decided(config, data)
     elif folder.result.is_file():
         progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to train anew")
         result = dict(folder.read_json(folder.result))
@@ -106,6 +109,8 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
     progress.stage("reading data")
     whole = config.data.model_copy(update={"streaming": False})  # a look at the data is a look at all of it
     data = survey.read(whole, config.task, progress)
+    config = decided(config, data)
+    whole = config.data.model_copy(update={"streaming": False})  # with the format that was found, to be read again
     model = config.model.model_copy(update={"init": "random"})  # its weights need not be there
     source = locate(model)
     progress.stage(f"tokenizing as {model.path} does")

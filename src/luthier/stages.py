@@ -108,6 +108,15 @@ def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
     return load(config.data, config.task, progress)
 
 
+def decided(config: RunConfig, data: Prepared) -> RunConfig:
+    """The recipe with what was guessed of the data's columns, or chosen by the user, written down."""
+    from luthier.data.prepare import decided
+    from luthier.tasks.base import TASKS
+
+    task = TASKS.parse(data.decided["task"]) if "task" in data.decided else config.task
+    return config.model_copy(update={"data": decided(config.data, data.decided), "task": task})
+
+
 def tokenize(
     config: RunConfig, data: Prepared, progress: Progress, folder: RunFolder | None = None, positions: int | None = None
 ) -> Tokens:
@@ -116,12 +125,14 @@ def tokenize(
     InputError where the base is not the one that the run in `folder` was started from. `positions` of the model are
     left to the method: its own, unless more are asked for.
     """
-    from luthier.data.checks.mask import refuse_endless
+    from luthier.data.checks.mask import refuse_endless, seen
     from luthier.data.encode import encode
 
     tokens = load_tokens(config, data, progress, folder, positions)
     encode(data, tokens.template, config.data, tokens.max_length, progress=progress)
     refuse_endless(data, tokens.template)
+    if data.decided and data.rows:
+        progress.note(f"row 1 as the model sees it, learned between \u00ab and \u00bb: {seen(data, tokens.template)}")
     check_method(config, tokens.source, tokens.labels)
     return tokens
 

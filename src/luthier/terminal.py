@@ -18,6 +18,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
 
+from luthier.origin import redacted
 from luthier.reports.data_report import piece, shown
 from luthier.training.progress import Progress
 
@@ -52,14 +53,26 @@ class Terminal(Progress):
     def stage(self, text: str) -> None:
         self._close()
         self.began = self.told = time.perf_counter()
-        console.print(f"[bold]>[/] {escape(text)}")
+        console.print(f"[bold]>[/] {escape(redacted(text))}")
 
     def note(self, text: str) -> None:
         self._close()
-        console.print(f"  [dim]{escape(text)}[/]")
+        console.print(f"  [dim]{_safe(redacted(text))}[/]")
 
     def warn(self, text: str) -> None:
-        console.print(f"  [yellow]! {escape(text)}[/]")
+        console.print(f"  [yellow]! {escape(redacted(text))}[/]")
+
+    def ask(self, question: str, answers: Sequence[str]) -> int | None:
+        self._close()
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            return None
+        console.print(f"[bold]?[/] {_safe(question)}")
+        for number, answer in enumerate(answers, 1):
+            console.print(f"  {number}. {_safe(answer)}")
+        while True:
+            given = console.input(f"  which? (1 to {len(answers)}) \\[1] ").strip() or "1"
+            if given.isdecimal() and 1 <= int(given) <= len(answers):
+                return int(given) - 1
 
     def rows(self, done: int, total: int | None) -> None:
         if self.bar is None:
@@ -295,4 +308,4 @@ def _safe(text: str) -> str:
 def show_error(text: str) -> None:
     """One clear message on standard error."""
     sys.stdout.flush()
-    errors.print(f"[bold red]error:[/] {escape(text)}")
+    errors.print(f"[bold red]error:[/] {escape(redacted(text))}")

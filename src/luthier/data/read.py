@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,17 +29,20 @@ ARROW = (".arrow", ".feather", ".ipc")
 PACKED = (".gz", ".zst")
 KINDS = (*JSON, *TABLES, ".txt", ".parquet", *ARROW)
 SUFFIXES = (*KINDS, *(kind + packed for kind in (*JSON, *TABLES, ".txt") for packed in PACKED))
+TABLE_SUFFIXES = (*TABLES, *(kind + packed for kind in TABLES for packed in PACKED))
 SHARD = re.compile(r"(?P<split>.+?)[-_.](?:part[-_])?(?P<number>\d+)(?:[-_]of[-_](?P<all>\d+))?(?:-[0-9a-f]{8,})?")
 HUB, BY_FORMAT = "a data set of a hub", ": text is UTF-8 by its format"
 VALIDATION = ("validation", "valid", "val", "dev")
 
 
 def read_rows(
-    path: str, *, split: str = "", subset: str = "", hub: Literal["huggingface", "modelscope"], streaming: bool = False
-) -> Iterator[RawRow]:
+    path: str, *, split: str = "", subset: str = "", hub: Literal["huggingface", "modelscope"], streaming: bool = False,
+    columns: Sequence[str] = (),
+) -> Iterator[RawRow]:  # fmt: skip
     """Rows of a file, of one split of a folder, of an embedded data set (`builtin:reviews`), or of a hub id.
 
-    Files are always read row by row; `streaming` does not download a hub's data set first either.
+    Files are always read row by row; `streaming` does not download a hub's data set first either. `columns` names
+    those of a csv or tsv file without a header line.
     """
     split = split or "train"
     files = local_files(path, split)
@@ -49,7 +52,7 @@ def read_rows(
         yield from _read_hub(path, split, subset, hub, streaming)
         return
     for file in files:
-        yield from read_file(file)
+        yield from read_file(file, columns)
 
 
 def local_files(path: str, split: str) -> list[Path] | None:
@@ -167,7 +170,7 @@ def validation_split(path: str, hub: str, subset: str = "") -> str:
     return next((name for name in VALIDATION if name in there), "")
 
 
-def read_file(file: Path) -> Iterator[RawRow]:
+def read_file(file: Path, columns: Sequence[str] = ()) -> Iterator[RawRow]:
     """Rows of one local file by its suffix; a json file may hold an array or lines, whatever it is called."""
     with watched(file):
         if file.stat().st_size == 0:
@@ -181,7 +184,7 @@ def read_file(file: Path) -> Iterator[RawRow]:
         elif suffix in ARROW:
             yield from read_arrow(file)
         elif suffix in TABLES:
-            yield from read_table(file, encoding_of(file), tab=suffix == ".tsv")
+            yield from read_table(file, encoding_of(file), tab=suffix == ".tsv", columns=columns)
         elif suffix in JSON:
             yield from read_json(file, encoding_of(file))
         elif suffix in (".txt", ".md", ""):

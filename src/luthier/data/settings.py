@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -22,17 +23,27 @@ def _none_is_none(value: object) -> object:
 
 
 Weight = Annotated[float, Field(gt=0, le=10_000)]
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def _no_address(value: str | float | None) -> str | float | None:
+    """Nothing is read from an address, and one may hold a password, which recipe and reports would keep."""
+    if isinstance(value, str) and ADDRESS.match(value):
+        raise ValueError("this is an address on the net: download the file and give its path, or a hub id (OWNER/NAME)")
+    return value
 
 
 class Source(Config):
     """One more set of rows to train on."""
 
-    path: str
+    path: Annotated[str, AfterValidator(_no_address)]
     """As data.path."""
     split: str = "train"
     """Split of a folder or hub id."""
     subset: str = ""
     """As data.subset."""
+    columns: tuple[str, ...] = ()
+    """As data.columns."""
     format: Annotated[Annotated[Format, FORMATS] | None, AUTO] = None
     """As data.format."""
     weight: Weight = 1.0
@@ -44,7 +55,7 @@ class DataConfig(Config):
 
     aliases: ClassVar[dict[str, str]] = {"val_size": "validation", "max_samples": "limit"}
 
-    path: str = ""
+    path: Annotated[str, AfterValidator(_no_address)] = ""
     """File (jsonl, json, csv, tsv, txt, also with .gz or .zst behind; parquet, arrow, feather), folder of split
     files or their shards (train.jsonl, train-00000-of-00002.parquet), folder with LLaMA-Factory's
     dataset_info.json, hub id, or builtin:reviews."""
@@ -54,16 +65,21 @@ class DataConfig(Config):
     """Configuration name of a hub data set, or the name of a data set in dataset_info.json."""
     hub: Literal["huggingface", "modelscope"] = "huggingface"
     """Where a hub id is looked up."""
+    columns: tuple[str, ...] = ()
+    """Names of the columns of a csv or tsv file whose first line is a row already."""
     format: Annotated[Annotated[Format, FORMATS] | None, AUTO] = None
-    """How rows become examples; auto is found from the rows. `luthier list formats` shows all."""
+    """How rows become examples; auto is found from the names and the content of the columns, and asks
+    where that leaves a doubt. `luthier list formats` shows all."""
     weight: Weight = 1.0
     """How often the rows stand in an epoch: 2 has each twice, 0.5 has half of them, chosen by the seed."""
     mix: tuple[Source, ...] = ()
     """More sets to train on beside data.path: [{path: FILE, weight: 0.5}]; each may have split, subset and format."""
-    validation: Annotated[str | float | None, AUTO, AfterValidator(_share)] = None
+    validation: Annotated[str | float | None, AUTO, AfterValidator(_share), AfterValidator(_no_address)] = None
     """A file, the name of a split, a share of the training rows, or none; auto takes a split that comes with
     the data, else 10 % of the training rows. Beside a dataset_info.json also the name of a data set there."""
-    test: Annotated[str | float | None, BeforeValidator(_none_is_none), AfterValidator(_share)] = None
+    test: Annotated[
+        str | float | None, BeforeValidator(_none_is_none), AfterValidator(_share), AfterValidator(_no_address)
+    ] = None
     """Rows that are measured once, at the end, and decide nothing before (validation rows choose the best weights):
     a file, the name of a split, or a share of the training rows; none has no such rows, and the end is measured on
     the validation rows."""

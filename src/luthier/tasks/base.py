@@ -123,17 +123,22 @@ def even_length(length: int, most: int) -> int:
 
 
 def encode_texts(example: Example, template: Template, max_length: int, on_long: LongRow) -> tuple[list[int], int]:
-    """Token ids of a text, or of a pair as the tokenizer joins it, and how many were cut off to fit."""
+    """Token ids of a text, or of a pair as the tokenizer joins it, and how many were cut off to fit.
+
+    A tokenizer that would put nothing between the two gets them as one text, with a line break between them.
+    """
     text = example.text or example.messages[0].content
     if not text.strip():
         raise RowError("the text is empty")
-    tokenizer = template.tokenizer
-    ids = list(tokenizer(text, example.pair or None)["input_ids"])
+    tokenizer, pair = template.tokenizer, example.pair or None
+    if pair and tokenizer.num_special_tokens_to_add(pair=True) <= tokenizer.num_special_tokens_to_add(pair=False):
+        text, pair = f"{text}\n{pair}", None
+    ids = list(tokenizer(text, pair)["input_ids"])
     if len(ids) <= max_length:
         return ids, 0
     if on_long not in ("truncate_prompt", "truncate_answer"):
         raise RowError(f"{len(ids)} tokens, but train.max_length is {max_length}", kind="long")
-    short = list(tokenizer(text, example.pair or None, truncation=True, max_length=max_length)["input_ids"])
+    short = list(tokenizer(text, pair, truncation=True, max_length=max_length)["input_ids"])
     return short, len(ids) - len(short)
 
 

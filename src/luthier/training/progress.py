@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -16,6 +17,10 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Something the user should know and may want to change."""
+
+    def ask(self, question: str, answers: Sequence[str]) -> int | None:
+        """The number of the answer that the user chooses; None where there is nobody to ask."""
+        return None
 
     def rows(self, done: int, total: int | None) -> None:
         """So many rows are read or tokenized; `total` is None while nobody knows how many there are."""

@@ -22,6 +22,10 @@ class Format(Plugin):
         """Does this row have the columns of the format?"""
         raise NotImplementedError
 
+    def certain(self, row: Mapping[str, Any]) -> bool:
+        """Do the columns that match say by themselves that the format is meant, whatever other columns there are?"""
+        return True
+
     def read(self, row: Mapping[str, Any]) -> Example:
         """The row as an example; RowError says what the row lacks."""
         raise NotImplementedError
@@ -36,7 +40,12 @@ PARTS = ("text", "input_text", "output_text", None)
 
 
 def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
-    """`row[name]`; RowError names the columns there are, and the recipe key that chooses another."""
+    """`row[name]`; RowError names the columns there are, and the recipe key that chooses another.
+
+    `answers.text.0` is the first item of `text` within the column `answers`.
+    """
+    if name not in row and name.partition(".")[0] in row:
+        return _within(row, name)
     if name not in row:
         mend = f"name the column with data.format.{key}=COLUMN" if key else ""
         raise RowError(
@@ -44,6 +53,19 @@ def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
             mend=mend,
         )
     return row[name]
+
+
+def _within(row: Mapping[str, Any], path: str) -> Any:
+    """What stands at a path of keys and places; RowError where it leads nowhere."""
+    value: Any = row
+    for part in path.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list | tuple) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            raise RowError(f"there is no {path}: nothing stands at {part!r}")
+    return value
 
 
 def text_of(value: Any, name: str) -> str:
