@@ -357,6 +357,8 @@ def split_names(value: object) -> object:
     """`q_proj,v_proj` on the command line counts as a list, and so does one number."""
     if isinstance(value, int):
         return (value,)
+    if value == "()":  # how help shows an empty list
+        return ()
     if isinstance(value, str) and value != "all-linear":
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
