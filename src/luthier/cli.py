@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,7 +97,7 @@ def _train(arguments: list[str], options: dict[str, str | None], *, fresh: bool 
     except Stopped as stop:
         terminal.train_ends()
         console.print(f"{stop}. To go on, give the same command again:")
-        console.print(f"  [bold]{_same_command()}[/]")
+        console.print(f"  [bold]{_same_command()}[/]", soft_wrap=True)
         raise typer.Exit(stop.exit_code) from None
     except BaseException:
         terminal.train_ends()
@@ -309,7 +308,7 @@ def explain(
             help="method, task, format, evaluation, export, the name of one, or a block of a recipe such as train."
         ),
     ],
-    name: Annotated[str, typer.Argument(help="Which one, for example lora.")] = "",
+    name: Annotated[str, typer.Argument(help="Which one of the kind, for example lora.")] = "",
 ) -> None:
     """Say what something is: idea, formula, paper, and every field."""
     from luthier.explain import explanation
@@ -324,8 +323,6 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")  # typer's no_args_is_help is an error here, and not the same one in every version
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Notices between libraries about names they will drop are not for the user.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")

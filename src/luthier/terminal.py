@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +24,38 @@ from luthier.origin import redacted
 from luthier.reports.data_report import piece, shown
 from luthier.training.progress import Progress
 
-# Piped output has no width of its own: keep a message on one line there, for grep.
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(highlight=False, stderr=True, soft_wrap=True)
+WIDE = 140
+"""Columns of a table where no terminal says how many it has."""
+LEAD = re.compile(r"\s*(?:[!+>-] )?")
+"""What a line that is continued below is indented by."""
+
+
+class Lines(Console):
+    """A console whose messages wrap between words, below their beginning; a file gets each on one line, for grep."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich prints. What is to be pasted, such as a command, takes soft_wrap=True: nothing is put into it."""
+        if options or len(objects) != 1 or not isinstance(objects[0], str) or self.soft_wrap:
+            super().print(*objects, **options)
+            return
+        for line in Text.from_markup(objects[0]).split(allow_blank=True):
+            lead = LEAD.match(line.plain)
+            assert lead is not None
+            first, rest = line.divide([lead.end()])
+            for part in rest.wrap(self, max(20, self.width - lead.end())):
+                super().print(first + part)
+                first = Text(" " * lead.end())
+
+
+def _lines(*, stderr: bool = False) -> Lines:
+    made = Lines(highlight=False, stderr=stderr)
+    if not made.is_terminal:
+        made.soft_wrap = True
+        made.width = int(os.environ.get("COLUMNS") or WIDE)
+    return made
+
+
+console, errors = _lines(), _lines(stderr=True)
 
 
 def starting(command: str, what: str, into: Path | str = "") -> None:
@@ -205,9 +236,8 @@ def show_plan(found: Mapping[str, Any]) -> None:
         console.print(f"  memory cannot be foretold for this model: {escape(found['why'])}")
         return
     title = f"{found['method']} on {found['model']}, {found['steps']:,} steps, on the {plan['device']}"
-    table = Table(
-        title=escape(title), title_justify="left", title_style="", box=SIMPLE, pad_edge=False, show_footer=True
-    )
+    console.print(escape(title))
+    table = Table(box=SIMPLE, pad_edge=False, show_footer=True)
     table.add_column("memory", footer="at most")
     table.add_column("", justify="right", footer=gigabytes(plan["bytes"]))
     for part, size in plan["parts"].items():
@@ -306,6 +336,9 @@ def _safe(text: str) -> str:
 
 
 def show_error(text: str) -> None:
-    """One clear message on standard error."""
+    """One clear message on standard error; what fixes it may be pasted, so it gets no line ends."""
     sys.stdout.flush()
-    errors.print(f"[bold red]error:[/] {escape(redacted(text))}")
+    what, *fixes = re.split(r"\n(?=  mend: )", redacted(text))
+    errors.print(f"[bold red]error:[/] {escape(what)}")
+    for fix in fixes:
+        errors.print(escape(fix), soft_wrap=True)
