@@ -102,7 +102,7 @@ def change(folder: Path, **values: Any) -> None:
 
 LIES: dict[str, dict[str, Any]] = {
     "num_hidden_layers is 1000000": {"num_hidden_layers": 10**6},
-    "num_hidden_layers is 50, and the weights have 2 layers": {"num_hidden_layers": 50},
+    "num_hidden_layers is 500, and the weights have 2 layers": {"num_hidden_layers": 500},
     "hidden_size is -32": {"hidden_size": -32},
     "vocab_size is 0": {"vocab_size": 0},
     "intermediate_size is 100000000000000000": {"intermediate_size": 10**17},
@@ -123,6 +123,20 @@ def test_a_configuration_that_lies_is_refused(said: str, folder: Path) -> None:
         with pytest.raises(ModelError) as caught:
             opened(folder, **options)
         assert said in caught.value.message and "config.json" in caught.value.message, caught.value.message
+
+
+def test_layers_that_share_their_weights_are_no_lie(tmp_path: Path) -> None:
+    import transformers as t
+
+    from tests.conftest import build_tokenizer
+
+    config = t.AlbertConfig(
+        vocab_size=400, embedding_size=16, hidden_size=32, num_attention_heads=4, intermediate_size=64
+    )
+    assert config.num_hidden_layers == 12
+    t.AlbertForSequenceClassification(config).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    locate(ModelConfig(path=str(tmp_path)))
 
 
 def test_a_configuration_that_is_no_object_is_refused(folder: Path) -> None:

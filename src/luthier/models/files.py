@@ -24,6 +24,8 @@ SIZES = re.compile(r"(num|n)_\w+|\w+_(size|dim|rank|layers|heads|positions|embed
 """Keys of config.json whose whole numbers say how large the model is."""
 LARGEST = {"layers": 2_000, "": 2**31}
 """By the word a key has in it: more than any model has."""
+SHARED = 200
+"""Layers that may share the weights of one, as ALBERT's do; a few too many are told by weights that are missing."""
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation")
 
@@ -120,7 +122,7 @@ def check_config(config: Mapping[str, Any], file: Path, tensors: Iterator[str] |
             _check_activation(key, value, file)
         elif isinstance(value, int) and not isinstance(value, bool) and SIZES.fullmatch(last):
             most = LARGEST["layers" if "layers" in last else ""]
-            if layers is not None and key in LAYERS and value > 2 * layers + 2:
+            if layers is not None and key in LAYERS and value > 2 * layers + SHARED:
                 raise ModelError(
                     f"{file}: {key} is {value}, and the weights have {layers + 1} layers",
                     mend=f"{FETCH}; its config.json may belong to another",
