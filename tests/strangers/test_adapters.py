@@ -75,7 +75,7 @@ def test_an_adapter_of_a_classifier_does_not_talk(finished: Path, tmp_path: Path
     adapter = copied(finished / "adapter", tmp_path / "adapter")
     settings = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**settings, "task_type": "SEQ_CLS"}))
-    with pytest.raises(InputError, match="adapter for task_type SEQ_CLS, which does not talk"):
+    with pytest.raises(InputError, match=r"adapter of a classifier \(task_type SEQ_CLS\), which does not talk"):
         Engine.load(adapter)
 
 

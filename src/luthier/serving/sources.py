@@ -88,7 +88,7 @@ def _adapter(name: str, path: Path) -> Source:
         raise InputError(f"{path}/adapter_config.json names no base (base_model_name_or_path)")
     if str(settings.get("task_type")) not in ("CAUSAL_LM", "None", ""):
         raise InputError(
-            f"{path} is an adapter for task_type {settings['task_type']}, which does not talk",
+            f"{path} is the adapter of a classifier (task_type {settings['task_type']}), which does not talk",
             mend="give an adapter that was trained as a language model (CAUSAL_LM)",
         )
 
