@@ -87,15 +87,23 @@ def base_of(folder: Path, *, weights: bool = True) -> dict[str, str]:
     Of weights the header is hashed and both ends of each tensor, for reading all of them would take as long as loading
     them once more. Training changes every tensor it touches, so another checkpoint does not pass for the same.
     """
-    # An index may name shards in folders within.
-    shards = sorted(folder.rglob("*.safetensors")) if weights else []
-    found = {path.relative_to(folder).as_posix(): _sampled(path) for path in shards}
+    shards = {*folder.glob("*.safetensors"), *_listed(folder)} if weights else set()
+    found = {path.relative_to(folder).as_posix(): _sampled(path) for path in sorted(shards)}
     for path in sorted(folder.iterdir()):
         if path.name != "generation_config.json" and (
             path.suffix in (".json", ".jinja", ".py", ".model") or path.name in ("vocab.txt", "merges.txt")
         ):
             found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The shards that the index of a folder names, which may lie in folders within."""
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return [file for name in {*index["weight_map"].values()} if (file := folder / name).is_file()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever loads it says what is wrong
+        return []
 
 
 def local_copy(source: str, revision: str | None) -> Path | None:

@@ -92,6 +92,12 @@ def _adapter(name: str, path: Path) -> Source:
             mend="give an adapter that was trained as a language model (CAUSAL_LM)",
         )
 
+    if not (path / "adapter_model.safetensors").is_file():  # vLLM would open a pickle beside it
+        raise InputError(
+            f"{path} holds no adapter_model.safetensors; a pickle (.bin) can run code and is not opened",
+            mend="save the adapter again with PEFT, which writes safetensors",
+        )
+
     def load(model: nn.Module) -> nn.Module:
         from luthier.tuners.loading import load_adapter
 
