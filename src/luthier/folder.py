@@ -191,7 +191,7 @@ class RunFolder:
     def write_jsonl(self, path: Path, rows: Iterable[Any]) -> None:
         """Replace a JSON-lines file of the run as a whole, and keep its hash."""
         with staging_of(path).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            file.writelines(to_json(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         self.ledger.commit(path)
 
     def checked(self, path: Path) -> Path:

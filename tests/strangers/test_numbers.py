@@ -23,10 +23,10 @@ from luthier.folder import RunFolder, write_json, write_jsonl
 from luthier.measuring import Measured
 from luthier.ops.finite import not_finite, weights_of
 from luthier.reports.run_report import figure, worst
-from luthier.serving.sources import source_of
 from luthier.strict_json import to_json
 from luthier.training import checkpoint as checkpoints
 from luthier.training.loop import Loop
+from luthier.tuners.loading import load_adapter
 from tests.conftest import ROOT
 
 OWN = [
@@ -194,10 +194,8 @@ def test_an_adapter_with_such_weights_is_neither_evaluated_nor_served(
     said = rf"adapter_model\.safetensors: the weight {re.escape(name)} holds NaN"
     with pytest.raises(InputError, match=said):
         method.load(nn.Linear(1, 1), place / "adapter")
-    served = source_of(str(place / "adapter")).load
-    assert served is not None
-    with pytest.raises(InputError, match=said):
-        served(nn.Linear(1, 1))
+    with pytest.raises(InputError, match=said):  # as chat and serve load it
+        load_adapter(nn.Linear(1, 1), place / "adapter")
 
 
 def test_tensors_are_judged_by_all_they_hold() -> None:
@@ -239,7 +237,7 @@ def test_no_json_holds_what_is_no_number(tmp_path: Path) -> None:
 def test_all_json_that_is_written_goes_through_one_function() -> None:
     """Where Python's own is called, it makes a key to be hashed, a part of a message, or text that holds no number."""
     own = {"cli", "explain", "strict_json", "measuring", "gguf_vocab", "adalora", "stream", "cache", "tools", "store",
-           "tool_use", "deploying"}  # fmt: skip
+           "tool_use", "deploying", "shell", "guess"}  # fmt: skip
     for path in (ROOT / "src" / "luthier").rglob("*.py"):
         assert path.stem in own or "json.dump" not in path.read_text(encoding="utf-8"), path
 

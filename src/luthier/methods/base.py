@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from luthier.errors import CannotMerge, InputError
 from luthier.heads import HEADS
 from luthier.plugins import Family, Plugin
+from luthier.strict_json import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -248,7 +249,7 @@ class PeftMethod(Method):
         saved = json.loads(settings.read_text(encoding="utf-8"))
         for names in (v for v in saved.values() if isinstance(v, list) and all(isinstance(each, str) for each in v)):
             names.sort()  # PEFT writes sets, whose order differs from process to process
-        settings.write_text(json.dumps(saved, indent=2, sort_keys=True), encoding="utf-8")
+        settings.write_text(to_json(saved, indent=2, sort_keys=True), encoding="utf-8")
 
     def restore(self, model: nn.Module, folder: Path) -> None:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -269,8 +270,8 @@ class PeftMethod(Method):
         from luthier.tuners.loading import WEIGHTS, load_adapter
 
         _refuse_second(model, self.name)
-        classify = getattr(model.config, "problem_type", None) == "single_label_classification"
         tuned = load_adapter(model, folder)
+        classify = getattr(model.config, "problem_type", None) == "single_label_classification"
         feed_heads(tuned, folder / WEIGHTS)
         self._make_unloadable(tuned)
         self.guard(tuned, classify)

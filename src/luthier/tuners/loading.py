@@ -35,6 +35,7 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
     try:
         with safe_open(file, framework="pt") as opened:
             shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        refuse_file(file)
         tuned: Any = PeftModel.from_pretrained(model, str(folder))
     except SafetensorError as error:
         raise InputError(f"{file} is damaged: {error}", mend="restore it from a copy, or retrain") from None
@@ -42,7 +43,6 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
         reason = (str(error).strip() or type(error).__name__).splitlines()
         raise InputError(f"{folder} is not an adapter for this base: {' '.join(reason[:2])}", mend=FIX) from error
     _check_names(tuned, shapes, file)
-    refuse_file(file)
     return tuned  # type: ignore[no-any-return]
 
 
