@@ -8,10 +8,11 @@ open, the one that has been idle for longest makes room.
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from luthier.strict_json import to_json
 
 HEADERS = 10.0
 """Seconds that the head of a request may take to arrive."""
@@ -68,7 +69,7 @@ def protocol(most: int, patience: float = HEADERS) -> type[H11Protocol]:
         def send_400_response(self, msg: str) -> None:
             """In OpenAI's form, as every other error."""
             error = {"message": msg, "type": "invalid_request_error", "param": None, "code": "invalid_http"}
-            body = json.dumps({"error": error}).encode()
+            body = to_json({"error": error}).encode()
             head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
             self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
             self.transport.close()
