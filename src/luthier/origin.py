@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import InputError
+from luthier.ledger import read_object
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets")
 SAMPLE = 4096
@@ -78,9 +79,13 @@ def base_of(folder: Path, *, weights: bool = True) -> dict[str, str]:
     Of weights the header is hashed and both ends of each tensor, for reading all of them would take as long as loading
     them once more. Training changes every tensor it touches, so another checkpoint does not pass for the same.
     """
-    # An index may name shards in folders within.
-    shards = sorted(folder.rglob("*.safetensors")) if weights else []
-    found = {path.relative_to(folder).as_posix(): _sampled(path) for path in shards}
+    # An index may name shards in folders within; other folders there may be runs, and are none of the base's.
+    index = folder / "model.safetensors.index.json"
+    shards = read_object(index).get("weight_map") if index.is_file() else None
+    names = {path.name for path in folder.glob("*.safetensors")} | set(
+        shards.values() if isinstance(shards, dict) else ()
+    )
+    found = {name: _sampled(folder / name) for name in sorted(names) if weights and (folder / name).is_file()}
     for path in sorted(folder.iterdir()):
         if path.name != "generation_config.json" and (
             path.suffix in (".json", ".jinja", ".py", ".model") or path.name in ("vocab.txt", "merges.txt")

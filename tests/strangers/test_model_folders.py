@@ -111,6 +111,15 @@ LIES: dict[str, dict[str, Any]] = {
     "_attn_implementation_internal is 'evil/repo'": {"_attn_implementation_internal": "evil/repo"},
     "text_config._attn_implementation is 'a/b:f'": {"text_config": {"_attn_implementation": "a/b:f"}},
     "names 'x.bin' as weights": {"transformers_weights": "x.bin"},
+    "attn_implementation is 5, which transformers has not": {"attn_implementation": 5},
+    "attn_implementation.implementation is 'a/b'": {"attn_implementation": {"text_config": "a/b"}},
+    "head_dim is 1000000, and no weight has": {"head_dim": 10**6},
+    "num_labels is 1000000": {"num_labels": 10**6},
+    "text_config should be an object": {"text_config": 5},
+    "attention_dropout is 7": {"attention_dropout": 7},
+    "sliding_window is 'x'": {"sliding_window": "x"},
+    "eos_token_id is 400, and the model has 400 tokens": {"eos_token_id": [1, 400]},
+    "cannot use the config.json": {"head_dim": -4, "dtype": 5},
 }
 
 
@@ -118,7 +127,7 @@ LIES: dict[str, dict[str, Any]] = {
 def test_a_configuration_that_lies_is_refused(said: str, folder: Path) -> None:
     change(folder, **LIES[said])
     for options in ({}, {"init": "random"}):
-        if "and the weights have" in said and options:
+        if ("and the weights have" in said or "and no weight has" in said) and options:
             continue
         with pytest.raises(ModelError) as caught:
             opened(folder, **options)
@@ -150,3 +159,78 @@ def test_too_little_memory_is_called_that(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
     with pytest.raises(ModelError, match="the memory is too small for the weights"):
         opened(folder)
+
+
+def test_a_run_checks_the_whole_model_that_it_keeps(folder: Path) -> None:
+    """Its weights are loaded from its own folder, which `locate` never sees."""
+    base = ModelConfig(path="builtin")
+    (folder / "b.bin").write_bytes(pickle.dumps(Trap(folder / "it ran")))
+    sharded(folder, "b.bin")
+    with pytest.raises(ModelError, match=r"only \.safetensors files"):
+        load_model(base, str(folder), labels=None, tokenizer=load_tokenizer(base, str(folder)))
+    assert not (folder / "it ran").exists()
+
+
+def test_a_base_is_loaded_without_an_adapter_that_lies_beside_it(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "evil/base"}')
+    with pytest.raises(ModelError, match="holds an adapter beside the model"):
+        opened(folder)
+
+
+def test_a_run_within_the_folder_of_its_base_does_not_change_the_base(folder: Path) -> None:
+    before = base_of(folder)
+    (folder / "run" / "adapter").mkdir(parents=True)
+    save_file({"a": torch.ones(1)}, folder / "run" / "adapter" / "adapter_model.safetensors")
+    assert base_of(folder) == before
+
+
+def test_tokens_beyond_the_vocabulary_are_named_before_a_run_meets_them(folder: Path) -> None:
+    generation = folder / "generation_config.json"
+    was = generation.read_text()
+    generation.write_text(json.dumps({**json.loads(was), "pad_token_id": 10**6}))
+    with pytest.raises(ModelError, match=r"generation_config\.json: pad_token_id is 1000000"):
+        opened(folder)
+    generation.write_text(was)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    added = {**tokenizer["added_tokens"][0], "id": 400, "content": "<|late|>"}
+    tokenizer["added_tokens"].append(added)
+    tokenizer["model"]["vocab"]["<|late|>"] = 400
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match=r"has token 400 \('<\|late\|>'\), and the model has 400 tokens"):
+        opened(folder)
+
+
+def test_no_key_can_ask_for_modules_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.models.files.MOST_MODULES", 10)
+    with pytest.raises(ModelError, match="more than 10 modules"):
+        opened(folder)
+
+
+def test_a_header_that_is_no_object_is_damage(folder: Path) -> None:
+    for header in (b"[1, 2]", b"5", b'{"a": 1}', b'{"a": {"shape": 3}}', b"[" * 100_000):
+        (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
+            opened(folder)
+
+
+@pytest.mark.parametrize("fault", ["index", "adapter"])
+def test_what_a_hub_id_brings_is_held_to_the_same(
+    fault: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker, repository = tmp_path / "it ran", tmp_path / "hub" / "models--a--b"
+    if fault == "index":
+        sharded(folder, "b.bin")
+        (folder / "b.bin").write_bytes(pickle.dumps(Trap(marker)))
+    else:
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    commit = "0" * 40
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for module in ("huggingface_hub.constants", "transformers.utils.hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = ModelConfig(path="a/b")
+    tokenizer = load_tokenizer(config, "a/b")
+    with pytest.raises(ModelError, match=r"only \.safetensors|holds an adapter beside"):
+        load_model(config, "a/b", labels=None, tokenizer=tokenizer)
+    assert not marker.exists()

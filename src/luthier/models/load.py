@@ -23,7 +23,7 @@ from luthier.builtin import BASE
 from luthier.config import ModelConfig
 from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
 from luthier.heads import UNPACKED
-from luthier.models.files import FETCH, check_config, check_folder, check_hub_index, damaged
+from luthier.models.files import FETCH, check_config, check_folder, check_hub, damaged, few_modules
 from luthier.ops.packed import repair
 from luthier.training.space import is_out_of_memory
 
@@ -51,7 +51,9 @@ def locate(config: ModelConfig) -> str:
             raise MissingExtra(
                 f"model {config.path}: ModelScope's package is not installed", mend="pip install 'luthier[modelscope]'"
             ) from None
-        return str(snapshot_download(config.path, revision=config.revision))
+        folder = Path(snapshot_download(config.path, revision=config.revision))
+        check_folder(folder, weights=config.init == "pretrained")
+        return str(folder)
     return config.path
 
 
@@ -81,10 +83,8 @@ def row_limit(
 
     `taken` are the positions that the method's virtual tokens take.
     """
-    try:
-        model = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
-    except Exception as error:
-        raise _unloadable(config, "config.json", error) from error
+    model = config_of(config, source)
+    _check_vocabulary(config, model, tokenizer)
     own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
     # RoBERTa has 514 positions and takes 512 tokens: its tokenizer knows. Without a limit that is a huge number.
     own = min(own, tokenizer.model_max_length)
@@ -113,16 +113,21 @@ def load_model(
     quantize = quantization(config, model_config)
     # A decoder's head pools the last token that is not this one.
     model_config.pad_token_id = tokenizer.pad_token_id
+    _check_vocabulary(config, model_config, tokenizer)
     where = device(config)
     dtype = _dtype(config, where)
     try:
         if config.init == "random":
-            model = auto.from_config(model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+            with few_modules():
+                model = auto.from_config(model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
         else:
             if quantize != "none":
                 options["device_map"] = {"": where}
-            if not Path(source).is_dir():
-                check_hub_index(source, config.revision)
+            if Path(source).is_dir():  # also of a run, which nobody has looked at before
+                check_folder(Path(source), weights=True)
+            else:  # of the commit that config.json came from: the branch may have moved since
+                options["revision"] = getattr(model_config, "_commit_hash", None) or options["revision"]
+                check_hub(source, options["revision"])
             if config.quantize != "none":
                 options["quantization_config"] = _quantization(config, labels)
             model = _read(auto, source, labels, config=model_config, dtype=dtype, **options)
@@ -141,7 +146,8 @@ def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would report is told below, or is meant
     try:
-        model, told = auto.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
+        with few_modules():
+            model, told = auto.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
     finally:
         logging.set_verbosity(verbosity)
     head = re.compile(rf"({'|'.join(UNPACKED)})\b" if labels else "(?!)")
@@ -165,22 +171,28 @@ def skeleton(
             model_config.layer_types = model_config.layer_types[:layers]
     if labels is None and reads_ahead(model_config):
         raise _wrong_task(config, model_config, labels)
-    with torch.device("meta"):
+    with torch.device("meta"), few_modules():
         try:
             return auto.from_config(model_config, trust_remote_code=config.trust_remote_code)  # type: ignore[no-any-return]
-        except ValueError as error:
-            raise _wrong_task(config, model_config, labels) from error
+        except ModelError:
+            raise
+        except Exception as error:  # transformers builds what config.json says, and fails in many ways
+            if isinstance(error, ValueError) and "Unrecognized configuration class" in str(error):
+                raise _wrong_task(config, model_config, labels) from error
+            raise _unloadable(config, "config.json", error) from error
 
 
 def _architecture(config: ModelConfig, source: str, labels: tuple[str, ...] | None) -> tuple[dict[str, Any], Any, Any]:
     """(options of every call, the model's configuration, the auto class that builds it)."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
+    if Path(source).is_dir():
+        check_folder(Path(source), weights=False)
     try:
         model_config = AutoConfig.from_pretrained(source, **options)
     except Exception as error:
         raise _unloadable(config, "config.json", error) from error
-    if not Path(source).is_dir():  # those of a folder are checked before it is opened
-        check_config(type(model_config).get_config_dict(source, **options)[0], Path(source, "config.json"), ())
+    if not Path(source).is_dir():
+        check_config(type(model_config).get_config_dict(source, **options)[0], Path(source, "config.json"), {})
     if labels is None:
         return options, model_config, AutoModelForCausalLM
     model_config.num_labels = len(labels)
@@ -260,8 +272,12 @@ def quantization(config: ModelConfig, model_config: Any) -> str:
     stored = getattr(model_config, "quantization_config", None)
     if stored is None:
         return config.quantize
-    told = stored if isinstance(stored, dict) else stored.to_dict()
-    kind = str(told["bnb_4bit_quant_type" if told.get("load_in_4bit") else "quant_method"])
+    told = stored if isinstance(stored, dict) else stored.to_dict() if hasattr(stored, "to_dict") else {}
+    kind = str(told.get("bnb_4bit_quant_type" if told.get("load_in_4bit") else "quant_method"))
+    if kind == "None":
+        raise ModelError(
+            f"model.path: quantization_config of {config.path} does not say how its weights are packed", mend=FETCH
+        )
     kind = "int8" if told.get("load_in_8bit") else kind
     if config.quantize not in ("none", kind):
         raise ModelError(
@@ -314,7 +330,9 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
             f"model.path: the memory is too small for the {part} of {config.path}",
             mend="a smaller base, or one in 4 bit (method=qlora); luthier plan says what a base needs",
         )
-    if damaged(error) or Path(config.path).is_dir():
+    if "does not recognize this architecture" in str(error):
+        return ModelError(f"model.path: {config.path}: {lines[0]}", mend="pip install -U transformers, or another base")
+    if damaged(error) or Path(config.path).is_dir() or not isinstance(error, OSError):
         return ModelError(
             f"model.path: cannot use the {part} of {config.path}: {type(error).__name__}: {lines[0] if lines else ''}",
             mend=f"{FETCH}; its files may be damaged, or of another model",
@@ -323,6 +341,19 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
         f"model.path: cannot load the {part} of {config.path!r}: {type(error).__name__}: {lines[0] if lines else ''}",
         mend="check the name; offline, give a local folder or model=builtin",
     )
+
+
+def _check_vocabulary(config: ModelConfig, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """ModelError where the tokenizer has tokens that the model has no embedding for: they would end a run midway."""
+    size = getattr(model_config.get_text_config(), "vocab_size", None)
+    token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if isinstance(size, int) and number >= size:
+        raise ModelError(
+            f"model.path: the tokenizer of {config.path} has token {number} ({token!r}), and the model has {size} "
+            "tokens, numbered from 0",
+            mend="give the tokenizer that belongs to the model, or enlarge the model once with "
+            "model.resize_token_embeddings(len(tokenizer)) and save_pretrained",
+        )
 
 
 def family_of(config: ModelConfig, source: str) -> Literal["encoder", "decoder", "encoder-decoder"]:
