@@ -93,7 +93,7 @@ def test_vllm_gets_no_pickle_and_no_adapter_of_another_base(finished: Path, tmp_
     with pytest.raises(InputError, match="is not an adapter for this base"):
         plan_of([str(adapter)])
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(InputError, match="a pickle .* is not opened"):
+    with pytest.raises(InputError, match=r"a pickle .* is not opened"):
         plan_of([str(adapter)])
 
 

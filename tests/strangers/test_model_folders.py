@@ -119,7 +119,7 @@ LIES: dict[str, dict[str, Any]] = {
     "attention_dropout is 7": {"attention_dropout": 7},
     "sliding_window is 'x'": {"sliding_window": "x"},
     "eos_token_id is 400, and the model has 400 tokens": {"eos_token_id": [1, 400]},
-    "cannot use the config.json": {"head_dim": -4, "dtype": 5},
+    "cannot use the config.json": {"dtype": 5},
 }
 
 
