@@ -81,11 +81,11 @@ def base_of(folder: Path, *, weights: bool = True) -> dict[str, str]:
     """
     # An index may name shards in folders within; other folders there may be runs, and are none of the base's.
     index = folder / "model.safetensors.index.json"
-    shards = read_object(index).get("weight_map") if index.is_file() else None
-    names = {path.name for path in folder.glob("*.safetensors")} | set(
-        shards.values() if isinstance(shards, dict) else ()
-    )
-    found = {name: _sampled(folder / name) for name in sorted(names) if weights and (folder / name).is_file()}
+    shards = read_object(index).get("weight_map") if weights and index.is_file() else None
+    named = [name for name in shards.values() if isinstance(name, str)] if isinstance(shards, dict) else []
+    names = sorted({*(path.name for path in folder.glob("*.safetensors")), *named}) if weights else []
+    inside = [name for name in names if (folder / name).is_file() and ".." not in Path(name).parts]
+    found = {name: _sampled(folder / name) for name in inside}
     for path in sorted(folder.iterdir()):
         if path.name != "generation_config.json" and (
             path.suffix in (".json", ".jinja", ".py", ".model") or path.name in ("vocab.txt", "merges.txt")

@@ -7,16 +7,18 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AlbertConfig, AlbertForMaskedLM, AutoTokenizer
 
 from luthier.config import ModelConfig
 from luthier.errors import ModelError
-from luthier.models.load import load_model, load_tokenizer, locate, skeleton
+from luthier.models.load import load_model, load_tokenizer, locate, row_limit, skeleton
 from luthier.origin import base_of
 
 
@@ -102,7 +104,7 @@ def change(folder: Path, **values: Any) -> None:
 
 LIES: dict[str, dict[str, Any]] = {
     "num_hidden_layers is 1000000": {"num_hidden_layers": 10**6},
-    "num_hidden_layers is 50, and the weights have 2 layers": {"num_hidden_layers": 50},
+    "num_hidden_layers is 500, and the weights have 2 layers": {"num_hidden_layers": 500},
     "hidden_size is -32": {"hidden_size": -32},
     "vocab_size is 0": {"vocab_size": 0},
     "intermediate_size is 100000000000000000": {"intermediate_size": 10**17},
@@ -111,7 +113,8 @@ LIES: dict[str, dict[str, Any]] = {
     "_attn_implementation_internal is 'evil/repo'": {"_attn_implementation_internal": "evil/repo"},
     "text_config._attn_implementation is 'a/b:f'": {"text_config": {"_attn_implementation": "a/b:f"}},
     "names 'x.bin' as weights": {"transformers_weights": "x.bin"},
-    "attn_implementation is 5, which transformers has not": {"attn_implementation": 5},
+    "attn_implementation is 5, which is none of eager": {"attn_implementation": 5},
+    "experts_implementation is 'sonicmoe', which is none of": {"experts_implementation": "sonicmoe"},
     "attn_implementation.implementation is 'a/b'": {"attn_implementation": {"text_config": "a/b"}},
     "head_dim is 1000000, and no weight has": {"head_dim": 10**6},
     "num_labels is 1000000": {"num_labels": 10**6},
@@ -192,12 +195,77 @@ def test_tokens_beyond_the_vocabulary_are_named_before_a_run_meets_them(folder: 
         opened(folder)
     generation.write_text(was)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    added = {**tokenizer["added_tokens"][0], "id": 400, "content": "<|late|>"}
-    tokenizer["added_tokens"].append(added)
     tokenizer["model"]["vocab"]["<|late|>"] = 400
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ModelError, match=r"has token 400 \('<\|late\|>'\), and the model has 400 tokens"):
         opened(folder)
+
+
+def test_an_added_token_beyond_matters_where_a_template_uses_it(folder: Path) -> None:
+    """Gemma 3 has one token more than its 1B model has embeddings: it stands for an image."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<|{i}|>" for i in range(401 - len(tokenizer))], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    opened(folder)
+    last = tokenizer.convert_ids_to_tokens(400)
+    (folder / "chat_template.jinja").write_text(f"{{{{ messages[0].content }}}}{last}")
+    with pytest.raises(ModelError, match=r"has token 400 .* and the model has 400 tokens"):
+        opened(folder)
+
+
+def test_layers_that_config_json_leaves_out_are_not_dropped_in_silence(folder: Path) -> None:
+    change(folder, num_hidden_layers=1)
+    with pytest.raises(
+        ModelError, match=r"weights of .* are of layers that its config\.json leaves out.*model\.layers\.1\."
+    ):
+        opened(folder)
+
+
+def test_layers_that_share_their_weights_are_no_lie(folder: Path, tmp_path: Path) -> None:
+    config = AlbertConfig(
+        vocab_size=400, embedding_size=16, hidden_size=32, num_hidden_layers=12, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=256, pad_token_id=1, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    albert = tmp_path / "albert"
+    AlbertForMaskedLM(config).save_pretrained(albert)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(albert)
+    base = ModelConfig(path=str(albert))
+    assert load_model(base, locate(base), labels=("a", "b"), tokenizer=load_tokenizer(base, str(albert)))
+
+
+def test_what_transformers_wrote_about_its_attention_is_taken(folder: Path) -> None:
+    """From 4.46 to 4.52 it wrote the first of these into most models."""
+    change(folder, _attn_implementation_autoset=True, attn_implementation="sdpa", _attn_implementation=None)
+    opened(folder)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_an_index_of_anything_is_hashed_without_a_traceback(single: bool, folder: Path) -> None:
+    (folder.parent / "outside.safetensors").write_bytes(b"x" * 16)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": ["x"], "b": 1, "c": "../outside.safetensors"}})
+    )
+    if not single:
+        (folder / "model.safetensors").unlink()
+    assert ("model.safetensors" in base_of(folder)) == single
+    assert "../outside.safetensors" not in base_of(folder)
+
+
+def test_advice_for_a_tokenizer_of_no_length_is_about_the_tokenizer(folder: Path) -> None:
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "model_max_length": -5}))
+    config = ModelConfig(path=str(folder))
+    with pytest.raises(ModelError, match=r"takes -5 tokens at most .*\n.*tokenizer_config\.json"):
+        row_limit(config, str(folder), load_tokenizer(config, str(folder)), None, 0)
+
+
+def test_a_package_that_a_model_needs_is_named_and_no_download_advised(folder: Path) -> None:
+    change(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    if find_spec("optimum"):
+        pytest.skip("the package that is to be missing is here")
+    with pytest.raises(ModelError, match="optimum") as caught:
+        opened(folder)
+    assert caught.value.mend == "install that package, or another base"
 
 
 def test_no_key_can_ask_for_modules_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

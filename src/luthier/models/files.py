@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from luthier.errors import InputError, ModelError, did_you_mean
@@ -37,6 +39,8 @@ POSITIVE = (
 )  # fmt: skip
 ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation")
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+IMPLEMENTATIONS = ("eager", "paged|eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")
+"""Of attention and experts, those within transformers. For others it imports a package or fetches code from a hub."""
 MOST_MODULES = 300_000
 """More layers of torch's than any model has; building them takes a minute."""
 
@@ -139,13 +143,14 @@ def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, in
         share = "drop" in last and isinstance(value, int | float) and not 0 <= value <= 1
         if share or (last == "sliding_window" and not isinstance(value, int | None)):
             raise ModelError(f"{file}: {key} is {value!r}, which no model has", mend=FETCH)
-        if "implementation" in key:
+        if "implementation" in key and not key.endswith("_autoset"):
             _check_implementation(key, value, file)
         elif last in ACTIVATIONS and isinstance(value, str):
             _check_activation(key, value, file)
         elif isinstance(value, int) and not isinstance(value, bool) and SIZES.fullmatch(last):
             most = next(most for word, most in LARGEST.items() if word in last)
-            if layers is not None and key in LAYERS and value > 2 * layers + 2:
+            # Some have few layers and use them many times, as ALBERT.
+            if layers is not None and key in LAYERS and value > max(100, 2 * layers + 2):
                 raise ModelError(
                     f"{file}: {key} is {value}, and the weights have {layers + 1} layers",
                     mend=f"{FETCH}; its config.json may belong to another",
@@ -190,11 +195,13 @@ def _settings(config: Mapping[str, Any], prefix: str = "", depth: int = 0) -> It
 
 
 def _check_implementation(key: str, value: Any, file: Path) -> None:
-    """A name with a slash is a repository whose kernels transformers would fetch and run."""
-    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[a-z0-9_]+(\|[a-z0-9_]+)?", value)):
+    """A name with a slash is a repository whose kernels transformers would fetch and run; it does so for others too."""
+    here = value == "flash_attention_2" and find_spec("flash_attn") is not None
+    if value is not None and value not in IMPLEMENTATIONS and not here:
         code = isinstance(value, str) and "/" in value
         raise ModelError(
-            f"{file}: {key} is {value!r}, which {'would fetch code and run it' if code else 'transformers has not'}",
+            f"{file}: {key} is {value!r}, which "
+            + ("would fetch code and run it" if code else f"is none of {', '.join(IMPLEMENTATIONS)}"),
             mend=f"remove {key} from config.json, if you trust the rest of the model",
         )
 
@@ -242,6 +249,48 @@ def few_modules() -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def check_vocabulary(path: str, model_config: Any, tokenizer: Any) -> None:
+    """ModelError where texts may have tokens that the model has no embedding for: they would end a run midway.
+
+    An added token beyond that no template uses does no harm: Gemma 3 has one for images.
+    """
+    size = getattr(model_config.get_text_config(), "vocab_size", None)
+    added, template = tokenizer.get_added_vocab(), str(tokenizer.chat_template or "")
+    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    used = [
+        (n, name) for name, n in tokenizer.get_vocab().items() if name not in added or name in named or name in template
+    ]
+    number, token = max(used, default=(-1, ""))
+    if isinstance(size, int) and number >= size:
+        raise ModelError(
+            f"model.path: the tokenizer of {path} has token {number} ({token!r}), and the model has {size} tokens, "
+            "numbered from 0",
+            mend="give the tokenizer that belongs to the model, or enlarge the model once with "
+            "model.resize_token_embeddings(len(tokenizer)) and save_pretrained",
+        )
+
+
+def check_left_out(unexpected: Iterable[str], model: nn.Module, source: str) -> None:
+    """ModelError where the files have more layers than config.json says: transformers leaves them out in silence."""
+    if getattr(model.config, "num_nextn_predict_layers", None):  # these are stored as layers, and only guess ahead
+        return
+    own = set(model.state_dict())
+    layers = {found[0] for name in own if (found := re.match(r".*?\.\d+\.", name))}
+    left = sorted(
+        name
+        for name in unexpected
+        if (found := re.match(r"(.*?\.)\d+\.", name))
+        and found[0] not in layers
+        and f"{found[1]}0.{name[found.end() :]}" in own
+    )
+    if left:
+        raise ModelError(
+            f"model.path: {len(left)} weights of {source} are of layers that its config.json leaves out, among them "
+            f"{left[0]}",
+            mend=f"{FETCH}; its config.json may belong to another",
+        )
 
 
 def damaged(error: Exception) -> bool:

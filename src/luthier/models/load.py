@@ -23,7 +23,16 @@ from luthier.builtin import BASE
 from luthier.config import ModelConfig
 from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
 from luthier.heads import UNPACKED
-from luthier.models.files import FETCH, check_config, check_folder, check_hub, damaged, few_modules
+from luthier.models.files import (
+    FETCH,
+    check_config,
+    check_folder,
+    check_hub,
+    check_left_out,
+    check_vocabulary,
+    damaged,
+    few_modules,
+)
 from luthier.ops.packed import repair
 from luthier.training.space import is_out_of_memory
 
@@ -84,10 +93,15 @@ def row_limit(
     `taken` are the positions that the method's virtual tokens take.
     """
     model = config_of(config, source)
-    _check_vocabulary(config, model, tokenizer)
+    check_vocabulary(config.path, model, tokenizer)
     own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
     # RoBERTa has 514 positions and takes 512 tokens: its tokenizer knows. Without a limit that is a huge number.
     own = min(own, tokenizer.model_max_length)
+    if own < 1:
+        raise ModelError(
+            f"model.path: the tokenizer of {config.path} takes {own} tokens at most (model_max_length)",
+            mend="correct model_max_length in its tokenizer_config.json",
+        )
     if taken >= own:
         raise InputError(
             f"method.length: a prompt of {taken} tokens leaves none of the model's {own} positions to the text",
@@ -113,7 +127,7 @@ def load_model(
     quantize = quantization(config, model_config)
     # A decoder's head pools the last token that is not this one.
     model_config.pad_token_id = tokenizer.pad_token_id
-    _check_vocabulary(config, model_config, tokenizer)
+    check_vocabulary(config.path, model_config, tokenizer)
     where = device(config)
     dtype = _dtype(config, where)
     try:
@@ -155,8 +169,9 @@ def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any
     if missing:
         raise ModelError(
             f"model.path: {len(missing)} weights of {source} are not in its files, among them {missing[0]}",
-            mend="fetch the model anew; its config.json may belong to another",
+            mend=f"{FETCH}; its config.json may belong to another",
         )
+    check_left_out(told["unexpected_keys"], model, source)
     return model  # type: ignore[no-any-return]
 
 
@@ -332,6 +347,8 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
         )
     if "does not recognize this architecture" in str(error):
         return ModelError(f"model.path: {config.path}: {lines[0]}", mend="pip install -U transformers, or another base")
+    if isinstance(error, ImportError):
+        return ModelError(f"model.path: {config.path}: {' '.join(lines)}", mend="install that package, or another base")
     if damaged(error) or Path(config.path).is_dir() or not isinstance(error, OSError):
         return ModelError(
             f"model.path: cannot use the {part} of {config.path}: {type(error).__name__}: {lines[0] if lines else ''}",
@@ -341,19 +358,6 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
         f"model.path: cannot load the {part} of {config.path!r}: {type(error).__name__}: {lines[0] if lines else ''}",
         mend="check the name; offline, give a local folder or model=builtin",
     )
-
-
-def _check_vocabulary(config: ModelConfig, model_config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """ModelError where the tokenizer has tokens that the model has no embedding for: they would end a run midway."""
-    size = getattr(model_config.get_text_config(), "vocab_size", None)
-    token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
-    if isinstance(size, int) and number >= size:
-        raise ModelError(
-            f"model.path: the tokenizer of {config.path} has token {number} ({token!r}), and the model has {size} "
-            "tokens, numbered from 0",
-            mend="give the tokenizer that belongs to the model, or enlarge the model once with "
-            "model.resize_token_embeddings(len(tokenizer)) and save_pretrained",
-        )
 
 
 def family_of(config: ModelConfig, source: str) -> Literal["encoder", "decoder", "encoder-decoder"]:
