@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +25,7 @@ from luthier.run import evaluate
 from luthier.serving.engine import Engine
 from luthier.serving.vllm import plan_of
 from luthier.training.checkpoint import staged
+from luthier.tuners.loading import load_adapter
 from tests.strangers.conftest import copied
 
 Tensors = dict[str, torch.Tensor]
@@ -84,6 +86,54 @@ def test_a_rank_that_no_weight_has_takes_no_memory(finished: Path, tmp_path: Pat
     change(adapter, r=10**9)
     with pytest.raises(InputError, match="r is 1000000000, and no weight of"):
         Engine.load(adapter)
+
+
+@pytest.mark.parametrize(
+    ("said", "settings"),
+    {
+        "rank_pattern.q_proj is 1000000000, and no weight": {"rank_pattern": {"q_proj": 10**9}},
+        "lora_alpha is nan, so every answer": {"lora_alpha": float("nan")},
+        "alpha_pattern.q_proj is 1e+308, so every answer": {"alpha_pattern": {"q_proj": 1e308}},
+        "layer_replication has 100000 parts": {"layer_replication": [[0, 2]] * 10**5},
+        "an X-LoRA adapter opens other adapters": {"peft_type": "XLORA", "adapters": {"0": "evil/repo"}},
+        "index 1000000 is out of bounds": {"trainable_token_indices": [10**6]},
+    }.items(),
+)
+def test_settings_that_cannot_be_are_refused(
+    said: str, settings: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    adapter = copied(finished / "adapter", tmp_path / "adapter")
+    change(adapter, **settings)
+    with pytest.raises(InputError) as caught:
+        Engine.load(adapter)
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": r"(([a-z_.0-9])+)+!"},
+        {"exclude_modules": "(x+x+)+y|(.+)+!"},
+        {"rank_pattern": {"((.)+)+!": 2}},
+    ],
+)
+def test_a_regular_expression_without_an_end_is_stopped(
+    settings: dict[str, Any], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.tuners.loading.MATCHING", 1.0)
+    adapter = copied(finished / "adapter", tmp_path / "adapter")
+    change(adapter, **settings)
+    with pytest.raises(InputError, match="regular expressions take more than"):
+        Engine.load(adapter)
+
+
+def test_a_regular_expression_of_a_real_adapter_is_taken(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder())
+    layers = r"(?:.*?(?:language|layers).*?(?:self_attn|mlp).*?(?:q_proj|v_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.x)"
+    get_peft_model(model, LoraConfig(target_modules=layers, rank_pattern={r"layers\.(\d)+\..*": 2})).save_pretrained(
+        tmp_path
+    )
+    assert load_adapter(AutoModelForCausalLM.from_pretrained(model_folder()), tmp_path)
 
 
 def test_vllm_gets_no_pickle_and_no_adapter_of_another_base(finished: Path, tmp_path: Path) -> None:
