@@ -38,7 +38,7 @@ POSITIVE = (
     "max_position_embeddings",
 )  # fmt: skip
 ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation")
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+TOKENS = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
 IMPLEMENTATIONS = ("eager", "paged|eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")
 """Of attention and experts, those within transformers. For others it imports a package or fetches code from a hub."""
 MOST_MODULES = 300_000
