@@ -3,7 +3,7 @@
 PYTHON = python3
 BIN = .venv/bin
 
-.PHONY: demo test test-gguf lint types check methods-table clean
+.PHONY: demo test test-gguf test-strangers test-versions lint types check methods-table clean
 
 demo: .venv/ready
 	$(BIN)/luthier demo
@@ -15,6 +15,15 @@ test: .venv/ready
 test-gguf: .venv/ready
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[gguf]'
 	$(BIN)/python -m pytest -n auto tests/exports/test_gguf.py
+
+# What strangers do to files, folders and the server, at full size: every fault against every command. About half an hour.
+test-strangers: .venv/ready
+	LUTHIER_STRANGERS=large $(BIN)/python -m pytest -n auto tests/strangers
+
+# The quick tests with the lowest versions that pyproject.toml allows, and with the newest, in environments of their own.
+test-versions: .venv/ready
+	$(BIN)/python tools/versions.py lowest
+	$(BIN)/python tools/versions.py newest
 
 lint: .venv/ready
 	$(BIN)/ruff check src tests tools benchmarks

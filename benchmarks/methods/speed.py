@@ -42,7 +42,7 @@ from luthier.ops.fused import fused
 from luthier.tasks.base import TASKS, Row
 from luthier.training.loop import Batch, Loop
 from luthier.training.optim import build_optimizer
-from luthier.training.session import accelerator_for
+from luthier.training.precision import accelerator_for
 
 FILE, PAGE = HERE / "speed.jsonl", HERE / "README.md"
 BEGIN, END = "<!-- made by python -m benchmarks.methods.speed --table: begin -->", "<!-- end of speed -->"

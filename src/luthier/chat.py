@@ -15,8 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from luthier.consent import Allow
 from luthier.data.example import Message
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, did_you_mean
 from luthier.serving.speakers import Asking, Speaker, is_endpoint, open_speakers
 from luthier.terminal import Terminal, console, show_error
 
@@ -57,13 +58,16 @@ class Answer:
         return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", self.text) if console.is_terminal else self.text
 
 
+COMMANDS = ["/help", "/new", "/quit", "/exit"]
+HELP = "say something; /new starts a new dialogue, /quit or ctrl-D ends, // begins a message with a slash"
+
 Show = Callable[[Sequence[Answer], int, str], None]
 """Called with all answers, the number of the one that grew or ended, and its new piece."""
 
 
 def talk(
     given: str, *, base: bool = False, beside: str | None = None, model: str | None = None, prompt: str | None = None,
-    system: str = "", asking: Asking | None = None,
+    system: str = "", asking: Asking | None = None, allow_code: Allow = False,
 ) -> None:  # fmt: skip
     """Answer one prompt, the lines of a pipe, or a person, until the end of the input."""
     terminal = Terminal()
@@ -71,7 +75,7 @@ def talk(
         what = given if beside is None else f"{given} and, beside it, {beside}"
         verb = "asking" if is_endpoint(given) else "loading"
         terminal.stage(f"{verb} {what}{' (the untouched base)' if base else ''}")
-    speakers = open_speakers(given, base=base, beside=beside, model=model, told=terminal.warn)
+    speakers = open_speakers(given, base=base, beside=beside, model=model, told=terminal.warn, allow_code=allow_code)
     opening = [Message("system", system)] if system else []
     equal = len({speaker.name for speaker in speakers}) < len(speakers)
     sides = [
@@ -90,7 +94,7 @@ def _converse(sides: Sequence[Side], asking: Asking, terminal: Terminal) -> None
     if person:
         with suppress(ImportError):
             import readline  # noqa: F401  # lines can be edited, and called back
-        terminal.note("say something; /new starts a new dialogue, /quit or ctrl-D ends")
+        terminal.note(HELP)
     elif hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     while (line := _line(person)) is not None:
@@ -104,15 +108,24 @@ def _converse(sides: Sequence[Side], asking: Asking, terminal: Terminal) -> None
                     side.anew()
                 if person:
                     terminal.note("a new dialogue")
+            case text if person and text.startswith("/") and not text.startswith("//"):
+                command = text.split()[0]
+                unknown = f"there is no command {command}{did_you_mean(command, COMMANDS)}; "
+                terminal.note(HELP if command == "/help" else unknown + HELP)
             case text:
-                try:
-                    _ask(sides, text, asking)
-                except KeyboardInterrupt:  # ctrl-C stops an answer, not the dialogue
-                    console.out(" ...")
-                except LuthierError as error:
-                    if not person:
-                        raise
-                    show_error(str(error))
+                _answer(sides, text.removeprefix("/") if text.startswith("//") else text, asking, person)
+
+
+def _answer(sides: Sequence[Side], text: str, asking: Asking, person: bool) -> None:
+    """Ask, and survive what goes wrong where a person can ask again."""
+    try:
+        _ask(sides, text, asking)
+    except KeyboardInterrupt:  # ctrl-C stops an answer, not the dialogue
+        console.out(" ...")
+    except LuthierError as error:
+        if not person:
+            raise
+        show_error(str(error))
 
 
 def _line(person: bool) -> str | None:

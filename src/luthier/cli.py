@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shlex
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 
 from luthier import __version__, using
 from luthier.errors import InputError, LuthierError, Stopped
+from luthier.shell import command
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -22,6 +22,9 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 """What typer makes of ctrl-C where no run is under way that could save itself."""
+USAGE_ERROR: type[BaseException] = typer.BadParameter.__mro__[-4]
+"""The base of all errors about the command line. It is click's up to typer 0.25 and typer's own later, and only typer
+0.27.1 and newer give it a public name, so it is found above an error that all of them export."""
 
 
 def _version(wanted: bool) -> None:
@@ -56,7 +59,8 @@ def train(
     recipe: Annotated[
         list[str] | None,
         typer.Argument(
-            help="A YAML recipe and key.path=value overrides, for example train.steps=100.",
+            help="A YAML recipe and key.path=value overrides, for example train.steps=100. A file whose name holds = "
+            "counts as a file where it is there.",
             metavar="[RECIPE] [KEY.PATH=VALUE]...",
         ),
     ] = None,
@@ -70,25 +74,30 @@ def train(
 
 
 def _train(arguments: list[str], options: dict[str, str | None], *, fresh: bool = False) -> None:
-    from luthier import run
     from luthier.config import RunConfig
-    from luthier.results import show_result
-    from luthier.terminal import Terminal, console
+    from luthier.consent import refuse_foreign
+    from luthier.folder import run_path
+    from luthier.terminal import Terminal, consent, console, starting
 
     recipe, overrides = split_arguments(arguments, options)
     notes: list[str] = []
     config = RunConfig.load(recipe, overrides, notes)
-    terminal = Terminal(config.train.log_every)
-    for note in notes:
-        terminal.note(note)
+    told = refuse_foreign(recipe, config.model, config.evaluate, overrides, consent())
     if fresh:
         config = _fresh(config)
+    terminal = Terminal(config.train.log_every)
+    starting("demo" if fresh else "train", f"{config.method.name} on {config.sources}", run_path(config, recipe))
+    for note in [*notes, *told]:
+        terminal.note(note)
+    from luthier import run
+    from luthier.results import show_result
+
     try:
         result = run.train(config, recipe=recipe, progress=terminal)
     except Stopped as stop:
         terminal.train_ends()
         console.print(f"{stop}. To go on, give the same command again:")
-        console.print(f"  [bold]{_same_command()}[/]")
+        console.print(f"  [bold]{_same_command()}[/]", soft_wrap=True)
         raise typer.Exit(stop.exit_code) from None
     except BaseException:
         terminal.train_ends()
@@ -110,20 +119,23 @@ def check(
     out: Annotated[Path | None, typer.Option(help="Where to write; default runs/check-<recipe or data>.")] = None,
 ) -> None:
     """Look at the data before training: exit code 2 where train would stop at it, with every row at fault."""
-    from luthier import run
     from luthier.config import RunConfig
+    from luthier.consent import refuse_foreign
     from luthier.folder import check_path
-    from luthier.terminal import Terminal, show_check
+    from luthier.terminal import Terminal, consent, show_check, starting
 
     source, overrides = split_arguments(data or [])
     recipe = source if source and source.suffix in (".yaml", ".yml") else None
     # As it was typed: a path object would drop a leading ./, which tells a file from a hub id.
-    typed = next((argument for argument in data or [] if "=" not in argument), None)
-    options = {"data": None if recipe else typed, "model": model, "task": task}
-    overrides = [f"{key}={value}" for key, value in options.items() if value is not None] + overrides
-    terminal = Terminal()
+    typed = next((argument for argument in data or [] if not is_override(argument)), None)
+    overrides = given_options({"data": None if recipe else typed, "model": model, "task": task}) + overrides
     config = RunConfig.load(recipe, overrides)
-    result = run.check(config, out or check_path(config, recipe), progress=terminal)
+    out = out or check_path(config, recipe)
+    starting("check", config.sources, out)
+    refuse_foreign(recipe, config.model, None, overrides, consent())
+    from luthier import run
+
+    result = run.check(config, out, progress=Terminal())
     show_check(result)
     if result["stops"]:
         raise typer.Exit(2)
@@ -141,12 +153,17 @@ def plan(
     task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
 ) -> None:
     """Say what memory and time a run will take before any weights are downloaded: exit code 2 where it will not fit."""
-    from luthier import run
     from luthier.config import RunConfig
-    from luthier.terminal import Terminal, show_plan
+    from luthier.consent import refuse_foreign
+    from luthier.terminal import Terminal, consent, show_plan, starting
 
     path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "method": method, "task": task})
-    found = run.plan(RunConfig.load(path, overrides), progress=Terminal())
+    config = RunConfig.load(path, overrides)
+    starting("plan", f"{config.method.name} on {config.sources}")
+    refuse_foreign(path, config.model, config.evaluate, overrides, consent())
+    from luthier import run
+
+    found = run.plan(config, progress=Terminal())
     show_plan(found)
     if found["fits"] is False:
         raise typer.Exit(2)
@@ -233,25 +250,38 @@ def _fresh(config: Any) -> Any:
 
 
 def _same_command() -> str:
-    import shlex
-
-    return shlex.join(["luthier", *sys.argv[1:]])
+    return command("luthier", *sys.argv[1:])
 
 
 def split_arguments(
     arguments: list[str], options: dict[str, str | None] | None = None
 ) -> tuple[Path | None, list[str]]:
-    """(recipe or None, overrides): the recipe is the first argument, unless that is an override.
+    """(recipe or None, overrides): the recipe is the one argument that is no override.
 
     Options that were given come first among the overrides.
     """
-    recipes = [argument for argument in arguments if "=" not in argument]
+    recipes = [argument for argument in arguments if not is_override(argument)]
     if len(recipes) > 1:
         raise InputError(
             f"one recipe is one run, these are {len(recipes)}: {', '.join(recipes)}", mend="key.path=value sets a value"
         )
-    given = [f"{key}={value}" for key, value in (options or {}).items() if value is not None]
-    return (Path(recipes[0]) if recipes else None), given + [argument for argument in arguments if "=" in argument]
+    overrides = given_options(options or {}) + [argument for argument in arguments if is_override(argument)]
+    return (Path(recipes[0]) if recipes else None), overrides
+
+
+def is_override(argument: str) -> bool:
+    """Is it key.path=value? A file of that very name that is there is a file, and so is what reads as a path."""
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and not {"/", os.sep} & set(key) and not os.path.isfile(argument)  # noqa: PTH113 (it raises nothing)
+
+
+def given_options(options: dict[str, str | None]) -> list[str]:
+    """Options as overrides; a name or path counts as it stands, whatever YAML would make of it."""
+    return [
+        f"{key}={json.dumps(value, ensure_ascii=False) if key in ('model', 'data') else value}"
+        for key, value in options.items()
+        if value is not None
+    ]
 
 
 app.command()(using.evaluate)
@@ -273,9 +303,12 @@ def list_(
 @app.command()
 def explain(
     kind: Annotated[
-        str, typer.Argument(help="method, task, format, evaluation, export, or a block of a recipe such as train.")
+        str,
+        typer.Argument(
+            help="method, task, format, evaluation, export, the name of one, or a block of a recipe such as train."
+        ),
     ],
-    name: Annotated[str, typer.Argument(help="Which one, for example lora.")] = "",
+    name: Annotated[str, typer.Argument(help="Which one of the kind, for example lora.")] = "",
 ) -> None:
     """Say what something is: idea, formula, paper, and every field."""
     from luthier.explain import explanation
@@ -287,9 +320,9 @@ def main() -> None:
     """Entry point: errors of ours become one message and an exit code; --debug anywhere shows the traceback."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")  # typer's no_args_is_help is an error here, and not the same one in every version
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Notices between libraries about names they will drop are not for the user.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
@@ -303,37 +336,37 @@ def main() -> None:
     sys.exit(code)
 
 
+def _usage(kind: str, message: str) -> int:
+    """A command line that typer does not understand, or that says nothing."""
+    if kind == "NoArgsIsHelpError":
+        print(message)
+        return 0
+    print(f"error: {message}\n  mend: luthier --help, or luthier COMMAND --help", file=sys.stderr)
+    return 2
+
+
 def _report(error: Exception, debug: bool) -> int:
     """Print one message; returns the exit code: 2 the user's input, 1 our fault."""
-    import typer.exceptions
-
     if debug:
         import traceback
 
         traceback.print_exception(error)
     if isinstance(error, typer.Abort):
         return 75
-    if isinstance(error, typer.exceptions.TyperException):
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
-        print(f"error: {message}\n  mend: luthier --help, or luthier COMMAND --help", file=sys.stderr)
-        return 2
+    if isinstance(error, USAGE_ERROR):
+        return _usage(type(error).__name__, error.format_message() if hasattr(error, "format_message") else str(error))
     from luthier.terminal import show_error
 
     if isinstance(error, LuthierError):
-        # Columns that can be read in more than one way: the same command with the likeliest reading.
-        chosen = getattr(error, "settings", [])
-        text = f"{error.message}\n  mend: {shlex.join(['luthier', *sys.argv[1:], *chosen])}" if chosen else str(error)  # type: ignore[attr-defined]
-        show_error(text)
+        show_error(str(error))
         return error.exit_code
-    if isinstance(error, OSError) and error.errno is not None:
-        from luthier.training.space import is_full
+    from luthier.training.space import explained
 
-        what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-        show_error(
-            f"no space left on the disk: {what}\n  mend: free some space and give the same command again"
-            if is_full(error)
-            else what
-        )
+    if (told := explained(error)) is not None:
+        show_error(str(told))
+        return told.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        show_error(f"{error.strerror}: {error.filename}" if error.filename else str(error))
         return 2
     show_error(f"{type(error).__name__}: {error}\n  This is our fault. --debug shows where; please report it.")
     return 1

@@ -15,7 +15,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     ValidationInfo,
     model_validator,
@@ -27,7 +26,8 @@ from luthier.errors import ConfigError, InputError, did_you_mean
 from luthier.evaluation.settings import EvaluateConfig
 from luthier.exports.base import EXPORTS, Export
 from luthier.methods.base import METHODS, QUANTIZED, Method
-from luthier.plugins import Config, Family, auto_is_none
+from luthier.plugins import AUTO, Config, Count, Family, Seed, Share
+from luthier.strict_yaml import parse_value, parse_yaml
 from luthier.tasks.base import TASKS, Task
 
 Optimizer = Literal[
@@ -59,7 +59,7 @@ class ModelConfig(Config):
     path: str = "builtin"
     """Local folder or hub id; `builtin` is the embedded small model."""
     revision: str | None = None
-    """Branch, tag or commit on the hub; pin a commit for runs that must repeat."""
+    """Branch, tag or commit on the hub; pin a commit for runs that must repeat. none: main."""
     hub: Literal["huggingface", "modelscope"] = "huggingface"
     """Where a hub id is looked up."""
     init: Literal["pretrained", "random"] = "pretrained"
@@ -101,21 +101,21 @@ class TrainConfig(Config):
         "torch_compile": "compile",
     }
 
-    steps: PositiveInt | None = None
-    """Optimizer steps; overrules epochs."""
-    epochs: PositiveFloat = 3.0
+    steps: Count | None = None
+    """Optimizer steps; they overrule epochs. none: as many as the epochs have."""
+    epochs: Annotated[float, Field(gt=0, le=1_000_000)] = 3.0
     """Passes over the training rows."""
-    batch_size: PositiveInt = 16
+    batch_size: Count = 16
     """Rows per optimizer step, over all micro-batches and devices."""
-    micro_batch: PositiveInt | None = None
-    """Rows per padded forward pass and device: fewer need less memory and give the same result; none: at most 8."""
-    micro_tokens: PositiveInt | None = None
-    """Most tokens of a forward pass, padding counted; none: packed rows take 1,024 on a CPU, 8,192 on a GPU, or as
+    micro_batch: Annotated[Count | None, AUTO] = None
+    """Rows per padded forward pass and device: fewer need less memory and give the same result; auto: at most 8."""
+    micro_tokens: Annotated[Count | None, AUTO] = None
+    """Most tokens of a forward pass, padding counted; auto: packed rows take 1,024 on a CPU, 8,192 on a GPU, or as
     many as there is memory for. One row is a pass however long it is."""
-    lr: PositiveFloat | None = None
-    """Peak learning rate; none takes the method's own suggestion."""
-    head_lr: PositiveFloat | None = None
-    """Peak learning rate of the new head of a classifier; none takes `lr`. Many labels want more than most methods
+    lr: Annotated[PositiveFloat | None, AUTO] = None
+    """Peak learning rate; auto takes the method's own suggestion."""
+    head_lr: Annotated[PositiveFloat | None, AUTO] = None
+    """Peak learning rate of the new head of a classifier; auto takes `lr`. Many labels want more than most methods
     have."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up; linear and cosine end at zero."""
@@ -126,20 +126,21 @@ class TrainConfig(Config):
     memory when the GPU's is full."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices; biases and norms are spared."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """Decay of the first and second moment (Adam's)."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this norm; 0 never does."""
     on_nan: Literal["stop", "skip"] = "stop"
     """What to do with a step whose loss or gradient is no finite number: stop before it, or leave it out and count it;
-    five in a row stop the run."""
+    five in a row stop the run. The same for a held-out loss. Weights that are no finite numbers always stop the run and
+    are never saved."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Type of the matrix products; auto is bf16 where a GPU has it, fp16 on other GPUs, fp32 on a CPU."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: far less memory for about a third more time; auto does so where the
     run would not fit else."""
-    max_length: PositiveInt | None = None
-    """Longest row in tokens; none takes the model's own limit, at most 2048."""
+    max_length: Annotated[Count | None, AUTO] = None
+    """Longest row in tokens; auto takes the model's own limit, at most 2048."""
     group_by_length: bool = True
     """Put rows of like length into a micro-batch, which saves padding; steps stay random."""
     packing: bool | Literal["auto"] = "auto"
@@ -148,18 +149,18 @@ class TrainConfig(Config):
     compile: bool = False
     """Let torch.compile make the model's layers, in place of Luthier's own functions: a minute or more at the first
     step. Slower on a CPU (benchmarks/training/README.md); on a GPU it depends on the model: measure it."""
-    evaluate_every: Annotated[float, Field(gt=0)] | None = None
-    """Steps between evaluations on the validation rows, below 1 a share of an epoch; none: every epoch."""
-    save_every: Annotated[float, Field(gt=0)] | None = None
-    """Steps between checkpoints, below 1 a share of an epoch; none: every epoch."""
-    log_every: PositiveInt = 10
+    evaluate_every: Annotated[PositiveFloat | None, AUTO] = None
+    """Steps between evaluations on the validation rows, below 1 a share of an epoch; auto: once an epoch."""
+    save_every: Annotated[PositiveFloat | None, AUTO] = None
+    """Steps between checkpoints, below 1 a share of an epoch; auto: once an epoch."""
+    log_every: Count = 10
     """Steps between lines on the terminal when it is no screen; metrics.jsonl has every step."""
-    keep: PositiveInt = 2
+    keep: Count = 2
     """Checkpoints to keep beside the best one."""
     keep_best: bool = True
     """End with the weights of the lowest validation loss, not the last ones."""
-    patience: PositiveInt | None = None
-    """Stop when this many evaluations in a row brought no lower validation loss."""
+    patience: Count | None = None
+    """Stop when this many evaluations in a row brought no lower validation loss; none never does."""
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
@@ -187,7 +188,7 @@ class RunConfig(Config):
     """The base model."""
     data: DataConfig = DataConfig()
     """The rows to learn from and to test on."""
-    task: Annotated[Annotated[Task, TASKS] | None, BeforeValidator(auto_is_none)] = None
+    task: Annotated[Annotated[Task, TASKS] | None, AUTO] = None
     """What to learn; auto follows the data: dialogues chat, plain text complete, labels classify."""
     method: Annotated[Method, METHODS] = Field(default_factory=lambda: METHODS.parse("lora"))
     """How to tune."""
@@ -195,8 +196,13 @@ class RunConfig(Config):
     """Length, speed and exactness."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, order of rows and dropout."""
+
+    @property
+    def sources(self) -> str:
+        """Base and data, as they are named on the terminal."""
+        return f"{self.model.path}, data {self.data.path}" if self.data.path else self.model.path
 
     @model_validator(mode="before")
     @classmethod
@@ -228,20 +234,18 @@ class RunConfig(Config):
     def load(cls, path: Path | None = None, overrides: Sequence[str] = (), notes: list[str] | None = None) -> RunConfig:
         """Read a YAML recipe and apply `key.path=value` overrides, whose values are YAML too.
 
-        All mistakes are reported at once in one ConfigError. `notes` receives what was read under
-        another spelling.
+        ConfigError reports all mistakes at once. `notes` receives what was read under another spelling.
         """
-        data: dict[str, Any] = read_yaml(path) if path else {}
-        problems = []
+        data, problems = (read_yaml(path) if path else {}), list[str]()
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals or not key:
                 problems.append(f"{override!r} is no override; write key.path=value")
                 continue
             try:
-                assign(data, key.strip().split("."), parse_value(text))
+                assign(data, _keys(key), parse_value(text))
             except (yaml.YAMLError, InputError) as error:
-                problems.append(f"{key}: {error}")
+                problems.append(f"{key[:60]}: {getattr(error, 'problem', None) or error}")
         if isinstance(data.get("method"), dict):
             data["method"].setdefault("name", "lora")
         context: dict[str, Any] = {}
@@ -251,8 +255,7 @@ class RunConfig(Config):
             problems += [line for part in error.errors() for line in _problems(cls, dict(part))]
         if problems:
             raise ConfigError(str(path) if path else "the command line", problems)
-        if notes is not None:
-            notes.extend(context.get("notes", []))
+        (notes if notes is not None else []).extend(context.get("notes", []))
         return config
 
     def dump(self) -> str:
@@ -263,12 +266,10 @@ class RunConfig(Config):
 SHORT = {"model": "path", "data": "path"}
 """`model=DIR` and `data=FILE` are short for `model.path` and `data.path`."""
 
-_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-
-
-def parse_value(text: str) -> Any:
-    """A YAML value; `1e-4` is a number here, which YAML 1.1 reads as text."""
-    return float(text) if _NUMBER.fullmatch(text.strip()) else yaml.safe_load(text)
+MOST_BYTES = 2**20
+"""Of a recipe; a larger file is no recipe, and reading it as one would take minutes."""
+MOST_PARTS = 8
+"""Of a key such as evaluate.judge.url."""
 
 
 def parse_export(name: str, settings: Sequence[str]) -> Export:
@@ -278,7 +279,10 @@ def parse_export(name: str, settings: Sequence[str]) -> Export:
         key, equals, text = setting.partition("=")
         if not equals:
             raise InputError(f"{setting!r} is no setting", mend=f"KEY=VALUE; luthier explain export {name}")
-        values[key] = parse_value(text)
+        try:
+            values[key] = parse_value(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--to {name}", [f"{key}: {getattr(error, 'problem', None) or error}"]) from None
     found = EXPORTS.get(name)
     try:
         return found.model_validate(values)
@@ -292,8 +296,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
         raise InputError(f"{path}: no such recipe{near}", mend="give a YAML file, or key.path=value settings")
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(
+            f"{path} holds {path.stat().st_size / 2**20:.1f} MiB, which is too much for a recipe",
+            mend="a YAML recipe; data goes behind --data",
+        )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: no valid YAML: {error}") from None
     if not isinstance(data, dict):
@@ -301,6 +310,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {
         key: {SHORT[key]: value} if key in SHORT and isinstance(value, str) else value for key, value in data.items()
     }
+
+
+def _keys(path: str) -> list[str]:
+    """`train.lr` as its parts. InputError where there are more than any key of a recipe has."""
+    keys = path.strip().split(".")
+    if len(keys) > MOST_PARTS:
+        raise InputError(f"a key has at most {MOST_PARTS} parts, this one has {len(keys)}")
+    return keys
 
 
 def assign(data: dict[str, Any], keys: list[str], value: Any) -> None:

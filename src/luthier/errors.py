@@ -20,7 +20,25 @@
 from __future__ import annotations
 
 import difflib
+import shlex
+import shutil
+import sys
 from collections.abc import Iterable
+from pathlib import Path
+
+EXTRAS = {
+    "quantize": ("bitsandbytes>=0.50",),
+    "languages": ("py3langid>=0.4",),
+    "modelscope": ("modelscope>=1.20",),
+    "scores": ("rouge-score>=0.1.2", "sacrebleu>=2.4,<3"),
+    "harness": ("lm-eval>=0.4.9",),
+    "torchao": ("torchao>=0.18",),
+    "onnx": ("onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.32"),
+    "serve": ("fastapi>=0.120", "uvicorn>=0.35"),
+    "gguf": ("gguf>=0.19", "llama-cpp-python>=0.3.30"),
+}
+"""The optional packages of pyproject.toml, which a test compares. They are named themselves where one is missing: no
+registry has a package luthier with these extras."""
 
 
 class LuthierError(Exception):
@@ -110,3 +128,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the nearest known name, or nothing."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def install(extra: str) -> str:
+    """Command that installs the packages of an extra beside Luthier, whichever environment is active in the shell."""
+    found = shutil.which("pip")
+    own = found is not None and Path(found).parent == Path(sys.executable).parent
+    return install_anywhere(extra) if own else f"{shlex.quote(sys.executable)} -m {install_anywhere(extra)}"
+
+
+def install_anywhere(extra: str) -> str:
+    """The same for pages and records that others may read: it names no folder of this machine."""
+    return shlex.join(["pip", "install", *EXTRAS[extra]])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
+import shlex
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from pydantic.fields import FieldInfo
 
 from luthier.builtin import data_names
 from luthier.config import FAMILIES, RunConfig, fields_at
@@ -16,7 +20,8 @@ from luthier.errors import InputError, did_you_mean
 from luthier.evaluation.base import EVALUATIONS
 from luthier.exports.base import EXPORTS
 from luthier.methods.base import METHODS, QUANTIZED, Method
-from luthier.plugins import Config, Family
+from luthier.plugins import Config, Family, word_for_none
+from luthier.strict_yaml import parse_value
 
 KINDS: dict[str, Family[Any]] = {**FAMILIES, "evaluation": EVALUATIONS, "export": EXPORTS}
 
@@ -66,7 +71,7 @@ def _methods() -> str:
 def _meaning(preset: str) -> str:
     """What a recipe would say without the preset."""
     name, values = METHODS.presets[preset]
-    said = [f"method={name}", *(f"method.{key}={_plain(value)}" for key, value in values.items())]
+    said = [f"method={name}", *(f"method.{key}={typed(value)}" for key, value in values.items())]
     if preset in QUANTIZED:
         quantize, optimizer = QUANTIZED[preset]
         said += [f"model.quantize={quantize}", *([f"train.optimizer={optimizer}"] if optimizer else [])]
@@ -98,12 +103,17 @@ def explanation(kind: str, name: str) -> str:
             [*lines, "", fields(found, "" if singular in ("evaluation", "export") else f"{_key(singular)}.")]
         ).rstrip()
     if kind not in RunConfig.model_fields:
-        known = [*KINDS, *fields_at(RunConfig, ())]
-        raise InputError(f"nothing to explain as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known)}")
+        members = {member: each for each, family in KINDS.items() for member in family.names()}
+        if kind in members and not name:  # `explain lora` is `explain method lora`
+            return explanation(members[kind], kind)
+        known = [*KINDS, *fields_at(RunConfig, ()), *members]
+        raise InputError(
+            f"nothing to explain as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known[: -len(members)])}"
+        )
     block = RunConfig.model_fields[kind].annotation
     if isinstance(block, type) and issubclass(block, Config):
         return f"{_first_line(block)}\n\n{fields(block, f'{kind}.')}"
-    return f"{kind}: {RunConfig.model_fields[kind].description}"
+    return _field(kind, RunConfig.model_fields[kind])
 
 
 def _facts(found: type[Method]) -> list[str]:
@@ -130,22 +140,38 @@ def fields(block: type[Config], prefix: str) -> str:
         spellings.setdefault(field_name, []).append(alias)
     lines = []
     for field_name, field in block.model_fields.items():
-        default = "" if field.default is PydanticUndefined else f" = {_plain(field.default)}"
-        lines.append(f"{prefix}{field_name}{default}")
-        text = " ".join((field.description or "").split())
-        if field_name in spellings:
-            text += f" Also read as: {', '.join(spellings[field_name])}."
-        lines.append(textwrap.fill(text, 100, initial_indent="    ", subsequent_indent="    "))
+        lines.append(_field(f"{prefix}{field_name}", field, spellings.get(field_name, ())))
     return "\n".join(lines) if lines else "(no fields)"
 
 
-def _plain(value: Any) -> str:
-    """A default as YAML writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
+def _field(key: str, field: FieldInfo, spellings: Sequence[str] = ()) -> str:
+    """One key with its default, which can be typed as it stands, and what it is for."""
+    default = (
+        "" if field.is_required() else f" = {typed(field.get_default(call_default_factory=True), word_for_none(field))}"
+    )
+    text = " ".join((field.description or "").split())
+    text += f" Also read as: {', '.join(spellings)}." if spellings else ""
+    return f"{key}{default}\n" + textwrap.fill(text, 100, initial_indent="    ", subsequent_indent="    ")
+
+
+def typed(value: Any, none: str = "none") -> str:
+    """`value` as one types it behind `key=` in a shell."""
+    if value == "":
+        return '""'
+    text = _as_yaml(value, none)
+    return text if re.fullmatch(r"[\w./,\[\]-]+", text) else shlex.quote(text)
+
+
+def _as_yaml(value: Any, none: str = "none") -> str:
+    if value is None:
+        return none
     if isinstance(value, BaseModel):
-        return "(its own defaults)"
-    return "none" if value is None else ('""' if value == "" else str(value))
+        value = value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(_as_yaml, value))}]"
+    if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) and parse_value(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _first_line(value: Any) -> str:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
+from luthier.consent import Allow, require
 from luthier.errors import NoSpace, Unproved
 from luthier.exports.base import Closing, Export, Player, Tuned
 from luthier.exports.players import TorchPlayer, as_module
 from luthier.exports.proof import Prompt, Proof, prove
 from luthier.folder import RunFolder, write_json
+from luthier.shell import public
 from luthier.stages import Tokens, check_machine, load_base, reopen
 from luthier.training.progress import Progress
 
@@ -28,15 +30,20 @@ ANSWER = 32
 """Tokens of each greedy answer that are compared."""
 
 
-def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Progress | None = None) -> dict[str, Any]:
+def export(
+    path: Path, target: Export, *, prompts: int = PROMPTS, progress: Progress | None = None, allow_code: Allow = False
+) -> dict[str, Any]:
     """Write `target` of a run to RUN/exports/TARGET, prove it, and return what stands in its export.json.
 
     InputError or CannotMerge where it cannot be, Unproved where it answers otherwise than the run: then nothing is left
-    under its name, and the report lies beside it.
+    under its name, and the report lies beside it. Code that the run's recipe names runs only with `allow_code`.
     """
     progress = progress or Progress()
     folder = RunFolder.existing(path)
     weights, config = folder.weights(), folder.config()
+    quiet = config.evaluate.model_copy(update={"judge": None})  # it is not asked again
+    config = config.model_copy(update={"evaluate": quiet})
+    require(folder.recipe, allow_code, config.model, quiet)
     check_machine(config)
     data, tokens = reopen(config, folder, progress)
     tuned = _tuned(folder, config, data, tokens, weights)
@@ -61,7 +68,8 @@ def export(path: Path, target: Export, *, prompts: int = PROMPTS, progress: Prog
                     _difference(report["proof"], path, failed), mend="see the report; another dtype or scheme may do"
                 )
             (staging / "README.md").write_text(target.card(tuned, report["proof"], report["checked"]), encoding="utf-8")
-            write_json(staging / "export.json", report)
+            kept = {"run": public(str(path)), "use": target.use(tuned, public(str(place)))}  # a folder to pass on
+            write_json(staging / "export.json", report | kept)
         place.with_name(f"{target.name}.failed.json").unlink(missing_ok=True)
     return report | {"path": str(place), "told": target.deliver(tuned, place)}
 

@@ -20,7 +20,6 @@ harness.json     what lm-evaluation-harness measured on it, where it was asked
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,10 +30,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from luthier.config import ModelConfig, RunConfig
+from luthier.consent import checked
 from luthier.data.store import Refusal
 from luthier.errors import Busy, InputError, did_you_mean
+from luthier.evaluation.settings import EvaluateConfig
 from luthier.ledger import JsonObject, Ledger, read_object
 from luthier.origin import base_of, changes, environment, local_copy, refuse_another_base
+from luthier.shell import command
+from luthier.strict_json import to_json
 from luthier.training.durable import put, staging_of, sync
 
 MAY_CHANGE = (
@@ -91,7 +94,7 @@ class RunFolder:
             if changed:
                 raise InputError(
                     f"{self.recipe} was edited after the run was started:{changed}",
-                    mend=f"put it back, or start another run: luthier train {shlex.quote(str(self.recipe))} run=DIR",
+                    mend=f"put it back, or start another run: {command('luthier', 'train', self.recipe, 'run=DIR')}",
                 )
         return now
 
@@ -99,6 +102,7 @@ class RunFolder:
         """The finished weights, whole as they were written; InputError where they are damaged or not there yet."""
         from luthier.training.checkpoint import fault
 
+        train = command("luthier", "train", self.recipe)
         for name in ("adapter", "model"):
             if (self.path / name).is_dir() and self.result.is_file():
                 if what := fault(self.path / name, run=self.ledger.run, others=True):
@@ -107,7 +111,26 @@ class RunFolder:
                         mend=self._restore(self.result),
                     )
                 return self.path / name
-        raise InputError(f"{self.path}: the run has no finished weights yet", mend=f"luthier train {self.recipe}")
+        raise InputError(f"{self.path}: the run has no finished weights yet", mend=train)
+
+    def goes_on(self, config: RunConfig) -> RunConfig:
+        """The recipe with the formats that were guessed or asked for when the run in this folder was started.
+
+        They stand in its own recipe.yaml, and the command that started it leaves them open.
+        """
+        if not self.recipe.is_file():
+            return config
+        started, data = self.config(), config.data
+        changes: dict[str, Any] = {}
+        if data.format is None and data.path == started.data.path:
+            changes["format"] = started.data.format
+        if len(data.mix) == len(started.data.mix):
+            changes["mix"] = tuple(
+                one.model_copy(update={"format": then.format}) if one.format is None and one.path == then.path else one
+                for one, then in zip(data.mix, started.data.mix, strict=True)
+            )
+        task = started.task if config.task is None and changes.get("format") is not None else config.task
+        return config.model_copy(update={"data": data.model_copy(update=changes), "task": task})
 
     def holds(self, config: RunConfig) -> bool:
         """Is there a run of this recipe? InputError names what differs where it is another's."""
@@ -140,7 +163,10 @@ class RunFolder:
                 mend="wait for it or stop it, or choose another folder with run=DIR",
             ) from None
         except OSError as error:
-            raise InputError(f"run: cannot write in the folder {self.path}: {error.strerror}", mend="run=DIR") from None
+            raise InputError(
+                f"run: cannot write in the folder {self.path}: {error.strerror}",
+                mend="run=DIR where it is to be trained; a finished run of another user has to be copied first",
+            ) from None
         try:
             for left in self.path.glob(".*.staging"):  # of a process that was killed
                 left.unlink()
@@ -153,7 +179,7 @@ class RunFolder:
         there = self.holds(config)
         if not there:
             self.ledger.begin(config.model_dump(mode="json"))
-            write_json(self.environment, environment())
+            self.write_json(self.environment, environment() | checked(config.evaluate))
             write_text(self.recipe, config.dump())
         return there
 
@@ -180,13 +206,20 @@ class RunFolder:
 
     def _restore(self, path: Path) -> str:
         if path == self.result:
-            again = f"rm {shlex.quote(str(path))} && luthier train {shlex.quote(str(self.recipe))}"
+            again = f"{command('rm', path)} && {command('luthier', 'train', self.recipe)}"
             return f"{again}: it is written again from the checkpoint"
         return f"restore {path.name} from a copy of the run, or train in another folder: run=DIR"
 
     def changes(self) -> list[str]:
         """What of versions and machine is not as at the start."""
         return changes(self._environment())
+
+    def changed_check(self, evaluate: EvaluateConfig) -> list[str]:
+        """That evaluate.check is not the file with which the run was started, where that is so."""
+        then, now = self._environment().get("check"), checked(evaluate).get("check")
+        if evaluate.check is None or then in (None, now):
+            return []
+        return [f"evaluate.check: {evaluate.check} has SHA-256 {now}; the file at the start had {then}"]
 
     def refuse_another_base(self, model: ModelConfig, source: str) -> None:
         """Keep hashes of the base's files, or compare them with those kept. InputError where the base is another."""
@@ -220,9 +253,9 @@ class RunFolder:
                 return
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl. What is no number must come as None: JSON has no word for it."""
+        """Add a line to metrics.jsonl; what is no finite number is null there."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.write(to_json(record) + "\n")
 
     def sync_metrics(self) -> None:
         """Wait until metrics.jsonl is on the disk: a checkpoint must not outlive the lines that led to it."""
@@ -260,7 +293,7 @@ class RunFolder:
         """
         history = self.history()
         kept = [r for r in history if r["step"] < step or (r["step"] == step and (measured or "loss" in r))]
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.metrics, "".join(to_json(record) + "\n" for record in kept))
         return step - len({record["step"] for record in kept if "loss" in record})
 
 
@@ -297,19 +330,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file as a whole."""
+    """Replace a JSON file as a whole; what is no finite number is null there."""
     write_text(path, as_json(value))
 
 
 def as_json(value: Any) -> str:
     """The text of a JSON file."""
-    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    return to_json(value, ensure_ascii=False, indent=1) + "\n"
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Replace a JSON-lines file as a whole."""
     with staging_of(path).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        file.writelines(to_json(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     put(path)
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import InputError
+from luthier.strict_json import to_json
 from luthier.training.durable import put, staging_of
+from luthier.training.space import no_access
 
 
 class JsonObject(dict[str, Any]):
@@ -35,6 +37,8 @@ def read_object(path: Path, mend: str = "") -> JsonObject:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing", mend=mend) from None
+    except PermissionError as error:
+        raise no_access(error) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", mend=mend) from None
     except (ValueError, RecursionError) as error:
@@ -90,11 +94,13 @@ class Ledger:
             return "is missing" if known else ""
         try:
             return "was changed after the run wrote it" if known and sha256(path) not in known else ""
+        except PermissionError as error:
+            raise no_access(error) from None
         except OSError as error:
             return f"cannot be read: {error.strerror}"
 
     def _write(self, entries: dict[str, Any]) -> None:
-        text = json.dumps(entries, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+        text = to_json(entries, ensure_ascii=False, indent=1) + "\n"
         staging_of(self.path).write_text(text, encoding="utf-8")
         put(self.path)
 

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.evaluation.base import restored
 from luthier.folder import RunFolder
 from luthier.origin import environment
 from luthier.stages import Loaded, load_base
@@ -43,6 +44,10 @@ class Measured:
     probe: list[Record] = field(default_factory=list)
     """One per general text (see evaluation.forgetting)."""
     counts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """What came from JSON holds numbers again."""
+        self.records, self.probe = restored(self.records), restored(self.probe)
 
 
 class Kept:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -15,6 +16,7 @@ from typing import Any
 
 from luthier.errors import InputError
 from luthier.ledger import read_object
+from luthier.shell import public
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets")
 SAMPLE = 4096
@@ -24,7 +26,8 @@ _SECRET_KEY = re.compile(r"(token|key|secret|password|passwd|credentials?)$", re
 _SECRET_VALUE = re.compile(
     r"\b(?:hf|api_org|ghp|gho|ghs|glpat|sk|pk|xox[a-z])[_-][\w-]{8,}"  # tokens of Hugging Face, GitHub and others
     r"|\bgithub_pat_\w{8,}|\bAKIA[0-9A-Z]{12,}|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]+"  # ..., AWS, JSON web tokens
-    r"|(?:(?<=://)|(?<=:/))[^/\s@]+(?=@)"  # user:password@ in an address, also where a path has made one slash of two
+    r"|(?<=://)(?:[^/\s]+|[^/\s:]+:[^\s@]+)(?=@)"  # user:password@ in an address, whatever stands in the password
+    r"|(?<=:/)(?!/)[^/\s]+:[^/\s]+(?=@)"  # the same where a path has made one slash of two
     r"|(?i:(?<=token=)|(?<=key=)|(?<=secret=)|(?<=password=)|(?<=signature=)|(?<=sig=))[^&\s]+"
 )
 HIDDEN = "***"
@@ -47,6 +50,12 @@ def redacted_command(words: Sequence[str]) -> list[str]:
     return shown
 
 
+def command_with(settings: Sequence[str]) -> str:
+    """The command line of this process with these settings added, to be pasted into a shell."""
+    own = Path(sys.argv[0]).name in ("luthier", "__main__.py")
+    return shlex.join(["luthier", *redacted_command(sys.argv[1:]), *settings] if own else settings)
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and command of this process; no user names, keys or tokens."""
     versions = {}
@@ -60,7 +69,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
         "packages": versions,
-        "command": [Path(sys.argv[0]).name, *redacted_command(sys.argv[1:])],
+        "command": [Path(sys.argv[0]).name, *map(public, redacted_command(sys.argv[1:]))],
     }
 
 
@@ -112,6 +121,21 @@ def refuse_another_base(then: Mapping[str, str], now: Mapping[str, str], path: s
             + (f" and {len(changed) - 5} more" if len(changed) > 5 else ""),
             mend="put the base back as it was, or start anew with run=ANOTHER_DIR",
         )
+
+
+def refuse_imports(adapter: Path) -> None:
+    """InputError where adapter_config.json makes PEFT import a module that it names, or open a pickle that it names."""
+    file = adapter / "adapter_config.json"
+    try:
+        settings = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is no JSON object: {error}") from None
+    for key in ("megatron_config", "prompt_tuning_init_state_dict_path"):
+        if settings.get(key):
+            raise InputError(
+                f"{file}: {key} makes PEFT run or open what the file names, which Luthier does not do",
+                mend=f"set {key} to null there if the adapter works without",
+            )
 
 
 def _sampled(path: Path) -> str:

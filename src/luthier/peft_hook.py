@@ -1,13 +1,16 @@
 """Make PEFT know our methods as soon as it is imported, without importing it ourselves.
 
-PEFT imports bitsandbytes and torchao where they are installed, so messages of them are held back here as well.
+PEFT imports bitsandbytes and torchao where they are installed, so messages of them are held back here as well, and so
+are notices between libraries. Each goes when its reason does; whatever is new is seen.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import re
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -25,6 +28,12 @@ NOISE = {
     "torch.utils._pytree": "%s is an Enum subclass",
 }
 """Logger -> start of a message of it (bitsandbytes 0.50.2, torchao 0.18.0) that tells a user nothing."""
+
+NOTICES = (
+    # PEFT 0.21 asks transformers 5.23 by the old name. Goes when PEFT asks for is_activation_checkpointing.
+    "`is_gradient_checkpointing` is deprecated",
+)
+"""Starts of warnings that one library means for another."""
 
 
 class _Finder(MetaPathFinder):
@@ -62,6 +71,8 @@ def install() -> None:
     """Register now where PEFT is there already, else when it comes."""
     for name in NOISE:
         logging.getLogger(name).addFilter(_tells)
+    for start in NOTICES:
+        warnings.filterwarnings("ignore", re.escape(start), FutureWarning)
     if "peft" in sys.modules:
         importlib.import_module("luthier.tuners")
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):

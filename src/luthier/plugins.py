@@ -14,10 +14,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 from pydantic.annotated_handlers import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
 
 from luthier.errors import UnknownPlugin
@@ -28,20 +29,49 @@ def auto_is_none(value: Any) -> Any:
     return None if value == "auto" else value
 
 
+AUTO = BeforeValidator(auto_is_none)
+"""In the annotation of a field whose default is None: Luthier decides then, and the recipe's word for it is `auto`."""
+
+Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
+"""A number of rows, tokens or steps."""
+Size = Annotated[int, Field(gt=0, le=65_536)]
+"""A rank, width or length that a method adds: wider than any layer, it could only run out of memory."""
+Share = Annotated[float, Field(ge=0, lt=1)]
+"""A share below one, such as of inputs dropped."""
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63 - 1_000_000)]
+"""What starts generators; a comparison counts up from it."""
+
+
+def _meant(field: FieldInfo | None, value: Any) -> Any:
+    """`value`, with what explain shows for a default of None or an empty text read as that default."""
+    if field is not None and field.default is None and isinstance(value, str) and value == word_for_none(field):
+        return None
+    if field is not None and field.default == "" and value is None:
+        return ""  # the shell leaves nothing of key=""
+    return value
+
+
+def word_for_none(field: FieldInfo) -> str:
+    """What a recipe says for None in this field: `auto` where Luthier decides then, else `none`."""
+    return "auto" if AUTO in field.metadata else "none"
+
+
 class Config(BaseModel):
     """A block of configuration: immutable, no unknown keys, docstrings are the help."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
-    )
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=(),
+        allow_inf_nan=False,
+    )  # fmt: skip
 
     aliases: ClassVar[dict[str, str]] = {}
     """Spellings of PEFT and TrainingArguments -> our field. They are accepted, and said."""
 
     @model_validator(mode="before")
     @classmethod
-    def _rename(cls, value: Any, info: ValidationInfo) -> Any:
-        if not isinstance(value, dict) or not cls.aliases.keys() & value.keys():
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take other spellings, and the words that help shows for an empty default (see `_meant`)."""
+        if not isinstance(value, dict):
             return value
         renamed: dict[str, Any] = {}
         for key, inner in value.items():
@@ -52,7 +82,7 @@ class Config(BaseModel):
                 )
             if name != key and isinstance(info.context, dict):
                 info.context.setdefault("notes", []).append(f"{key} is read as {name}")
-            renamed[name] = inner
+            renamed[name] = _meant(cls.model_fields.get(name), inner)
         return renamed
 
 

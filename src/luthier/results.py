@@ -17,6 +17,8 @@ COLOURS = {"better": "green", "worse": "red", "within noise": "dim"}
 SHOWN = 2
 """Regressions and gains on the terminal; the report has more."""
 MOST_CHARACTERS = 160
+NARROW = 100
+"""Columns below which a standard error stands under its score."""
 
 
 def show_result(result: Mapping[str, Any]) -> None:
@@ -47,13 +49,13 @@ def show_result(result: Mapping[str, Any]) -> None:
     )
     console.print("next:")
     for command in result["next"]:
-        console.print(f"  [bold]{escape(command)}[/]")
+        console.print(f"  [bold]{escape(command)}[/]", soft_wrap=True)
 
 
 def _show_scores(result: Mapping[str, Any]) -> None:
     """Base, tuned and difference of each score; the one that ranks is bold."""
-    title = f"{result['validation_examples']} held-out examples; below each value its 95 % interval"
-    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE, pad_edge=False)
+    console.print(f"{result['validation_examples']} held-out examples; below each value its 95 % interval")
+    table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("metric")
     sides = [name for name in ("base", "tuned", "difference") if result[name]]
     for name in sides:
@@ -100,9 +102,10 @@ def _show_examples(result: Mapping[str, Any]) -> None:
             console.print(f"  [bold]{title}[/]")
         for row in rows[:SHOWN]:
             console.print(f"    {_short(row['text'])}  [dim]{shift(by, row['base_score'], row['tuned_score'])}[/]")
-            console.print(f"      [dim]reference[/] {_short(row['answer'])}" if row["answer"] else "", end="")
-            sides = [f"[dim]{side}[/] {_short(row[side])}" for side in ("base", "tuned") if row[side]]
-            console.print("   ".join(["", *sides]))
+            parts = (("reference", "answer"), ("base", "base"), ("tuned", "tuned"))
+            console.print(
+                "      " + "   ".join(f"[dim]{what}[/] {_short(row[key])}" for what, key in parts if row[key])
+            )
 
 
 def _short(text: str) -> str:
@@ -131,17 +134,19 @@ def show_export(report: Mapping[str, Any]) -> None:
     for name, score in report["scores"].get("export", {}).items():
         before = report["scores"]["run"].get(name)
         if before:
-            console.print(f"  {name}: {before['value']:.4g} as trained, {score['value']:.4g} as exported")
+            values = ("no number" if v is None else f"{v:.4g}" for v in (before["value"], score["value"]))
+            console.print(f"  {name}: {next(values)} as trained, {next(values)} as exported")
     console.print(f"[bold]> {escape(report['path'])}[/] ({report['bytes'] / 1e6:,.1f} MB)")
     for line in report["use"]:
-        console.print(f"    {escape(line)}")
+        console.print(f"    {escape(line)}", soft_wrap=True)
     for line in report["told"]:
         console.print(escape(line))
 
 
 def show_harness(found: Mapping[str, Any], run: str) -> None:
     """Base against tuned on the tasks of lm-evaluation-harness."""
-    table = Table(box=SIMPLE, pad_edge=False, title=f"lm-evaluation-harness {found['lm_eval']}", title_justify="left")
+    console.print(f"lm-evaluation-harness {found['lm_eval']}")
+    table = Table(box=SIMPLE, pad_edge=False)
     for name in ("task", "metric", "base", "tuned", "difference", ""):
         table.add_column(name, justify="left" if name in ("task", "metric", "") else "right")
     for task, metrics in found["scores"].items():
@@ -161,7 +166,8 @@ def show_harness(found: Mapping[str, Any], run: str) -> None:
 def _error(value: Any, error: float | None) -> str:
     if not isinstance(value, int | float):
         return ""
-    return f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    between = " " if console.width >= NARROW else "\n"
+    return f"{value:.4f}" + (f"{between}± {error:.4f}" if error is not None else "")
 
 
 def _cell(metric: str, score: Mapping[str, Any], *, sign: bool) -> str:

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
+from luthier.consent import Allow, require
 from luthier.errors import InputError, Stopped
 from luthier.folder import RunFolder, run_path, write_json, write_text
 from luthier.measuring import UNMEASURED, base_again, compare, measure_base, subject_of, with_base
 from luthier.origin import environment, redacted
+from luthier.shell import after_training, public
 from luthier.stages import (
     Given,
     Loaded,
-    as_chosen,
     check_machine,
+    decided,
     job_of,
     load_base,
     prepare_data,
@@ -57,7 +59,7 @@ def train(
         except Interrupted:
             raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
         except Exception as error:
-            if (told := explained(error)) is not None:
+            if (told := explained(error, folder.path)) is not None:
                 raise told from error
             raise
 
@@ -68,23 +70,24 @@ def _start(
     """Begin the run, or go on with it, alone in its folder."""
     check_machine(config)
     data = None if given is None else given.data
+    config = folder.goes_on(config)
     if not folder.holds(config):
         data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
+        config = decided(config, data)
     elif folder.result.is_file():
         progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to train anew")
-        return dict(folder.read_json(folder.result))
+        result = dict(folder.read_json(folder.result))
+        return result | {"next": _next(config, folder, result["task"], result["lr"])}  # not what a file says
     with folder.held():
         from luthier.training.checkpoint import tidy
 
         goes_on = folder.start(config)
         tidy(folder.path)
         tidy(folder.checkpoints)
-        if goes_on and (changed := folder.changes()):
+        if goes_on and (changed := [*folder.changes(), *folder.changed_check(config.evaluate)]):
             progress.warn(f"not as at the start, so the run may not go on bit for bit: {'; '.join(changed)}")
         try:
-            return _train(
-                config, data or prepare_data(as_chosen(config, folder), progress), folder, progress, request, given
-            )
+            return _train(config, data or prepare_data(config, progress), folder, progress, request, given)
         except Exception:
             if not goes_on and not folder.metrics.exists():  # nothing was trained yet, so nothing is lost
                 folder.remove()
@@ -106,6 +109,8 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
     progress.stage("reading data")
     whole = config.data.model_copy(update={"streaming": False})  # a look at the data is a look at all of it
     data = survey.read(whole, config.task, progress)
+    config = decided(config, data)
+    whole = config.data.model_copy(update={"streaming": False})  # with the format that was found, to be read again
     model = config.model.model_copy(update={"init": "random"})  # its weights need not be there
     source = locate(model)
     progress.stage(f"tokenizing as {model.path} does")
@@ -191,8 +196,9 @@ def _train(
     from luthier.data import account, held_out
     from luthier.models.load import parameter_counts
     from luthier.planning import machine
+    from luthier.training.precision import accelerator_for
     from luthier.training.randomness import seed
-    from luthier.training.session import Session, accelerator_for, total_steps
+    from luthier.training.session import Session, total_steps
 
     accelerator = accelerator_for(config.model, config.train)
     tokens = tokenize(config, data, progress, folder) if given is None else given.tokens
@@ -256,8 +262,7 @@ def _attach(loaded: Loaded, steps: int, given: Given | None) -> Any:
 def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
     """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes."""
     from luthier.exports.layout import write_words
-    from luthier.training.checkpoint import staged
-    from luthier.training.session import weights_bytes
+    from luthier.training.checkpoint import staged, weights_bytes
 
     progress.stage("saving")
     method, tokenizer = loaded.config.method, loaded.template.tokenizer
@@ -288,7 +293,7 @@ def _result(
     if subject is not None:
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result |= compare(subject, base, folder)
-    result["next"] = _next_commands(config, folder, data.task.name, result["lr"])
+    result["next"] = _next(config, folder, data.task.name, result["lr"])
     return result
 
 
@@ -299,21 +304,17 @@ def _epochs(taken: int, data: Prepared) -> float | None:
     return taken / data.train.windows if data.stream.epoch else None
 
 
-def _next_commands(config: RunConfig, folder: RunFolder, task: str, lr: float) -> list[str]:
-    """Three commands to go on with: use it, compare it, your own data or another setting."""
-    path = folder.path
-    if task in ("classify", "regress"):
-        use = [f"luthier evaluate {path}", f"luthier train {folder.recipe} run={path}-2 train.lr={lr / 2:g}"]
-    else:
-        use = [f"luthier chat {path}", f"luthier chat {path} --base"]
-    return [*use, f"luthier train --model {config.model.path} --data YOUR_FILE.jsonl --method {config.method.name}"]
+def _next(config: RunConfig, folder: RunFolder, task: str, lr: float) -> list[str]:
+    return after_training(folder.path, folder.recipe, config.model.path, config.method.name, task, lr)
 
 
 def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     """Write loss.png, report.html and, last, result.json: its presence says that the run is finished."""
     from luthier.reports import loss_curve, run_report
 
-    image = loss_curve.draw(folder.history(), f"{result['run']}: {result['method']} on {result['model']}")
+    image = loss_curve.draw(
+        folder.history(), f"{public(result['run'])}: {result['method']} on {public(result['model'])}"
+    )
     folder.loss_png.write_bytes(image)
     lines = folder.predictions.read_text(encoding="utf-8").splitlines() if folder.predictions.is_file() else []
     page = run_report.render(
@@ -325,16 +326,27 @@ def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     return result
 
 
-def open_run(path: Path, progress: Progress | None = None, overrides: Sequence[str] = ()) -> tuple[Loaded, RunFolder]:
+def open_run(
+    path: Path, progress: Progress | None = None, overrides: Sequence[str] = (), *, allow_code: Allow = False,
+    measures: bool = True,
+) -> tuple[Loaded, RunFolder]:  # fmt: skip
     """A finished run with its tuned model, and its held-out rows as they were.
 
-    `overrides` may change how it is measured (`evaluate.key=value`), nothing else.
+    `overrides` may change how it is measured (`evaluate.key=value`), nothing else. Code and a judge that the run's
+    recipe names are refused unless `overrides` name them or `allow_code` does; without `measures` only the model's.
     """
     progress = progress or Progress()
     folder = RunFolder.existing(path)
     if other := [each for each in overrides if not each.startswith("evaluate.")]:
         raise InputError(f"a finished run cannot change: {', '.join(other)}", mend="evaluate.KEY=VALUE, or train anew")
     weights, config = folder.weights(), folder.config(overrides)
+    evaluate = config.evaluate
+    if not measures:
+        evaluate = evaluate.model_copy(update={"check": None, "judge": None})
+    require(folder.recipe, allow_code, config.model, evaluate, typed=overrides, blocks=("evaluate",))
+    config = config.model_copy(update={"evaluate": evaluate})
+    for changed in folder.changed_check(evaluate):
+        progress.warn(changed)
     check_machine(config)
     data, tokens = reopen(config, folder, progress)
     whole = config.method.saves == "model"
@@ -345,13 +357,15 @@ def open_run(path: Path, progress: Progress | None = None, overrides: Sequence[s
     return loaded, folder
 
 
-def evaluate(path: Path, overrides: Sequence[str] = (), *, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate(
+    path: Path, overrides: Sequence[str] = (), *, progress: Progress | None = None, allow_code: Allow = False
+) -> dict[str, Any]:
     """Measure a finished run again, base against tuned, and rewrite its report and result.
 
-    `overrides` (`evaluate.generate=500`) change how it is measured this time.
+    `overrides` (`evaluate.generate=500`) change how it is measured this time. `allow_code`: see open_run.
     """
     progress = progress or Progress()
-    loaded, folder = open_run(path, progress, overrides)
+    loaded, folder = open_run(path, progress, overrides, allow_code=allow_code)
     result = dict(folder.read_json(folder.result))
     folder.read_json(folder.data)  # the report needs it, and a fault in it should not cost the measuring
     subject = subject_of(loaded, progress)
@@ -362,19 +376,21 @@ def evaluate(path: Path, overrides: Sequence[str] = (), *, progress: Progress | 
     with folder.held():
         base = base_again(loaded, folder, progress)
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
-        return _report(result | compare(subject, base, folder), folder)
+        result |= compare(subject, base, folder)
+        result["next"] = _next(loaded.config, folder, loaded.data.task.name, result["lr"])
+        return _report(result, folder)
 
 
 def harness(
     path: Path, tasks: Sequence[str], *, folder_of_tasks: Path | None = None, limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, allow_code: Allow = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Tuned model and base on tasks of lm-evaluation-harness; writes harness.json in the run folder."""
     from luthier.evaluation.harness import check_harness, measure_harness
 
     check_harness()
     progress = progress or Progress()
-    loaded, folder = open_run(path, progress)
+    loaded, folder = open_run(path, progress, allow_code=allow_code, measures=False)
     with folder.held():
         result = measure_harness(
             loaded.model, with_base(loaded, progress), loaded.template.tokenizer, tasks, folder_of_tasks, limit,

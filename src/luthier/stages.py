@@ -84,25 +84,11 @@ class Given:
         return Loaded(config, self.base(config), self.tokens, self.data)
 
 
-def as_chosen(config: RunConfig, folder: RunFolder) -> RunConfig:
-    """With the format that the user chose when the run was started, so that nobody is asked again."""
-    from luthier.data.detect import CHOSEN, GIVEN
-    from luthier.data.formats.base import FORMATS
-
-    if config.data.format is not None or not folder.data.is_file():
-        return config
-    account = folder.read_json(folder.data)
-    if not account["format_why"].startswith((CHOSEN, GIVEN)):
-        return config
-    block = config.data.model_copy(update={"format": FORMATS.parse(account["format"])})
-    return config.model_copy(update={"data": block})
-
-
 def check_machine(config: RunConfig) -> None:
     """Refuse what this machine cannot serve, before anything is read or downloaded."""
     from luthier.evaluation.score import check_settings
     from luthier.models.load import check_quantize, device
-    from luthier.training.session import check_precision
+    from luthier.training.precision import check_precision
 
     device(config.model)
     check_precision(config.model, config.train)
@@ -122,6 +108,15 @@ def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
     return load(config.data, config.task, progress)
 
 
+def decided(config: RunConfig, data: Prepared) -> RunConfig:
+    """The recipe with what was guessed of the data's columns, or chosen by the user, written down."""
+    from luthier.data.prepare import decided
+    from luthier.tasks.base import TASKS
+
+    task = TASKS.parse(data.decided["task"]) if "task" in data.decided else config.task
+    return config.model_copy(update={"data": decided(config.data, data.decided), "task": task})
+
+
 def tokenize(
     config: RunConfig, data: Prepared, progress: Progress, folder: RunFolder | None = None, positions: int | None = None
 ) -> Tokens:
@@ -130,16 +125,14 @@ def tokenize(
     InputError where the base is not the one that the run in `folder` was started from. `positions` of the model are
     left to the method: its own, unless more are asked for.
     """
-    from luthier.data.checks.mask import refuse_endless
-    from luthier.data.detect import CHOSEN, GUESSED
+    from luthier.data.checks.mask import refuse_endless, seen
     from luthier.data.encode import encode
 
     tokens = load_tokens(config, data, progress, folder, positions)
     encode(data, tokens.template, config.data, tokens.max_length, progress=progress)
-    if data.rows and data.format_why.startswith((GUESSED, CHOSEN)):
-        progress.note(f"columns {data.format_why}")
-        progress.note(f"the first row as the model sees it: {data.task.shown(data.rows[0], tokens.template)}")
     refuse_endless(data, tokens.template)
+    if data.decided and data.rows:
+        progress.note(f"row 1 as the model sees it, learned between \u00ab and \u00bb: {seen(data, tokens.template)}")
     check_method(config, tokens.source, tokens.labels)
     return tokens
 
@@ -213,7 +206,8 @@ def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None)
 def job_of(config: RunConfig, data: Prepared, tokens: Tokens) -> Job:
     """What is to be planned."""
     from luthier.planning.settle import Job
-    from luthier.training.session import check_precision, total_steps
+    from luthier.training.precision import check_precision
+    from luthier.training.session import total_steps
 
     train = config.train
     rows, length = data.rows, tokens.max_length
@@ -274,7 +268,7 @@ def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: P
     from luthier.models.load import device, family_of, locate, positions_of, skeleton, stored_bytes
     from luthier.planning import machine
     from luthier.tasks.base import TASKS
-    from luthier.training.session import check_precision
+    from luthier.training.precision import check_precision
 
     other = None
     where = config.model.device

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.prompt import IntPrompt
+from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
 
@@ -22,9 +24,46 @@ from luthier.origin import redacted
 from luthier.reports.data_report import piece, shown
 from luthier.training.progress import Progress
 
-# Piped output has no width of its own: keep a message on one line there, for grep.
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(highlight=False, stderr=True, soft_wrap=True)
+WIDE = 140
+"""Columns of a table where no terminal says how many it has."""
+LEAD = re.compile(r"\s*(?:[!+>-] )?")
+"""What a line that is continued below is indented by."""
+
+
+class Lines(Console):
+    """A console whose messages wrap between words, below their beginning; a file gets each on one line, for grep."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich prints. What is to be pasted, such as a command, takes soft_wrap=True: nothing is put into it."""
+        if options or len(objects) != 1 or not isinstance(objects[0], str) or self.soft_wrap:
+            super().print(*objects, **options)
+            return
+        for line in Text.from_markup(objects[0]).split(allow_blank=True):
+            lead = LEAD.match(line.plain)
+            assert lead is not None
+            first, rest = line.divide([lead.end()])
+            for part in rest.wrap(self, max(20, self.width - lead.end())):
+                super().print(first + part)
+                first = Text(" " * lead.end())
+
+
+def _lines(*, stderr: bool = False) -> Lines:
+    made = Lines(highlight=False, stderr=stderr)
+    if not made.is_terminal:
+        made.soft_wrap = True
+        made.width = int(os.environ.get("COLUMNS") or WIDE)
+    return made
+
+
+console, errors = _lines(), _lines(stderr=True)
+
+
+def starting(command: str, what: str, into: Path | str = "") -> None:
+    """The first line of a command, printed before torch is loaded: that takes seconds."""
+    console.print(
+        f"[bold]luthier {command}[/]: {escape(redacted(what))}" + (f" -> {escape(str(into))}" if into else "")
+    )
+    console.file.flush()
 
 
 LINE_EVERY = 30
@@ -49,25 +88,22 @@ class Terminal(Progress):
 
     def note(self, text: str) -> None:
         self._close()
-        console.print(f"  [dim]{escape(redacted(text))}[/]")
-
-    def ask(self, question: str, options: Sequence[str]) -> int | None:
-        if not (console.is_terminal and sys.stdin.isatty()):
-            return None
-        self._close()
-        console.print(f"[bold]?[/] {escape(question)}")
-        for number, option in enumerate(options, 1):
-            console.print(f"  {number}  {escape(option)}")
-        try:
-            answer = IntPrompt.ask(
-                "  number", choices=[*map(str, range(1, len(options) + 1))], default=1, console=console
-            )
-        except EOFError:
-            return None
-        return answer - 1
+        console.print(f"  [dim]{_safe(redacted(text))}[/]")
 
     def warn(self, text: str) -> None:
         console.print(f"  [yellow]! {escape(redacted(text))}[/]")
+
+    def ask(self, question: str, answers: Sequence[str]) -> int | None:
+        self._close()
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            return None
+        console.print(f"[bold]?[/] {_safe(question)}")
+        for number, answer in enumerate(answers, 1):
+            console.print(f"  {number}. {_safe(answer)}")
+        while True:
+            given = console.input(f"  which? (1 to {len(answers)}) \\[1] ").strip() or "1"
+            if given.isdecimal() and 1 <= int(given) <= len(answers):
+                return int(given) - 1
 
     def rows(self, done: int, total: int | None) -> None:
         if self.bar is None:
@@ -156,6 +192,24 @@ class Terminal(Progress):
         self._close()
 
 
+def consent(given: bool = False) -> bool | Callable[[str], bool]:
+    """What the user allows of what a run folder names: all of it by an option, else each that a person says yes to."""
+    if given or not sys.stdin.isatty():
+        return given
+    answers: dict[str, bool] = {}
+
+    def ask(what: str) -> bool:
+        if what not in answers:
+            console.print(f"[yellow]! {_safe(what)}[/]")
+            try:
+                answers[what] = Confirm.ask("  Allow it this time?", console=console, default=False)
+            except EOFError:
+                return False
+        return answers[what]
+
+    return ask
+
+
 def _number(value: float | None, form: str) -> str:
     """A figure of a step; a step that was left out has none."""
     return "no number" if value is None else format(value, form)
@@ -182,9 +236,8 @@ def show_plan(found: Mapping[str, Any]) -> None:
         console.print(f"  memory cannot be foretold for this model: {escape(found['why'])}")
         return
     title = f"{found['method']} on {found['model']}, {found['steps']:,} steps, on the {plan['device']}"
-    table = Table(
-        title=escape(title), title_justify="left", title_style="", box=SIMPLE, pad_edge=False, show_footer=True
-    )
+    console.print(escape(title))
+    table = Table(box=SIMPLE, pad_edge=False, show_footer=True)
     table.add_column("memory", footer="at most")
     table.add_column("", justify="right", footer=gigabytes(plan["bytes"]))
     for part, size in plan["parts"].items():
@@ -283,6 +336,9 @@ def _safe(text: str) -> str:
 
 
 def show_error(text: str) -> None:
-    """One clear message on standard error."""
+    """One clear message on standard error; what fixes it may be pasted, so it gets no line ends."""
     sys.stdout.flush()
-    errors.print(f"[bold red]error:[/] {escape(redacted(text))}")
+    what, *fixes = re.split(r"\n(?=  mend: )", redacted(text))
+    errors.print(f"[bold red]error:[/] {escape(what)}")
+    for fix in fixes:
+        errors.print(escape(fix), soft_wrap=True)

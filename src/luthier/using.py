@@ -9,6 +9,9 @@ import typer
 
 from luthier.errors import InputError
 
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Use the code and the judge that the run's recipe.yaml names; look first.")
+]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
 
 
@@ -23,21 +26,27 @@ def evaluate(
     ] = None,
     harness_path: Annotated[Path | None, typer.Option(help="Folder of task files (YAML) of your own.")] = None,
     harness_limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows of each task.")] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Measure a run on its held-out rows, base against tuned, or on tasks of lm-evaluation-harness."""
+    from luthier.terminal import Terminal, consent, starting
+
+    starting("evaluate", str(run))
     from luthier import run as api
     from luthier.results import show_harness, show_result
-    from luthier.terminal import Terminal
 
     if harness is None:
         if harness_path or harness_limit:
             raise InputError("--harness-path and --harness-limit belong to --harness TASKS")
-        show_result(api.evaluate(run, overrides or [], progress=Terminal()))
+        show_result(api.evaluate(run, overrides or [], progress=Terminal(), allow_code=consent(allow_code)))
         return
     if overrides:
         raise InputError(f"{overrides[0]} says nothing to the harness", mend="leave it out, or leave --harness out")
     tasks = [task.strip() for task in harness.split(",") if task.strip()]
-    found = api.harness(run, tasks, folder_of_tasks=harness_path, limit=harness_limit, progress=Terminal())
+    found = api.harness(
+        run, tasks, folder_of_tasks=harness_path, limit=harness_limit, progress=Terminal(),
+        allow_code=consent(allow_code),
+    )  # fmt: skip
     show_harness(found, str(run))
 
 
@@ -49,14 +58,18 @@ def export_(
     ] = None,
     to: Annotated[str, typer.Option(help="What to make; see luthier list exports.")] = "merged",
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to replay as a proof.")] = 20,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write a run in a form to deploy, and prove by its held-out prompts that it answers as the run does."""
+    from luthier.terminal import Terminal, consent, starting
+
+    starting("export", f"{run} to {to}")
     from luthier.config import parse_export
     from luthier.exporting import export
     from luthier.results import show_export
-    from luthier.terminal import Terminal
 
-    show_export(export(run, parse_export(to, settings or []), prompts=prompts, progress=Terminal()))
+    form = parse_export(to, settings or [])
+    show_export(export(run, form, prompts=prompts, progress=Terminal(), allow_code=consent(allow_code)))
 
 
 def chat(
@@ -76,13 +89,18 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="The same one draws the same answer.")] = 0,
+    allow_code: AllowCode = False,
 ) -> None:
     """Talk to a run or an endpoint. /new starts a new dialogue, /quit or ctrl-D ends."""
     from luthier.chat import talk
     from luthier.serving.speakers import Asking
+    from luthier.terminal import consent
 
     asking = Asking(temperature, max_new_tokens, seed)
-    talk(run, base=base, beside=beside, model=model, prompt=prompt, system=system, asking=asking)
+    talk(
+        run, base=base, beside=beside, model=model, prompt=prompt, system=system, asking=asking,
+        allow_code=consent(allow_code),
+    )  # fmt: skip
 
 
 def serve(
@@ -111,21 +129,23 @@ def serve(
     write: Annotated[
         Path | None, typer.Option(help="Start nothing: write vLLM's command, container and Kubernetes files.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Answer over HTTP as OpenAI's API does: the base and any number of tuned models, chosen by `model`."""
     from luthier.serving.command import Place, Sizes
     from luthier.serving.command import serve as start
-    from luthier.terminal import Terminal
+    from luthier.terminal import Terminal, consent
 
     sizes = Sizes(max_batch, max_waiting, max_body, max_prompt, max_tokens, grace)
     place = Place(host, port, api_key)
     if engine == "vllm":
         from luthier.serving.vllm import serve as become
 
-        become(runs, place, sizes, dtype=dtype, vllm=vllm, write=write, progress=Terminal())
+        allowed = consent(allow_code)
+        become(runs, place, sizes, dtype=dtype, vllm=vllm, write=write, progress=Terminal(), allow_code=allowed)
         return
     if engine != "luthier":
         raise InputError(f"--engine {engine}: there are luthier and vllm")
     if write is not None:
         raise InputError("--write belongs to --engine vllm")
-    start(runs, place, sizes, dtype=dtype, progress=Terminal())
+    start(runs, place, sizes, dtype=dtype, progress=Terminal(), allow_code=consent(allow_code))

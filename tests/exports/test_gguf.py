@@ -26,7 +26,7 @@ from luthier.exports.players import TorchPlayer
 from tests.conftest import ROOT, build_tokenizer, luthier, model_config
 from tests.exports.gguf_models import LLAMA_CPP, TEXTS, byte_level, sentencepiece, variant
 
-gguf = pytest.importorskip("gguf", reason="the package gguf is not installed: pip install 'luthier[gguf]'")
+gguf = pytest.importorskip("gguf", reason="the package gguf is not installed: pip install gguf")
 
 UNPLAYED = "replay=false"
 LLAMA2 = (ROOT / "tests/templates/llama2.jinja").read_text()

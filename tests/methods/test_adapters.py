@@ -374,3 +374,21 @@ def test_peft_knows_our_methods_also_where_others_only_looked_for_it() -> None:
         "assert {'BITFIT', 'MAM'} <= {str(kind.value) for kind in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("name", "kind"), cells(["llama", "gpt2", "bert", "t5"], peft_names()))
+def test_unload_gives_the_untouched_base_back(name: str, kind: str) -> None:
+    """Bit for bit, with its own head; of PiSSA, which splits the base's weights, to rounding."""
+    plain = base(kind)
+    _, model = attached(name, kind)
+    if not hasattr(model.base_model, "unload"):
+        assert name.split(" ", maxsplit=1)[0] in ("prompt", "p_tuning"), "PEFT has no unload for prompts"
+        return
+    shake(model)
+    back: Any = model.unload()  # type: ignore[operator]
+    assert {n: type(m) for n, m in back.named_modules()} == {n: type(m) for n, m in plain.named_modules()}
+    assert not [n for n, m in back.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    own, found = plain.state_dict(), back.state_dict()
+    assert list(own) == list(found)
+    for key, value in own.items():
+        assert torch.allclose(found[key], value, atol=1e-6) if name == "pissa" else torch.equal(found[key], value), key

@@ -40,7 +40,7 @@ from tests.methods.zoo import (
     shake,
 )
 
-pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'luthier[quantize]'")
+pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
 
 KINDS = ["llama", "qwen2", "bert"]
 PACKED: dict[str, dict[str, Any]] = {

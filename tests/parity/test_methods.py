@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from luthier.config import TrainConfig
-from luthier.methods.base import METHODS, linear_layers
+from luthier.methods.base import METHODS
+from luthier.targets import linear_layers
 from luthier.training.optim import build_optimizer
 from luthier.tuners.bottleneck import BottleneckConfig
 from luthier.tuners.prefix import PrefixKVConfig, flattened

@@ -167,7 +167,7 @@ def test_qwen_runs_on_a_stand_in_with_its_own_split_and_curve(
 def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     for recipe, override in ((DEEPSEEK, "train.precision=fp32"), (QWEN, "seed=0")):
-        with pytest.raises(MissingExtra, match=r"pip install 'luthier\[quantize\]', or model.quantize=none"):
+        with pytest.raises(MissingExtra, match=r"pip install 'bitsandbytes>=0.50', or model.quantize=none"):
             check_machine(RunConfig.load(recipe, [override]))
 
 
@@ -197,7 +197,7 @@ def test_both_recipes_run_with_their_quantization(
     recipe: Path, kind: str, packing: str, here: list[str], model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     """On a CPU bitsandbytes serves both, with what the refusal of fp16 there tells to set."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'luthier[quantize]'")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
     data = imdb_like(tmp_path) if recipe is DEEPSEEK else write_jsonl(tmp_path / "alpaca.jsonl", alpaca_rows(60))
     config = RunConfig.load(
         recipe,

@@ -147,7 +147,10 @@ def test_a_held_out_loss_that_is_no_number_is_never_the_best(faulty: Faulty, sta
         if step == 5:
             faulty.heal()
 
-    result = start(tmp_path / "run", *PLAIN, progress=Heard(heal))
+    with pytest.raises(Diverged, match=r"step 4: the held-out loss is nan.*\n  mend: train.on_nan=skip"):
+        start(tmp_path / "run", *PLAIN)
+    assert last(tmp_path / "run") == "step-000003"
+    result = start(tmp_path / "run", *PLAIN, "train.on_nan=skip", progress=Heard(heal))
     assert [r["validation_loss"] is None for r in history(tmp_path / "run") if "validation_loss" in r] == [True, False]
     assert result["kept_step"] == 8 and result["kept_best"]
 

@@ -330,6 +330,12 @@ def test_a_wide_terminal_shows_two_columns_and_a_narrow_one_turns(stub: Callable
         person.types("/new\n")
         person.reads("a new dialogue")
         person.reads("you:")
+        person.types("/help\n")
+        person.reads("/new starts a new dialogue")
+        person.reads("you:")
+        person.types("/hlep\n")
+        person.reads("did you mean '/help'?")
+        person.reads("you:")
         person.types("/quit\n")
         assert person.ends() == 0
 

@@ -1,0 +1,1 @@
+"""What someone who did not write Luthier does to it."""

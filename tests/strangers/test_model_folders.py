@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AlbertConfig, AlbertForMaskedLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from luthier.config import ModelConfig
 from luthier.errors import ModelError
@@ -137,6 +137,20 @@ def test_a_configuration_that_lies_is_refused(said: str, folder: Path) -> None:
         assert said in caught.value.message and "config.json" in caught.value.message, caught.value.message
 
 
+def test_layers_that_share_their_weights_are_no_lie(tmp_path: Path) -> None:
+    import transformers as t
+
+    from tests.conftest import build_tokenizer
+
+    config = t.AlbertConfig(
+        vocab_size=400, embedding_size=16, hidden_size=32, num_attention_heads=4, intermediate_size=64
+    )
+    assert config.num_hidden_layers == 12
+    t.AlbertForSequenceClassification(config).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    locate(ModelConfig(path=str(tmp_path)))
+
+
 def test_a_configuration_that_is_no_object_is_refused(folder: Path) -> None:
     for text in ("[]", "{", "null", "[" * 100_000):
         (folder / "config.json").write_text(text)
@@ -221,22 +235,20 @@ def test_layers_that_config_json_leaves_out_are_not_dropped_in_silence(folder: P
         opened(folder)
 
 
-def test_layers_that_share_their_weights_are_no_lie(folder: Path, tmp_path: Path) -> None:
-    config = AlbertConfig(
-        vocab_size=400, embedding_size=16, hidden_size=32, num_hidden_layers=12, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=256, pad_token_id=1, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    albert = tmp_path / "albert"
-    AlbertForMaskedLM(config).save_pretrained(albert)
-    AutoTokenizer.from_pretrained(folder).save_pretrained(albert)
-    base = ModelConfig(path=str(albert))
-    assert load_model(base, locate(base), labels=("a", "b"), tokenizer=load_tokenizer(base, str(albert)))
-
-
 def test_what_transformers_wrote_about_its_attention_is_taken(folder: Path) -> None:
     """From 4.46 to 4.52 it wrote the first of these into most models."""
     change(folder, _attn_implementation_autoset=True, attn_implementation="sdpa", _attn_implementation=None)
     opened(folder)
+
+
+def test_nan_in_a_shard_of_a_folder_within_is_named(folder: Path) -> None:
+    rest = sharded(folder, "parts/b.safetensors")
+    (folder / "parts").mkdir()
+    name = sorted(rest)[0]
+    rest[name].view(-1)[0] = float("nan")
+    save_file(rest, folder / "parts" / "b.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{name} of .*parts/b\.safetensors holds NaN"):
+        opened(folder)
 
 
 @pytest.mark.parametrize("single", [True, False])

@@ -110,7 +110,8 @@ def test_the_page_loads_nothing_and_escapes_the_data(tmp_path: Path, hostile: Pa
     assert not re.search(r"url\(|@import|<script", text) and "default-src 'none'" in text
     assert "<script>alert" in page.text and "\\x1b[31m\\x202e" in page.text, "hostile text is shown as text"
     for line in (8, 12, 21):
-        assert f"{hostile}: line {line}" in page.text
+        assert f"{hostile.name}: line {line}" in page.text
+    assert str(hostile) not in text, "a page that is passed on names no folder of the user's"
     for heading in ("Findings", "What is learned", "Rows", "Refused rows", "Lengths in tokens", "Scripts"):
         assert f"<h2>{heading}" in text
 

@@ -313,3 +313,16 @@ def test_chat_answers_the_lines_of_a_pipe(model_folder: Callable[..., Path], alp
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) >= 3 and lines[-1] == lines[-2], "a new dialogue begins anew"
+
+
+def test_explain_finds_a_method_by_its_name_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("lora", "classify", "alpaca", "gguf"):
+        code, out, err = main(["explain", name], capsys)
+        assert code == 0 and not err and name in out.lower()
+    code, out, err = main(["explain", "lorra"], capsys)
+    assert code == 2 and "did you mean 'lora'" in err
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = main([], capsys)
+    assert code == 0 and "Usage:" in out and "error:" not in out + err

@@ -253,7 +253,7 @@ def test_a_judge_grades_each_answer_once_and_its_key_stands_nowhere(
     assert [line["tuned"]["judge"] for line in lines] == grades
     assert result["tuned"]["judge"]["value"] == pytest.approx(sum(grades) / len(grades))
     asked = len(judge.asked)
-    evaluate(tmp_path / "run")
+    evaluate(tmp_path / "run", allow_code=True)
     assert len(judge.asked) == asked, "the verdicts are kept"
     for file in [*tmp_path.rglob("*")]:
         assert not file.is_file() or b"sesame" not in file.read_bytes(), file
@@ -271,7 +271,7 @@ def test_a_judge_that_fails_is_counted_and_a_redirect_is_not_followed(
     lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert ["judge" in line["tuned"] for line in lines] == [True, True, True, False, False, True]
     judge.fail, before = (lambda text: 0), len(judge.asked)
-    again = evaluate(tmp_path / "run")
+    again = evaluate(tmp_path / "run", allow_code=True)
     assert again["tuned"]["judge"]["value"] == pytest.approx((0 + 1 + 2 + 3 + 4 + 5) / 6)
     assert len(judge.asked) - before <= 4, "only what failed is asked again"
 

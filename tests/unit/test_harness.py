@@ -16,7 +16,7 @@ from luthier.run import harness, train
 from tests.conftest import luthier, review_rows, write_jsonl
 
 needs_harness = pytest.mark.skipif(
-    find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed (pip install 'luthier[harness]')"
+    find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed (pip install lm-eval)"
 )
 
 TASK = """
@@ -87,7 +87,7 @@ def test_the_base_is_the_base(run: Path, tmp_path: Path) -> None:
 
 def test_without_the_package_the_mend_is_told_before_the_run_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("luthier.evaluation.harness.find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"pip install 'luthier\[harness\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'lm-eval>=0.4.9'"):
         harness(Path("nowhere"), ["arc_easy"])
 
 

@@ -215,7 +215,9 @@ def test_a_missing_package_is_named_with_its_mend(
         importlib.util, "find_spec", lambda name, package=None: None if name == "bitsandbytes" else there(name, package)
     )
     code, err = run_train("llama", overrides)
-    assert code == 2 and "needs bitsandbytes, which is not installed" in err and "luthier[quantize]" in err
+    assert (
+        code == 2 and "needs bitsandbytes, which is not installed" in err and "pip install 'bitsandbytes>=0.50'" in err
+    )
 
 
 def test_the_mended_block_divides_every_layer() -> None:

@@ -184,3 +184,16 @@ def test_the_peak_of_the_process_is_watched_anew() -> None:
 def test_this_machine_has_rates() -> None:
     rates = machine.speed("cpu", torch.float32)
     assert 1e7 < rates.products < 1e16 and 1e5 < rates.moves < 1e14 and 1e-8 < rates.call < 10
+
+
+def test_rates_hold_on_a_machine_that_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that wait for one another make every call a thousand times as long; the plan was off by as much."""
+    machine.speed.cache_clear()
+    quiet = machine.speed("cpu", torch.float32)
+    machine.speed.cache_clear()
+    clock = machine.time.perf_counter
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: 1000 * clock())
+    busy = machine.speed("cpu", torch.float32)
+    machine.speed.cache_clear()
+    for rate in ("products", "moves", "call"):
+        assert 0.05 < getattr(busy, rate) / getattr(quiet, rate) < 20, rate

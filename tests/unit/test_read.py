@@ -240,7 +240,7 @@ def test_modelscope_says_what_to_install_and_is_asked_where_it_is(monkeypatch: p
     import types
 
     monkeypatch.setitem(sys.modules, "modelscope", None)
-    with pytest.raises(LuthierError, match=r"pip install 'luthier\[modelscope\]'"):
+    with pytest.raises(LuthierError, match=r"pip install 'modelscope>=1.20'"):
         list(read_rows("org/set", hub="modelscope"))
     there = types.ModuleType("modelscope")
 

@@ -191,7 +191,7 @@ def test_without_its_package_a_score_is_left_out_and_that_is_told(monkeypatch: p
         monkeypatch.setattr(f"luthier.evaluation.{module}.find_spec", lambda name: None)
     left = [name for e in evaluations(subject) for name in e.metrics()]
     assert "rouge_l" not in left and "bleu" not in left and len(lacking(subject)) == 2
-    assert all("pip install 'luthier[scores]'" in why for why in lacking(subject))
+    assert all("pip install 'rouge-score>=0.1.2'" in why for why in lacking(subject))
     assert choose(subject, left) == "perplexity", "exact match of long answers ranks nothing"
 
 

@@ -43,8 +43,8 @@ def start_loss(folder: Folder) -> None:
     from luthier.data.batches import micro_batches
     from luthier.ops.attention import row_by_row
     from luthier.stages import load_base, prepare_data, tokenize
+    from luthier.training.precision import accelerator_for
     from luthier.training.progress import Progress
-    from luthier.training.session import accelerator_for
 
     config, quiet, seen = recipe(folder), Progress(), Seen()
     accelerator = accelerator_for(config.model, config.train)

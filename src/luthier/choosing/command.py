@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import typer
 
 from luthier.choosing.question import Wish
 from luthier.config import RunConfig
+from luthier.strict_json import to_json
 
 
 def choose_command(
@@ -17,17 +17,23 @@ def choose_command(
     as_json: bool,
 ) -> None:  # fmt: skip
     """Choose, and show it: exit code 2 where nothing fits."""
+    from luthier.terminal import Terminal, consent, console, starting
+
+    config = RunConfig.load(recipe, overrides)
+    if not as_json:
+        starting("choose", f"a method for {config.sources}")
     from luthier import run
     from luthier.choosing.words import show
-    from luthier.terminal import Terminal, console
+    from luthier.consent import refuse_foreign
     from luthier.training.progress import Progress
 
+    refuse_foreign(recipe, config.model, None, overrides, consent())
     found = run.choose(
-        RunConfig.load(recipe, overrides), wish, evidence=evidence, given=given,
+        config, wish, evidence=evidence, given=given,
         progress=Progress() if as_json else Terminal(),
     )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        typer.echo(to_json(found, indent=1, ensure_ascii=False))
     else:
         show(found, console)
     if not found["ranked"]:

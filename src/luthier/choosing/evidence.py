@@ -171,7 +171,7 @@ def comparisons(files: Iterable[Path], *, model: str, data: str | None, task: st
         same = data is not None and _same(made["model"], model) and _same(made["data"], data)
         if made["task"] != task:
             continue
-        rows = [row for row in made["rows"] if row["status"] == "done"]
+        rows = [row for row in made["rows"] if row["status"] == "done" and row["score"]["value"] is not None]
         percent = made["higher_is_better"] and all(abs(row["score"]["value"]) <= 1 for row in rows)
         factor = 100.0 if percent else 1.0
         scores = {arm_of(row["method"], row["quantize"]): _score(row, factor) for row in rows}

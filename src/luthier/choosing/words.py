@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luthier.choosing.reasons import size, work
 from luthier.planning.words import duration, gigabytes
+from luthier.shell import command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 FIRST = 3
 """Methods whose reasons are shown."""
-WIDTH = 140
-"""Columns of the table where the terminal has fewer: wrapped figures cannot be read."""
+SPARED = ("merges", "file", "fits", "setting", "training")
+"""Columns of the table that are left out where the terminal is too narrow, the first of them first."""
 COMPARED = 4
 """Methods that a comparison is suggested for, at most."""
 
@@ -43,12 +43,11 @@ def next_commands(choice: Choice, given: Sequence[str], *, packed: str) -> list[
     if len(close) > 1:
         names = ",".join(one.arm for one in close[:COMPARED])
         commands.append(["luthier", "compare", *kept, "--methods", names])
-    return [shlex.join(command) for command in commands]
+    return [command(*words) for words in commands]
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:
     """Print it: the question, the ranking, reasons, limits, what was ruled out, and the next commands."""
-    from rich.console import Console
     from rich.markup import escape
 
     asked = found["question"]
@@ -57,7 +56,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     )
     console.print(f"  {machine(asked)}")
     if found["ranked"]:
-        Console(highlight=False, width=max(console.width, WIDTH), file=console.file).print(table(found))
+        tables = (table(found, SPARED[:number]) for number in range(len(SPARED)))
+        whole = console.options.update(max_width=10 * console.width)
+        fits = (made for made in tables if console.measure(made, options=whole).maximum <= console.width)
+        console.print(next(fits, table(found, SPARED)))
         for board in boards(found):
             console.print(f"  measured: {escape(board)}")
     else:
@@ -77,8 +79,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(f"measured behind these, and not planned: {escape(names)}")
     if found["next"]:
         console.print("next:")
-    for command in found["next"]:
-        console.print(f"  [bold]{escape(command)}[/]")
+    for line in found["next"]:
+        console.print(f"  [bold]{escape(line)}[/]", soft_wrap=True)
 
 
 def boards(found: Mapping[str, Any]) -> list[str]:
@@ -113,8 +115,8 @@ def _why_behind(found: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return ""
 
 
-def table(found: Mapping[str, Any]) -> Any:
-    """The ranking."""
+def table(found: Mapping[str, Any], without: Sequence[str] = ()) -> Any:
+    """The ranking, `without` some of its columns."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -124,9 +126,10 @@ def table(found: Mapping[str, Any]) -> Any:
              *([f"all {many}"] if many > 1 else []), "merges", "measured"]  # fmt: skip
     for head in heads:
         figures = ("", "memory", "training", "file", f"all {many}")
-        made.add_column(head, justify="right" if head in figures else "left", no_wrap=True)
+        if head not in without:
+            made.add_column(head, justify="right" if head in figures else "left", no_wrap=True)
     for row in found["ranked"]:
-        made.add_row(*_cells(row, many))
+        made.add_row(*(cell for head, cell in zip(heads, _cells(row, many), strict=True) if head not in without))
     return made
 
 

@@ -1,7 +1,8 @@
 """Work in processes of their own that begin with what this one has in memory: data, tokens, the base.
 
 Forked, so nothing is copied until it is written to, and a run that dies takes nothing with it. Each has as many threads
-as it is given. This process must not compute with several threads itself before: OpenMP's do not live through a fork.
+as it is given, and all end with this process, however it ends. This process must not compute with several threads
+itself before: OpenMP's do not live through a fork.
 On a GPU, which cannot be shared like that, and where a system has no fork, work is done here, one after another.
 """
 
@@ -18,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from luthier.errors import LuthierError, Stopped
+from luthier.training.signals import end_with_parent
 
 Send = Callable[[dict[str, Any]], None]
 Job = Callable[[Send], Any]
@@ -96,6 +98,7 @@ def _start(job: Job, threads: int) -> tuple[Connection, Any]:
 def _run(job: Job, threads: int, send: Connection) -> None:
     import torch
 
+    end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent's handlers are not ours
         signal.signal(number, signal.SIG_DFL)
     os.setpgrp()  # ctrl-C is for the parent, which asks us to stop once: a second signal would end us at once

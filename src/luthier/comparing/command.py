@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 
 from luthier.config import RunConfig
 from luthier.errors import Stopped
+from luthier.shell import command
 
 
 def compare_command(
@@ -18,24 +18,29 @@ def compare_command(
     tune: bool, workers: int | None,
 ) -> None:  # fmt: skip
     """Compare, show the table, and say where the page is."""
-    from luthier import run
     from luthier.builtin import DEMO
     from luthier.comparing.budget import seconds_of
     from luthier.comparing.shared import Contest
-    from luthier.comparing.show import show
-    from luthier.terminal import Terminal, console
+    from luthier.consent import refuse_foreign
+    from luthier.terminal import Terminal, consent, console, starting
 
     if recipe == Path("demo") and not recipe.is_file():  # a folder of that name is no recipe
         recipe, overrides = DEMO, ["run=runs/compare-demo", *overrides]
     terminal = Terminal()
     config = RunConfig.load(recipe, overrides)
+    starting("compare", f"methods {methods} on {config.sources}")
+    for note in refuse_foreign(recipe, config.model, config.evaluate, overrides, consent()):
+        terminal.note(note)
+    from luthier import run
+    from luthier.comparing.show import show
+
     wish = Contest(methods, None if budget is None else seconds_of(budget), tokens, seeds, tune, workers)
     try:
         found = run.compare_methods(config, wish, recipe=recipe, progress=terminal)
     except Stopped as stop:
         terminal.train_ends()
         console.print(f"{stop}. To go on, give the same command again:")
-        console.print(f"  [bold]{shlex.join(['luthier', *sys.argv[1:]])}[/]", soft_wrap=True)
+        console.print(f"  [bold]{command('luthier', *sys.argv[1:])}[/]", soft_wrap=True)
         raise typer.Exit(stop.exit_code) from None
     except BaseException:
         terminal.train_ends()

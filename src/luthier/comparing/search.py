@@ -96,7 +96,8 @@ def search(arm: Arm, lr: float, unit: int, folder: Path, tried: Callable[[Any], 
                 "train": arm.config.train.model_copy(update={"lr": rate, "steps": steps, "keep_best": False}),
                 "evaluate": arm.config.evaluate.model_copy(update={"before": False, "generate": 0}),
             })  # fmt: skip
-            found = float(tried(config)["tuned"]["loss"]["value"])
+            measured = float(tried(config)["tuned"]["loss"]["value"])
+            found = measured if measured < float("inf") else float("inf")  # also of NaN
         except Stopped:
             raise
         except Exception:  # a size that the model has no room for, a rate that diverges: the worst there is

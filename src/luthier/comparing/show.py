@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,8 +15,6 @@ from luthier.reports.run_report import figure
 from luthier.terminal import console
 
 STYLES = {"better": "green", "worse": "red"}
-WIDE = 140
-"""Columns of text where no terminal says how many it has."""
 COLUMNS: list[tuple[str, int, Callable[[Mapping[str, Any]], str]]] = [
     ("trained", 76, lambda row: count(row["trainable"])),
     ("share", 112, lambda row: share(row["share"])),
@@ -37,9 +34,9 @@ def show(body: Mapping[str, Any]) -> None:
             f"{body['examples']} {body['measured_on']} examples; {body['steps']} steps and {body['tokens']:,} tokens "
             f"each, {len(body['seeds'])} seed{'s' * (len(body['seeds']) > 1)}"
         )
-        wide = console.width if console.is_terminal else WIDE
-        told = [(name, cell) for name, least, cell in COLUMNS if wide >= least]
-        table = Table(title=title, title_justify="left", title_style="", box=SIMPLE, pad_edge=False)
+        told = [(name, cell) for name, least, cell in COLUMNS if console.width >= least]
+        console.print(title)
+        table = Table(box=SIMPLE, pad_edge=False)
         table.add_column("method", no_wrap=True)
         for name in (body["metric"].replace("_", " "), "95 %"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -54,7 +51,7 @@ def show(body: Mapping[str, Any]) -> None:
                 row["arm"], *_score(body["metric"], row["score"]), f"[{STYLES.get(verdict, 'dim')}]{verdict}[/]",
                 *(cell(row) for _, cell in told),
             )  # fmt: skip
-        Console(highlight=False, width=wide, file=console.file).print(table)
+        console.print(table)
         console.print(f"  a difference is called real where Holm's p, {body['comparisons']} compared, is below 0.05")
         if len(body["seeds"]) == 1:
             console.print("  one seed: another one moves the scores as well; --seeds 3 counts that in")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,7 +13,7 @@ from luthier.comparing.claims import claims
 from luthier.comparing.verdict import Draws, differences, draws, metric, pareto
 from luthier.config import RunConfig
 from luthier.errors import InputError
-from luthier.evaluation.base import Record
+from luthier.evaluation.base import Record, restored
 from luthier.evaluation.score import headline
 from luthier.folder import RunFolder
 from luthier.ledger import read_object
@@ -42,7 +43,7 @@ def rows_of(
     for name, own in runs.items():
         if records := [_records(run) for run in own if run.result.is_file()]:
             found[name] = draws(function, records)
-    whole = {name: drawn for name, drawn in found.items() if len(results[name]) == len(seeds)}
+    whole = {n: drawn for n, drawn in found.items() if len(results[n]) == len(seeds) and isfinite(drawn.value)}
     best = (max if higher else min)(whole or found, key=lambda each: found[each].value)
     against = {"best": differences(whole, best, higher=higher) if best in whole else {}}
     if "full" in whole:
@@ -79,7 +80,7 @@ def _result(run: RunFolder) -> Result:
 
 def _records(run: RunFolder) -> list[Record]:
     lines = run.checked(run.predictions).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["tuned"] for line in lines]
+    return restored([json.loads(line)["tuned"] for line in lines])
 
 
 def _missing(

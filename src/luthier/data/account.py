@@ -13,9 +13,8 @@ def say(data: Prepared, refused: Path, progress: Progress) -> None:
     """Tell what became of the rows; `refused` is the file with those left out."""
     part = data.train
     counted = f"{part.kept:,} rows to train on ({part.tokens:,} tokens, {part.learned:,} learned)"
-    progress.note(
-        f"format {data.format.name} ({data.format_why}), task {data.task.name}, template: {data.template_source}"
-    )
+    why = "" if data.decided else f" ({data.format_why})"  # a guess was said when it was made
+    progress.note(f"format {data.format.name}{why}, task {data.task.name}, template: {data.template_source}")
     progress.note(
         f"{'rows to train on are read while training' if data.stream else counted}, "
         f"{data.validation.kept:,} held out ({data.validation.source or 'none'})"

@@ -23,6 +23,7 @@ from typing import Any
 from luthier import data, tasks
 from luthier.data.store import Place
 from luthier.errors import InputError
+from luthier.strict_json import to_json
 
 LIMIT = 20 * 2**30
 """Bytes that all entries may take."""
@@ -111,7 +112,7 @@ def keep(name: str, place: Place, values: Mapping[str, Any], arrays: Mapping[str
         files = {file.name: file.stat().st_size for file in place.folder.iterdir()}
         codes = {each: numbers.typecode for each, numbers in arrays.items()}
         meta = {"values": values, "arrays": codes, "files": files, "made": time.time()}
-        (place.folder / META).write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+        (place.folder / META).write_text(to_json(meta, ensure_ascii=False), encoding="utf-8")
         if find(name) is None:
             shutil.rmtree(root() / name, ignore_errors=True)
             place.keep(root() / name)

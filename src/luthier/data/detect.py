@@ -4,44 +4,44 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from luthier.data.columns import Reading, Understood, headless, settings, understand
-from luthier.data.example import RowError
+from luthier.data.columns import LONG, NUMBER, Column, size
 from luthier.data.formats.base import FORMATS, Format
-from luthier.data.read import RawRow, read_rows
+from luthier.data.guess import Reading, guess
+from luthier.data.read import TABLE_SUFFIXES, RawRow, read_rows
 from luthier.data.settings import DataConfig
-from luthier.data.store import file_of
 from luthier.errors import DataError, InputError
+from luthier.origin import command_with
 from luthier.tasks.base import TASKS, Task
 from luthier.training.progress import Progress
 
 DETECTION_ROWS = 50
 
 
-GUESSED = "understood from names and values: "
-"""Begins the reason for a format that nobody named."""
-CHOSEN = "chosen by the user: "
-GIVEN = "given in the recipe"
+class Opened(NamedTuple):
+    """The rows of one set, and how they are read."""
+
+    rows: Iterator[RawRow]
+    format: Format
+    why: str
+    task: Task | None = None
+    """What the content is for, where that is not what the format is mostly for."""
+    guessed: bool = False
+    """Was the format found by names and content, or chosen by the user? Then a run keeps it in its recipe."""
 
 
-class UnclearColumns(DataError):
-    """Columns that can be read in more than one way. `settings` choose the likeliest on the command line."""
-
-    def __init__(self, message: str, settings: Sequence[str]) -> None:
-        self.settings = list(settings)
-        super().__init__(message, mend=" ".join(map(shlex.quote, self.settings)))
-
-
-def open_set(config: DataConfig, progress: Progress | None = None) -> tuple[Iterator[RawRow], Format, str]:
-    """The rows of one set, and its format with the reason for it. Asks the user by `progress` where that is unclear."""
-    raw = read_rows(config.path, split=config.split, subset=config.subset, hub=config.hub, streaming=config.streaming)
+def open_set(config: DataConfig, progress: Progress, *, mixed: bool = False) -> Opened:
+    """The rows of one set, and its format with the reason for it. `mixed`: the set is one of data.mix."""
+    raw = read_rows(
+        config.path, split=config.split, subset=config.subset, hub=config.hub, streaming=config.streaming,
+        columns=config.columns,
+    )  # fmt: skip
     first = _first(raw)
     if not first:
         raise DataError(f"{config.path}: there are no rows", mend="give data with at least one row")
-    return itertools.chain(first, raw), *_format(config, first, progress or Progress())
+    return _format(config, first, progress, mixed)._replace(rows=itertools.chain(first, raw))
 
 
 def _first(raw: Iterator[RawRow]) -> list[RawRow]:
@@ -54,73 +54,88 @@ def _first(raw: Iterator[RawRow]) -> list[RawRow]:
     return rows
 
 
-def _format(config: DataConfig, raw: Sequence[RawRow], progress: Progress) -> tuple[Format, str]:
-    """The format of the recipe, the most particular one whose columns the first rows have, or what they mean."""
+def _format(config: DataConfig, raw: Sequence[RawRow], progress: Progress, mixed: bool) -> Opened:
+    """The format of the recipe, or the most particular one whose columns the first rows have, or a guess."""
     if config.format is not None:
-        return config.format, GIVEN
+        return Opened(iter(()), config.format, "given in the recipe")
     sample = [row for row in raw if not row.problem]
     if not sample:
         raise DataError(f"{raw[0].where}: {raw[0].problem}", mend="mend the row; no row of this data can be read")
-    why, known = "", sorted((FORMATS.get(name)() for name in FORMATS.names()), key=lambda reader: reader.order)
-    columns = ", ".join(map(str, sample[0].values))
-    rows = [row.values for row in sample]
-    exact = next((reader for reader in known if sum(map(reader.matches, rows)) > len(rows) / 2), None)
-    if exact is not None:
-        why = f"{sum(map(exact.matches, rows))} of the first {len(rows)} rows have its columns ({columns})"
-        if exact.name not in ("classification", "text"):
-            return exact, why
-    found = understand(rows)  # also beside `label`: a pair of texts, or labels in words
-    single = found.readings[0] if len(found.readings) == 1 else None
-    if exact is not None and (
-        _same(exact, single, rows) if single else exact.name == "classification" or not found.readings
-    ):
-        return exact, why
-    if exact is None and headless(rows) and sample[0].where.endswith(": line 2"):
-        raise DataError(
-            f"{file_of(sample[0].where)}: the first line looks like a row, not like names of columns: {columns:.200}",
-            mend=_with_names(file_of(sample[0].where), len(rows[0])),
+    known = sorted((FORMATS.get(name)() for name in FORMATS.names()), key=lambda reader: reader.order)
+    for reader in known:
+        hits = sum(reader.matches(row.values) for row in sample)
+        if hits > len(sample) / 2 and reader.certain(sample[0].values):
+            columns = ", ".join(map(str, sample[0].values))
+            return Opened(iter(()), reader, f"{hits} of the first {len(sample)} rows have its columns ({columns})")
+    return _guessed(config, sample, progress, mixed)
+
+
+def _guessed(config: DataConfig, sample: Sequence[RawRow], progress: Progress, mixed: bool) -> Opened:
+    """What names and content say; a question to the user where they leave a doubt."""
+    names = list(dict.fromkeys(str(name) for row in sample for name in row.values))
+    if not config.columns and config.path.lower().endswith(TABLE_SUFFIXES):
+        refuse_headerless(sample)
+    reading, offered = guess([row.values for row in sample])
+    why = "understood from the names and content of the columns"
+    if reading is None:
+        shown = "; ".join(f"{name}: {value!r:.60}" for name, value in sample[0].values.items())
+        question = f"{sample[0].where}: the columns can be read in more than one way. This row has {shown}"
+        answer = progress.ask(question, [each.said() for each in offered]) if offered else None
+        if answer is None:
+            raise _unsure(sample[0].where, names, offered, mixed)
+        reading, why = offered[answer], "chosen"
+    used = {column.partition(".")[0] for column in reading.columns.values()} | set(reading.columns.values())
+    ignored = ", ".join(name for name in names if name not in used)
+    why = f"{why}: {reading.said()}" + (f"; not read: {ignored}" if ignored else "")
+    return Opened(iter(()), reading.reader, why, TASKS.parse(reading.task) if reading.task else None, guessed=True)
+
+
+def _unsure(where: str, names: Sequence[str], offered: Sequence[Reading], mixed: bool) -> DataError:
+    """What a script gets in place of the question: every reading, and a command that takes the first."""
+    if not offered:
+        return DataError(
+            f"{where}: no column holds texts that a format could read: {', '.join(names)}",
+            mend="name the format and its columns with data.format.name=NAME and the keys of luthier explain format "
+            "NAME, or bring the rows into one of the formats of luthier list formats",
         )
-    if single is not None:
-        unused = f"; not used: {', '.join(single.unused)}" if single.unused else ""
-        return single.form, f"{GUESSED}{single.said}{unused}"
-    return _ask(found, sample[0].where, columns, progress)
+    ways = "".join(
+        f"\n  {number}. {each.said()}: {shlex.join(each.settings())}" for number, each in enumerate(offered, 1)
+    )
+    return DataError(
+        f"{where}: the columns can be read in more than one way: {', '.join(names)}{ways}",
+        mend="choose one, and write it into this set's block of data.mix as format: {name: NAME, KEY: COLUMN}"
+        if mixed
+        else f"choose one; for the first: {command_with(offered[0].settings())}",
+    )
 
 
-def _ask(found: Understood, where: str, columns: str, progress: Progress) -> tuple[Format, str]:
-    """The reading that the user chooses; UnclearColumns where nobody can be asked."""
-    if not found.readings:
-        raise DataError(
-            f"{where}: no column holds texts to learn from: {columns}",
-            mend=f"name the format and its columns: data.format.name=NAME data.format.KEY=COLUMN; formats: "
-            f"{', '.join(FORMATS.names())}",
-        )
-    question = f"{file_of(where)}: {found.why}. How are the columns to be read?"
-    choice = progress.ask(question, [f"{each.form.name}: {each.said}" for each in found.readings])
-    if choice is None:
-        others = [" ".join(map(shlex.quote, settings(each.form))) for each in found.readings[1:3]]
-        also = f". Another reading: {'; or '.join(others)}" if others else ""
-        raise UnclearColumns(
-            f"{where}: the columns can be read in more than one way ({columns}): {found.why}{also}",
-            settings(found.readings[0].form),
-        )
-    return found.readings[choice].form, f"{CHOSEN}{found.readings[choice].said}"
+def refuse_headerless(sample: Sequence[RawRow]) -> None:
+    """DataError where the names of a table's columns look like one more row of it: the file has no header line."""
+    names = [str(name) for name in sample[0].values]
+    columns = [Column.of(name, [row.values for row in sample]) for name in names]
+    if not any(_like_values(column) for column in columns):
+        return
+    made: list[str] = []
+    texts = sum(column.long for column in columns)
+    for number, column in enumerate(columns, 1):
+        text = f"text{sum(name.startswith('text') for name in made) + 1}" if texts > 1 else "text"
+        plain = "label" if column.label and "label" not in made else f"column{number}"
+        made.append(text if column.long else "id" if column.meta and column.numbers and "id" not in made else plain)
+    setting = f"data.columns=[{','.join(made)}]"
+    raise DataError(
+        f"{sample[0].where.rpartition(':')[0]}: the first line looks like a row and not like the names of columns: "
+        + ", ".join(f"{name!r:.40}" for name in names),
+        mend=f"name the columns, and change the names where they are not what you want: {command_with([setting])}",
+    )
 
 
-def _same(reader: Format, other: Reading, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Do both make the same example of the first row?"""
-    try:
-        return reader.read(rows[0]) == other.form.read(rows[0])
-    except RowError:
-        return False
-
-
-def _with_names(file: str, columns: int) -> str:
-    mark = "\\t" if ".tsv" in file else ","
-    names = ("text", "label") if columns == 2 else [f"column{number}" for number in range(1, columns + 1)]
-    named = Path(file).with_name(f"named-{Path(file).name}")
-    return (
-        "put a line of names before the rows, with names of yours: "
-        f"(printf {shlex.quote(mark.join(names) + chr(92) + 'n')}; cat {shlex.quote(file)}) > {shlex.quote(str(named))}"
+def _like_values(column: Column) -> bool:
+    """Is the name of a column one of its values, a number above numbers, or a long text above texts?"""
+    name = column.name.strip()
+    if NUMBER.fullmatch(name):
+        return bool(column.numbers)
+    return (name in column.values and column.different < len(column.values)) or (
+        column.long and size(name) >= LONG and len(name.split()) > 4
     )
 
 

@@ -42,7 +42,7 @@ def members(config: DataConfig) -> list[tuple[DataConfig, str]]:
     """The resolved data block of each set, with where its format comes from: data.path, then those of data.mix."""
     blocks = [resolve(config)]
     for one in config.mix:
-        told = {"path": one.path, "split": one.split, "subset": one.subset, "format": one.format, "weight": one.weight}
+        told = {name: getattr(one, name) for name in type(one).model_fields}
         blocks.append(resolve(config.model_copy(update=told)))
     places = [(block.path, block.split, block.subset) for block, _ in blocks]
     for place, (block, _) in zip(places, blocks, strict=True):

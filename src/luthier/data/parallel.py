@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from luthier.errors import InputError
+from luthier.training.signals import end_with_parent
 
 Piece = TypeVar("Piece")
 Made = TypeVar("Made")
@@ -33,7 +32,7 @@ def in_order(work: Callable[[Piece], Made], pieces: Iterable[Piece], workers: in
     # fork where the system has it without harm: the others import the user's script anew, which would run it twice
     # where it has no main guard, and take seconds to load a tokenizer. A worker runs no torch.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, context, _prepare, (work, os.getpid())) as pool:
+    with ProcessPoolExecutor(workers, context, _prepare, (work,)) as pool:
         waiting: deque[Future[Made]] = deque()
         try:
             for piece in pieces:
@@ -53,19 +52,12 @@ def in_order(work: Callable[[Piece], Made], pieces: Iterable[Piece], workers: in
 _job: Callable[[Any], Any]
 
 
-def _prepare(work: Callable[[Any], Any], parent: int) -> None:
+def _prepare(work: Callable[[Any], Any]) -> None:
     global _job  # noqa: PLW0603 (one job per worker process)
     _job = work
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    end_with_parent()  # the pool's queue would keep it waiting for ever
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork, and the processors are ours
-
-
-def _die_with(parent: int) -> None:
-    """End this worker when its parent was killed: the pool's queue would keep it waiting for ever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _work(piece: Any) -> Any:

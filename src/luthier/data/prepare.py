@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, Literal
 
 from luthier.data import cache
-from luthier.data.detect import open_set, refuse_other_task, refuse_unlearned, task_for
+from luthier.data.detect import Opened, open_set, refuse_other_task, refuse_unlearned, task_for
 from luthier.data.example import RowError
 from luthier.data.formats.base import FORMATS, Format, column
 from luthier.data.mix import Portion, members, weigh
@@ -46,7 +46,10 @@ def load(config: DataConfig, task: Task | None, progress: Progress | None = None
     name = _cached_name(config, [block for block, _ in blocks], task) if config.cache else ""
     if name and (found := cache.find(name)):
         progress.note("these files were read before: their rows come from the cache")
-        return _again(*found)
+        data = _again(*found)
+        if "format" in data.decided:
+            progress.note(f"{config.path}: {data.format_why}")
+        return data
     store = Store(Records(cache.begin() if name else Place(), "examples"))
     reading = _Reading(config, blocks[0][0], task, store, progress)
     data = reading.load(blocks)
@@ -74,7 +77,8 @@ def _keep(name: str, data: Prepared) -> None:
     store = data.examples.store
     values, arrays = store.set_down()
     values |= {
-        "account": data.account(), "format_why": data.format_why, "refusals": [asdict(each) for each in data.refusals],
+        "account": data.account(), "decided": data.decided,
+        "format_why": data.format_why, "refusals": [asdict(each) for each in data.refusals],
     }  # fmt: skip
     arrays |= {side: data.side(side).examples.numbers for side in SIDES}
     cache.keep(name, store.records.place, values, arrays)
@@ -90,7 +94,7 @@ def _again(folder: Path, values: dict[str, Any], arrays: dict[str, array[int]]) 
         refusals=Refusals(Refusal(**each) for each in values["refusals"]),
         train=Part(**account["train"]), validation=Part(**account["validation"]), test=Part(**account["test"]),
         fingerprint=account["fingerprint"], files=account["files"],
-        portions=[Portion(**each) for each in account["mix"]],
+        portions=[Portion(**each) for each in account["mix"]], decided=values["decided"],
     )  # fmt: skip
 
 
@@ -108,20 +112,35 @@ class _Reading:
     seen: dict[bytes, int] = field(default_factory=dict)
     """Digest -> number in the store of each training example, for data.deduplicate over several sets."""
 
+    decided: dict[str, Any] = field(default_factory=dict)
+    """What a recipe keeps of formats that were guessed: see Prepared.decided."""
+
+    def open(self, config: DataConfig, key: str) -> Opened:
+        """One set, with its format; a guess is said and kept."""
+        opened = open_set(config, self.progress, mixed=key != "format")
+        if opened.guessed:
+            self.decided[key] = opened.format.spec()
+            self.progress.note(f"{config.path}: {opened.why}")
+        return opened
+
     def load(self, blocks: list[tuple[DataConfig, str]]) -> Prepared:
         """Read all sets and part them."""
         config, found = self.config, blocks[0][1]
         train = Part(source=" + ".join(source_name(block.path, block.split) for block, _ in blocks))
         validation, test = Part(), Part()
-        raw, reader, why = open_set(config, self.progress)
-        task = self.task or task_for(reader)
+        opened = self.open(config, "format")
+        raw, reader, why = opened.rows, opened.format, opened.why
+        task = self.task or opened.task or task_for(reader)
+        if opened.task and self.task is None:
+            self.decided["task"] = task.spec()
         refuse_unlearned(reader, task)
         other, apart = other_source(self.recipe, config, "validation"), other_source(self.recipe, config, "test")
         refuse_split_settings(config, other)
         sets = [self.read(raw, reader, config, train)]
         portions = [_portion(config, reader, train)]
-        for block, _ in blocks[1:]:
-            raw, other_reader, _ = open_set(block, self.progress)
+        for number, (block, _) in enumerate(blocks[1:]):
+            opened = self.open(block, f"mix.{number}")
+            raw, other_reader = opened.rows, opened.format
             refuse_unlearned(other_reader, task)
             refuse_other_task(config, reader, block, other_reader, self.task)
             part = Part()
@@ -156,15 +175,17 @@ class _Reading:
             format=reader, format_why=found or why, task=task, examples=examples, validation_examples=held_out,
             test_examples=tested, refusals=self.refusals, train=train, validation=validation, test=test,
             fingerprint=_fingerprint(examples, held_out, tested), portions=portions,
-            files=encodings([*self.store.files, *self.refusals.files]),
+            files=encodings([*self.store.files, *self.refusals.files]), decided=self.decided,
         )  # fmt: skip
 
     def stream(self, found: str) -> Prepared:
         """Read what is held out, and leave the training rows to the run."""
         config = self.config
         refuse_settings(self.recipe)
-        _, reader, why = open_set(config, self.progress)
-        task = self.task or task_for(reader)
+        _, reader, why, meant, _ = self.open(config, "format")
+        task = self.task or meant or task_for(reader)
+        if meant and self.task is None:
+            self.decided["task"] = task.spec()
         refuse_unlearned(reader, task)
         if task.model_class == "classification" and not getattr(task, "labels", ()):
             raise InputError(
@@ -182,14 +203,15 @@ class _Reading:
                 held[side] = _take(held[side], other.validation_limit, config.seed, parts[side])
             parts[side].labels = dict(Counter(filter(None, held[side].labels)).most_common(200))
         source = partial(
-            read_rows, config.path, split=config.split, subset=config.subset, hub=config.hub, streaming=True
-        )
+            read_rows, config.path, split=config.split, subset=config.subset, hub=config.hub, streaming=True,
+            columns=config.columns,
+        )  # fmt: skip
         return Prepared(
             format=reader, format_why=found or why, task=task, examples=Examples(self.store, ()),
             validation_examples=held["validation"], test_examples=held["test"], refusals=self.refusals,
             train=parts["train"], validation=parts["validation"], test=parts["test"],
             fingerprint=_fingerprint(held["validation"], held["test"]),
-            stream=Stream(source, reader, config, config.seed, parts["train"], self.refusals),
+            stream=Stream(source, reader, config, config.seed, parts["train"], self.refusals), decided=self.decided,
         )  # fmt: skip
 
     def read(
@@ -228,7 +250,9 @@ class _Reading:
         config = self.config
         if other is not None:
             part.source = source_name(other.path, other.split)
-            raw = read_rows(other.path, split=other.split, subset=other.subset, hub=other.hub)
+            raw = read_rows(
+                other.path, split=other.split, subset=other.subset, hub=other.hub, columns=other.columns
+            )  # fmt: skip
             return Examples(self.store, self.read(raw, other.format or reader, other, part, apart=True)), examples
         share = share_of(config, side)
         if share is None:
@@ -272,6 +296,16 @@ class _Reading:
             for there, trained in found
         )
         return examples.take(place for place, digest in enumerate(examples.digests) if digest not in same)
+
+
+def decided(config: DataConfig, made: Mapping[str, Any]) -> DataConfig:
+    """The data block with the formats put in that were guessed (`Prepared.decided`), so that none is guessed again."""
+    mix = [
+        one.model_copy(update={"format": FORMATS.parse(made[key])}) if (key := f"mix.{number}") in made else one
+        for number, one in enumerate(config.mix)
+    ]
+    form = FORMATS.parse(made["format"]) if "format" in made else config.format
+    return config.model_copy(update={"format": form, "mix": tuple(mix)})
 
 
 def share_of(config: DataConfig, side: str) -> float | None:

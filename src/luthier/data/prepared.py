@@ -84,6 +84,8 @@ class Prepared:
     template_source: str = ""
     labels: tuple[str, ...] = ()
     """Of the training rows, where those are not at hand."""
+    decided: dict[str, Any] = field(default_factory=dict)
+    """What was guessed or asked for, for the recipe of the run: the spec of `format`, of `mix.0` and of `task`."""
 
     @property
     def held_out_side(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,7 @@ from luthier.data.reading.arrow_rows import read_arrow, read_parquet
 from luthier.data.reading.files import encoding_of, kind_of, refusal, watched
 from luthier.data.reading.json_rows import read_json
 from luthier.data.reading.rows import RawRow, read_table, read_text
-from luthier.errors import DataError, LuthierError, MissingExtra, did_you_mean
-from luthier.origin import redacted
+from luthier.errors import DataError, LuthierError, MissingExtra, did_you_mean, install
 
 __all__ = [
     "SUFFIXES",
@@ -30,17 +29,20 @@ ARROW = (".arrow", ".feather", ".ipc")
 PACKED = (".gz", ".zst")
 KINDS = (*JSON, *TABLES, ".txt", ".parquet", *ARROW)
 SUFFIXES = (*KINDS, *(kind + packed for kind in (*JSON, *TABLES, ".txt") for packed in PACKED))
+TABLE_SUFFIXES = (*TABLES, *(kind + packed for kind in TABLES for packed in PACKED))
 SHARD = re.compile(r"(?P<split>.+?)[-_.](?:part[-_])?(?P<number>\d+)(?:[-_]of[-_](?P<all>\d+))?(?:-[0-9a-f]{8,})?")
 HUB, BY_FORMAT = "a data set of a hub", ": text is UTF-8 by its format"
 VALIDATION = ("validation", "valid", "val", "dev")
 
 
 def read_rows(
-    path: str, *, split: str = "", subset: str = "", hub: Literal["huggingface", "modelscope"], streaming: bool = False
-) -> Iterator[RawRow]:
+    path: str, *, split: str = "", subset: str = "", hub: Literal["huggingface", "modelscope"], streaming: bool = False,
+    columns: Sequence[str] = (),
+) -> Iterator[RawRow]:  # fmt: skip
     """Rows of a file, of one split of a folder, of an embedded data set (`builtin:reviews`), or of a hub id.
 
-    Files are always read row by row; `streaming` does not download a hub's data set first either.
+    Files are always read row by row; `streaming` does not download a hub's data set first either. `columns` names
+    those of a csv or tsv file without a header line.
     """
     split = split or "train"
     files = local_files(path, split)
@@ -50,7 +52,7 @@ def read_rows(
         yield from _read_hub(path, split, subset, hub, streaming)
         return
     for file in files:
-        yield from read_file(file)
+        yield from read_file(file, columns)
 
 
 def local_files(path: str, split: str) -> list[Path] | None:
@@ -68,11 +70,6 @@ def looks_like_file(path: str) -> bool:
 
 def missing(path: str) -> DataError:
     """The error for a file that is not there, naming the nearest that is."""
-    if "://" in path:
-        return DataError(
-            f"data.path: {redacted(path)} is an address, and data is read from files, folders and hub ids",
-            mend="download the file first, then data=FILE",
-        )
     parent = Path(path).parent
     if kind_of(str(parent)) != "folder":
         return DataError(f"{path}: no such file, and no folder {parent} either", mend="check the path for data.path")
@@ -173,7 +170,7 @@ def validation_split(path: str, hub: str, subset: str = "") -> str:
     return next((name for name in VALIDATION if name in there), "")
 
 
-def read_file(file: Path) -> Iterator[RawRow]:
+def read_file(file: Path, columns: Sequence[str] = ()) -> Iterator[RawRow]:
     """Rows of one local file by its suffix; a json file may hold an array or lines, whatever it is called."""
     with watched(file):
         if file.stat().st_size == 0:
@@ -187,7 +184,7 @@ def read_file(file: Path) -> Iterator[RawRow]:
         elif suffix in ARROW:
             yield from read_arrow(file)
         elif suffix in TABLES:
-            yield from read_table(file, encoding_of(file), tab=suffix == ".tsv")
+            yield from read_table(file, encoding_of(file), tab=suffix == ".tsv", columns=columns)
         elif suffix in JSON:
             yield from read_json(file, encoding_of(file))
         elif suffix in (".txt", ".md", ""):
@@ -228,7 +225,7 @@ def _load_modelscope(path: str, split: str, subset: str, streaming: bool) -> Any
         from modelscope import MsDataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise MissingExtra(
-            f"data set {path}: ModelScope's package is not installed", mend="pip install 'luthier[modelscope]'"
+            f"data set {path}: ModelScope's package is not installed", mend=install("modelscope")
         ) from None
     try:
         return MsDataset.load(path, subset_name=subset or "default", split=split, use_streaming=streaming)

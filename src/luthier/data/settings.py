@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from luthier.data.formats.base import FORMATS, Format
-from luthier.plugins import Config, auto_is_none
+from luthier.plugins import AUTO, Config, Count, Seed
 from luthier.tasks.base import LongRow
 
 
@@ -21,18 +22,31 @@ def _none_is_none(value: object) -> object:
     return None if value in ("none", "auto") else value
 
 
+Weight = Annotated[float, Field(gt=0, le=10_000)]
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def _no_address(value: str | float | None) -> str | float | None:
+    """Nothing is read from an address, and one may hold a password, which recipe and reports would keep."""
+    if isinstance(value, str) and ADDRESS.match(value):
+        raise ValueError("this is an address on the net: download the file and give its path, or a hub id (OWNER/NAME)")
+    return value
+
+
 class Source(Config):
     """One more set of rows to train on."""
 
-    path: str
+    path: Annotated[str, AfterValidator(_no_address)]
     """As data.path."""
     split: str = "train"
     """Split of a folder or hub id."""
     subset: str = ""
     """As data.subset."""
-    format: Annotated[Annotated[Format, FORMATS] | None, BeforeValidator(auto_is_none)] = None
+    columns: tuple[str, ...] = ()
+    """As data.columns."""
+    format: Annotated[Annotated[Format, FORMATS] | None, AUTO] = None
     """As data.format."""
-    weight: PositiveFloat = 1.0
+    weight: Weight = 1.0
     """How often its rows stand in an epoch."""
 
 
@@ -41,7 +55,7 @@ class DataConfig(Config):
 
     aliases: ClassVar[dict[str, str]] = {"val_size": "validation", "max_samples": "limit"}
 
-    path: str = ""
+    path: Annotated[str, AfterValidator(_no_address)] = ""
     """File (jsonl, json, csv, tsv, txt, also with .gz or .zst behind; parquet, arrow, feather), folder of split
     files or their shards (train.jsonl, train-00000-of-00002.parquet), folder with LLaMA-Factory's
     dataset_info.json, hub id, or builtin:reviews."""
@@ -51,29 +65,34 @@ class DataConfig(Config):
     """Configuration name of a hub data set, or the name of a data set in dataset_info.json."""
     hub: Literal["huggingface", "modelscope"] = "huggingface"
     """Where a hub id is looked up."""
-    format: Annotated[Annotated[Format, FORMATS] | None, BeforeValidator(auto_is_none)] = None
-    """How rows become examples; auto is found from the rows. `luthier list formats` shows all."""
-    weight: PositiveFloat = 1.0
+    columns: tuple[str, ...] = ()
+    """Names of the columns of a csv or tsv file whose first line is a row already."""
+    format: Annotated[Annotated[Format, FORMATS] | None, AUTO] = None
+    """How rows become examples; auto is found from the names and the content of the columns, and asks
+    where that leaves a doubt. `luthier list formats` shows all."""
+    weight: Weight = 1.0
     """How often the rows stand in an epoch: 2 has each twice, 0.5 has half of them, chosen by the seed."""
     mix: tuple[Source, ...] = ()
     """More sets to train on beside data.path: [{path: FILE, weight: 0.5}]; each may have split, subset and format."""
-    validation: Annotated[str | float | None, BeforeValidator(auto_is_none), AfterValidator(_share)] = None
+    validation: Annotated[str | float | None, AUTO, AfterValidator(_share), AfterValidator(_no_address)] = None
     """A file, the name of a split, a share of the training rows, or none; auto takes a split that comes with
     the data, else 10 % of the training rows. Beside a dataset_info.json also the name of a data set there."""
-    test: Annotated[str | float | None, BeforeValidator(_none_is_none), AfterValidator(_share)] = None
+    test: Annotated[
+        str | float | None, BeforeValidator(_none_is_none), AfterValidator(_share), AfterValidator(_no_address)
+    ] = None
     """Rows that are measured once, at the end, and decide nothing before (validation rows choose the best weights):
     a file, the name of a split, or a share of the training rows; none has no such rows, and the end is measured on
     the validation rows."""
-    stratify: Annotated[bool | None, BeforeValidator(auto_is_none)] = None
+    stratify: Annotated[bool | None, AUTO] = None
     """Where a share is held out: hold out the same share of each label, and a label with one row trains; auto does
     so where every row has a label."""
     group: str = ""
     """Where a share is held out: rows with the same value in this column stay on one side (a speaker, a document)."""
-    limit: PositiveInt | None = None
-    """Use only this many training rows, taken after shuffling."""
-    validation_limit: PositiveInt | None = None
-    """Use only this many validation rows, taken after shuffling."""
-    seed: int = 42
+    limit: Count | None = None
+    """Use only this many training rows, taken after shuffling; none takes all."""
+    validation_limit: Count | None = None
+    """Use only this many validation rows, taken after shuffling; none takes all."""
+    seed: Seed = 42
     """Seed of the shuffle before a limit or a split."""
     deduplicate: Literal["none", "exact"] = "none"
     """exact keeps the first of examples that are the same, and the others in refused.jsonl."""
@@ -82,14 +101,14 @@ class DataConfig(Config):
     rows, so that the score stays comparable."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A row that cannot be read: stop, or skip it, count it and keep it in refused.jsonl."""
-    on_long_row: Annotated[LongRow | None, BeforeValidator(auto_is_none)] = None
+    on_long_row: Annotated[LongRow | None, AUTO] = None
     """A row over train.max_length; auto splits for task complete, where nothing is lost, and stops otherwise."""
     streaming: bool = False
     """Read the training rows while the run trains, for data too large to read first; needs train.steps. Validation
     and test rows are read first, from a split or file of their own."""
-    shuffle_buffer: PositiveInt = 10_000
+    shuffle_buffer: Count = 10_000
     """With streaming: examples read ahead, of which each step draws its own by chance."""
-    workers: Annotated[PositiveInt | None, BeforeValidator(auto_is_none)] = None
+    workers: Annotated[Annotated[int, Field(gt=0, le=1024)] | None, AUTO] = None
     """Processes that tokenize; auto is one per processor where there are many rows."""
     cache: bool = True
     """Keep what was read and tokenized for the next start, where that took more than a moment: in $LUTHIER_CACHE,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, overload
 
 from luthier.data.example import Example, Message
+from luthier.strict_json import to_json
 
 DIGEST = 16
 """Bytes of a digest: among a billion examples, two different ones share it with a chance of 1e-21."""
@@ -125,7 +126,7 @@ class Refusals(Sequence[Refusal]):
         """Add one; what JSON cannot hold (a date of a parquet file) becomes text."""
         self.files[file_of(refusal.where)] = None
         line = {"where": refusal.where, "reason": refusal.reason, "row": refusal.row}
-        self._records.append(json.dumps(line, default=str).encode() + b"\n")
+        self._records.append(to_json(line, default=str).encode() + b"\n")
 
     def extend(self, refusals: Iterable[Refusal]) -> None:
         """Add several."""

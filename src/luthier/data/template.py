@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.data.example import Message, RowError
+from luthier.data.template_limits import LimitExceeded, apply_chat_template
 from luthier.data.tool_use import (
     TRIED_CALL,
     TRIED_RESULT,
@@ -109,15 +110,16 @@ class Template:
             self._knows.refuse(tools, calls=calls)
         try:
             return self._render(messages, tools, calls and self._knows.short_ids, prompt=prompt)
+        except LimitExceeded as error:
+            raise TemplateError(f"the chat template is stopped: {error}", mend="use another chat template") from error
         except Exception as error:  # a template may raise anything, by design
             raise TemplateError(f"the chat template refuses this dialogue: {error}") from error
 
     def _render(self, messages: Sequence[Message], tools: str, short_ids: bool, *, prompt: bool = False) -> str:
         # A base tokenizer may lack bos_token; the sandboxed Jinja then prints nothing for it.
-        return str(self.tokenizer.apply_chat_template(
-            as_turns(messages, short_ids=short_ids), tools=parse(tools) or None, tokenize=False,
-            add_generation_prompt=prompt,
-        ))  # fmt: skip
+        turns = as_turns(messages, short_ids=short_ids)
+        given = {"tools": parse(tools) or None, "add_generation_prompt": prompt}
+        return str(apply_chat_template(self.tokenizer, turns, tokenize=False, **given))
 
     @cached_property
     def _knows(self) -> Knows:
@@ -295,8 +297,8 @@ class Template:
         # tokenizer that brings its own can differ. It is asked about every row.
         if not self._renders_itself:
             return
-        whole: Any = self.tokenizer.apply_chat_template(
-            self._turns(messages), tools=parse(tools) or None, tokenize=True, return_dict=False
+        whole: Any = apply_chat_template(
+            self.tokenizer, self._turns(messages), tools=parse(tools) or None, tokenize=True, return_dict=False
         )
         if list(whole) != ids:
             raise TemplateError(
@@ -361,7 +363,8 @@ class Template:
 
         They may hold more only within the turn: its opening, which is the prompt, and white space behind its end.
         """
-        encoded: Any = self.tokenizer.apply_chat_template(
+        encoded: Any = apply_chat_template(
+            self.tokenizer,
             self._turns(messages), tools=parse(tools) or None, tokenize=True, return_dict=True,
             return_assistant_tokens_mask=True,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 """What was measured on one example: numbers, and the model's own words."""
+
+
+def restored(records: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """Records as they were before JSON, which keeps a number that is not finite as null."""
+    return [{key: math.nan if value is None else value for key, value in each.items()} for each in records]
+
 
 MetricFunction = Callable[[Sequence[Record]], float]
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from luthier.errors import install_anywhere
 from luthier.evaluation.base import Evaluation, MetricFunction, OfSums, Record, Subject
 from luthier.evaluation.generate import answered, asks, open_answers, references_of
-from luthier.evaluation.rouge import MEND
 from luthier.evaluation.words import bleu_tokenizer
 
 if TYPE_CHECKING:
@@ -34,7 +34,11 @@ class Bleu(Evaluation):
 
     def lacks(self, subject: Subject) -> str:
         missing = asks(subject) and open_answers(subject) and find_spec("sacrebleu") is None
-        return f"BLEU and chrF are not measured: sacrebleu is not installed ({MEND})" if missing else ""
+        return (
+            f"BLEU and chrF are not measured: sacrebleu is not installed ({install_anywhere('scores')})"
+            if missing
+            else ""
+        )
 
     def measure(self, subject: Subject) -> list[Record]:
         from sacrebleu import BLEU, CHRF

@@ -63,7 +63,7 @@ def words_of(record: Mapping[str, Any]) -> str:
     Where it chose a label and was asked for an answer too, both, if they differ.
     """
     if "guess" in record:
-        return f"{record['guess']:.3f}"
+        return "no number" if record["guess"] is None else f"{record['guess']:.3f}"
     said, chosen = str(record.get("said", "")), str(record.get("chosen", ""))
     if not chosen or not said or said == chosen:
         return chosen or said

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.errors import InputError, MissingExtra, did_you_mean
+from luthier.errors import InputError, MissingExtra, did_you_mean, install
 from luthier.training.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def check_harness() -> None:
     """MissingExtra where the harness is not installed."""
     if find_spec("lm_eval") is None:
-        raise MissingExtra("lm-evaluation-harness is not installed", mend="pip install 'luthier[harness]'")
+        raise MissingExtra("lm-evaluation-harness is not installed", mend=install("harness"))
 
 
 def measure_harness(

@@ -25,6 +25,7 @@ from luthier.errors import InputError
 from luthier.evaluation.base import Evaluation, MetricFunction, Record, Subject, mean_of
 from luthier.evaluation.generate import answered, asks
 from luthier.evaluation.settings import JudgeConfig
+from luthier.strict_json import to_json
 
 _GRADE = re.compile(r"\[\[\s*(10|[0-9])(?:\.0+)?\s*\]\]")
 MOST_BYTES = 2**22
@@ -125,7 +126,7 @@ def verdict_on(question: str, settings: JudgeConfig, key: str, stop: threading.E
     body = {"model": settings.model, "messages": [{"role": "user", "content": question}], "temperature": 0,
             "max_tokens": settings.max_tokens}  # fmt: skip
     request = urllib.request.Request(
-        f"{settings.url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"{settings.url}/chat/completions", to_json(body).encode(), {"Content-Type": "application/json"}
     )
     if key:
         request.add_unredirected_header("Authorization", f"Bearer {key}")

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from luthier.errors import install_anywhere
 from luthier.evaluation.base import Evaluation, MetricFunction, Record, Subject, mean_of
 from luthier.evaluation.generate import answered, asks, open_answers, references_of
 from luthier.evaluation.words import words
 
 NAMES = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
 """rouge-score's name -> ours."""
-MEND = "pip install 'luthier[scores]'"
 
 
 class Rouge(Evaluation):
@@ -26,7 +26,7 @@ class Rouge(Evaluation):
 
     def lacks(self, subject: Subject) -> str:
         missing = asks(subject) and open_answers(subject) and find_spec("rouge_score") is None
-        return f"ROUGE is not measured: rouge-score is not installed ({MEND})" if missing else ""
+        return f"ROUGE is not measured: rouge-score is not installed ({install_anywhere('scores')})" if missing else ""
 
     def measure(self, subject: Subject) -> list[Record]:
         from rouge_score.rouge_scorer import RougeScorer

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
-from luthier.plugins import Config
+from luthier.plugins import AUTO, Config, Count
 
 QUESTION = """You grade an answer that a language model gave.
 
@@ -40,13 +40,13 @@ class JudgeConfig(Config):
     """Environment variable that holds the key; the key itself stands in no recipe. Empty sends none."""
     question: str = QUESTION
     """What the judge is asked; {prompt}, {reference} and {answer} stand for the texts, [[5]] for the grade it gives."""
-    max_tokens: PositiveInt = 512
+    max_tokens: Count = 512
     """Longest verdict, in tokens; models that think first need more."""
-    timeout: PositiveFloat = 60.0
+    timeout: Annotated[float, Field(gt=0, le=86_400)] = 60.0
     """Seconds to wait for one verdict."""
-    retries: NonNegativeInt = 2
+    retries: Annotated[int, Field(ge=0, le=100)] = 2
     """How often a request that failed is sent again."""
-    at_once: PositiveInt = 4
+    at_once: Annotated[int, Field(gt=0, le=1024)] = 4
     """Requests under way at the same time."""
 
     @field_validator("url")
@@ -72,22 +72,22 @@ class EvaluateConfig(Config):
 
     before: bool = True
     """Evaluate the untouched base first, so that the gain is known."""
-    rows: PositiveInt | None = None
+    rows: Count | None = None
     """Measure loss and labels on at most this many held-out rows; none takes all."""
-    generate: NonNegativeInt = 100
+    generate: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100
     """Let the model answer this many held-out prompts, once, for all scores of answers (task chat); 0 skips it."""
-    max_new_tokens: PositiveInt = 64
+    max_new_tokens: Count = 64
     """Longest generated answer, in tokens; how many were cut there is told."""
-    batch_size: PositiveInt = 16
+    batch_size: Count = 16
     """Most rows of a forward pass."""
-    batch_tokens: PositiveInt = 16_384
+    batch_tokens: Count = 16_384
     """Most tokens of a forward pass, padding and answers counted; one row is a pass however long it is."""
-    metric: str | None = None
-    """The score that ranks runs and picks the examples to show; none takes the first there is of pass_rate, judge,
+    metric: Annotated[str | None, AUTO] = None
+    """The score that ranks runs and picks the examples to show; auto takes the first there is of pass_rate, judge,
     pearson, accuracy, rouge_l (answers of more than a few words), exact_match (short ones), perplexity."""
     check: str | None = None
     """A Python file of yours with check(prompt, answer, reference) -> bool or a share of 1: the score pass_rate. It is
-    run in this process, as any code of yours."""
+    run in this process, as any code of yours. none: no such score."""
     judge: JudgeConfig | None = None
     """A model that grades the answers; none asks nobody."""
     forgetting: bool = True

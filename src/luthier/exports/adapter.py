@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from luthier.errors import InputError
 from luthier.exports.base import Export, Player, Tuned
 from luthier.ledger import read_object
+from luthier.shell import home, literal
+from luthier.strict_json import to_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +27,7 @@ class Adapter(Export):
         if tuned.method.saves != "adapter":
             raise InputError(
                 f"{tuned.run}: method {tuned.method.name} tunes whole weights, there is no adapter",
-                mend=f"luthier export {tuned.run} --to merged",
+                mend=tuned.export_command("merged"),
             )
 
     def room(self, tuned: Tuned) -> int:
@@ -38,8 +39,8 @@ class Adapter(Export):
                 shutil.copyfile(file, folder / file.name)
         settings = folder / "adapter_config.json"
         config = read_object(settings)
-        config["base_model_name_or_path"] = tuned.base
-        settings.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        config["base_model_name_or_path"] = home(tuned.base)
+        settings.write_text(to_json(config, indent=2, sort_keys=True), encoding="utf-8")
 
     def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
         from luthier.tuners.loading import load_adapter
@@ -53,8 +54,19 @@ class Adapter(Export):
         kind = PeftConfig.from_pretrained(str(tuned.weights))
         own = PEFT_TYPE_TO_CONFIG_MAPPING[kind.peft_type].__module__.startswith("luthier.")
         auto = "AutoPeftModelForSequenceClassification" if tuned.classifies else "AutoPeftModelForCausalLM"
+        base = home(tuned.base)
+        if base.startswith("~"):  # PEFT would look for a folder of that name
+            plain = auto.replace("Peft", "")
+            load = [
+                "from pathlib import Path",
+                "from peft import PeftModel",
+                f"from transformers import {plain}",
+                f"base = {plain}.from_pretrained(Path({literal(base)}).expanduser())",
+                f"model = PeftModel.from_pretrained(base, {literal(folder)})",
+            ]
+        else:
+            load = [f"from peft import {auto}", f"model = {auto}.from_pretrained({literal(folder)})"]
         return [
             *(["import luthier  # registers this adapter type with PEFT"] if own else []),
-            f"from peft import {auto}",
-            f'model = {auto}.from_pretrained("{folder}")',
+            *load,
         ]

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from luthier.errors import CannotMerge
 from luthier.methods.base import Method
 from luthier.plugins import Family, Plugin
+from luthier.shell import command
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,6 +60,10 @@ class Tuned:
     facts: dict[str, Any]
     """What stands in the run's result.json."""
 
+    def export_command(self, form: str) -> str:
+        """What to type for another form of this run."""
+        return command("luthier", "export", Path(self.run), "--to", form)
+
     def merged(self) -> nn.Module:
         """The plain base with the tuned weights folded in."""
         return self.method.merge(self.open_plain())
@@ -85,6 +90,9 @@ class Closing(Protocol):
 class Export(Plugin):
     """One form."""
 
+    base_layout: ClassVar[bool] = True
+    """A merged model in it has the weights of the base's architecture, and no others."""
+
     @property
     def needs(self) -> Literal["adapter", "merged"]:
         """Does it keep the adapter beside its base, or fold it in?"""
@@ -105,13 +113,15 @@ class Export(Plugin):
         if self.needs == "merged" and not tuned.method.mergeable:
             raise CannotMerge(
                 f"method {tuned.method.name} changes what the model computes, not only its weights: it does not "
-                f"fold into the base\n  mend: luthier export {tuned.run} --to adapter"
+                f"fold into the base\n  mend: {tuned.export_command('adapter')}"
             )
         if self.needs == "merged" and tuned.quantize not in UNPACKS:
             raise CannotMerge(
                 f"{tuned.run}: the files of the base are packed as {tuned.quantize}, which is not unpacked here, "
-                f"so nothing folds into them\n  mend: luthier export {tuned.run} --to adapter"
+                f"so nothing folds into them\n  mend: {tuned.export_command('adapter')}"
             )
+        if self.base_layout and self.needs == "merged" and (why := tuned.method.unmergeable(tuned.skeleton())):
+            raise CannotMerge(f"{tuned.run}: {why}\n  mend: {tuned.export_command('adapter')}")
 
     def room(self, tuned: Tuned) -> int:
         """Bytes that will be written, about."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier import __version__
 from luthier.exports.base import Tuned
+from luthier.strict_json import to_json
 
 LIBRARIES = {"adapter": "peft", "gguf": "gguf", "gguf_adapter": "gguf", "ollama": "gguf"}
 
@@ -33,7 +33,7 @@ def card(
         **more,
     }
     # JSON is YAML, and quotes what must be quoted.
-    lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()), "---", ""]
+    lines = ["---", *(f"{key}: {to_json(value, ensure_ascii=False)}" for key, value in head.items()), "---", ""]
     lines += [
         f"# {Path(tuned.run).name}",
         "",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.exports.base import Export, Player, Tuned
 from luthier.exports.gguf_file import BITS, LIMITS, Kind, refuse_gguf, write_gguf
+from luthier.shell import literal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,6 +56,6 @@ class Gguf(Export):
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         return [
             "from llama_cpp import Llama  # or: llama-server -m model.gguf --jinja",
-            f'llama = Llama("{folder}/{FILE}", n_ctx={min(4096, tuned.config.max_position_embeddings)})',
+            f"llama = Llama({literal(f'{folder}/{FILE}')}, n_ctx={min(4096, tuned.config.max_position_embeddings)})",
             'llama.create_chat_completion([{"role": "user", "content": "..."}], temperature=0, repeat_penalty=1)',
         ]

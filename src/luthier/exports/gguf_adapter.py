@@ -21,6 +21,7 @@ from luthier.exports.gguf_file import (
     write_model,
     write_tensors,
 )
+from luthier.shell import command, literal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,7 +78,7 @@ class GgufAdapter(Export):
             why = "adapts lm_head, which in this base is the embeddings: llama.cpp has no such layer"
         if why:
             raise InputError(
-                f"{tuned.run}: GGUF cannot hold this adapter, which {why}", mend=f"luthier export {tuned.run} --to gguf"
+                f"{tuned.run}: GGUF cannot hold this adapter, which {why}", mend=tuned.export_command("gguf")
             )
 
     def room(self, tuned: Tuned) -> int:
@@ -121,8 +122,8 @@ class GgufAdapter(Export):
         base = "BASE.gguf" if self.base == "none" else f"{folder}/{BASE}"
         length = min(4096, tuned.config.max_position_embeddings)
         return [
-            f"from llama_cpp import Llama  # or: llama-server -m {base} --lora {FILE} --jinja",
-            f'llama = Llama("{base}", lora_path="{folder}/{FILE}", n_ctx={length})',
+            f"from llama_cpp import Llama  # or: {command('llama-server', '-m', base, '--lora', FILE, '--jinja')}",
+            f"llama = Llama({literal(base)}, lora_path={literal(f'{folder}/{FILE}')}, n_ctx={length})",
             'llama.create_chat_completion([{"role": "user", "content": "..."}], temperature=0, repeat_penalty=1)',
         ]
 
@@ -151,6 +152,9 @@ def _tensors(tuned: Tuned, settings: dict[str, Any]) -> dict[str, Callable[[], N
     from peft.utils.other import get_pattern_key
     from safetensors.numpy import load_file
 
+    from luthier.ops.finite import refuse_file
+
+    refuse_file(tuned.weights / "adapter_model.safetensors")
     state = load_file(tuned.weights / "adapter_model.safetensors")
     tensors: dict[str, Callable[[], NDArray[Any]]] = {}
     for key, numbers in state.items():

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.errors import InputError, MissingExtra, Unproved
+from luthier.errors import InputError, MissingExtra, Unproved, install
 from luthier.exports.base import Tuned
 from luthier.exports.gguf_vocab import Vocabulary, vocabulary
 
@@ -32,11 +32,11 @@ def need_gguf(*, replay: bool) -> None:
     """MissingExtra where a package is not installed; nothing was written yet."""
     if find_spec("gguf") is None:
         raise MissingExtra("a GGUF file is written with the package gguf, which is not installed",
-                           mend="pip install 'luthier[gguf]'")  # fmt: skip
+                           mend=install("gguf"))  # fmt: skip
     if replay and find_spec("llama_cpp") is None:
         raise MissingExtra(
             "the proof plays the file in llama.cpp, whose package llama-cpp-python is not installed",
-            mend="pip install 'luthier[gguf]', which compiles it in 7 to 20 minutes; or replay=false, which reads the "
+            mend=f"{install('gguf')}, which compiles it in 7 to 20 minutes; or replay=false, which reads the "
             "file back and compares every weight, and leaves unproved that llama.cpp answers as the run",
         )
 

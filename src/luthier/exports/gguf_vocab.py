@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from luthier.data.template_limits import apply_chat_template
 from luthier.errors import InputError
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -152,7 +153,7 @@ def _foreign(why: str) -> InputError:
 
 def _written(tokenizer: Any) -> str:
     dialogue = [{"role": "user", "content": "a"}]
-    return str(tokenizer.apply_chat_template(dialogue, tokenize=False, add_generation_prompt=True))
+    return str(apply_chat_template(tokenizer, dialogue, tokenize=False, add_generation_prompt=True))
 
 
 def _special(tokenizer: Any, ends: Sequence[int]) -> dict[str, int]:

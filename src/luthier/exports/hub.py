@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
-from luthier.errors import InputError, MissingExtra
+from luthier.errors import InputError, MissingExtra, install
 from luthier.exports.base import EXPORTS, Export, Player, Tuned
 from luthier.exports.card import card, is_local
+from luthier.shell import command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,9 +68,7 @@ class Hub(Export):
                 mend="base=USER/BASE if the hub has those very weights, or form=merged",
             )
         if self.site == "modelscope" and find_spec("modelscope") is None:
-            raise MissingExtra(
-                "site=modelscope: ModelScope's package is not installed", mend="pip install 'luthier[modelscope]'"
-            )
+            raise MissingExtra("site=modelscope: ModelScope's package is not installed", mend=install("modelscope"))
         if self.push and self.site == "huggingface":
             _refuse_without_way_to_huggingface()
 
@@ -134,7 +132,7 @@ class Hub(Export):
     def _command(self, tuned: Tuned) -> str:
         given = {key: value for key, value in self.model_dump(exclude_defaults=True).items() if key != "push"}
         settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items()]
-        return shlex.join(["luthier", "export", tuned.run, "--to", "hub", *settings, "push=true"])
+        return command("luthier", "export", Path(tuned.run), "--to", "hub", *settings, "push=true")
 
 
 def _refuse_without_way_to_huggingface() -> None:

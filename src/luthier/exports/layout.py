@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.exports.base import Tuned
+from luthier.shell import literal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,9 +48,9 @@ def open_model(tuned: Tuned, folder: Path, **options: Any) -> nn.Module:
 
 def lines(tuned: Tuned, folder: str, options: str = "") -> list[str]:
     """Python that opens it."""
-    auto = auto_class(tuned)
+    auto, place = auto_class(tuned), literal(folder)
     return [
         f"from transformers import {auto}, AutoTokenizer",
-        f'model = {auto}.from_pretrained("{folder}"{options})',
-        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+        f"model = {auto}.from_pretrained({place}{options})",
+        f"tokenizer = AutoTokenizer.from_pretrained({place})",
     ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from luthier.data.example import Message
 from luthier.data.template import Template
@@ -13,6 +16,7 @@ from luthier.exports.base import Tuned
 from luthier.exports.gguf import FILE, Gguf
 from luthier.exports.gguf_file import vocabulary_of
 from luthier.exports.go_template import Dialogue, go_template
+from luthier.shell import command
 
 if TYPE_CHECKING:
     from luthier.exports.proof import Prompt
@@ -23,7 +27,7 @@ class Ollama(Gguf):
 
     system: str = ""
     """System message of a dialogue that brings none."""
-    temperature: float = 0.0
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     """0 takes the likeliest token, as the scores of the run were made."""
 
     def refuse(self, tuned: Tuned) -> None:
@@ -31,7 +35,7 @@ class Ollama(Gguf):
         if tuned.task != "chat":
             raise InputError(
                 f"{tuned.run} was trained on task {tuned.task}, and Ollama holds dialogues",
-                mend=f"luthier export {tuned.run} --to gguf",
+                mend=tuned.export_command("gguf"),
             )
         self._modelfile(tuned)
 
@@ -45,8 +49,8 @@ class Ollama(Gguf):
         return facts
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
-        name = Path(tuned.run).name.lower()
-        return [f"ollama create {name} -f {folder}/Modelfile", f"ollama run {name}"]
+        name = re.sub(r"[^a-z0-9._-]+", "-", Path(tuned.run).name.lower()).strip("-") or "tuned"
+        return [command("ollama", "create", name, "-f", f"{folder}/Modelfile"), command("ollama", "run", name)]
 
     def _modelfile(self, tuned: Tuned) -> str:
         """InputError where no template of Ollama's is the run's, or the template has no place for a system message."""

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from luthier.errors import InputError, MissingExtra
+from luthier.errors import InputError, MissingExtra, install
 from luthier.exports.base import Export, Player, Tuned
 from luthier.exports.layout import write_words
+from luthier.shell import literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,13 +32,13 @@ class Onnx(Export):
     start) and gives them back longer (`present.N.key`, `.value`): the names that runtimes for such graphs expect.
     """
 
+    base_layout: ClassVar[bool] = False
+
     def refuse(self, tuned: Tuned) -> None:
         super().refuse(tuned)
         missing = [name for name in NEEDED if find_spec(name) is None]
         if missing:
-            raise MissingExtra(
-                f"--to onnx needs {', '.join(missing)}, not installed here", mend="pip install 'luthier[onnx]'"
-            )
+            raise MissingExtra(f"--to onnx needs {', '.join(missing)}, not installed here", mend=install("onnx"))
         model: Any = tuned.skeleton()
         config = model.config
         kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
@@ -46,7 +47,7 @@ class Onnx(Export):
             what = "is an encoder with a decoder" if config.is_encoder_decoder else "keeps more than keys and values"
             raise InputError(
                 f"{tuned.run}: a {config.model_type} {what}, for which no ONNX is written here",
-                mend=f"luthier export {tuned.run} --to merged",
+                mend=tuned.export_command("merged"),
             )
 
     def room(self, tuned: Tuned) -> int:
@@ -66,7 +67,7 @@ class Onnx(Export):
                 raise InputError(
                     f"{tuned.run}: {type(model).__name__} cannot be written as ONNX: {type(error).__name__}: "
                     f"{str(error).strip().splitlines()[0]}",
-                    mend=f"luthier export {tuned.run} --to merged",
+                    mend=tuned.export_command("merged"),
                 ) from error
         _rename(made.graph, caches=not tuned.classifies)
         onnx_ir.save(made, folder / FILE, external_data=f"{FILE}.data")
@@ -81,8 +82,8 @@ class Onnx(Export):
         start = [
             "import numpy, onnxruntime",
             "from tokenizers import Tokenizer",
-            f'session = onnxruntime.InferenceSession("{folder}/{FILE}")',
-            f'tokenizer = Tokenizer.from_file("{folder}/tokenizer.json")',
+            f"session = onnxruntime.InferenceSession({literal(f'{folder}/{FILE}')})",
+            f"tokenizer = Tokenizer.from_file({literal(f'{folder}/tokenizer.json')})",
         ]
         if tuned.classifies:
             return [

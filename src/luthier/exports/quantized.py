@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from luthier.errors import InputError, MissingExtra
+from luthier.errors import InputError, MissingExtra, install
 from luthier.exports.base import Export, Player, Tuned
 from luthier.exports.layout import lines, open_model, write_merged, write_words
 from luthier.heads import UNPACKED, in_head
-from luthier.methods.base import linear_layers
+from luthier.targets import linear_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,9 +49,7 @@ class Quantized(Export):
         library = SCHEMES[self.scheme].library
         if find_spec(library) is None:
             extra = "torchao" if library == "torchao" else "quantize"
-            raise MissingExtra(
-                f"scheme={self.scheme} needs {library}, which is not installed", mend=f"pip install 'luthier[{extra}]'"
-            )
+            raise MissingExtra(f"scheme={self.scheme} needs {library}, which is not installed", mend=install(extra))
         model = tuned.skeleton()
         if not self._packable(model):
             kind = model.config.model_type  # type: ignore[union-attr]

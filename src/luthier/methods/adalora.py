@@ -17,17 +17,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from luthier.errors import InputError
-from luthier.methods.base import (
-    PeftMethod,
-    check_rank,
-    check_targets,
-    copy_into,
-    split_names,
-    trainable_state,
-)
+from luthier.methods.base import PeftMethod, copy_into, split_names, trainable_state
+from luthier.plugins import Count, Share, Size
+from luthier.targets import check_rank, check_targets, fused_experts, peft_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,30 +41,33 @@ class AdaLoRA(PeftMethod):
         "lora_alpha": "alpha",
         "lora_dropout": "dropout",
         "target_modules": "targets",
+        "layers_to_transform": "layers",
         "orth_reg_weight": "orthogonality",
         "deltaT": "interval",
     }
 
-    rank: PositiveInt = 12
+    rank: Size = 12
     """Rank of every layer at the start; the paper has 1.5 times the target."""
-    target_rank: PositiveInt = 8
+    target_rank: Size = 8
     """Average rank at the end."""
     alpha: PositiveFloat = 32.0
     """Strength of the update, which is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the inputs dropped during training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    layers: tuple[int, ...] = ()
+    """Numbers of the blocks to adapt, from 0; empty means every block."""
+    warmup: Share = 0.1
     """Share of the run before the budget falls."""
-    final: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    final: Share = 0.3
     """Share of the run with the final ranks."""
-    interval: PositiveInt = 10
+    interval: Count = 10
     """Steps between allocations; short runs allocate at least ten times."""
     orthogonality: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the penalty; the paper has 0.1 to 0.5."""
 
-    _split = field_validator("targets", mode="before")(split_names)
+    _split = field_validator("targets", "layers", mode="before")(split_names)
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
@@ -79,9 +77,16 @@ class AdaLoRA(PeftMethod):
             raise ValueError("warmup and final leave no share of the run for the budget to fall")
         return self
 
+    def _fix(self, most: int) -> str:
+        """What to type where a rank may be at most `most`: it must stay above the target."""
+        return f"method.rank={most} method.target_rank={min(self.target_rank, most - 1)}" if most > 1 else "method=lora"
+
     def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
-        check_rank(check_targets(model, self.targets), self.rank)
+        check_rank(check_targets(model, self.targets, self.layers), self.rank, self._fix)
         super().check(model, classify=classify, quantize=quantize)
+
+    def caveat(self, model: nn.Module) -> str:
+        return fused_experts(model)
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
         from peft import AdaLoraConfig
@@ -90,14 +95,13 @@ class AdaLoRA(PeftMethod):
             raise InputError(
                 f"method adalora: {steps} step is too few, for ranks move between steps", mend="train.steps=20 or more"
             )
-        check_targets(model, self.targets)
         begin, end = int(self.warmup * steps), int(self.final * steps)
         return AdaLoraConfig(
             init_r=self.rank,
             target_r=self.target_rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            target_modules=peft_names(model, self.targets, self.layers),
             tinit=begin,
             tfinal=end,
             deltaT=max(1, min(self.interval, (steps - begin - end) // 10)),

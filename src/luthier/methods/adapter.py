@@ -13,11 +13,10 @@ adapter changes the computation and stays beside the base (lora merges).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from pydantic import Field, PositiveInt
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.methods.base import PeftMethod
+from luthier.plugins import Share, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,13 +38,13 @@ class Adapter(PeftMethod):
 
     place: Literal["houlsby", "pfeiffer", "output"] = "houlsby"
     """After attention and feed-forward, or after the feed-forward only."""
-    size: PositiveInt = 64
+    size: Size = 64
     """Width of the bottleneck."""
     activation: Literal["relu", "gelu", "silu", "tanh"] = "gelu"
     """Non-linearity; Houlsby's code has gelu, AdapterHub's Pfeiffer relu."""
     init: Literal["zero", "normal"] = "zero"
     """Start of the up matrix: zero, an exact no-op, or N(0, 0.02), near one."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the delta dropped during training."""
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from luthier.errors import CannotMerge, InputError, did_you_mean
-from luthier.heads import HEADS, in_head
+from luthier.errors import CannotMerge, InputError
+from luthier.heads import HEADS
 from luthier.plugins import Family, Plugin
 
 if TYPE_CHECKING:
@@ -72,6 +73,13 @@ class Method(Plugin):
 
     def caveat(self, model: nn.Module) -> str:
         """What the user should know before this method trains `model` (the untouched base); empty where nothing."""
+        return ""
+
+    def unmergeable(self, model: nn.Module) -> str:
+        """Why merged weights have no place in the architecture of `model` (the base, maybe without weights), or empty.
+
+        Said before the training, and before an export begins.
+        """
         return ""
 
     def learning_rate(self, model: nn.Module) -> float:
@@ -199,8 +207,18 @@ class PeftMethod(Method):
             if parameter.requires_grad:  # optimizer states and small updates need float32
                 parameter.data = parameter.data.float()
         feed_heads(tuned)
+        self._make_unloadable(tuned)
         self.guard(tuned, classify)
         return tuned
+
+    def _make_unloadable(self, tuned: Any) -> None:
+        """PEFT's `unload`, where it has one, gives the base back with its own head and not with the trained one."""
+        if hasattr(tuned.base_model, "unload"):  # not where a prompt stands beside a base that it never touches
+            tuned.tuning_method = self
+            tuned.unload = MethodType(_unload, tuned)  # a bound method: copies of the model get their own
+
+    def give_back(self, model: nn.Module) -> None:
+        """Undo, before the adapter comes off, what this method did to the base's own weights; most do nothing."""
 
     def guard(self, model: nn.Module, classify: bool) -> None:
         """Work around what PEFT gets wrong for this method; most need nothing."""
@@ -255,6 +273,7 @@ class PeftMethod(Method):
         classify = getattr(model.config, "problem_type", None) == "single_label_classification"
         tuned = load_adapter(model, folder)
         feed_heads(tuned, folder / WEIGHTS)
+        self._make_unloadable(tuned)
         self.guard(tuned, classify)
         return tuned
 
@@ -280,14 +299,20 @@ class PeftMethod(Method):
         from tempfile import TemporaryDirectory
 
         from luthier.ops.packed import unpack
-        from luthier.tuners.base import free_heads
 
         with TemporaryDirectory() as folder:
             self.write_adapter(model, Path(folder))
-            free_heads(model)
             base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # else PEFT keeps (IA)3 from being taken off
             plain: Any = model.unload()  # type: ignore[operator]
             return self.load(unpack(plain), Path(folder))
+
+
+def _unload(tuned: Any) -> Any:
+    from luthier.tuners.base import free_heads
+
+    tuned.tuning_method.give_back(tuned)
+    free_heads(tuned, trained=False)
+    return tuned.base_model.unload()
 
 
 def _refuse_second(model: nn.Module, name: str) -> None:
@@ -329,52 +354,12 @@ def trainable_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def linear_layers(model: nn.Module) -> dict[str, Any]:
-    """Name -> module of every layer with a matrix of weights, plain, quantized or Conv1D, but no embeddings."""
-    from torch import nn as torch_nn
-
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, torch_nn.Embedding)
-    }
-
-
-def check_targets(model: nn.Module, targets: tuple[str, ...] | str, key: str = "method.targets") -> dict[str, Any]:
-    """The layers that `targets` name. PEFT takes a list of which only one name matches, in silence: all must hit."""
-    every = linear_layers(model)
-    layers = {n: layer for n, layer in every.items() if not in_head(n)}
-    if isinstance(targets, str):
-        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-        return {n: layer for n, layer in layers.items() if layer is not output}
-    short = sorted({name.rpartition(".")[2] for name in layers})
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            head = any(name == target or name.endswith(f".{target}") for name in every)
-            raise InputError(
-                f"{key}: {target!r} is the classification head, which trains as a whole with every method"
-                if head
-                else f"{key}: no layer is named {target!r}{did_you_mean(target, short)}",
-                mend=f"choose from {', '.join(short)}, or {key}=all-linear",
-            )
-    return {n: layer for n, layer in layers.items() if any(n == t or n.endswith(f".{t}") for t in targets)}
-
-
-def check_rank(layers: dict[str, Any], rank: int, key: str = "method.rank") -> None:
-    """A rank above the smaller side of a layer is no low rank. Raises InputError that names the narrowest layer."""
-    widths: dict[str, int] = {}
-    for name, layer in layers.items():
-        # From the module where it tells: a packed weight has another shape.
-        sides = [getattr(layer, side) for side in ("in_features", "out_features") if hasattr(layer, side)]
-        widths[name] = min(sides or layer.weight.shape)
-    narrowest = min(widths, key=widths.__getitem__, default="")
-    if narrowest and rank > widths[narrowest]:
-        smallest = widths[narrowest]
-        raise InputError(f"{key}: {rank} is more than the {smallest} of layer {narrowest}", mend=f"{key}={smallest}")
-
-
 def split_names(value: object) -> object:
-    """`q_proj,v_proj` on the command line counts as a list."""
+    """`q_proj,v_proj` on the command line counts as a list, and so does one number."""
+    if isinstance(value, int):
+        return (value,)
+    if value == "()":  # how help shows an empty list
+        return ()
     if isinstance(value, str) and value != "all-linear":
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value

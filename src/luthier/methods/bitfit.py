@@ -11,12 +11,14 @@ Qwen2 only on query, key and value. `missing: refuse` says so and stops where th
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import field_validator
 
 from luthier.errors import InputError
-from luthier.methods.base import PeftMethod, check_targets, split_names
+from luthier.methods.base import PeftMethod, split_names
+from luthier.targets import check_targets
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,14 +53,38 @@ class BitFit(PeftMethod):
         )
 
     def caveat(self, model: nn.Module) -> str:
+        if self.missing == "add":
+            return self.unmergeable(model)
         layers = check_targets(model, "all-linear").values()
         bare = sum(getattr(layer, "bias", None) is None for layer in layers)
-        if not bare or self.missing == "add":
+        if not bare:
             return ""
         return (
             f"{bare} of the {len(layers)} linear layers have no bias, so BitFit leaves them as they are; "
             "method.missing=add gives each a bias of zero"
         )
+
+    def unmergeable(self, model: nn.Module) -> str:
+        from luthier.tuners.bias import bias_places
+
+        if self.missing != "add":
+            return ""
+        layers = dict(model.named_modules())
+        places = bias_places(model, self.peft_config(model, 0))
+        added = {f"{name}.bias" for name in places if getattr(layers[name], "bias", None) is None}
+        if _settings(model, {name for name, _ in model.named_parameters()} | added) is not None:
+            return ""
+        kind = getattr(model.config, "model_type", "this model")
+        return (
+            f"method.missing=add gives {len(added)} layers a bias for which the code of {kind} has no place: the "
+            "result works as an adapter beside its base, but cannot be saved as one merged model"
+        )
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        merged = super().merge(model)
+        for key, value in (_settings(merged, {name for name, _ in merged.named_parameters()}) or {}).items():
+            setattr(merged.config, key, value)  # so that transformers reads the new biases
+        return merged
 
     def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
         try:
@@ -71,3 +97,22 @@ class BitFit(PeftMethod):
                 f"method bitfit: {kind} has no bias that BitFit could train (terms: {self.terms})",
                 mend="method.missing=add gives each linear layer a bias of zero, or method=lora",
             ) from None
+
+
+def _settings(model: Any, names: set[str]) -> dict[str, bool] | None:
+    """What to change in the configuration so that the architecture has just these parameters; None where nothing does.
+
+    Llama has attention_bias and mlp_bias, Qwen2 has no such key.
+    """
+    import torch
+
+    off = [key for key, value in model.config.to_dict().items() if key.endswith("bias") and value is False]
+    for keys in ([], off, *([key] for key in off)):
+        config = copy.deepcopy(model.config)
+        for key in keys:
+            setattr(config, key, True)
+        with torch.device("meta"):
+            made = type(model)._from_config(config)
+        if {name for name, _ in made.named_parameters()} == names:
+            return dict.fromkeys(keys, True)
+    return None

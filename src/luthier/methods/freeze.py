@@ -10,9 +10,9 @@ base, for each run saves a whole model.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from luthier.errors import InputError, did_you_mean
 from luthier.heads import HEADS
@@ -29,7 +29,7 @@ class Freeze(WholeMethod):
     suggested_lr_encoder: ClassVar[float | None] = 1e-4
     typical_share: ClassVar[float] = 0.0604
 
-    layers: int = 2
+    layers: Annotated[int, Field(ge=-10_000, le=10_000)] = 2
     """How many layers train: the last ones, or below zero the first ones."""
     extra: tuple[str, ...] = ()
     """Names of further modules to train, such as norm or embed_tokens."""

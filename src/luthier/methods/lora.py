@@ -26,10 +26,12 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, PositiveFloat, field_validator
 
 from luthier.errors import InputError
-from luthier.methods.base import PeftMethod, check_rank, check_targets, split_names, trainable_state
+from luthier.methods.base import PeftMethod, split_names, trainable_state
+from luthier.plugins import Share, Size
+from luthier.targets import check_rank, check_targets, fused_experts, peft_names, read_as_experts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,6 +51,7 @@ class LoRA(PeftMethod):
         "lora_alpha": "alpha",
         "lora_dropout": "dropout",
         "target_modules": "targets",
+        "layers_to_transform": "layers",
         "lora_target": "targets",
         "use_rslora": "rslora",
         "use_dora": "dora",
@@ -56,14 +59,16 @@ class LoRA(PeftMethod):
         "init_lora_weights": "init",
     }
 
-    rank: PositiveInt = 16
+    rank: Size = 16
     """Rank of the update: more rank, more capacity, memory and adapter bytes."""
     alpha: PositiveFloat = 32.0
     """Strength of the update, which is scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the inputs of A dropped during training; 0.05 to 0.1 helps on small data sets."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, such as q_proj and v_proj, or all-linear: every one but the output."""
+    layers: tuple[int, ...] = ()
+    """Numbers of the blocks to adapt, from 0; empty means every block."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Also train bias terms: of no layer, of every layer, or of the adapted ones. The base then cannot be had back."""
     rslora: bool = False
@@ -75,13 +80,13 @@ class LoRA(PeftMethod):
     lr_ratio: Annotated[float, Field(ge=1)] = 1.0
     """Learning rate of B over that of A: LoRA+ takes 16, with a lower train.lr (arXiv 2402.12354)."""
 
-    _split = field_validator("targets", mode="before")(split_names)
+    _split = field_validator("targets", "layers", mode="before")(split_names)
 
     def skeletal(self) -> LoRA:
         return self.model_copy(update={"init": "default"})
 
     def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
-        check_rank(check_targets(model, self.targets), self.rank)
+        check_rank(check_targets(model, self.targets, self.layers, read_as_experts(model)), self.rank)
         if self.init == "pissa" and quantize != "none":
             raise InputError(
                 "method.init=pissa needs the unpacked weights of the base, and model.quantize packs them",
@@ -95,15 +100,17 @@ class LoRA(PeftMethod):
             )
         super().check(model, classify=classify, quantize=quantize)
 
+    def caveat(self, model: nn.Module) -> str:
+        return fused_experts(model, read_as_experts(model))
+
     def peft_config(self, model: nn.Module, steps: int) -> Any:
         from peft import LoraConfig
 
-        check_targets(model, self.targets)
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT annotates int and computes with float
             lora_dropout=self.dropout,
-            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            target_modules=peft_names(model, self.targets, self.layers, read_as_experts(model)),
             bias=self.bias,
             use_rslora=self.rslora,
             use_dora=self.dora,
@@ -118,7 +125,9 @@ class LoRA(PeftMethod):
                 "updates are lost",
                 mend="method.bias=none, or model.dtype=float32",
             )
+        untrained = self._own_biases(model)
         tuned = super().attach(model, steps=steps, classify=classify)
+        tuned.untrained = untrained  # type: ignore[assignment]
         if self.init == "pissa":  # what must be taken off again to have the base back
             tuned.pissa_start = {n: p.detach().clone() for n, p in _pairs(tuned).items()}  # type: ignore[assignment]
         return tuned
@@ -143,6 +152,31 @@ class LoRA(PeftMethod):
         if hasattr(model, "pissa_start"):
             return _swapped(model)
         return super().disabled(model)
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        untrained = self._own_biases(model)
+        tuned = super().load(model, folder)
+        tuned.untrained = untrained  # type: ignore[assignment]
+        return tuned
+
+    def _own_biases(self, model: nn.Module) -> list[tuple[Any, Tensor]]:
+        """The base's own biases and what they hold, where they train in place."""
+        if self.bias == "none":
+            return []
+        return [(p, p.detach().clone()) for n, p in model.named_parameters() if n.endswith("bias")]
+
+    def give_back(self, model: nn.Module) -> None:
+        import torch
+
+        with torch.no_grad():
+            for parameter, value in getattr(model, "untrained", []):
+                parameter.copy_(value)
+        if hasattr(model, "pissa_start"):
+            with _swapped(model):
+                model.base_model.merge_adapter()  # type: ignore[operator, union-attr]
+            for module in model.modules():  # else PEFT would take it off again
+                if getattr(module, "merged_adapters", None):
+                    module.merged_adapters = []  # type: ignore[assignment]
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         return trainable_state(model) if self.init == "pissa" else {}

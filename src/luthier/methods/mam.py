@@ -13,9 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 
 from luthier.methods.base import PeftMethod, trainable_state
+from luthier.plugins import Size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,13 +32,13 @@ class MAM(PeftMethod):
     mergeable: ClassVar[bool] = False
     encoder_decoder: ClassVar[bool] = False
 
-    length: PositiveInt = 16
+    length: Size = 16
     """Virtual tokens per layer."""
     reparam: Literal["none", "mlp"] = "none"
     """Prefix as it is, or from an MLP while training, as in the paper (dropped when saved)."""
-    hidden: PositiveInt = 512
+    hidden: Size = 512
     """Hidden size of the MLP."""
-    size: PositiveInt = 32
+    size: Size = 32
     """Width of the bottleneck."""
     scale: PositiveFloat = 2.0
     """Factor s on the bottleneck; the paper has 4 for generation, 2 for GLUE."""

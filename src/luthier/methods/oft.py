@@ -11,15 +11,18 @@ layer turns its input at every step (a merged model costs nothing).
 from __future__ import annotations
 
 from math import gcd
+from types import MethodType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
 from luthier.errors import InputError
-from luthier.methods.base import PeftMethod, check_targets, split_names
+from luthier.methods.base import PeftMethod, split_names
+from luthier.plugins import Share
+from luthier.targets import check_targets, fused_experts, peft_names
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class OFT(PeftMethod):
@@ -30,20 +33,26 @@ class OFT(PeftMethod):
     suggested_lr_encoder: ClassVar[float | None] = 1e-3
     lr_by_width: ClassVar[bool] = False
     typical_share: ClassVar[float] = 0.0077
-    aliases: ClassVar[dict[str, str]] = {"oft_block_size": "block", "target_modules": "targets"}
+    aliases: ClassVar[dict[str, str]] = {
+        "oft_block_size": "block",
+        "target_modules": "targets",
+        "layers_to_transform": "layers",
+    }
 
-    block: PositiveInt = 32
+    block: Annotated[int, Field(ge=2, le=65_536)] = 32
     """Size of the blocks; must divide the input size of every layer."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the blocks left as they are during training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
+    layers: tuple[int, ...] = ()
+    """Numbers of the blocks to adapt, from 0; empty means every block."""
 
-    _split = field_validator("targets", mode="before")(split_names)
+    _split = field_validator("targets", "layers", mode="before")(split_names)
 
     def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
         sizes: dict[str, int] = {}
-        for name, layer in check_targets(model, self.targets).items():
+        for name, layer in check_targets(model, self.targets, self.layers).items():
             if not hasattr(layer, "in_features"):
                 raise InputError(
                     f"method oft cannot turn {name}, which is a {type(layer).__name__} and no nn.Linear",
@@ -52,22 +61,36 @@ class OFT(PeftMethod):
             sizes[name] = layer.in_features
         for name, size in sizes.items():
             if size % self.block:
+                divisor = _divisor(gcd(*sizes.values()), self.block)
                 raise InputError(
                     f"method.block: {self.block} does not divide the {size} inputs of {name}",
-                    mend=f"method.block={_divisor(gcd(*sizes.values()), self.block)}",
+                    mend=f"method.block={divisor}" if divisor > 1 else "method=lora: no block divides every layer",
                 )
         super().check(model, classify=classify, quantize=quantize)
+
+    def guard(self, model: nn.Module, classify: bool) -> None:
+        for module in model.modules():
+            if type(module).__name__ == "OFTRotationModule":
+                module.forward = MethodType(_rotate, module)
+
+    def caveat(self, model: nn.Module) -> str:
+        return fused_experts(model)
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
         from peft import OFTConfig
 
-        check_targets(model, self.targets)
         return OFTConfig(
             r=0, oft_block_size=self.block, module_dropout=self.dropout,
             # PEFT's default is a series cut off after four terms, which is no rotation once the weights have grown.
             use_cayley_neumann=False,
-            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            target_modules=peft_names(model, self.targets, self.layers),
         )  # fmt: skip
+
+
+def _rotate(self: Any, x: Tensor) -> Tensor:
+    """PEFT takes any input of four dimensions for an image; a linear layer may get one too (DeepSeek V3)."""
+    made: Tensor = type(self).forward(self, x.reshape(-1, x.size(-1)))
+    return made.reshape(x.shape)
 
 
 def _divisor(size: int, most: int) -> int:

@@ -15,9 +15,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from luthier.methods.base import PeftMethod, trainable_state
+from luthier.plugins import Share, Size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,15 +40,15 @@ class PTuning(PeftMethod):
         "encoder_reparameterization_type": "encoder",
     }
 
-    length: PositiveInt = 20
+    length: Size = 20
     """Virtual tokens."""
     encoder: Literal["mlp", "lstm"] = "mlp"
     """Network they come from; the LSTM is the paper's and has an MLP on top."""
-    hidden: PositiveInt = 512
+    hidden: Size = 512
     """Hidden size of the network (PEFT's own default, the model's width, gives a 7B model 772M parameters)."""
-    layers: PositiveInt = 2
+    layers: Annotated[int, Field(gt=0, le=100)] = 2
     """Layers of the LSTM."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Dropout inside the LSTM."""
 
     @property

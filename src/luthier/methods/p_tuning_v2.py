@@ -10,11 +10,12 @@ result should merge, or steps are few.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 
 from luthier.methods.base import PeftMethod
+from luthier.plugins import Share, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,11 +32,11 @@ class PTuningV2(PeftMethod):
     encoder_decoder: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {"num_virtual_tokens": "length", "pre_seq_len": "length"}
 
-    length: PositiveInt = 64
+    length: Size = 64
     """Virtual tokens per layer; the authors' scripts have 8 to 128."""
     init_std: PositiveFloat = 0.02
     """Spread of the start."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the prefix dropped during training; the authors' scripts have 0.1."""
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:

@@ -10,11 +10,12 @@ When: generation with a generous bottleneck. When not: the result should merge (
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 
 from luthier.methods.base import PeftMethod
+from luthier.plugins import Share, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +31,7 @@ class ParallelAdapter(PeftMethod):
     mergeable: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {"scaling": "scale", "bottleneck_size": "size"}
 
-    size: PositiveInt = 64
+    size: Size = 64
     """Width of the bottleneck."""
     scale: PositiveFloat = 1.0
     """Factor s on the delta; 4 or 2 is the scaled parallel adapter."""
@@ -40,7 +41,7 @@ class ParallelAdapter(PeftMethod):
     """Non-linearity."""
     reads: Literal["residual", "input"] = "residual"
     """In pre-norm layers: the residual stream before the norm (the reference code), or the feed-forward's input."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the delta dropped during training."""
 
     def learning_rate(self, model: nn.Module) -> float:

@@ -14,11 +14,12 @@ there is little time: prefixes learn more slowly than lora, and the learning rat
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 
 from luthier.methods.base import PeftMethod, trainable_state
+from luthier.plugins import Share, Size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,13 +37,13 @@ class Prefix(PeftMethod):
     encoder_decoder: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {"num_virtual_tokens": "length", "encoder_hidden_size": "hidden"}
 
-    length: PositiveInt = 20
+    length: Size = 20
     """Virtual tokens per layer; the paper takes 5 to 10 for tables to text, 200 for summaries."""
-    hidden: PositiveInt = 512
+    hidden: Size = 512
     """Hidden size of the MLP; the paper has 512 and 800."""
     init_std: PositiveFloat = 0.02
     """Spread of the start."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the prefix dropped during training."""
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:

@@ -14,9 +14,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
 from luthier.methods.base import PeftMethod
+from luthier.plugins import Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +40,7 @@ class Prompt(PeftMethod):
         "prompt_tuning_init_text": "text",
     }
 
-    length: PositiveInt = 20
+    length: Size = 20
     """Virtual tokens; the paper has 100."""
     init: Literal["vocabulary", "text", "random"] = "vocabulary"
     """Where they start: embeddings of random tokens, of `text`, or noise."""

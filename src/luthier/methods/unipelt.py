@@ -15,10 +15,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import PositiveInt
-
 from luthier.errors import InputError
-from luthier.methods.base import PeftMethod, check_rank, linear_layers, trainable_state
+from luthier.methods.base import PeftMethod, trainable_state
+from luthier.plugins import Size
+from luthier.targets import check_rank, linear_layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,15 +34,15 @@ class UniPELT(PeftMethod):
     mergeable: ClassVar[bool] = False
     encoder_decoder: ClassVar[bool] = False
 
-    length: PositiveInt = 10
+    length: Size = 10
     """Virtual tokens per layer."""
     reparam: Literal["none", "mlp"] = "none"
     """Prefix as it is, or from an MLP while training (dropped when saved)."""
-    hidden: PositiveInt = 512
+    hidden: Size = 512
     """Hidden size of the MLP."""
-    size: PositiveInt = 48
+    size: Size = 48
     """Width of the bottleneck; the paper has 48 on BERT-base."""
-    rank: PositiveInt = 8
+    rank: Size = 8
     """Rank of LoRA on query and value."""
     gate: Literal["auto", "mean", "token"] = "auto"
     """Pooling of the gates: mean over the sequence (encoders only), or each token's own."""

@@ -10,11 +10,13 @@ some ten times LoRA's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import PositiveFloat, field_validator
 
-from luthier.methods.base import PeftMethod, check_targets, split_names
+from luthier.methods.base import PeftMethod, split_names
+from luthier.plugins import Seed, Share, Size
+from luthier.targets import check_targets, fused_experts, peft_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,30 +29,39 @@ class VeRA(PeftMethod):
     suggested_lr: ClassVar[float] = 4e-3
     suggested_lr_encoder: ClassVar[float | None] = 1e-2
     typical_share: ClassVar[float] = 0.0007
-    aliases: ClassVar[dict[str, str]] = {"r": "rank", "target_modules": "targets", "d_initial": "start"}
+    aliases: ClassVar[dict[str, str]] = {
+        "r": "rank",
+        "target_modules": "targets",
+        "layers_to_transform": "layers",
+        "d_initial": "start",
+    }
 
-    rank: PositiveInt = 256
+    rank: Size = 256
     """Rank of the shared matrices; it costs time, hardly parameters."""
     start: PositiveFloat = 0.1
     """What d starts from."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Share = 0.0
     """Share of the inputs dropped during training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    seed: int = 0
+    layers: tuple[int, ...] = ()
+    """Numbers of the blocks to adapt, from 0; empty means every block."""
+    seed: Seed = 0
     """Draws the shared matrices; they are saved with the adapter."""
 
-    _split = field_validator("targets", mode="before")(split_names)
+    _split = field_validator("targets", "layers", mode="before")(split_names)
 
     def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
-        check_targets(model, self.targets)
+        check_targets(model, self.targets, self.layers)
         super().check(model, classify=classify, quantize=quantize)
+
+    def caveat(self, model: nn.Module) -> str:
+        return fused_experts(model)
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
         from peft import VeraConfig
 
-        check_targets(model, self.targets)
         return VeraConfig(
             r=self.rank, d_initial=self.start, vera_dropout=self.dropout, projection_prng_key=self.seed,
-            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            target_modules=peft_names(model, self.targets, self.layers),
         )  # fmt: skip

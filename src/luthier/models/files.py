@@ -20,6 +20,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from luthier.errors import InputError, ModelError, did_you_mean
 from luthier.ledger import read_object
+from luthier.ops.finite import not_finite, weights_of
+from luthier.training.space import refuse_closed
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -30,6 +32,8 @@ SIZES = re.compile(r"(num|n)_\w+|\w+_(size|dim|rank|layers|heads|positions|embed
 """Keys of config.json whose whole numbers say how large the model is."""
 LARGEST = {"layer": 1_000, "labels": 100_000, "": 2**31}
 """By the word a key has in it: more than any model has. A hundred thousand labels take transformers seconds."""
+SHARED = 200
+"""Layers that may share the weights of one, as ALBERT's do; a few too many are told by weights that are missing."""
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 WIDTHS = re.compile(r"(vocab|hidden|intermediate)_size|n_embd|n_inner|d_model|d_ff|(ffn|head)_dim|(num|n)_\w*heads?")
 """Sizes that some weight has as a side, so none is beyond the largest weight."""
@@ -47,6 +51,7 @@ MOST_MODULES = 300_000
 
 def check_folder(folder: Path, *, weights: bool) -> None:
     """ModelError where `folder` is no model folder, or holds what must not be opened."""
+    refuse_closed(folder)
     if (folder / "adapter_config.json").is_file():
         if (folder / "config.json").is_file():  # transformers would put the adapter on the base in silence
             raise ModelError(ADAPTER_TOO.format(folder), mend="move adapter_config.json and its weights elsewhere")
@@ -149,8 +154,7 @@ def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, in
             _check_activation(key, value, file)
         elif isinstance(value, int) and not isinstance(value, bool) and SIZES.fullmatch(last):
             most = next(most for word, most in LARGEST.items() if word in last)
-            # Some have few layers and use them many times, as ALBERT.
-            if layers is not None and key in LAYERS and value > max(100, 2 * layers + 2):
+            if layers is not None and key in LAYERS and value > 2 * layers + SHARED:
                 raise ModelError(
                     f"{file}: {key} is {value}, and the weights have {layers + 1} layers",
                     mend=f"{FETCH}; its config.json may belong to another",
@@ -291,6 +295,21 @@ def check_left_out(unexpected: Iterable[str], model: nn.Module, source: str) -> 
             f"{left[0]}",
             mend=f"{FETCH}; its config.json may belong to another",
         )
+
+
+def refuse_not_finite(model: nn.Module, source: str) -> None:
+    """ModelError, with file and name, where a weight is NaN or infinite: before anything is measured with it."""
+    if not (name := not_finite(weights_of(model))):
+        return
+    file, index = (Path(source) / each for each in (WEIGHTS, INDEX))
+    if index.is_file() and not file.is_file():
+        files = read_object(index, FETCH).get("weight_map", {})
+        file = Path(source) / next((files[each] for each in files if name.endswith(each) or each.endswith(name)), INDEX)
+    raise ModelError(
+        f"model.path: the weight {name} of {file if file.is_file() else source} holds NaN or infinity, so every answer "
+        "would be NaN",
+        mend="download the model again; where model.dtype=float16 is too small for it, model.dtype=float32",
+    )
 
 
 def damaged(error: Exception) -> bool:

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from luthier.builtin import BASE
 from luthier.config import ModelConfig
-from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean
+from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean, install
 from luthier.heads import UNPACKED
 from luthier.models.files import (
     FETCH,
@@ -32,9 +32,10 @@ from luthier.models.files import (
     check_vocabulary,
     damaged,
     few_modules,
+    refuse_not_finite,
 )
 from luthier.ops.packed import repair
-from luthier.training.space import is_out_of_memory
+from luthier.training.space import closed_file, is_out_of_memory, no_access
 
 MOST_TOKENS = 2048
 """Default limit of a row, where the model would take more."""
@@ -58,7 +59,7 @@ def locate(config: ModelConfig) -> str:
             from modelscope import snapshot_download  # type: ignore[import-not-found, unused-ignore]
         except ImportError:
             raise MissingExtra(
-                f"model {config.path}: ModelScope's package is not installed", mend="pip install 'luthier[modelscope]'"
+                f"model {config.path}: ModelScope's package is not installed", mend=install("modelscope")
             ) from None
         folder = Path(snapshot_download(config.path, revision=config.revision))
         check_folder(folder, weights=config.init == "pretrained")
@@ -105,7 +106,7 @@ def row_limit(
     if taken >= own:
         raise InputError(
             f"method.length: a prompt of {taken} tokens leaves none of the model's {own} positions to the text",
-            mend=f"method.length={min(20, own // 4)}",
+            mend=f"method.length={max(1, min(20, own // 4))}" if own > 1 else "another base, or method=lora",
         )
     own -= taken
     if wanted and wanted > own:
@@ -150,8 +151,10 @@ def load_model(
     except Exception as error:
         raise _unloadable(config, "weights", error) from error
     if quantize == "none":
-        return model.to(where)  # type: ignore[no-any-return]
-    repair(model)
+        model = model.to(where)
+    else:
+        repair(model)
+    refuse_not_finite(model, source)
     return model  # type: ignore[no-any-return]
 
 
@@ -311,7 +314,7 @@ def _need_bitsandbytes(installed: bool, key: str, value: str, instead: str) -> N
     if not installed:
         raise MissingExtra(
             f"{key}={value} needs bitsandbytes, which is not installed",
-            mend=f"pip install 'luthier[quantize]', or {key}={instead}",
+            mend=f"{install('quantize')}, or {key}={instead}",
         )
 
 
@@ -334,6 +337,9 @@ def _quantization(config: ModelConfig, labels: tuple[str, ...] | None) -> Any:
 
 
 def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
+    if (closed := closed_file(error)) is not None:
+        told = no_access(closed)
+        return ModelError(f"model.path: {told.message}", mend=told.mend)
     lines = [line for line in str(error).strip().split("\n") if line.strip()]
     if "trust_remote_code" in str(error):
         return ModelError(
@@ -345,10 +351,9 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
             f"model.path: the memory is too small for the {part} of {config.path}",
             mend="a smaller base, or one in 4 bit (method=qlora); luthier plan says what a base needs",
         )
-    if "does not recognize this architecture" in str(error):
-        return ModelError(f"model.path: {config.path}: {lines[0]}", mend="pip install -U transformers, or another base")
-    if isinstance(error, ImportError):
-        return ModelError(f"model.path: {config.path}: {' '.join(lines)}", mend="install that package, or another base")
+    if isinstance(error, ImportError) or "does not recognize this architecture" in str(error):
+        mend = "install that package" if isinstance(error, ImportError) else "pip install -U transformers"
+        return ModelError(f"model.path: {config.path}: {' '.join(lines)}", mend=f"{mend}, or another base")
     if damaged(error) or Path(config.path).is_dir() or not isinstance(error, OSError):
         return ModelError(
             f"model.path: cannot use the {part} of {config.path}: {type(error).__name__}: {lines[0] if lines else ''}",

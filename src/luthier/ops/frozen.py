@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,11 @@ def working_type(layer: Any, x: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype if is_packed(layer) else layer.weight.dtype
+
+
+def shaped(made: Tensor, shape: Sequence[int]) -> Tensor:
+    """What a function of ours returns, in another shape: no view, for models may change it in place (Gemma 3n does)."""
+    return torch.ops.aten._unsafe_view(made, list(shape))  # type: ignore[no-any-return]
 
 
 def product(layer: Any, x: Tensor) -> Tensor:

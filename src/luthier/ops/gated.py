@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.ops.frozen import is_frozen_linear, is_packed, working_type
+from luthier.ops.frozen import is_frozen_linear, is_packed, shaped, working_type
 from luthier.ops.lora import LowRank, backward, forward, low_rank
 
 LAYERS = ("gate_proj", "up_proj", "down_proj")
@@ -130,7 +130,7 @@ class _Gated(torch.autograd.Function):
             made, down_low = forward(_product(act, gate, up), *paths[2])
         ctx.save_for_backward(x, gate, up, gate_low, up_low, down_low, *pairs)
         ctx.how = act, dtype, [(layer, low and (low.scale, low.dropped)) for layer, low in paths]
-        return made.view(*x.shape[:-1], -1)
+        return shaped(made, (*x.shape[:-1], made.size(-1)))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.ops.frozen import is_frozen_linear, is_packed, product, weight, working_type
+from luthier.ops.frozen import is_frozen_linear, is_packed, product, shaped, weight, working_type
 
 POOL = 2**22
 """Random zeros and ones that all dropout masks are windows of."""
@@ -143,7 +143,7 @@ class _LoraLinear(torch.autograd.Function):
             made, projected = forward(x.reshape(-1, x.size(-1)).to(dtype), layer, LowRank(a, b, scale, dropped))
         ctx.save_for_backward(x, a, b, projected)
         ctx.how = layer, dtype, scale, dropped, None if bias is None else bias.dtype
-        return made.view(*x.shape[:-1], -1)
+        return shaped(made, (*x.shape[:-1], made.size(-1)))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.ops.frozen import shaped
+
 PART_BYTES = 2**20
 """Bytes in float32 that are worked on at a time: they should stay in a processor's cache."""
 
@@ -82,7 +84,7 @@ class _RMSNorm(torch.autograd.Function):
             made[part] = wide.mul_(1 + weight.float()) if plus_one else wide.to(x.dtype) * weight
         ctx.save_for_backward(x, weight, scales)
         ctx.plus_one = plus_one
-        return made.view(x.shape)
+        return shaped(made, x.shape)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from luthier.planning.words import duration, gigabytes
 from luthier.reports import compare_plots
 from luthier.reports.run_report import figure
+from luthier.shell import public
 
 
 def render(body: Mapping[str, Any]) -> str:
@@ -17,7 +18,7 @@ def render(body: Mapping[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {
+    pages.filters |= {"public": public,
         "figure": figure, "bytes": kilobytes, "duration": duration, "count": count, "share": share, "times": times,
         "milliseconds": lambda seconds: f"{1e3 * seconds:.3g} ms",
     }  # fmt: skip

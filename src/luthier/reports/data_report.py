@@ -13,6 +13,7 @@ from luthier.data.checks.audit import Audit, as_json
 from luthier.data.prepared import Prepared
 from luthier.errors import InputError
 from luthier.folder import RunFolder, write_json, write_jsonl, write_text
+from luthier.shell import public
 
 MOST_REFUSALS = 1_000
 """Refused rows that the page lists; refused.jsonl and data.json have all."""
@@ -55,7 +56,7 @@ def render(found: Mapping[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"shown": shown, "piece": piece, "count": lambda number: f"{number:,}"}
+    pages.filters |= {"public": public, "shown": shown, "piece": piece, "count": lambda number: f"{number:,}"}
     source = resources.files("luthier.reports").joinpath("data_report.html.jinja").read_text(encoding="utf-8")
     return pages.from_string(source).render(
         found=found, kinds=KINDS, parts=found["account"], most_refusals=MOST_REFUSALS

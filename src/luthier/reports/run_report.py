@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from luthier.evaluation.contrast import words_of
+from luthier.shell import public
 
 
 def render(
@@ -20,7 +22,7 @@ def render(
     pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters["figure"] = figure
     source = resources.files("luthier.reports").joinpath("run_report.html.jinja").read_text(encoding="utf-8")
-    pages.filters |= {"shift": shift, "said": words_of}
+    pages.filters |= {"public": public, "shift": shift, "said": words_of}
     return pages.from_string(source).render(
         result=result, data=data, recipe=recipe, environment=environment, worst=worst(predictions), spans=SPANS,
         loss_png=base64.b64encode(loss_png).decode(),
@@ -33,7 +35,8 @@ def worst(predictions: Sequence[Mapping[str, Any]], count: int = 12) -> list[Map
     def badness(row: Mapping[str, Any]) -> tuple[bool, float]:
         tuned = row["tuned"]
         wrong = "chosen" in tuned and tuned["chosen"] != tuned["label"]
-        return wrong, tuned.get("loss_sum", 0.0) / max(1, tuned.get("targets", 1))
+        loss = tuned.get("loss_sum", 0.0)
+        return wrong, math.inf if loss is None else loss / max(1, tuned.get("targets", 1))
 
     return sorted(predictions, key=badness, reverse=True)[:count]
 
@@ -54,8 +57,10 @@ def shift(name: str, before: float, after: float) -> str:
     return f"{figure(name, before)} → {figure(name, after)}"
 
 
-def figure(name: str, value: float, *, sign: bool = False) -> str:
+def figure(name: str, value: float | None, *, sign: bool = False) -> str:
     """A metric for people: shares in percent (points, with a sign, for a difference), the rest as numbers."""
+    if value is None or not math.isfinite(value):
+        return "no number"
     plus = "+" if sign else ""
     if name in NUMBERS:
         return f"{value:{plus}.3f}" if abs(value) < 1000 else f"{value:{plus}.3g}"

@@ -16,6 +16,7 @@ from luthier.data.example import Message
 from luthier.errors import InputError, LuthierError
 from luthier.serving.guard import is_loopback
 from luthier.serving.speakers import Asking
+from luthier.strict_json import to_json
 
 KEYS = ("LUTHIER_API_KEY", "OPENAI_API_KEY")
 """Variables that may hold the key, the first that is set."""
@@ -124,7 +125,7 @@ class Remote:
         raise AssertionError("the last try returns or raises")
 
     def _request(self, path: str, body: Mapping[str, Any] | None) -> http.client.HTTPResponse:
-        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        data = None if body is None else to_json(body, ensure_ascii=False).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         if self.key:
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")

@@ -11,7 +11,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.errors import InputError, MissingExtra
+from luthier.consent import Allow
+from luthier.errors import InputError, MissingExtra, install
 from luthier.ops.threads import sleep_soon
 from luthier.serving.guard import is_loopback
 from luthier.training.progress import Progress
@@ -69,20 +70,24 @@ class Sizes:
     """Seconds that running answers get when the server is told to stop."""
 
 
-def serve(given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, progress: Progress) -> None:
+def serve(
+    given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, progress: Progress, allow_code: Allow = False
+) -> None:
     """Serve until a signal says stop. What cannot work is said before anything is loaded."""
     try:
         import fastapi  # noqa: F401
         import uvicorn
     except ImportError:
-        raise MissingExtra("serve needs FastAPI and uvicorn", mend="pip install 'luthier[serve]'") from None
+        raise MissingExtra("serve needs FastAPI and uvicorn", mend=install("serve")) from None
     place.check()
     sleep_soon()
     from luthier.serving.connections import SPARE, protocol
     from luthier.serving.engine import Engine
     from luthier.serving.server import Limits, application
 
-    engine = Engine.open(given, rows=sizes.rows, waiting=sizes.waiting, dtype=dtype, progress=progress)
+    engine = Engine.open(
+        given, rows=sizes.rows, waiting=sizes.waiting, dtype=dtype, progress=progress, allow_code=allow_code
+    )
     requests = 4 * (sizes.rows + sizes.waiting) + 64
     limits = Limits(sizes.prompt, sizes.tokens, sizes.body, requests)
     app = application(engine, key=place.key, limits=limits, local=is_loopback(place.host), patience=sizes.patience)

@@ -18,6 +18,8 @@ import yaml
 from luthier.errors import InputError
 from luthier.serving.command import Sizes
 from luthier.serving.vllm import GUARD, PLUGIN, VERSION, Plan, arguments, environment
+from luthier.shell import public
+from luthier.strict_json import to_json
 from luthier.training.progress import Progress
 
 MODEL, CACHE, PORT, USER = "/model", "/cache", 8000, 1000
@@ -79,7 +81,7 @@ def _adapters(plan: Plan, folder: Path) -> dict[str, str]:
         shutil.copyfile(source / "adapter_model.safetensors", copy / "adapter_model.safetensors")
         settings = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
         settings["base_model_name_or_path"] = plan.base.path if plan.folder is None else MODEL
-        text = json.dumps(settings, indent=2, sort_keys=True)
+        text = to_json(settings, indent=2, sort_keys=True)
         (copy / "adapter_config.json").write_text(text, encoding="utf-8")
     return places
 
@@ -296,7 +298,8 @@ def _yaml(value: Any) -> str:
 def readme(plan: Plan, name: str) -> str:
     """README.md: the commands, from one machine to a cluster."""
     models = ", ".join(f"`{each}`" for each in [plan.name, *plan.adapters])
-    place = f"`{plan.folder}`" if plan.folder else f"`{plan.base.path}`, which is downloaded at the first start"
+    place = f"`{public(str(plan.folder or plan.base.path))}`"
+    place += "" if plan.folder else ", which is downloaded at the first start"
     plugin = f" vllm-bnb-plugin=={PLUGIN}" if plan.base.quantize == "nf4" else ""
     pull = (
         ""

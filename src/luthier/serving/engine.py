@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from luthier.consent import Allow
 from luthier.data.example import Message
 from luthier.errors import InputError
 from luthier.ops.heap import give_back_freed_memory, keep_freed_memory
@@ -75,19 +76,19 @@ class Engine:
     @classmethod
     def open(
         cls, given: Sequence[str], *, rows: int = 16, waiting: int = 64, dtype: str = "auto",
-        progress: Progress | None = None,
+        progress: Progress | None = None, allow_code: Allow = False,
     ) -> Engine:  # fmt: skip
         """Serve what lies in these folders (NAME=PATH or PATH), adapters over one base."""
-        sources = [source_of(each) for each in given]
+        sources = [source_of(each, allow_code) for each in given]
         refuse_two_bases(sources)
         refuse_equal_names(sources)
         variants = call_apart(lambda: open_variants(sources, progress or Progress(), dtype=dtype))
         return cls(variants, rows=rows, waiting=waiting)
 
     @classmethod
-    def load(cls, path: Path, *, base: bool = False) -> Engine:
+    def load(cls, path: Path, *, base: bool = False, allow_code: Allow = False) -> Engine:
         """One run, adapter or model; with `base` the model that an adapter starts from."""
-        source = source_of(str(path))
+        source = source_of(str(path), allow_code)
         if base and source.load is None:
             raise InputError(f"{path} holds whole weights: its base is another model", mend="chat with the base itself")
         if base:

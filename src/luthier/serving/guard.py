@@ -9,6 +9,8 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from luthier.strict_json import to_json
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -112,7 +114,7 @@ class Refusal(Exception):
 def _half_characters(body: bytearray) -> bool:
     """Does JSON escape a surrogate without its other half? No tokenizer can encode that."""
     try:
-        json.dumps(json.loads(body), ensure_ascii=False).encode()
+        to_json(json.loads(body), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return True
     except (ValueError, RecursionError):  # no JSON: whoever reads it will say so
@@ -123,7 +125,7 @@ def _half_characters(body: bytearray) -> bool:
 async def refuse(send: Send, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
     """Answer with an error in OpenAI's form."""
     kind = "authentication_error" if status == 401 else "server_error" if status >= 500 else "invalid_request_error"
-    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
+    body = to_json({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
     told = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
     raw = [(name.encode(), value.encode()) for name, value in told.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from luthier.serving.protocol import (
     TopLogprob,
     Usage,
 )
+from luthier.strict_json import to_json
 
 
 @dataclass(slots=True)
@@ -153,7 +153,7 @@ class CompletionReply(Reply):
 
 def event(data: dict[str, Any] | str) -> bytes:
     """A server-sent event."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = data if isinstance(data, str) else to_json(data, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.config import ModelConfig
+from luthier.consent import Allow, require
 from luthier.errors import InputError
 from luthier.folder import RunFolder
 from luthier.ledger import read_object
+from luthier.origin import refuse_imports
+from luthier.shell import command
+from luthier.training.space import refuse_closed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,13 +40,14 @@ class Source:
     """InputError where the base in this place is another than the one it was trained on."""
 
 
-def source_of(given: str) -> Source:
-    """NAME=PATH or PATH; InputError where nothing there can be served."""
-    name, equals, rest = given.partition("=")
+def source_of(given: str, allow_code: Allow = False) -> Source:
+    """NAME=PATH or PATH; InputError where nothing there can be served, or a run's model brings code of its own."""
+    named = not Path(given).expanduser().is_dir()  # a folder whose own name holds = is a folder
+    name, equals, rest = given.partition("=") if named else (given, "", "")
     path = Path(rest if equals else given).expanduser()
     name = name if equals else path.resolve().name
     if (path / "recipe.yaml").is_file():
-        return _run(name, path)
+        return _run(name, path, allow_code)
     if (path / "adapter_config.json").is_file():
         return _adapter(name, path)
     if (path / "config.json").is_file():
@@ -55,13 +60,14 @@ def source_of(given: str) -> Source:
     )
 
 
-def _run(name: str, path: Path) -> Source:
+def _run(name: str, path: Path, allow_code: Allow) -> Source:
     folder = RunFolder.existing(path)
     config, weights = folder.config(), folder.weights()
     if folder.read_json(folder.data)["task"]["name"] in ("classify", "regress"):
-        raise InputError(f"{path} is a classifier, which does not talk", mend=f"luthier evaluate {path}")
+        raise InputError(f"{path} is a classifier, which does not talk", mend=command("luthier", "evaluate", path))
     whole = config.method.saves == "model"
     base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if whole else config.model
+    require(folder.recipe, allow_code, base)
 
     def check(source: str) -> None:
         if not whole:
@@ -74,6 +80,8 @@ def _run(name: str, path: Path) -> Source:
 
 
 def _adapter(name: str, path: Path) -> Source:
+    refuse_closed(path)
+    refuse_imports(path)
     settings = read_object(path / "adapter_config.json")
     base = settings.get("base_model_name_or_path")
     if not base:
@@ -93,7 +101,7 @@ def _adapter(name: str, path: Path) -> Source:
 
         return load_adapter(model, path)
 
-    own = path if (path / "tokenizer_config.json").is_file() else Path("builtin" if base == "builtin" else base)
+    own = path if (path / "tokenizer_config.json").is_file() else Path(base).expanduser()
     kind = str(settings.get("peft_type", "adapter")).lower()
     return Source(name, path, ModelConfig(path=str(base)), kind, own, load, lambda _: None)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from luthier.consent import Allow
 from luthier.data.example import Message
 from luthier.errors import InputError
 
@@ -52,30 +53,36 @@ def is_endpoint(given: str) -> bool:
 
 
 def open_speakers(
-    given: str, *, base: bool, beside: str | None, model: str | None, told: Callable[[str], None] = lambda _: None
+    given: str,
+    *,
+    base: bool,
+    beside: str | None,
+    model: str | None,
+    told: Callable[[str], None] = lambda _: None,
+    allow_code: Allow = False,
 ) -> list[Speaker]:
     """The one that was asked for, and the one beside it; InputError where they cannot be had."""
     if base and beside:
         raise InputError("--base and --beside are two ways to hear another model", mend="leave one of them out")
     if is_endpoint(given):
-        return _remote(given, base, beside, model, told)
+        return _remote(given, base, beside, model, told, allow_code)
     if model is not None:
         raise InputError(f"--model belongs to an endpoint (http://...), and {given} is a folder", mend="leave it out")
     if beside is None:
         from luthier.serving.engine import Engine
 
-        engine = Engine.load(Path(given), base=base)
+        engine = Engine.load(Path(given), base=base, allow_code=allow_code)
         return [Local(engine, next(iter(engine.variants)))]
     if is_endpoint(beside):
         from luthier.serving.client import Remote
 
         other = Remote(beside, None, told)  # first, for it is quicker to fail
-        return [*open_speakers(given, base=False, beside=None, model=None), other]
-    return _both(given, beside)
+        return [*open_speakers(given, base=False, beside=None, model=None, allow_code=allow_code), other]
+    return _both(given, beside, allow_code)
 
 
 def _remote(
-    given: str, base: bool, beside: str | None, model: str | None, told: Callable[[str], None]
+    given: str, base: bool, beside: str | None, model: str | None, told: Callable[[str], None], allow_code: Allow
 ) -> list[Speaker]:
     from luthier.serving.client import Remote
 
@@ -87,28 +94,31 @@ def _remote(
     if is_endpoint(beside):
         return [first, Remote(beside, None, told)]
     if Path(beside).expanduser().is_dir():
-        return [first, *open_speakers(beside, base=False, beside=None, model=None)]
+        return [first, *open_speakers(beside, base=False, beside=None, model=None, allow_code=allow_code)]
     return [first, Remote(first.url, beside, told)]
 
 
-def _both(given: str, beside: str) -> list[Speaker]:
+def _both(given: str, beside: str, allow_code: Allow) -> list[Speaker]:
     """Two models in this process, over one base in one batch where they have the same."""
     from luthier.serving.engine import Engine
     from luthier.serving.sources import refuse_equal_names, refuse_two_bases, source_of
 
-    source = source_of(given)
+    source = source_of(given, allow_code)
     if beside == "base":
         if source.load is None:
             raise InputError(
                 f"{given} holds whole weights: its base is another model", mend="--beside FOLDER_OF_THE_BASE"
             )
-        engine = Engine.open([given], rows=2)
+        engine = Engine.open([given], rows=2, allow_code=allow_code)
         return [Local(engine, "base"), Local(engine, source.name)]
-    other = source_of(beside)
+    other = source_of(beside, allow_code)
     refuse_equal_names([source, other])
     try:
         refuse_two_bases([source, other])
     except InputError:  # each over its own
-        return [Local(Engine.open([each], rows=1), name) for each, name in ((given, source.name), (beside, other.name))]
-    engine = Engine.open([given, beside], rows=2)
+        return [
+            Local(Engine.open([each], rows=1, allow_code=allow_code), name)
+            for each, name in ((given, source.name), (beside, other.name))
+        ]
+    engine = Engine.open([given, beside], rows=2, allow_code=allow_code)
     return [Local(engine, source.name), Local(engine, other.name)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,14 @@ from typing import Any
 
 from luthier.builtin import BASE
 from luthier.config import ModelConfig
+from luthier.consent import Allow
 from luthier.errors import InputError, MissingExtra
 from luthier.folder import RunFolder
 from luthier.models.load import locate, skeleton
 from luthier.serving.command import Place, Sizes
 from luthier.serving.sources import Source, refuse_equal_names, refuse_two_bases, source_of
+from luthier.shell import command
+from luthier.strict_json import to_json
 from luthier.training.progress import Progress
 from luthier.tuners.loading import check_fit, shapes_of
 
@@ -90,9 +92,9 @@ def model_folder(base: ModelConfig) -> Path | None:
     return folder.resolve() if folder.is_dir() else None
 
 
-def plan_of(given: Sequence[str]) -> Plan:
+def plan_of(given: Sequence[str], allow_code: Allow = False) -> Plan:
     """What lies in these folders (NAME=PATH or PATH) as one vLLM serves it; InputError where it cannot."""
-    sources = [source_of(each) for each in given]
+    sources = [source_of(each, allow_code) for each in given]
     refuse_two_bases(sources)
     refuse_equal_names(sources)
     whole = [source for source in sources if source.load is None]
@@ -149,7 +151,9 @@ def _refuse_adapter(source: Source, settings: Mapping[str, Any]) -> None:
     """InputError where vLLM cannot load it, or would leave a part of it out."""
     kind = str(settings.get("peft_type", ""))
     if settings.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"):
-        raise InputError(f"{source.path} is a classifier, which does not talk", mend=f"luthier evaluate {source.path}")
+        raise InputError(
+            f"{source.path} is a classifier, which does not talk", mend=command("luthier", "evaluate", source.path)
+        )
     if kind != "LORA":
         raise InputError(f"{source.path}: vLLM loads plain LoRA alone, and this is {source.kind}", mend=_mend(source))
     held = [what for key, what in UNKNOWN_TO_VLLM.items() if settings.get(key)]
@@ -183,15 +187,16 @@ def _refuse_base(source: Source) -> None:
     kind = (settings.get("architectures") or [""])[0]
     if settings.get("is_encoder_decoder") or kind.endswith("ForMaskedLM"):
         raise InputError(
-            f"{source.path}: vLLM serves decoders, and {base.path} is {kind}", mend=f"luthier serve {source.path}"
+            f"{source.path}: vLLM serves decoders, and {base.path} is {kind}",
+            mend=command("luthier", "serve", source.path),
         )
 
 
 def _mend(source: Source) -> str:
     """A merged export where its weights fold into the base; else our own engine."""
     if (source.path / "recipe.yaml").is_file() and RunFolder(source.path).config().method.mergeable:
-        return f"luthier export {source.path} --to merged, and serve what it writes"
-    return f"luthier serve {source.path}, whose own engine serves it"
+        return f"{command('luthier', 'export', source.path, '--to', 'merged')}, and serve what it writes"
+    return f"{command('luthier', 'serve', source.path)}, whose own engine serves it"
 
 
 def _refuse_another_template(first: Source, other: Source) -> None:
@@ -256,7 +261,7 @@ def arguments(plan: Plan, sizes: Sizes, dtype: str, *, tokenizer: str | None, ad
             made += ["--chat-template", f"{tokenizer}/chat_template.jinja"]
     # "vllm" leaves the base's sampling defaults out, and keeps its end tokens; a run's own may be others.
     made += ["--generation-config", tokenizer if tokenizer is not None and plan.ends else "vllm"]
-    made += ["--override-generation-config", json.dumps({"max_new_tokens": sizes.tokens})]
+    made += ["--override-generation-config", to_json({"max_new_tokens": sizes.tokens})]
     made += ["--dtype", base.dtype if dtype == "auto" else dtype, "--max-num-seqs", str(sizes.rows)]
     if sizes.prompt is not None:
         wanted = sizes.prompt + sizes.tokens
@@ -273,7 +278,7 @@ def arguments(plan: Plan, sizes: Sizes, dtype: str, *, tokenizer: str | None, ad
 def _module(name: str, path: str) -> str:
     """NAME=PATH as vLLM reads it, or JSON where one of them has a sign that it would read otherwise."""
     if "=" in path or "," in name + path:
-        return json.dumps({"name": name, "path": path}, ensure_ascii=False)
+        return to_json({"name": name, "path": path}, ensure_ascii=False)
     return f"{name}={path}"
 
 
@@ -287,7 +292,7 @@ def environment(plan: Plan, key: str | None) -> dict[str, str]:
 
 def serve(
     given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, vllm: str | None, write: Path | None,
-    progress: Progress,
+    progress: Progress, allow_code: Allow = False,
 ) -> None:  # fmt: skip
     """Become vLLM, or write all that another machine needs to start it. What cannot work is said before that."""
     for option, held, usual in (
@@ -295,7 +300,7 @@ def serve(
     ):  # fmt: skip
         if held != usual:
             raise InputError(f"{option} says nothing to vLLM", mend="leave it out, or --engine luthier")
-    plan = plan_of(given)
+    plan = plan_of(given, allow_code)
     if write is not None:
         from luthier.serving.deploying import write as write_files
 
@@ -304,7 +309,7 @@ def serve(
     program = find(vllm)
     place.check()
     port = place.port or _free(place)
-    command = [
+    words = [
         program, "serve", str(plan.folder or plan.base.path),
         *arguments(plan, sizes, dtype, tokenizer=str(plan.tokenizer) if plan.tokenizer else None,
                    adapters={name: str(path) for name, path in plan.adapters.items()}),
@@ -312,11 +317,11 @@ def serve(
     ]  # fmt: skip
     if plan.base.quantize == "nf4":
         progress.note(f"a base in 4 bit: vLLM needs vllm-bnb-plugin for it (pip install vllm-bnb-plugin=={PLUGIN})")
-    progress.stage(shlex.join(command))
+    progress.stage(command(*words))
     inherited = {name: value for name, value in os.environ.items() if name != "LUTHIER_API_KEY"}
     path = os.pathsep.join(filter(None, (str(GUARD), inherited.get("PYTHONPATH"))))
     sys.stdout.flush()
-    os.execve(program, command, inherited | environment(plan, place.key) | {"PYTHONPATH": path})
+    os.execve(program, words, inherited | environment(plan, place.key) | {"PYTHONPATH": path})
 
 
 def find(vllm: str | None) -> str:

@@ -90,16 +90,6 @@ class Task(Plugin):
         """What a row of a classifier is to say, as text."""
         raise NotImplementedError
 
-    def shown(self, row: Row, template: Template, most: int = 400) -> str:
-        """A row as text with special tokens, for people: what the model reads, and what it learns to say."""
-        decode, learns = template.tokenizer.decode, [label for label in row.labels if label != IGNORED]
-        text = str(decode(row.ids))
-        learned = self.label_of(row) if self.model_class == "classification" else str(decode(learns))
-        short = [
-            part if len(part) <= most else f"{part[: most // 2]} ... {part[-most // 2 :]}" for part in (text, learned)
-        ]
-        return f"{short[0]!r}; it learns {short[1]!r}"
-
     def pack(self, rows: Sequence[Row], *, even: bool = False) -> Batch:
         """The rows in one sequence without padding: input_ids, position_ids, attention_mask, labels, each [1, T].
 
@@ -133,13 +123,16 @@ def even_length(length: int, most: int) -> int:
 
 
 def encode_texts(example: Example, template: Template, max_length: int, on_long: LongRow) -> tuple[list[int], int]:
-    """Token ids of a text, or of a pair as the tokenizer joins it, and how many were cut off to fit."""
+    """Token ids of a text, or of a pair as the tokenizer joins it, and how many were cut off to fit.
+
+    A tokenizer that would put nothing between the two gets them as one text, with a line break between them.
+    """
     text = example.text or example.messages[0].content
     if not text.strip():
         raise RowError("the text is empty")
     tokenizer, pair = template.tokenizer, example.pair or None
-    if pair and tokenizer.num_special_tokens_to_add(pair=True) == tokenizer.num_special_tokens_to_add(pair=False):
-        text, pair = f"{text}\n{pair}", None  # a decoder's tokenizer would put nothing between the two
+    if pair and tokenizer.num_special_tokens_to_add(pair=True) <= tokenizer.num_special_tokens_to_add(pair=False):
+        text, pair = f"{text}\n{pair}", None
     ids = list(tokenizer(text, pair)["input_ids"])
     if len(ids) <= max_length:
         return ids, 0

@@ -25,11 +25,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from luthier.errors import InputError, NoSpace
+from luthier.errors import InputError
 from luthier.ledger import sha256
+from luthier.strict_json import to_json
 from luthier.training.durable import sync
 from luthier.training.randomness import RandomState
-from luthier.training.space import is_full
+from luthier.training.space import is_full, no_access, no_space
 
 MANIFEST = "manifest.json"
 
@@ -50,7 +51,10 @@ def staged(target: Path, run: str = "", step: int | None = None) -> Iterator[Pat
             path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
             for path in files
         }
-        (staging / MANIFEST).write_text(json.dumps({"run": run, "step": step, "files": listing}, indent=1))
+        (staging / MANIFEST).write_text(to_json({"run": run, "step": step, "files": listing}, indent=1))
+        mode = (staging / MANIFEST).stat().st_mode & 0o777  # what the umask leaves; safetensors writes 0600
+        for path in files:
+            path.chmod(mode | path.stat().st_mode & 0o111)
         for path in [*files, staging / MANIFEST, *(path for path in staging.rglob("*") if path.is_dir()), staging]:
             sync(path)
         old = target.with_name(f".old-{target.name}")
@@ -63,11 +67,7 @@ def staged(target: Path, run: str = "", step: int | None = None) -> Iterator[Pat
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
         if is_full(error):
-            free = shutil.disk_usage(target.parent).free
-            raise NoSpace(
-                f"no space left on the disk for {target} ({free / 2**20:.0f} MiB free); what was saved before is whole",
-                mend="free some space and give the same command again: the run goes on from its last checkpoint",
-            ) from error
+            raise no_space(error, target) from error
         raise
 
 
@@ -85,7 +85,8 @@ def fault(folder: Path, *, run: str = "", hashes: bool = True, others: bool = Fa
     """What is wrong with a folder that `staged` made; empty where nothing. Without `hashes` only names and sizes.
 
     A folder of another run than `run` is wrong as well ("": of any), and a checkpoint under the name of another step.
-    `others`: files that the manifest does not name may be there.
+    `others`: files that the manifest does not name may be there. InputError where a file is not damaged but closed to
+    this user.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -97,6 +98,8 @@ def fault(folder: Path, *, run: str = "", hashes: bool = True, others: bool = Fa
         return _fault_of_files(folder, files, hashes, others) if files else f"{MANIFEST} names no file"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
+    except PermissionError as error:
+        raise no_access(error, folder) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
 
@@ -168,7 +171,7 @@ def write(
         tensors |= dice.tensors
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.safetensors")
         (folder / "state.json").write_text(
-            json.dumps({
+            to_json({
                 **state,
                 "optimizer": numbers,
                 "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
@@ -224,3 +227,8 @@ def _unflatten(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str,
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = value
     return {"state": state, "param_groups": numbers["groups"]}
+
+
+def weights_bytes(folder: Path) -> int:
+    """Bytes of the tuned weights alone."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

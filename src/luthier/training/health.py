@@ -28,16 +28,33 @@ def spike(recent: Sequence[float], loss: float) -> float | None:
     return middle if loss > TIMES * middle and loss > middle + SPREADS * spread else None
 
 
+ELSEWHERE = "a lower train.lr, train.clip=1.0, or train.precision=bf16 or fp32, in another folder: run=DIR"
+
+
 def diverged(index: int, found: Gradient, in_a_row: int, *, skips: bool) -> Diverged:
     """What stops a run whose loss is no number."""
     what = f"step {index}: the loss is {found.loss}, the gradient norm {found.norm}; the step was not taken"
     if skips:
         return Diverged(
             f"{what}, nor were the {in_a_row - 1} before it",
-            mend="a lower train.lr, train.clip=1.0, or train.precision=bf16 or fp32, in another folder: run=DIR",
+            mend=ELSEWHERE,
         )
     return Diverged(
         what,
-        mend="train.on_nan=skip goes on here without such steps; or a lower train.lr, train.clip=1.0, or "
-        "train.precision=bf16 or fp32, in another folder: run=DIR",
+        mend=f"train.on_nan=skip goes on here without such steps; or {ELSEWHERE}",
+    )
+
+
+def ruined(step: int, what: str | float, kept: str, *, skips: bool = True) -> Diverged:
+    """What stops a run after a step that was taken. `what` is the name of a weight, or the held-out loss.
+
+    Weights always do, for what they were before is gone. A held-out loss does unless the run `skips` it already.
+    """
+    if isinstance(what, str):
+        return Diverged(
+            f"step {step} left weights that are no finite numbers, among them {what}; {kept}", mend=ELSEWHERE
+        )
+    return Diverged(
+        f"step {step}: the held-out loss is {what}, with finite weights: a forward pass overflows; {kept}",
+        mend=ELSEWHERE if skips else f"train.on_nan=skip goes on here without such evaluations; or {ELSEWHERE}",
     )

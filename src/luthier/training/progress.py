@@ -18,8 +18,8 @@ class Progress:
     def warn(self, text: str) -> None:
         """Something the user should know and may want to change."""
 
-    def ask(self, question: str, options: Sequence[str]) -> int | None:
-        """The number of the option that the user chooses; None where nobody can be asked."""
+    def ask(self, question: str, answers: Sequence[str]) -> int | None:
+        """The number of the answer that the user chooses; None where there is nobody to ask."""
         return None
 
     def rows(self, done: int, total: int | None) -> None:

@@ -13,23 +13,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
-from luthier.config import ModelConfig, TrainConfig
+from luthier.config import TrainConfig
 from luthier.data.batches import micro_batches, step_numbers, steps_per_epoch
 from luthier.data.prepared import Prepared
 from luthier.errors import DataError, Diverged, InputError, OutOfMemory, Stopped
 from luthier.folder import RunFolder
-from luthier.methods.base import Method
-from luthier.models.load import device
+from luthier.methods.base import Method, trainable_state
+from luthier.ops.finite import not_finite
 from luthier.ops.fused import fused
-from luthier.ops.heap import keep_freed_memory
+from luthier.strict_json import number
 from luthier.tasks.base import Row
 from luthier.training import checkpoint as checkpoints
 from luthier.training import health
@@ -64,33 +62,6 @@ def total_steps(config: TrainConfig, rows: int) -> int:
     return config.steps or max(1, ceil(config.epochs * steps_per_epoch(rows, config.batch_size)))
 
 
-def check_precision(model: ModelConfig, config: TrainConfig) -> str:
-    """fp32, bf16 or fp16; InputError where the device cannot serve what the recipe asks."""
-    where = device(model)
-    if config.precision == "auto":
-        return "fp32" if where != "cuda" else ("bf16" if torch.cuda.is_bf16_supported() else "fp16")
-    if config.precision == "fp16" and where == "cpu":
-        raise InputError(
-            "train.precision=fp16 cannot serve on a CPU: autocast to fp16 would do nothing, in silence",
-            mend="train.precision=auto (fp32 here, bf16 or fp16 on a GPU)",
-        )
-    return config.precision
-
-
-def accelerator_for(model: ModelConfig, config: TrainConfig) -> Accelerator:
-    """An accelerator with the device and precision of the recipe."""
-    precision = check_precision(model, config)
-    # accelerate keeps one precision per process; a second run in the same process may want another.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    on_cpu = device(model) == "cpu"
-    if on_cpu:
-        keep_freed_memory()
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if precision == "fp32" else precision)
-    if accelerator.num_processes > 1:
-        raise InputError("this version trains in one process", mend="start it without torchrun or accelerate launch")
-    return accelerator
-
-
 class Session:
     """Model, data and optimizer of one run, and what has happened so far."""
 
@@ -117,6 +88,7 @@ class Session:
         )  # fmt: skip
         self.request = StopRequest()
         self.saved: tuple[int, bool] | None = None
+        self.ruined = False
         self.state: dict[str, Any] = {
             "step": 0, "best_step": 0, "best_loss": None, "without_gain": 0, "seconds": 0.0, "tokens": 0,
             "unmeasured": False,  # the evaluation that belongs to this step is still to come
@@ -133,6 +105,8 @@ class Session:
                 found, lambda weights: self.method.restore(self.raw, weights),
                 self._plain_optimizer(), self.schedule, self.accelerator.scaler,
             )  # fmt: skip
+            if name := self._not_finite():
+                raise health.ruined(self.state["step"], name, f"they lie in {found}; remove it to go on before it")
             if self.data.stream is not None:
                 self.progress.note("reading the rows up to there once more")
                 self.data.stream.go_on(self.state["stream"], self.folder.refusals())
@@ -146,7 +120,7 @@ class Session:
         """Take the remaining steps, then leave the model with the weights to keep.
 
         Raises Stopped after a signal, and what a step cannot go on from (DataError, Diverged, OutOfMemory), all with
-        the last whole step saved.
+        the last whole step saved, unless that step ruined the weights: then the last checkpoint stays the newest.
         """
         self.request = request or self.request
         state = self.state
@@ -215,8 +189,8 @@ class Session:
         taken = self._take(index, leave_out=not found.finite and not scaled)
         state["step"], state["skipped_in_a_row"] = index, in_a_row
         record = {
-            "step": index, "epoch": round(index / self.per_epoch, 4), "loss": _number(found.loss), "lr": lr,
-            "grad_norm": _number(found.norm), "tokens": found.tokens, "targets": found.targets,
+            "step": index, "epoch": round(index / self.per_epoch, 4), "loss": number(found.loss), "lr": lr,
+            "grad_norm": number(found.norm), "tokens": found.tokens, "targets": found.targets,
             "seconds": time.perf_counter() - began,
         }  # fmt: skip
         if not taken:
@@ -324,8 +298,11 @@ class Session:
             state["best_loss"], state["best_step"] = loss, state["step"]
         state["unmeasured"] = False
         seconds = time.perf_counter() - began
-        self.folder.log({"step": state["step"], "validation_loss": _number(loss), "seconds": seconds})
+        self.folder.log({"step": state["step"], "validation_loss": number(loss), "seconds": seconds})
         self.progress.evaluated(state["step"], loss, better)
+        last = state["step"] == self.steps or self._out_of_patience()
+        best = self.config.keep_best and state["best_step"] > 0
+        self._refuse_ruin(0.0 if self.config.on_nan == "skip" and (best or not last) else loss, last=last)
         return better
 
     def _held_out_loss(self) -> float | None:
@@ -345,8 +322,9 @@ class Session:
     def _save(self) -> None:
         """Write a checkpoint of the last whole step, unless there is one, or nothing to keep."""
         step = self.state["step"]
-        if self.saved == (step, self.state["unmeasured"]):
+        if self.ruined or self.saved == (step, self.state["unmeasured"]):
             return
+        self._refuse_ruin()
         if self.data.stream is not None:
             self.folder.keep_refusals(self.data.refusals)
         self.folder.sync_metrics()
@@ -358,6 +336,23 @@ class Session:
         self._rotate()
         self.saved = (step, self.state["unmeasured"])
         self.progress.saved(step)
+
+    def _refuse_ruin(self, loss: float = 0.0, *, last: bool = False) -> None:
+        """Raise Diverged, and save nothing more, where the last step ruined the weights or the held-out loss."""
+        name = self._not_finite()
+        if name or not math.isfinite(loss):
+            self.ruined = True
+            kept = self.saved[0] if self.saved else 0
+            where = (
+                f"{self.folder.checkpoints / checkpoints.named(kept)} holds those before"
+                if kept
+                else "nothing was saved"
+            )
+            raise health.ruined(self.state["step"], name or loss, where, skips=last or self.config.on_nan == "skip")
+
+    def _not_finite(self) -> str:
+        """Name of a trained weight that is no finite number."""
+        return not_finite(trainable_state(self.raw).items())
 
     def _rotate(self) -> None:
         best = checkpoints.named(self.state["best_step"]) if self.config.keep_best and self.state["best_step"] else None
@@ -385,13 +380,3 @@ class Session:
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer.optimizer  # type: ignore[no-any-return]  # accelerate wraps it
-
-
-def _number(value: float) -> float | None:
-    """For JSON, which has no word for what is no number."""
-    return value if math.isfinite(value) else None
-
-
-def weights_bytes(folder: Path) -> int:
-    """Bytes of the tuned weights alone."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

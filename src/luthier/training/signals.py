@@ -2,10 +2,13 @@
 
 While steps are taken a signal is noted, and the session looks for it between micro-batches. Everywhere else nothing
 can be lost but work that the next start does again, so there it ends what is being done by an exception.
+
+Processes that Luthier starts end with the one that started them, also where that one was killed.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -94,3 +97,20 @@ def watch() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Call in a process that multiprocessing started: it ends as soon as the process that started it is gone.
+
+    A thread waits for the end of a pipe that the system closes when the parent dies, by whatever signal. Linux could
+    send a signal (PR_SET_PDEATHSIG), but sends it when the *thread* that started this process ends.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("this process was not started by multiprocessing")
+
+    def watch_parent() -> None:
+        parent.join()
+        os._exit(1)  # nothing is cleaned up, as after a kill: files are whole, and the system frees the locks
+
+    threading.Thread(target=watch_parent, daemon=True, name="luthier-parent").start()

@@ -25,6 +25,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from luthier.targets import block_of
 from luthier.tuners.sites import Sites, sites_of
 
 
@@ -36,6 +37,12 @@ class TunerConfig(PeftConfig):
     exclude_modules: Any = field(default=None, metadata={"help": "Read by PEFT."})
     layers_to_transform: Any = field(default=None, metadata={"help": "Read by PEFT."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Trained and saved whole: a head."})
+
+
+def blocks_of(config: Any) -> set[int] | None:
+    """The blocks that `layers_to_transform` names, or None for all."""
+    chosen = config.layers_to_transform
+    return None if chosen is None else {chosen} if isinstance(chosen, int) else set(chosen)
 
 
 class Tuner(BaseTuner):
@@ -61,6 +68,10 @@ class Tuner(BaseTuner):
         if peft_config.target_modules is None:
             patterns = self.places(peft_config, sites_of(model_config)).values()
             peft_config.target_modules = "|".join(f"(?:{pattern})" for pattern in patterns)
+            if (blocks := blocks_of(peft_config)) is not None:  # PEFT ignores it beside an expression
+                found = re.compile(peft_config.target_modules)
+                names = [name for name, _ in self.model.named_modules() if found.fullmatch(name)]
+                peft_config.target_modules = sorted(name for name in names if block_of(name) in blocks)
         hidden = re.compile(peft_config.target_modules) if isinstance(peft_config.target_modules, str) else None
         for name, _ in self.model.named_modules():
             if hidden and ".base_layer." in name and hidden.fullmatch(name.replace(".base_layer", "")):
@@ -93,6 +104,10 @@ class Tuner(BaseTuner):
             new.requires_grad_(False)
         # Not PEFT's _replace_module: that one expects the wrapped module to own a weight, and blocks do not.
         setattr(parent, name, new)
+
+    def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
+        # PEFT's own expects weights of what comes back, and a block, a dropout or a whole head owns none.
+        setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()  # type: ignore[no-untyped-call]
@@ -217,8 +232,8 @@ def _in_own_dtype(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
 
 
-def free_heads(model: nn.Module) -> None:
-    """Put the trained head, in the base's own type, in the place of PEFT's wrapper around it.
+def free_heads(model: nn.Module, *, trained: bool = True) -> None:
+    """Put the trained head, in the base's own type, or the base's own one in the place of PEFT's wrapper around it.
 
     PEFT 0.21 does so itself when it unloads, but fails on heads that are no single layer (RoBERTa, T5).
     """
@@ -226,6 +241,9 @@ def free_heads(model: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, ModulesToSaveWrapper):
                 own = next(child.original_module.parameters()).dtype
+                if not trained:
+                    setattr(module, name, child.original_module)
+                    continue
                 setattr(module, name, child.modules_to_save[child.active_adapters[0]].to(own))
 
 

@@ -15,7 +15,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.tuners.base import Tuner, TunerConfig, TunerLayer
+from luthier.targets import NARROW, block_of, sides, why_unfit
+from luthier.tuners.base import Tuner, TunerConfig, TunerLayer, blocks_of
 from luthier.tuners.registry import peft_type, register
 
 HEADS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "cls", "qa_classifier")
@@ -100,7 +101,8 @@ class BitFitModel(Tuner):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         if peft_config.target_modules is None:
-            names = {name for name, module in self.model.named_modules() if self._trains(name, module, peft_config)}
+            blocks = blocks_of(peft_config)
+            names = {n for n in bias_places(self.model, peft_config) if blocks is None or block_of(n) in blocks}
             if not names:
                 raise ValueError(
                     "BitFit finds no bias to train: the linear layers of this model have none, or none of the terms "
@@ -109,24 +111,35 @@ class BitFitModel(Tuner):
             peft_config.target_modules = names
         return peft_config
 
-    def _trains(self, name: str, module: nn.Module, config: BitFitConfig) -> bool:
-        if ".base_layer" in name or any(part in HEADS for part in name.split(".")) or not name:
-            return False
-        core = module.get_base_layer() if isinstance(module, BiasDelta) else module
-        if core is module and any(True for _ in module.children()):
-            return False
-        bias = getattr(core, "bias", None)
-        has = isinstance(bias, Tensor) and bias.ndim == 1
-        if not has and not (config.missing == "add" and isinstance(core, nn.Linear | Conv1D)):
-            return False
-        terms = [config.terms] if isinstance(config.terms, str) else config.terms
-        return terms == ["all"] or any(re.fullmatch(SUBSETS[term], name) for term in terms)
-
     def _create_and_replace(  # type: ignore[override]
         self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
         current_key: str, **kwargs: Any,
     ) -> None:  # fmt: skip
         self.wrap(BiasDelta, peft_config, adapter_name, target, target_name, parent)
+
+
+def bias_places(model: nn.Module, config: BitFitConfig) -> list[str]:
+    """Names of the modules whose bias trains, or would be added."""
+    modules = dict(model.named_modules())
+    return [name for name, module in modules.items() if _trains(name, module, config, modules)]
+
+
+def _trains(name: str, module: Any, config: BitFitConfig, modules: dict[str, Any]) -> bool:
+    if ".base_layer" in name or any(part in HEADS for part in name.split(".")) or not name:
+        return False
+    core = module.get_base_layer() if isinstance(module, BiasDelta) else module
+    if core is module and any(True for _ in module.children()):
+        return False
+    ndim = getattr(getattr(core, "weight", None), "ndim", 0)  # plain linear layers and norms: what else has a
+    if ndim != 1 and (ndim != 2 or why_unfit(name, core, modules)):  # bias may be read by it and never called
+        return False
+    bias = getattr(core, "bias", None)
+    has = isinstance(bias, Tensor) and bias.ndim == 1
+    addable = config.missing == "add" and isinstance(core, nn.Linear | Conv1D) and min(sides(core)) >= NARROW
+    if not has and not addable:
+        return False
+    terms = [config.terms] if isinstance(config.terms, str) else config.terms
+    return terms == ["all"] or any(re.fullmatch(SUBSETS[term], name) for term in terms)
 
 
 def _size(layer: Any) -> int:

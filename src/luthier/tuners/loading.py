@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from luthier.errors import InputError, OutOfMemory
 from luthier.ledger import read_object
+from luthier.ops.finite import refuse_file
+from luthier.origin import refuse_imports
 from luthier.training.space import is_out_of_memory
 
 WEIGHTS = "adapter_model.safetensors"
@@ -60,6 +62,7 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
     except Exception as error:  # PEFT builds what the file says, and fails in many ways
         raise _unfit(folder, error) from error
     _check_names(tuned, shapes, folder / WEIGHTS)
+    refuse_file(folder / WEIGHTS)
     return tuned  # type: ignore[no-any-return]
 
 
@@ -87,6 +90,7 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
             f"{folder} holds no {WEIGHTS}; a pickle (.bin) can run code and is not opened",
             mend="save the adapter again with PEFT, which writes safetensors",
         )
+    refuse_imports(folder)
     try:
         with safe_open(file, framework="pt") as opened:
             shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118

@@ -25,6 +25,7 @@ from luthier.data.checks.mask import Mask, endless, learned_prompts, masks
 from luthier.data.prepared import SIDES, Prepared
 from luthier.data.store import Examples
 from luthier.data.template import Template
+from luthier.errors import install_anywhere
 from luthier.training.progress import Progress
 
 PERCENTILES = (50, 90, 95, 99)
@@ -190,7 +191,7 @@ def _labels(found: Audit, data: Prepared, known: Facts) -> None:
 
 def _languages(found: Audit, examples: Examples) -> None:
     if not available():
-        found.languages_how = "pip install 'luthier[languages]' tells languages as well"
+        found.languages_how = f"{install_anywhere('languages')} tells languages as well"
         return
     count = min(len(examples), MOST_LANGUAGE_TEXTS)
     places = (number * len(examples) // count for number in range(count))

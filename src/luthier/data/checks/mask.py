@@ -16,6 +16,8 @@ from luthier.tasks.base import Row
 Kind = Literal["plain", "special", "learned", "end", "gap"]
 MOST_TOKENS = 400
 """Tokens of a row that are shown: the first and the last half of them."""
+SEEN = 400
+"""Characters of a row on one line."""
 FIRST_ROWS = 3
 MOST_PROVED = 5_000
 """Examples whose prompts are rendered again to see that nothing of them is learned; of more, evenly spaced ones."""
@@ -71,6 +73,20 @@ def mask(row: Row, why: str, data: Prepared, template: Template) -> Mask:
         where=row.where, why=why, tokens=len(row.ids), learned=0 if classes else row.learned,
         label=data.task.label_of(row) if classes else "", pieces=pieces,
     )  # fmt: skip
+
+
+def seen(data: Prepared, template: Template) -> str:
+    """The first training row on one line, with what is learned of it between \u00ab and \u00bb."""
+    shown = mask(data.rows[0], "", data, template)
+    text, inside = "", False
+    for piece, kind in shown.pieces:
+        learned = kind in ("learned", "end")
+        text += ("\u00ab" if learned else "\u00bb") * (learned != inside) + piece
+        inside = learned
+    text = " ".join((text + "\u00bb" * inside).split("\n"))
+    if len(text) > SEEN:
+        text = f"{text[: SEEN // 2]} ... {text[-SEEN // 2 :]}"
+    return f"{text} -> \u00ab{shown.label}\u00bb" if shown.label else text
 
 
 def _whole_characters(ids: Sequence[int], template: Template) -> tuple[int, int]:

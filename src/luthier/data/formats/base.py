@@ -22,6 +22,10 @@ class Format(Plugin):
         """Does this row have the columns of the format?"""
         raise NotImplementedError
 
+    def certain(self, row: Mapping[str, Any]) -> bool:
+        """Do the columns that match say by themselves that the format is meant, whatever other columns there are?"""
+        return True
+
     def read(self, row: Mapping[str, Any]) -> Example:
         """The row as an example; RowError says what the row lacks."""
         raise NotImplementedError
@@ -36,26 +40,31 @@ PARTS = ("text", "input_text", "output_text", None)
 
 
 def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
-    """`row[name]`; RowError names the columns there are, and the recipe key that chooses another."""
-    if name not in row and lookup(row, name) is None:
+    """`row[name]`; RowError names the columns there are, and the recipe key that chooses another.
+
+    `answers.text.0` is the first item of `text` within the column `answers`.
+    """
+    if name not in row and name.partition(".")[0] in row:
+        return _within(row, name)
+    if name not in row:
         mend = f"name the column with data.format.{key}=COLUMN" if key else ""
         raise RowError(
             f"there is no column {name!r}{did_you_mean(name, row)}; the row has {', '.join(map(str, row)) or 'none'}",
             mend=mend,
         )
-    return lookup(row, name)
+    return row[name]
 
 
-def lookup(row: Mapping[str, Any], name: str) -> Any:
-    """`row[name]`, or what `answers.text.0` leads to within objects and lists; None where nothing is there."""
-    if name in row or "." not in name:
-        return row.get(name)
+def _within(row: Mapping[str, Any], path: str) -> Any:
+    """What stands at a path of keys and places; RowError where it leads nowhere."""
     value: Any = row
-    for key in name.split("."):
-        try:
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        except (KeyError, IndexError, ValueError, TypeError):
-            return None
+    for part in path.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list | tuple) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            raise RowError(f"there is no {path}: nothing stands at {part!r}")
     return value
 
 
@@ -78,7 +87,7 @@ def text_of(value: Any, name: str) -> str:
 
 def optional_text(row: Mapping[str, Any], name: str) -> str:
     """Text of a column that may be missing, null or empty; a number there is a mistake and not nothing."""
-    value = lookup(row, name)
+    value = row.get(name)
     return "" if value is None else text_of(value, name)
 
 

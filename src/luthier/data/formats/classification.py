@@ -50,6 +50,11 @@ class Classification(Format):
         text, label = self._columns(row)
         return text in row and label in row
 
+    def certain(self, row: Mapping[str, Any]) -> bool:
+        # A lone sentence may be half of a pair, whose other half has another name; a list is no label.
+        text, label = self._columns(row)
+        return (text != "sentence" or self.pair in row) and not isinstance(row[label], list)
+
     def read(self, row: Mapping[str, Any]) -> Example:
         text_column, label_column = self._columns(row)
         text = text_of(column(row, text_column, key="text"), text_column)

@@ -20,6 +20,9 @@ class Text(Format):
     def matches(self, row: Mapping[str, Any]) -> bool:
         return self.text in row
 
+    def certain(self, row: Mapping[str, Any]) -> bool:
+        return len(row) == 1  # beside other columns a text may have a label, a summary, ...
+
     def read(self, row: Mapping[str, Any]) -> Example:
         text = text_of(column(row, self.text, key="text"), self.text)
         if not text.strip():

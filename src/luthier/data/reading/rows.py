@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,21 +63,15 @@ class _Feed:
         self.start = self.start or self._line
 
 
-def read_table(file: Path, encoding: str, *, tab: bool) -> Iterator[RawRow]:
-    """Rows of a csv or tsv file with a header; every cell stays text."""
+def read_table(file: Path, encoding: str, *, tab: bool, columns: Sequence[str] = ()) -> Iterator[RawRow]:
+    """Rows of a csv or tsv file with a header, or with these columns; every cell stays text."""
     csv.field_size_limit(LINE_LIMIT)  # holds for the process; the library's 131,072 would refuse honest long texts
     feed = _Feed(file, encoding)
     source = feed.lines()
     header = next((line for line in source if line.strip()), "")
     delimiter = "\t" if tab else max(",;\t|", key=header.count)
     reader = csv.reader(itertools.chain([header], source), delimiter=delimiter, strict=True)
-    names = [name.strip() for name in _cells(file, reader, feed) or []]
-    if not names:
-        raise DataError(f"{file}: the file has no header line", mend="name the columns in the first line")
-    if feed.fault:
-        raise DataError(f"{file}: line {feed.start}: {feed.fault}", mend="mend the header")
-    if len(set(names)) != len(names):
-        raise DataError(f"{file}: line {feed.start}: two columns have the same name", mend="name each column once")
+    names = list(columns) or _header(file, reader, feed)
     count = 0
     feed.begin()
     while (cells := _cells(file, reader, feed)) is not None:
@@ -95,6 +89,22 @@ def read_table(file: Path, encoding: str, *, tab: bool) -> Iterator[RawRow]:
         feed.begin()
     if count == 0:
         raise DataError(f"{file}: the file has a header and no rows", mend=NO_ROWS)
+
+
+def _header(file: Path, reader: Iterator[list[str]], feed: _Feed) -> list[str]:
+    """The names of the columns; one without a name is called by its place."""
+    cells = _cells(file, reader, feed) or []
+    names = [name.strip() or f"column{number}" for number, name in enumerate(cells, 1)]
+    if not names:
+        raise DataError(f"{file}: the file has no header line", mend="name the columns in the first line")
+    if feed.fault:
+        raise DataError(f"{file}: line {feed.start}: {feed.fault}", mend="mend the header")
+    if len(set(names)) != len(names):
+        raise DataError(
+            f"{file}: line {feed.start}: two columns have the same name",
+            mend="name each column once; if this line is a row, data.columns=[NAME,NAME] names the columns",
+        )
+    return names
 
 
 def _cells(file: Path, reader: Iterator[list[str]], feed: _Feed) -> list[str] | None:

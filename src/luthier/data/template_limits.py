@@ -1,0 +1,171 @@
+"""Limits for chat templates: a template is code that comes with a model, and may loop or grow a text without end.
+
+transformers renders in Jinja's sandbox, which limits neither nested loops nor sizes. The environment here does the same
+and counts: steps (turns of loops and calls), characters, and seconds. It takes the sandbox's place in transformers, and
+counts only within `limited`. It can go when transformers limits rendering itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.runtime import Context, str_join
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+STEPS, CHARACTERS, SECONDS = 500_000, 2**26, 20.0
+"""Most that one rendering may take. 1,999 turns take 6,000 steps in Llama 3.1's template (tests/strangers)."""
+GROWING = ("center", "format", "indent", "join", "list", "batch", "slice", "replace", "wordwrap")
+"""Filters that make much of little."""
+
+
+class LimitExceeded(Exception):
+    """A template takes too many steps, too much memory or too long."""
+
+
+class Budget:
+    """What is left to one rendering."""
+
+    def __init__(self) -> None:
+        self.steps, self.characters, self.until = STEPS, CHARACTERS, time.monotonic() + SECONDS
+
+    def take(self, steps: int, characters: int) -> None:
+        """LimitExceeded where it is used up."""
+        self.steps -= steps
+        self.characters -= characters
+        if self.steps < 0:
+            raise LimitExceeded(f"it takes more than {STEPS:,} steps")
+        if self.characters < 0:
+            raise LimitExceeded(f"it makes more than {CHARACTERS:,} characters")
+        if self.steps % 256 < steps and time.monotonic() > self.until:
+            raise LimitExceeded(f"it takes more than {SECONDS:.0f} s")
+
+
+_left: ContextVar[Budget | None] = ContextVar("left", default=None)
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Templates that are rendered here, in this thread, are stopped at the limits."""
+    kept = _left.set(Budget())
+    try:
+        yield
+    finally:
+        _left.reset(kept)
+
+
+def take(steps: int = 0, characters: int = 0) -> None:
+    """Count what a template does, where anybody counts."""
+    if (left := _left.get()) is not None:
+        left.take(steps, characters)
+
+
+class Counted:
+    """An iterable of a `for`, each turn of which is a step and writes so many characters of the template itself."""
+
+    def __init__(self, values: Iterable[Any], characters: int) -> None:
+        self.values, self.characters = values, characters
+
+    def __iter__(self) -> Iterator[Any]:
+        for value in self.values:
+            take(1, self.characters)
+            yield value
+
+    def __len__(self) -> int:
+        return len(self.values)  # type: ignore[arg-type]  # a TypeError is how Jinja learns that there is none
+
+
+class Generator(CodeGenerator):
+    """Jinja's compiler with counting loops and joins."""
+
+    def visit_For(self, node: nodes.For, frame: Frame) -> None:
+        written = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
+        counted = nodes.EnvironmentAttribute("counted")
+        node.iter = nodes.Call(counted, [node.iter, nodes.Const(written)], [], None, None, lineno=node.lineno)
+        super().visit_For(node, frame)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class CountingEnvironment(ImmutableSandboxedEnvironment):
+    """The sandbox in which transformers renders, with what a template takes counted."""
+
+    code_generator_class = Generator
+    intercepted_binops = frozenset({"+", "*", "**"})
+    counted = staticmethod(Counted)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, finalize=_written, **options)
+        for name in GROWING:
+            self.filters[name] = _sized(self.filters[name])
+
+    def call(self, context: Context, called: Any, *args: Any, **options: Any) -> Any:
+        if called is Counted:  # a loop's own
+            return Counted(*args)
+        take(1, sum(_size_asked(each) for each in (*args, *options.values())))
+        made = super().call(context, called, *args, **options)
+        take(0, len(made) if isinstance(made, str) else 0)
+        return made
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
+            take(1, len(left) + len(right))
+        elif operator == "*":
+            for value, times in ((left, right), (right, left)):
+                if isinstance(value, str | list | tuple) and isinstance(times, int):
+                    take(1, len(value) * max(0, times))
+        if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
+            take(1, left.bit_length() * max(0, right) if operator == "**" else left.bit_length() + right.bit_length())
+        return super().call_binop(context, operator, left, right)
+
+    @staticmethod
+    def joined(parts: Iterable[Any]) -> str:
+        """The parts of `a ~ b` as one text."""
+        made = [str(part) for part in parts]
+        take(1, sum(map(len, made)))
+        return str_join(made)
+
+
+def _size_asked(value: Any) -> int:
+    """A number that a method may take for a width."""
+    return value if isinstance(value, int) and value > 2**16 else 0
+
+
+def _written(value: Any) -> Any:
+    """What an expression of the template prints, as it is."""
+    take(0, len(value) if isinstance(value, str) else 0)
+    return value
+
+
+def _sized(filter_: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(filter_)
+    def counted(*args: Any, **options: Any) -> Any:
+        take(1, sum(_size_asked(each) for each in (*args, *options.values())))
+        made = filter_(*args, **options)
+        if isinstance(made, str | list):
+            take(0, len(made))
+        return made
+
+    return counted
+
+
+def apply_chat_template(tokenizer: Any, turns: Any, **options: Any) -> Any:
+    """`tokenizer.apply_chat_template`, stopped at the limits: LimitExceeded."""
+    from transformers.utils import chat_template_utils as used
+
+    if used.ImmutableSandboxedEnvironment is not CountingEnvironment:  # type: ignore[attr-defined]
+        used.ImmutableSandboxedEnvironment = CountingEnvironment  # type: ignore[attr-defined]
+        used._compile_jinja_template.cache_clear()  # of templates that were compiled before
+    with limited():
+        return tokenizer.apply_chat_template(turns, **options)
