@@ -243,6 +243,7 @@ def test_a_base_packed_in_nf4_is_packed_again_and_other_packings_are_refused(
     runs: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = shutil.copytree(runs("lora", "method=lora", "method.rank=4"), tmp_path / "packed")
+    (run / "run.json").unlink()  # with it, an edited recipe is refused
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     for packing, extra in (("nf4", {}), ("int8", {}), ("none", {"init": "random"})):
         recipe["model"] = {**recipe["model"], "quantize": packing, **extra}

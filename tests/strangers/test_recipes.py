@@ -20,8 +20,8 @@ from luthier.evaluation.base import EVALUATIONS
 from luthier.evaluation.settings import JudgeConfig
 from luthier.explain import KINDS, explanation
 from luthier.exports.base import EXPORTS
-from luthier.methods.base import check_rank
 from luthier.plugins import Config
+from luthier.targets import check_rank
 
 BLOCKS: dict[str, type[Config]] = {
     name: field.annotation

@@ -86,14 +86,16 @@ def _adapter(name: str, path: Path) -> Source:
     base = settings.get("base_model_name_or_path")
     if not base:
         raise InputError(f"{path}/adapter_config.json names no base (base_model_name_or_path)")
-    if str(settings.get("task_type")) not in ("CAUSAL_LM", "None", ""):
+    if (kind := str(settings.get("task_type") or "CAUSAL_LM")) != "CAUSAL_LM":
         raise InputError(
-            f"{path} is {'a classifier, an' if settings['task_type'] == 'SEQ_CLS' else 'an'} adapter for task_type "
-            f"{settings['task_type']}, which does not talk",
-            mend="give an adapter that was trained as a language model (task_type CAUSAL_LM), or use this one from "
-            "Python: peft.AutoPeftModelForSequenceClassification.from_pretrained"
-            if settings["task_type"] == "SEQ_CLS"
-            else "give an adapter that was trained as a language model (task_type CAUSAL_LM)",
+            f"{path} is {'the adapter of a classifier' if kind == 'SEQ_CLS' else 'no adapter of a language model'} "
+            f"(task_type {kind}), which does not talk",
+            mend="give an adapter that was trained as a language model (CAUSAL_LM)"
+            + (
+                ", or use this one from Python: peft.AutoPeftModelForSequenceClassification"
+                if kind == "SEQ_CLS"
+                else ""
+            ),
         )
 
     def load(model: nn.Module) -> nn.Module:
