@@ -36,6 +36,8 @@ Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
 """A number of rows, tokens or steps."""
 Size = Annotated[int, Field(gt=0, le=65_536)]
 """A rank, width or length that a method adds: wider than any layer, it could only run out of memory."""
+Place = Annotated[int, Field(ge=0, le=65_536)]
+"""The number of a block, from 0."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 """A share below one, such as of inputs dropped."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63 - 1_000_000)]

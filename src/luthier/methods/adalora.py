@@ -21,7 +21,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from luthier.errors import InputError
 from luthier.methods.base import PeftMethod, copy_into, split_names, trainable_state
-from luthier.plugins import Count, Share, Size
+from luthier.plugins import Count, Place, Share, Size
 from luthier.targets import check_rank, check_targets, fused_experts, peft_names
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class AdaLoRA(PeftMethod):
     """Share of the inputs dropped during training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    layers: tuple[int, ...] = ()
+    layers: tuple[Place, ...] = ()
     """Numbers of the blocks to adapt, from 0; empty means every block."""
     warmup: Share = 0.1
     """Share of the run before the budget falls."""

@@ -30,7 +30,7 @@ from pydantic import Field, PositiveFloat, field_validator
 
 from luthier.errors import InputError
 from luthier.methods.base import PeftMethod, split_names, trainable_state
-from luthier.plugins import Share, Size
+from luthier.plugins import Place, Share, Size
 from luthier.targets import check_rank, check_targets, fused_experts, peft_names, read_as_experts
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class LoRA(PeftMethod):
     """Share of the inputs of A dropped during training; 0.05 to 0.1 helps on small data sets."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, such as q_proj and v_proj, or all-linear: every one but the output."""
-    layers: tuple[int, ...] = ()
+    layers: tuple[Place, ...] = ()
     """Numbers of the blocks to adapt, from 0; empty means every block."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Also train bias terms: of no layer, of every layer, or of the adapted ones. The base then cannot be had back."""

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from luthier.errors import InputError
 from luthier.methods.base import PeftMethod, split_names
-from luthier.plugins import Share
+from luthier.plugins import Place, Share
 from luthier.targets import check_targets, fused_experts, peft_names
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class OFT(PeftMethod):
     """Share of the blocks left as they are during training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    layers: tuple[int, ...] = ()
+    layers: tuple[Place, ...] = ()
     """Numbers of the blocks to adapt, from 0; empty means every block."""
 
     _split = field_validator("targets", "layers", mode="before")(split_names)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import PositiveFloat, field_validator
 
 from luthier.methods.base import PeftMethod, split_names
-from luthier.plugins import Seed, Share, Size
+from luthier.plugins import Place, Seed, Share, Size
 from luthier.targets import check_targets, fused_experts, peft_names
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class VeRA(PeftMethod):
     """Share of the inputs dropped during training."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    layers: tuple[int, ...] = ()
+    layers: tuple[Place, ...] = ()
     """Numbers of the blocks to adapt, from 0; empty means every block."""
     seed: Seed = 0
     """Draws the shared matrices; they are saved with the adapter."""
