@@ -101,7 +101,8 @@ def _listed(folder: Path) -> list[Path]:
     """The shards that the index of a folder names, which may lie in folders within."""
     try:
         index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        return [file for name in {*index["weight_map"].values()} if (file := folder / name).is_file()]
+        names = [name for name in {*index["weight_map"].values()} if ".." not in Path(name).parts]
+        return [file for name in names if (file := folder / name).is_file()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever loads it says what is wrong
         return []
 

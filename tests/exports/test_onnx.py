@@ -109,7 +109,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
 ) -> None:
     folder = run()
     monkeypatch.setattr(form, "find_spec", lambda name: None if name == "onnxscript" else True)
-    with pytest.raises(MissingExtra, match=r"needs onnxscript, not installed here\n.*luthier\[onnx\]"):
+    with pytest.raises(MissingExtra, match=r"needs onnxscript, not installed here\n.*pip install .*'onnxscript>="):
         export(folder, parse_export("onnx", []))
     monkeypatch.setattr(form, "find_spec", lambda name: True)
     monkeypatch.setattr(Merged, "write", lambda *_: pytest.fail("nothing may be loaded"))

@@ -22,6 +22,7 @@ from typing import Any
 import openai
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from luthier.builtin import BASE
 from luthier.errors import InputError
@@ -110,6 +111,11 @@ def port() -> int:
 
 def test_the_command_names_adapters_rank_template_and_end_tokens(tuned: Path, tmp_path: Path) -> None:
     wide = changed(tuned, tmp_path / "wide", r=130)
+    tensors = load_file(wide / "adapter_model.safetensors")
+    for name, tensor in tensors.items():
+        side = 0 if "lora_A" in name else 1
+        tensors[name] = tensor.repeat_interleave(130, side)[:130] if side == 0 else tensor.repeat(1, 130)[:, :130]
+    save_file({k: v.contiguous() for k, v in tensors.items()}, wide / "adapter_model.safetensors")
     words = command([f"one={tuned}", str(wide)], Sizes(rows=9, prompt=100, tokens=50, patience=7))
     assert after(words, "--served-model-name") == "base" and "--enable-lora" in words
     at = words.index("--lora-modules")

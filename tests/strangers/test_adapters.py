@@ -9,18 +9,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
-from luthier.config import parse_export
+from luthier.config import RunConfig, parse_export
 from luthier.errors import InputError
 from luthier.exporting import export
 from luthier.folder import RunFolder
 from luthier.run import evaluate
 from luthier.serving.engine import Engine
+from luthier.serving.vllm import plan_of
 from luthier.training.checkpoint import staged
+from luthier.tuners.loading import load_adapter
 from tests.strangers.conftest import copied
 
 Tensors = dict[str, torch.Tensor]
@@ -37,6 +42,11 @@ FAULTS: dict[str, Callable[[Tensors], Tensors]] = {
 def rewrite(adapter: Path, change: Callable[[Tensors], Tensors]) -> None:
     file = adapter / "adapter_model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def change(adapter: Path, **values: Any) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -71,12 +81,104 @@ def test_a_damaged_file_is_called_that(finished: Path, tmp_path: Path) -> None:
         Engine.load(adapter)
 
 
+def test_a_rank_that_no_weight_has_takes_no_memory(finished: Path, tmp_path: Path) -> None:
+    adapter = copied(finished / "adapter", tmp_path / "adapter")
+    change(adapter, r=10**9)
+    with pytest.raises(InputError, match="r is 1000000000, and no weight of"):
+        Engine.load(adapter)
+
+
+@pytest.mark.parametrize(
+    ("said", "settings"),
+    {
+        "rank_pattern.q_proj is 1000000000, and no weight": {"rank_pattern": {"q_proj": 10**9}},
+        "lora_alpha is nan, so every answer": {"lora_alpha": float("nan")},
+        "alpha_pattern.q_proj is 1e+308, so every answer": {"alpha_pattern": {"q_proj": 1e308}},
+        "layer_replication has 100000 parts": {"layer_replication": [[0, 2]] * 10**5},
+        "an X-LoRA adapter opens other adapters": {"peft_type": "XLORA", "adapters": {"0": "evil/repo"}},
+        "index 1000000 is out of bounds": {"trainable_token_indices": [10**6]},
+    }.items(),
+)
+def test_settings_that_cannot_be_are_refused(
+    said: str, settings: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    adapter = copied(finished / "adapter", tmp_path / "adapter")
+    change(adapter, **settings)
+    with pytest.raises(InputError) as caught:
+        Engine.load(adapter)
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": r"(([a-z_.0-9])+)+!"},
+        {"exclude_modules": "(x+x+)+y|(.+)+!"},
+        {"rank_pattern": {"((.)+)+!": 2}},
+    ],
+)
+def test_a_regular_expression_without_an_end_is_stopped(
+    settings: dict[str, Any], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.tuners.loading.MATCHING", 1.0)
+    adapter = copied(finished / "adapter", tmp_path / "adapter")
+    change(adapter, **settings)
+    with pytest.raises(InputError, match="regular expressions take more than"):
+        Engine.load(adapter)
+
+
+def test_a_regular_expression_of_a_real_adapter_is_taken(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder())
+    layers = r"(?:.*?(?:language|layers).*?(?:self_attn|mlp).*?(?:q_proj|v_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.x)"
+    get_peft_model(model, LoraConfig(target_modules=layers, rank_pattern={r"layers\.(\d)+\..*": 2})).save_pretrained(
+        tmp_path
+    )
+    assert load_adapter(AutoModelForCausalLM.from_pretrained(model_folder()), tmp_path)
+
+
+def test_vllm_gets_no_pickle_and_no_adapter_of_another_base(finished: Path, tmp_path: Path) -> None:
+    adapter = copied(finished / "adapter", tmp_path / "adapter")
+    assert plan_of([str(adapter)]).adapters
+    rewrite(adapter, FAULTS["foreign"])
+    with pytest.raises(InputError, match="is not an adapter for this base"):
+        plan_of([str(adapter)])
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"a pickle .* is not opened"):
+        plan_of([str(adapter)])
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_a_checkpoint_with_a_weight_of_another_shape_is_refused(
+    name: str, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """torch's copy_ would spread a smaller weight over the whole of the model's."""
+    method: Any = RunConfig.load(None, [f"method={name}"]).method
+    model = method.attach(AutoModelForCausalLM.from_pretrained(model_folder()), steps=9)
+    method.save(model, tmp_path, training=True)
+    file = next(tmp_path.glob("*model.safetensors"))
+    tensors = load_file(file)
+    key = next(key for key, tensor in tensors.items() if tensor.ndim == 2)
+    save_file({**tensors, key: tensors[key][:1, :1].clone()}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="do not match this model, among them"):
+        method.restore(model, tmp_path)
+
+
+def test_a_trained_head_of_a_classifier_is_refused_whatever_its_settings_say(finished: Path, tmp_path: Path) -> None:
+    adapter = copied(finished / "adapter", tmp_path / "adapter")
+    change(adapter, modules_to_save=["score"])
+    rewrite(adapter, lambda tensors: {**tensors, "base_model.model.score.weight": torch.ones(2, 32)})
+    with pytest.raises(InputError, match=r"is not an adapter for this base: .*score\.weight"):
+        Engine.load(adapter)
+
+
 def test_an_adapter_of_a_classifier_does_not_talk(finished: Path, tmp_path: Path) -> None:
     adapter = copied(finished / "adapter", tmp_path / "adapter")
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "task_type": "SEQ_CLS"}))
-    with pytest.raises(InputError, match=r"adapter of a classifier \(task_type SEQ_CLS\), which does not talk"):
+    change(adapter, task_type="SEQ_CLS")
+    with pytest.raises(
+        InputError, match=r"adapter of a classifier \(task_type SEQ_CLS\), which does not talk"
+    ) as caught:
         Engine.load(adapter)
+    assert "AutoPeftModelForSequenceClassification" in caught.value.mend
 
 
 def test_the_settings_of_an_adapter_have_the_same_bytes_in_every_process(model_folder: Callable[..., Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MethodType
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from luthier.errors import CannotMerge, InputError
 from luthier.heads import HEADS
 from luthier.plugins import Family, Plugin
-from luthier.strict_json import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -149,6 +147,8 @@ class WholeMethod(Method):
         import torch
         from safetensors import safe_open
 
+        from luthier.tuners.loading import check_same
+
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         # A tied weight is stored once, under one of its names.
         waiting = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -157,6 +157,7 @@ class WholeMethod(Method):
                 for key in stored.keys():  # noqa: SIM118 (safe_open is not iterable)
                     if key not in own:
                         raise InputError(f"{file}: weight {key!r} is not in this model")
+                    check_same({key: own[key]}, {key: stored.get_tensor(key)}, file)  # copy_ spreads smaller ones
                     own[key].copy_(stored.get_tensor(key))
                     waiting.pop(id(own[key]), None)
         if waiting:
@@ -243,26 +244,25 @@ class PeftMethod(Method):
 
     def write_adapter(self, model: nn.Module, folder: Path) -> None:
         """The adapter in PEFT's format."""
+        from luthier.tuners.loading import sort_settings
+
         # save_embedding_layers="auto" would ask the hub for the base model's config.
         model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
-        settings = folder / "adapter_config.json"
-        saved = json.loads(settings.read_text(encoding="utf-8"))
-        for names in (v for v in saved.values() if isinstance(v, list) and all(isinstance(each, str) for each in v)):
-            names.sort()  # PEFT writes sets, whose order differs from process to process
-        settings.write_text(to_json(saved, indent=2, sort_keys=True), encoding="utf-8")
+        sort_settings(folder)
 
     def restore(self, model: nn.Module, folder: Path) -> None:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors.torch import load_file
 
+        from luthier.tuners.loading import WEIGHTS, check_same
+
         if (folder / TRAINING).is_file():
-            self.load_training_state(model, load_file(folder / TRAINING))
+            state = load_file(folder / TRAINING)
+            check_same(self.training_state(model), state, folder / TRAINING)
+            self.load_training_state(model, state)
             return
-        stored = load_file(folder / "adapter_model.safetensors")
-        expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-        if expected != set(stored):
-            odd = sorted(expected ^ set(stored))
-            raise InputError(f"{folder}: {len(odd)} adapter weights do not match this model, among them {odd[0]}")
+        stored = load_file(folder / WEIGHTS)
+        check_same(get_peft_model_state_dict(model, save_embedding_layers=False), stored, folder / WEIGHTS)
         set_peft_model_state_dict(model, stored)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:

@@ -7,40 +7,65 @@ config.json says, a million layers too.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
 from luthier.errors import InputError, ModelError, did_you_mean
 from luthier.ledger import read_object
+from luthier.ops.finite import not_finite, weights_of
 from luthier.training.space import refuse_closed
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FETCH = "download the model again"
+ADAPTER_TOO = "model.path: {} holds an adapter beside the model, and a base is loaded without one"
 
 SIZES = re.compile(r"(num|n)_\w+|\w+_(size|dim|rank|layers|heads|positions|embeddings)|d_\w+")
 """Keys of config.json whose whole numbers say how large the model is."""
-LARGEST = {"layers": 2_000, "": 2**31}
-"""By the word a key has in it: more than any model has."""
+LARGEST = {"layer": 1_000, "labels": 100_000, "": 2**31}
+"""By the word a key has in it: more than any model has. A hundred thousand labels take transformers seconds."""
 SHARED = 200
 """Layers that may share the weights of one, as ALBERT's do; a few too many are told by weights that are missing."""
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+WIDTHS = re.compile(r"(vocab|hidden|intermediate)_size|n_embd|n_inner|d_model|d_ff|(ffn|head)_dim|(num|n)_\w*heads?")
+"""Sizes that some weight has as a side, so none is beyond the largest weight."""
+POSITIVE = (
+    *LAYERS, "vocab_size", "hidden_size", "n_embd", "d_model", "n_head", "num_attention_heads", "n_positions",
+    "max_position_embeddings",
+)  # fmt: skip
 ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation")
+TOKENS = ("pad_token_id", "decoder_start_token_id")
+"""What is fed to a model. An end beyond its vocabulary is never chosen, and the tokenizer's own is used."""
+IMPLEMENTATIONS = ("eager", "paged|eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")
+"""Of attention and experts, those within transformers. For others it imports a package or fetches code from a hub."""
+MOST_MODULES = 300_000
+"""More layers of torch's than any model has; building them takes a minute."""
 
 
 def check_folder(folder: Path, *, weights: bool) -> None:
     """ModelError where `folder` is no model folder, or holds what must not be opened."""
     refuse_closed(folder)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if (folder / "adapter_config.json").is_file():
+        if (folder / "config.json").is_file():  # transformers would put the adapter on the base in silence
+            raise ModelError(ADAPTER_TOO.format(folder), mend="move adapter_config.json and its weights elsewhere")
         raise ModelError(
             f"model.path: {folder} holds an adapter, not a base model", mend="give the base model it was trained on"
         )
     if not (folder / "config.json").is_file():
         raise ModelError(f"model.path: {folder} has no config.json, so it is no model folder")
+    config = read_object(folder / "config.json", FETCH)
+    if (generation := folder / "generation_config.json").is_file():
+        check_tokens(read_object(generation, FETCH), vocabulary_of(config), generation)
     if not weights:
-        check_config(read_object(folder / "config.json", FETCH), folder / "config.json", ())
+        check_config(config, folder / "config.json", {})
         return
     if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         if any((folder / name).is_file() for name in OLD_WEIGHTS):
@@ -52,8 +77,7 @@ def check_folder(folder: Path, *, weights: bool) -> None:
             f"model.path: {folder} has a config.json but no weights (model.safetensors)",
             mend="finish the download, or train from scratch with model.init=random",
         )
-    files = weight_files(folder)
-    check_config(read_object(folder / "config.json", FETCH), folder / "config.json", tensors_of(files))
+    check_config(config, folder / "config.json", dict(tensors_of(weight_files(folder))))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -91,44 +115,77 @@ def index_names(index: Path) -> list[str]:
     return names
 
 
-def tensors_of(files: list[Path]) -> Iterator[str]:
-    """Names of the tensors in safetensors files, from their headers alone."""
+def tensors_of(files: list[Path]) -> Iterator[tuple[str, int]]:
+    """(name, number of elements) of the tensors in safetensors files, from their headers alone."""
     for file in files:
         try:
             with file.open("rb") as opened:
                 size = int.from_bytes(opened.read(8), "little")
                 if size > 2**28:
                     raise ValueError("its header is too long")
-                yield from (name for name in json.loads(opened.read(size)) if name != "__metadata__")
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{file} is damaged: {error}", mend=FETCH) from None
+                for name, entry in json.loads(opened.read(size)).items():
+                    if name != "__metadata__":
+                        yield name, math.prod(entry["shape"])
+        except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
+            raise ModelError(f"{file} is damaged: {error or 'its header cannot be read'}", mend=FETCH) from None
 
 
-def check_config(config: Mapping[str, Any], file: Path, tensors: Iterator[str] | tuple[str, ...]) -> None:
+def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, int]) -> None:
     """ModelError where config.json says what no model is, or would have code fetched.
 
-    `tensors` are the names in the weights; a model has not many more layers than those are of.
+    `tensors` are the weights and their numbers of elements, where they are known: a model has not many more layers
+    than those are of, and is not wider than the largest of them.
     """
     layers = max((int(found[1]) for name in tensors if (found := re.search(r"\.(\d+)\.", name))), default=None)
+    check_tokens(config, vocabulary_of(config), file)
     for key, value in _settings(config):
         last = key.rpartition(".")[2]
         if last == "transformers_weights" and value not in (None, WEIGHTS):
             raise ModelError(
                 f"{file}: {key} names {value!r} as weights", mend=f"name them {WEIGHTS} and remove the key"
             )
-        if "implementation" in last:
+        if last in ("text_config", "quantization_config") and value is not None:
+            raise ModelError(f"{file}: {key} should be an object, not {value!r}", mend=FETCH)
+        share = "drop" in last and isinstance(value, int | float) and not 0 <= value <= 1
+        if share or (last == "sliding_window" and not isinstance(value, int | None)):
+            raise ModelError(f"{file}: {key} is {value!r}, which no model has", mend=FETCH)
+        if "implementation" in key and not key.endswith("_autoset"):
             _check_implementation(key, value, file)
         elif last in ACTIVATIONS and isinstance(value, str):
             _check_activation(key, value, file)
         elif isinstance(value, int) and not isinstance(value, bool) and SIZES.fullmatch(last):
-            most = LARGEST["layers" if "layers" in last else ""]
+            most = next(most for word, most in LARGEST.items() if word in last)
             if layers is not None and key in LAYERS and value > 2 * layers + SHARED:
                 raise ModelError(
                     f"{file}: {key} is {value}, and the weights have {layers + 1} layers",
                     mend=f"{FETCH}; its config.json may belong to another",
                 )
-            if not -1 <= value <= most or (value < 1 and last in ("vocab_size", "hidden_size", "num_hidden_layers")):
+            if not (1 if last in POSITIVE else -1) <= value <= most:  # -1 means "none" in some
                 raise ModelError(f"{file}: {key} is {value}, which no model has", mend=FETCH)
+            if tensors and WIDTHS.fullmatch(last) and value > max(tensors.values()):
+                raise ModelError(
+                    f"{file}: {key} is {value}, and no weight has so many elements",
+                    mend=f"{FETCH}; its config.json may belong to another",
+                )
+
+
+def vocabulary_of(config: Mapping[str, Any]) -> int | None:
+    """Number of tokens that a config.json gives its model; None where it does not say."""
+    inner = config.get("text_config")
+    size = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def check_tokens(settings: Mapping[str, Any], vocabulary: int | None, file: Path) -> None:
+    """ModelError where a token that models are fed with is beyond the vocabulary."""
+    for key in TOKENS:
+        value = settings.get(key)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, int) and vocabulary is not None and each >= vocabulary:
+                raise ModelError(
+                    f"{file}: {key} is {each}, and the model has {vocabulary} tokens, numbered from 0",
+                    mend=f"correct {key} in {file.name}, or {FETCH}",
+                )
 
 
 def _settings(config: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -143,10 +200,13 @@ def _settings(config: Mapping[str, Any], prefix: str = "", depth: int = 0) -> It
 
 
 def _check_implementation(key: str, value: Any, file: Path) -> None:
-    """A name with a slash is a repository whose kernels transformers would fetch and run."""
-    if isinstance(value, str) and not re.fullmatch(r"[a-z0-9_]+(\|[a-z0-9_]+)?", value):
+    """A name with a slash is a repository whose kernels transformers would fetch and run; it does so for others too."""
+    here = value == "flash_attention_2" and find_spec("flash_attn") is not None
+    if value is not None and value not in IMPLEMENTATIONS and not here:
+        code = isinstance(value, str) and "/" in value
         raise ModelError(
-            f"{file}: {key} is {value!r}, which would fetch code and run it",
+            f"{file}: {key} is {value!r}, which "
+            + ("would fetch code and run it" if code else f"is none of {', '.join(IMPLEMENTATIONS)}"),
             mend=f"remove {key} from config.json, if you trust the rest of the model",
         )
 
@@ -161,17 +221,96 @@ def _check_activation(key: str, value: str, file: Path) -> None:
         )
 
 
-def check_hub_index(source: str, revision: str | None) -> None:
-    """The same for a hub id, whose index is fetched here, before its shards; ModelError as of `index_names`."""
+def check_hub(source: str, revision: str | None) -> None:
+    """The same for a hub id, whose index is fetched here, before its shards. ModelError as of a folder."""
     from transformers.utils.hub import cached_file
 
+    def fetched(name: str) -> str | None:
+        return cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+
     try:
-        single = cached_file(source, WEIGHTS, revision=revision, _raise_exceptions_for_missing_entries=False)
-        index = single or cached_file(source, INDEX, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if fetched("adapter_config.json"):  # transformers would load the base that it names, with the adapter on it
+            raise ModelError(ADAPTER_TOO.format(source), mend="give the base model's own id")
+        index = None if fetched(WEIGHTS) else fetched(INDEX)
     except OSError:  # loading will say what is wrong with the hub or the name
         return
-    if index is not None and not single:
+    if index is not None:
         index_names(Path(index))
+
+
+@contextmanager
+def few_modules() -> Iterator[None]:
+    """Within it, a model of more layers than any has is a ModelError, whichever key of config.json asked for them."""
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > MOST_MODULES:
+            raise ModelError(f"config.json asks for more than {MOST_MODULES} modules, which no model has", mend=FETCH)
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_vocabulary(path: str, model_config: Any, tokenizer: Any) -> None:
+    """ModelError where texts may have tokens that the model has no embedding for: they would end a run midway.
+
+    An added token beyond that no template uses does no harm: Gemma 3 has one for images.
+    """
+    size = getattr(model_config.get_text_config(), "vocab_size", None)
+    added, template = tokenizer.get_added_vocab(), str(tokenizer.chat_template or "")
+    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
+    used = [
+        (n, name) for name, n in tokenizer.get_vocab().items() if name not in added or name in named or name in template
+    ]
+    number, token = max(used, default=(-1, ""))
+    if isinstance(size, int) and number >= size:
+        raise ModelError(
+            f"model.path: the tokenizer of {path} has token {number} ({token!r}), and the model has {size} tokens, "
+            "numbered from 0",
+            mend="give the tokenizer that belongs to the model, or enlarge the model once with "
+            "model.resize_token_embeddings(len(tokenizer)) and save_pretrained",
+        )
+
+
+def check_left_out(unexpected: Iterable[str], model: nn.Module, source: str) -> None:
+    """ModelError where the files have more layers than config.json says: transformers leaves them out in silence."""
+    if getattr(model.config, "num_nextn_predict_layers", None):  # these are stored as layers, and only guess ahead
+        return
+    own = set(model.state_dict())
+    layers = {found[0] for name in own if (found := re.match(r".*?\.\d+\.", name))}
+    left = sorted(
+        name
+        for name in unexpected
+        if (found := re.match(r"(.*?\.)\d+\.", name))
+        and found[0] not in layers
+        and f"{found[1]}0.{name[found.end() :]}" in own
+    )
+    if left:
+        raise ModelError(
+            f"model.path: {len(left)} weights of {source} are of layers that its config.json leaves out, among them "
+            f"{left[0]}",
+            mend=f"{FETCH}; its config.json may belong to another",
+        )
+
+
+def refuse_not_finite(model: nn.Module, source: str) -> None:
+    """ModelError, with file and name, where a weight is NaN or infinite: before anything is measured with it."""
+    if not (name := not_finite(weights_of(model))):
+        return
+    file, index = (Path(source) / each for each in (WEIGHTS, INDEX))
+    if index.is_file() and not file.is_file():
+        files = read_object(index, FETCH).get("weight_map", {})
+        file = Path(source) / next((files[each] for each in files if name.endswith(each) or each.endswith(name)), INDEX)
+    raise ModelError(
+        f"model.path: the weight {name} of {file if file.is_file() else source} holds NaN or infinity, so every answer "
+        "would be NaN",
+        mend="download the model again; where model.dtype=float16 is too small for it, model.dtype=float32",
+    )
 
 
 def damaged(error: Exception) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -24,8 +23,17 @@ from luthier.builtin import BASE
 from luthier.config import ModelConfig
 from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean, install
 from luthier.heads import UNPACKED
-from luthier.models.files import FETCH, INDEX, WEIGHTS, check_config, check_folder, check_hub_index, damaged
-from luthier.ops.finite import not_finite, weights_of
+from luthier.models.files import (
+    FETCH,
+    check_config,
+    check_folder,
+    check_hub,
+    check_left_out,
+    check_vocabulary,
+    damaged,
+    few_modules,
+    refuse_not_finite,
+)
 from luthier.ops.packed import repair
 from luthier.training.space import closed_file, is_out_of_memory, no_access
 
@@ -53,7 +61,9 @@ def locate(config: ModelConfig) -> str:
             raise MissingExtra(
                 f"model {config.path}: ModelScope's package is not installed", mend=install("modelscope")
             ) from None
-        return str(snapshot_download(config.path, revision=config.revision))
+        folder = Path(snapshot_download(config.path, revision=config.revision))
+        check_folder(folder, weights=config.init == "pretrained")
+        return str(folder)
     return config.path
 
 
@@ -83,13 +93,16 @@ def row_limit(
 
     `taken` are the positions that the method's virtual tokens take.
     """
-    try:
-        model = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
-    except Exception as error:
-        raise _unloadable(config, "config.json", error) from error
+    model = config_of(config, source)
+    check_vocabulary(config.path, model, tokenizer)
     own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
     # RoBERTa has 514 positions and takes 512 tokens: its tokenizer knows. Without a limit that is a huge number.
     own = min(own, tokenizer.model_max_length)
+    if own < 1:
+        raise ModelError(
+            f"model.path: the tokenizer of {config.path} takes {own} tokens at most (model_max_length)",
+            mend="correct model_max_length in its tokenizer_config.json",
+        )
     if taken >= own:
         raise InputError(
             f"method.length: a prompt of {taken} tokens leaves none of the model's {own} positions to the text",
@@ -115,16 +128,21 @@ def load_model(
     quantize = quantization(config, model_config)
     # A decoder's head pools the last token that is not this one.
     model_config.pad_token_id = tokenizer.pad_token_id
+    check_vocabulary(config.path, model_config, tokenizer)
     where = device(config)
     dtype = _dtype(config, where)
     try:
         if config.init == "random":
-            model = auto.from_config(model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+            with few_modules():
+                model = auto.from_config(model_config, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
         else:
             if quantize != "none":
                 options["device_map"] = {"": where}
-            if not Path(source).is_dir():
-                check_hub_index(source, config.revision)
+            if Path(source).is_dir():  # also of a run, which nobody has looked at before
+                check_folder(Path(source), weights=True)
+            else:  # of the commit that config.json came from: the branch may have moved since
+                options["revision"] = getattr(model_config, "_commit_hash", None) or options["revision"]
+                check_hub(source, options["revision"])
             if config.quantize != "none":
                 options["quantization_config"] = _quantization(config, labels)
             model = _read(auto, source, labels, config=model_config, dtype=dtype, **options)
@@ -136,23 +154,8 @@ def load_model(
         model = model.to(where)
     else:
         repair(model)
-    _refuse_not_finite(model, source)
+    refuse_not_finite(model, source)
     return model  # type: ignore[no-any-return]
-
-
-def _refuse_not_finite(model: nn.Module, source: str) -> None:
-    """ModelError, with file and name, where a weight is NaN or infinite: before anything is measured with it."""
-    if not (name := not_finite(weights_of(model))):
-        return
-    file, index = (Path(source) / each for each in (WEIGHTS, INDEX))
-    if index.is_file():
-        files = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
-        file = file.with_name(next((files[each] for each in files if name.endswith(each) or each.endswith(name)), ""))
-    raise ModelError(
-        f"model.path: the weight {name} of {file if file.is_file() else source} holds NaN or infinity, so every answer "
-        "would be NaN",
-        mend="download the model again; where model.dtype=float16 is too small for it, model.dtype=float32",
-    )
 
 
 def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any) -> nn.Module:
@@ -160,7 +163,8 @@ def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would report is told below, or is meant
     try:
-        model, told = auto.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
+        with few_modules():
+            model, told = auto.from_pretrained(source, use_safetensors=True, output_loading_info=True, **options)
     finally:
         logging.set_verbosity(verbosity)
     head = re.compile(rf"({'|'.join(UNPACKED)})\b" if labels else "(?!)")
@@ -168,8 +172,9 @@ def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any
     if missing:
         raise ModelError(
             f"model.path: {len(missing)} weights of {source} are not in its files, among them {missing[0]}",
-            mend="fetch the model anew; its config.json may belong to another",
+            mend=f"{FETCH}; its config.json may belong to another",
         )
+    check_left_out(told["unexpected_keys"], model, source)
     return model  # type: ignore[no-any-return]
 
 
@@ -184,22 +189,28 @@ def skeleton(
             model_config.layer_types = model_config.layer_types[:layers]
     if labels is None and reads_ahead(model_config):
         raise _wrong_task(config, model_config, labels)
-    with torch.device("meta"):
+    with torch.device("meta"), few_modules():
         try:
             return auto.from_config(model_config, trust_remote_code=config.trust_remote_code)  # type: ignore[no-any-return]
-        except ValueError as error:
-            raise _wrong_task(config, model_config, labels) from error
+        except ModelError:
+            raise
+        except Exception as error:  # transformers builds what config.json says, and fails in many ways
+            if isinstance(error, ValueError) and "Unrecognized configuration class" in str(error):
+                raise _wrong_task(config, model_config, labels) from error
+            raise _unloadable(config, "config.json", error) from error
 
 
 def _architecture(config: ModelConfig, source: str, labels: tuple[str, ...] | None) -> tuple[dict[str, Any], Any, Any]:
     """(options of every call, the model's configuration, the auto class that builds it)."""
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
+    if Path(source).is_dir():
+        check_folder(Path(source), weights=False)
     try:
         model_config = AutoConfig.from_pretrained(source, **options)
     except Exception as error:
         raise _unloadable(config, "config.json", error) from error
-    if not Path(source).is_dir():  # those of a folder are checked before it is opened
-        check_config(type(model_config).get_config_dict(source, **options)[0], Path(source, "config.json"), ())
+    if not Path(source).is_dir():
+        check_config(type(model_config).get_config_dict(source, **options)[0], Path(source, "config.json"), {})
     if labels is None:
         return options, model_config, AutoModelForCausalLM
     model_config.num_labels = len(labels)
@@ -279,8 +290,12 @@ def quantization(config: ModelConfig, model_config: Any) -> str:
     stored = getattr(model_config, "quantization_config", None)
     if stored is None:
         return config.quantize
-    told = stored if isinstance(stored, dict) else stored.to_dict()
-    kind = str(told["bnb_4bit_quant_type" if told.get("load_in_4bit") else "quant_method"])
+    told = stored if isinstance(stored, dict) else stored.to_dict() if hasattr(stored, "to_dict") else {}
+    kind = str(told.get("bnb_4bit_quant_type" if told.get("load_in_4bit") else "quant_method"))
+    if kind == "None":
+        raise ModelError(
+            f"model.path: quantization_config of {config.path} does not say how its weights are packed", mend=FETCH
+        )
     kind = "int8" if told.get("load_in_8bit") else kind
     if config.quantize not in ("none", kind):
         raise ModelError(
@@ -336,7 +351,10 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
             f"model.path: the memory is too small for the {part} of {config.path}",
             mend="a smaller base, or one in 4 bit (method=qlora); luthier plan says what a base needs",
         )
-    if damaged(error) or Path(config.path).is_dir():
+    if isinstance(error, ImportError) or "does not recognize this architecture" in str(error):
+        mend = "install that package" if isinstance(error, ImportError) else "pip install -U transformers"
+        return ModelError(f"model.path: {config.path}: {' '.join(lines)}", mend=f"{mend}, or another base")
+    if damaged(error) or Path(config.path).is_dir() or not isinstance(error, OSError):
         return ModelError(
             f"model.path: cannot use the {part} of {config.path}: {type(error).__name__}: {lines[0] if lines else ''}",
             mend=f"{FETCH}; its files may be damaged, or of another model",

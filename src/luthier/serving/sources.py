@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from luthier.config import ModelConfig
 from luthier.consent import Allow, require
 from luthier.errors import InputError
 from luthier.folder import RunFolder
+from luthier.ledger import read_object
 from luthier.origin import refuse_imports
 from luthier.shell import command
 from luthier.training.space import refuse_closed
@@ -82,14 +82,20 @@ def _run(name: str, path: Path, allow_code: Allow) -> Source:
 def _adapter(name: str, path: Path) -> Source:
     refuse_closed(path)
     refuse_imports(path)
-    settings = _json(path / "adapter_config.json")
+    settings = read_object(path / "adapter_config.json")
     base = settings.get("base_model_name_or_path")
     if not base:
         raise InputError(f"{path}/adapter_config.json names no base (base_model_name_or_path)")
-    if str(settings.get("task_type")) not in ("CAUSAL_LM", "None", ""):
+    if (kind := str(settings.get("task_type") or "CAUSAL_LM")) != "CAUSAL_LM":
         raise InputError(
-            f"{path} is the adapter of a classifier (task_type {settings['task_type']}), which does not talk",
-            mend="give an adapter that was trained as a language model (CAUSAL_LM)",
+            f"{path} is {'the adapter of a classifier' if kind == 'SEQ_CLS' else 'no adapter of a language model'} "
+            f"(task_type {kind}), which does not talk",
+            mend="give an adapter that was trained as a language model (CAUSAL_LM)"
+            + (
+                ", or use this one from Python: peft.AutoPeftModelForSequenceClassification"
+                if kind == "SEQ_CLS"
+                else ""
+            ),
         )
 
     if not (path / "adapter_model.safetensors").is_file():  # vLLM would open a pickle beside it
@@ -109,9 +115,9 @@ def _adapter(name: str, path: Path) -> Source:
 
 
 def _whole(name: str, path: Path) -> Source:
-    kinds = _json(path / "config.json").get("architectures") or [""]
-    if "SequenceClassification" in kinds[0]:
-        raise InputError(f"{path} is a classifier ({kinds[0]}), which does not talk")
+    kind = str(read_object(path / "config.json").get("architectures") or "")
+    if "SequenceClassification" in kind:
+        raise InputError(f"{path} is a classifier ({kind}), which does not talk")
     return Source(name, path, ModelConfig(path=str(path)), "model", path, None, lambda _: None)
 
 
@@ -142,10 +148,3 @@ def refuse_equal_names(sources: list[Source]) -> None:
             what = f"{other.path} and {source.path} have the same name" if other else f"{source.path} is called"
             raise InputError(f"{what} {source.name!r}", mend="give another one: NAME=PATH")
         seen[source.name] = source
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is no JSON object: {error}") from None

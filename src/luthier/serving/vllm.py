@@ -19,11 +19,13 @@ from luthier.config import ModelConfig
 from luthier.consent import Allow
 from luthier.errors import InputError, MissingExtra
 from luthier.folder import RunFolder
+from luthier.models.load import locate, skeleton
 from luthier.serving.command import Place, Sizes
 from luthier.serving.sources import Source, refuse_equal_names, refuse_two_bases, source_of
 from luthier.shell import command
 from luthier.strict_json import to_json
 from luthier.training.progress import Progress
+from luthier.tuners.loading import check_fit, shapes_of
 
 VERSION, PLUGIN = "0.33.0", "0.0.3"
 """Of vLLM, and of vllm-bnb-plugin, which packs a base in 4 bit there."""
@@ -104,8 +106,11 @@ def plan_of(given: Sequence[str], allow_code: Allow = False) -> Plan:
     first = sources[0]
     _refuse_base(first)
     for source in sources:
-        if (folder := model_folder(source.base)) is not None:
-            source.check(str(folder))
+        if model_folder(source.base) is not None:
+            source.check(locate(source.base))
+            check_fit(skeleton(source.base, locate(source.base), labels=None), adapter_folder(source))
+        else:
+            shapes_of(adapter_folder(source))  # vLLM would open a pickle
         _refuse_another_template(first, source)
     own = first.tokenizer if _holds_tokenizer(first.tokenizer) else None
     return Plan(
@@ -125,6 +130,7 @@ def _whole(source: Source, sources: Sequence[Source]) -> Plan:
             mend="start one for each, with another --port",
         )
     _refuse_base(source)
+    locate(source.base)  # refuses pickles and code, which vLLM would open
     return Plan(source.base, source.name, {}, limit=_limit(source.base))
 
 
