@@ -6,16 +6,17 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from luthier.builtin import data_names
-from luthier.config import FAMILIES, RunConfig, fields_at
+from luthier.config import FAMILIES, RunConfig
 from luthier.errors import InputError, did_you_mean
 from luthier.evaluation.base import EVALUATIONS
 from luthier.exports.base import EXPORTS
@@ -26,6 +27,43 @@ from luthier.strict_yaml import parse_value
 KINDS: dict[str, Family[Any]] = {**FAMILIES, "evaluation": EVALUATIONS, "export": EXPORTS}
 
 
+WIDEST = 100
+"""Columns of a text, at most."""
+NARROWEST = 30
+"""Columns that the text of a row needs at least to stand beside what it explains."""
+
+
+def _columns() -> int:
+    """Of the terminal; 0 where there is none."""
+    return shutil.get_terminal_size((0, 0)).columns
+
+
+def _row(head: str, text: str) -> str:
+    """`head` and what is said of it: in one line where there is room or no terminal, else the text wraps by itself."""
+    columns = _columns()
+    if not columns or len(head) + len(text) <= columns:
+        return head + text
+    indent = " " * (len(head) if columns - len(head) >= NARROWEST else 4)
+    lines = textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent)
+    if len(indent) == len(head):
+        lines[0] = head + lines[0].lstrip()
+    else:
+        lines.insert(0, head.rstrip())
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs of a docstring for the terminal's width; a formula, which is indented, breaks at its gaps only."""
+    columns = _columns()
+    made = []
+    for paragraph in text.split("\n\n") if columns else []:
+        if any(line.startswith((" ", "*", "-")) for line in paragraph.split("\n")):
+            made += [re.sub(r"(?<=\S) {3,}", "\n    ", paragraph) if len(paragraph) > columns else paragraph]
+        else:
+            made += [textwrap.fill(paragraph, min(columns, WIDEST), break_on_hyphens=False)]
+    return "\n\n".join(made) or text
+
+
 def listing(kind: str) -> str:
     """One line for each member of a kind."""
     singular = kind.removesuffix("s")
@@ -33,7 +71,7 @@ def listing(kind: str) -> str:
         return "\n".join(f"builtin:{name}" for name in data_names())
     if singular == "model":
         return (
-            "builtin      the embedded small base model (Qwen2 architecture), English and Chinese\n"
+            f"{_row('builtin      ', 'the embedded small base model (Qwen2 architecture), English and Chinese')}\n"
             "FOLDER       a model folder in Hugging Face's layout\n"
             "ORG/NAME     a hub id that transformers loads"
         )
@@ -44,7 +82,7 @@ def listing(kind: str) -> str:
         return _methods()
     lines = []
     for name in KINDS[singular].names():
-        lines.append(f"{name:<18} {_first_line(KINDS[singular].get(name))}")
+        lines.append(_row(f"{name:<18} ", _first_line(KINDS[singular].get(name))))
     return "\n".join(lines)
 
 
@@ -53,12 +91,13 @@ def _methods() -> str:
     lines = [f"{'method':<17}{'paper':<12}{'share':>7}  {'merges':<7}{'quant.':<7}tasks"]
     for name in METHODS.names():
         found = METHODS.get(name)
-        lines.append(
+        head = (
             f"{name:<17}{found.paper or '-':<12}{_share(found.typical_share):>7}  {_yes(found.mergeable):<7}"
-            f"{_yes(found.quantized_base):<7}{'all' if found.encoder_decoder else 'no T5':<7}{_first_line(found)}"
+            f"{_yes(found.quantized_base):<7}{'all' if found.encoder_decoder else 'no T5':<7}"
         )
+        lines.append(_row(head, _first_line(found)))
     lines += ["", "also called"]
-    lines += [f"{name:<17}{_meaning(name)}" for name in METHODS.presets]
+    lines += [_row(f"{name:<17}", _meaning(name)) for name in METHODS.presets]
     lines += [
         "",
         "share    trained parameters of Qwen2-0.5B with the method's defaults",
@@ -94,7 +133,7 @@ def explanation(kind: str, name: str) -> str:
         if not name:
             raise InputError(f"which {singular}? one of: {', '.join(family.names())}")
         found = family.get(name)
-        lines = [inspect.getdoc(sys.modules[found.__module__]) or ""]
+        lines = [_wrapped(inspect.getdoc(sys.modules[found.__module__]) or "")]
         if name in family.presets:
             lines.insert(0, f"{name} is {_meaning(name)}\n")
         if issubclass(found, Method):
@@ -103,17 +142,40 @@ def explanation(kind: str, name: str) -> str:
             [*lines, "", fields(found, "" if singular in ("evaluation", "export") else f"{_key(singular)}.")]
         ).rstrip()
     if kind not in RunConfig.model_fields:
-        members = {member: each for each, family in KINDS.items() for member in family.names()}
-        if kind in members and not name:  # `explain lora` is `explain method lora`
-            return explanation(members[kind], kind)
-        known = [*KINDS, *fields_at(RunConfig, ()), *members]
-        raise InputError(
-            f"nothing to explain as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known[: -len(members)])}"
-        )
+        return _by_name(kind)
     block = RunConfig.model_fields[kind].annotation
-    if isinstance(block, type) and issubclass(block, Config):
-        return f"{_first_line(block)}\n\n{fields(block, f'{kind}.')}"
+    if _is_block(block):
+        return _by_name(f"{kind}.{name}") if name else f"{_wrapped(_first_line(block))}\n\n{fields(block, f'{kind}.')}"
     return _field(kind, RunConfig.model_fields[kind])
+
+
+def _is_block(annotation: Any) -> TypeGuard[type[Config]]:
+    return isinstance(annotation, type) and issubclass(annotation, Config)
+
+
+def _by_name(name: str) -> str:
+    """What has this name, of whichever kind: `lora` is a method, `train.lr` or `lr` a key of a recipe."""
+    families = {kind: [*family.names(), *family.presets] for kind, family in KINDS.items()}
+    blocks = {key: field.annotation for key, field in RunConfig.model_fields.items()}
+    keys = {f"{block}.{key}": made for block, made in blocks.items() if _is_block(made) for key in made.model_fields}
+    found = [f"{kind} {name}" for kind, names in families.items() if name in names]
+    found += [key for key in keys if name in (key, key.partition(".")[2])]
+    if len(found) > 1:
+        each = "".join(f"\n  luthier explain {one}" for one in found)
+        raise InputError(f"{name!r} is the name of several things; say which:{each}")
+    if not found:
+        known = [*KINDS, *blocks, *(one for names in families.values() for one in names), *keys]
+        raise InputError(
+            f"nothing to explain is called {name!r}{did_you_mean(name, known)}",
+            mend=f"luthier list methods (or {', '.join(f'{kind}s' for kind in KINDS if kind != 'method')}) has the "
+            f"names; blocks of a recipe are {', '.join(blocks)}",
+        )
+    kind, _, member = found[0].partition(" ")
+    if member:
+        return f"({found[0]})\n{explanation(kind, member)}"
+    field = kind.partition(".")[2]
+    own = keys[kind]
+    return _field(kind, own.model_fields[field], [alias for alias, meant in own.aliases.items() if meant == field])
 
 
 def _facts(found: type[Method]) -> list[str]:
@@ -151,7 +213,9 @@ def _field(key: str, field: FieldInfo, spellings: Sequence[str] = ()) -> str:
     )
     text = " ".join((field.description or "").split())
     text += f" Also read as: {', '.join(spellings)}." if spellings else ""
-    return f"{key}{default}\n" + textwrap.fill(text, 100, initial_indent="    ", subsequent_indent="    ")
+    return f"{key}{default}\n" + textwrap.fill(
+        text, min(_columns() or WIDEST, WIDEST), initial_indent="    ", subsequent_indent="    "
+    )
 
 
 def typed(value: Any, none: str = "none") -> str:

@@ -19,8 +19,6 @@ def compare_command(
 ) -> None:  # fmt: skip
     """Compare, show the table, and say where the page is."""
     from luthier.builtin import DEMO
-    from luthier.comparing.budget import seconds_of
-    from luthier.comparing.shared import Contest
     from luthier.consent import refuse_foreign
     from luthier.terminal import Terminal, consent, console, starting
 
@@ -32,6 +30,8 @@ def compare_command(
     for note in refuse_foreign(recipe, config.model, config.evaluate, overrides, consent()):
         terminal.note(note)
     from luthier import run
+    from luthier.comparing.budget import seconds_of
+    from luthier.comparing.shared import Contest
     from luthier.comparing.show import show
 
     wish = Contest(methods, None if budget is None else seconds_of(budget), tokens, seeds, tune, workers)

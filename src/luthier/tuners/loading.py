@@ -137,7 +137,7 @@ def _check_patterns(model: nn.Module, file: Path) -> None:
     names = [name for name, _ in model.named_modules()]
     try:
         subprocess.run(
-            [sys.executable, "-I", "-c", MATCH], input=json.dumps([patterns, names]), text=True, timeout=MATCHING,
+            [sys.executable, "-I", "-c", MATCH], input=to_json([patterns, names]), text=True, timeout=MATCHING,
             check=False, capture_output=True,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
