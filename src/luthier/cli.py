@@ -182,10 +182,10 @@ def compare_(
     task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
     methods: Annotated[str, typer.Option(help="all, or names with commas; see luthier list methods.")] = "all",
     budget: Annotated[str | None, typer.Option(help="Time for everything: 10m, 2h.", metavar="TIME")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens of each run.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method, with seeds one above another.")] = 1,
+    tokens: Annotated[int | None, typer.Option(min=1, max=10**15, help="Training tokens of each run.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each method, with seeds one above another.")] = 1,
     tune: Annotated[bool, typer.Option("--tune", help="Search each method's rate and size first.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; as many as are faster.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=1000, help="Runs at a time; as many as are faster.")] = None,
 ) -> None:
     """Train every method on the same base, data and tokens, and say which differences are real."""
     from luthier.comparing.command import compare_command

@@ -25,7 +25,9 @@ def evaluate(
         str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, with commas between.", metavar="TASKS")
     ] = None,
     harness_path: Annotated[Path | None, typer.Option(help="Folder of task files (YAML) of your own.")] = None,
-    harness_limit: Annotated[int | None, typer.Option(min=1, help="Only this many rows of each task.")] = None,
+    harness_limit: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="Only this many rows of each task.")
+    ] = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Measure a run on its held-out rows, base against tuned, or on tasks of lm-evaluation-harness."""
@@ -57,7 +59,7 @@ def export_(
         typer.Argument(help="KEY=VALUE of the form, as explain export shows them.", metavar="[KEY=VALUE]..."),
     ] = None,
     to: Annotated[str, typer.Option(help="What to make; see luthier list exports.")] = "merged",
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to replay as a proof.")] = 20,
+    prompts: Annotated[int, typer.Option(min=1, max=10**6, help="Held-out prompts to replay as a proof.")] = 20,
     allow_code: AllowCode = False,
 ) -> None:
     """Write a run in a form to deploy, and prove by its held-out prompts that it answers as the run does."""
@@ -86,9 +88,9 @@ def chat(
     model: Annotated[str | None, typer.Option(help="Which model of an endpoint.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Answer this one message and end.")] = None,
     system: Annotated[str, typer.Option(help="System message.")] = "",
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="The same one draws the same answer.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0 takes the likeliest token.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Longest answer, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same one draws the same answer.")] = 0,
     allow_code: AllowCode = False,
 ) -> None:
     """Talk to a run or an endpoint. /new starts a new dialogue, /quit or ctrl-D ends."""
@@ -115,12 +117,16 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option(envvar="LUTHIER_API_KEY", show_envvar=True, help="Whoever asks must send it.")
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, help="Answers made at a time.")] = 16,
-    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that may wait; more get 429.")] = 64,
-    max_prompt: Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt; what the model takes.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 4096,
-    max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request.")] = 2**20,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds for running answers when it is stopped.")] = 30.0,
+    max_batch: Annotated[int, typer.Option(min=1, max=10_000, help="Answers made at a time.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=0, max=10**6, help="Requests that may wait; more get 429.")] = 64,
+    max_prompt: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="Tokens of a prompt; what the model takes.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, max=10**9, help="Tokens of an answer.")] = 4096,
+    max_body: Annotated[int, typer.Option(min=1024, max=2**31, help="Bytes of a request.")] = 2**20,
+    grace: Annotated[
+        float, typer.Option(min=0, max=10**6, help="Seconds for running answers when it is stopped.")
+    ] = 30.0,
     dtype: Annotated[str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")] = "auto",
     engine: Annotated[str, typer.Option(help="What computes: luthier, or vllm for production on a GPU.")] = "luthier",
     vllm: Annotated[

@@ -6,13 +6,13 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from luthier.cli import split_arguments
+from luthier.cli import app, split_arguments
 from luthier.config import FAMILIES, RunConfig, parse_export
 from luthier.data.settings import Source
 from luthier.errors import ConfigError, InputError
@@ -203,3 +203,17 @@ def test_the_fix_for_a_rank_works(method: str, width: int) -> None:
 
 def test_every_evaluation_can_be_explained() -> None:
     assert all(explanation("evaluation", name) for name in EVALUATIONS.names())
+
+
+def test_every_number_of_the_command_line_has_bounds() -> None:
+    """`compare --seeds 1000000000000000000000` was an OverflowError, and `--temperature nan` was taken."""
+    checked_by_choose = {"variants", "devices", "rows"}
+    numbers = {}
+    for command in app.registered_commands:
+        assert command.callback
+        for name, hint in get_type_hints(command.callback, include_extras=True).items():
+            if name not in checked_by_choose and get_origin(hint) is Annotated:
+                kinds = {hint.__origin__, *get_args(hint.__origin__)}
+                numbers |= {f"{command.callback.__name__} {name}": hint.__metadata__[0]} if kinds & {int, float} else {}
+    assert len(numbers) > 10
+    assert not [name for name, option in numbers.items() if option.min is None or option.max is None]
