@@ -29,6 +29,8 @@ KINDS: dict[str, Family[Any]] = {**FAMILIES, "evaluation": EVALUATIONS, "export"
 
 WIDEST = 100
 """Columns of a text, at most."""
+UNKNOWN = 80
+"""Columns of a text that goes into a file or a pager."""
 NARROWEST = 30
 """Columns that the text of a row needs at least to stand beside what it explains."""
 
@@ -54,14 +56,14 @@ def _row(head: str, text: str) -> str:
 
 def _wrapped(text: str) -> str:
     """Paragraphs of a docstring for the terminal's width; a formula, which is indented, breaks at its gaps only."""
-    columns = _columns()
+    columns = _columns() or UNKNOWN
     made = []
-    for paragraph in text.split("\n\n") if columns else []:
+    for paragraph in text.split("\n\n"):
         if any(line.startswith((" ", "*", "-")) for line in paragraph.split("\n")):
             made += [re.sub(r"(?<=\S) {3,}", "\n    ", paragraph) if len(paragraph) > columns else paragraph]
         else:
             made += [textwrap.fill(paragraph, min(columns, WIDEST), break_on_hyphens=False)]
-    return "\n\n".join(made) or text
+    return "\n\n".join(made)
 
 
 def listing(kind: str) -> str:
@@ -214,7 +216,7 @@ def _field(key: str, field: FieldInfo, spellings: Sequence[str] = ()) -> str:
     text = " ".join((field.description or "").split())
     text += f" Also read as: {', '.join(spellings)}." if spellings else ""
     return f"{key}{default}\n" + textwrap.fill(
-        text, min(_columns() or WIDEST, WIDEST), initial_indent="    ", subsequent_indent="    "
+        text, min(_columns() or UNKNOWN, WIDEST), initial_indent="    ", subsequent_indent="    "
     )
 
 

@@ -109,6 +109,7 @@ def test_a_loss_curve_has_no_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plain = [font for font in fontManager.ttflist if font.name.startswith("DejaVu")]
     monkeypatch.setattr(fontManager, "ttflist", plain)  # as on a machine without Chinese fonts
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [])
     assert readable("runs/情感分析: lora") == ("runs/…: lora", ["DejaVu Sans"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

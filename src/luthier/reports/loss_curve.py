@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 FONTS = (
@@ -12,6 +13,8 @@ FONTS = (
     "Microsoft YaHei", "SimHei", "PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS",
 )  # fmt: skip
 """With Chinese, Japanese and Korean signs, on Linux, Windows and macOS; matplotlib's own font has none."""
+FILES = r"(sans|gothic).*cjk.*regular|sourcehansans.*regular|wqy|msyh|simhei|pingfang|hiragino|heiti|arial ?unicode"
+"""Names of the files of these."""
 GREY, BLUE, ORANGE = "#b8c0cc", "#1f5fa8", "#d1602a"
 
 
@@ -54,11 +57,16 @@ def draw(history: Sequence[dict[str, Any]], title: str) -> bytes:
 
 def readable(text: str) -> tuple[str, list[str]]:
     """`text` and the fonts for it. What no font here can draw becomes three dots, where matplotlib draws boxes."""
-    from matplotlib.font_manager import findfont, fontManager, get_font
+    from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
 
     families = ["DejaVu Sans"]  # comes with matplotlib
     known = set(get_font(findfont(families[0])).get_charmap())
     installed = {font.name for font in fontManager.ttflist}
+    if not installed.intersection(FONTS) and not known.issuperset(map(ord, text)):
+        for file in findSystemFonts():  # matplotlib's list is as old as its first use on this machine
+            if re.search(FILES, Path(file).name, re.IGNORECASE):
+                fontManager.addfont(file)
+        installed = {font.name for font in fontManager.ttflist}
     for family in FONTS:
         if family in installed and not known.issuperset(map(ord, text)):
             families.append(family)
