@@ -123,6 +123,8 @@ LIES: dict[str, dict[str, Any]] = {
     "sliding_window is 'x'": {"sliding_window": "x"},
     "pad_token_id is 400, and the model has 400 tokens": {"pad_token_id": 400},
     "cannot use the config.json": {"dtype": 5},
+    "num_key_value_heads is 3, which does not divide": {"num_key_value_heads": 3},
+    "rms_norm_eps': TypeError": {"rms_norm_eps": "x"},
 }
 
 

@@ -138,6 +138,11 @@ def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, in
     """
     layers = max((int(found[1]) for name in tensors if (found := re.search(r"\.(\d+)\.", name))), default=None)
     check_tokens(config, vocabulary_of(config), file)
+    heads, shared = (config.get(key) for key in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared:
+        raise ModelError(
+            f"{file}: num_key_value_heads is {shared}, which does not divide num_attention_heads, {heads}", mend=FETCH
+        )
     for key, value in _settings(config):
         last = key.rpartition(".")[2]
         if last == "transformers_weights" and value not in (None, WEIGHTS):

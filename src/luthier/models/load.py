@@ -74,6 +74,8 @@ def load_tokenizer(config: ModelConfig, source: str) -> PreTrainedTokenizerBase:
             source, revision=config.revision or "main", trust_remote_code=config.trust_remote_code
         )
     except Exception as error:  # transformers and its hub client raise many kinds
+        if Path(source).is_dir():
+            config_of(config, source)  # which AutoTokenizer reads first, and which may be what is at fault
         raise _unloadable(config, "tokenizer", error) from error
     if not tokenizer.is_fast:
         raise ModelError(
@@ -340,7 +342,7 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
     if (closed := closed_file(error)) is not None:
         told = no_access(closed)
         return ModelError(f"model.path: {told.message}", mend=told.mend)
-    lines = [line for line in str(error).strip().split("\n") if line.strip()]
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
     if "trust_remote_code" in str(error):
         return ModelError(
             f"model.path: {config.path} comes with Python code of its own, which is not run unless you ask for it",
@@ -356,11 +358,11 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
         return ModelError(f"model.path: {config.path}: {' '.join(lines)}", mend=f"{mend}, or another base")
     if damaged(error) or Path(config.path).is_dir() or not isinstance(error, OSError):
         return ModelError(
-            f"model.path: cannot use the {part} of {config.path}: {type(error).__name__}: {lines[0] if lines else ''}",
+            f"model.path: cannot use the {part} of {config.path}: {type(error).__name__}: {' '.join(lines[:2])}",
             mend=f"{FETCH}; its files may be damaged, or of another model",
         )
     return ModelError(
-        f"model.path: cannot load the {part} of {config.path!r}: {type(error).__name__}: {lines[0] if lines else ''}",
+        f"model.path: cannot load the {part} of {config.path!r}: {type(error).__name__}: {' '.join(lines[:2])}",
         mend="check the name; offline, give a local folder or model=builtin",
     )
 
