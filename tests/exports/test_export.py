@@ -123,6 +123,17 @@ def test_what_cannot_be_exported_is_said_before_anything_is_loaded(
         export(folder, parse_export("adapter", []))
 
 
+def test_biases_without_a_place_in_the_architecture_are_said_before_anything_is_loaded(
+    run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen2 has no biases in its feed-forward; the same before step one is in tests/strangers/test_architectures.py."""
+    folder = run("method=bitfit", "method.missing=add", kind="qwen2")
+    monkeypatch.setattr(Merged, "write", lambda *_: pytest.fail("nothing may be loaded"))
+    with pytest.raises(CannotMerge, match=r"cannot be saved as one merged model\n.*--to adapter"):
+        export(folder, parse_export("merged", []))
+    assert not (folder / "exports").exists()
+
+
 def test_a_run_of_whole_weights_has_no_adapter(run: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match="--to merged"):
         export(run("method=full"), parse_export("adapter", []))
