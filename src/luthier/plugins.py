@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
@@ -105,6 +106,12 @@ class Plugin(Config):
 P = TypeVar("P", bound=Plugin)
 
 
+@cache
+def installed(group: str) -> tuple[EntryPoint, ...]:
+    """Plugins that other packages bring. Looked up once, for each look opens the metadata of every package there is."""
+    return tuple(entry_points(group=group))
+
+
 class Family(Generic[P]):
     """All plugins of one kind, for example every tuning method."""
 
@@ -123,16 +130,16 @@ class Family(Generic[P]):
         """Every name, sorted. Imports no plugin."""
         package = importlib.import_module(self.package)
         own = {module.name for module in pkgutil.iter_modules(package.__path__)} - self.apart
-        return sorted(own | {entry.name for entry in entry_points(group=self.package)})
+        return sorted(own | {entry.name for entry in installed(self.package)})
 
     def get(self, name: str) -> type[P]:
         """Import one plugin class by name or preset; UnknownPlugin names the nearest."""
         name = self.presets[name][0] if name in self.presets else name
         if name not in self.names():
             raise UnknownPlugin(self.kind, name, [*self.names(), *self.presets])
-        module_name = f"{self.package}.{name}"
-        for entry in entry_points(group=self.package, name=name):
-            module_name = entry.module
+        module_name = next(
+            (entry.module for entry in installed(self.package) if entry.name == name), f"{self.package}.{name}"
+        )
         module = importlib.import_module(module_name)
         (found,) = (
             value

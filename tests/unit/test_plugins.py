@@ -52,10 +52,7 @@ def test_another_package_adds_a_method_by_entry_point(monkeypatch: pytest.Monkey
     module.Mine.__module__ = "elsewhere"
     module.Mine.name = "mine"
     entry = metadata.EntryPoint("mine", "elsewhere", "luthier.methods")
-    monkeypatch.setattr(
-        "luthier.plugins.entry_points",
-        lambda **query: [entry] if query.get("name", "mine") == "mine" and query["group"] == "luthier.methods" else [],
-    )
+    monkeypatch.setattr("luthier.plugins.installed", lambda group: (entry,) if group == "luthier.methods" else ())
     assert "mine" in METHODS.names()
     found = METHODS.parse({"name": "mine", "strength": 2})
     assert isinstance(found, Method) and found.spec() == {"name": "mine", "strength": 2.0}
