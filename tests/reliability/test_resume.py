@@ -153,7 +153,7 @@ def test_renamed_weights_are_refused_even_under_a_right_manifest(whole: Path, st
         (folder / "manifest.json").unlink()
         weights = folder / "weights" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes().replace(b"lora_A", b"lora_Z"))
-    with pytest.raises(InputError, match="adapter weights do not match"):
+    with pytest.raises(InputError, match="weights do not match this model"):
         start(run, *LORA)
 
 

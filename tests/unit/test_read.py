@@ -12,6 +12,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+from luthier.builtin import BASE
 from luthier.data.read import encoding_of, read_rows, validation_split
 from luthier.errors import DataError, LuthierError
 
@@ -251,11 +252,11 @@ def test_modelscope_says_what_to_install_and_is_asked_where_it_is(monkeypatch: p
             return [{"text": f"{path} {subset_name} {split}"}]
 
     there.MsDataset = MsDataset  # type: ignore[attr-defined]
-    there.snapshot_download = lambda path, revision: f"/cache/{path}"  # type: ignore[attr-defined]
+    there.snapshot_download = lambda path, revision: str(BASE)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "modelscope", there)
     (row,) = read_rows("org/set", hub="modelscope")
     assert row.values == {"text": "org/set default train"}
     from luthier.config import ModelConfig
     from luthier.models.load import locate
 
-    assert locate(ModelConfig(path="org/model", hub="modelscope")) == "/cache/org/model"
+    assert locate(ModelConfig(path="org/model", hub="modelscope")) == str(BASE)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from luthier.errors import InputError
-from luthier.methods.base import PeftMethod, copy_into, split_names, trainable_state
+from luthier.methods.base import PeftMethod, split_names, trainable_state
 from luthier.plugins import Count, Place, Share, Size
 from luthier.targets import check_rank, check_targets, fused_experts, peft_names
 
@@ -155,10 +155,11 @@ class AdaLoRA(PeftMethod):
         state["allocator.pattern"] = torch.tensor(list(pattern.encode()), dtype=torch.uint8)
         return state
 
-    def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+    def load_training_state(self, model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
         allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
         device = next(model.parameters()).device
-        copy_into(model, {name: value for name, value in state.items() if not name.startswith("allocator.")})
+        weights = {name: value for name, value in state.items() if not name.startswith("allocator.")}
+        super().load_training_state(model, weights, file)
         for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
             start = f"allocator.{kind}:"
             kept = {name.removeprefix(start): v.to(device) for name, v in state.items() if name.startswith(start)}

@@ -230,9 +230,17 @@ class PeftMethod(Method):
         """What `restore` needs beside the adapter. Empty: the adapter itself is enough."""
         return {}
 
-    def load_training_state(self, model: nn.Module, state: dict[str, Tensor]) -> None:
-        """Put back what `training_state` gave, which then includes the weights."""
-        copy_into(model, state)
+    def load_training_state(self, model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+        """Put back what `training_state` gave, which then includes the weights. InputError where `file` has others."""
+        import torch
+
+        from luthier.tuners.loading import check_same
+
+        own = trainable_state(model)
+        check_same(own, state, file)
+        with torch.no_grad():
+            for name, value in state.items():
+                own[name].copy_(value)
 
     def save(self, model: nn.Module, folder: Path, *, training: bool = False) -> None:
         from safetensors.torch import save_file
@@ -258,8 +266,7 @@ class PeftMethod(Method):
 
         if (folder / TRAINING).is_file():
             state = load_file(folder / TRAINING)
-            check_same(self.training_state(model), state, folder / TRAINING)
-            self.load_training_state(model, state)
+            self.load_training_state(model, state, folder / TRAINING)
             return
         stored = load_file(folder / WEIGHTS)
         check_same(get_peft_model_state_dict(model, save_embedding_layers=False), stored, folder / WEIGHTS)
@@ -334,19 +341,6 @@ def _leave_head(config: Any, model: nn.Module) -> None:
         config.exclude_modules = rf"(.*\.)?({'|'.join(HEADS)})(\..*)?"
     if hasattr(model, "classification_head"):
         config.modules_to_save = ["classification_head"]
-
-
-def copy_into(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Copy tensors to the parameters and buffers of their names. Raises InputError where a name is unknown."""
-    import torch
-
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    missing = sorted(set(state) - set(own))
-    if missing:
-        raise InputError(f"{len(missing)} weights of the checkpoint are not in this model, among them {missing[0]}")
-    with torch.no_grad():
-        for name, value in state.items():
-            own[name].copy_(value)
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
