@@ -343,6 +343,8 @@ def test_an_interrupt_while_rows_are_tokenized_leaves_nothing(tmp_path: Path, sm
     import sys
     import time
 
+    import psutil
+
     write_jsonl(tmp_path / "a.jsonl", alpaca_rows(60_000))
     with subprocess.Popen(
         [sys.executable, "-m", "luthier", "check", "a.jsonl", "data.workers=2"],
@@ -353,6 +355,9 @@ def test_an_interrupt_while_rows_are_tokenized_leaves_nothing(tmp_path: Path, sm
         assert process.stdout is not None and process.stderr is not None
         while "tokenizing" not in (line := process.stdout.readline()):
             assert line, "it ended before it was interrupted"
+        deadline = time.monotonic() + 60
+        while len(psutil.Process(process.pid).children()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)  # while it forks, Python drops what a signal raises
         time.sleep(1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
         assert process.wait(60) == 75
