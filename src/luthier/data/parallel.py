@@ -36,7 +36,7 @@ def in_order(work: Callable[[Piece], Made], pieces: Iterable[Piece], workers: in
         waiting: deque[Future[Made]] = deque()
         try:
             for piece in pieces:
-                waiting.append(pool.submit(_work, piece))
+                waiting.append(_submitted(pool, piece))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -47,6 +47,17 @@ def in_order(work: Callable[[Piece], Made], pieces: Iterable[Piece], workers: in
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _submitted(pool: ProcessPoolExecutor, piece: Any) -> Future[Any]:
+    """The first piece forks the workers. Ctrl-C waits meanwhile: Python drops what a signal raises in a fork."""
+    if sys.platform == "win32":
+        return pool.submit(_work, piece)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_work, piece)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _job: Callable[[Any], Any]
