@@ -157,8 +157,9 @@ class WholeMethod(Method):
                 for key in stored.keys():  # noqa: SIM118 (safe_open is not iterable)
                     if key not in own:
                         raise InputError(f"{file}: weight {key!r} is not in this model")
-                    check_same({key: own[key]}, {key: stored.get_tensor(key)}, file)  # copy_ spreads smaller ones
-                    own[key].copy_(stored.get_tensor(key))
+                    tensor = stored.get_tensor(key)
+                    check_same({key: own[key]}, {key: tensor}, file)  # copy_ spreads smaller ones
+                    own[key].copy_(tensor)
                     waiting.pop(id(own[key]), None)
         if waiting:
             raise InputError(f"{folder}: {len(waiting)} weights are missing, among them {sorted(waiting.values())[0]}")
