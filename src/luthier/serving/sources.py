@@ -98,11 +98,9 @@ def _adapter(name: str, path: Path) -> Source:
             ),
         )
 
-    if not (path / "adapter_model.safetensors").is_file():  # vLLM would open a pickle beside it
-        raise InputError(
-            f"{path} holds no adapter_model.safetensors; a pickle (.bin) can run code and is not opened",
-            mend="save the adapter again with PEFT, which writes safetensors",
-        )
+    from luthier.tuners.loading import shapes_of
+
+    shapes_of(path)  # before the base is loaded; vLLM would open a pickle beside it
 
     def load(model: nn.Module) -> nn.Module:
         from luthier.tuners.loading import load_adapter
