@@ -12,7 +12,6 @@ from luthier.consent import Allow, require
 from luthier.errors import InputError
 from luthier.folder import RunFolder
 from luthier.ledger import read_object
-from luthier.origin import refuse_imports
 from luthier.shell import command
 from luthier.training.space import refuse_closed
 
@@ -81,7 +80,6 @@ def _run(name: str, path: Path, allow_code: Allow) -> Source:
 
 def _adapter(name: str, path: Path) -> Source:
     refuse_closed(path)
-    refuse_imports(path)
     settings = read_object(path / "adapter_config.json")
     base = settings.get("base_model_name_or_path")
     if not base:
