@@ -111,7 +111,8 @@ class RunFolder:
                         mend=self._restore(self.result),
                     )
                 return self.path / name
-        raise InputError(f"{self.path}: the run has no finished weights yet", mend=train)
+        missing = "adapter or model folder" if self.result.is_file() else self.result.name
+        raise InputError(f"{self.path}: the run has no finished weights yet: there is no {missing}", mend=train)
 
     def goes_on(self, config: RunConfig) -> RunConfig:
         """The recipe with the formats that were guessed or asked for when the run in this folder was started.
