@@ -41,9 +41,13 @@ def shared() -> Path:
 
 
 def build_tokenizer(
-    *, template: str | None = None, bos: bool = False, special: Iterable[str] = (), cuts: Any = None,
+    *,
+    template: str | None = None,
+    bos: bool = False,
+    special: Iterable[str] = (),
+    cuts: Any = None,
     whole_words: bool = False,
-) -> Any:  # fmt: skip
+) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -80,10 +84,19 @@ def model_config(kind: str, vocabulary: int = 400) -> Any:
         "gpt2": lambda: t.GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=4, n_positions=256, **ids),
         "bert": lambda: t.BertConfig(**small, intermediate_size=64, max_position_embeddings=256, pad_token_id=1),
         "t5": lambda: t.T5Config(
-            vocab_size=vocabulary, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, eos_token_id=1,
-            pad_token_id=0, decoder_start_token_id=0, is_gated_act=True, dense_act_fn="gelu_new",
+            vocab_size=vocabulary,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            eos_token_id=1,
+            pad_token_id=0,
+            decoder_start_token_id=0,
+            is_gated_act=True,
+            dense_act_fn="gelu_new",
         ),
-    }  # fmt: skip
+    }
     return made[kind]()
 
 
@@ -144,9 +157,14 @@ def luthier(*arguments: Any, cwd: Path | None = None, env: dict[str, str] | None
     """Run the command line in a process of its own, as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "luthier", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})}, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})},
+        stdin=subprocess.DEVNULL,
+    )
 
 
 PROMISES: dict[tuple[str, str], set[str]] = {}

@@ -31,9 +31,18 @@ sys.path.insert(0, str(ROOT))
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 COMMON = [
-    "train.lr=2e-2", "train.batch_size=4", "train.micro_batch=2", "train.steps=8", "train.save_every=1", "train.keep=2",
-    "train.evaluate_every=3", "evaluate.generate=0", "data.cache=false", "data.workers=1", "train.packing=false",
-]  # fmt: skip
+    "train.lr=2e-2",
+    "train.batch_size=4",
+    "train.micro_batch=2",
+    "train.steps=8",
+    "train.save_every=1",
+    "train.keep=2",
+    "train.evaluate_every=3",
+    "evaluate.generate=0",
+    "data.cache=false",
+    "data.workers=1",
+    "train.packing=false",
+]
 CASES = {
     "lora, dropout, packing": ["method.rank=2", "method.dropout=0.1", "train.packing=true", "train.micro_tokens=128"],
     "full": ["method=full", "train.lr=1e-3"],

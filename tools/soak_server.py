@@ -49,10 +49,27 @@ NEAR = {"bfloat16": 0.25, "float16": 0.05}
 def train(place: Path) -> list[str]:
     for method in METHODS:
         subprocess.run(
-            [sys.executable, "-m", "luthier", "train", "--model", "builtin", "--data", "builtin:assistant", "--method", method,
-             f"run={place / method}", "train.steps=40", "train.lr=3e-3", "evaluate.before=false", "evaluate.generate=0",
-             "evaluate.forgetting=false"], check=True, capture_output=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "luthier",
+                "train",
+                "--model",
+                "builtin",
+                "--data",
+                "builtin:assistant",
+                "--method",
+                method,
+                f"run={place / method}",
+                "train.steps=40",
+                "train.lr=3e-3",
+                "evaluate.before=false",
+                "evaluate.generate=0",
+                "evaluate.forgetting=false",
+            ],
+            check=True,
+            capture_output=True,
+        )
         print(f"trained {method}", flush=True)
     return [str(place / method) for method in METHODS]
 
@@ -120,11 +137,21 @@ class Soak:
         self.counts["left"] += 1
 
     def bad(self, chance: random.Random) -> None:
-        body, status = chance.choice([
-            (b"x" * 300_000, 413), (b"{", 400), (b"[" * 5000, 400), (b'{"model": "nobody", "messages": [{"role": "user", "content": "a"}]}', 404),
-            (json.dumps(self.options(self.models[0], 0, temperature="hot")).encode(), 400),
-            (json.dumps({"model": self.models[0], "messages": [{"role": "user", "content": "word " * 3000}]}).encode(), 400),
-        ])  # fmt: skip
+        body, status = chance.choice(
+            [
+                (b"x" * 300_000, 413),
+                (b"{", 400),
+                (b"[" * 5000, 400),
+                (b'{"model": "nobody", "messages": [{"role": "user", "content": "a"}]}', 404),
+                (json.dumps(self.options(self.models[0], 0, temperature="hot")).encode(), 400),
+                (
+                    json.dumps(
+                        {"model": self.models[0], "messages": [{"role": "user", "content": "word " * 3000}]}
+                    ).encode(),
+                    400,
+                ),
+            ]
+        )
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             line.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
@@ -185,10 +212,27 @@ def main() -> None:
         log = Path(place) / "server.log"
         with log.open("w") as out:
             server = subprocess.Popen(
-                [sys.executable, "-m", "luthier", "serve", *runs, "--port", str(given.port), "--max-body", "200000",
-                 "--max-batch", "8", "--max-waiting", "12", "--dtype", given.dtype],
-                stdout=out, stderr=out, env=os.environ | {"NO_COLOR": "1"},
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "luthier",
+                    "serve",
+                    *runs,
+                    "--port",
+                    str(given.port),
+                    "--max-body",
+                    "200000",
+                    "--max-batch",
+                    "8",
+                    "--max-waiting",
+                    "12",
+                    "--dtype",
+                    given.dtype,
+                ],
+                stdout=out,
+                stderr=out,
+                env=os.environ | {"NO_COLOR": "1"},
+            )
         while "listening" not in log.read_text():
             time.sleep(0.2)
             if server.poll() is not None:
@@ -205,8 +249,18 @@ def main() -> None:
     third = len(used) // 3
     before, after = median(used[third : 2 * third]), median(used[2 * third :])
     grown = after > 1.03 * before + 10
-    print(json.dumps({"requests": dict(soak.counts), "wrong": len(soak.wrong), "health": health, "memory_mb": {
-        "second third": round(before), "last third": round(after), "most": round(max(used))}, "exit": stopped}, indent=1))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "requests": dict(soak.counts),
+                "wrong": len(soak.wrong),
+                "health": health,
+                "memory_mb": {"second third": round(before), "last third": round(after), "most": round(max(used))},
+                "exit": stopped,
+            },
+            indent=1,
+        )
+    )
     for line in soak.wrong[:20]:
         print(line)
     if soak.wrong or grown or stopped or health["failed"] or "Traceback" in told:

@@ -24,10 +24,17 @@ EXTRAS = ("quantize", "languages", "scores", "torchao", "serve")
 """Extras that install everywhere in a minute; the others are compiled or large."""
 TESTERS = ("pytest", "pytest-xdist", "hypothesis", "openai")
 QUICK = (
-    "tests/unit/test_cli.py", "tests/unit/test_config.py", "tests/unit/test_formats.py", "tests/unit/test_checkpoint.py",
-    "tests/unit/test_planning.py", "tests/unit/test_report.py", "tests/strangers", "tests/methods/test_promises.py",
-    "tests/serving/test_server.py", "tests/serving/test_command.py",
-)  # fmt: skip
+    "tests/unit/test_cli.py",
+    "tests/unit/test_config.py",
+    "tests/unit/test_formats.py",
+    "tests/unit/test_checkpoint.py",
+    "tests/unit/test_planning.py",
+    "tests/unit/test_report.py",
+    "tests/strangers",
+    "tests/methods/test_promises.py",
+    "tests/serving/test_server.py",
+    "tests/serving/test_command.py",
+)
 """A few minutes: the command line, recipes, data, checkpoints, pages, every method on one architecture, the server."""
 LEFT_OUT = "test_promises and not llama"
 

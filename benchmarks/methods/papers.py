@@ -54,7 +54,7 @@ PAPERS: dict[str, list[Printed]] = {
             {"full": 68.2, "freeze": 68.1, "houlsby": 67.3, "prefix": 69.7, "lora": 70.4},
         ),
     ],
-}  # fmt: skip
+}
 """Task -> what is printed. In Hu 2021 `prefix` is PreLayer, `freeze` its FT of the top two layers, `houlsby` AdapterH of
 11 million parameters."""
 

@@ -41,11 +41,31 @@ HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[2] / "shared" / "data"
 
 ARMS: dict[str, dict[str, Any]] = {
-    "full": {}, "freeze": {}, "bitfit": {}, "houlsby": {}, "pfeiffer": {}, "parallel_adapter": {},
-    "scaled_parallel": {}, "lora": {}, "rslora": {}, "dora": {}, "pissa": {}, "lora_plus": {}, "adalora": {},
-    "qlora": {}, "lora_int8": {}, "ia3": {}, "vera": {}, "oft": {}, "prefix": {}, "p_tuning_v2": {}, "prompt": {},
-    "p_tuning": {}, "mam": {}, "unipelt": {},
-}  # fmt: skip
+    "full": {},
+    "freeze": {},
+    "bitfit": {},
+    "houlsby": {},
+    "pfeiffer": {},
+    "parallel_adapter": {},
+    "scaled_parallel": {},
+    "lora": {},
+    "rslora": {},
+    "dora": {},
+    "pissa": {},
+    "lora_plus": {},
+    "adalora": {},
+    "qlora": {},
+    "lora_int8": {},
+    "ia3": {},
+    "vera": {},
+    "oft": {},
+    "prefix": {},
+    "p_tuning_v2": {},
+    "prompt": {},
+    "p_tuning": {},
+    "mam": {},
+    "unipelt": {},
+}
 """Name in the table -> settings beyond the method's own defaults."""
 
 MAJORITY = "majority class"
@@ -91,17 +111,39 @@ def meanings(every: int = 5) -> str:
 
 TASKS = {
     "sst2": Task(str(SHARED / "sst2/train.jsonl"), str(SHARED / "sst2/dev.jsonl"), "encoder", "classify", 3000, 3),
-    "cola": Task(str(SHARED / "glue/cola/train.jsonl"), str(SHARED / "glue/cola/dev.jsonl"), "encoder", "classify",
-                 7250, 3, {"train": {"batch_size": 32, "micro_batch": 32}}),
-    "clinc150": Task(str(SHARED / "clinc150/train.jsonl"), str(SHARED / "clinc150/val.jsonl"), "encoder", "classify",
-                     4500, 5, {"train": {"batch_size": 32, "micro_batch": 32}}),
-    "e2e": Task(str(SHARED / "e2e_nlg/dev.jsonl"), meanings(), "builtin", "chat", 4672, 1, {
-        "data": {"format": {"name": "prompt_completion", "prompt": "mr", "completion": "ref"}},
-        "evaluate": {"generate": 1000, "max_new_tokens": 96},
-    }),
+    "cola": Task(
+        str(SHARED / "glue/cola/train.jsonl"),
+        str(SHARED / "glue/cola/dev.jsonl"),
+        "encoder",
+        "classify",
+        7250,
+        3,
+        {"train": {"batch_size": 32, "micro_batch": 32}},
+    ),
+    "clinc150": Task(
+        str(SHARED / "clinc150/train.jsonl"),
+        str(SHARED / "clinc150/val.jsonl"),
+        "encoder",
+        "classify",
+        4500,
+        5,
+        {"train": {"batch_size": 32, "micro_batch": 32}},
+    ),
+    "e2e": Task(
+        str(SHARED / "e2e_nlg/dev.jsonl"),
+        meanings(),
+        "builtin",
+        "chat",
+        4672,
+        1,
+        {
+            "data": {"format": {"name": "prompt_completion", "prompt": "mr", "completion": "ref"}},
+            "evaluate": {"generate": 1000, "max_new_tokens": 96},
+        },
+    ),
     "reviews": Task("builtin:reviews", None, "builtin", "chat", 1074, 3, {"evaluate": {"generate": 0}}),
     "assistant": Task("builtin:assistant", None, "builtin", "chat", 1600, 10, {"evaluate": {"generate": 0}}),
-}  # fmt: skip
+}
 
 
 def recipe(task: Task, arm: str, seed: int, lr: float | None, sweep: bool, folder: Path) -> dict[str, Any]:
@@ -114,18 +156,27 @@ def recipe(task: Task, arm: str, seed: int, lr: float | None, sweep: bool, folde
     made: dict[str, Any] = {
         "run": str(folder),
         "model": {"path": base, "quantize": quantize},
-        "data": {"path": task.train, "limit": (1600 if task.base == "encoder" else 1000) if sweep else task.rows,
-                 **task.settings.get("data", {})},
+        "data": {
+            "path": task.train,
+            "limit": (1600 if task.base == "encoder" else 1000) if sweep else task.rows,
+            **task.settings.get("data", {}),
+        },
         "task": task.kind,
         "method": method,
         "train": {
-            "epochs": 1 if sweep else task.epochs, "batch_size": 16, "micro_batch": 16, "lr": lr,
-            "precision": "bf16" if task.base == "encoder" else "fp32", "keep_best": False, "warmup": 0.06,
-            "evaluate_every": 100_000, **task.settings.get("train", {}),
+            "epochs": 1 if sweep else task.epochs,
+            "batch_size": 16,
+            "micro_batch": 16,
+            "lr": lr,
+            "precision": "bf16" if task.base == "encoder" else "fp32",
+            "keep_best": False,
+            "warmup": 0.06,
+            "evaluate_every": 100_000,
+            **task.settings.get("train", {}),
         },
         "evaluate": {"before": False, "batch_size": 64, "forgetting": False, **task.settings.get("evaluate", {})},
         "seed": seed,
-    }  # fmt: skip
+    }
     if sweep:
         made["data"] |= {"validation": 0.15, "validation_limit": 400}
     elif task.validation:
@@ -142,14 +193,22 @@ def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> di
         config = RunConfig.model_validate(recipe(TASKS[name], arm, seed, lr, sweep, place / "run"))
         result = luthier_run.train(config)
         line |= {
-            "lr": result["lr"], "rows": result["train_rows"], "held_out": result["validation_examples"], "epochs": result["epochs"],
+            "lr": result["lr"],
+            "rows": result["train_rows"],
+            "held_out": result["validation_examples"],
+            "epochs": result["epochs"],
             "steps": result["steps"],
-            "trainable": result["trainable"], "parameters": result["parameters"],
-            "loss": value(result, "loss"), "accuracy": value(result, "accuracy"),
-            "mcc": value(result, "mcc"), "bleu": value(result, "bleu"), "rouge_l": value(result, "rouge_l"),
-            "bytes": result["weights_bytes"], "train_seconds": result["train_seconds"],
+            "trainable": result["trainable"],
+            "parameters": result["parameters"],
+            "loss": value(result, "loss"),
+            "accuracy": value(result, "accuracy"),
+            "mcc": value(result, "mcc"),
+            "bleu": value(result, "bleu"),
+            "rouge_l": value(result, "rouge_l"),
+            "bytes": result["weights_bytes"],
+            "train_seconds": result["train_seconds"],
             "tokens_per_second": result["tokens_per_second"],
-        }  # fmt: skip
+        }
     except Stopped:  # no result: the next start runs it anew
         raise
     except LuthierError as error:
@@ -157,10 +216,14 @@ def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> di
     finally:
         shutil.rmtree(place, ignore_errors=True)
     line |= {
-        "seconds": round(time.perf_counter() - began, 1), "threads": torch.get_num_threads(),
-        "luthier": luthier.__version__, "torch": torch.__version__, "peft": peft.__version__,
-        "transformers": transformers.__version__, "python": platform.python_version(),
-    }  # fmt: skip
+        "seconds": round(time.perf_counter() - began, 1),
+        "threads": torch.get_num_threads(),
+        "luthier": luthier.__version__,
+        "torch": torch.__version__,
+        "peft": peft.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
     return line
 
 

@@ -46,8 +46,22 @@ from luthier.training.precision import accelerator_for
 
 FILE, PAGE = HERE / "speed.jsonl", HERE / "README.md"
 BEGIN, END = "<!-- made by python -m benchmarks.methods.speed --table: begin -->", "<!-- end of speed -->"
-ARMS = ["lora", "rslora", "dora", "pissa", "adalora", "qlora", "lora_int8", "ia3", "vera", "oft", "prefix",
-        "p_tuning_v2", "prompt", "p_tuning"]  # fmt: skip
+ARMS = [
+    "lora",
+    "rslora",
+    "dora",
+    "pissa",
+    "adalora",
+    "qlora",
+    "lora_int8",
+    "ia3",
+    "vera",
+    "oft",
+    "prefix",
+    "p_tuning_v2",
+    "prompt",
+    "p_tuning",
+]
 """What PEFT has as well; LoRA+ is LoRA to it."""
 VOCABULARY = 2048
 
@@ -57,9 +71,16 @@ def save_base(folder: Path, layers: int) -> None:
 
     torch.manual_seed(0)
     config = Qwen2Config(
-        hidden_size=896, intermediate_size=4864, num_hidden_layers=layers, num_attention_heads=14,
-        num_key_value_heads=2, vocab_size=VOCABULARY, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=layers,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
@@ -79,9 +100,10 @@ def theirs(method: Method, base: Any, steps: int) -> nn.Module:
     if method.name in ("prefix", "p_tuning_v2"):
         projects = method.name == "prefix"
         config: Any = PrefixTuningConfig(
-            num_virtual_tokens=fields.length, prefix_projection=projects,
+            num_virtual_tokens=fields.length,
+            prefix_projection=projects,
             encoder_hidden_size=fields.hidden if projects else None,
-        )  # fmt: skip
+        )
     else:
         config = fields.peft_config(base, steps)
     config.task_type = TaskType.CAUSAL_LM
@@ -99,10 +121,15 @@ def loop(model: nn.Module, method: Method, config: TrainConfig, folder: Path) ->
     accelerator = accelerator_for(ModelConfig(path=str(folder)), config)
     task = TASKS.parse("chat")
     return Loop(
-        accelerator.prepare(model), task.loss, task.targets, accelerator.prepare(optimizer),
-        torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), accelerator,
-        penalty=lambda: method.penalty(model), after_step=lambda index: method.after_step(model, index),
-    )  # fmt: skip
+        accelerator.prepare(model),
+        task.loss,
+        task.targets,
+        accelerator.prepare(optimizer),
+        torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+        accelerator,
+        penalty=lambda: method.penalty(model),
+        after_step=lambda index: method.after_step(model, index),
+    )
 
 
 def batches(method: Method, given: list[Row]) -> list[Batch]:
@@ -149,11 +176,19 @@ def measure(arm: str, folder: Path, steps: int, given: list[Row]) -> dict[str, A
                 seconds[side].append(time.process_time() - began)
     ratios = [b / a for a, b in zip(seconds["luthier"][1:], seconds["peft"][1:], strict=True)]
     return {
-        "arm": arm, "layout": "packed" if packed else "padded", "tokens": sum(len(row.ids) for row in given),
-        "luthier": mean(seconds["luthier"][1:]), "peft": mean(seconds["peft"][1:]), "ratio": mean(ratios),
-        "least": min(ratios), "most": max(ratios), "steps": steps, "losses": losses,
-        "threads": torch.get_num_threads(), "versions": f"luthier {luthier.__version__}, peft {peft.__version__}, torch {torch.__version__}",
-    }  # fmt: skip
+        "arm": arm,
+        "layout": "packed" if packed else "padded",
+        "tokens": sum(len(row.ids) for row in given),
+        "luthier": mean(seconds["luthier"][1:]),
+        "peft": mean(seconds["peft"][1:]),
+        "ratio": mean(ratios),
+        "least": min(ratios),
+        "most": max(ratios),
+        "steps": steps,
+        "losses": losses,
+        "threads": torch.get_num_threads(),
+        "versions": f"luthier {luthier.__version__}, peft {peft.__version__}, torch {torch.__version__}",
+    }
 
 
 def table() -> str:

@@ -70,9 +70,10 @@ def quality(found: Lines) -> list[str]:
         if lines := [line for line in found["sst2", arm] if "trainable" in line]:
             one = lines[0]
             cost = [
-                size(one["trainable"]), f"{one['trainable'] / one['parameters']:.2%}",
+                size(one["trainable"]),
+                f"{one['trainable'] / one['parameters']:.2%}",
                 f"{one['bytes'] / 1e6:.2f} MB",
-            ]  # fmt: skip
+            ]
         rows.append(f"| {arm} | {' | '.join([*cells, *cost])} |")
     return rows
 
@@ -91,8 +92,11 @@ def behind(found: Lines) -> list[str]:
             lines.append((mean(values) - best, arm))
     within = [f"{arm} ({gap:+.1f})" for gap, arm in sorted(lines, reverse=True) if gap >= -2]
     beyond = [f"{arm} ({gap:+.1f})" for gap, arm in sorted(lines, reverse=True) if gap < -2]
-    return [f"Within 2 points of full fine-tuning on SST-2: {', '.join(within) or 'none'}.", "",
-            f"Further behind: {', '.join(beyond) or 'none'}."]  # fmt: skip
+    return [
+        f"Within 2 points of full fine-tuning on SST-2: {', '.join(within) or 'none'}.",
+        "",
+        f"Further behind: {', '.join(beyond) or 'none'}.",
+    ]
 
 
 def rates() -> list[str]:
@@ -135,8 +139,10 @@ def beside(found: Lines) -> list[str]:
                 "in the other": other,
                 "undecided (within the spread of seeds, or one seed alone)": undecided,
             }
-            told = [f"{len(each)} {kind}" + (f" ({', '.join(each)})" if kind == "in the other" and each else "")
-                    for kind, each in kinds.items()]  # fmt: skip
+            told = [
+                f"{len(each)} {kind}" + (f" ({', '.join(each)})" if kind == "in the other" and each else "")
+                for kind, each in kinds.items()
+            ]
             made.append(f"- {paper.source}: of {sum(map(len, kinds.values()))} pairs {'; '.join(told)}.")
         made.append("")
     return made[:-1]
@@ -162,10 +168,17 @@ def main() -> None:
     said = ", ".join(f"{name} {environment[name]}" for name in ("luthier", "torch", "peft", "transformers"))
     seeds = sorted({line["seed"] for lines in found.values() for line in lines})
     made = [
-        *quality(found), "", f"Mean and standard deviation over seeds {', '.join(map(str, seeds))}; {said}, Python "
-        f"{environment['python']}, CPU, {environment['threads']} thread a run.", "", *behind(found), "",
-        "## Learning rates", "", *rates(),
-    ]  # fmt: skip
+        *quality(found),
+        "",
+        f"Mean and standard deviation over seeds {', '.join(map(str, seeds))}; {said}, Python "
+        f"{environment['python']}, CPU, {environment['threads']} thread a run.",
+        "",
+        *behind(found),
+        "",
+        "## Learning rates",
+        "",
+        *rates(),
+    ]
     put(PAGE, made)
     put(DOCS, beside(found))
 

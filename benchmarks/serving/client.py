@@ -9,8 +9,26 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-WORDS = ["film", "good", "actors", "played", "well", "end", "came", "soon", "kettle", "leaks", "boots", "last", "long",
-         "name", "day", "house", "water", "again"]  # fmt: skip
+WORDS = [
+    "film",
+    "good",
+    "actors",
+    "played",
+    "well",
+    "end",
+    "came",
+    "soon",
+    "kettle",
+    "leaks",
+    "boots",
+    "last",
+    "long",
+    "name",
+    "day",
+    "house",
+    "water",
+    "again",
+]
 
 
 def question(seed: int, words: int) -> str:
@@ -22,9 +40,13 @@ def question(seed: int, words: int) -> str:
 async def _ask(client: Any, model: str, text: str, tokens: int, extra: dict[str, Any]) -> dict[str, float]:
     began, times = time.perf_counter(), []
     stream = await client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": text}], max_tokens=tokens, temperature=0, stream=True,
+        model=model,
+        messages=[{"role": "user", "content": text}],
+        max_tokens=tokens,
+        temperature=0,
+        stream=True,
         extra_body=extra,
-    )  # fmt: skip
+    )
     reason = None
     async for event in stream:
         if event.choices and event.choices[0].delta.content:
@@ -77,10 +99,13 @@ async def _load(
         seconds = time.perf_counter() - began
     asked = [one for several in each for one in several]
     return {
-        "clients": clients, "requests": len(asked), "tokens": tokens, "seconds": seconds,
+        "clients": clients,
+        "requests": len(asked),
+        "tokens": tokens,
+        "seconds": seconds,
         "tokens_per_second": len(asked) * tokens / seconds,
         **{f"{key}_ms": 1000 * median(one[key] for one in asked if key in one) for key in ("first", "each")},
-    }  # fmt: skip
+    }
 
 
 def load(

@@ -8,10 +8,23 @@ from typing import Any
 
 LIMIT = 2048
 METHODS: dict[str, dict[str, Any]] = {
-    "lora": {}, "dora": {}, "adalora": {}, "vera": {}, "ia3": {}, "bitfit": {"missing": "add"}, "prefix": {},
-    "p_tuning_v2": {}, "prompt": {}, "p_tuning": {}, "oft": {}, "houlsby": {}, "pfeiffer": {}, "parallel_adapter": {},
-    "mam": {}, "unipelt": {},
-}  # fmt: skip
+    "lora": {},
+    "dora": {},
+    "adalora": {},
+    "vera": {},
+    "ia3": {},
+    "bitfit": {"missing": "add"},
+    "prefix": {},
+    "p_tuning_v2": {},
+    "prompt": {},
+    "p_tuning": {},
+    "oft": {},
+    "houlsby": {},
+    "pfeiffer": {},
+    "parallel_adapter": {},
+    "mam": {},
+    "unipelt": {},
+}
 """Each with its defaults."""
 
 
@@ -36,10 +49,18 @@ def _model(where: Path, layers: int, dtype: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     torch.manual_seed(0)
     config = Qwen2Config(
-        hidden_size=896, intermediate_size=4864, num_hidden_layers=layers, num_attention_heads=14, num_key_value_heads=2,
-        vocab_size=151_936, tie_word_embeddings=True, max_position_embeddings=LIMIT, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=layers,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151_936,
+        tie_word_embeddings=True,
+        max_position_embeddings=LIMIT,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = Qwen2ForCausalLM(config)
     with torch.no_grad():
         # No answer ends before its length, and none holds what the tokenizer does not know: these logits are zero.

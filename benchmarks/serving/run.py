@@ -40,8 +40,17 @@ def measure(name: str, arm: servers.Arm, given: argparse.Namespace, round_: int)
         for clients in given.clients:
             requests = max(1, given.requests // clients)
             found = load(url, models, clients, requests=requests, seed=100_000 * (round_ + 1), **options)
-            line = {"arm": name, "round": round_, "layers": given.layers, "dtype": given.dtype, "words": given.words,
-                    "ready_s": round(ready, 1), **found, "processors": os.cpu_count(), **versions()}  # fmt: skip
+            line = {
+                "arm": name,
+                "round": round_,
+                "layers": given.layers,
+                "dtype": given.dtype,
+                "words": given.words,
+                "ready_s": round(ready, 1),
+                **found,
+                "processors": os.cpu_count(),
+                **versions(),
+            }
             with given.out.open("a") as out:
                 out.write(json.dumps(line) + "\n")
             shown = {key: round(found[key], 1) for key in ("tokens_per_second", "first_ms", "each_ms")}
@@ -60,8 +69,12 @@ def versions() -> dict[str, str]:
 
     import luthier
 
-    return {"luthier": luthier.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
-            "python": platform.python_version()}  # fmt: skip
+    return {
+        "luthier": luthier.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def main() -> None:

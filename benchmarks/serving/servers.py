@@ -34,8 +34,17 @@ class Arm:
 
 
 LUTHIER = [sys.executable, "-m", "luthier", "serve", "--port", "PORT", "--dtype", "DTYPE", "--max-batch", "16"]
-TRANSFORMERS = [str(Path(sys.executable).with_name("transformers")), "serve", "MODEL", "--port", "PORT", "--device", "cpu",
-                "--dtype", "DTYPE"]  # fmt: skip
+TRANSFORMERS = [
+    str(Path(sys.executable).with_name("transformers")),
+    "serve",
+    "MODEL",
+    "--port",
+    "PORT",
+    "--device",
+    "cpu",
+    "--dtype",
+    "DTYPE",
+]
 
 ARMS = {
     "luthier": Arm("`luthier serve`, one merged model", [*LUTHIER, "merged=MODEL"], ["merged"]),
@@ -50,9 +59,10 @@ ARMS = {
     "llama.cpp": Arm(
         "llama.cpp's `llama-server`, bf16, 16 rows at a time",
         ["LLAMA_SERVER", "-m", "GGUF", "--port", "PORT", "--host", "127.0.0.1", "-np", "16", "-c", "32768", "-t", "2"],
-        ["model"], {"cache_prompt": False, "ignore_eos": True},
+        ["model"],
+        {"cache_prompt": False, "ignore_eos": True},
     ),
-}  # fmt: skip
+}
 
 
 def unmerged(method: str) -> Arm:
@@ -73,8 +83,14 @@ def missing(arm: Arm, folder: Path) -> str:
 def running(arm: Arm, folder: Path, dtype: str) -> Iterator[tuple[str, list[str], float]]:
     """(address, names of its models, seconds until it answers) of a server that is stopped at the end."""
     port = _free()
-    words = {"MODEL": str(folder / "model"), "GGUF": str(folder / "model.gguf"), "PORT": str(port), "DTYPE": dtype,
-             "LLAMA_SERVER": os.environ.get("LLAMA_SERVER", "llama-server"), "ADAPTERS": str(folder / "adapters")}  # fmt: skip
+    words = {
+        "MODEL": str(folder / "model"),
+        "GGUF": str(folder / "model.gguf"),
+        "PORT": str(port),
+        "DTYPE": dtype,
+        "LLAMA_SERVER": os.environ.get("LLAMA_SERVER", "llama-server"),
+        "ADAPTERS": str(folder / "adapters"),
+    }
 
     def told(text: str) -> str:
         head, slash, rest = text.partition("/")

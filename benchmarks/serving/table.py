@@ -37,10 +37,13 @@ def _tables(lines: Lines) -> str:
         made += [_row(f"{arm.removeprefix('unmerged:')}, unmerged", arm, counts, lines) for arm in methods]
     any_line = next(iter(lines.values()))[0] if lines else {}
     tokens = sorted({str(line["tokens"]) for several in lines.values() for line in several}, reverse=True)
-    made += ["", f"Mean over rounds; {any_line.get('layers')} layers, {any_line.get('dtype')}, "
-             f"{' or '.join(tokens)} new tokens; {any_line.get('processors')} processors, no GPU; luthier "
-             f"{any_line.get('luthier')}, torch {any_line.get('torch')}, transformers {any_line.get('transformers')}, "
-             f"Python {any_line.get('python')}."]  # fmt: skip
+    made += [
+        "",
+        f"Mean over rounds; {any_line.get('layers')} layers, {any_line.get('dtype')}, "
+        f"{' or '.join(tokens)} new tokens; {any_line.get('processors')} processors, no GPU; luthier "
+        f"{any_line.get('luthier')}, torch {any_line.get('torch')}, transformers {any_line.get('transformers')}, "
+        f"Python {any_line.get('python')}.",
+    ]
     return "\n".join(made)
 
 

@@ -33,11 +33,15 @@ ARMS = {
         "transformers.Trainer + PEFT, its best setting", "with_trainer.py", None, {"layout": "grouped", "micro": 2}
     ),
     "trainer-recipe": Arm(
-        "transformers.Trainer + PEFT, the recipe as users copy it, weights in bfloat16", "with_trainer.py", None,
+        "transformers.Trainer + PEFT, the recipe as users copy it, weights in bfloat16",
+        "with_trainer.py",
+        None,
         {"layout": "fixed", "checkpointing": True, "precision": "plain"},
     ),
     "trainer-recipe-int8": Arm(
-        "transformers.Trainer + PEFT, the recipe as users copy it, in 8 bit", "with_trainer.py", None,
+        "transformers.Trainer + PEFT, the recipe as users copy it, in 8 bit",
+        "with_trainer.py",
+        None,
         {"layout": "fixed", "checkpointing": True, "precision": "plain", "quantize": "int8"},
         usual=False,
     ),
@@ -48,4 +52,4 @@ ARMS = {
         "LLaMA-Factory, its best setting", "with_llamafactory.py", "llamafactory", {"layout": "grouped", "micro": 2}
     ),
     "unsloth": Arm("Unsloth", "with_unsloth.py", "unsloth", needs_cuda=True),
-}  # fmt: skip
+}

@@ -10,8 +10,26 @@ from typing import Any
 
 STEP, LIMIT = 16, 512
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-WORDS = ["the", "film", "was", "good", "and", "the", "actors", "played", "it", "well", "but", "its", "end", "came",
-         "too", "soon", "for", "me"]  # fmt: skip
+WORDS = [
+    "the",
+    "film",
+    "was",
+    "good",
+    "and",
+    "the",
+    "actors",
+    "played",
+    "it",
+    "well",
+    "but",
+    "its",
+    "end",
+    "came",
+    "too",
+    "soon",
+    "for",
+    "me",
+]
 SHAPES = {"qwen2-0.5b": 24, "builtin": 6}
 """Layers of each."""
 
@@ -22,9 +40,15 @@ def make(folder: Path, shape: str, layers: int, rows: int, learned: str) -> dict
     _builtin(model) if shape == "builtin" else _qwen2(model, layers)
     _rows(folder / "rows.jsonl", rows, learned)
     settings = {
-        "shape": shape, "layers": layers, "rows": rows, "learned": learned, "step": STEP, "limit": LIMIT, "lr": 1e-4,
+        "shape": shape,
+        "layers": layers,
+        "rows": rows,
+        "learned": learned,
+        "step": STEP,
+        "limit": LIMIT,
+        "lr": 1e-4,
         "lora": {"rank": 8, "alpha": 32, "dropout": 0.1, "targets": TARGETS},
-    }  # fmt: skip
+    }
     (folder / "settings.json").write_text(json.dumps(settings))
     tokens = _tokens(folder)
     (folder / "tokens.json").write_text(json.dumps(tokens))
@@ -41,10 +65,18 @@ def _qwen2(where: Path, layers: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     torch.manual_seed(0)
     config = Qwen2Config(
-        hidden_size=896, intermediate_size=4864, num_hidden_layers=layers, num_attention_heads=14, num_key_value_heads=2,
-        vocab_size=151_936, tie_word_embeddings=True, max_position_embeddings=4096, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=layers,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151_936,
+        tie_word_embeddings=True,
+        max_position_embeddings=4096,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(where)
     tokenizer.model_max_length = 4096
     tokenizer.save_pretrained(where)
@@ -78,10 +110,12 @@ def _tokens(folder: Path) -> list[dict[str, list[int]]]:
     from luthier.data.template import Template
     from luthier.models.load import load_tokenizer, locate
 
-    config = RunConfig.model_validate({
-        "model": {"path": str(folder / "model")},
-        "data": {"path": str(folder / "rows.jsonl"), "validation": "none", "cache": False},
-    })  # fmt: skip
+    config = RunConfig.model_validate(
+        {
+            "model": {"path": str(folder / "model")},
+            "data": {"path": str(folder / "rows.jsonl"), "validation": "none", "cache": False},
+        }
+    )
     data = load(config.data, None)
     encode(data, Template(load_tokenizer(config.model, locate(config.model))), config.data, LIMIT)
     return [{"input_ids": row.ids, "labels": row.labels} for row in data.rows]

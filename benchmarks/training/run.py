@@ -77,11 +77,16 @@ def measured(name: str, folder: Path, options: dict[str, Any], needs: dict[str, 
         raise SystemExit(f"{name} saw {seen} tokens, learned ones and sum of ids, not as in tokens.json: {needs}")
     losses = made.pop("losses")
     return made | {
-        "arm": name, "options": options, "seconds": round(made["seconds"], 3), "first": round(made["first"], 3),
-        "tokens_per_second": round(needs["tokens"] / made["seconds"], 2), "first_loss": round(losses[0], 4),
-        "mean_loss": round(sum(losses) / len(losses), 4), "flops_per_second": round(needs["flops"] / made["seconds"]),
+        "arm": name,
+        "options": options,
+        "seconds": round(made["seconds"], 3),
+        "first": round(made["first"], 3),
+        "tokens_per_second": round(needs["tokens"] / made["seconds"], 2),
+        "first_loss": round(losses[0], 4),
+        "mean_loss": round(sum(losses) / len(losses), 4),
+        "flops_per_second": round(needs["flops"] / made["seconds"]),
         "beyond_weights": made["peak"] - needs["weights"] * BYTES[options["precision"]],
-    }  # fmt: skip
+    }
 
 
 def tried(texts: list[str]) -> dict[str, Any]:
@@ -121,8 +126,11 @@ def rounds(given: argparse.Namespace, names: list[str], learned: str, folder: Pa
         for line in lines:
             line["peak_gflops"] = max(before["peak"], after["peak"])
             line["share_of_peak"] = round(line["flops_per_second"] / line["peak_gflops"] / 1e9, 4)
-        print(f"peak {before['peak']} before, {after['peak']} GFLOP/s after; shares of it: "
-              f"{ {line['arm']: line['share_of_peak'] for line in lines} }", flush=True)  # fmt: skip
+        print(
+            f"peak {before['peak']} before, {after['peak']} GFLOP/s after; shares of it: "
+            f"{ {line['arm']: line['share_of_peak'] for line in lines} }",
+            flush=True,
+        )
         before = after
         if not other:
             with RESULTS.open("a") as out:

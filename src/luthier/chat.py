@@ -66,9 +66,16 @@ Show = Callable[[Sequence[Answer], int, str], None]
 
 
 def talk(
-    given: str, *, base: bool = False, beside: str | None = None, model: str | None = None, prompt: str | None = None,
-    system: str = "", asking: Asking | None = None, allow_code: Allow = False,
-) -> None:  # fmt: skip
+    given: str,
+    *,
+    base: bool = False,
+    beside: str | None = None,
+    model: str | None = None,
+    prompt: str | None = None,
+    system: str = "",
+    asking: Asking | None = None,
+    allow_code: Allow = False,
+) -> None:
     """Answer one prompt, the lines of a pipe, or a person, until the end of the input."""
     terminal = Terminal()
     if prompt is None:

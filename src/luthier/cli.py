@@ -15,10 +15,13 @@ from luthier.errors import InputError, LuthierError, Stopped
 from luthier.shell import command
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Fine-tune language models: from a data file and a base model to a measured, usable model.",
     epilog="Any command with --debug shows the full traceback of an error.",
-)  # fmt: skip
+)
 
 INTERRUPTED = 130
 """What typer makes of ctrl-C where no run is under way that could save itself."""

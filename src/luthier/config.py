@@ -30,9 +30,7 @@ from luthier.plugins import AUTO, Config, Count, Family, Seed, Share
 from luthier.strict_yaml import parse_value, parse_yaml
 from luthier.tasks.base import TASKS, Task
 
-Optimizer = Literal[
-    "adamw", "adam", "sgd", "adafactor", "rmsprop", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"
-]  # fmt: skip
+Optimizer = Literal["adamw", "adam", "sgd", "adafactor", "rmsprop", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 OPTIMIZER_SPELLINGS = {
     "adamw_torch": "adamw",
     "adamw_torch_fused": "adamw",

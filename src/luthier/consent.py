@@ -64,9 +64,15 @@ def uses(model: ModelConfig, evaluate: EvaluateConfig | None = None) -> Iterator
 
 
 def require(
-    recipe: Path, allow: Allow, model: ModelConfig, evaluate: EvaluateConfig | None = None, *,
-    typed: Sequence[str] = (), blocks: Collection[str] = (), flag: str = "--allow-code",
-) -> None:  # fmt: skip
+    recipe: Path,
+    allow: Allow,
+    model: ModelConfig,
+    evaluate: EvaluateConfig | None = None,
+    *,
+    typed: Sequence[str] = (),
+    blocks: Collection[str] = (),
+    flag: str = "--allow-code",
+) -> None:
     """InputError where the recipe of a run would run code or send data and nobody allows it.
 
     `typed` are the overrides of this command, which may be those of `blocks`; `flag` is its option that allows all.

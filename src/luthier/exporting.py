@@ -98,14 +98,23 @@ def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens,
     template = Template(load_tokenizer(config.model, str(weights)))
     classifies = tokens.labels is not None or data.task.model_class == "classification"
     return Tuned(
-        run=str(folder.path), weights=weights, base=config.model.path, method=config.method, task=data.task.name,
-        classifies=classifies, quantize=packed_as(config.model, tokens.source),
-        stored=stored_type(config.model, tokens.source), config=config_of(config.model, tokens.source),
-        tokenizer=template.tokenizer, ends=() if classifies else tuple(sorted(template.end_ids)), open_base=open_base,
-        open_plain_base=open_plain_base, open_plain=open_plain,
+        run=str(folder.path),
+        weights=weights,
+        base=config.model.path,
+        method=config.method,
+        task=data.task.name,
+        classifies=classifies,
+        quantize=packed_as(config.model, tokens.source),
+        stored=stored_type(config.model, tokens.source),
+        config=config_of(config.model, tokens.source),
+        tokenizer=template.tokenizer,
+        ends=() if classifies else tuple(sorted(template.end_ids)),
+        open_base=open_base,
+        open_plain_base=open_plain_base,
+        open_plain=open_plain,
         skeleton=lambda: skeleton(config.model, tokens.source, labels=tokens.labels),
         facts=folder.read_json(folder.result),
-    )  # fmt: skip
+    )
 
 
 def _refuse_small(place: Path, needed: int) -> None:
@@ -129,9 +138,15 @@ def _prompts(data: Prepared, count: int) -> list[Prompt]:
 
 
 def _held(
-    target: Export, tuned: Tuned, folder: Path, data: Prepared, tokens: Tokens, config: RunConfig,
-    prompts: Sequence[Prompt], progress: Progress,
-) -> dict[str, Any]:  # fmt: skip
+    target: Export,
+    tuned: Tuned,
+    folder: Path,
+    data: Prepared,
+    tokens: Tokens,
+    config: RunConfig,
+    prompts: Sequence[Prompt],
+    progress: Progress,
+) -> dict[str, Any]:
     """What lies in `folder`, opened and held to the run: {"checked", "proof", "scores"}."""
     scores = {"run": tuned.facts.get("tuned", {})}
     if not target.replays:

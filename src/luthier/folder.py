@@ -41,14 +41,22 @@ from luthier.strict_json import to_json
 from luthier.training.durable import put, staging_of, sync
 
 MAY_CHANGE = (
-    "run", "train.log_every", "train.keep", "train.on_nan", "data.workers", "data.cache", "evaluate",
-)  # fmt: skip
+    "run",
+    "train.log_every",
+    "train.keep",
+    "train.on_nan",
+    "data.workers",
+    "data.cache",
+    "evaluate",
+)
 """Keys and blocks that another value of which leaves the run the same."""
 
 FIRST = {
-    ".lock", "environment.json", "run.json",
+    ".lock",
+    "environment.json",
+    "run.json",
     *(f".{name}.staging" for name in ("environment.json", "run.json", "recipe.yaml")),
-}  # fmt: skip
+}
 """What a process that was killed at the very start can have left: no reason to refuse the folder."""
 
 

@@ -29,9 +29,17 @@ WORTH = 5.0
 
 
 UNMEASURED: dict[str, Any] = {
-    "validation_examples": 0, "base": {}, "tuned": {}, "difference": {}, "headline": "", "examples": {},
-    "forgetting": {}, "no_forgetting": "no row is held out", "counts": {"base": {}, "tuned": {}}, "caveats": [],
-}  # fmt: skip
+    "validation_examples": 0,
+    "base": {},
+    "tuned": {},
+    "difference": {},
+    "headline": "",
+    "examples": {},
+    "forgetting": {},
+    "no_forgetting": "no row is held out",
+    "counts": {"base": {}, "tuned": {}},
+    "caveats": [],
+}
 """What `compare` would say, of a run that holds no row out."""
 
 
@@ -81,11 +89,18 @@ def subject_of(loaded: Loaded, progress: Progress | None = None) -> Subject | No
         return None
     labels = {*data.labels, *data.examples.labels, *examples.labels} - {None}
     return Subject(
-        model=loaded.model, template=loaded.template, task=data.task,
-        examples=list(examples[:count]), rows=rows[: len(owner)], owner=owner, max_length=loaded.max_length,
-        settings=settings, labels=sorted(filter(None, labels)), progress=progress or Progress(),
+        model=loaded.model,
+        template=loaded.template,
+        task=data.task,
+        examples=list(examples[:count]),
+        rows=rows[: len(owner)],
+        owner=owner,
+        max_length=loaded.max_length,
+        settings=settings,
+        labels=sorted(filter(None, labels)),
+        progress=progress or Progress(),
         memory=Kept() if settings.cache else Forgetful(),
-    )  # fmt: skip
+    )
 
 
 def measure_base(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measured:
@@ -159,8 +174,12 @@ def _decides(loaded: Loaded, subject: Subject, folder: RunFolder) -> dict[str, A
         rows.update(repr((row.ids, row.labels, owner, example.messages, example.tools, example.label)).encode())
     where = next(loaded.model.parameters())
     return {
-        "base": folder.base_hashes(), "code": code.hexdigest(), "rows": rows.hexdigest(), "labels": subject.labels,
-        "task": subject.task.spec(), "max_length": subject.max_length,
+        "base": folder.base_hashes(),
+        "code": code.hexdigest(),
+        "rows": rows.hexdigest(),
+        "labels": subject.labels,
+        "task": subject.task.spec(),
+        "max_length": subject.max_length,
         "model": config.model.model_dump(mode="json", exclude={"path", "hub", "revision"}),
         "placed": [where.device.type, str(where.dtype)],
         # A classification head is drawn by the seed.
@@ -168,7 +187,7 @@ def _decides(loaded: Loaded, subject: Subject, folder: RunFolder) -> dict[str, A
         "settings": settings.model_dump(mode="json", exclude={"before", "metric", "examples", "cache", "check"}),
         "versions": {name: environment()["packages"][name] for name in ("torch", "transformers", "tokenizers")},
         "installed": [find_spec(name) is not None for name in ("rouge_score", "sacrebleu")],
-    }  # fmt: skip
+    }
 
 
 def compare(subject: Subject, base: Measured, folder: RunFolder) -> dict[str, Any]:
@@ -180,10 +199,15 @@ def compare(subject: Subject, base: Measured, folder: RunFolder) -> dict[str, An
     tuned, chosen = _measure(subject), evaluations(subject)
     both = len(base.records) == len(tuned.records)
     predictions = [
-        {"where": e.where, "text": e.text or "\n".join(m.said for m in e.messages[:-1]), "answer": e.answer,
-         "base": base.records[i] if both else {}, "tuned": record}
+        {
+            "where": e.where,
+            "text": e.text or "\n".join(m.said for m in e.messages[:-1]),
+            "answer": e.answer,
+            "base": base.records[i] if both else {},
+            "tuned": record,
+        }
         for i, (e, record) in enumerate(zip(subject.examples, tuned.records, strict=True))
-    ]  # fmt: skip
+    ]
     folder.write_jsonl(folder.predictions, predictions)
     found = {"base": scores(base.records, chosen) if both else {}, "tuned": scores(tuned.records, chosen)}
     headline = choose(subject, list(found["tuned"]))
@@ -195,23 +219,28 @@ def compare(subject: Subject, base: Measured, folder: RunFolder) -> dict[str, An
     few = len(tuned.records) < FEW
     return {
         "measured_with": subject.settings.model_dump(mode="json"),
-        "validation_examples": len(tuned.records), **found, "headline": headline,
+        "validation_examples": len(tuned.records),
+        **found,
+        "headline": headline,
         "difference": differences(base.records, tuned.records, chosen) if both else {},
         "examples": contrast(predictions, headline, chosen, subject.settings.examples) if both else {},
         "forgetting": forgetting.forgetting(base.probe, tuned.probe),
         "no_forgetting": why or ("" if base.probe else "the base was not measured"),
         "counts": {"base": base.counts, "tuned": tuned.counts},
-        "caveats": lacking(subject) + ([f"fewer than {FEW} examples: the intervals are too narrow"] if few else [])
+        "caveats": lacking(subject)
+        + ([f"fewer than {FEW} examples: the intervals are too narrow"] if few else [])
         + _cut(subject, tuned),
-    }  # fmt: skip
+    }
 
 
 def _cut(subject: Subject, tuned: Measured) -> list[str]:
     if not (cut := tuned.counts.get("cut answers", 0)):
         return []
     limit = subject.settings.max_new_tokens
-    return [f"{cut} of {tuned.counts['answers']} answers of the tuned model did not end within {limit} tokens "
-            "(evaluate.max_new_tokens)"]  # fmt: skip
+    return [
+        f"{cut} of {tuned.counts['answers']} answers of the tuned model did not end within {limit} tokens "
+        "(evaluate.max_new_tokens)"
+    ]
 
 
 @contextmanager

@@ -63,9 +63,13 @@ class Config(BaseModel):
     """A block of configuration: immutable, no unknown keys, docstrings are the help."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=(),
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
         allow_inf_nan=False,
-    )  # fmt: skip
+    )
 
     aliases: ClassVar[dict[str, str]] = {}
     """Spellings of PEFT and TrainingArguments -> our field. They are accepted, and said."""
@@ -116,9 +120,13 @@ class Family(Generic[P]):
     """All plugins of one kind, for example every tuning method."""
 
     def __init__(
-        self, base: type[P], kind: str, *, apart: frozenset[str] = frozenset(),
+        self,
+        base: type[P],
+        kind: str,
+        *,
+        apart: frozenset[str] = frozenset(),
         presets: dict[str, tuple[str, dict[str, Any]]] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`kind` is the word for one member; `apart` names files of the package that are none.
 
         `presets` are further names, each a member with some of its fields set.

@@ -122,9 +122,13 @@ def show_export(report: Mapping[str, Any]) -> None:
     for each in report["proof"]:
         allowed = "-" if each["bound"] is None else f"{each['bound'] * each['spread']:.3g}"
         table.add_row(
-            each["against"], str(each["prompts"]), f"{each['largest']:.3g}", allowed,
-            f"{each['same_top']:.2%}", f"{each['same_answers']:.0%}",
-        )  # fmt: skip
+            each["against"],
+            str(each["prompts"]),
+            f"{each['largest']:.3g}",
+            allowed,
+            f"{each['same_top']:.2%}",
+            f"{each['same_answers']:.0%}",
+        )
     if report["proof"]:
         console.print(table)
     for key, text in report["checked"].items():

@@ -136,14 +136,18 @@ def plan(config: RunConfig, *, progress: Progress | None = None) -> dict[str, An
     job = job_of(config, data, tokens)
     settled = settle(job)
     return {
-        "model": config.model.path, "method": config.method.name, "steps": job.steps, **settled.record(),
-        "why": settled.why, "room": settled.plan and {"total": settled.plan.total, "free": settled.plan.free},
+        "model": config.model.path,
+        "method": config.method.name,
+        "steps": job.steps,
+        **settled.record(),
+        "why": settled.why,
+        "room": settled.plan and {"total": settled.plan.total, "free": settled.plan.free},
         "fits": settled.plan and settled.plan.fits,
         "alternatives": [
             {"change": change, "bytes": made.peak, "seconds": made.seconds, "fits": made.fits}
             for change, made in (alternatives(job, settled) if settled.plan is not None else [])
         ],
-    }  # fmt: skip
+    }
 
 
 def compare_methods(
@@ -159,9 +163,13 @@ def compare_methods(
 
 
 def choose(
-    config: RunConfig, wish: Wish | None = None, *, evidence: Sequence[Path] = (), given: Sequence[str] = (),
+    config: RunConfig,
+    wish: Wish | None = None,
+    *,
+    evidence: Sequence[Path] = (),
+    given: Sequence[str] = (),
     progress: Progress | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Which method to take, ranked, with reasons and their sources; reads the data and no weights, writes nothing.
 
     `given` is what the user typed of the recipe, for the commands to go on with.
@@ -227,10 +235,18 @@ def _train(
         # Reentrant checkpointing drops gradients where the inputs need none, which is so under every adapter.
         model.activation_checkpointing_enable({"use_reentrant": False})
     session = Session(
-        model, data, config.method, settled.train, lr=lr, seed=config.seed,
-        pad_id=loaded.template.tokenizer.pad_token_id or 0, accelerator=accelerator, folder=folder, progress=progress,
+        model,
+        data,
+        config.method,
+        settled.train,
+        lr=lr,
+        seed=config.seed,
+        pad_id=loaded.template.tokenizer.pad_token_id or 0,
+        accelerator=accelerator,
+        folder=folder,
+        progress=progress,
         pack=settled.pack,
-    )  # fmt: skip
+    )
     seed(config.seed)
     session.resume()
     machine.watch_peak(accelerator.device.type)
@@ -279,16 +295,28 @@ def _result(
     """Measure the tuned model and write predictions.jsonl; returns the body of result.json."""
     config, data = loaded.config, loaded.data
     result: dict[str, Any] = {
-        "run": str(folder.path), "model": config.model.path, "method": config.method.name, "task": data.task.name,
-        "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "steps": outcome.steps, "batch_size": config.train.batch_size,
-        "epochs": _epochs(outcome.steps * config.train.batch_size, data), "kept_step": outcome.kept_step,
-        "kept_best": outcome.kept_best, "stopped_early": outcome.stopped_early, "train_seconds": outcome.seconds,
-        "skipped_steps": outcome.skipped, "loss_spikes": outcome.spikes, "rows_per_pass": outcome.rows_per_pass,
-        "tokens": outcome.tokens, "tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
-        "lr": lr, "train_rows": data.train.kept,
+        "run": str(folder.path),
+        "model": config.model.path,
+        "method": config.method.name,
+        "task": data.task.name,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "steps": outcome.steps,
+        "batch_size": config.train.batch_size,
+        "epochs": _epochs(outcome.steps * config.train.batch_size, data),
+        "kept_step": outcome.kept_step,
+        "kept_best": outcome.kept_best,
+        "stopped_early": outcome.stopped_early,
+        "train_seconds": outcome.seconds,
+        "skipped_steps": outcome.skipped,
+        "loss_spikes": outcome.spikes,
+        "rows_per_pass": outcome.rows_per_pass,
+        "tokens": outcome.tokens,
+        "tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
+        "lr": lr,
+        "train_rows": data.train.kept,
         **UNMEASURED,
         "measured_on": data.held_out_side,
-    }  # fmt: skip
+    }
     subject = subject_of(loaded, progress)
     if subject is not None:
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
@@ -318,18 +346,26 @@ def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     folder.loss_png.write_bytes(image)
     lines = folder.predictions.read_text(encoding="utf-8").splitlines() if folder.predictions.is_file() else []
     page = run_report.render(
-        result, folder.read_json(folder.data), image,
-        redacted(folder.recipe.read_text(encoding="utf-8")), environment(), [json.loads(line) for line in lines],
-    )  # fmt: skip
+        result,
+        folder.read_json(folder.data),
+        image,
+        redacted(folder.recipe.read_text(encoding="utf-8")),
+        environment(),
+        [json.loads(line) for line in lines],
+    )
     write_text(folder.report, page)
     folder.write_json(folder.result, result)
     return result
 
 
 def open_run(
-    path: Path, progress: Progress | None = None, overrides: Sequence[str] = (), *, allow_code: Allow = False,
+    path: Path,
+    progress: Progress | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    allow_code: Allow = False,
     measures: bool = True,
-) -> tuple[Loaded, RunFolder]:  # fmt: skip
+) -> tuple[Loaded, RunFolder]:
     """A finished run with its tuned model, and its held-out rows as they were.
 
     `overrides` may change how it is measured (`evaluate.key=value`), nothing else. Code and a judge that the run's
@@ -382,9 +418,14 @@ def evaluate(
 
 
 def harness(
-    path: Path, tasks: Sequence[str], *, folder_of_tasks: Path | None = None, limit: int | None = None,
-    progress: Progress | None = None, allow_code: Allow = False,
-) -> dict[str, Any]:  # fmt: skip
+    path: Path,
+    tasks: Sequence[str],
+    *,
+    folder_of_tasks: Path | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    allow_code: Allow = False,
+) -> dict[str, Any]:
     """Tuned model and base on tasks of lm-evaluation-harness; writes harness.json in the run folder."""
     from luthier.evaluation.harness import check_harness, measure_harness
 
@@ -393,8 +434,15 @@ def harness(
     loaded, folder = open_run(path, progress, allow_code=allow_code, measures=False)
     with folder.held():
         result = measure_harness(
-            loaded.model, with_base(loaded, progress), loaded.template.tokenizer, tasks, folder_of_tasks, limit,
-            loaded.config.evaluate.batch_size, loaded.max_length, progress,
-        )  # fmt: skip
+            loaded.model,
+            with_base(loaded, progress),
+            loaded.template.tokenizer,
+            tasks,
+            folder_of_tasks,
+            limit,
+            loaded.config.evaluate.batch_size,
+            loaded.max_length,
+            progress,
+        )
         write_json(folder.harness, {"run": str(path), **result})
     return result

@@ -213,11 +213,18 @@ def job_of(config: RunConfig, data: Prepared, tokens: Tokens) -> Job:
     rows, length = data.rows, tokens.max_length
     known = data.stream is None
     return Job(
-        config.model, config.method, train, data.task, tokens.source,
+        config.model,
+        config.method,
+        train,
+        data.task,
+        tokens.source,
         rows.lengths if known else [length] * train.batch_size,
         rows.learned if known else [length // 2] * train.batch_size,
-        total_steps(train, len(rows)), check_precision(config.model, train), tokens.labels, config.seed,
-    )  # fmt: skip
+        total_steps(train, len(rows)),
+        check_precision(config.model, train),
+        tokens.labels,
+        config.seed,
+    )
 
 
 def settle_run(config: RunConfig, data: Prepared, tokens: Tokens, folder: RunFolder, progress: Progress) -> Settled:
@@ -312,9 +319,19 @@ def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: P
     reads = machine.reading() if isinstance(wish.latency, float) and other is None and place == "cpu" else None
     base = Base(model, source, labels, precision, limit, layers, other)
     question = Question(
-        base, facts, wish, config.model.path, family, parameters, base_bytes, total, free, place,
-        [*boards, *relevant(facts.learns, family)], reads,
-    )  # fmt: skip
+        base,
+        facts,
+        wish,
+        config.model.path,
+        family,
+        parameters,
+        base_bytes,
+        total,
+        free,
+        place,
+        [*boards, *relevant(facts.learns, family)],
+        reads,
+    )
     return question, task
 
 

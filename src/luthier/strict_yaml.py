@@ -47,9 +47,11 @@ class _Loader(yaml.SafeLoader):
             line, name = key.start_mark.line + 1, (key.tag, str(key.value))
             if name in seen:
                 raise ConstructorError(
-                    None, None, f"the key {key.value!r} is set in line {seen[name]} and again in line {line}: keep one",
+                    None,
+                    None,
+                    f"the key {key.value!r} is set in line {seen[name]} and again in line {line}: keep one",
                     key.start_mark,
-                )  # fmt: skip
+                )
             seen[name] = line
         return super().construct_mapping(node, deep)
 

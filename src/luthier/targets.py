@@ -90,9 +90,12 @@ def sides(layer: Any) -> tuple[int, ...]:
 
 
 def check_targets(
-    model: nn.Module, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = (),
-    taken: Collection[str] = (), key: str = "method.targets",
-) -> dict[str, Any]:  # fmt: skip
+    model: nn.Module,
+    targets: tuple[str, ...] | str,
+    blocks: tuple[int, ...] = (),
+    taken: Collection[str] = (),
+    key: str = "method.targets",
+) -> dict[str, Any]:
     """The layers that `targets` name, in the numbered `blocks` only where some are given; none of the names `taken`.
 
     PEFT takes a list of which only one name matches, in silence: here all must hit, names and numbers.

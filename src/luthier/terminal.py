@@ -110,9 +110,14 @@ class Terminal(Progress):
             if not console.is_terminal or time.perf_counter() - self.began < 1:  # a short wait needs no bar
                 return
             self.bar = Bar(
-                TextColumn("  {task.completed:,} rows"), BarColumn(bar_width=None), TimeElapsedColumn(),
-                TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
-            )  # fmt: skip
+                TextColumn("  {task.completed:,} rows"),
+                BarColumn(bar_width=None),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
             self.bar.start()
             self.bar.add_task("rows", total=total)
         self.bar.update(self.bar.task_ids[0], completed=done, total=total)
@@ -124,10 +129,15 @@ class Terminal(Progress):
             return
         if self.bar is None:
             self.bar = Bar(
-                TextColumn("  {task.fields[count]} of {task.total:.0f} runs"), BarColumn(bar_width=None),
-                TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-                console=console, transient=True,
-            )  # fmt: skip
+                TextColumn("  {task.fields[count]} of {task.total:.0f} runs"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
             self.bar.start()
             self.bar.add_task("runs", total=total, text="", count=0)
         self.bar.update(self.bar.task_ids[0], completed=done, text=escape(text), count=int(done))
@@ -146,9 +156,14 @@ class Terminal(Progress):
             self._close()
             self.what = what
             self.bar = Bar(
-                TextColumn("  {task.completed:,} {task.description}"), BarColumn(bar_width=None), TimeElapsedColumn(),
-                TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
-            )  # fmt: skip
+                TextColumn("  {task.completed:,} {task.description}"),
+                BarColumn(bar_width=None),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
             self.bar.start()
             self.bar.add_task(what, total=total)
         self.bar.update(self.bar.task_ids[0], completed=done, total=total)
@@ -166,10 +181,17 @@ class Terminal(Progress):
         if not console.is_terminal:
             return
         self.bar = Bar(
-            TextColumn("  step"), MofNCompleteColumn(), BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]}"), TextColumn("{task.fields[speed]} tokens/s"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console, transient=False,
-        )  # fmt: skip
+            TextColumn("  step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[speed]} tokens/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=False,
+        )
         self.bar.start()
         self.bar.add_task("train", total=steps, completed=start, loss="-", speed="-")
 

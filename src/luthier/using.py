@@ -46,9 +46,13 @@ def evaluate(
         raise InputError(f"{overrides[0]} says nothing to the harness", mend="leave it out, or leave --harness out")
     tasks = [task.strip() for task in harness.split(",") if task.strip()]
     found = api.harness(
-        run, tasks, folder_of_tasks=harness_path, limit=harness_limit, progress=Terminal(),
+        run,
+        tasks,
+        folder_of_tasks=harness_path,
+        limit=harness_limit,
+        progress=Terminal(),
         allow_code=consent(allow_code),
-    )  # fmt: skip
+    )
     show_harness(found, str(run))
 
 
@@ -100,9 +104,15 @@ def chat(
 
     asking = Asking(temperature, max_new_tokens, seed)
     talk(
-        run, base=base, beside=beside, model=model, prompt=prompt, system=system, asking=asking,
+        run,
+        base=base,
+        beside=beside,
+        model=model,
+        prompt=prompt,
+        system=system,
+        asking=asking,
         allow_code=consent(allow_code),
-    )  # fmt: skip
+    )
 
 
 def serve(

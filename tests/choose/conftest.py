@@ -24,17 +24,28 @@ def shapes() -> dict[str, Any]:
 
     return {
         "llama-7b": t.LlamaConfig(
-            dtype="bfloat16", vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-            num_attention_heads=32, max_position_embeddings=4096,
+            dtype="bfloat16",
+            vocab_size=32000,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            max_position_embeddings=4096,
         ),
         "qwen2-0.5b": t.Qwen2Config(
-            dtype="bfloat16", vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
-            num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+            dtype="bfloat16",
+            vocab_size=151936,
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
         ),
         "bert-base": t.BertConfig(),
         "minilm": t.BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12),
         "t5-small": t.T5Config(is_gated_act=True, dense_act_fn="gelu_new"),
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="session")

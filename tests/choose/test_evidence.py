@@ -89,13 +89,34 @@ def test_what_counts_as_equal(best: Score, own: Score, higher: bool, ties: bool)
 
 def compare(path: Path, scores: dict[str, float], **other: Any) -> Path:
     rows = [
-        {"arm": arm, "method": "lora" if arm == "qlora" else arm, "quantize": "nf4" if arm == "qlora" else "none",
-         "seeds": [0, 1, 2], "score": {"value": value, "low": value - 0.01, "high": value + 0.01}, "trainable": 1,
-         "share": 0.1, "adapter_bytes": 1000, "memory": 2 * 10**9, "tokens_per_second": 1.0, "seconds": 90.0,
-         "status": "done", "reason": ""} for arm, value in scores.items()
-    ]  # fmt: skip
-    made = {"version": 1, "model": "builtin", "data": "builtin:reviews", "task": "chat", "metric": "accuracy",
-            "higher_is_better": True, "base": None, "rows": rows, **other}  # fmt: skip
+        {
+            "arm": arm,
+            "method": "lora" if arm == "qlora" else arm,
+            "quantize": "nf4" if arm == "qlora" else "none",
+            "seeds": [0, 1, 2],
+            "score": {"value": value, "low": value - 0.01, "high": value + 0.01},
+            "trainable": 1,
+            "share": 0.1,
+            "adapter_bytes": 1000,
+            "memory": 2 * 10**9,
+            "tokens_per_second": 1.0,
+            "seconds": 90.0,
+            "status": "done",
+            "reason": "",
+        }
+        for arm, value in scores.items()
+    ]
+    made = {
+        "version": 1,
+        "model": "builtin",
+        "data": "builtin:reviews",
+        "task": "chat",
+        "metric": "accuracy",
+        "higher_is_better": True,
+        "base": None,
+        "rows": rows,
+        **other,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(made))
     return path
@@ -149,15 +170,52 @@ def test_a_broken_comparison_in_runs_is_told_and_left_out(choose: Choose, tmp_pa
         ("[]", "holds no object"),
         ('{"version": 3}', "version is 3, not 1"),
         ('{"version": 1, "model": "m", "data": "d", "task": "chat"}', "'metric' is missing"),
-        (json.dumps({"version": 1, "model": "m", "data": "d", "task": "chat", "metric": "a", "higher_is_better": True,
-                     "rows": [{"method": "lora", "quantize": "none", "status": "done"}]}), "row 1 (lora) is done and has no score"),
-        (json.dumps({"version": 1, "model": "m", "data": "d", "task": "chat", "metric": "a", "higher_is_better": True,
-                     "rows": [{"method": "lora"}]}), "row 1 lacks method, quantize or status"),
-        (json.dumps({"version": 1, "model": "m", "data": "d", "task": "chat", "metric": "a", "higher_is_better": True,
-                     "rows": [{"method": "lora", "quantize": "none", "status": "done", "score": {"value": float("nan")}}]}),
-         "has no score.value"),
+        (
+            json.dumps(
+                {
+                    "version": 1,
+                    "model": "m",
+                    "data": "d",
+                    "task": "chat",
+                    "metric": "a",
+                    "higher_is_better": True,
+                    "rows": [{"method": "lora", "quantize": "none", "status": "done"}],
+                }
+            ),
+            "row 1 (lora) is done and has no score",
+        ),
+        (
+            json.dumps(
+                {
+                    "version": 1,
+                    "model": "m",
+                    "data": "d",
+                    "task": "chat",
+                    "metric": "a",
+                    "higher_is_better": True,
+                    "rows": [{"method": "lora"}],
+                }
+            ),
+            "row 1 lacks method, quantize or status",
+        ),
+        (
+            json.dumps(
+                {
+                    "version": 1,
+                    "model": "m",
+                    "data": "d",
+                    "task": "chat",
+                    "metric": "a",
+                    "higher_is_better": True,
+                    "rows": [
+                        {"method": "lora", "quantize": "none", "status": "done", "score": {"value": float("nan")}}
+                    ],
+                }
+            ),
+            "has no score.value",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_file_of_another_form_is_refused_by_name(text: str, part: str, tmp_path: Path) -> None:
     file = tmp_path / "odd.json"
     file.write_text(text)
@@ -209,6 +267,12 @@ def test_every_reason_cites_something_that_exists(
 
 def test_boards_are_found_for_every_task_and_family() -> None:
     assert {board.name for board in repository()} == {"SST-2", "CoLA", "reviews", "assistant"}
-    for learns, family in (("classify", "encoder"), ("classify", "decoder"), ("classify", "encoder-decoder"),
-                           ("labels", "decoder"), ("answers", "decoder"), ("text", "decoder")):  # fmt: skip
+    for learns, family in (
+        ("classify", "encoder"),
+        ("classify", "decoder"),
+        ("classify", "encoder-decoder"),
+        ("labels", "decoder"),
+        ("answers", "decoder"),
+        ("text", "decoder"),
+    ):
         assert relevant(learns, family)  # type: ignore[arg-type]

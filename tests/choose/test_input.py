@@ -72,8 +72,17 @@ def test_another_machine_is_planned_by_its_memory_alone(tmp_path: Path) -> None:
 
     def planned(other: machine.Other | None) -> Any:
         model = ModelConfig(path=str(tmp_path), device="cpu")
-        return plan(model, METHODS.parse("lora"), TrainConfig(), str(tmp_path), Load(10, 60.0, 30.0, 2.0, [9, 30], 20),
-                    precision="fp32", labels=None, packed=False, other=other)  # fmt: skip
+        return plan(
+            model,
+            METHODS.parse("lora"),
+            TrainConfig(),
+            str(tmp_path),
+            Load(10, 60.0, 30.0, 2.0, [9, 30], 20),
+            precision="fp32",
+            labels=None,
+            packed=False,
+            other=other,
+        )
 
     here, card, box = planned(None), planned(machine.Other("cuda", 10**9)), planned(machine.Other("cpu", 10**9))
     assert card.device == "cuda" and card.parts["program"] == 0 and (card.total, card.free) == (10**9, 10**9)

@@ -186,9 +186,17 @@ def test_the_folder_of_another_comparison_or_run_is_refused(recipe: Callable[...
 def test_the_command_line_shows_the_table(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(24))
     done = luthier(
-        "compare", f"model={model_folder('llama')}", "data=rows.jsonl", *SHORT, "train.steps=2", "--methods",
-        "lora,prefix", "--workers", "1", cwd=tmp_path,
-    )  # fmt: skip
+        "compare",
+        f"model={model_folder('llama')}",
+        "data=rows.jsonl",
+        *SHORT,
+        "train.steps=2",
+        "--methods",
+        "lora,prefix",
+        "--workers",
+        "1",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     shown = [line for line in lines if line.strip().startswith(("lora ", "prefix "))]

@@ -16,8 +16,15 @@ from tests.conftest import TEXT, build_tokenizer
 LLAMA_CPP = pytest.mark.skipif(
     find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed: make test-gguf compiles and installs it"
 )
-SHORT = ["train.steps=6", "train.lr=1e-2", "train.batch_size=4", "evaluate.generate=4", "evaluate.max_new_tokens=8",
-         "evaluate.forgetting=false", "data.validation=0.3"]  # fmt: skip
+SHORT = [
+    "train.steps=6",
+    "train.lr=1e-2",
+    "train.batch_size=4",
+    "evaluate.generate=4",
+    "evaluate.max_new_tokens=8",
+    "evaluate.forgetting=false",
+    "data.validation=0.3",
+]
 TEXTS = ["The fox's number 12345, isn't it?", "这个水壶漏水，已经退货了。😀👍🏽", "a\n\n  b\tc", "naïve — “ok”"]
 
 
@@ -53,9 +60,11 @@ def sentencepiece(template: str | None = None) -> Any:
     names = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *words, *letters]
     vocab = {name: number for number, name in enumerate(names[:400])}
     merges = [
-        (word[:cut], word[cut:]) for word in words for cut in range(1, len(word))
+        (word[:cut], word[cut:])
+        for word in words
+        for cut in range(1, len(word))
         if word in vocab and word[:cut] in vocab and word[cut:] in vocab
-    ]  # fmt: skip
+    ]
     made = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.decoder = decoders.Sequence(
@@ -76,7 +85,8 @@ def byte_level(cuts: Sequence[str], whole_words: bool, template: str | None = No
 
     steps: list[Any] = [
         pre_tokenizers.Digits(True) if cut == DIGIT else pre_tokenizers.Split(Regex(cut), "isolated")
-        for cut in cuts if cut != GPT2
-    ]  # fmt: skip
+        for cut in cuts
+        if cut != GPT2
+    ]
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=GPT2 in cuts))
     return build_tokenizer(template=template, cuts=pre_tokenizers.Sequence(steps), whole_words=whole_words)

@@ -108,13 +108,17 @@ def test_what_no_file_can_hold_is_refused_by_name(run: Callable[..., Path]) -> N
     [
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "scaled by dynamic"),
         ("qwen2", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 2.0}}, "scaled by llama3"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 16}}, "beta_fast"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 16}},
+            "beta_fast",
+        ),
         ("llama", {"hidden_act": "gelu"}, "gelu"),
         ("qwen3", {"attention_bias": True}, "attention biases"),
         ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
         ("qwen2", {"head_dim": 16}, "heads of 16"),
     ],
-)  # fmt: skip
+)
 def test_what_llama_cpp_computes_otherwise_is_refused(kind: str, changed: dict[str, Any], why: str) -> None:
     config = model_config(kind)
     refuse_model(config)
@@ -127,11 +131,14 @@ def test_what_llama_cpp_computes_otherwise_is_refused(kind: str, changed: dict[s
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("method=dora",), "DoRA"), (("method=adalora",), "of method adalora"), (("method=full",), "of method full"),
-        (("method=ia3",), "of method ia3"), (("method=lora", "method.bias=all"), "biases"),
+        (("method=dora",), "DoRA"),
+        (("method=adalora",), "of method adalora"),
+        (("method=full",), "of method full"),
+        (("method=ia3",), "of method ia3"),
+        (("method=lora", "method.bias=all"), "biases"),
         (("method=lora", "method.targets=lm_head,q_proj"), "lm_head"),
     ],
-)  # fmt: skip
+)
 def test_only_lora_becomes_a_gguf_adapter(run: Callable[..., Path], options: tuple[str, ...], why: str) -> None:
     with pytest.raises(InputError, match=rf"{why}[\s\S]*--to gguf"):
         export(run(*options, kind="qwen2"), parse_export("gguf_adapter", [UNPLAYED]))
@@ -316,12 +323,32 @@ def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, w
         ("qwen2", {"tie_word_embeddings": False}),
         ("qwen3", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
         ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
-        ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0,
-                                       "original_max_position_embeddings": 64}}),
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
-                                       "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),
+        (
+            "qwen2",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+        ),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "rope_theta": 1e4,
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_of_an_architecture_are_the_same_there(tmp_path: Path, kind: str, changed: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -407,8 +434,14 @@ def test_layers_with_a_strength_of_their_own_keep_it(run: Callable[..., Path], t
     from luthier.exports.gguf_adapter import GgufAdapter
 
     base = AutoModelForCausalLM.from_config(model_config("llama"))
-    settings = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], rank_pattern={"layers.1.self_attn.q_proj": 8},
-                          alpha_pattern={"v_proj": 20}, init_lora_weights=False)  # fmt: skip
+    settings = LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["q_proj", "v_proj"],
+        rank_pattern={"layers.1.self_attn.q_proj": 8},
+        alpha_pattern={"v_proj": 20},
+        init_lora_weights=False,
+    )
     torch.manual_seed(2)
     tuned_model: Any = get_peft_model(AutoModelForCausalLM.from_config(base.config), settings)
     tuned_model.load_state_dict({f"base_model.model.{k}": v for k, v in base.state_dict().items()}, strict=False)
@@ -419,10 +452,23 @@ def test_layers_with_a_strength_of_their_own_keep_it(run: Callable[..., Path], t
     tuned_model.save_pretrained(tmp_path / "weights")
     facts = {"parameters": 1}
     tuned = Tuned(
-        run="run", weights=tmp_path / "weights", base="base", method=None, task="chat", classifies=False, quantize="none",  # type: ignore[arg-type]
-        stored="float32", config=base.config, tokenizer=Template(build_tokenizer()).tokenizer, ends=(1,),
-        open_base=lambda: base, open_plain_base=lambda: base, open_plain=lambda: tuned_model, skeleton=lambda: base, facts=facts,
-    )  # fmt: skip
+        run="run",
+        weights=tmp_path / "weights",
+        base="base",
+        method=None,
+        task="chat",
+        classifies=False,
+        quantize="none",  # type: ignore[arg-type]
+        stored="float32",
+        config=base.config,
+        tokenizer=Template(build_tokenizer()).tokenizer,
+        ends=(1,),
+        open_base=lambda: base,
+        open_plain_base=lambda: base,
+        open_plain=lambda: tuned_model,
+        skeleton=lambda: base,
+        facts=facts,
+    )
     target, place = GgufAdapter(), tmp_path / "made"
     place.mkdir()
     target.refuse(tuned)
@@ -452,9 +498,11 @@ def test_chat_in_llama_cpp_and_ollama_starts_from_the_runs_prompt(run: Callable[
     wanted = template.prompt_ids(messages)
     assert llama.tokenize(text.encode(), add_bos=llama._model.add_bos_token(), special=True) == wanted
     said = llama.create_chat_completion(
-        [{"role": message.role, "content": message.content} for message in messages], temperature=0, max_tokens=3,
+        [{"role": message.role, "content": message.content} for message in messages],
+        temperature=0,
+        max_tokens=3,
         repeat_penalty=1.0,
-    )  # fmt: skip
+    )
     assert said["usage"]["prompt_tokens"] == len(wanted), "one opening token, not two"
 
 

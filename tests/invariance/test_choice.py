@@ -66,9 +66,18 @@ def test_the_shared_prompt_gives_the_sums_of_whole_rows(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["lora", "prefix", "prompt", "p_tuning", "ia3", "parallel_adapter", "unipelt", {"name": "lora", "targets": ["q_proj", "lm_head"]}],
+    [
+        "lora",
+        "prefix",
+        "prompt",
+        "p_tuning",
+        "ia3",
+        "parallel_adapter",
+        "unipelt",
+        {"name": "lora", "targets": ["q_proj", "lm_head"]},
+    ],
     ids=lambda m: m if isinstance(m, str) else "lora on the head",
-)  # fmt: skip
+)
 def test_whatever_the_tuner_the_choice_is_that_of_whole_rows(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     subject = subject_of(model_of("llama", method))
     with torch.inference_mode():

@@ -68,11 +68,16 @@ def test_a_run_with_it_ends_where_one_without_ends(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(24))
     ends = []
     for compile in (False, True):
-        config = RunConfig.model_validate({
-            "run": str(tmp_path / f"compile-{compile}"), "model": {"path": "builtin"}, "data": {"path": str(data)},
-            "method": {"name": "lora", "dropout": 0.0}, "train": {"steps": 3, "batch_size": 4, "compile": compile},
-            "evaluate": {"before": False, "generate": 0},
-        })  # fmt: skip
+        config = RunConfig.model_validate(
+            {
+                "run": str(tmp_path / f"compile-{compile}"),
+                "model": {"path": "builtin"},
+                "data": {"path": str(data)},
+                "method": {"name": "lora", "dropout": 0.0},
+                "train": {"steps": 3, "batch_size": 4, "compile": compile},
+                "evaluate": {"before": False, "generate": 0},
+            }
+        )
         train(config)
         lines = [json.loads(line) for line in (Path(str(config.run)) / "metrics.jsonl").read_text().splitlines()]
         ends.append([line.get("loss", line.get("validation_loss")) for line in lines])

@@ -134,9 +134,17 @@ def capped(kind: str) -> nn.Module:
     import transformers as t
 
     small = {
-        "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
-        "intermediate_size": 64, "num_key_value_heads": 2, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 1,
-    }  # fmt: skip
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+        "intermediate_size": 64,
+        "num_key_value_heads": 2,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
     torch.manual_seed(0)
     if kind == "gemma2":
         return t.Gemma2ForCausalLM(t.Gemma2Config(**small, final_logit_softcapping=30.0))

@@ -31,11 +31,20 @@ def start(name: str, kind: str, model: Path, data: Path, run: Path, progress: Pr
     if "dropout" in type(method(name)).model_fields:
         settings["dropout"] = 0.2
     overrides = [
-        f"method={name.split(' ', maxsplit=1)[0]}", *(f"method.{key}={value}" for key, value in settings.items()),
-        f"task={'classify' if kind == 'bert' else 'chat'}", f"model={model}", f"data={data}", f"run={run}",
-        f"train.steps={STEPS}", "train.batch_size=4", "train.lr=2e-2", "train.save_every=99", "data.validation=none",
-        "evaluate.before=false", "evaluate.generate=0",
-    ]  # fmt: skip
+        f"method={name.split(' ', maxsplit=1)[0]}",
+        *(f"method.{key}={value}" for key, value in settings.items()),
+        f"task={'classify' if kind == 'bert' else 'chat'}",
+        f"model={model}",
+        f"data={data}",
+        f"run={run}",
+        f"train.steps={STEPS}",
+        "train.batch_size=4",
+        "train.lr=2e-2",
+        "train.save_every=99",
+        "data.validation=none",
+        "evaluate.before=false",
+        "evaluate.generate=0",
+    ]
     train(RunConfig.load(None, overrides), progress=progress)
 
 

@@ -182,9 +182,17 @@ def test_row_by_row_is_used_and_leaves_no_trace(
     monkeypatch.setattr(attention, "packed_attention", counting)
     config = RunConfig.load(
         None,
-        [f"model={model_folder('llama')}", f"data={alpaca_file}", f"run={tmp_path / 'r'}", "method=full",
-         "train.steps=2", "train.packing=true", "evaluate.before=false", "evaluate.generate=0"],
-    )  # fmt: skip
+        [
+            f"model={model_folder('llama')}",
+            f"data={alpaca_file}",
+            f"run={tmp_path / 'r'}",
+            "method=full",
+            "train.steps=2",
+            "train.packing=true",
+            "evaluate.before=false",
+            "evaluate.generate=0",
+        ],
+    )
     train(config)
     assert max(calls) > 2, "rows shared a sequence, and were told apart in it"
     kept = json.loads((tmp_path / "r/model/config.json").read_text())
@@ -230,9 +238,18 @@ def test_a_packed_run_has_the_curve_of_the_unpacked(model_folder: Callable[..., 
     for name, packing in (("apart", "false"), ("packed", "true")):
         config = RunConfig.load(
             None,
-            [f"model={model_folder('qwen2')}", f"data={data}", f"run={tmp_path / name}", "train.steps=6", "train.lr=1e-2",
-             "method.dropout=0", "evaluate.generate=0", "train.max_length=100", f"train.packing={packing}"],
-        )  # fmt: skip
+            [
+                f"model={model_folder('qwen2')}",
+                f"data={data}",
+                f"run={tmp_path / name}",
+                "train.steps=6",
+                "train.lr=1e-2",
+                "method.dropout=0",
+                "evaluate.generate=0",
+                "train.max_length=100",
+                f"train.packing={packing}",
+            ],
+        )
         train(config)
         curves.append([r["loss"] for r in RunFolder(tmp_path / name).history() if "loss" in r])
     assert curves[1] == pytest.approx(curves[0], abs=2e-4) and curves[0][-1] < curves[0][0]
@@ -264,8 +281,9 @@ def test_what_cannot_be_packed_is_refused_before_any_weights(
     monkeypatch.setattr("luthier.models.load.load_model", lambda *_, **__: pytest.fail("weights were loaded"))
     data = write_jsonl(tmp_path / "r.jsonl", review_rows(40))
     config = RunConfig.load(
-        None, [f"model={model_folder('llama')}", f"data={data}", f"run={tmp_path / 'run'}", "train.packing=true", *overrides]
-    )  # fmt: skip
+        None,
+        [f"model={model_folder('llama')}", f"data={data}", f"run={tmp_path / 'run'}", "train.packing=true", *overrides],
+    )
     with pytest.raises(InputError, match=said):
         train(config)
 

@@ -25,9 +25,16 @@ from luthier.training.progress import Progress
 from tests.conftest import alpaca_rows, review_rows, write_jsonl
 
 BASE = [
-    "method.rank=4", "method.dropout=0.1", "train.lr=2e-2", "train.batch_size=8", "train.steps=9", "evaluate.generate=0",
-    "train.save_every=2", "train.evaluate_every=4", "train.keep=9",
-]  # fmt: skip
+    "method.rank=4",
+    "method.dropout=0.1",
+    "train.lr=2e-2",
+    "train.batch_size=8",
+    "train.steps=9",
+    "evaluate.generate=0",
+    "train.save_every=2",
+    "train.evaluate_every=4",
+    "train.keep=9",
+]
 
 
 def start(model: Path, data: Path, run: Path, *overrides: str, progress: Progress | None = None) -> dict[str, Any]:
@@ -168,9 +175,17 @@ def test_a_rising_held_out_loss_stops_the_run_and_the_best_weights_are_kept(
     model_folder: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
     result = start(
-        model_folder("llama"), data, tmp_path / "run", "train.lr=0.3", "train.steps=60", "train.evaluate_every=2",
-        "train.save_every=50", "train.patience=3", "train.schedule=constant", "train.keep=1",
-    )  # fmt: skip
+        model_folder("llama"),
+        data,
+        tmp_path / "run",
+        "train.lr=0.3",
+        "train.steps=60",
+        "train.evaluate_every=2",
+        "train.save_every=50",
+        "train.patience=3",
+        "train.schedule=constant",
+        "train.keep=1",
+    )
     history = {r["step"]: r["validation_loss"] for r in RunFolder(tmp_path / "run").history() if "validation_loss" in r}
     best = min(history, key=lambda step: history[step])
     assert result["stopped_early"] and result["steps"] == best + 6 < 60

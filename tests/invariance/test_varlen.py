@@ -22,9 +22,14 @@ HALF = torch.bfloat16
 
 
 def standing_in(
-    query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float | None, window: tuple[int, int],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Rows,
+    scale: float | None,
+    window: tuple[int, int],
     begins: tuple[int, int] = (0, 0),
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """What the kernel does, by its documentation, in float32: [T, heads, D]."""
     made = []
     for begin, end in pairwise(rows.edges.tolist()):

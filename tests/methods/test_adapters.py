@@ -32,7 +32,7 @@ from tests.methods.zoo import (
     method,
     peft_names,
     shake,
-)  # fmt: skip
+)
 
 KINDS = ["llama", "qwen2", "bert"]
 
@@ -58,8 +58,10 @@ ALONE = {"lora (bias)": "trains the base's own biases"}
 """Saved adapters that bear no other beside them, with the words of the refusal."""
 
 ALONE_LIVE = {
-    **ALONE, "pissa": "took its start out of the base's weights", "adalora": "supports only 1 trainable adapter"
-}  # fmt: skip
+    **ALONE,
+    "pissa": "took its start out of the base's weights",
+    "adalora": "supports only 1 trainable adapter",
+}
 """The same while training."""
 
 
@@ -235,9 +237,11 @@ def test_s_one_base_carries_one_model_of_adapters(shelf: Shelf) -> None:
     x, shared = ids("llama"), base("llama")
     model = tuner.load(shared, folder).eval()
     for again in (
-        lambda: other.load(shared, other_folder), lambda: other.attach(shared, steps=5),
-        lambda: other.load(model, other_folder), lambda: tuner.load(model, folder),
-    ):  # fmt: skip
+        lambda: other.load(shared, other_folder),
+        lambda: other.attach(shared, steps=5),
+        lambda: other.load(model, other_folder),
+        lambda: tuner.load(model, folder),
+    ):
         with pytest.raises(InputError, match="carries an adapter already, and the two would answer together"):
             again()
     assert torch.equal(logits(model, x), one)
@@ -277,9 +281,20 @@ def test_s_methods_of_all_types_on_copies_that_share_the_weights(kind: str, shel
 
 
 PEFTS_OWN = (
-    "prompt", "p_tuning", "p_tuning (lstm)", "lora", "lora (bias)", "rslora", "dora", "pissa", "lora_plus", "adalora",
-    "ia3", "vera", "oft",
-)  # fmt: skip
+    "prompt",
+    "p_tuning",
+    "p_tuning (lstm)",
+    "lora",
+    "lora (bias)",
+    "rslora",
+    "dora",
+    "pissa",
+    "lora_plus",
+    "adalora",
+    "ia3",
+    "vera",
+    "oft",
+)
 """Methods whose files PEFT alone can load."""
 
 NOT_BY_TRANSFORMERS = {
@@ -323,9 +338,13 @@ def _cut_ranks(tuner: Method, model: Any, x: Tensor) -> None:
 
 def reloaded(shelf: Path, way: str) -> dict[str, dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("reload.py")), str(shelf), way], capture_output=True, text=True,
-        check=False, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [sys.executable, str(Path(__file__).with_name("reload.py")), str(shelf), way],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

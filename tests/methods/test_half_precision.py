@@ -96,10 +96,20 @@ def test_a_run_that_classifies_in_bfloat16(
     result = train(
         RunConfig.load(
             None,
-            [f"model={model_folder(kind)}", f"data={file}", f"run={run}", "task=classify", f"method={name}", *fields,
-             "model.dtype=bfloat16", "train.precision=bf16", "train.steps=40", f"train.lr={RATES[name]}"],
+            [
+                f"model={model_folder(kind)}",
+                f"data={file}",
+                f"run={run}",
+                "task=classify",
+                f"method={name}",
+                *fields,
+                "model.dtype=bfloat16",
+                "train.precision=bf16",
+                "train.steps=40",
+                f"train.lr={RATES[name]}",
+            ],
         )
-    )  # fmt: skip
+    )
     told = result["tuned"]["loss"]["value"]
     assert told < result["base"]["loss"]["value"]
     assert evaluate(run)["tuned"]["loss"]["value"] == pytest.approx(told, abs=5e-3 if name == "full" else 1e-4)

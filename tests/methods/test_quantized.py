@@ -455,9 +455,17 @@ def test_a_run_with_a_refused_method_leaves_nothing(
 def test_from_the_shell(name: str, kind: str, recipe: tuple[str, str], folders: Any, tmp_path: Path) -> None:
     file, run = write_jsonl(tmp_path / "a.jsonl", alpaca_rows(40)), tmp_path / "run"
     done = luthier(
-        "train", f"model={folders(kind)}", f"data={file}", f"method={name}", f"run={run}", "train.steps=12",
-        "train.lr=1e-2", "train.batch_size=8", "train.evaluate_every=5", "evaluate.generate=2",
-    )  # fmt: skip
+        "train",
+        f"model={folders(kind)}",
+        f"data={file}",
+        f"method={name}",
+        f"run={run}",
+        "train.steps=12",
+        "train.lr=1e-2",
+        "train.batch_size=8",
+        "train.evaluate_every=5",
+        "evaluate.generate=2",
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "no message of bitsandbytes that tells a user nothing"
     assert f"model.quantize={recipe[0]}" in done.stdout
@@ -480,10 +488,20 @@ def test_from_the_shell(name: str, kind: str, recipe: tuple[str, str], folders: 
 def test_a_stopped_run_goes_on_bit_for_bit(optimizer: str, name: str, folders: Any, tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", alpaca_rows(30))
     common = [
-        f"model={folders('qwen2')}", f"data={file}", f"method={name}", "method.rank=32", "method.dropout=0.1",
-        f"train.optimizer={optimizer}", "train.steps=6", "train.lr=1e-2", "train.batch_size=8", "train.save_every=2",
-        "train.evaluate_every=3", "train.keep=9", "evaluate.generate=0",
-    ]  # fmt: skip
+        f"model={folders('qwen2')}",
+        f"data={file}",
+        f"method={name}",
+        "method.rank=32",
+        "method.dropout=0.1",
+        f"train.optimizer={optimizer}",
+        "train.steps=6",
+        "train.lr=1e-2",
+        "train.batch_size=8",
+        "train.save_every=2",
+        "train.evaluate_every=3",
+        "train.keep=9",
+        "evaluate.generate=0",
+    ]
     train(RunConfig.load(None, [*common, f"run={tmp_path / 'whole'}"]))
     for at in (1, 4):
         run = tmp_path / f"stopped-{at}"
@@ -502,8 +520,16 @@ def test_a_packed_encoder_classifies(folders: Any, tmp_path: Path) -> None:
         result = train(
             RunConfig.load(
                 None,
-                [f"model={folders('bert')}", f"data={file}", f"run={tmp_path / quantize}", "task=classify", "method=lora",
-                 f"model.quantize={quantize}", "train.steps=20", "train.lr=1e-2"],
+                [
+                    f"model={folders('bert')}",
+                    f"data={file}",
+                    f"run={tmp_path / quantize}",
+                    "task=classify",
+                    "method=lora",
+                    f"model.quantize={quantize}",
+                    "train.steps=20",
+                    "train.lr=1e-2",
+                ],
             )
-        )  # fmt: skip
+        )
         assert result["tuned"]["loss"]["value"] < result["base"]["loss"]["value"] - 0.01

@@ -45,10 +45,13 @@ SPECS: dict[str, dict[str, Any]] = {
 
 NO_T5 = "does not work on the encoder-decoder t5"
 REFUSALS = {
-    **{(name, "t5"): NO_T5 for name in SPECS if name.split(" ")[0] in
-       ("prefix", "p_tuning_v2", "prompt", "p_tuning", "mam", "unipelt")},
+    **{
+        (name, "t5"): NO_T5
+        for name in SPECS
+        if name.split(" ")[0] in ("prefix", "p_tuning_v2", "prompt", "p_tuning", "mam", "unipelt")
+    },
     ("oft", "gpt2"): "is a Conv1D and no nn.Linear",
-}  # fmt: skip
+}
 """(method, architecture) -> the words it is refused with. Everything else must work."""
 
 NOT_THE_BASE = ("prefix", "p_tuning_v2", "prompt", "p_tuning", "mam", "unipelt")
@@ -78,8 +81,16 @@ def base(kind: str, *, classify: bool | None = None, dropout: float = 0.0) -> An
     import transformers as t
 
     config = model_config(kind)
-    for key in ("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate",
-                "resid_pdrop", "embd_pdrop", "attn_pdrop", "classifier_dropout"):  # fmt: skip
+    for key in (
+        "attention_dropout",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "dropout_rate",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+        "classifier_dropout",
+    ):
         if getattr(config, key, None) is not None:
             setattr(config, key, dropout)
     config.num_labels, config.problem_type = 3, "single_label_classification"

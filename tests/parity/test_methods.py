@@ -65,14 +65,18 @@ CONFIGS: dict[str, Callable[[str], PeftConfig]] = {
     "p_tuning (lstm)": lambda kind: PromptEncoderConfig(
         num_virtual_tokens=4, encoder_hidden_size=16, encoder_reparameterization_type="LSTM", encoder_num_layers=2
     ),
-}  # fmt: skip
+}
 """PEFT's own configuration of each method, with the numbers of tests.methods.zoo."""
 
 WRONG: dict[str, dict[str, Any]] = {
-    "lora": {"lora_alpha": 31}, "rslora": {"use_rslora": False}, "dora": {"lora_alpha": 31},
-    "pissa": {"init_lora_weights": True}, "adalora": {"lora_alpha": 31}, "vera": {"projection_prng_key": 1},
+    "lora": {"lora_alpha": 31},
+    "rslora": {"use_rslora": False},
+    "dora": {"lora_alpha": 31},
+    "pissa": {"init_lora_weights": True},
+    "adalora": {"lora_alpha": 31},
+    "vera": {"projection_prng_key": 1},
     "oft": {"use_cayley_neumann": True},
-}  # fmt: skip
+}
 """One field wrong, and the test must see it. Where there is none, the weights are wrong."""
 
 
@@ -176,9 +180,15 @@ def test_the_ranks_of_adalora_move_as_in_peft_and_end_on_the_budget(kind: str) -
     tuner = method("adalora")
     ours = tuner.attach(base(kind), steps=steps, classify=classifies(kind)).eval()
     config = AdaLoraConfig(
-        **ADALORA, tinit=3, tfinal=9, deltaT=1, total_step=steps, target_modules=LINEAR[kind],
-        task_type="SEQ_CLS" if classifies(kind) else "CAUSAL_LM", fan_in_fan_out=kind == "gpt2",
-    )  # fmt: skip
+        **ADALORA,
+        tinit=3,
+        tfinal=9,
+        deltaT=1,
+        total_step=steps,
+        target_modules=LINEAR[kind],
+        task_type="SEQ_CLS" if classifies(kind) else "CAUSAL_LM",
+        fan_in_fan_out=kind == "gpt2",
+    )
     theirs: Any = get_peft_model(base(kind), config).eval()
     copy(ours, theirs)
     optimizers = [torch.optim.SGD(trained(model).values(), lr=0.5) for model in (ours, theirs)]
@@ -335,8 +345,10 @@ def test_p_tuning_v2_is_prefix_tuning_with_its_mlp_worked_out(kind: str) -> None
     shake(deep, 0.3)
     _, flat = attached("p_tuning_v2", kind)
     weights = {name.replace(".default", ""): parameter.detach() for name, parameter in deep.named_parameters()}
-    emb, down, bias = (next(p for n, p in weights.items() if n.endswith(f"prefixkv_{part}"))
-                       for part in ("emb.weight", "in.weight", "in.bias"))  # fmt: skip
+    emb, down, bias = (
+        next(p for n, p in weights.items() if n.endswith(f"prefixkv_{part}"))
+        for part in ("emb.weight", "in.weight", "in.bias")
+    )
     for name, parameter in trained(flat).items():
         if "modules_to_save" in name:
             parameter.data.copy_(trained(deep)[name])

@@ -83,18 +83,28 @@ def deepseek() -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=30, num_attention_heads=32,
-        num_key_value_heads=32, vocab_size=102400, max_position_embeddings=4096,
-    )  # fmt: skip
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=30,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        vocab_size=102400,
+        max_position_embeddings=4096,
+    )
 
 
 def qwen2_half_billion() -> Any:
     from transformers import Qwen2Config
 
     return Qwen2Config(
-        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
-        num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True,
-    )  # fmt: skip
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+    )
 
 
 def bert_base() -> Any:
@@ -153,9 +163,17 @@ def test_the_classification_head_comes_back_with_the_run(
 ) -> None:
     data = write_jsonl(tmp_path / "r.jsonl", review_rows(60))
     config = RunConfig.load(
-        None, [f"model={model_folder(kind)}", f"data={data}", f"method={method}", f"run={tmp_path / 'run'}", "train.steps=25",
-               "train.lr=1e-2", "train.warmup=0"],
-    )  # fmt: skip
+        None,
+        [
+            f"model={model_folder(kind)}",
+            f"data={data}",
+            f"method={method}",
+            f"run={tmp_path / 'run'}",
+            "train.steps=25",
+            "train.lr=1e-2",
+            "train.warmup=0",
+        ],
+    )
     result = train(config)
     assert result["task"] == "classify"
     again = evaluate(tmp_path / "run")
@@ -179,9 +197,17 @@ def test_peft_and_transformers_load_what_a_run_leaves(model_folder: Callable[...
     for method in ("lora", "full"):
         run = tmp_path / method
         config = RunConfig.load(
-            None, [f"model={model_folder('qwen2')}", f"data={data}", f"method={method}", f"run={run}", "train.steps=5",
-                   "train.lr=1e-2", "evaluate.generate=0"],
-        )  # fmt: skip
+            None,
+            [
+                f"model={model_folder('qwen2')}",
+                f"data={data}",
+                f"method={method}",
+                f"run={run}",
+                "train.steps=5",
+                "train.lr=1e-2",
+                "evaluate.generate=0",
+            ],
+        )
         train(config)
         loaded, folder = open_run(run)
         if method == "lora":

@@ -38,11 +38,20 @@ def test_deepseek_has_every_hyperparameter_of_the_mission() -> None:
     assert model.path == "deepseek-ai/deepseek-llm-7b-base"
     assert (model.quantize, model.compute_dtype) == ("nf4", "float16")
     assert (data.path, data.split, data.validation, data.limit, data.validation_limit, data.seed) == (
-        "stanfordnlp/imdb", "train", "test", 500, 100, 42,
-    )  # fmt: skip
+        "stanfordnlp/imdb",
+        "train",
+        "test",
+        500,
+        100,
+        42,
+    )
     assert (lora["rank"], lora["alpha"], lora["targets"], lora["dropout"], lora["bias"]) == (
-        8, 32, ("q_proj", "v_proj"), 0.05, "none",
-    )  # fmt: skip
+        8,
+        32,
+        ("q_proj", "v_proj"),
+        0.05,
+        "none",
+    )
     assert (run.lr, run.micro_batch, run.batch_size, run.epochs) == (3e-4, 1, 8, 0.5)
     assert (run.weight_decay, run.precision, run.max_length, run.log_every) == (0.01, "fp16", 512, 50)
     assert run.save_every is None and run.evaluate_every is None, "every epoch"
@@ -95,9 +104,15 @@ def test_deepseek_runs_on_a_stand_in_and_hides_none_of_the_known_faults(
 ) -> None:
     run = tmp_path / "run"
     done = luthier(
-        "train", DEEPSEEK, f"model={model_folder('llama')}", "model.quantize=none", "train.precision=fp32",
-        f"data={imdb_like(tmp_path)}", "train.max_length=96", f"run={run}",
-    )  # fmt: skip
+        "train",
+        DEEPSEEK,
+        f"model={model_folder('llama')}",
+        "model.quantize=none",
+        "train.precision=fp32",
+        f"data={imdb_like(tmp_path)}",
+        "train.max_length=96",
+        f"run={run}",
+    )
     assert done.returncode == 0, done.stderr
     folder = RunFolder(run)
     history = [record for record in folder.history() if "loss" in record]
@@ -201,9 +216,17 @@ def test_both_recipes_run_with_their_quantization(
     data = imdb_like(tmp_path) if recipe is DEEPSEEK else write_jsonl(tmp_path / "alpaca.jsonl", alpaca_rows(60))
     config = RunConfig.load(
         recipe,
-        [f"model={model_folder(kind)}", f"data={data}", f"run={tmp_path / 'run'}", "train.steps=8", "train.lr=1e-2",
-         "evaluate.rows=20", "evaluate.generate=2", *here],
-    )  # fmt: skip
+        [
+            f"model={model_folder(kind)}",
+            f"data={data}",
+            f"run={tmp_path / 'run'}",
+            "train.steps=8",
+            "train.lr=1e-2",
+            "evaluate.rows=20",
+            "evaluate.generate=2",
+            *here,
+        ],
+    )
     result = train(config)
     losses = [record["loss"] for record in RunFolder(tmp_path / "run").history() if "loss" in record]
     assert sum(losses[-2:]) < sum(losses[:2]) and result["tuned"]["loss"]["value"] < result["base"]["loss"]["value"]
@@ -224,9 +247,20 @@ def test_trained_weights_are_float32_under_half_precision(model_folder: Callable
         assert kinds == {torch.float32}
     file = write_jsonl(tmp_path / "a.jsonl", alpaca_rows(20))
     result = train(
-        RunConfig.load(None, [f"model={model_folder('llama')}", f"data={file}", f"run={tmp_path / 'r'}", "model.dtype=bfloat16",
-                              "train.precision=bf16", "train.steps=20", "train.lr=1e-2", "evaluate.generate=0"])
-    )  # fmt: skip
+        RunConfig.load(
+            None,
+            [
+                f"model={model_folder('llama')}",
+                f"data={file}",
+                f"run={tmp_path / 'r'}",
+                "model.dtype=bfloat16",
+                "train.precision=bf16",
+                "train.steps=20",
+                "train.lr=1e-2",
+                "evaluate.generate=0",
+            ],
+        )
+    )
     assert result["tuned"]["loss"]["value"] < result["base"]["loss"]["value"]
 
 
@@ -236,8 +270,17 @@ def test_checkpointing_leaves_gradients_and_generation_working(
     """Pitfalls 8, 21, 22: gradients through frozen inputs, no warnings of old names, a cache again afterwards."""
     file = write_jsonl(tmp_path / "a.jsonl", alpaca_rows(30))
     result = train(
-        RunConfig.load(QWEN, [f"model={model_folder('qwen2')}", "model.quantize=none", f"data={file}", f"run={tmp_path / 'r'}", "train.lr=1e-2"])
-    )  # fmt: skip
+        RunConfig.load(
+            QWEN,
+            [
+                f"model={model_folder('qwen2')}",
+                "model.quantize=none",
+                f"data={file}",
+                f"run={tmp_path / 'r'}",
+                "train.lr=1e-2",
+            ],
+        )
+    )
     assert result["tuned"]["loss"]["value"] < result["base"]["loss"]["value"] - 0.05
     assert "exact_match" in result["tuned"], "answers were generated after training with checkpointing"
 

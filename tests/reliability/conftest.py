@@ -17,10 +17,19 @@ from luthier.training.progress import Progress
 from tests.conftest import alpaca_rows, build_tokenizer, model_config, write_jsonl
 
 COMMON = [
-    "train.lr=2e-2", "train.batch_size=4", "train.micro_batch=2", "train.steps=8", "train.save_every=1", "train.keep=99",
-    "train.evaluate_every=4", "evaluate.generate=0", "evaluate.before=false", "data.workers=1", "data.cache=false",
+    "train.lr=2e-2",
+    "train.batch_size=4",
+    "train.micro_batch=2",
+    "train.steps=8",
+    "train.save_every=1",
+    "train.keep=99",
+    "train.evaluate_every=4",
+    "evaluate.generate=0",
+    "evaluate.before=false",
+    "data.workers=1",
+    "data.cache=false",
     "train.packing=false",
-]  # fmt: skip
+]
 """20 rows train, so an epoch has 5 steps; each has two passes."""
 
 

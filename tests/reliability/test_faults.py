@@ -318,10 +318,17 @@ def test_memory_that_the_system_refuses(shelf: Path, start: Start, tmp_path: Pat
     def run() -> None:
         heard = Limit()
         result = start(
-            tmp_path / "run", "method.rank=2", "method.dropout=0.1", f"model={tmp_path / 'wide'}",
-            f"data={tmp_path / 'long.jsonl'}", "train.steps=2", "train.batch_size=16", "train.micro_batch=16",
-            "data.validation=none", progress=heard,
-        )  # fmt: skip
+            tmp_path / "run",
+            "method.rank=2",
+            "method.dropout=0.1",
+            f"model={tmp_path / 'wide'}",
+            f"data={tmp_path / 'long.jsonl'}",
+            "train.steps=2",
+            "train.batch_size=16",
+            "train.micro_batch=16",
+            "data.validation=none",
+            progress=heard,
+        )
         assert 1 <= result["rows_per_pass"] < 16 and any("memory ran out" in text for text in heard.said)
 
     assert status(forked(run)) == 0
@@ -349,15 +356,26 @@ def test_a_scaler_leaves_its_own_steps_out_and_a_step_of_no_number_too() -> None
         return torch.nn.utils.clip_grad_norm_(parameters, most)
 
     accelerator = SimpleNamespace(
-        device=torch.device("cpu"), num_processes=1, scaler=scaler, reduce=lambda x, reduction: x, autocast=nullcontext,
-        no_sync=lambda model: nullcontext(), backward=lambda loss: scaler.scale(loss).backward(), clip_grad_norm_=clip,
-    )  # fmt: skip
+        device=torch.device("cpu"),
+        num_processes=1,
+        scaler=scaler,
+        reduce=lambda x, reduction: x,
+        autocast=nullcontext,
+        no_sync=lambda model: nullcontext(),
+        backward=lambda loss: scaler.scale(loss).backward(),
+        clip_grad_norm_=clip,
+    )
     seen: list[int] = []
     factors = [float("inf"), float("nan"), 1.0]
     loop = Loop(
-        layer, lambda model, batch: model(batch["x"]).sum() * factors[len(seen)], lambda batch: torch.tensor(1), optimizer,
-        torch.optim.lr_scheduler.LambdaLR(plain, lambda done: 1 / (1 + done)), accelerator, after_step=seen.append,
-    )  # fmt: skip
+        layer,
+        lambda model, batch: model(batch["x"]).sum() * factors[len(seen)],
+        lambda batch: torch.tensor(1),
+        optimizer,
+        torch.optim.lr_scheduler.LambdaLR(plain, lambda done: 1 / (1 + done)),
+        accelerator,
+        after_step=seen.append,
+    )
     batch = {"x": torch.ones(1, 2), "attention_mask": torch.ones(1, 2)}
     before = layer.weight.detach().clone()
     for index in (1, 2):

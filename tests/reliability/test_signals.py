@@ -225,9 +225,15 @@ def test_the_command_line_stops_a_step_of_minutes_behind_its_first_pass(shelf: P
     )
     rows = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(64))
     arguments = [
-        "train", f"model={shelf / 'model'}", f"data={rows}", f"run={tmp_path / 'run'}", "evaluate.before=false",
-        "train.batch_size=64", "train.micro_batch=1", "data.validation=none",
-    ]  # fmt: skip
+        "train",
+        f"model={shelf / 'model'}",
+        f"data={rows}",
+        f"run={tmp_path / 'run'}",
+        "evaluate.before=false",
+        "train.batch_size=64",
+        "train.micro_batch=1",
+        "data.validation=none",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

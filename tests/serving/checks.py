@@ -25,10 +25,14 @@ def a_stream_says_what_an_answer_says(client: openai.OpenAI, models: Sequence[st
         whole = client.chat.completions.create(model=model, messages=HI, temperature=0, max_tokens=20)
         events = list(
             client.chat.completions.create(
-                model=model, messages=HI, temperature=0, max_tokens=20, stream=True,
+                model=model,
+                messages=HI,
+                temperature=0,
+                max_tokens=20,
+                stream=True,
                 stream_options={"include_usage": True},
             )
-        )  # fmt: skip
+        )
         choices = [event.choices[0] for event in events if event.choices]
         assert "".join(choice.delta.content or "" for choice in choices) == whole.choices[0].message.content
         assert choices[-1].finish_reason == whole.choices[0].finish_reason
@@ -109,7 +113,15 @@ def a_wrong_key_is_refused(client: openai.OpenAI, models: Sequence[str]) -> None
 
 
 CHECKS: list[Callable[[openai.OpenAI, Sequence[str]], None]] = [
-    lists_its_models, a_stream_says_what_an_answer_says, models_answer_differently, completes_a_text,
-    a_stop_text_ends_an_answer, a_limit_ends_an_answer_and_is_counted, a_seed_repeats_an_answer,
-    probabilities_are_told, an_unknown_model_is_not_found, a_bad_value_is_refused, a_wrong_key_is_refused,
-]  # fmt: skip
+    lists_its_models,
+    a_stream_says_what_an_answer_says,
+    models_answer_differently,
+    completes_a_text,
+    a_stop_text_ends_an_answer,
+    a_limit_ends_an_answer_and_is_counted,
+    a_seed_repeats_an_answer,
+    probabilities_are_told,
+    an_unknown_model_is_not_found,
+    a_bad_value_is_refused,
+    a_wrong_key_is_refused,
+]

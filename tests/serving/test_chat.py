@@ -134,8 +134,13 @@ def test_the_command_passes_its_options_on(tuned: Path, stub: Callable[..., Stub
     done = luthier("chat", there.url, "--model", "two", "--prompt", "Hello", *options)
     assert done.returncode == 0 and done.stdout == "well\n", done.stderr
     assert there.seen[0] | {"messages": None} == {
-        "model": "two", "messages": None, "temperature": 0.7, "max_tokens": 33, "seed": 9, "stream": True
-    }  # fmt: skip
+        "model": "two",
+        "messages": None,
+        "temperature": 0.7,
+        "max_tokens": 33,
+        "seed": 9,
+        "stream": True,
+    }
     assert [message["role"] for message in there.seen[0]["messages"]] == ["system", "user"]
 
 
@@ -167,9 +172,11 @@ def test_an_endpoint_gets_the_dialogue_the_settings_and_the_key(
     monkeypatch.setenv("OPENAI_API_KEY", "second")
     assert piped(there.url, "早上好", "ещё", model="one", system="简短") == ["你好，世界 🌍"] * 2
     assert there.seen[1]["messages"] == [
-        {"role": "system", "content": "简短"}, {"role": "user", "content": "早上好"},
-        {"role": "assistant", "content": "你好，世界 🌍"}, {"role": "user", "content": "ещё"},
-    ]  # fmt: skip
+        {"role": "system", "content": "简短"},
+        {"role": "user", "content": "早上好"},
+        {"role": "assistant", "content": "你好，世界 🌍"},
+        {"role": "user", "content": "ещё"},
+    ]
     asked = {key: value for key, value in there.seen[0].items() if key != "messages"}
     assert asked == {"model": "one", "temperature": 0.0, "max_tokens": 12, "seed": 0, "stream": True}
     assert there.headers[0]["Authorization"] == "Bearer second"

@@ -22,8 +22,11 @@ from tests.conftest import luthier
 def test_it_starts_answers_and_stops_with_exit_code_0(adapter: Callable[..., Path]) -> None:
     server = subprocess.Popen(
         [sys.executable, "-m", "luthier", "serve", f"mine={adapter('lora')}", str(adapter("houlsby")), "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"},
+    )
     assert server.stdout is not None
     deadline = threading.Timer(120, server.kill)  # then the pipe ends, and the test with it
     deadline.start()
@@ -82,8 +85,19 @@ def test_a_run_whose_base_has_moved_or_changed_is_refused(
 
     base = tmp_path / "base"
     shutil.copytree(model_folder(), base)
-    train(RunConfig.load(None, [f"model={base}", f"data={alpaca_file}", "train.steps=2", f"run={tmp_path / 'run'}",
-                                "evaluate.generate=0", "evaluate.forgetting=false"]))  # fmt: skip
+    train(
+        RunConfig.load(
+            None,
+            [
+                f"model={base}",
+                f"data={alpaca_file}",
+                "train.steps=2",
+                f"run={tmp_path / 'run'}",
+                "evaluate.generate=0",
+                "evaluate.forgetting=false",
+            ],
+        )
+    )
     engine = Engine.open([str(tmp_path / "run")])
     engine.close()
     assert list(engine.variants) == ["base", "run"]

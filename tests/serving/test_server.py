@@ -89,8 +89,9 @@ def test_a_dialogue_is_rendered_by_the_models_own_template(client: openai.OpenAI
     template = engine.variants["one"].template
     ids = template.prompt_ids([Message("system", "Be brief."), Message("user", "Is it good?")])
     messages: Any = [
-        {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]}, *HI
-    ]  # fmt: skip
+        {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
+        *HI,
+    ]
     chat = client.chat.completions.create(model="one", messages=messages, temperature=0, max_tokens=9)
     plain = client.completions.create(model="one", prompt=ids, temperature=0, max_tokens=9)
     assert chat.choices[0].message.content == plain.choices[0].text
@@ -270,8 +271,11 @@ def test_curl_gets_a_stream(url: str) -> None:
     body = json.dumps({"model": "one", "messages": HI, "max_tokens": 4, "stream": True, "temperature": 0})
     made = subprocess.run(
         ["curl", "-sSN", f"{url}/v1/chat/completions", "-H", "content-type: application/json", "-d", body],
-        capture_output=True, text=True, check=True, timeout=60,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
     events = made.strip().split("\n\n")
     assert events[-1] == "data: [DONE]" and all(event.startswith("data: ") for event in events)
     assert json.loads(events[-2][6:])["choices"][0]["finish_reason"] in ("length", "stop")

@@ -24,8 +24,23 @@ from tests.methods import zoo
 
 TUNERS = [name for name in zoo.SPECS if name not in ("full", "freeze")]
 PROMPTS = ["你好", "Is it good?", "The quick brown fox jumps over the lazy dog, 1 2 3.", "a " * 60]
-TOGETHER = {"bitfit", "prefix", "p_tuning_v2", "prompt", "p_tuning", "p_tuning (lstm)", "lora", "rslora", "dora", "pissa",
-            "lora_plus", "adalora", "ia3", "vera", "oft"}  # fmt: skip
+TOGETHER = {
+    "bitfit",
+    "prefix",
+    "p_tuning_v2",
+    "prompt",
+    "p_tuning",
+    "p_tuning (lstm)",
+    "lora",
+    "rslora",
+    "dora",
+    "pissa",
+    "lora_plus",
+    "adalora",
+    "ia3",
+    "vera",
+    "oft",
+}
 
 
 def alone(path: Path | None, base: Path, prompts: Sequence[list[int]], most: int) -> list[list[int]]:
@@ -291,10 +306,19 @@ def test_a_model_with_another_kind_of_cache_is_served_row_by_row(
     import transformers as t
 
     config = t.Gemma2Config(
-        vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        intermediate_size=64, max_position_embeddings=256, sliding_window=8, bos_token_id=0, eos_token_id=1,
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        sliding_window=8,
+        bos_token_id=0,
+        eos_token_id=1,
         pad_token_id=1,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     t.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gemma2")
     for file in model_folder().iterdir():

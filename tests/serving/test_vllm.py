@@ -94,9 +94,12 @@ def changed(source: Path, target: Path, **settings: Any) -> Path:
 def command(given: Sequence[str], sizes: Sizes | None = None, dtype: str = "auto") -> list[str]:
     plan = plan_of(given)
     return arguments(
-        plan, sizes or Sizes(), dtype, tokenizer=str(plan.tokenizer) if plan.tokenizer else None,
+        plan,
+        sizes or Sizes(),
+        dtype,
+        tokenizer=str(plan.tokenizer) if plan.tokenizer else None,
         adapters={name: str(path) for name, path in plan.adapters.items()},
-    )  # fmt: skip
+    )
 
 
 def after(words: Sequence[str], option: str) -> str:
@@ -264,8 +267,10 @@ def test_it_becomes_vllm_which_gets_the_key_the_guard_and_the_signals(
     program, at = fake(), port()
     begun = subprocess.Popen(
         [sys.executable, "-m", "luthier", "serve", f"odd name={tuned}", "--engine", "vllm", "--port", str(at)],
-        env={**os.environ, "LUTHIER_VLLM": str(program), "LUTHIER_API_KEY": KEY}, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env={**os.environ, "LUTHIER_VLLM": str(program), "LUTHIER_API_KEY": KEY},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         _wait(f"http://127.0.0.1:{at}/health", begun)
         with openai.OpenAI(base_url=f"http://127.0.0.1:{at}/v1", api_key=KEY) as client:
@@ -334,9 +339,17 @@ def written(tuned: Path, tmp_path: Path) -> Path:
 
 def test_the_folder_is_whole_and_has_the_adapters(written: Path, tuned: Path) -> None:
     assert {path.name for path in written.iterdir()} == {
-        "serve.sh", "Containerfile", ".dockerignore", "compose.yaml", "kubernetes.yaml", "README.md", "manifest.json",
-        "adapters", "tokenizer", "guard",
-    }  # fmt: skip
+        "serve.sh",
+        "Containerfile",
+        ".dockerignore",
+        "compose.yaml",
+        "kubernetes.yaml",
+        "README.md",
+        "manifest.json",
+        "adapters",
+        "tokenizer",
+        "guard",
+    }
     adapters = sorted((written / "adapters").iterdir())
     assert len(adapters) == 2 and all(path.name.isascii() and " " not in path.name for path in adapters)
     for folder in adapters:
@@ -355,9 +368,14 @@ def test_the_script_starts_the_same_command(
         (tmp_path / "seen.json").unlink(missing_ok=True)
         usual = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}
         done = subprocess.run(
-            [str(written / "serve.sh"), *more], env={**usual, "VLLM": str(fake(once=True)), **env}, cwd="/",
-            capture_output=True, text=True, check=False, timeout=60,
-        )  # fmt: skip
+            [str(written / "serve.sh"), *more],
+            env={**usual, "VLLM": str(fake(once=True)), **env},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
         seen = tmp_path / "seen.json"
         return done, json.loads(seen.read_text()) if seen.is_file() else {}
 
@@ -368,8 +386,16 @@ def test_the_script_starts_the_same_command(
     done, seen = start("--gpu-memory-utilization", "0.5")
     assert done.returncode == 0, done.stderr
     assert seen["argv"] == [
-        "serve", str(BASE), *expected, "--host", "127.0.0.1", "--port", "8000", "--gpu-memory-utilization", "0.5"
-    ]  # fmt: skip
+        "serve",
+        str(BASE),
+        *expected,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8000",
+        "--gpu-memory-utilization",
+        "0.5",
+    ]
     assert seen["cwd"] == str(written) and seen["env"]["PYTHONPATH"].startswith(str(written / "guard"))
     assert all((written / place).is_dir() for place in places.values())
     script = (written / "serve.sh").read_text()

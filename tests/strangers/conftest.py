@@ -17,10 +17,19 @@ LARGE = os.environ.get("LUTHIER_STRANGERS") == "large"
 """`make test-strangers` tries every fault against every command; the suite tries each against one of them."""
 
 SMALL = [
-    "train.steps=4", "train.save_every=2", "train.lr=2e-2", "train.batch_size=4", "data.validation=0.2",
-    "evaluate.generate=2", "evaluate.max_new_tokens=4", "evaluate.forgetting=false", "method.rank=2",
-    "data.cache=false", "evaluate.cache=false", "data.workers=1",
-]  # fmt: skip
+    "train.steps=4",
+    "train.save_every=2",
+    "train.lr=2e-2",
+    "train.batch_size=4",
+    "data.validation=0.2",
+    "evaluate.generate=2",
+    "evaluate.max_new_tokens=4",
+    "evaluate.forgetting=false",
+    "method.rank=2",
+    "data.cache=false",
+    "evaluate.cache=false",
+    "data.workers=1",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -190,9 +190,12 @@ def test_the_settings_of_an_adapter_have_the_same_bytes_in_every_process(model_f
     )
     made = {
         subprocess.run(
-            [sys.executable, "-c", code, str(model_folder())], capture_output=True, text=True, check=True,
+            [sys.executable, "-c", code, str(model_folder())],
+            capture_output=True,
+            text=True,
+            check=True,
             env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("1", "2")
-    }  # fmt: skip
+    }
     assert len(made) == 1 and "target_modules" in made.pop()

@@ -17,9 +17,17 @@ from luthier.targets import read_as_experts
 from tests.methods.zoo import base, loss, shake
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 EXPERTS = {**SIZES, "num_experts_per_tok": 2}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 CONFIGS: dict[str, Callable[[], Any]] = {
@@ -28,20 +36,34 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **EXPERTS, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=24
     ),
     "deepseek_v3": lambda: t.DeepseekV3Config(
-        **{**EXPERTS, "num_key_value_heads": 4}, **LATENT, n_routed_experts=4, n_group=2, topk_group=1,
-        moe_intermediate_size=16, n_shared_experts=1, first_k_dense_replace=1,
+        **{**EXPERTS, "num_key_value_heads": 4},
+        **LATENT,
+        n_routed_experts=4,
+        n_group=2,
+        topk_group=1,
+        moe_intermediate_size=16,
+        n_shared_experts=1,
+        first_k_dense_replace=1,
     ),
     "phimoe": lambda: t.PhimoeConfig(**EXPERTS, num_local_experts=4),
     "llama4_text": lambda: t.Llama4TextConfig(
-        **{**EXPERTS, "num_experts_per_tok": 1}, num_local_experts=4, intermediate_size_mlp=48, head_dim=8,
+        **{**EXPERTS, "num_experts_per_tok": 1},
+        num_local_experts=4,
+        intermediate_size_mlp=48,
+        head_dim=8,
         interleave_moe_layer_step=1,
     ),
     "gemma3n_text": lambda: t.Gemma3nTextConfig(
-        **{**SIZES, "intermediate_size": [48, 48]}, head_dim=8, vocab_size_per_layer_input=96,
-        hidden_size_per_layer_input=8, layer_types=["sliding_attention", "full_attention"], num_kv_shared_layers=0,
-        laurel_rank=8, activation_sparsity_pattern=[0.5, 0.0],
+        **{**SIZES, "intermediate_size": [48, 48]},
+        head_dim=8,
+        vocab_size_per_layer_input=96,
+        hidden_size_per_layer_input=8,
+        layer_types=["sliding_attention", "full_attention"],
+        num_kv_shared_layers=0,
+        laurel_rank=8,
+        activation_sparsity_pattern=[0.5, 0.0],
     ),
-}  # fmt: skip
+}
 ROUTED = [kind for kind in CONFIGS if kind != "gemma3n_text"]
 METHOD: dict[str, dict[str, Any]] = {
     "lora": {"rank": 8},

@@ -48,9 +48,16 @@ def own(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[..., Pa
     folder = tmp_path_factory.mktemp("own")
     rows = write_jsonl(folder / "rows.jsonl", alpaca_rows(24))
     settings = [
-        f"model={model_folder('llama')}", f"data={rows}", f"run={folder / 'run'}", "train.steps=1", "method.rank=2",
-        "evaluate.before=false", "evaluate.generate=2", "evaluate.max_new_tokens=2", "evaluate.forgetting=false",
-    ]  # fmt: skip
+        f"model={model_folder('llama')}",
+        f"data={rows}",
+        f"run={folder / 'run'}",
+        "train.steps=1",
+        "method.rank=2",
+        "evaluate.before=false",
+        "evaluate.generate=2",
+        "evaluate.max_new_tokens=2",
+        "evaluate.forgetting=false",
+    ]
     train(RunConfig.load(None, settings))
     return folder / "run"
 
@@ -120,9 +127,14 @@ def test_a_judge_out_of_a_run_folder_gets_no_key(own: Path, tmp_path: Path, monk
     monkeypatch.setattr("luthier.evaluation.judge.verdict_on", lambda *_: pytest.fail("it was asked"))
     run = tmp_path / "run"
     shutil.copytree(own, run)
-    config = RunConfig.load(RunFolder(run).recipe, [
-        "evaluate.judge.url=https://elsewhere.example/v1", "evaluate.judge.model=m", "evaluate.judge.key_env=SOME_KEY",
-    ])  # fmt: skip
+    config = RunConfig.load(
+        RunFolder(run).recipe,
+        [
+            "evaluate.judge.url=https://elsewhere.example/v1",
+            "evaluate.judge.model=m",
+            "evaluate.judge.key_env=SOME_KEY",
+        ],
+    )
     put(run, config)
     with pytest.raises(InputError, match=r"and the key in \$SOME_KEY, to elsewhere\.example") as refused:
         evaluate(run, ["evaluate.judge.model=other"])
@@ -135,9 +147,12 @@ def test_code_of_a_model_out_of_a_run_folder_is_asked_about_everywhere(own: Path
     shutil.copytree(own, run)
     rewrite(run, **{"model.trust_remote_code": "true"})
     for use in (
-        lambda: evaluate(run), lambda: open_run(run, measures=False), lambda: export(run, parse_export("adapter", [])),
-        lambda: source_of(str(run)), lambda: plan_of([str(run)]),
-    ):  # fmt: skip
+        lambda: evaluate(run),
+        lambda: open_run(run, measures=False),
+        lambda: export(run, parse_export("adapter", [])),
+        lambda: source_of(str(run)),
+        lambda: plan_of([str(run)]),
+    ):
         with pytest.raises(InputError, match=r"model\.trust_remote_code in .* would run the Python code") as refused:
             use()
         assert refused.value.mend.endswith("--allow-code with the same command")

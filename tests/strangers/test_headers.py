@@ -93,11 +93,15 @@ def test_columns_of_public_data_sets_are_understood(tmp_path: Path, held_back: b
     ("header", "cells", "said"),
     [
         ("label,review", "{bit},很好吃{n}", "label 'label' of the text 'review'"),
-        ("id,premise,hypothesis,label", "{n},A man walks {n},Somebody is out {n},{bit}", "'premise' and 'hypothesis' as a pair; not read: id"),
+        (
+            "id,premise,hypothesis,label",
+            "{n},A man walks {n},Somebody is out {n},{bit}",
+            "'premise' and 'hypothesis' as a pair; not read: id",
+        ),
         ("问题,回答", "水是什么{n}？,一种液体。", "prompt '问题', answer '回答'"),
         ("en,de", "The mill is old {n},Die Mühle ist alt", "prompt 'en', answer 'de'"),
     ],
-)  # fmt: skip
+)
 def test_a_run_says_its_guess_with_a_row_and_keeps_it(
     tmp_path: Path, model_folder: Callable[..., Path], header: str, cells: str, said: str
 ) -> None:
@@ -117,8 +121,11 @@ UNSURE = "id,comment_text,toxic,obscene,insult", "{n},you are a person {n},{bit}
 
 
 def test_a_script_gets_a_command_that_works_when_pasted(
-    tmp_path: Path, model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    model_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     file = lines(tmp_path / "a b.csv", *UNSURE)
     command = ["luthier", "check", str(file), "--model", str(model_folder()), "--out", str(tmp_path / "out")]
     code, said = run_command(command, monkeypatch, capsys)
@@ -131,8 +138,12 @@ def test_a_script_gets_a_command_that_works_when_pasted(
 
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 def test_the_names_proposed_for_a_file_without_a_header_work_when_pasted(
-    tmp_path: Path, model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    model_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
     sign = "\t" if kind == "tsv" else ","
     row = sign.join(["{bit}", "Markets fell again for the {n}th day this week"])
     file = lines(tmp_path / f"a.{kind}", row.format(bit=1, n=99), row)

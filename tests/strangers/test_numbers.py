@@ -30,9 +30,15 @@ from luthier.tuners.loading import load_adapter
 from tests.conftest import ROOT
 
 OWN = [
-    "data=builtin:reviews", "data.limit=16", "data.validation_limit=8", "train.batch_size=8", "task=classify",
-    "evaluate.before=false", "method.rank=2", "method.targets=q_proj",
-]  # fmt: skip
+    "data=builtin:reviews",
+    "data.limit=16",
+    "data.validation_limit=8",
+    "train.batch_size=8",
+    "task=classify",
+    "evaluate.before=false",
+    "method.rank=2",
+    "method.targets=q_proj",
+]
 
 
 def train(model: Path | str, place: Path, *overrides: str) -> dict[str, Any]:
@@ -91,9 +97,12 @@ def ruin(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_the_last_good_weights_are_kept_and_the_run_goes_on_from_them(
-    model_folder: Callable[..., Path], tmp_path: Path, ruin: Callable[[int], None], policy: str,
+    model_folder: Callable[..., Path],
+    tmp_path: Path,
+    ruin: Callable[[int], None],
+    policy: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     own = ["train.steps=6", "train.save_every=2", "data.validation=none", f"train.on_nan={policy}"]
     whole = train(model_folder("llama"), tmp_path / "whole", *own)
     ruin(3)  # nothing looks at step 3; the loss of step 4 is NaN, which stops with `stop` and is left out with `skip`
@@ -236,8 +245,23 @@ def test_no_json_holds_what_is_no_number(tmp_path: Path) -> None:
 
 def test_all_json_that_is_written_goes_through_one_function() -> None:
     """Where Python's own is called, it makes a key to be hashed, a part of a message, or text that holds no number."""
-    own = {"cli", "explain", "strict_json", "measuring", "gguf_vocab", "adalora", "stream", "cache", "tools", "store",
-           "tool_use", "deploying", "shell", "guess", "template_limits"}  # fmt: skip
+    own = {
+        "cli",
+        "explain",
+        "strict_json",
+        "measuring",
+        "gguf_vocab",
+        "adalora",
+        "stream",
+        "cache",
+        "tools",
+        "store",
+        "tool_use",
+        "deploying",
+        "shell",
+        "guess",
+        "template_limits",
+    }
     for path in (ROOT / "src" / "luthier").rglob("*.py"):
         assert path.stem in own or "json.dump" not in path.read_text(encoding="utf-8"), path
 

@@ -45,9 +45,16 @@ def run(house: Path, model_folder: Callable[..., Path]) -> Path:
     rows = write_jsonl(house / "rows.jsonl", alpaca_rows(24))
     folder = house / "work" / NAME
     settings = [
-        f"model={base}", f"data={rows}", f"run={json.dumps(str(folder))}", "train.steps=1", "method.rank=2",
-        "evaluate.before=false", "evaluate.generate=2", "evaluate.max_new_tokens=2", "evaluate.forgetting=false",
-    ]  # fmt: skip
+        f"model={base}",
+        f"data={rows}",
+        f"run={json.dumps(str(folder))}",
+        "train.steps=1",
+        "method.rank=2",
+        "evaluate.before=false",
+        "evaluate.generate=2",
+        "evaluate.max_new_tokens=2",
+        "evaluate.forgetting=false",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["luthier", "train", *settings])
         train(RunConfig.load(None, settings))
@@ -89,11 +96,25 @@ def test_the_page_of_a_check_names_no_folder_of_the_user(run: Path, house: Path)
 
 def test_the_page_of_a_comparison_names_no_folder_of_the_user(house: Path) -> None:
     body = {
-        "folder": f"{house}/work/cmp", "model": f"{house}/models/llama", "data": "/mnt/alice/rows.jsonl", "task": "chat",
-        "finished": "", "steps": 1, "tokens": 1, "seeds": [0], "workers": 1, "threads": 1, "tuned": None, "examples": 2,
-        "measured_on": "validation", "metric": "perplexity", "base": None, "best": None, "comparisons": 0,
+        "folder": f"{house}/work/cmp",
+        "model": f"{house}/models/llama",
+        "data": "/mnt/alice/rows.jsonl",
+        "task": "chat",
+        "finished": "",
+        "steps": 1,
+        "tokens": 1,
+        "seeds": [0],
+        "workers": 1,
+        "threads": 1,
+        "tuned": None,
+        "examples": 2,
+        "measured_on": "validation",
+        "metric": "perplexity",
+        "base": None,
+        "best": None,
+        "comparisons": 0,
         "rows": [{"arm": "lora", "status": "failed", "reason": f"{house}/x is broken"}],
-    }  # fmt: skip
+    }
     page = compare_report.render(body)
     assert f"/{USER}" not in page and "~/models/llama" in page
 
@@ -114,8 +135,12 @@ def test_the_next_command_works_when_it_is_pasted(run: Path) -> None:
     python = command(sys.executable, "-m", "luthier")
     done = subprocess.run(
         ["sh", "-c", line.replace("luthier", python, 1) + " --prompt hi --max-new-tokens 1"],
-        capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"}, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -42,9 +42,11 @@ def test_a_template_without_end_is_stopped(name: str) -> None:
 
 
 DIALOGUE = [
-    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is the fox?"},
-    {"role": "assistant", "content": "At home."}, {"role": "user", "content": "And the dog? 你好 <b>&amp;"},
-]  # fmt: skip
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Where is the fox?"},
+    {"role": "assistant", "content": "At home."},
+    {"role": "user", "content": "And the dog? 你好 <b>&amp;"},
+]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "tests" / "templates").glob("*.jinja")), ids=lambda file: file.stem)
@@ -53,8 +55,18 @@ def test_every_other_renders_as_before(file: Path) -> None:
     from transformers.utils import chat_template_utils as used
 
     tokenizer = build_tokenizer(template=file.read_text())
-    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {
-        "type": "object", "properties": {"a": {"type": "string", "description": "x"}}, "required": ["a"]}}}  # fmt: skip
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "f",
+            "description": "d",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "string", "description": "x"}},
+                "required": ["a"],
+            },
+        },
+    }
     for dialogue in (DIALOGUE, DIALOGUE[1:]):
         for options in ({}, {"tools": [tool]}, {"add_generation_prompt": True}):
             made = []

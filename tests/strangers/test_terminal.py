@@ -77,9 +77,14 @@ def test_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "begins"),
-    [("lora", "(method lora)"), ("rslora", "(method rslora)"), ("chat", "(task chat)"), ("lr", "train.lr = "),
-     ("train.lr", "train.lr = ")],
-)  # fmt: skip
+    [
+        ("lora", "(method lora)"),
+        ("rslora", "(method rslora)"),
+        ("chat", "(task chat)"),
+        ("lr", "train.lr = "),
+        ("train.lr", "train.lr = "),
+    ],
+)
 def test_explain_finds_a_bare_name(name: str, begins: str) -> None:
     assert explanation(name, "").startswith(begins)
 

@@ -130,9 +130,11 @@ def test_scripts(text: str, name: str) -> None:
 
 def test_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {
-        "en": "The kettle leaks and the shop would not take it back.", "zh": "这个水壶漏水，商店不肯退货。",
-        "de": "Der Kessel ist undicht, und das Geschäft nimmt ihn nicht zurück.", "not sure": "ok 12",
-    }  # fmt: skip
+        "en": "The kettle leaks and the shop would not take it back.",
+        "zh": "这个水壶漏水，商店不肯退货。",
+        "de": "Der Kessel ist undicht, und das Geschäft nimmt ihn nicht zurück.",
+        "not sure": "ok 12",
+    }
     assert languages(texts.values()) == dict.fromkeys(texts, 1)
     file = write_jsonl(tmp_path / "a.jsonl", [{"text": f"{text} {i}"} for i in range(10) for text in texts.values()])
     found, _ = looked(file, validation="none")
@@ -191,8 +193,12 @@ def test_work_on_near_duplicates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
 def test_validation_rows_that_training_has(tmp_path: Path) -> None:
     rows = distinct(30)
     rows[5]["output"] = "".join(LONG.format(i) for i in range(5))
-    held_out = [rows[2], {**rows[5], "output": rows[5]["output"].replace("number 3", "number 7")},
-                {**rows[8], "output": "something else"}, *distinct(40)[35:]]  # fmt: skip
+    held_out = [
+        rows[2],
+        {**rows[5], "output": rows[5]["output"].replace("number 3", "number 7")},
+        {**rows[8], "output": "something else"},
+        *distinct(40)[35:],
+    ]
     other = write_jsonl(tmp_path / "v.jsonl", held_out)
     found, _ = looked(write_jsonl(tmp_path / "a.jsonl", rows), validation=str(other), max_length=1024)
     assert found.overlap_rows == {"same": 1, "same_prompt": 2, "near": 1}
@@ -217,22 +223,34 @@ def test_short_answers_and_repeated_ones(tmp_path: Path) -> None:
 
 
 def test_the_mask_shows_what_is_learned_and_never_a_prompt(tmp_path: Path) -> None:
-    talk = [{"role": role, "content": text} for role, text in
-            [("system", "Be kind."), ("user", "你好，你是谁？"), ("assistant", "我叫琴匠。"), ("user", "Your name?"),
-             ("assistant", "My name is Luthier.")]]  # fmt: skip
+    talk = [
+        {"role": role, "content": text}
+        for role, text in [
+            ("system", "Be kind."),
+            ("user", "你好，你是谁？"),
+            ("assistant", "我叫琴匠。"),
+            ("user", "Your name?"),
+            ("assistant", "My name is Luthier."),
+        ]
+    ]
     found, _ = looked(write_jsonl(tmp_path / "a.jsonl", [{"messages": talk}] * 4), validation="none")
     shown = found.masks[0]
     text = "".join(piece for piece, _ in shown.pieces)
-    assert text == ("<s>System:\nBe kind.\nUser:\n你好，你是谁？\nAssistant:\n我叫琴匠。</s>\nUser:\nYour name?\nAssistant:\n"
-                    "My name is Luthier.</s>\n")  # fmt: skip
+    assert text == (
+        "<s>System:\nBe kind.\nUser:\n你好，你是谁？\nAssistant:\n我叫琴匠。</s>\nUser:\nYour name?\nAssistant:\n"
+        "My name is Luthier.</s>\n"
+    )
     runs: list[list[str]] = []
     for piece, kind in shown.pieces:
         if not runs or runs[-1][0] != kind:
             runs.append([kind, ""])
         runs[-1][1] += piece
     assert [run for run in runs if run[0] in ("learned", "end")] == [
-        ["learned", "我叫琴匠。"], ["end", "</s>"], ["learned", "My name is Luthier."], ["end", "</s>"],
-    ]  # fmt: skip
+        ["learned", "我叫琴匠。"],
+        ["end", "</s>"],
+        ["learned", "My name is Luthier."],
+        ["end", "</s>"],
+    ]
     assert runs[0] == ["special", "<s>"] and {run[0] for run in runs} == {"special", "plain", "learned", "end"}
     assert sum(kind in ("learned", "end") for _, kind in shown.pieces) <= shown.learned, "a piece may be several tokens"
 

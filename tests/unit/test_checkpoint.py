@@ -45,8 +45,10 @@ def test_the_newest_whole_one_is_found_and_broken_ones_are_named_and_put_aside(t
     assert "step-000015 is damaged (weights/w.bin has another SHA-256" in broken[0]
     assert "step-000010 is damaged (state.json is missing)" in broken[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-000005", "step-000010.corrupt", "step-000015.corrupt"
-    ]  # fmt: skip
+        "step-000005",
+        "step-000010.corrupt",
+        "step-000015.corrupt",
+    ]
     assert checkpoints.newest(tmp_path) == (first, []), "what was put aside is not looked at again"
 
 

@@ -57,15 +57,37 @@ def test_a_run_from_the_command_line_alone(
     assert "held-out loss" in done.stdout and "perplexity" in done.stdout and "next:" in done.stdout
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert names == {
-        ".lock", "run.json", "held_out.jsonl", "recipe.yaml", "environment.json", "data.json", "plan.json", "metrics.jsonl", "before.json", "predictions.jsonl", "result.json",
-        "loss.png", "report.html", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/manifest.json",
-        "adapter/tokenizer.json", "adapter/tokenizer_config.json", "adapter/chat_template.jinja",
+        ".lock",
+        "run.json",
+        "held_out.jsonl",
+        "recipe.yaml",
+        "environment.json",
+        "data.json",
+        "plan.json",
+        "metrics.jsonl",
+        "before.json",
+        "predictions.jsonl",
+        "result.json",
+        "loss.png",
+        "report.html",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/manifest.json",
+        "adapter/tokenizer.json",
+        "adapter/tokenizer_config.json",
+        "adapter/chat_template.jinja",
         "adapter/generation_config.json",
-        *(f"checkpoints/step-000002/{name}" for name in (
-            "manifest.json", "state.json", "state.safetensors", "weights/adapter_config.json",
-            "weights/adapter_model.safetensors",
-        )),
-    }  # fmt: skip
+        *(
+            f"checkpoints/step-000002/{name}"
+            for name in (
+                "manifest.json",
+                "state.json",
+                "state.safetensors",
+                "weights/adapter_config.json",
+                "weights/adapter_model.safetensors",
+            )
+        ),
+    }
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     again = luthier(
         "train",
@@ -138,9 +160,13 @@ def test_a_run_from_the_command_line_alone(
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bad_input_ends_in_one_clear_message(
-    arguments: list[str], said: list[str], tmp_path: Path, model_folder: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    arguments: list[str],
+    said: list[str],
+    tmp_path: Path,
+    model_folder: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     good = [json.dumps(row) for row in alpaca_rows(12)]
     (tmp_path / "good.jsonl").write_text("\n".join(good))
     (tmp_path / "empty.jsonl").write_text("")
@@ -239,9 +265,12 @@ def test_a_signal_saves_and_says_how_to_go_on(
         "train.evaluate_every=99999",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "luthier", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-m", "luthier", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         env={**os.environ, "NO_COLOR": "1"},
-    )  # fmt: skip
+    )
     deadline = time.time() + 120
     while (not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text()) and time.time() < deadline:
         time.sleep(0.05)
@@ -267,9 +296,16 @@ def test_a_full_disk_ends_clearly_and_keeps_what_was_saved(
     try:
         run = small / "run"
         done = luthier(
-            "train", f"model={model_folder('llama')}", f"data={alpaca_file}", f"run={run}", "method.rank=16",
-            "train.steps=100", "train.save_every=1", "train.keep=100", "evaluate.generate=0",
-        )  # fmt: skip
+            "train",
+            f"model={model_folder('llama')}",
+            f"data={alpaca_file}",
+            f"run={run}",
+            "method.rank=16",
+            "train.steps=100",
+            "train.save_every=1",
+            "train.keep=100",
+            "evaluate.generate=0",
+        )
         assert done.returncode == 2, done.stdout + done.stderr
         assert (
             "no space left on the disk" in done.stderr
@@ -308,9 +344,13 @@ def test_chat_answers_the_lines_of_a_pipe(model_folder: Callable[..., Path], alp
         luthier("train", f"model={model_folder('llama')}", f"data={alpaca_file}", f"run={run}", *QUICK).returncode == 0
     )
     done = subprocess.run(
-        [sys.executable, "-m", "luthier", "chat", str(run), "--max-new-tokens", "4"], input="Hello\n/new\nHello\n/quit\n",
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-m", "luthier", "chat", str(run), "--max-new-tokens", "4"],
+        input="Hello\n/new\nHello\n/quit\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) >= 3 and lines[-1] == lines[-2], "a new dialogue begins anew"
 

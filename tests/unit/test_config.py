@@ -58,8 +58,11 @@ def test_spellings_of_peft_and_training_arguments_are_read_and_said() -> None:
     )
     assert config.train.lr == 1e-4
     assert set(notes) == {
-        "r is read as rank", "lora_alpha is read as alpha", "target_modules is read as targets", "learning_rate is read as lr",
-    }  # fmt: skip
+        "r is read as rank",
+        "lora_alpha is read as alpha",
+        "target_modules is read as targets",
+        "learning_rate is read as lr",
+    }
 
 
 def test_a_setting_given_under_both_spellings_is_refused() -> None:
@@ -70,9 +73,17 @@ def test_a_setting_given_under_both_spellings_is_refused() -> None:
 def test_the_resolved_recipe_gives_the_same_run(tmp_path: Path) -> None:
     config = RunConfig.load(
         None,
-        ["model=org/name", "data=x.csv", "data.format.name=classification", "data.format.names=[a, b]", "train.steps=7",
-         "method=full", "task=classify", "data.validation=0.2"],
-    )  # fmt: skip
+        [
+            "model=org/name",
+            "data=x.csv",
+            "data.format.name=classification",
+            "data.format.names=[a, b]",
+            "train.steps=7",
+            "method=full",
+            "task=classify",
+            "data.validation=0.2",
+        ],
+    )
     path = tmp_path / "recipe.yaml"
     path.write_text(config.dump())
     assert RunConfig.load(path) == config

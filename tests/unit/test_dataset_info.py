@@ -51,8 +51,12 @@ def test_columns_of_alpaca(tmp_path: Path) -> None:
     columns = {"prompt": "frage", "query": "stoff", "response": "antwort", "system": "rolle", "history": "davor"}
     folder(tmp_path, mine={"file_name": "a.jsonl", "columns": columns})
     assert dialogue(read(tmp_path, "mine")) == [
-        ("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "Q\nM"), ("assistant", "A"),
-    ]  # fmt: skip
+        ("system", "S"),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "Q\nM"),
+        ("assistant", "A"),
+    ]
     folder(tmp_path, mine={"file_name": "a.jsonl", "columns": {"prompt": "frage", "response": "antwort"}})
     assert dialogue(read(tmp_path, "mine")) == [("user", "Q"), ("assistant", "A")]
     folder(tmp_path, mine={"file_name": "a.jsonl", "columns": {"prompt": "frage"}})
@@ -81,9 +85,13 @@ def test_tools_under_other_names(tmp_path: Path) -> None:
     row = {"conversations": [{"from": who, "value": says} for who, says in made], "werkzeug": '[{"name": "f"}]'}
     write_jsonl(tmp_path / "a.jsonl", [row])
     tags = {
-        "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "function_tag": "ruf",
+        "role_tag": "from",
+        "content_tag": "value",
+        "user_tag": "human",
+        "assistant_tag": "gpt",
+        "function_tag": "ruf",
         "observation_tag": "echo",
-    }  # fmt: skip
+    }
     columns = {"messages": "conversations", "tools": "werkzeug"}
     entry = {"file_name": "a.jsonl", "formatting": "sharegpt", "columns": columns, "tags": tags}
     folder(tmp_path, mine=entry)
@@ -115,21 +123,32 @@ def judged(tmp_path: Path) -> Path:
     answers = {"chosen": "chosen", "rejected": "rejected"}
     return folder(
         tmp_path,
-        pairs={"file_name": "p.jsonl", "ranking": True, "columns": {"prompt": "instruction", "query": "input", **answers}},
+        pairs={
+            "file_name": "p.jsonl",
+            "ranking": True,
+            "columns": {"prompt": "instruction", "query": "input", **answers},
+        },
         turns={
-            "file_name": "s.jsonl", "ranking": True, "formatting": "sharegpt",
+            "file_name": "s.jsonl",
+            "ranking": True,
+            "formatting": "sharegpt",
             "columns": {"messages": "conversations", **answers},
         },
         kto={
-            "file_name": "k.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages", "kto_tag": "ok"},
+            "file_name": "k.jsonl",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages", "kto_tag": "ok"},
             "tags": TURNS,
         },
         own={
-            "file_name": "s.jsonl", "ranking": True, "formatting": "sharegpt",
-            "columns": {"messages": "conversations", **answers}, "tags": {**TURNS, "user_tag": "kunde"},
+            "file_name": "s.jsonl",
+            "ranking": True,
+            "formatting": "sharegpt",
+            "columns": {"messages": "conversations", **answers},
+            "tags": {**TURNS, "user_tag": "kunde"},
         },
         none={"file_name": "p.jsonl", "ranking": True},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("name", "form", "asked"), [("pairs", "preference", "Q\nM"), ("turns", "preference", "Q")])
@@ -150,8 +169,9 @@ def test_judged_answers_and_tags_that_are_not_read_there(tmp_path: Path) -> None
     config, _ = resolve(DataConfig(path=str(path), subset="kto"))
     assert config.format is not None
     assert [config.format.read(json.loads(line)).label for line in (path / "k.jsonl").read_text().splitlines()] == [
-        "true", "false",
-    ]  # fmt: skip
+        "true",
+        "false",
+    ]
     with pytest.raises(DataError, match="own: has tags of its own"):
         read(path, "own")
     with pytest.raises(DataError, match="none: columns names no 'chosen'"):

@@ -179,8 +179,13 @@ def test_a_function_of_the_users_own_is_the_score_and_its_errors_are_counted(
 
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [(None, "there is no file"), ("def chek(a, b, c): ...\n", "has no function check"), ("import nowhere_at_all\n", "ModuleNotFoundError"), ("def check(:", "SyntaxError")],
-)  # fmt: skip
+    [
+        (None, "there is no file"),
+        ("def chek(a, b, c): ...\n", "has no function check"),
+        ("import nowhere_at_all\n", "ModuleNotFoundError"),
+        ("def check(:", "SyntaxError"),
+    ],
+)
 def test_a_check_that_cannot_work_is_told_before_anything_begins(
     settings: Callable[..., RunConfig], tmp_path: Path, text: str | None, fault: str
 ) -> None:
@@ -235,8 +240,12 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     seen.port = server.server_port
-    seen.settings = [f"evaluate.judge.url=http://127.0.0.1:{seen.port}/v1", "evaluate.judge.model=wise",
-                     "evaluate.judge.key_env=JUDGE_KEY", "evaluate.judge.retries=0"]  # fmt: skip
+    seen.settings = [
+        f"evaluate.judge.url=http://127.0.0.1:{seen.port}/v1",
+        "evaluate.judge.model=wise",
+        "evaluate.judge.key_env=JUDGE_KEY",
+        "evaluate.judge.retries=0",
+    ]
     monkeypatch.setenv("JUDGE_KEY", "sesame-4711")
     yield seen
     server.shutdown()
@@ -316,12 +325,24 @@ def test_sts_b_is_read_and_its_scale_is_learned(shared: Path, tmp_path: Path) ->
     """Numbers from 0 to 5 with variance 2.2: the head begins near 0 (error 7.8) and must at least find the middle."""
     folder = shared / "glue" / "sts-b"
     result = train(
-        RunConfig.load(None, [
-            f"model={shared / 'weights' / 'stories260K-hf'}", f"data={folder / 'train.jsonl'}",
-            f"data.validation={folder / 'dev.jsonl'}", "data.format.name=classification", "data.format.label=score",
-            "data.limit=600", "data.validation_limit=200", "task=regress", "method=full", "train.epochs=1",
-            "train.batch_size=16", "train.lr=2e-3", f"run={tmp_path / 'run'}",
-        ])
-    )  # fmt: skip
+        RunConfig.load(
+            None,
+            [
+                f"model={shared / 'weights' / 'stories260K-hf'}",
+                f"data={folder / 'train.jsonl'}",
+                f"data.validation={folder / 'dev.jsonl'}",
+                "data.format.name=classification",
+                "data.format.label=score",
+                "data.limit=600",
+                "data.validation_limit=200",
+                "task=regress",
+                "method=full",
+                "train.epochs=1",
+                "train.batch_size=16",
+                "train.lr=2e-3",
+                f"run={tmp_path / 'run'}",
+            ],
+        )
+    )
     assert result["base"]["squared_error"]["value"] > 6 and result["tuned"]["squared_error"]["value"] < 3
     assert result["difference"]["squared_error"]["verdict"] == "better"

@@ -64,9 +64,12 @@ def messages(name: str, row: dict[str, Any], **fields: Any) -> list[tuple[str, s
 
 def test_dialogues() -> None:
     assert messages("alpaca", ROWS["alpaca"]) == [
-        ("system", "Be kind", False), ("user", "a", False), ("assistant", "b", True),
-        ("user", "Say hi\nto Bo", False), ("assistant", "Hi Bo", True),
-    ]  # fmt: skip
+        ("system", "Be kind", False),
+        ("user", "a", False),
+        ("assistant", "b", True),
+        ("user", "Say hi\nto Bo", False),
+        ("assistant", "Hi Bo", True),
+    ]
     assert messages("messages", ROWS["messages"]) == [("user", "Q", False), ("assistant", "A", True)]
     assert messages("sharegpt", ROWS["sharegpt"]) == [
         ("system", "S", False),
@@ -252,13 +255,22 @@ def test_learning_the_good_answers_counts_the_bad_ones(tmp_path: Path) -> None:
 
 
 def test_turns_with_keys_and_names_of_their_own() -> None:
-    form = FORMATS.parse({
-        "name": "sharegpt", "conversations": "log", "speaker": "who", "value": "says", "user": "kunde",
-        "assistant": "haus", "system_speaker": "regie",
-    })  # fmt: skip
+    form = FORMATS.parse(
+        {
+            "name": "sharegpt",
+            "conversations": "log",
+            "speaker": "who",
+            "value": "says",
+            "user": "kunde",
+            "assistant": "haus",
+            "system_speaker": "regie",
+        }
+    )
     row = {"log": [{"who": w, "says": w.upper()} for w in ("regie", "kunde", "haus")]}
     assert form.matches(row)
     assert [(m.role, m.content) for m in form.read(row).messages] == [
-        ("system", "REGIE"), ("user", "KUNDE"), ("assistant", "HAUS"),
-    ]  # fmt: skip
+        ("system", "REGIE"),
+        ("user", "KUNDE"),
+        ("assistant", "HAUS"),
+    ]
     assert messages("sharegpt", {"conversations": HUMAN_GPT, "tools": "[]"})[1] == ("assistant", "A", True)

@@ -38,8 +38,16 @@ metric_list:
 def run(model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     file = write_jsonl(tmp_path / "reviews.jsonl", review_rows(30))
-    settings = [f"model={model_folder('llama')}", f"data={file}", "task=chat", "evaluate.generate=0",
-                "evaluate.forgetting=false", "train.steps=4", "train.lr=1e-2", f"run={tmp_path / 'run'}"]  # fmt: skip
+    settings = [
+        f"model={model_folder('llama')}",
+        f"data={file}",
+        "task=chat",
+        "evaluate.generate=0",
+        "evaluate.forgetting=false",
+        "train.steps=4",
+        "train.lr=1e-2",
+        f"run={tmp_path / 'run'}",
+    ]
     train(RunConfig.load(None, settings))
     return tmp_path / "run"
 
@@ -93,8 +101,14 @@ def test_without_the_package_the_mend_is_told_before_the_run_is_loaded(monkeypat
 
 def test_what_the_harness_says_becomes_a_difference_with_its_interval() -> None:
     before = {"alias": "t", "acc,none": 0.50, "acc_stderr,none": 0.03, "ppl,none": 9.0, "ppl_stderr,none": "N/A"}
-    after = {"alias": "t", "acc,none": 0.62, "acc_stderr,none": 0.04, "ppl,none": 7.0, "ppl_stderr,none": "N/A",
-             "exact_match,strict": 0.4}  # fmt: skip
+    after = {
+        "alias": "t",
+        "acc,none": 0.62,
+        "acc_stderr,none": 0.04,
+        "ppl,none": 7.0,
+        "ppl_stderr,none": "N/A",
+        "exact_match,strict": 0.4,
+    }
     found = _scores(before, after)
     assert found["acc"]["low"] == pytest.approx(0.12 - 1.96 * 0.05) and found["acc"]["noise"] is False
     assert found["ppl"]["difference"] == -2.0 and "noise" not in found["ppl"], "no standard error, no verdict"

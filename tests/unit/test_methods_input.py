@@ -28,90 +28,220 @@ VIRTUAL = ("prefix", "p_tuning_v2", "prompt", "p_tuning", "mam", "unipelt")
 
 CASES: list[tuple[str, list[str], list[str], list[str] | None]] = [
     # model, overrides, what is said, what to change so that it goes (None: another method or base)
-    ("llama", ["method.targets=qproj,v_proj"],
-     ["method.targets: no layer is named 'qproj' (did you mean 'q_proj'?)", LAYERS], ["method.targets=all-linear"]),
-    ("gpt2", ["method.targets=q_proj"],
-     ["no layer is named 'q_proj'", "choose from c_attn, c_fc, c_proj, lm_head"], ["method.targets=c_attn"]),
-    *[("llama", [f"method={name}", "method.targets=nix"], ["no layer is named 'nix'", LAYERS],
-       ["method.targets=q_proj,v_proj"]) for name in ("rslora", "dora", "pissa", "lora_plus", "vera")],
+    (
+        "llama",
+        ["method.targets=qproj,v_proj"],
+        ["method.targets: no layer is named 'qproj' (did you mean 'q_proj'?)", LAYERS],
+        ["method.targets=all-linear"],
+    ),
+    (
+        "gpt2",
+        ["method.targets=q_proj"],
+        ["no layer is named 'q_proj'", "choose from c_attn, c_fc, c_proj, lm_head"],
+        ["method.targets=c_attn"],
+    ),
+    *[
+        (
+            "llama",
+            [f"method={name}", "method.targets=nix"],
+            ["no layer is named 'nix'", LAYERS],
+            ["method.targets=q_proj,v_proj"],
+        )
+        for name in ("rslora", "dora", "pissa", "lora_plus", "vera")
+    ],
     ("llama", ["method=adalora", "method.targets=nix"], ["no layer is named 'nix'", LAYERS], ["method.targets=q_proj"]),
-    ("llama", ["method=oft", "method.block=8", "method.targets=nix"], ["no layer is named 'nix'", LAYERS],
-     ["method.targets=q_proj"]),
-    ("bert", ["method.targets=query,classifier", "method.rank=2"],
-     ["'classifier' is the classification head, which trains as a whole with every method", "choose from dense, key,"],
-     ["method.targets=query"]),
-
-    *[(kind, [f"method={name}", f"method.length={length}"],
-       [f"method.length: a prompt of {length} tokens leaves none of the model's 256 positions", "method.length=20"],
-       ["method.length=20"])
-      for kind in ("llama", "bert") for name in ("prompt", "p_tuning") for length in (256, 1000)],
-    ("llama", ["method=prompt", "method.length=200", "train.max_length=100"],
-     ["train.max_length: 100 is more than the 56 tokens that the model takes beside the method's 200"],
-     ["train.max_length=56", "data.on_long_row=truncate_prompt"]),
-
-    *[("llama", [f"method={name}", "method.rank=17"],
-       ["method.rank: 17 is more than the 16 of layer model.layers.0.self_attn.", "method.rank=16"],
-       ["method.rank=16"])
-      for name in ("lora", "rslora", "dora", "pissa", "lora_plus", "adalora", "unipelt")],
-    ("llama", ["method=oft", "method.block=24"],
-     ["method.block: 24 does not divide the 32 inputs of model.layers.0.self_attn.q_proj", "method.block=16"],
-     ["method.block=16"]),
-    ("gpt2", ["method=oft"], ["method oft cannot turn transformer.h.0.attn.c_attn, which is a Conv1D", "method=lora"],
-     None),
-
-    ("llama", ["method=bitfit"],
-     ["llama has no bias that BitFit could train (terms: all)", "method.missing=add gives each linear layer a bias"],
-     ["method.missing=add"]),
-    ("qwen2", ["method=bitfit", "method.terms=intermediate"],
-     ["qwen2 has no bias that BitFit could train (terms: ('intermediate',))"], ["method.terms=query,value"]),
-    ("qwen2", ["method=bitfit", "method.terms=querry"], ["not 'querry' (did you mean 'query'?)"], ["method.terms=query"]),
-
-    *[("t5", [f"method={name}"], [f"method {name} does not work on the encoder-decoder t5", "method=lora"], None)
-      for name in VIRTUAL],
+    (
+        "llama",
+        ["method=oft", "method.block=8", "method.targets=nix"],
+        ["no layer is named 'nix'", LAYERS],
+        ["method.targets=q_proj"],
+    ),
+    (
+        "bert",
+        ["method.targets=query,classifier", "method.rank=2"],
+        [
+            "'classifier' is the classification head, which trains as a whole with every method",
+            "choose from dense, key,",
+        ],
+        ["method.targets=query"],
+    ),
+    *[
+        (
+            kind,
+            [f"method={name}", f"method.length={length}"],
+            [
+                f"method.length: a prompt of {length} tokens leaves none of the model's 256 positions",
+                "method.length=20",
+            ],
+            ["method.length=20"],
+        )
+        for kind in ("llama", "bert")
+        for name in ("prompt", "p_tuning")
+        for length in (256, 1000)
+    ],
+    (
+        "llama",
+        ["method=prompt", "method.length=200", "train.max_length=100"],
+        ["train.max_length: 100 is more than the 56 tokens that the model takes beside the method's 200"],
+        ["train.max_length=56", "data.on_long_row=truncate_prompt"],
+    ),
+    *[
+        (
+            "llama",
+            [f"method={name}", "method.rank=17"],
+            ["method.rank: 17 is more than the 16 of layer model.layers.0.self_attn.", "method.rank=16"],
+            ["method.rank=16"],
+        )
+        for name in ("lora", "rslora", "dora", "pissa", "lora_plus", "adalora", "unipelt")
+    ],
+    (
+        "llama",
+        ["method=oft", "method.block=24"],
+        ["method.block: 24 does not divide the 32 inputs of model.layers.0.self_attn.q_proj", "method.block=16"],
+        ["method.block=16"],
+    ),
+    (
+        "gpt2",
+        ["method=oft"],
+        ["method oft cannot turn transformer.h.0.attn.c_attn, which is a Conv1D", "method=lora"],
+        None,
+    ),
+    (
+        "llama",
+        ["method=bitfit"],
+        ["llama has no bias that BitFit could train (terms: all)", "method.missing=add gives each linear layer a bias"],
+        ["method.missing=add"],
+    ),
+    (
+        "qwen2",
+        ["method=bitfit", "method.terms=intermediate"],
+        ["qwen2 has no bias that BitFit could train (terms: ('intermediate',))"],
+        ["method.terms=query,value"],
+    ),
+    (
+        "qwen2",
+        ["method=bitfit", "method.terms=querry"],
+        ["not 'querry' (did you mean 'query'?)"],
+        ["method.terms=query"],
+    ),
+    *[
+        ("t5", [f"method={name}"], [f"method {name} does not work on the encoder-decoder t5", "method=lora"], None)
+        for name in VIRTUAL
+    ],
     ("t5", ["method=lora", "task=chat"], ["is a t5, which cannot serve as a causal decoder"], None),
-    ("bert", ["method=lora", "task=chat"], ["is a bert, which cannot serve as a causal decoder", "task=classify"],
-     ["task=classify", "data=REVIEWS"]),
-    *[(kind, [f"method={name}"], ["no adapter sites are known for the architecture", ARCHITECTURES], None)
-      for kind in ("opt", "gpt_neox") for name in NEEDS_SITES],
-    *[(kind, ["method=ia3"], [f"method ia3 knows no places in {kind}", ARCHITECTURES], None)
-      for kind in ("opt", "gpt_neox")],
-
-    *[("llama", ["method=freeze", f"method.layers={number}"],
-       [f"method.layers: {number} of 2 layers", "1 to 2, or -1 to -2"], ["method.layers=-2"]) for number in (0, 3, -3)],
-    ("llama", ["method=freeze", "method.extra=nrm"],
-     ["method.extra: no module is named 'nrm' (did you mean 'norm'?)", "embed_tokens"], ["method.extra=norm"]),
-    ("llama", ["method=unipelt", "method.gate=mean"],
-     ["method.gate=mean pools over the whole sequence, which shows a causal model its future", "method.gate=token"],
-     ["method.gate=token"]),
-
-    ("llama", ["method=adalora", "method.rank=8"], ["method.rank 8 must be above target_rank 8: the budget falls"],
-     ["method.rank=12"]),
-    ("llama", ["method=adalora", "method.warmup=0.6", "method.final=0.5"],
-     ["warmup and final leave no share of the run for the budget to fall"], ["method.final=0.2"]),
-    ("llama", ["method=prompt", "method.init=text"], ["init: text needs a text, and a text needs init: text"],
-     ["method.text=Say it"]),
-    ("llama", ["method=adapter", "method.place=pfeifer"],
-     ["method.place: should be 'houlsby', 'pfeiffer' or 'output'", "(did you mean 'pfeiffer'?)"],
-     ["method.place=pfeiffer"]),
-    ("llama", ["method=lroa"],
-     ["method: unknown method 'lroa' (did you mean 'lora'?)", "choose one of: adalora, adapter, bitfit, freeze, full,"],
-     ["method=lora"]),
-    ("llama", ["method=prefix", "method.targets=q_proj"],
-     ["method.targets: unknown key; known are dropout, hidden, init_std, length"], None),
-    ("llama", ["method=adalora", "method.rnk=3", "train.lr=fast"],
-     ["2 mistakes", "method.rnk: unknown key (did you mean 'rank'?)", "train.lr: should be a valid number"], None),
-    ("llama", ["method.rank=0", "method.dropout=1"],
-     ["method.rank: should be greater than 0", "method.dropout: should be less than 1"],
-     ["method.rank=2", "method.dropout=0"]),
-    ("llama", ["method=qlora", "model.quantize=none"],
-     ["method qlora is lora on a quantized base, and model.quantize is none: take method=lora"], None),
-    *[("llama", [f"method={name}", f"model.quantize={kind}"],
-       [f"method {name} cannot train a quantized base (model.quantize={kind})", "method=lora, or model.quantize=none"],
-       ["model.quantize=none"]) for name in ("full", "freeze") for kind in ("int8", "nf4", "fp4")],
-    ("llama", ["method=pissa", "model.quantize=nf4"],
-     ["method.init=pissa needs the unpacked weights of the base", "method.init=default, or model.quantize=none"],
-     ["model.quantize=none"]),
-]  # fmt: skip
+    (
+        "bert",
+        ["method=lora", "task=chat"],
+        ["is a bert, which cannot serve as a causal decoder", "task=classify"],
+        ["task=classify", "data=REVIEWS"],
+    ),
+    *[
+        (kind, [f"method={name}"], ["no adapter sites are known for the architecture", ARCHITECTURES], None)
+        for kind in ("opt", "gpt_neox")
+        for name in NEEDS_SITES
+    ],
+    *[
+        (kind, ["method=ia3"], [f"method ia3 knows no places in {kind}", ARCHITECTURES], None)
+        for kind in ("opt", "gpt_neox")
+    ],
+    *[
+        (
+            "llama",
+            ["method=freeze", f"method.layers={number}"],
+            [f"method.layers: {number} of 2 layers", "1 to 2, or -1 to -2"],
+            ["method.layers=-2"],
+        )
+        for number in (0, 3, -3)
+    ],
+    (
+        "llama",
+        ["method=freeze", "method.extra=nrm"],
+        ["method.extra: no module is named 'nrm' (did you mean 'norm'?)", "embed_tokens"],
+        ["method.extra=norm"],
+    ),
+    (
+        "llama",
+        ["method=unipelt", "method.gate=mean"],
+        ["method.gate=mean pools over the whole sequence, which shows a causal model its future", "method.gate=token"],
+        ["method.gate=token"],
+    ),
+    (
+        "llama",
+        ["method=adalora", "method.rank=8"],
+        ["method.rank 8 must be above target_rank 8: the budget falls"],
+        ["method.rank=12"],
+    ),
+    (
+        "llama",
+        ["method=adalora", "method.warmup=0.6", "method.final=0.5"],
+        ["warmup and final leave no share of the run for the budget to fall"],
+        ["method.final=0.2"],
+    ),
+    (
+        "llama",
+        ["method=prompt", "method.init=text"],
+        ["init: text needs a text, and a text needs init: text"],
+        ["method.text=Say it"],
+    ),
+    (
+        "llama",
+        ["method=adapter", "method.place=pfeifer"],
+        ["method.place: should be 'houlsby', 'pfeiffer' or 'output'", "(did you mean 'pfeiffer'?)"],
+        ["method.place=pfeiffer"],
+    ),
+    (
+        "llama",
+        ["method=lroa"],
+        [
+            "method: unknown method 'lroa' (did you mean 'lora'?)",
+            "choose one of: adalora, adapter, bitfit, freeze, full,",
+        ],
+        ["method=lora"],
+    ),
+    (
+        "llama",
+        ["method=prefix", "method.targets=q_proj"],
+        ["method.targets: unknown key; known are dropout, hidden, init_std, length"],
+        None,
+    ),
+    (
+        "llama",
+        ["method=adalora", "method.rnk=3", "train.lr=fast"],
+        ["2 mistakes", "method.rnk: unknown key (did you mean 'rank'?)", "train.lr: should be a valid number"],
+        None,
+    ),
+    (
+        "llama",
+        ["method.rank=0", "method.dropout=1"],
+        ["method.rank: should be greater than 0", "method.dropout: should be less than 1"],
+        ["method.rank=2", "method.dropout=0"],
+    ),
+    (
+        "llama",
+        ["method=qlora", "model.quantize=none"],
+        ["method qlora is lora on a quantized base, and model.quantize is none: take method=lora"],
+        None,
+    ),
+    *[
+        (
+            "llama",
+            [f"method={name}", f"model.quantize={kind}"],
+            [
+                f"method {name} cannot train a quantized base (model.quantize={kind})",
+                "method=lora, or model.quantize=none",
+            ],
+            ["model.quantize=none"],
+        )
+        for name in ("full", "freeze")
+        for kind in ("int8", "nf4", "fp4")
+    ],
+    (
+        "llama",
+        ["method=pissa", "model.quantize=nf4"],
+        ["method.init=pissa needs the unpacked weights of the base", "method.init=default, or model.quantize=none"],
+        ["model.quantize=none"],
+    ),
+]
 
 GOES = [
     ("llama", ["method=prefix", "method.length=500"]),  # longer than the model's positions: it takes none of them
@@ -121,11 +251,24 @@ GOES = [
     ("llama", ["method=unipelt", "method.rank=16"]),
     ("bert", ["method=unipelt", "method.gate=mean"]),
     ("qwen2", ["method=bitfit"]),
-    *[(kind, [f"method={name}", *settings]) for kind in ("opt", "gpt_neox") for name, settings in (
-        ("lora", []), ("dora", []), ("pissa", []), ("adalora", []), ("vera", []), ("oft", ["method.block=8"]),
-        ("bitfit", []), ("prompt", []), ("p_tuning", []), ("full", []), ("freeze", []),
-    )],
-]  # fmt: skip
+    *[
+        (kind, [f"method={name}", *settings])
+        for kind in ("opt", "gpt_neox")
+        for name, settings in (
+            ("lora", []),
+            ("dora", []),
+            ("pissa", []),
+            ("adalora", []),
+            ("vera", []),
+            ("oft", ["method.block=8"]),
+            ("bitfit", []),
+            ("prompt", []),
+            ("p_tuning", []),
+            ("full", []),
+            ("freeze", []),
+        )
+    ],
+]
 """What looks like the cases above and is in order."""
 
 
@@ -134,8 +277,13 @@ def strange_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     """Decoders whose parts we know no names for."""
     import transformers as t
 
-    small = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "max_position_embeddings": 256}  # fmt: skip
+    small = {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    }
     root = tmp_path_factory.mktemp("strange")
     for kind, config in (
         ("opt", t.OPTConfig(**small, ffn_dim=64, word_embed_proj_dim=32, dropout=0.0)),
@@ -163,9 +311,12 @@ class Train:
 
 @pytest.fixture
 def run_train(
-    model_folder: Callable[..., Path], strange_folder: Callable[[str], Path], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> Train:  # fmt: skip
+    model_folder: Callable[..., Path],
+    strange_folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Train:
     write_jsonl(tmp_path / "alpaca.jsonl", alpaca_rows(12))
     write_jsonl(tmp_path / "reviews.jsonl", review_rows(12))
     monkeypatch.chdir(tmp_path)
@@ -248,11 +399,24 @@ def test_methods_that_need_no_names_train_on_an_unknown_architecture(
 
     settings = [f"method.{key}={value}" for key, value in SPECS[name].items()]
     rate = 3e-3 if name in ("full", "freeze", "pissa") else 3e-2
-    train(RunConfig.load(None, [
-        f"method={name.split(' ', maxsplit=1)[0]}", *settings, f"model={strange_folder(kind)}",
-        f"run={tmp_path / 'run'}", f"data={write_jsonl(tmp_path / 'a.jsonl', alpaca_rows(8))}", "data.validation=none",
-        f"train.lr={rate}", "train.steps=6", "train.batch_size=8", "train.schedule=constant", "evaluate.before=false",
-        "evaluate.generate=0",
-    ]))  # fmt: skip
+    train(
+        RunConfig.load(
+            None,
+            [
+                f"method={name.split(' ', maxsplit=1)[0]}",
+                *settings,
+                f"model={strange_folder(kind)}",
+                f"run={tmp_path / 'run'}",
+                f"data={write_jsonl(tmp_path / 'a.jsonl', alpaca_rows(8))}",
+                "data.validation=none",
+                f"train.lr={rate}",
+                "train.steps=6",
+                "train.batch_size=8",
+                "train.schedule=constant",
+                "evaluate.before=false",
+                "evaluate.generate=0",
+            ],
+        )
+    )
     course = [record["loss"] for record in RunFolder(tmp_path / "run").history() if "loss" in record]
     assert len(course) == 6 and course[-1] < course[0], course

@@ -95,9 +95,14 @@ def test_policies_go_over_all_sets(tmp_path: Path) -> None:
     third = write_jsonl(tmp_path / "c.jsonl", [*alpaca_rows(5), {"instruction": "new", "output": "row"}])
     held_out = write_jsonl(tmp_path / "v.jsonl", alpaca_rows(2))
     data = prepared(
-        main, {"path": second}, {"path": third, "weight": 2}, validation=str(held_out), deduplicate="exact",
-        on_leak="drop", limit=25,
-    )  # fmt: skip
+        main,
+        {"path": second},
+        {"path": third, "weight": 2},
+        validation=str(held_out),
+        deduplicate="exact",
+        on_leak="drop",
+        limit=25,
+    )
     assert data.train.duplicates == data.portions[2].duplicates == 5
     assert data.refusals[0].reason == f"the same as {main}: line 1"
     assert data.train.over_limit == 20 + 10 + 2 - 25 and adds_up(data)

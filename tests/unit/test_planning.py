@@ -65,9 +65,7 @@ def test_what_is_to_be_compiled_counts_as_it_is_written() -> None:
 def test_a_trace_counts_what_a_pass_keeps(name: str, kind: str, again: bool) -> None:
     packs = method(name).packs
     real = really(method(name).attach(base(kind), steps=9).train(), packed=packs, again=again)
-    planned = trace(
-        method(name).attach(empty(kind), steps=9).train(), ROWS, packed=packs, **{**REAL, "again": again}
-    )  # fmt: skip
+    planned = trace(method(name).attach(empty(kind), steps=9).train(), ROWS, packed=packs, **{**REAL, "again": again})
     for field in ("kept", "forward_peak", "backward_peak"):
         assert getattr(planned, field) == pytest.approx(getattr(real, field), rel=LOOSE.get(name, 0.03)), field
     assert planned.flops == pytest.approx(real.flops, rel=1e-6)
@@ -112,9 +110,15 @@ def test_weights_gradients_and_optimizer_are_counted_to_the_byte(model_folder: C
             "weights": size(p for p in tuned.parameters() if not p.requires_grad),
             "trained weights": size(p for p in tuned.parameters() if p.requires_grad),
             "gradients": size(p.grad for p in tuned.parameters() if p.grad is not None),
-            "optimizer": size({t.data_ptr(): t for s in own.state.values() for k, t in s.items()
-                               if isinstance(t, torch.Tensor) and t.numel() > 1 and "qmap" not in k}.values()),
-        }  # fmt: skip
+            "optimizer": size(
+                {
+                    t.data_ptr(): t
+                    for s in own.state.values()
+                    for k, t in s.items()
+                    if isinstance(t, torch.Tensor) and t.numel() > 1 and "qmap" not in k
+                }.values()
+            ),
+        }
         for part, expected in bytes_of.items():
             assert found.parts[part] == pytest.approx(expected, rel=0.02 if "8bit" in optimizer else 1e-9), part
 

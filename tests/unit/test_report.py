@@ -20,9 +20,17 @@ def test_hostile_texts_stay_texts_and_nothing_is_loaded(model_folder: Callable[.
     rows = [{"text": f"{NASTY} {i}", "label": "good" if i % 2 else "bad"} for i in range(30)]
     run = tmp_path / "run"
     train(
-        RunConfig.load(None, [f"model={model_folder('llama')}", f"data={write_jsonl(tmp_path / 'a.jsonl', rows)}",
-                              "task=chat", "train.steps=2", f"run={run}"])
-    )  # fmt: skip
+        RunConfig.load(
+            None,
+            [
+                f"model={model_folder('llama')}",
+                f"data={write_jsonl(tmp_path / 'a.jsonl', rows)}",
+                "task=chat",
+                "train.steps=2",
+                f"run={run}",
+            ],
+        )
+    )
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "&lt;script&gt;" in page
     links = []

@@ -104,11 +104,18 @@ def test_correlations_are_scipys() -> None:
 def test_a_resample_of_sums_is_the_metric_of_the_drawn_records() -> None:
     dice = random.Random(4)
     records: list[dict[str, Any]] = [
-        {"label": str(dice.randrange(3)), "chosen": str(dice.randrange(3)), "loss_sum": dice.random(),
-         "targets": dice.randrange(1, 9), "number": dice.random(), "guess": dice.random(), "squared": dice.random(),
-         "exact": dice.randrange(2)}
+        {
+            "label": str(dice.randrange(3)),
+            "chosen": str(dice.randrange(3)),
+            "loss_sum": dice.random(),
+            "targets": dice.randrange(1, 9),
+            "number": dice.random(),
+            "guess": dice.random(),
+            "squared": dice.random(),
+            "exact": dice.randrange(2),
+        }
         for _ in range(40)
-    ]  # fmt: skip
+    ]
     counts = next(resamples(len(records)))[:20]
     for name in ("labels", "perplexity", "correlation", "exact_match"):
         for metric, function in EVALUATIONS.get(name)().metrics().items():
@@ -243,8 +250,10 @@ def test_the_probe_is_small_balanced_and_right() -> None:
     assert len({each["text"] for each in texts}) == 120 and PROBE.stat().st_size < 60_000
     assert set(Counter(each["category"] for each in texts).values()) == {20}
     sums = [
-        found for each in texts if each["category"] == "arithmetic"
+        found
+        for each in texts
+        if each["category"] == "arithmetic"
         for found in re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", each["text"])
-    ]  # fmt: skip
+    ]
     work = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
     assert len(sums) == 80 and all(work[sign](int(a), int(b)) == int(c) for a, sign, b, c in sums)

@@ -302,9 +302,17 @@ def test_the_end_is_measured_on_the_test_rows(tmp_path: Path) -> None:
     rows = [{"text": f"a {'good' if i % 2 else 'bad'} film {i}", "label": "pos" if i % 2 else "neg"} for i in range(60)]
     file = write_jsonl(tmp_path / "a.jsonl", rows)
     done = luthier(
-        "train", f"data={file}", "data.validation=0.2", "data.test=0.1", "model=builtin", "method=lora", "run=r",
-        "train.steps=2", "task=classify", cwd=tmp_path,
-    )  # fmt: skip
+        "train",
+        f"data={file}",
+        "data.validation=0.2",
+        "data.test=0.1",
+        "model=builtin",
+        "method=lora",
+        "run=r",
+        "train.steps=2",
+        "task=classify",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r/result.json").read_text())
     assert result["measured_on"] == "test" and result["validation_examples"] == 6
@@ -348,10 +356,14 @@ def test_an_interrupt_while_rows_are_tokenized_leaves_nothing(tmp_path: Path, sm
     write_jsonl(tmp_path / "a.jsonl", alpaca_rows(60_000))
     with subprocess.Popen(
         [sys.executable, "-m", "luthier", "check", "a.jsonl", "data.workers=2"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (CI may have it ignored)
-    ) as process:  # fmt: skip
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         while "tokenizing" not in (line := process.stdout.readline()):
             assert line, "it ended before it was interrupted"

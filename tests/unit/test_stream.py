@@ -92,8 +92,9 @@ def test_policies_hold_and_each_row_is_counted_once(tmp_path: Path) -> None:
     places(again.stream.rows(), 40)
     assert list(again.refusals) == list(data.refusals) and again.train == data.train
     for policy, line, mend in (
-        ({"on_bad_row": "skip"}, "line 5", "data.on_long_row"), ({"on_long_row": "skip"}, "line 10", "data.on_bad_row=skip"),
-    ):  # fmt: skip
+        ({"on_bad_row": "skip"}, "line 5", "data.on_long_row"),
+        ({"on_long_row": "skip"}, "line 10", "data.on_bad_row=skip"),
+    ):
         stopping = streamed(file, buffer=2, validation="none", **policy)
         assert stopping.stream is not None
         with pytest.raises(DataError, match=line) as caught:
@@ -186,10 +187,21 @@ def test_a_hub_data_set_is_not_downloaded_first(monkeypatch: pytest.MonkeyPatch)
 
 
 RUN = (
-    "data.streaming=true", "data.shuffle_buffer=16", "data.validation=dev.jsonl", "model=builtin", "method=lora",
-    "train.steps=12", "train.batch_size=4", "train.micro_batch=2", "train.save_every=4", "train.evaluate_every=6",
-    "evaluate.before=false", "evaluate.generate=2", "data.on_long_row=skip", "data.on_bad_row=skip",
-)  # fmt: skip
+    "data.streaming=true",
+    "data.shuffle_buffer=16",
+    "data.validation=dev.jsonl",
+    "model=builtin",
+    "method=lora",
+    "train.steps=12",
+    "train.batch_size=4",
+    "train.micro_batch=2",
+    "train.save_every=4",
+    "train.evaluate_every=6",
+    "evaluate.before=false",
+    "evaluate.generate=2",
+    "data.on_long_row=skip",
+    "data.on_bad_row=skip",
+)
 
 
 def losses(run: Path) -> list[Any]:

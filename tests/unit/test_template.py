@@ -14,9 +14,11 @@ LLAMA2 = (
     "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
 )
 DIALOGUE = [
-    Message("user", "Hello, how are you?"), Message("assistant", "A good day.", learn=True),
-    Message("user", "你是谁？"), Message("assistant", "我叫琴匠。", learn=True),
-]  # fmt: skip
+    Message("user", "Hello, how are you?"),
+    Message("assistant", "A good day.", learn=True),
+    Message("user", "你是谁？"),
+    Message("assistant", "我叫琴匠。", learn=True),
+]
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 

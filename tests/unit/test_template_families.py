@@ -39,36 +39,52 @@ class Family:
 
 DEEPSEEK = {"bos": "<｜begin▁of▁sentence｜>", "eos": "<｜end▁of▁sentence｜>", "end": "<｜end▁of▁sentence｜>"}
 MISTRAL = (
-    "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
-)  # fmt: skip
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_CALLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+)
 FAMILIES = {
     "chatml": Family(IM, "<|im_end|>"),
     "generation": Family(IM, "<|im_end|>"),
     "qwen2": Family(IM, "<|im_end|>", eos="<|im_end|>"),
     "qwen2_5": Family(IM, "<|im_end|>", eos="<|im_end|>"),
     # The prompt ends before the think block, so in use the model writes it: it is learned, empty or not.
-    "qwen3": Family(
-        IM, "<|im_end|>", lambda text: f"<think>\n\n</think>\n\n{text}", eos="<|im_end|>", one_row=False
-    ),
+    "qwen3": Family(IM, "<|im_end|>", lambda text: f"<think>\n\n</think>\n\n{text}", eos="<|im_end|>", one_row=False),
     "llama2": Family((), "</s>", lambda text: f" {text.strip()} ", bos="<s>"),
     "llama3": Family(
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>", "<|begin_of_text|>"),
-        "<|eot_id|>", str.strip, bos="<|begin_of_text|>", eos="<|end_of_text|>",
+        "<|eot_id|>",
+        str.strip,
+        bos="<|begin_of_text|>",
+        eos="<|end_of_text|>",
     ),
     "llama3_1": Family(
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>", "<|begin_of_text|>"),
-        "<|eot_id|>", str.strip, bos="<|begin_of_text|>", eos="<|end_of_text|>",
+        "<|eot_id|>",
+        str.strip,
+        bos="<|begin_of_text|>",
+        eos="<|end_of_text|>",
     ),
     "hermes": Family(IM, "<|im_end|>", eos="<|im_end|>"),
     "mistral_v1": Family((), "</s>", lambda text: f" {text}", bos="<s>", system=False),
     "mistral_v3": Family(MISTRAL, "</s>", lambda text: f" {text}", bos="<s>"),
     "mistral_nemo": Family(MISTRAL, "</s>", bos="<s>"),
     "gemma": Family(
-        ("<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>"), "<end_of_turn>", str.strip, bos="<bos>", eos="<eos>",
+        ("<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>"),
+        "<end_of_turn>",
+        str.strip,
+        bos="<bos>",
+        eos="<eos>",
         system=False,
     ),
     "phi3": Family(
-        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"), "<|end|>", eos="<|endoftext|>",
+        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"),
+        "<|end|>",
+        eos="<|endoftext|>",
         strips_right=True,
     ),
     "phi4": Family((*IM, "<|im_sep|>"), "<|im_end|>"),
@@ -76,10 +92,12 @@ FAMILIES = {
     "deepseek_r1": Family(("<｜User｜>", "<｜Assistant｜>"), **DEEPSEEK),
     # No token closes an answer: the model says the one that opens the user's turn.
     "glm4": Family(
-        ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>"), "<|user|>",
-        lambda text: f"\n{text}", eos="<|endoftext|>",
+        ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>"),
+        "<|user|>",
+        lambda text: f"\n{text}",
+        eos="<|endoftext|>",
     ),
-}  # fmt: skip
+}
 
 
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
@@ -113,8 +131,10 @@ DIALOGUES = {
     "system and turns": talk("Yes.", "Yes.", "Yes.", "No.", system="Yes."),
     "white space": talk("  \n Hello\t\n\n", "One.\n\n  Two.\t\n ", "\n", "0\n"),
     "unicode": talk("你是谁？ e\u0301 👩‍👩‍👧‍👦 \u202eabc", "我叫琴匠。 ﷽ 🎻\u200d ½", "Ça va ?", "مرحبا"),
-    "words of the markup": talk("User: [INST] assistant\nAssistant: <|im_ end", "[/INST] user <<SYS>> <|", "model", "end"),
-}  # fmt: skip
+    "words of the markup": talk(
+        "User: [INST] assistant\nAssistant: <|im_ end", "[/INST] user <<SYS>> <|", "model", "end"
+    ),
+}
 FITTING = [
     (name, kind)
     for name, family in FAMILIES.items()

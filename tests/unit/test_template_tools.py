@@ -18,12 +18,20 @@ from luthier.tasks.complete import Complete
 from tests.conftest import ROOT, build_tokenizer
 from tests.unit.test_template_families import FAMILIES, IM, TAGS, family_tokenizer, stretches
 
-TOOLS = read_tools([
-    {"name": "weather", "description": "Weather of a town.", "parameters": {
-        "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-    }},
-    {"name": "clock", "description": "The hour.", "parameters": {"type": "object", "properties": {}}},
-], "tools")  # fmt: skip
+TOOLS = read_tools(
+    [
+        {
+            "name": "weather",
+            "description": "Weather of a town.",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            },
+        },
+        {"name": "clock", "description": "The hour.", "parameters": {"type": "object", "properties": {}}},
+    ],
+    "tools",
+)
 ASK = '"city": "Köln \\"Süd\\"\\n", "days": 3, "units": {"warm": true, "cold": null, "factor": 1.5}, "list": ["a", ""]'
 WEATHER, CLOCK = ("weather", "{" + ASK + "}"), ("clock", "{}")
 
@@ -51,13 +59,23 @@ DIALOGUES = {
     "call": chat([asked("Rain?"), calling(WEATHER)]),
     "result": chat([asked("Rain?"), calling(WEATHER), given(RAIN), said("It rains.")]),
     "no arguments": chat([asked("Hour?"), calling(CLOCK), given(HOUR), said("Nine.")]),
-    "one after another": chat([
-        asked("Hello"), said("Yes?"), asked("Rain?"), calling(WEATHER), given(RAIN), calling(CLOCK), given(HOUR),
-        said("It rains."), asked("Good"), said("Bye."),
-    ]),
+    "one after another": chat(
+        [
+            asked("Hello"),
+            said("Yes?"),
+            asked("Rain?"),
+            calling(WEATHER),
+            given(RAIN),
+            calling(CLOCK),
+            given(HOUR),
+            said("It rains."),
+            asked("Good"),
+            said("Bye."),
+        ]
+    ),
     "two at once": chat([asked("Both?"), calling(WEATHER, CLOCK), given(RAIN), given(HOUR), said("Rain at nine.")]),
     "the same twice": chat([asked("Both?"), calling(CLOCK, CLOCK), given("8"), given("9"), said("Nine.")]),
-}  # fmt: skip
+}
 
 
 def in_tags(*calls: str) -> str:
@@ -87,9 +105,11 @@ WRITES: dict[str, Callable[..., str]] = {
 }
 SEVERAL = {"qwen3", "mistral_v3", "mistral_nemo"}
 FITTING = [
-    (name, kind) for name in WRITES for kind in DIALOGUES
+    (name, kind)
+    for name in WRITES
+    for kind in DIALOGUES
     if name != "llama3_1" or kind not in ("two at once", "the same twice")
-]  # fmt: skip
+]
 
 
 def learned(template: Template, tokens: Tokens) -> list[str]:
@@ -211,21 +231,41 @@ def qwen_with(old: str, new: str) -> Template:
         ("(call.function.arguments | tojson)", "'{}'", "call", "no tool calls: it leaves out the arguments"),
         ("call.function.name", "'f'", "call", "no tool calls: it leaves out the name"),
         ("~ turn.content ~ '\\n</tool_response>'", "~ '\\n</tool_response>'", "result", "leaves out the tool's result"),
-        ("elif turn.tool_calls", "elif turn.tool_calls and raise_exception('no calls')", "call",
-         "it refuses a tool call: no calls"),
+        (
+            "elif turn.tool_calls",
+            "elif turn.tool_calls and raise_exception('no calls')",
+            "call",
+            "it refuses a tool call: no calls",
+        ),
         ("for tool in tools", "for tool in tools[:1]", "call", "leaves out the tool 'clock'"),
         ("in turn.tool_calls", "in turn.tool_calls[:1]", "two at once", "turn 2: .* tool call: 'clock'"),
         ("in turn.tool_calls", "in turn.tool_calls[:1]", "the same twice", "turn 2: .* tool call: 'clock'"),
-        ("call.function.arguments | tojson", "call.function.arguments | tojson | replace('1.5', '2')", "call",
-         "turn 2: .* tool call: '1.5' does not stand in"),
-        ("call.function.arguments | tojson", "call.function.arguments | tojson | replace('units', 'u')", "call",
-         "turn 2: .* tool call: 'units' does not stand in"),
-        ("~ turn.content ~ '\\n</tool_response>'", "~ turn.content[:12] ~ '\\n</tool_response>'", "result",
-         "no tool calls: it leaves out the tool's result"),
-        ("~ turn.content ~ '\\n</tool_response>'", "~ turn.content[:20] ~ '\\n</tool_response>'", "result",
-         "leaves out a tool's result: '{\"sky\""),
+        (
+            "call.function.arguments | tojson",
+            "call.function.arguments | tojson | replace('1.5', '2')",
+            "call",
+            "turn 2: .* tool call: '1.5' does not stand in",
+        ),
+        (
+            "call.function.arguments | tojson",
+            "call.function.arguments | tojson | replace('units', 'u')",
+            "call",
+            "turn 2: .* tool call: 'units' does not stand in",
+        ),
+        (
+            "~ turn.content ~ '\\n</tool_response>'",
+            "~ turn.content[:12] ~ '\\n</tool_response>'",
+            "result",
+            "no tool calls: it leaves out the tool's result",
+        ),
+        (
+            "~ turn.content ~ '\\n</tool_response>'",
+            "~ turn.content[:20] ~ '\\n</tool_response>'",
+            "result",
+            "leaves out a tool's result: '{\"sky\"",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_template_that_drops_a_part_is_refused(old: str, new: str, kind: str, fault: str) -> None:
     with pytest.raises((TemplateError, RowError), match=fault):
         qwen_with(old, new).rows(DIALOGUES[kind], TOOLS)

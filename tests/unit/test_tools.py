@@ -36,16 +36,23 @@ def read(name: str, row: dict[str, Any], **fields: Any) -> Example:
 
 def expected(calls: str = CALLS, identity: str = "") -> tuple[Message, ...]:
     return (
-        Message("user", "Q"), Message("assistant", "", learn=True, tool_calls=calls),
-        Message("tool", RESULT, name="weather", tool_call_id=identity), Message("assistant", "Grey.", learn=True),
-    )  # fmt: skip
+        Message("user", "Q"),
+        Message("assistant", "", learn=True, tool_calls=calls),
+        Message("tool", RESULT, name="weather", tool_call_id=identity),
+        Message("assistant", "Grey.", learn=True),
+    )
 
 
 def openai(call: dict[str, Any], result: dict[str, Any], **row: Any) -> dict[str, Any]:
-    return {"messages": [
-        {"role": "user", "content": "Q"}, {"role": "assistant", "content": None, **call},
-        {"role": "tool", "content": RESULT, **result}, {"role": "assistant", "content": "Grey."},
-    ], **row}  # fmt: skip
+    return {
+        "messages": [
+            {"role": "user", "content": "Q"},
+            {"role": "assistant", "content": None, **call},
+            {"role": "tool", "content": RESULT, **result},
+            {"role": "assistant", "content": "Grey."},
+        ],
+        **row,
+    }
 
 
 IN_TEXT = {"name": "weather", "arguments": json.dumps(ARGUMENTS)}
@@ -150,14 +157,19 @@ def test_judged_and_preferred_answers_may_be_calls() -> None:
 
 
 USER, CALLING, TOLD, ANSWER = (
-    Message("user", "Q"), Message("assistant", "", tool_calls=CALLS), Message("tool", "grey"), Message("assistant", "A"),
-)  # fmt: skip
+    Message("user", "Q"),
+    Message("assistant", "", tool_calls=CALLS),
+    Message("tool", "grey"),
+    Message("assistant", "A"),
+)
 TWO = Message(
     "assistant", "", tool_calls=read_calls([{**FUNCTION, "id": "a"}, {"name": "clock", "arguments": {}}], "x")
 )
-IDS = Message("assistant", "", tool_calls=json.dumps([
-    {"id": name, "function": {"name": f"f{name}", "arguments": {}}} for name in "ab"
-]))  # fmt: skip
+IDS = Message(
+    "assistant",
+    "",
+    tool_calls=json.dumps([{"id": name, "function": {"name": f"f{name}", "arguments": {}}} for name in "ab"]),
+)
 
 
 @pytest.mark.parametrize(
@@ -196,20 +208,28 @@ def test_a_result_finds_its_call() -> None:
         ([USER, CALLING, ANSWER], "turn 3: the call of 'weather' before it has no result"),
         ([USER, CALLING, USER, ANSWER], "turn 3: the call of 'weather' before it has no result"),
         ([USER, TWO, TOLD, ANSWER], "turn 4: the call of 'clock' before it has no result"),
-        ([USER, CALLING, Message("tool", "x", tool_call_id="9"), ANSWER],
-         "turn 3: the tool result is of call '9'; open calls are none"),
-        ([USER, IDS, Message("tool", "x", tool_call_id="9"), ANSWER],
-         "turn 3: the tool result is of call '9'; open calls are 'a', 'b'"),
-        ([USER, IDS, *[Message("tool", "x", tool_call_id="a")] * 2, ANSWER],
-         "turn 4: the tool result is of call 'a'; open calls are 'b'"),
-        ([USER, CALLING, Message("tool", "x", name="clock"), ANSWER],
-         "turn 3: the tool result is of 'clock'; open calls are of weather"),
+        (
+            [USER, CALLING, Message("tool", "x", tool_call_id="9"), ANSWER],
+            "turn 3: the tool result is of call '9'; open calls are none",
+        ),
+        (
+            [USER, IDS, Message("tool", "x", tool_call_id="9"), ANSWER],
+            "turn 3: the tool result is of call '9'; open calls are 'a', 'b'",
+        ),
+        (
+            [USER, IDS, *[Message("tool", "x", tool_call_id="a")] * 2, ANSWER],
+            "turn 4: the tool result is of call 'a'; open calls are 'b'",
+        ),
+        (
+            [USER, CALLING, Message("tool", "x", name="clock"), ANSWER],
+            "turn 3: the tool result is of 'clock'; open calls are of weather",
+        ),
         ([Message("user", "Q", tool_calls=CALLS), ANSWER], "turn 1: the user calls a tool, which only the assistant"),
         ([CALLING], "turn 1: the assistant speaks before the user"),
         ([USER, CALLING, TOLD, ANSWER, ANSWER], "turn 5: two assistant turns in a row"),
         ([USER, CALLING, TOLD, Message("assistant", " ")], "turn 4: the assistant message is empty"),
     ],
-)  # fmt: skip
+)
 def test_dialogues_that_do_not(turns: list[Message], said: str) -> None:
     with pytest.raises(RowError) as caught:
         chat(turns)
@@ -259,7 +279,10 @@ def test_calls_that_are_half_there(calls: Any, said: str) -> None:
     ],
 )
 def test_tools_that_are_none(tools: Any, said: str) -> None:
-    for name, row in (("messages", openai({"tool_calls": [FUNCTION]}, {})), ("sharegpt", sharegpt(("human", "Q"), ("gpt", "A")))):  # fmt: skip
+    for name, row in (
+        ("messages", openai({"tool_calls": [FUNCTION]}, {})),
+        ("sharegpt", sharegpt(("human", "Q"), ("gpt", "A"))),
+    ):
         with pytest.raises(RowError) as caught:
             read(name, {**row, "tools": tools})
         assert said in caught.value.reason
@@ -277,8 +300,9 @@ def test_empty_arguments_and_ids_that_are_numbers() -> None:
         assert parse(read_calls({"name": "f", "arguments": nothing}, "x"))[0]["function"]["arguments"] == {}
     assert parse(read_calls([{**FUNCTION, "id": 7}], "x"))[0]["id"] == "7"
     assert json.loads(read_tools('[{"name": "f", "parameters": {"default": null}}]', "x"))[0]["function"] == {
-        "name": "f", "parameters": {"default": None},
-    }, "JSON text is kept to the letter"  # fmt: skip
+        "name": "f",
+        "parameters": {"default": None},
+    }, "JSON text is kept to the letter"
 
 
 def test_rows_with_other_tools_or_calls_are_not_the_same(tmp_path: Path) -> None:

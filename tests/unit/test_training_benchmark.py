@@ -16,9 +16,15 @@ WIDE, VOCABULARY, LAYERS, LENGTH, LEARNED = 64, 512, 3, 96, 40
 @pytest.fixture
 def folder(tmp_path):
     config = Qwen2Config(
-        hidden_size=WIDE, intermediate_size=160, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=VOCABULARY, tie_word_embeddings=True, attn_implementation="eager",
-    )  # fmt: skip
+        hidden_size=WIDE,
+        intermediate_size=160,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
     Qwen2ForCausalLM(config).save_pretrained(tmp_path / "model")
     (tmp_path / "settings.json").write_text(json.dumps({"lora": {"rank": 8}}))
     row = {"input_ids": list(range(LENGTH)), "labels": [-100] * (LENGTH - LEARNED) + [1] * LEARNED}

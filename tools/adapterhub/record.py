@@ -50,9 +50,16 @@ ADAPTER = "tuned"
 NOISE = 0.2
 
 SMALL = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 16, "initializer_range": 0.1, "pad_token_id": 0, "tie_word_embeddings": True,
-}  # fmt: skip
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 16,
+    "initializer_range": 0.1,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,13 @@ BASES = {
     ),
     # AdapterHub has no Qwen2 of its own: its plugin interface hooks the layers, and knows no prefix.
     "qwen2": Base(
-        "qwen2", transformers.Qwen2ForCausalLM, transformers.Qwen2Config, {**SMALL, "num_key_value_heads": 2},
+        "qwen2",
+        transformers.Qwen2ForCausalLM,
+        transformers.Qwen2Config,
+        {**SMALL, "num_key_value_heads": 2},
         only=("houlsby", "houlsby_relu", "pfeiffer", "parallel"),
     ),
-}  # fmt: skip
+}
 
 
 def prefix() -> PrefixTuningConfig:

@@ -43,10 +43,16 @@ TEMPLATE = (
     "{% endfor -%}\n{%- if add_generation_prompt -%}\n<|im_start|>assistant\n{% endif -%}"
 )
 CONFIG = {
-    "vocab_size": 5120, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6,
-    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512,
-    "tie_word_embeddings": True, "rope_theta": 10000.0,
-}  # fmt: skip
+    "vocab_size": 5120,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "rope_theta": 10000.0,
+}
 
 VERDICTS = {
     0: ["Thumbs down.", "One star.", "Not worth it.", "Skip it.", "Two stars at most.", "Bad."],
@@ -199,15 +205,20 @@ def start() -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=CONFIG["vocab_size"], special_tokens=[END, IM_START, IM_END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-    )  # fmt: skip
+        vocab_size=CONFIG["vocab_size"],
+        special_tokens=[END, IM_START, IM_END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     texts = (str(row["text"]) for row in lines(BUILD / "corpus" / "train.jsonl"))
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=END, model_max_length=512,
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=END,
+        model_max_length=512,
         extra_special_tokens=[IM_START, IM_END],
-    )  # fmt: skip
+    )
     fast.chat_template = TEMPLATE
     (BUILD / "start").mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(BUILD / "start")

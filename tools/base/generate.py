@@ -29,9 +29,11 @@ def body_en(dice: random.Random, good: bool) -> str:
     def clause(favourable: bool) -> str:
         words = bank_en.GOOD if favourable else bank_en.BAD
         whole = {
-            (True, True): bank_en.FILM_GOOD, (True, False): bank_en.FILM_BAD,
-            (False, True): bank_en.PRODUCT_GOOD, (False, False): bank_en.PRODUCT_BAD,
-        }[film, favourable]  # fmt: skip
+            (True, True): bank_en.FILM_GOOD,
+            (True, False): bank_en.FILM_BAD,
+            (False, True): bank_en.PRODUCT_GOOD,
+            (False, False): bank_en.PRODUCT_BAD,
+        }[film, favourable]
         shape = dice.randrange(8)
         if shape < 3:
             return dice.choice(whole)
@@ -71,9 +73,11 @@ def body_zh(dice: random.Random, good: bool) -> str:
     def clause(favourable: bool) -> str:
         words = bank_zh.GOOD if favourable else bank_zh.BAD
         whole = {
-            (True, True): bank_zh.FILM_GOOD, (True, False): bank_zh.FILM_BAD,
-            (False, True): bank_zh.PRODUCT_GOOD, (False, False): bank_zh.PRODUCT_BAD,
-        }[film, favourable]  # fmt: skip
+            (True, True): bank_zh.FILM_GOOD,
+            (True, False): bank_zh.FILM_BAD,
+            (False, True): bank_zh.PRODUCT_GOOD,
+            (False, False): bank_zh.PRODUCT_BAD,
+        }[film, favourable]
         shape = dice.randrange(8)
         if shape < 3:
             return dice.choice(whole)

@@ -45,9 +45,12 @@ class Folder:
 
         given = self.settings["lora"]
         return LoraConfig(
-            r=given["rank"], lora_alpha=given["alpha"], lora_dropout=given["dropout"], target_modules=given["targets"],
+            r=given["rank"],
+            lora_alpha=given["alpha"],
+            lora_dropout=given["dropout"],
+            target_modules=given["targets"],
             task_type="CAUSAL_LM",
-        )  # fmt: skip
+        )
 
     def arguments(self) -> dict[str, Any]:
         """What transformers' TrainingArguments and all that descend from them take, on top of an arm's own options."""
@@ -55,13 +58,22 @@ class Folder:
 
         options = self.options
         return {
-            "output_dir": str(self.out), "per_device_train_batch_size": options["micro"],
+            "output_dir": str(self.out),
+            "per_device_train_batch_size": options["micro"],
             "gradient_accumulation_steps": options.get("accumulate") or options["step"] // options["micro"],
-            "num_train_epochs": 1, "learning_rate": options["lr"], "lr_scheduler_type": "linear", "warmup_steps": 0,
-            "report_to": "none", "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "seed": 0,
-            "use_cpu": not torch.cuda.is_available(), "bf16": options["precision"] == "bf16",
+            "num_train_epochs": 1,
+            "learning_rate": options["lr"],
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 0,
+            "report_to": "none",
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "seed": 0,
+            "use_cpu": not torch.cuda.is_available(),
+            "bf16": options["precision"] == "bf16",
             "gradient_checkpointing": bool(options.get("checkpointing")),
-        } | options.get("arguments", {})  # fmt: skip
+        } | options.get("arguments", {})
 
 
 class Seen:
@@ -99,9 +111,11 @@ class Watch:
     def made(self) -> dict[str, float]:
         """`processor_seconds` over `seconds` are the processors it had: fewer than there are say that others ran too."""
         return {
-            "seconds": self.ended - self.began, "processor_seconds": round(self.used, 2), "first": self.first,
+            "seconds": self.ended - self.began,
+            "processor_seconds": round(self.used, 2),
+            "first": self.first,
             "first_at": self.first_at,
-        }  # fmt: skip
+        }
 
 
 def drive(trainer: Any, folder: Folder, train: Any = None) -> None:

@@ -68,11 +68,20 @@ def main() -> None:
     folder = Folder()
     lora, options = folder.settings["lora"], folder.options
     arguments = folder.arguments() | {
-        "stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_rank": lora["rank"],
-        "lora_alpha": lora["alpha"], "lora_dropout": lora["dropout"], "lora_target": "all",
-        "model_name_or_path": folder.model, "template": "empty", "tokenized_path": tokenized(folder), "dataset": "rows",
-        "cutoff_len": options.get("pack") or folder.settings["limit"], "trust_remote_code": False,
-    }  # fmt: skip
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": lora["rank"],
+        "lora_alpha": lora["alpha"],
+        "lora_dropout": lora["dropout"],
+        "lora_target": "all",
+        "model_name_or_path": folder.model,
+        "template": "empty",
+        "tokenized_path": tokenized(folder),
+        "dataset": "rows",
+        "cutoff_len": options.get("pack") or folder.settings["limit"],
+        "trust_remote_code": False,
+    }
     # It knows checkpointing by a name of its own, and switches it on by itself.
     arguments["disable_gradient_checkpointing"] = not arguments.pop("gradient_checkpointing")
     arguments["optim"] = options.get("optim", "adamw_torch")

@@ -20,20 +20,29 @@ def recipe(folder: Folder) -> Any:
 
     options, settings = folder.options, folder.settings
     fp32 = options["precision"] == "fp32"
-    return RunConfig.model_validate({
-        "run": str(folder.out),
-        "model": {"path": folder.model, "dtype": "float32" if fp32 else "bfloat16"},
-        "data": {"path": str(folder.path / "rows.jsonl"), "validation": "none", "cache": False},
-        "method": {"name": "lora"} | settings["lora"],
-        "train": {
-            "steps": settings["rows"] // settings["step"], "batch_size": settings["step"],
-            "micro_batch": options["micro"], "packing": options["packing"], "lr": settings["lr"],
-            "max_length": settings["limit"], "micro_tokens": options.get("micro_tokens"), "schedule": "linear",
-            "warmup": 0, "precision": "fp32" if fp32 else "bf16", "save_every": 10_000,
-            "compile": options.get("compile", False),
-        },
-        "evaluate": {"before": False, "generate": 0},
-    })  # fmt: skip
+    return RunConfig.model_validate(
+        {
+            "run": str(folder.out),
+            "model": {"path": folder.model, "dtype": "float32" if fp32 else "bfloat16"},
+            "data": {"path": str(folder.path / "rows.jsonl"), "validation": "none", "cache": False},
+            "method": {"name": "lora"} | settings["lora"],
+            "train": {
+                "steps": settings["rows"] // settings["step"],
+                "batch_size": settings["step"],
+                "micro_batch": options["micro"],
+                "packing": options["packing"],
+                "lr": settings["lr"],
+                "max_length": settings["limit"],
+                "micro_tokens": options.get("micro_tokens"),
+                "schedule": "linear",
+                "warmup": 0,
+                "precision": "fp32" if fp32 else "bf16",
+                "save_every": 10_000,
+                "compile": options.get("compile", False),
+            },
+            "evaluate": {"before": False, "generate": 0},
+        }
+    )
 
 
 def start_loss(folder: Folder) -> None:
@@ -56,9 +65,12 @@ def start_loss(folder: Folder) -> None:
     total = 0.0
     with row_by_row(model), torch.no_grad(), accelerator.autocast():
         for micro in micro_batches(
-            [len(row.ids) for row in rows], micro_batch=config.train.rows_per_pass, by_length=True, micro_tokens=None,
+            [len(row.ids) for row in rows],
+            micro_batch=config.train.rows_per_pass,
+            by_length=True,
+            micro_tokens=None,
             pack=pack,
-        ):  # fmt: skip
+        ):
             some = [rows[number] for number in micro]
             batch = task.pack(some) if pack else task.collate(some, loaded.template.tokenizer.pad_token_id)
             total += float(task.loss(model, {key: value.to(accelerator.device) for key, value in batch.items()}))
@@ -83,9 +95,13 @@ def train(folder: Folder) -> None:
     steps = [line for line in lines if "loss" in line]
     seen.tokens, seen.learned = sum(line["tokens"] for line in steps), sum(line["targets"] for line in steps)
     tell(
-        seen, losses=[line["loss"] for line in steps], steps=len(steps), planned_memory=result["memory"],
-        planned_time=result["time"], **watch.made(),
-    )  # fmt: skip
+        seen,
+        losses=[line["loss"] for line in steps],
+        steps=len(steps),
+        planned_memory=result["memory"],
+        planned_time=result["time"],
+        **watch.made(),
+    )
 
 
 if __name__ == "__main__":

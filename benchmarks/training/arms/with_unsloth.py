@@ -17,9 +17,13 @@ def main() -> None:
         folder.model, max_seq_length=folder.settings["limit"], dtype=folder.dtype(), load_in_4bit=False
     )
     model = FastLanguageModel.get_peft_model(
-        model, r=lora["rank"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=lora["targets"],
+        model,
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=lora["targets"],
         use_gradient_checkpointing=False,
-    )  # fmt: skip
+    )
     config = SFTConfig(
         **folder.arguments(), max_length=folder.settings["limit"], train_sampling_strategy="group_by_length"
     )

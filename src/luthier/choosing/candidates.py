@@ -20,10 +20,31 @@ if TYPE_CHECKING:
     from luthier.planning.plan import Plan
 
 ARMS = (
-    "lora", "full", "freeze", "houlsby", "pfeiffer", "parallel_adapter", "scaled_parallel", "bitfit", "ia3", "qlora",
-    "lora_int8", "rslora", "lora_plus", "dora", "adalora", "pissa", "vera", "oft", "prefix", "p_tuning_v2", "prompt",
-    "p_tuning", "mam", "unipelt",
-)  # fmt: skip
+    "lora",
+    "full",
+    "freeze",
+    "houlsby",
+    "pfeiffer",
+    "parallel_adapter",
+    "scaled_parallel",
+    "bitfit",
+    "ia3",
+    "qlora",
+    "lora_int8",
+    "rslora",
+    "lora_plus",
+    "dora",
+    "adalora",
+    "pissa",
+    "vera",
+    "oft",
+    "prefix",
+    "p_tuning_v2",
+    "prompt",
+    "p_tuning",
+    "mam",
+    "unipelt",
+)
 """What is looked at. Where nothing else tells two apart, the one named first here comes first: it has less to set."""
 
 PASS = 512
@@ -126,9 +147,8 @@ def _head_bytes(tuned: nn.Module) -> int:
     from luthier.heads import in_head
 
     return sum(
-        p.numel() * p.element_size() for name, p in tuned.named_parameters()
-        if p.requires_grad and in_head(name)
-    )  # fmt: skip
+        p.numel() * p.element_size() for name, p in tuned.named_parameters() if p.requires_grad and in_head(name)
+    )
 
 
 class Planner:
@@ -227,9 +247,19 @@ class Planner:
         if train.micro_tokens is None and train.micro_batch is None:  # the same pass for all, so that they compare
             train = train.model_copy(update={"micro_tokens": max(PASS, *lengths)})
         return Job(
-            base.model.model_copy(update={"quantize": one.quantize}), traced(one.method), train, self.task, base.source,
-            lengths, facts.learned, total_steps(train, facts.rows), base.precision, base.labels, self.seed, base.other,
-        )  # fmt: skip
+            base.model.model_copy(update={"quantize": one.quantize}),
+            traced(one.method),
+            train,
+            self.task,
+            base.source,
+            lengths,
+            facts.learned,
+            total_steps(train, facts.rows),
+            base.precision,
+            base.labels,
+            self.seed,
+            base.other,
+        )
 
 
 def shape_key(method: Method) -> str:

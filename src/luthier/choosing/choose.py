@@ -91,9 +91,14 @@ def above(size: float, least: float, factor: float = ABOUT) -> int:
 
 
 def choose(
-    question: Question, train: TrainConfig, *, task: Task | None = None, seed: int = 0, own: Method | None = None,
+    question: Question,
+    train: TrainConfig,
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    own: Method | None = None,
     tell: Callable[[str], None] = lambda said: None,
-) -> Choice:  # fmt: skip
+) -> Choice:
     """Rank all methods for the question. `own` is a method with the recipe's settings, `tell` hears what is planned."""
     choice = Choice(question)
     planner = Planner(question.base, question.facts, train, task, seed, own)
@@ -179,19 +184,34 @@ def record(choice: Choice, *, data: str | None, task: str, next_commands: Sequen
     return {
         "version": 1,
         "question": {
-            "model": question.model, "parameters": question.parameters, "family": question.family, "data": data,
-            "task": task, "learns": facts.learns, "rows": facts.rows, "mean_length": round(facts.mean_length, 1),
-            "longest": max(facts.lengths), "classes": len(facts.labels or ()) or None, "languages": facts.languages,
-            "assumed": facts.assumed, "said": facts.said(), "device": question.device, "memory": question.memory,
-            "free": question.free, "this_machine": question.here, "devices": wish.devices, "variants": wish.variants,
-            "latency": wish.latency, "time": wish.time,
+            "model": question.model,
+            "parameters": question.parameters,
+            "family": question.family,
+            "data": data,
+            "task": task,
+            "learns": facts.learns,
+            "rows": facts.rows,
+            "mean_length": round(facts.mean_length, 1),
+            "longest": max(facts.lengths),
+            "classes": len(facts.labels or ()) or None,
+            "languages": facts.languages,
+            "assumed": facts.assumed,
+            "said": facts.said(),
+            "device": question.device,
+            "memory": question.memory,
+            "free": question.free,
+            "this_machine": question.here,
+            "devices": wish.devices,
+            "variants": wish.variants,
+            "latency": wish.latency,
+            "time": wish.time,
         },
         "ranked": [_ranked(question, one, place, one.name in ties) for place, one in enumerate(choice.ranked, 1)],
         "behind": [{"method": arm, "score": _score(question, arm)} for arm in choice.behind],
         "ruled_out": [{"method": out.arm, "needs": out.needs, **out.reason.record()} for out in choice.ruled_out],
         "limits": [*(_needed_rate(choice)), *(reason.record() for reason in limits(question))],
         "next": list(next_commands),
-    }  # fmt: skip
+    }
 
 
 def _needed_rate(choice: Choice) -> list[dict[str, Any]]:
@@ -212,20 +232,37 @@ def _score(question: Question, arm: str) -> dict[str, Any] | None:
         return None
     board, own = boards[0], boards[0].scores[arm]
     return {
-        "board": board.name, "metric": board.metric, "value": own.value, "low": own.low, "high": own.high,
-        "shown": own.brief(), "cited": str(board.source), "tier": board.tier,
-    }  # fmt: skip
+        "board": board.name,
+        "metric": board.metric,
+        "value": own.value,
+        "low": own.low,
+        "high": own.high,
+        "shown": own.brief(),
+        "cited": str(board.source),
+        "tier": board.tier,
+    }
 
 
 def _ranked(question: Question, one: Candidate, place: int, tie: bool) -> dict[str, Any]:
     plan = one.plan
     return {
-        "place": place, "method": one.name, "arm": one.arm, "settings": one.settings, "quantize": one.quantize,
-        "ties_with_first": tie, "fits": plan.fits if plan is not None else None,
-        "memory": plan.peak if plan is not None else None, "parts": plan.parts if plan is not None else None,
+        "place": place,
+        "method": one.name,
+        "arm": one.arm,
+        "settings": one.settings,
+        "quantize": one.quantize,
+        "ties_with_first": tie,
+        "fits": plan.fits if plan is not None else None,
+        "memory": plan.peak if plan is not None else None,
+        "parts": plan.parts if plan is not None else None,
         "seconds": plan.seconds if plan is not None and question.knows_speed else None,
-        "flops": plan.flops if plan is not None else None, "gradient_checkpointing": one.checkpointing,
-        "file_bytes": one.file_bytes, "all_bytes": kept_bytes(question, one), "trained": one.trained,
-        "share": one.trained / one.parameters, "merges": one.method.mergeable, "score": _score(question, one.arm),
+        "flops": plan.flops if plan is not None else None,
+        "gradient_checkpointing": one.checkpointing,
+        "file_bytes": one.file_bytes,
+        "all_bytes": kept_bytes(question, one),
+        "trained": one.trained,
+        "share": one.trained / one.parameters,
+        "merges": one.method.mergeable,
+        "score": _score(question, one.arm),
         "reasons": [reason.record() for reason in reasons(question, one)] if place <= 3 else [],
-    }  # fmt: skip
+    }

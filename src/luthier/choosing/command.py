@@ -13,9 +13,14 @@ from luthier.strict_json import to_json
 
 
 def choose_command(
-    recipe: Path | None, overrides: Sequence[str], wish: Wish, evidence: Sequence[Path], given: Sequence[str], *,
+    recipe: Path | None,
+    overrides: Sequence[str],
+    wish: Wish,
+    evidence: Sequence[Path],
+    given: Sequence[str],
+    *,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Choose, and show it: exit code 2 where nothing fits."""
     from luthier.terminal import Terminal, consent, console, starting
 
@@ -29,9 +34,12 @@ def choose_command(
 
     refuse_foreign(recipe, config.model, None, overrides, consent())
     found = run.choose(
-        config, wish, evidence=evidence, given=given,
+        config,
+        wish,
+        evidence=evidence,
+        given=given,
         progress=Progress() if as_json else Terminal(),
-    )  # fmt: skip
+    )
     if as_json:
         typer.echo(to_json(found, indent=1, ensure_ascii=False))
     else:

@@ -141,13 +141,23 @@ def repository() -> list[Board]:
     kept = measured()
     return [
         Board(
-            2, made["name"], made["metric"], made["higher_is_better"], made["learns"], made["family"], made["model"],
-            made["parameters"], made["rows"],
+            2,
+            made["name"],
+            made["metric"],
+            made["higher_is_better"],
+            made["learns"],
+            made["family"],
+            made["model"],
+            made["parameters"],
+            made["rows"],
             {arm: Score(s["value"], s["low"], s["high"], s["bytes"]) for arm, s in made["scores"].items()},
-            Source("repository", kept["file"], made["command"]), {}, made["classes"], tuple(made["languages"]),
+            Source("repository", kept["file"], made["command"]),
+            {},
+            made["classes"],
+            tuple(made["languages"]),
         )
         for made in kept["boards"]
-    ]  # fmt: skip
+    ]
 
 
 @lru_cache
@@ -155,12 +165,21 @@ def papers() -> tuple[Board, ...]:
     """What papers report, with their tables; single values without intervals."""
     return tuple(
         Board(
-            3, made["name"], made["metric"], True, made["learns"], made["family"], made["model"], made["parameters"],
-            made["rows"], {arm: Score(value) for arm, value in made["scores"].items()},
-            Source("paper", made["paper"], made["place"]), {},
+            3,
+            made["name"],
+            made["metric"],
+            True,
+            made["learns"],
+            made["family"],
+            made["model"],
+            made["parameters"],
+            made["rows"],
+            {arm: Score(value) for arm, value in made["scores"].items()},
+            Source("paper", made["paper"], made["place"]),
+            {},
         )
         for made in json.loads((HERE / "papers.json").read_text(encoding="utf-8"))
-    )  # fmt: skip
+    )
 
 
 def comparisons(files: Iterable[Path], *, model: str, data: str | None, task: str) -> list[Board]:
@@ -177,13 +196,26 @@ def comparisons(files: Iterable[Path], *, model: str, data: str | None, task: st
         scores = {arm_of(row["method"], row["quantize"]): _score(row, factor) for row in rows}
         failed = {
             arm_of(row["method"], row["quantize"]): str(row.get("reason", ""))
-            for row in made["rows"] if row["status"] == "failed"
-        }  # fmt: skip
+            for row in made["rows"]
+            if row["status"] == "failed"
+        }
         if scores or (failed and same):
-            boards.append(Board(
-                0 if same else 1, Path(made["data"]).name or made["data"], made["metric"], made["higher_is_better"],
-                "", "", made["model"], None, None, scores, Source("compare", str(file)), failed,
-            ))  # fmt: skip
+            boards.append(
+                Board(
+                    0 if same else 1,
+                    Path(made["data"]).name or made["data"],
+                    made["metric"],
+                    made["higher_is_better"],
+                    "",
+                    "",
+                    made["model"],
+                    None,
+                    None,
+                    scores,
+                    Source("compare", str(file)),
+                    failed,
+                )
+            )
     return boards
 
 
@@ -284,10 +316,12 @@ def nearest_papers(arm: str, learns: Learns, family: str, *, rows: int, paramete
         return (board.learns != learns, apart, size)
 
     same = [
-        board for board in papers()
-        if arm in board.scores and board.family == family
+        board
+        for board in papers()
+        if arm in board.scores
+        and board.family == family
         and (board.learns == learns or (board.learns != "classify" and learns != "classify"))
-    ]  # fmt: skip
+    ]
     return sorted(same, key=distance)
 
 

@@ -21,8 +21,18 @@ LOOKED = 2000
 FEW_ANSWERS = 20
 """As many different answers, each in ten rows on average, count as labels in words."""
 
-SIZES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12,
-         "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+SIZES = {
+    "": 1,
+    "b": 1,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "tb": 1e12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
 TIMES = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -85,9 +95,15 @@ class Wish:
 
     @classmethod
     def said(
-        cls, *, variants: int | None = None, latency: str | None = None, memory: str | None = None,
-        devices: int | None = None, time: str | None = None, rows: int | None = None,
-    ) -> Wish:  # fmt: skip
+        cls,
+        *,
+        variants: int | None = None,
+        latency: str | None = None,
+        memory: str | None = None,
+        devices: int | None = None,
+        time: str | None = None,
+        rows: int | None = None,
+    ) -> Wish:
         """From what was typed. InputError that names the option."""
         return cls(
             variants=count_of(variants, "--variants") or 1,
@@ -127,8 +143,10 @@ class Facts:
         """In a line."""
         what = {
             "classify": f"{len(self.labels or ())} classes, a classification head",
-            "labels": f"{self.answers} different answers", "answers": "free answers", "text": "plain text",
-        }[self.learns]  # fmt: skip
+            "labels": f"{self.answers} different answers",
+            "answers": "free answers",
+            "text": "plain text",
+        }[self.learns]
         looked = sum(self.languages.values())
         told = ", ".join(f"{name} {rows / looked:.0%}" for name, rows in list(self.languages.items())[:3])
         lengths = f"{self.mean_length:,.0f} tokens a row on average, {max(self.lengths):,} at most"
@@ -161,9 +179,15 @@ def facts_of(data: Prepared, labels: tuple[str, ...] | None) -> Facts:
         learns = "labels"
     told, kind = _languages([_text(example) for example in some[:200]])
     return Facts(
-        learns, len(data.rows), data.rows.lengths, data.rows.learned, labels, told, kind,
+        learns,
+        len(data.rows),
+        data.rows.lengths,
+        data.rows.learned,
+        labels,
+        told,
+        kind,
         len(answers) if learns == "labels" else 0,
-    )  # fmt: skip
+    )
 
 
 def _text(example: Any) -> str:

@@ -135,9 +135,7 @@ def by_measurement(question: Question, one: Candidate) -> list[Reason]:
 def by_papers(question: Question, one: Candidate) -> list[Reason]:
     """What the paper nearest to this task and base says of it."""
     facts = question.facts
-    near = nearest_papers(
-        one.arm, facts.learns, question.family, rows=facts.rows, parameters=question.parameters
-    )  # fmt: skip
+    near = nearest_papers(one.arm, facts.learns, question.family, rows=facts.rows, parameters=question.parameters)
     found = []
     for board in near[:2]:
         best = board.best()
@@ -170,10 +168,14 @@ def by_time(question: Question, one: Candidate) -> list[Reason]:
             Reason(f"planned training time {duration(plan.seconds)} on one device", question.planned_by(), 0.5)
         )
     elif plan is not None:
-        found.append(Reason(
-            f"{work(plan.flops)} of matrix products in all: {duration(plan.flops / 1e14)} for a card that does 100 "
-            "TFLOP/s of them", question.planned_by(), 0.5
-        ))  # fmt: skip
+        found.append(
+            Reason(
+                f"{work(plan.flops)} of matrix products in all: {duration(plan.flops / 1e14)} for a card that does 100 "
+                "TFLOP/s of them",
+                question.planned_by(),
+                0.5,
+            )
+        )
     speed = measured()["speed"]
     own, usual = speed["arms"].get(one.arm), speed["arms"]["lora"]
     if own and one.arm != "lora" and own["layout"] == usual["layout"] and question.family == "decoder":
@@ -226,8 +228,13 @@ def by_latency(question: Question, one: Candidate) -> list[Reason]:
 
 
 CONSIDERATIONS: tuple[Callable[[Question, Candidate], list[Reason]], ...] = (
-    by_measurement, by_papers, by_memory, by_time, by_variants, by_latency,
-)  # fmt: skip
+    by_measurement,
+    by_papers,
+    by_memory,
+    by_time,
+    by_variants,
+    by_latency,
+)
 
 
 def reasons(question: Question, one: Candidate) -> list[Reason]:
@@ -280,24 +287,34 @@ def _missing(question: Question, board: Board) -> list[str]:
 def _limits_of_machine(question: Question) -> list[Reason]:
     wish, found = question.wish, []
     if wish.devices > 1:
-        found.append(Reason(
-            f"this version trains in one process on one device: {wish.devices - 1} of {wish.devices} stay idle, and "
-            f"memory and time are those of one; all together could at best take 1/{wish.devices} of that time",
-            Source("method", "README.md", "What is not there yet")
-        ))  # fmt: skip
+        found.append(
+            Reason(
+                f"this version trains in one process on one device: {wish.devices - 1} of {wish.devices} stay idle, "
+                f"and memory and time are those of one; all together could at best take 1/{wish.devices} of that time",
+                Source("method", "README.md", "What is not there yet"),
+            )
+        )
     if not question.knows_speed:
-        found.append(Reason(
-            "the speed of that GPU is not known here, so no time is planned: luthier plan on that machine says it",
-            question.planned_by(),
-        ))  # fmt: skip
+        found.append(
+            Reason(
+                "the speed of that GPU is not known here, so no time is planned: luthier plan on that machine says it",
+                question.planned_by(),
+            )
+        )
     if isinstance(wish.latency, float) and question.reads:
         least = question.base_bytes / question.reads * 1000
         verdict = "more than you allow: a smaller base is needed" if least > wish.latency else "less than you allow"
-        found.append(Reason(
-            f"to read the base's {gigabytes(question.base_bytes)} once takes this machine {least:.1f} ms, which is the "
-            f"least that a token can take: {verdict}", Source("plan", "measured just now", "reading memory")
-        ))  # fmt: skip
+        found.append(
+            Reason(
+                f"to read the base's {gigabytes(question.base_bytes)} once takes this machine {least:.1f} ms, which is "
+                f"the least that a token can take: {verdict}",
+                Source("plan", "measured just now", "reading memory"),
+            )
+        )
     elif isinstance(wish.latency, float):
-        found.append(Reason("milliseconds a token were not measured: merged, a model is as fast as its base",
-                            question.planned_by()))  # fmt: skip
+        found.append(
+            Reason(
+                "milliseconds a token were not measured: merged, a model is as fast as its base", question.planned_by()
+            )
+        )
     return found

@@ -122,8 +122,18 @@ def table(found: Mapping[str, Any], without: Sequence[str] = ()) -> Any:
 
     made = Table(box=SIMPLE, pad_edge=False)
     many = found["question"]["variants"]
-    heads = ["", "method", "setting", "fits", "memory", "training", "file",
-             *([f"all {many}"] if many > 1 else []), "merges", "measured"]  # fmt: skip
+    heads = [
+        "",
+        "method",
+        "setting",
+        "fits",
+        "memory",
+        "training",
+        "file",
+        *([f"all {many}"] if many > 1 else []),
+        "merges",
+        "measured",
+    ]
     for head in heads:
         figures = ("", "memory", "training", "file", f"all {many}")
         if head not in without:
@@ -143,12 +153,17 @@ def _cells(row: Mapping[str, Any], many: int) -> list[str]:
     setting += ["checkpointing"] if row["gradient_checkpointing"] else []
     score = row["score"]
     return [
-        str(row["place"]) + ("=" if row["ties_with_first"] and row["place"] > 1 else ""), row["arm"],
-        ", ".join(setting), fits, "?" if row["memory"] is None else gigabytes(row["memory"]), training,
-        size(row["file_bytes"]), *([size(row["all_bytes"])] if many > 1 else []),
+        str(row["place"]) + ("=" if row["ties_with_first"] and row["place"] > 1 else ""),
+        row["arm"],
+        ", ".join(setting),
+        fits,
+        "?" if row["memory"] is None else gigabytes(row["memory"]),
+        training,
+        size(row["file_bytes"]),
+        *([size(row["all_bytes"])] if many > 1 else []),
         "yes" if row["merges"] else "no",
         "no measurement" if score is None else f"{score['board']} {score['shown']}",
-    ]  # fmt: skip
+    ]
 
 
 def ruled_out(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -57,9 +57,9 @@ def arm(recipe: RunConfig, name: str) -> Arm:
     if not own:
         raw["method"] = name
         raw["train"]["lr"] = None
-        raw["model"]["quantize"] = "none" if recipe.model.quantize == QUANTIZED.get(_name(recipe), ("",))[0] else (
-            recipe.model.quantize
-        )  # fmt: skip
+        raw["model"]["quantize"] = (
+            "none" if recipe.model.quantize == QUANTIZED.get(_name(recipe), ("",))[0] else (recipe.model.quantize)
+        )
         if name in QUANTIZED:  # which says how, where the recipe does not
             del raw["model"]["quantize"]
             if recipe.train.optimizer == TrainConfig().optimizer:

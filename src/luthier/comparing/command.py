@@ -14,9 +14,16 @@ from luthier.shell import command
 
 
 def compare_command(
-    recipe: Path | None, overrides: Sequence[str], methods: str, budget: str | None, tokens: int | None, seeds: int, *,
-    tune: bool, workers: int | None,
-) -> None:  # fmt: skip
+    recipe: Path | None,
+    overrides: Sequence[str],
+    methods: str,
+    budget: str | None,
+    tokens: int | None,
+    seeds: int,
+    *,
+    tune: bool,
+    workers: int | None,
+) -> None:
     """Compare, show the table, and say where the page is."""
     from luthier.builtin import DEMO
     from luthier.consent import refuse_foreign

@@ -43,9 +43,11 @@ def compare(
     The same call again goes on where it stopped. Raises InputError for what the user can mend, before the first run.
     """
     progress = progress or Progress()
-    folder = Path(config.run) if config.run else check_path(config, recipe).with_name(
-        check_path(config, recipe).name.replace("check-", "compare-", 1)
-    )  # fmt: skip
+    folder = (
+        Path(config.run)
+        if config.run
+        else check_path(config, recipe).with_name(check_path(config, recipe).name.replace("check-", "compare-", 1))
+    )
     shared = _prepare(config, wish, folder, progress)
     with watch() as request, Alone(folder):
         try:
@@ -142,9 +144,12 @@ def _equal(arm: Arm, tokens: Tokens, *, best: bool) -> Arm:
 
     Weights of the best held-out loss are kept only where the score comes from other rows than that loss.
     """
-    train = arm.config.train.model_copy(update={
-        "max_length": tokens.max_length, "keep_best": arm.config.train.keep_best and best,
-    })  # fmt: skip
+    train = arm.config.train.model_copy(
+        update={
+            "max_length": tokens.max_length,
+            "keep_best": arm.config.train.keep_best and best,
+        }
+    )
     return replace(arm, config=arm.config.model_copy(update={"train": train}))
 
 
@@ -177,18 +182,29 @@ def _decide(shared: Shared) -> None:
         shared.steps = budget.steps_for_tokens(shared.wish.tokens, shared.given.data, shared.config.train)
     elif shared.wish.budget:
         shared.steps = budget.steps_for_time(
-            shared.wish.budget, [step] * len(runnable), 1.3 * took + 4, seeds=len(shared.seeds), workers=shared.workers,
+            shared.wish.budget,
+            [step] * len(runnable),
+            1.3 * took + 4,
+            seeds=len(shared.seeds),
+            workers=shared.workers,
             most=own,
-        )  # fmt: skip
+        )
     else:
         shared.steps = own
     if shared.wish.tune:
         search.steps_of(shared.steps)  # said now, not after an hour
     write_text(shared.folder / "recipe.yaml", shared.config.dump())
-    write_json(kept, {
-        "asked": asked, "steps": shared.steps, "workers": shared.workers, "threads": shared.threads,
-        "seconds_a_step": step, "seconds_of_measuring": took,
-    })  # fmt: skip
+    write_json(
+        kept,
+        {
+            "asked": asked,
+            "steps": shared.steps,
+            "workers": shared.workers,
+            "threads": shared.threads,
+            "seconds_a_step": step,
+            "seconds_of_measuring": took,
+        },
+    )
 
 
 def _refuse_short(shared: Shared) -> None:
@@ -300,13 +316,25 @@ def _report(shared: Shared, failed: dict[tuple[str, int], str]) -> dict[str, Any
     from luthier.reports import compare_report
 
     body = {
-        "version": 1, "folder": str(shared.folder), "model": shared.config.model.path, "data": shared.config.data.path,
-        "task": shared.given.data.task.name, "finished": time.strftime("%Y-%m-%d %H:%M:%S"), "steps": shared.steps,
+        "version": 1,
+        "folder": str(shared.folder),
+        "model": shared.config.model.path,
+        "data": shared.config.data.path,
+        "task": shared.given.data.task.name,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "steps": shared.steps,
         "tokens": round(shared.steps * budget.tokens_a_step(shared.given.data, shared.config.train)),
-        "seeds": shared.seeds, "workers": shared.workers, "threads": shared.threads, "tuned": shared.chosen,
-        **rows_of(shared.folder, [(arm.name, _tuned(shared, arm).config, arm.reason) for arm in shared.arms],
-                  shared.seeds, failed),
-    }  # fmt: skip
+        "seeds": shared.seeds,
+        "workers": shared.workers,
+        "threads": shared.threads,
+        "tuned": shared.chosen,
+        **rows_of(
+            shared.folder,
+            [(arm.name, _tuned(shared, arm).config, arm.reason) for arm in shared.arms],
+            shared.seeds,
+            failed,
+        ),
+    }
     write_json(shared.folder / "compare.json", body)
     write_text(shared.folder / "compare.html", compare_report.render(body))
     return body

@@ -51,11 +51,13 @@ def latency(loaded: Loaded, base: nn.Module) -> dict[str, Any]:
             took[who, "token"] = [(whole - first) / TOKENS for whole, first in pairs]
     return {
         what: {
-            "seconds": median(took["tuned", what]), "base": median(took["base", what]),
+            "seconds": median(took["tuned", what]),
+            "base": median(took["base", what]),
             **_ratio(took["tuned", what], took["base", what]),
         }
-        for what in ("row", "first", "token") if ("tuned", what) in took
-    }  # fmt: skip
+        for what in ("row", "first", "token")
+        if ("tuned", what) in took
+    }
 
 
 def _ratio(tuned: list[float], base: list[float]) -> dict[str, float]:

@@ -54,10 +54,17 @@ def apart(data: Prepared) -> Prepared:
     examples, rows = _some(data, rest, "train")
     held_examples, held_rows = _some(data, held, "validation")
     return replace(
-        data, examples=examples, rows=rows, validation_examples=held_examples, validation_rows=held_rows,
-        test=Part(), test_examples=Examples.of([]), test_rows=Rows(Place(), "test"), train=replace(data.train),
+        data,
+        examples=examples,
+        rows=rows,
+        validation_examples=held_examples,
+        validation_rows=held_rows,
+        test=Part(),
+        test_examples=Examples.of([]),
+        test_rows=Rows(Place(), "test"),
+        train=replace(data.train),
         validation=replace(data.validation),
-    )  # fmt: skip
+    )
 
 
 def _some(data: Prepared, numbers: list[int], side: str) -> tuple[Examples, Rows]:
@@ -91,11 +98,14 @@ def search(arm: Arm, lr: float, unit: int, folder: Path, tried: Callable[[Any], 
         place = folder / "search" / f"{arm.name}-{len(tries)}"
         try:
             changed = type(arm.config.method).model_validate({k: v for k, v in method.items() if k != "name"})
-            config = arm.config.model_copy(update={
-                "run": str(place), "method": changed,
-                "train": arm.config.train.model_copy(update={"lr": rate, "steps": steps, "keep_best": False}),
-                "evaluate": arm.config.evaluate.model_copy(update={"before": False, "generate": 0}),
-            })  # fmt: skip
+            config = arm.config.model_copy(
+                update={
+                    "run": str(place),
+                    "method": changed,
+                    "train": arm.config.train.model_copy(update={"lr": rate, "steps": steps, "keep_best": False}),
+                    "evaluate": arm.config.evaluate.model_copy(update={"before": False, "generate": 0}),
+                }
+            )
             measured = float(tried(config)["tuned"]["loss"]["value"])
             found = measured if measured < float("inf") else float("inf")  # also of NaN
         except Stopped:

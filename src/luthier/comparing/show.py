@@ -48,9 +48,11 @@ def show(body: Mapping[str, Any]) -> None:
         for row in done:
             verdict = row["against"].get("best", {}).get("verdict", "the best" if row["arm"] == body["best"] else "")
             table.add_row(
-                row["arm"], *_score(body["metric"], row["score"]), f"[{STYLES.get(verdict, 'dim')}]{verdict}[/]",
+                row["arm"],
+                *_score(body["metric"], row["score"]),
+                f"[{STYLES.get(verdict, 'dim')}]{verdict}[/]",
                 *(cell(row) for _, cell in told),
-            )  # fmt: skip
+            )
         console.print(table)
         console.print(f"  a difference is called real where Holm's p, {body['comparisons']} compared, is below 0.05")
         if len(body["seeds"]) == 1:

@@ -34,9 +34,13 @@ def rows_of(
     results = {name: [_result(run) for run in own if run.result.is_file()] for name, own in runs.items()}
     first = next((made[0] for made in results.values() if made), None)
     if first is None:
-        return {"metric": "", "higher_is_better": True, "base": None, "best": "", "rows": [
-            _missing(name, config, reason, seeds, failed) for name, config, reason in arms
-        ]}  # fmt: skip
+        return {
+            "metric": "",
+            "higher_is_better": True,
+            "base": None,
+            "best": "",
+            "rows": [_missing(name, config, reason, seeds, failed) for name, config, reason in arms],
+        }
     name_of_score = headline(first["tuned"])
     function, higher = metric(name_of_score)
     found: dict[str, Draws] = {}
@@ -50,9 +54,10 @@ def rows_of(
         against["full"] = differences(whole, "full", higher=higher)
     rows = [
         _row(name, config, runs[name], results[name], found[name], name_of_score, against, failed)
-        if results[name] else _missing(name, config, reason, seeds, failed)
+        if results[name]
+        else _missing(name, config, reason, seeds, failed)
         for name, config, reason in arms
-    ]  # fmt: skip
+    ]
     done = {row["arm"]: row for row in rows if row["status"] == "done"}
     for cost in ("trainable", "seconds"):
         front = pareto({name: (row[cost], row["score"]["value"]) for name, row in done.items()}, higher=higher)
@@ -60,10 +65,15 @@ def rows_of(
             row[f"front_{cost}"] = name in front
     _relate(done)
     return {
-        "metric": name_of_score, "higher_is_better": higher, "base": first["base"].get(name_of_score), "best": best,
-        "comparisons": len(against["best"]), "examples": first["validation_examples"],
-        "measured_on": first["measured_on"], "rows": _sorted(rows, higher),
-    }  # fmt: skip
+        "metric": name_of_score,
+        "higher_is_better": higher,
+        "base": first["base"].get(name_of_score),
+        "best": best,
+        "comparisons": len(against["best"]),
+        "examples": first["validation_examples"],
+        "measured_on": first["measured_on"],
+        "rows": _sorted(rows, higher),
+    }
 
 
 def _sorted(rows: list[dict[str, Any]], higher: bool) -> list[dict[str, Any]]:
@@ -88,11 +98,21 @@ def _missing(
 ) -> dict[str, Any]:
     why = [text for (arm, _), text in failed.items() if arm == name]
     return {
-        "arm": name, "method": config.method.name, "quantize": config.model.quantize, "seeds": [], "score": None,
-        "trainable": None, "share": None, "adapter_bytes": None, "memory": None, "tokens_per_second": None,
-        "seconds": None, "status": "failed" if why and not reason else "not run",
-        "reason": reason or "; ".join(dict.fromkeys(why)) or "not run yet", **_told(name, config),
-    }  # fmt: skip
+        "arm": name,
+        "method": config.method.name,
+        "quantize": config.model.quantize,
+        "seeds": [],
+        "score": None,
+        "trainable": None,
+        "share": None,
+        "adapter_bytes": None,
+        "memory": None,
+        "tokens_per_second": None,
+        "seconds": None,
+        "status": "failed" if why and not reason else "not run",
+        "reason": reason or "; ".join(dict.fromkeys(why)) or "not run yet",
+        **_told(name, config),
+    }
 
 
 def _told(name: str, config: RunConfig) -> dict[str, Any]:
@@ -102,25 +122,43 @@ def _told(name: str, config: RunConfig) -> dict[str, Any]:
 
 
 def _row(
-    name: str, config: RunConfig, runs: Sequence[RunFolder], results: Sequence[Result], drawn: Draws, score: str,
-    against: Mapping[str, Mapping[str, Any]], failed: Mapping[tuple[str, int], str],
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    config: RunConfig,
+    runs: Sequence[RunFolder],
+    results: Sequence[Result],
+    drawn: Draws,
+    score: str,
+    against: Mapping[str, Mapping[str, Any]],
+    failed: Mapping[tuple[str, int], str],
+) -> dict[str, Any]:
     low, high = drawn.interval
     one = results[0]
     whole = [run for run in runs if run.result.is_file()]
     made = {
-        "arm": name, "method": config.method.name, "quantize": config.model.quantize,
-        "seeds": [run_seed(run) for run in whole], "score": {"value": drawn.value, "low": low, "high": high},
-        "trainable": one["trainable"], "share": one["trainable"] / one["parameters"],
-        "adapter_bytes": one["weights_bytes"], "memory": max(r["memory"]["measured"] for r in results),
+        "arm": name,
+        "method": config.method.name,
+        "quantize": config.model.quantize,
+        "seeds": [run_seed(run) for run in whole],
+        "score": {"value": drawn.value, "low": low, "high": high},
+        "trainable": one["trainable"],
+        "share": one["trainable"] / one["parameters"],
+        "adapter_bytes": one["weights_bytes"],
+        "memory": max(r["memory"]["measured"] for r in results),
         "tokens_per_second": mean(r["tokens_per_second"] for r in results),
         "seconds": mean(r["train_seconds"] for r in results),
-        "seconds_to_best": mean(_to_best(run) for run in whole), "lr": one["lr"], "kept_step": one["kept_step"],
-        "merges": type(config.method).mergeable, "settings": config.method.spec(), "latency": _latency(whole[0]),
-        "curve": _curve(whole[0]), "run": str(whole[0].path), "status": "done", **_told(name, config),
+        "seconds_to_best": mean(_to_best(run) for run in whole),
+        "lr": one["lr"],
+        "kept_step": one["kept_step"],
+        "merges": type(config.method).mergeable,
+        "settings": config.method.spec(),
+        "latency": _latency(whole[0]),
+        "curve": _curve(whole[0]),
+        "run": str(whole[0].path),
+        "status": "done",
+        **_told(name, config),
         "reason": "; ".join(f"seed {seed}: {text}" for (arm, seed), text in failed.items() if arm == name),
         "against": {who: verdicts[name] for who, verdicts in against.items() if name in verdicts},
-    }  # fmt: skip
+    }
     if forgotten := one.get("forgetting"):  # of the first seed
         made["forgetting"] = forgotten["all"]["difference"]
     return made
@@ -166,10 +204,15 @@ def _relate(done: Mapping[str, dict[str, Any]]) -> None:
     """Cost beside full fine-tuning's, and in words what the figures say of each method."""
     full = done.get("full")
     for row in done.values():
-        row["cost"] = {
-            "time": row["seconds"] / full["seconds"], "memory": row["memory"] / full["memory"],
-            "bytes": row["adapter_bytes"] / full["adapter_bytes"],
-        } if full else {}  # fmt: skip
+        row["cost"] = (
+            {
+                "time": row["seconds"] / full["seconds"],
+                "memory": row["memory"] / full["memory"],
+                "bytes": row["adapter_bytes"] / full["adapter_bytes"],
+            }
+            if full
+            else {}
+        )
         row["strengths"], row["weaknesses"], row["fits"] = _words(row, done)
 
 
@@ -187,9 +230,11 @@ def _words(row: Mapping[str, Any], done: Mapping[str, Mapping[str, Any]]) -> tup
         return float(sum(each[key] < row[key] for each in others) / max(1, len(others) - 1))
 
     for key, least, most in (
-        ("trainable", "few parameters", "many parameters"), ("adapter_bytes", "small file", "large file"),
-        ("memory", "little memory", "much memory"), ("seconds", "quick to train", "slow to train"),
-    ):  # fmt: skip
+        ("trainable", "few parameters", "many parameters"),
+        ("adapter_bytes", "small file", "large file"),
+        ("memory", "little memory", "much memory"),
+        ("seconds", "quick to train", "slow to train"),
+    ):
         if len(others) > 2 and rank(key) <= 0.25:
             strong.append(least)
         elif len(others) > 2 and rank(key) >= 0.75:

@@ -23,13 +23,29 @@ FILE = "dataset_info.json"
 PLACES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
 KEYS = (*PLACES, "formatting", "ranking", "subset", "split", "folder", "num_samples", "columns", "tags")
 COLUMNS = (
-    "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios",
-    "chosen", "rejected", "kto_tag",
-)  # fmt: skip
+    "prompt",
+    "query",
+    "response",
+    "history",
+    "messages",
+    "system",
+    "tools",
+    "images",
+    "videos",
+    "audios",
+    "chosen",
+    "rejected",
+    "kto_tag",
+)
 TAGS = {
-    "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
-    "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system",
-}  # fmt: skip
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
 """A key of `tags` -> its default."""
 
 
@@ -178,19 +194,34 @@ def _format(entry: Mapping[str, Any]) -> Format:
     if entry.get("ranking") or columns["kto_tag"]:
         return _judged(entry, columns, tags, turns)
     if turns:
-        return FORMATS.parse({
-            "name": "sharegpt", "conversations": _needed(columns, "messages"), "system": columns["system"],
-            "tools": columns["tools"], "speaker": tags["role_tag"], "value": tags["content_tag"],
-            "user": tags["user_tag"], "assistant": tags["assistant_tag"], "system_speaker": tags["system_tag"],
-            "tool_call": tags["function_tag"], "tool_result": tags["observation_tag"],
-        })  # fmt: skip
+        return FORMATS.parse(
+            {
+                "name": "sharegpt",
+                "conversations": _needed(columns, "messages"),
+                "system": columns["system"],
+                "tools": columns["tools"],
+                "speaker": tags["role_tag"],
+                "value": tags["content_tag"],
+                "user": tags["user_tag"],
+                "assistant": tags["assistant_tag"],
+                "system_speaker": tags["system_tag"],
+                "tool_call": tags["function_tag"],
+                "tool_result": tags["observation_tag"],
+            }
+        )
     if not columns["response"]:  # LLaMA-Factory's layout of plain text, for pretraining
         return FORMATS.parse({"name": "text", "text": _needed(columns, "prompt")})
-    return FORMATS.parse({
-        "name": "alpaca", "instruction": _needed(columns, "prompt"), "input": columns["query"],
-        "output": columns["response"], "system": columns["system"], "history": columns["history"],
-        "tools": columns["tools"],
-    })  # fmt: skip
+    return FORMATS.parse(
+        {
+            "name": "alpaca",
+            "instruction": _needed(columns, "prompt"),
+            "input": columns["query"],
+            "output": columns["response"],
+            "system": columns["system"],
+            "history": columns["history"],
+            "tools": columns["tools"],
+        }
+    )
 
 
 def _judged(entry: Mapping[str, Any], columns: dict[str, str], tags: dict[str, str], turns: bool) -> Format:

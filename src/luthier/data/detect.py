@@ -35,9 +35,13 @@ class Opened(NamedTuple):
 def open_set(config: DataConfig, progress: Progress, *, mixed: bool = False) -> Opened:
     """The rows of one set, and its format with the reason for it. `mixed`: the set is one of data.mix."""
     raw = read_rows(
-        config.path, split=config.split, subset=config.subset, hub=config.hub, streaming=config.streaming,
+        config.path,
+        split=config.split,
+        subset=config.subset,
+        hub=config.hub,
+        streaming=config.streaming,
         columns=config.columns,
-    )  # fmt: skip
+    )
     first = _first(raw)
     if not first:
         raise DataError(f"{config.path}: there are no rows", mend="give data with at least one row")

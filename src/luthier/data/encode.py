@@ -52,9 +52,14 @@ class Made:
 
 
 def encode(
-    data: Prepared, template: Template, config: DataConfig, max_length: int, *,
-    progress: Progress | None = None, whole: array[int] | None = None,
-) -> None:  # fmt: skip
+    data: Prepared,
+    template: Template,
+    config: DataConfig,
+    max_length: int,
+    *,
+    progress: Progress | None = None,
+    whole: array[int] | None = None,
+) -> None:
     """Fill the rows of every side with tokens; rows over the limit follow data.on_long_row.
 
     `whole` gets the tokens of each row as if there were no limit.
@@ -71,10 +76,17 @@ def encode(
     every = sum(len(data.side(name).examples) for name in SIDES)
     name = ""
     if config.cache and whole is None and every >= CACHED_FROM:
-        name = cache.key("rows", {
-            "examples": data.fingerprint, "task": data.task.spec(), "tokenizer": identity(template),
-            "max_length": max_length, "policy": policy, "on_bad_row": config.on_bad_row,
-        })  # fmt: skip
+        name = cache.key(
+            "rows",
+            {
+                "examples": data.fingerprint,
+                "task": data.task.spec(),
+                "tokenizer": identity(template),
+                "max_length": max_length,
+                "policy": policy,
+                "on_bad_row": config.on_bad_row,
+            },
+        )
         if _again(data, name):
             return
     work = partial(piece, data.task, template, max_length, policy, whole is not None)
@@ -209,9 +221,7 @@ def _again(data: Prepared, name: str) -> bool:
     return True
 
 
-def _fill(
-    data: Prepared, side: str, rows: Rows, kept: array[int], refused: Iterable[tuple[int, str]]
-) -> None:  # fmt: skip
+def _fill(data: Prepared, side: str, rows: Rows, kept: array[int], refused: Iterable[tuple[int, str]]) -> None:
     """Put the rows of one side in, count them, and keep what was left out."""
     part, examples, _ = data.side(side)
     rows.examples = examples.take(kept)
@@ -236,11 +246,14 @@ def identity(template: Template) -> str:
     tokenizer = template.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = [
-        transformers.__version__, tokenizers.__version__, type(tokenizer).__name__,
-        str(tokenizer.chat_template), str(tokenizer.special_tokens_map),
+        transformers.__version__,
+        tokenizers.__version__,
+        type(tokenizer).__name__,
+        str(tokenizer.chat_template),
+        str(tokenizer.special_tokens_map),
         str(tokenizer.init_kwargs.get("split_special_tokens")),
         backend.to_str() if backend is not None else str(sorted(tokenizer.get_vocab().items())),
-    ]  # fmt: skip
+    ]
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 

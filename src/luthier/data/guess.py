@@ -22,7 +22,7 @@ from luthier.data.columns import (
     TITLE,
     Column,
     words_of,
-)  # fmt: skip
+)
 from luthier.data.formats.base import FORMATS, Format
 
 FIRST = words_of("premise claim question query headline title 标题 问题")

@@ -29,9 +29,11 @@ def lines(data: Prepared) -> Iterator[dict[str, Any]]:
     side = data.held_out_side if data.side(data.held_out_side).rows else "train"
     examples, rows = data.side(side).examples, data.side(side).rows
     yield {
-        "side": side, "account": data.account(), "format_why": data.format_why,
+        "side": side,
+        "account": data.account(),
+        "format_why": data.format_why,
         "labels": sorted({*data.examples.labels, *examples.labels} - {None}),
-    }  # fmt: skip
+    }
     for owner, numbers in groupby(range(len(rows)), key=rows.owner.__getitem__):
         if side == "train" and owner >= STAND_INS:
             return
@@ -54,12 +56,21 @@ def restored(path: Path) -> Prepared:
                     encoded.add(Row(row["ids"], row["labels"], example.where, row["cut"]), owner)
         account, none = head["account"], Examples(store, ())
         data = Prepared(
-            format=FORMATS.parse(account["format"]), format_why=head["format_why"], task=TASKS.parse(account["task"]),
-            examples=none, validation_examples=none, test_examples=none, refusals=Refusals(),
-            train=Part(**account["train"]), validation=Part(**account["validation"]), test=Part(**account["test"]),
-            fingerprint=account["fingerprint"], files=account["files"], labels=tuple(head["labels"]),
+            format=FORMATS.parse(account["format"]),
+            format_why=head["format_why"],
+            task=TASKS.parse(account["task"]),
+            examples=none,
+            validation_examples=none,
+            test_examples=none,
+            refusals=Refusals(),
+            train=Part(**account["train"]),
+            validation=Part(**account["validation"]),
+            test=Part(**account["test"]),
+            fingerprint=account["fingerprint"],
+            files=account["files"],
+            labels=tuple(head["labels"]),
             template_source=account["template"],
-        )  # fmt: skip
+        )
         rows, examples = Rows(Place(), head["side"]), Examples(store, range(len(store)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}", mend="restore it from a copy of the run") from error

@@ -77,9 +77,11 @@ def _keep(name: str, data: Prepared) -> None:
     store = data.examples.store
     values, arrays = store.set_down()
     values |= {
-        "account": data.account(), "decided": data.decided,
-        "format_why": data.format_why, "refusals": [asdict(each) for each in data.refusals],
-    }  # fmt: skip
+        "account": data.account(),
+        "decided": data.decided,
+        "format_why": data.format_why,
+        "refusals": [asdict(each) for each in data.refusals],
+    }
     arrays |= {side: data.side(side).examples.numbers for side in SIDES}
     cache.keep(name, store.records.place, values, arrays)
 
@@ -89,13 +91,21 @@ def _again(folder: Path, values: dict[str, Any], arrays: dict[str, array[int]]) 
     store, account = Store.again(Place.kept(folder), values, arrays), values["account"]
     train, validation, test = (Examples(store, arrays[side]) for side in SIDES)
     return Prepared(
-        format=FORMATS.parse(account["format"]), format_why=account["format_why"], task=TASKS.parse(account["task"]),
-        examples=train, validation_examples=validation, test_examples=test,
+        format=FORMATS.parse(account["format"]),
+        format_why=account["format_why"],
+        task=TASKS.parse(account["task"]),
+        examples=train,
+        validation_examples=validation,
+        test_examples=test,
         refusals=Refusals(Refusal(**each) for each in values["refusals"]),
-        train=Part(**account["train"]), validation=Part(**account["validation"]), test=Part(**account["test"]),
-        fingerprint=account["fingerprint"], files=account["files"],
-        portions=[Portion(**each) for each in account["mix"]], decided=values["decided"],
-    )  # fmt: skip
+        train=Part(**account["train"]),
+        validation=Part(**account["validation"]),
+        test=Part(**account["test"]),
+        fingerprint=account["fingerprint"],
+        files=account["files"],
+        portions=[Portion(**each) for each in account["mix"]],
+        decided=values["decided"],
+    )
 
 
 @dataclass(slots=True)
@@ -172,11 +182,21 @@ class _Reading:
         for part, rows in ((train, examples), (validation, held_out), (test, tested)):
             part.labels = dict(Counter(label for label in rows.labels if label is not None).most_common(200))
         return Prepared(
-            format=reader, format_why=found or why, task=task, examples=examples, validation_examples=held_out,
-            test_examples=tested, refusals=self.refusals, train=train, validation=validation, test=test,
-            fingerprint=_fingerprint(examples, held_out, tested), portions=portions,
-            files=encodings([*self.store.files, *self.refusals.files]), decided=self.decided,
-        )  # fmt: skip
+            format=reader,
+            format_why=found or why,
+            task=task,
+            examples=examples,
+            validation_examples=held_out,
+            test_examples=tested,
+            refusals=self.refusals,
+            train=train,
+            validation=validation,
+            test=test,
+            fingerprint=_fingerprint(examples, held_out, tested),
+            portions=portions,
+            files=encodings([*self.store.files, *self.refusals.files]),
+            decided=self.decided,
+        )
 
     def stream(self, found: str) -> Prepared:
         """Read what is held out, and leave the training rows to the run."""
@@ -203,16 +223,29 @@ class _Reading:
                 held[side] = _take(held[side], other.validation_limit, config.seed, parts[side])
             parts[side].labels = dict(Counter(filter(None, held[side].labels)).most_common(200))
         source = partial(
-            read_rows, config.path, split=config.split, subset=config.subset, hub=config.hub, streaming=True,
+            read_rows,
+            config.path,
+            split=config.split,
+            subset=config.subset,
+            hub=config.hub,
+            streaming=True,
             columns=config.columns,
-        )  # fmt: skip
+        )
         return Prepared(
-            format=reader, format_why=found or why, task=task, examples=Examples(self.store, ()),
-            validation_examples=held["validation"], test_examples=held["test"], refusals=self.refusals,
-            train=parts["train"], validation=parts["validation"], test=parts["test"],
+            format=reader,
+            format_why=found or why,
+            task=task,
+            examples=Examples(self.store, ()),
+            validation_examples=held["validation"],
+            test_examples=held["test"],
+            refusals=self.refusals,
+            train=parts["train"],
+            validation=parts["validation"],
+            test=parts["test"],
             fingerprint=_fingerprint(held["validation"], held["test"]),
-            stream=Stream(source, reader, config, config.seed, parts["train"], self.refusals), decided=self.decided,
-        )  # fmt: skip
+            stream=Stream(source, reader, config, config.seed, parts["train"], self.refusals),
+            decided=self.decided,
+        )
 
     def read(
         self, raw: Iterable[RawRow], reader: Format, config: DataConfig, part: Part, *, apart: bool = False
@@ -250,9 +283,7 @@ class _Reading:
         config = self.config
         if other is not None:
             part.source = source_name(other.path, other.split)
-            raw = read_rows(
-                other.path, split=other.split, subset=other.subset, hub=other.hub, columns=other.columns
-            )  # fmt: skip
+            raw = read_rows(other.path, split=other.split, subset=other.subset, hub=other.hub, columns=other.columns)
             return Examples(self.store, self.read(raw, other.format or reader, other, part, apart=True)), examples
         share = share_of(config, side)
         if share is None:
@@ -318,9 +349,13 @@ def share_of(config: DataConfig, side: str) -> float | None:
 
 def _portion(config: DataConfig, reader: Format, part: Part) -> Portion:
     return Portion(
-        source_name(config.path, config.split), config.weight, part.read, part.refused, part.duplicates,
+        source_name(config.path, config.split),
+        config.weight,
+        part.read,
+        part.refused,
+        part.duplicates,
         format=reader.spec(),
-    )  # fmt: skip
+    )
 
 
 def _group(row: RawRow, name: str) -> str:

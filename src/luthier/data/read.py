@@ -36,9 +36,14 @@ VALIDATION = ("validation", "valid", "val", "dev")
 
 
 def read_rows(
-    path: str, *, split: str = "", subset: str = "", hub: Literal["huggingface", "modelscope"], streaming: bool = False,
+    path: str,
+    *,
+    split: str = "",
+    subset: str = "",
+    hub: Literal["huggingface", "modelscope"],
+    streaming: bool = False,
     columns: Sequence[str] = (),
-) -> Iterator[RawRow]:  # fmt: skip
+) -> Iterator[RawRow]:
     """Rows of a file, of one split of a folder, of an embedded data set (`builtin:reviews`), or of a hub id.
 
     Files are always read row by row; `streaming` does not download a hub's data set first either. `columns` names

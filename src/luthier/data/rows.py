@@ -77,10 +77,14 @@ class Rows(Sequence[Row]):
         return {
             f"{self.side}.{name}": numbers
             for name, numbers in {
-                "lengths": self.lengths, "cut": self.cut, "learned": self.learned, "owner": self.owner,
-                "ids_ends": self._ids.ends, "labels_ends": self._labels.ends,
+                "lengths": self.lengths,
+                "cut": self.cut,
+                "learned": self.learned,
+                "owner": self.owner,
+                "ids_ends": self._ids.ends,
+                "labels_ends": self._labels.ends,
             }.items()
-        }  # fmt: skip
+        }
 
     @classmethod
     def again(cls, place: Place, side: str, arrays: Mapping[str, array[int]]) -> Rows:

@@ -152,10 +152,16 @@ class Stream:
     def state(self) -> dict[str, Any]:
         """Where the stream stands, for a checkpoint."""
         return {
-            "epoch": self.epoch, "read": self.read, "drawn": self.drawn, "given": self.given, "hand": self._hand[0],
-            "buffer": [number for number, _ in self._buffer], "digest": self._digest.hexdigest(),
-            "part": asdict(self.part), "refused": len(self.refusals),
-        }  # fmt: skip
+            "epoch": self.epoch,
+            "read": self.read,
+            "drawn": self.drawn,
+            "given": self.given,
+            "hand": self._hand[0],
+            "buffer": [number for number, _ in self._buffer],
+            "digest": self._digest.hexdigest(),
+            "part": asdict(self.part),
+            "refused": len(self.refusals),
+        }
 
     def go_on(self, state: Mapping[str, Any], refused: Iterator[Refusal]) -> None:
         """Stand where `state` says. `refused` are the rows left out before, as the run kept them.

@@ -365,9 +365,12 @@ class Template:
         """
         encoded: Any = apply_chat_template(
             self.tokenizer,
-            self._turns(messages), tools=parse(tools) or None, tokenize=True, return_dict=True,
+            self._turns(messages),
+            tools=parse(tools) or None,
+            tokenize=True,
+            return_dict=True,
             return_assistant_tokens_mask=True,
-        )  # fmt: skip
+        )
         marks: list[int] = encoded["assistant_masks"]
         stretches = sum(mark > last for last, mark in zip([0, *marks], marks, strict=False))
         fault = "mark more than the answers" if stretches > sum(m.role == "assistant" for m in messages) else ""

@@ -73,19 +73,34 @@ class Knows:
             )
 
 
-TRIED_TOOLS = json.dumps([{
-    "type": "function",
-    "function": {
-        "name": "luthier_probe", "description": "Probe.",
-        "parameters": {"type": "object", "properties": {"a": {"type": "string", "description": "A."}}},
-    },
-}])  # fmt: skip
+TRIED_TOOLS = json.dumps(
+    [
+        {
+            "type": "function",
+            "function": {
+                "name": "luthier_probe",
+                "description": "Probe.",
+                "parameters": {"type": "object", "properties": {"a": {"type": "string", "description": "A."}}},
+            },
+        }
+    ]
+)
 TRIED_CALL = [
     Message("user", "hi"),
-    Message("assistant", "", learn=True, tool_calls=json.dumps(
-        [{"type": "function", "function": {"name": "luthier_called", "arguments": {"luthier_key": "luthier_value"}}}]
-    )),
-]  # fmt: skip
+    Message(
+        "assistant",
+        "",
+        learn=True,
+        tool_calls=json.dumps(
+            [
+                {
+                    "type": "function",
+                    "function": {"name": "luthier_called", "arguments": {"luthier_key": "luthier_value"}},
+                }
+            ]
+        ),
+    ),
+]
 TRIED_RESULT = [*TRIED_CALL, Message("tool", "luthier_result", name="luthier_called")]
 
 
@@ -110,10 +125,16 @@ def _tried(render: Callable[[Sequence[Message], str, bool], str], tools: str) ->
         except Exception as error:
             fault = fault or f"it refuses a tool call: {error}"
             continue
-        lacks = [what for what, word in (
-            ("the name of a tool call", "luthier_called"), ("the arguments of a tool call", "luthier_key"),
-            ("the arguments of a tool call", "luthier_value"), ("the tool's result", "luthier_result"),
-        ) if word not in text]  # fmt: skip
+        lacks = [
+            what
+            for what, word in (
+                ("the name of a tool call", "luthier_called"),
+                ("the arguments of a tool call", "luthier_key"),
+                ("the arguments of a tool call", "luthier_value"),
+                ("the tool's result", "luthier_result"),
+            )
+            if word not in text
+        ]
         return (f"it leaves out {lacks[0]}" if lacks else ""), short_ids
     return fault, False
 

@@ -149,6 +149,7 @@ class Evaluation(Plugin):
 
 
 EVALUATIONS = Family(
-    Evaluation, "evaluation",
+    Evaluation,
+    "evaluation",
     apart=frozenset({"generate", "score", "settings", "contrast", "forgetting", "harness", "choice", "words"}),
-)  # fmt: skip
+)

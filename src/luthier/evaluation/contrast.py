@@ -37,15 +37,25 @@ def contrast(
     gains = sorted((each for each in found if each[0] > 0), reverse=True)
     regressions = sorted(each for each in found if each[0] < 0)
     return {
-        "by": by, "better": len(gains), "worse": len(regressions),
+        "by": by,
+        "better": len(gains),
+        "worse": len(regressions),
         "same": len(found) - len(gains) - len(regressions),
         "regressions": [_shown(predictions[number], before, after) for *_, number, before, after in regressions[:most]],
         "gains": [_shown(predictions[number], before, after) for *_, number, before, after in gains[:most]],
-    }  # fmt: skip
+    }
 
 
-NEEDS = {"pass_rate": "passed", "judge": "judge", "exact_match": "exact", "bleu": "bleu_counts", "chrf": "chrf_counts",
-         "rouge_1": "rouge_1", "rouge_2": "rouge_2", "rouge_l": "rouge_l"}  # fmt: skip
+NEEDS = {
+    "pass_rate": "passed",
+    "judge": "judge",
+    "exact_match": "exact",
+    "bleu": "bleu_counts",
+    "chrf": "chrf_counts",
+    "rouge_1": "rouge_1",
+    "rouge_2": "rouge_2",
+    "rouge_l": "rouge_l",
+}
 """Metric -> what a record has that it was measured on."""
 
 

@@ -57,10 +57,13 @@ def answered(subject: Subject) -> list[Record]:
     asked = list(groups.items())[: subject.settings.generate]
     longest = max(len(last[number].ids) - starts[number] for _, numbers in asked for number in numbers)
     said = generate(
-        subject.model, subject.template, [list(prompt) for prompt, _ in asked],
-        max_new_tokens=min(subject.settings.max_new_tokens, longest + 2), settings=subject.settings,
+        subject.model,
+        subject.template,
+        [list(prompt) for prompt, _ in asked],
+        max_new_tokens=min(subject.settings.max_new_tokens, longest + 2),
+        settings=subject.settings,
         progress=subject.progress,
-    )  # fmt: skip
+    )
     records: list[Record] = [{} for _ in subject.examples]
     for (_, numbers), (text, whole) in zip(asked, said, strict=True):
         references = []
@@ -94,9 +97,14 @@ def answer_start(row: Row) -> int:
 
 
 def generate(
-    model: nn.Module, template: Template, prompts: Sequence[list[int]], *, max_new_tokens: int,
-    settings: EvaluateConfig, progress: Progress,
-) -> list[tuple[str, bool]]:  # fmt: skip
+    model: nn.Module,
+    template: Template,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    settings: EvaluateConfig,
+    progress: Progress,
+) -> list[tuple[str, bool]]:
     """The model's answer to each prompt (token ids) without the end token, and whether it came to its end."""
     import torch
     from transformers import GenerationConfig

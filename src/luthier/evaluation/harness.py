@@ -31,9 +31,16 @@ def check_harness() -> None:
 
 
 def measure_harness(
-    tuned: nn.Module, base: AbstractContextManager[nn.Module] | None, tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[str], folder: Path | None, limit: int | None, batch_size: int, max_length: int, progress: Progress,
-) -> dict[str, Any]:  # fmt: skip
+    tuned: nn.Module,
+    base: AbstractContextManager[nn.Module] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    folder: Path | None,
+    limit: int | None,
+    batch_size: int,
+    max_length: int,
+    progress: Progress,
+) -> dict[str, Any]:
     """{tasks, limit, version, scores: {task: {metric: {base, tuned, difference, verdict, ...}}}}.
 
     InputError for a task that is not there, and for a classifier, which the harness cannot ask.
@@ -72,9 +79,14 @@ def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
 
 
 def _ask(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[str], manager: Any, limit: int | None,
-    batch_size: int, max_length: int,
-) -> dict[str, Any]:  # fmt: skip
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    manager: Any,
+    limit: int | None,
+    batch_size: int,
+    max_length: int,
+) -> dict[str, Any]:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 

@@ -45,10 +45,15 @@ class Judge(Evaluation):
         records = answered(subject)
         questions = {
             i: _fill(settings.question, subject.examples[i].messages[:-1], record)
-            for i, record in enumerate(records) if record
-        }  # fmt: skip
-        decides = {"url": settings.url, "model": settings.model, "max_tokens": settings.max_tokens,
-                   "questions": sorted(set(questions.values()))}  # fmt: skip
+            for i, record in enumerate(records)
+            if record
+        }
+        decides = {
+            "url": settings.url,
+            "model": settings.model,
+            "max_tokens": settings.max_tokens,
+            "questions": sorted(set(questions.values())),
+        }
         known: dict[str, int] = dict(subject.memory.recall("judge", decides) or {})
         asked = [question for question in dict.fromkeys(questions.values()) if question not in known]
         if asked:
@@ -123,8 +128,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def verdict_on(question: str, settings: JudgeConfig, key: str, stop: threading.Event) -> int | str:
     """The grade, or why there is none. The key stands in no such reason."""
-    body = {"model": settings.model, "messages": [{"role": "user", "content": question}], "temperature": 0,
-            "max_tokens": settings.max_tokens}  # fmt: skip
+    body = {
+        "model": settings.model,
+        "messages": [{"role": "user", "content": question}],
+        "temperature": 0,
+        "max_tokens": settings.max_tokens,
+    }
     request = urllib.request.Request(
         f"{settings.url}/chat/completions", to_json(body).encode(), {"Content-Type": "application/json"}
     )

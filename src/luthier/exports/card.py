@@ -19,9 +19,13 @@ def is_local(base: str) -> bool:
 
 
 def card(
-    tuned: Tuned, target: str, use: Sequence[str], proof: Sequence[dict[str, Any]], checked: Mapping[str, Any],
+    tuned: Tuned,
+    target: str,
+    use: Sequence[str],
+    proof: Sequence[dict[str, Any]],
+    checked: Mapping[str, Any],
     **more: str,
-) -> str:  # fmt: skip
+) -> str:
     """README.md in the form that model hubs read: a block of YAML, with `more` keys, then text. It names no folder."""
     facts, local = tuned.facts, is_local(tuned.base)
     origin = Path(tuned.base).expanduser().name if local else tuned.base
@@ -42,10 +46,13 @@ def card(
     ]
     lines += ["```sh" if target == "ollama" else "```python", *use, "```", "", "## Training", "", "| | |", "|---|---|"]
     shown = {
-        "task": tuned.task, "training rows": facts.get("train_rows"), "steps": facts.get("steps"),
-        "learning rate": facts.get("lr"), "trained parameters": facts.get("trainable"),
+        "task": tuned.task,
+        "training rows": facts.get("train_rows"),
+        "steps": facts.get("steps"),
+        "learning rate": facts.get("lr"),
+        "trained parameters": facts.get("trainable"),
         "base in training": tuned.quantize if tuned.quantize != "none" else None,
-    }  # fmt: skip
+    }
     lines += [f"| {key} | {value} |" for key, value in shown.items() if value is not None]
     if facts.get("tuned"):
         lines += [

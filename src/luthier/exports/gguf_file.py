@@ -31,8 +31,7 @@ NAMES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 def need_gguf(*, replay: bool) -> None:
     """MissingExtra where a package is not installed; nothing was written yet."""
     if find_spec("gguf") is None:
-        raise MissingExtra("a GGUF file is written with the package gguf, which is not installed",
-                           mend=install("gguf"))  # fmt: skip
+        raise MissingExtra("a GGUF file is written with the package gguf, which is not installed", mend=install("gguf"))
     if replay and find_spec("llama_cpp") is None:
         raise MissingExtra(
             "the proof plays the file in llama.cpp, whose package llama-cpp-python is not installed",
@@ -83,8 +82,14 @@ def refuse_model(config: Any) -> None:
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise _cannot("positions in a part of each head")
     plain = {"rope_theta", "rope_type", "factor", "original_max_position_embeddings", "partial_rotary_factor"}
-    usual = {"beta_fast": 32, "beta_slow": 1, "attention_factor": None, "truncate": True, "mscale": None,
-             "mscale_all_dim": None}  # fmt: skip
+    usual = {
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "attention_factor": None,
+        "truncate": True,
+        "mscale": None,
+        "mscale_all_dim": None,
+    }
     odd = [
         key
         for key, value in rope.items()

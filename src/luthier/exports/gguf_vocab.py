@@ -129,17 +129,22 @@ def vocabulary(tokenizer: Any, rows: int, ends: Sequence[int], *, dialogues: boo
     bos, template = tokenizer.bos_token, str(tokenizer.chat_template or "") if dialogues else ""
     opens = list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
     shared: dict[str, Any] = {
-        "tokens": tokens, "types": types, "ids": _special(tokenizer, ends),
+        "tokens": tokens,
+        "types": types,
+        "ids": _special(tokenizer, ends),
         "add_bos": opens and (not template or _written(tokenizer).startswith(bos)),
         # llama.cpp takes some token for the opening one where a file names none, and a template would write it.
         "template": "{%- set bos_token = '' -%}" + template if template and bos is None else template,
-    }  # fmt: skip
+    }
     if sentencepiece:
         scores = _scores(model["vocab"], merges, set(added))
         return Vocabulary(
-            "llama", "default", prefix=_prefix(spec, template, tokenizer),
-            scores=[scores.get(text, 0.0) for text in tokens], **shared,
-        )  # fmt: skip
+            "llama",
+            "default",
+            prefix=_prefix(spec, template, tokenizer),
+            scores=[scores.get(text, 0.0) for text in tokens],
+            **shared,
+        )
     pre = _pre_tokenizer(spec, bool(model.get("ignore_merges")))
     return Vocabulary("gpt2", pre, merges=[" ".join(merge) for merge in merges], **shared)
 

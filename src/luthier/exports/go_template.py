@@ -22,9 +22,15 @@ SAMPLES: tuple[Dialogue, ...] = (
     (("user", "Hello!"),),
     (("user", "Two lines:\n\n1. 你好"), ("assistant", 'Yes {it} is "so".'), ("user", "真的吗？😀")),
     (("system", "Be brief."), ("user", "Hello!")),
-    (("system", "Be brief.\nAnd kind."), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"),
-     ("user", "e")),
-)  # fmt: skip
+    (
+        ("system", "Be brief.\nAnd kind."),
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+        ("assistant", "d"),
+        ("user", "e"),
+    ),
+)
 """On which both have to be the same. Texts have no white space around them: templates may strip it, Go's cannot."""
 
 

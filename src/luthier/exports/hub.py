@@ -106,10 +106,11 @@ class Hub(Export):
         licence = self.license or "none stated (license=...)"
         if not self.push:
             return [
-                f"would be uploaded to {page} ({seen}; licence: {licence}):", *listed,
+                f"would be uploaded to {page} ({seen}; licence: {licence}):",
+                *listed,
                 f"{total}; weights that lie there already are replaced. Nothing has left this machine. To upload:",
                 f"  {self._command(tuned)}",
-            ]  # fmt: skip
+            ]
         send = _to_huggingface if self.site == "huggingface" else _to_modelscope
         try:
             send(self, place, [each.name for each in files])
@@ -152,9 +153,12 @@ def _to_huggingface(hub: Hub, place: Path, names: list[str]) -> None:
     if hub.private and not api.model_info(hub.repo).private:
         raise InputError(f"{hub.repo} is there already and public: nothing was uploaded", mend="private=false")
     api.upload_folder(
-        repo_id=hub.repo, folder_path=place, allow_patterns=names, delete_patterns=OLD_WEIGHTS,
+        repo_id=hub.repo,
+        folder_path=place,
+        allow_patterns=names,
+        delete_patterns=OLD_WEIGHTS,
         commit_message=f"{hub.form} by Luthier",
-    )  # fmt: skip
+    )
 
 
 def _to_modelscope(hub: Hub, place: Path, names: list[str]) -> None:

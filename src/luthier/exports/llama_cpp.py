@@ -45,10 +45,17 @@ class LlamaPlayer:
         threads = torch.get_num_threads()
         try:
             self.llama: Any = llama_cpp.Llama(
-                str(self.model), n_ctx=context, n_batch=min(context, SMALLEST), logits_all=True, verbose=False,
-                type_k=llama_cpp.GGML_TYPE_F32, type_v=llama_cpp.GGML_TYPE_F32, n_threads=threads,
-                n_threads_batch=threads, lora_path=str(self.adapter) if self.adapter else None,
-            )  # fmt: skip
+                str(self.model),
+                n_ctx=context,
+                n_batch=min(context, SMALLEST),
+                logits_all=True,
+                verbose=False,
+                type_k=llama_cpp.GGML_TYPE_F32,
+                type_v=llama_cpp.GGML_TYPE_F32,
+                n_threads=threads,
+                n_threads_batch=threads,
+                lora_path=str(self.adapter) if self.adapter else None,
+            )
         except (ValueError, RuntimeError) as error:
             raise Unproved(f"llama.cpp does not open what was written: {error}") from error
         self.context = context

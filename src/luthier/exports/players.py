@@ -58,8 +58,10 @@ def as_module(player: Player, *, classifies: bool) -> nn.Module:
 
         def forward(self, input_ids: Any, attention_mask: Any, **_: Any) -> Any:
             """Logits, zero at padding: [B, T, vocabulary]; of a classifier [B, labels]."""
-            made = [torch.from_numpy(player.logits(row[kept.bool()].tolist()))
-                    for row, kept in zip(input_ids, attention_mask, strict=True)]  # fmt: skip
+            made = [
+                torch.from_numpy(player.logits(row[kept.bool()].tolist()))
+                for row, kept in zip(input_ids, attention_mask, strict=True)
+            ]
             if classifies:
                 return SimpleNamespace(logits=torch.cat(made))
             logits = made[0].new_zeros(*input_ids.shape, made[0].size(-1))
@@ -69,8 +71,10 @@ def as_module(player: Player, *, classifies: bool) -> nn.Module:
 
         def generate(self, input_ids: Any, attention_mask: Any, generation_config: Any) -> Any:
             """The prompts with their greedy answers: [B, T + longest answer]."""
-            said = [player.answer(row[kept.bool()].tolist(), generation_config.max_new_tokens)
-                    for row, kept in zip(input_ids, attention_mask, strict=True)]  # fmt: skip
+            said = [
+                player.answer(row[kept.bool()].tolist(), generation_config.max_new_tokens)
+                for row, kept in zip(input_ids, attention_mask, strict=True)
+            ]
             longest = max(map(len, said))
             padded = [tokens + [generation_config.pad_token_id] * (longest - len(tokens)) for tokens in said]
             return torch.cat([input_ids, input_ids.new_tensor(padded)], 1)

@@ -50,9 +50,15 @@ class Proof:
 
 
 def prove(
-    trained: Player, exported: Player, prompts: Sequence[Prompt], *, bound: float | None,
-    mean_bound: float | None = None, most: int, progress: Progress,
-) -> Proof:  # fmt: skip
+    trained: Player,
+    exported: Player,
+    prompts: Sequence[Prompt],
+    *,
+    bound: float | None,
+    mean_bound: float | None = None,
+    most: int,
+    progress: Progress,
+) -> Proof:
     """Ask both the same; `most` is the length of an answer in tokens. AssertionError where logits differ in shape."""
     import numpy as np
 
@@ -74,6 +80,14 @@ def prove(
     spread /= positions
     mean = total / positions
     return Proof(
-        len(prompts), positions, largest, mean, spread, bound, mean_bound, same_top / positions, same / len(prompts),
+        len(prompts),
+        positions,
+        largest,
+        mean,
+        spread,
+        bound,
+        mean_bound,
+        same_top / positions,
+        same / len(prompts),
         held=(bound is None or largest <= bound * spread) and (mean_bound is None or mean <= mean_bound * spread),
-    )  # fmt: skip
+    )

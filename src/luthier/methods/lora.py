@@ -202,8 +202,11 @@ class LoRA(PeftMethod):
             down = ".lora_A." in name
             state[name] = torch.cat([state[name], -old if down else old], dim=0 if down else 1)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().contiguous().clone() for name, value in state.items()},
-                  folder / "adapter_model.safetensors", metadata={"format": "pt"})  # fmt: skip
+        save_file(
+            {name: value.detach().contiguous().clone() for name, value in state.items()},
+            folder / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
         config = model.peft_config["default"]
         changed = {"r": config.r, "lora_alpha": config.lora_alpha, "init_lora_weights": config.init_lora_weights}
         grown = 2.0**0.5 if self.rslora else 2.0  # the scale, alpha / r or alpha / sqrt(r), must stay

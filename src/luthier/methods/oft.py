@@ -80,11 +80,13 @@ class OFT(PeftMethod):
         from peft import OFTConfig
 
         return OFTConfig(
-            r=0, oft_block_size=self.block, module_dropout=self.dropout,
+            r=0,
+            oft_block_size=self.block,
+            module_dropout=self.dropout,
             # PEFT's default is a series cut off after four terms, which is no rotation once the weights have grown.
             use_cayley_neumann=False,
             target_modules=peft_names(model, self.targets, self.layers),
-        )  # fmt: skip
+        )
 
 
 def _rotate(self: Any, x: Tensor) -> Tensor:

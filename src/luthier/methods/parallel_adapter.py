@@ -52,6 +52,11 @@ class ParallelAdapter(PeftMethod):
         from luthier.tuners.bottleneck import BottleneckConfig
 
         return BottleneckConfig(
-            place="parallel", size=self.size, scale=self.scale, learned_scale=self.learned_scale,
-            activation=self.activation, reads=self.reads, dropout=self.dropout,
-        )  # fmt: skip
+            place="parallel",
+            size=self.size,
+            scale=self.scale,
+            learned_scale=self.learned_scale,
+            activation=self.activation,
+            reads=self.reads,
+            dropout=self.dropout,
+        )

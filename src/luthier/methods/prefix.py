@@ -50,9 +50,12 @@ class Prefix(PeftMethod):
         from luthier.tuners.prefix import PrefixKVConfig
 
         return PrefixKVConfig(
-            length=self.length, reparam="mlp", encoder_size=self.hidden, init_std=self.init_std,
+            length=self.length,
+            reparam="mlp",
+            encoder_size=self.hidden,
+            init_std=self.init_std,
             prefix_dropout=self.dropout,
-        )  # fmt: skip
+        )
 
     def training_state(self, model: nn.Module) -> dict[str, Tensor]:
         return trainable_state(model)

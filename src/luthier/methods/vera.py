@@ -62,6 +62,9 @@ class VeRA(PeftMethod):
         from peft import VeraConfig
 
         return VeraConfig(
-            r=self.rank, d_initial=self.start, vera_dropout=self.dropout, projection_prng_key=self.seed,
+            r=self.rank,
+            d_initial=self.start,
+            vera_dropout=self.dropout,
+            projection_prng_key=self.seed,
             target_modules=peft_names(model, self.targets, self.layers),
-        )  # fmt: skip
+        )

@@ -38,9 +38,16 @@ LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 WIDTHS = re.compile(r"(vocab|hidden|intermediate)_size|n_embd|n_inner|d_model|d_ff|(ffn|head)_dim|(num|n)_\w*heads?")
 """Sizes that some weight has as a side, so none is beyond the largest weight."""
 POSITIVE = (
-    *LAYERS, "vocab_size", "hidden_size", "n_embd", "d_model", "n_head", "num_attention_heads", "n_positions",
+    *LAYERS,
+    "vocab_size",
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "n_head",
+    "num_attention_heads",
+    "n_positions",
     "max_position_embeddings",
-)  # fmt: skip
+)
 ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation")
 TOKENS = ("pad_token_id", "decoder_start_token_id")
 """What is fed to a model. An end beyond its vocabulary is never chosen, and the tokenizer's own is used."""

@@ -30,9 +30,16 @@ BLOCK_BYTES = 2**22
 
 
 def packed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    position_ids: Tensor | None = None, sliding_window: int | None = None, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    position_ids: Tensor | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """Queries [1, heads, T, D], keys and values [1, key heads, P + T, D] -> [1, T, heads, D].
 
     Positions that begin anew part the rows. Keys in front of the queries (a trained prefix) are seen by every row.

@@ -32,9 +32,10 @@ def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name, parameter
         state: Any = getattr(parameter, "quant_state", None)
         for scales in (
-            getattr(parameter, "SCB", None), getattr(state, "absmax", None),
+            getattr(parameter, "SCB", None),
+            getattr(state, "absmax", None),
             getattr(getattr(state, "state2", None), "absmax", None),
-        ):  # fmt: skip
+        ):
             if isinstance(scales, Tensor):
                 yield name, scales
 

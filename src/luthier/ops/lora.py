@@ -71,9 +71,13 @@ def low_rank(layer: Any) -> LowRank | None:
     active = layer.active_adapters
     name = active[0] if len(active) == 1 else None
     if (
-        name not in layer.lora_A or layer.disable_adapters or layer.merged or name in layer.lora_variant
-        or layer.lora_B[name].bias is not None or not is_frozen_linear(layer.base_layer)
-    ):  # fmt: skip
+        name not in layer.lora_A
+        or layer.disable_adapters
+        or layer.merged
+        or name in layer.lora_variant
+        or layer.lora_B[name].bias is not None
+        or not is_frozen_linear(layer.base_layer)
+    ):
         return None
     dropout = layer.lora_dropout[name]  # an Identity where PEFT drops nothing
     rate = getattr(dropout, "p", 0.0) if dropout.training else 0.0
@@ -135,9 +139,15 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layer: Any, bias: Tensor | None, a: Tensor, b: Tensor, scale: float,
+        ctx: Any,
+        x: Tensor,
+        layer: Any,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
         dropped: Dropped | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         dtype = working_type(layer, x)
         with torch.autocast(x.device.type, enabled=False):
             made, projected = forward(x.reshape(-1, x.size(-1)).to(dtype), layer, LowRank(a, b, scale, dropped))
@@ -170,9 +180,14 @@ def forward(x: Tensor, layer: Any, low: LowRank | None) -> tuple[Tensor, Tensor 
 
 
 def backward(
-    slope: Tensor, x: Tensor, layer: Any, low: LowRank | None, projected: Tensor | None, wants_x: bool = True,
+    slope: Tensor,
+    x: Tensor,
+    layer: Any,
+    low: LowRank | None,
+    projected: Tensor | None,
+    wants_x: bool = True,
     into: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, A and B from the output's: [N, out] -> [N, in], [rank, in], [out, rank].
 
     That of x is added to `into`, where one is given.

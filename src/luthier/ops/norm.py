@@ -103,9 +103,11 @@ class _RMSNorm(torch.autograd.Function):
                 along = (slope * normed).mean(1, keepdim=True)
                 to_x[part] = slope.sub_(normed.mul_(along)).mul_(scales[part])
         return (
-            None if to_x is None else to_x.view(x.shape), None if to_weight is None else to_weight.to(weight.dtype),
-            None, None,
-        )  # fmt: skip
+            None if to_x is None else to_x.view(x.shape),
+            None if to_weight is None else to_weight.to(weight.dtype),
+            None,
+            None,
+        )
 
 
 def _parts(x: Tensor) -> Iterator[slice]:

@@ -151,9 +151,17 @@ def visible(starts: list[int], new: int, device: torch.device) -> Tensor:
 
 
 def slot_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """Queries [rows, heads, T, D], keys and values [rows, key heads, longest, D] -> [rows, T, heads, D].
 
     NotImplementedError where a model asks for more than hiding keys (Gemma 2 caps its scores).

@@ -60,9 +60,17 @@ def kernel(
     from torch.nn.attention.varlen import varlen_attn
 
     made = varlen_attn(
-        query, key, value, rows.edges, rows.edges, rows.longest, rows.longest, scale=scale, window_size=window,
+        query,
+        key,
+        value,
+        rows.edges,
+        rows.edges,
+        rows.longest,
+        rows.longest,
+        scale=scale,
+        window_size=window,
         enable_gqa=query.size(1) != key.size(1),
-    )  # fmt: skip
+    )
     assert isinstance(made, Tensor)
     return made
 

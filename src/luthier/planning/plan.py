@@ -23,8 +23,16 @@ from luthier.tasks.base import EVEN, even_length
 SAMPLE = 400
 """Steps of the first epoch that are looked at."""
 
-OPTIMIZER = {"adamw": 8, "adam": 8, "paged_adamw": 8, "rmsprop": 4, "sgd": 4, "adafactor": 0, "adamw_8bit": 2,
-             "paged_adamw_8bit": 2}  # fmt: skip
+OPTIMIZER = {
+    "adamw": 8,
+    "adam": 8,
+    "paged_adamw": 8,
+    "rmsprop": 4,
+    "sgd": 4,
+    "adafactor": 0,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+}
 """Bytes of state for each parameter that trains; Adafactor keeps a row and a column."""
 
 
@@ -111,9 +119,12 @@ def load_of(
     for index in range(looked):
         rows = step_numbers(len(lengths), index, batch_size=config.batch_size, seed=seed)
         for micro in micro_batches(
-            [lengths[row] for row in rows], micro_batch=config.rows_per_pass, by_length=config.group_by_length,
-            micro_tokens=config.micro_tokens, pack=pack,
-        ):  # fmt: skip
+            [lengths[row] for row in rows],
+            micro_batch=config.rows_per_pass,
+            by_length=config.group_by_length,
+            micro_tokens=config.micro_tokens,
+            pack=pack,
+        ):
             sizes = [lengths[rows[i]] for i in micro]
             size = sum(sizes) if pack else len(sizes) * max(sizes)
             own = sum(learned[rows[i]] for i in micro)
@@ -125,9 +136,17 @@ def load_of(
 
 
 def plan(
-    model: ModelConfig, method: Method, train: TrainConfig, source: str, load: Load, *, precision: str,
-    labels: tuple[str, ...] | None, packed: bool, other: machine.Other | None = None,
-) -> Plan:  # fmt: skip
+    model: ModelConfig,
+    method: Method,
+    train: TrainConfig,
+    source: str,
+    load: Load,
+    *,
+    precision: str,
+    labels: tuple[str, ...] | None,
+    packed: bool,
+    other: machine.Other | None = None,
+) -> Plan:
     """From config.json alone: no weights are read, and nothing large is held.
 
     For the `other` machine, where there is one, in bytes and operations; its seconds are this one's.
@@ -156,13 +175,15 @@ def plan(
     on_card = other is not None and other.device != "cpu"
     parts = {
         "program": 0 if on_card else machine.used(where),  # by now with all that planning itself has loaded
-        "weights": weights, "trained weights": grown, "gradients": grown,
+        "weights": weights,
+        "trained weights": grown,
+        "gradients": grown,
         "optimizer": sum(_state(p, train.optimizer) for p in trained),
         "activations": round(max(0.0, activations - held) * HOLDS.get(held_by, 1.0)),
         "logits": round((at_most - activations) * HOLDS.get(held_by, 1.0)),
         # MKL, for float32, compiles none.
         "kernels": load.shapes * KERNELS.get(held_by, 0) if computed.itemsize == 2 else 0,
-    }  # fmt: skip
+    }
     parts["activations"] += _unpacked(tuned, quantize, computed)
     total, free = (other.memory, other.memory - parts["program"]) if other else machine.memory(where)
     return Plan(held_by, parts, seconds, total, free, _tokens(load, packed=packed), load.steps * step)
@@ -199,9 +220,18 @@ def _tokens(load: Load, *, packed: bool) -> int:
 
 
 def _trace(
-    tuned: nn.Module, model: ModelConfig, method: Method, train: TrainConfig, source: str, load: Load,
-    stored: torch.dtype, autocast: torch.dtype | None, where: str, labels: tuple[str, ...] | None, packed: bool,
-) -> Trace:  # fmt: skip
+    tuned: nn.Module,
+    model: ModelConfig,
+    method: Method,
+    train: TrainConfig,
+    source: str,
+    load: Load,
+    stored: torch.dtype,
+    autocast: torch.dtype | None,
+    where: str,
+    labels: tuple[str, ...] | None,
+    packed: bool,
+) -> Trace:
     """Of the largest pass, by one and two layers where all layers are alike."""
 
     def of(layers: int | None) -> Trace:
@@ -214,8 +244,17 @@ def _trace(
             some.activation_checkpointing_enable(  # type: ignore[operator]
                 {"use_reentrant": False, "preserve_rng_state": False}
             )
-        return trace(some, load.largest, dtype=stored, autocast=autocast, device=where, packed=packed,
-                     classify=labels is not None, again=load.passes > 1, compile=train.compile)  # fmt: skip
+        return trace(
+            some,
+            load.largest,
+            dtype=stored,
+            autocast=autocast,
+            device=where,
+            packed=packed,
+            classify=labels is not None,
+            again=load.passes > 1,
+            compile=train.compile,
+        )
 
     number = _layers(tuned.config)
     if number is None or number <= 3 or not _alike(tuned, number):
@@ -280,10 +319,10 @@ def _packed_layers(tuned: Any, quantize: str) -> list[Any]:
         return []
     output = tuned.get_output_embeddings() if hasattr(tuned, "get_output_embeddings") else None
     return [
-        layer for name, layer in tuned.named_modules()
-        if isinstance(layer, nn.Linear) and layer is not output and not layer.weight.requires_grad
-        and not in_head(name)
-    ]  # fmt: skip
+        layer
+        for name, layer in tuned.named_modules()
+        if isinstance(layer, nn.Linear) and layer is not output and not layer.weight.requires_grad and not in_head(name)
+    ]
 
 
 def _unpacked(tuned: nn.Module, quantize: str, computed: torch.dtype) -> int:

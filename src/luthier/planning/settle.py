@@ -49,9 +49,10 @@ class Settled:
         """As it is kept with the run, so that a resumed one cuts its steps alike."""
         keys = ("packing", "micro_tokens", "gradient_checkpointing")
         return {
-            "train": {key: getattr(self.train, key) for key in keys}, "pack": self.pack,
+            "train": {key: getattr(self.train, key) for key in keys},
+            "pack": self.pack,
             "plan": self.plan.record() if self.plan is not None else None,
-        }  # fmt: skip
+        }
 
     @classmethod
     def again(cls, train: TrainConfig, record: dict[str, Any]) -> Settled:
@@ -171,9 +172,11 @@ def alternatives(job: Job, settled: Settled) -> list[tuple[str, Plan]]:
         own = changed_job.train
         try:
             tried = _with(
-                changed_job, bool(train.packing), train.micro_tokens,
+                changed_job,
+                bool(train.packing),
+                train.micro_tokens,
                 checkpointing=own.gradient_checkpointing is True,
-            )  # fmt: skip
+            )
         except (InputError, ImportError):
             continue
         if tried.plan is not None:

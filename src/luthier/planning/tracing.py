@@ -43,15 +43,23 @@ class Trace:
 
     def grown(self, other: Trace, by: float) -> Trace:
         """Go from one and two layers to any number: self + by (other - self), field by field."""
-        return Trace(*(
-            getattr(self, name) + by * (getattr(other, name) - getattr(self, name)) for name in self.__slots__
-        ))  # fmt: skip
+        return Trace(
+            *(getattr(self, name) + by * (getattr(other, name) - getattr(self, name)) for name in self.__slots__)
+        )
 
 
 def trace(
-    model: nn.Module, lengths: Iterable[int], *, dtype: torch.dtype, autocast: torch.dtype | None, device: str,
-    packed: bool, classify: bool, again: bool, compile: bool = False,
-) -> Trace:  # fmt: skip
+    model: nn.Module,
+    lengths: Iterable[int],
+    *,
+    dtype: torch.dtype,
+    autocast: torch.dtype | None,
+    device: str,
+    packed: bool,
+    classify: bool,
+    again: bool,
+    compile: bool = False,
+) -> Trace:
     """Of `model`, which is on the meta device with its method attached, on rows of these lengths in one pass.
 
     Frozen weights count as `dtype`. What is to be compiled counts as it is written, which is more. With `again` the
@@ -166,8 +174,12 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _is_product(function: Any) -> bool:
     return function.overloadpacket in (
-        torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm, torch.ops.aten.baddbmm,
-    )  # fmt: skip
+        torch.ops.aten.mm,
+        torch.ops.aten.addmm,
+        torch.ops.aten.addmm_,
+        torch.ops.aten.bmm,
+        torch.ops.aten.baddbmm,
+    )
 
 
 def _is_view(function: Any) -> bool:

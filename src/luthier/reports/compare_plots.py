@@ -28,9 +28,13 @@ def scatter(body: Mapping[str, Any], cost: str, label: str, *, log: bool) -> byt
     if log:
         axes.set_xscale("log")
     axes.plot(
-        [row[cost] for row in front], [row["score"]["value"] * factor for row in front], color=ORANGE, linewidth=1.5,
-        label="no method is better and cheaper", zorder=1,
-    )  # fmt: skip
+        [row[cost] for row in front],
+        [row["score"]["value"] * factor for row in front],
+        color=ORANGE,
+        linewidth=1.5,
+        label="no method is better and cheaper",
+        zorder=1,
+    )
     for row in rows:
         score, colour = row["score"], ORANGE if row in front else BLUE
         axes.plot([row[cost]] * 2, [score["low"] * factor, score["high"] * factor], color=GREY, linewidth=1, zorder=0)
@@ -62,10 +66,17 @@ def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
         for dx, dy in _places():
             side = "left" if dx > 1 else "right" if dx < -1 else "center"
             text = axes.annotate(
-                name, (x, y), xytext=(dx, dy), textcoords="offset points", ha=side, va="center", fontsize=8.5,
-                color=INK, arrowprops=LINE if dx**2 + dy**2 > 20**2 else None,
+                name,
+                (x, y),
+                xytext=(dx, dy),
+                textcoords="offset points",
+                ha=side,
+                va="center",
+                fontsize=8.5,
+                color=INK,
+                arrowprops=LINE if dx**2 + dy**2 > 20**2 else None,
                 path_effects=[Stroke(linewidth=2.5, foreground="white"), Normal()],
-            )  # fmt: skip
+            )
             box = text.get_window_extent(renderer)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             clash = sum(box.overlaps(other) for other in taken) + sum(box.padded(3).contains(*spot) for spot in spots)
@@ -100,9 +111,13 @@ def curves(body: Mapping[str, Any]) -> bytes:
         line = row["curve"][key]
         bright = place < HIGHLIGHTED
         axes.plot(
-            [step for step, _ in line], [loss for _, loss in line], color=COLOURS[place] if bright else GREY,
-            linewidth=1.8 if bright else 0.9, label=row["arm"] if bright else None, zorder=2 if bright else 1,
-        )  # fmt: skip
+            [step for step, _ in line],
+            [loss for _, loss in line],
+            color=COLOURS[place] if bright else GREY,
+            linewidth=1.8 if bright else 0.9,
+            label=row["arm"] if bright else None,
+            zorder=2 if bright else 1,
+        )
     axes.set_xlabel("step")
     axes.set_ylabel(f"{'held-out' if held else 'training'} loss (nats per target)")
     more = f"; grey: the other {len(rows) - HIGHLIGHTED}" if len(rows) > HIGHLIGHTED else ""

@@ -18,10 +18,16 @@ def render(body: Mapping[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"public": public,
-        "figure": figure, "bytes": kilobytes, "duration": duration, "count": count, "share": share, "times": times,
+    pages.filters |= {
+        "public": public,
+        "figure": figure,
+        "bytes": kilobytes,
+        "duration": duration,
+        "count": count,
+        "share": share,
+        "times": times,
         "milliseconds": lambda seconds: f"{1e3 * seconds:.3g} ms",
-    }  # fmt: skip
+    }
     done = [row for row in body["rows"] if row["status"] == "done"]
     plots = {}
     if done:
@@ -34,10 +40,13 @@ def render(body: Mapping[str, Any]) -> str:
         }
     source = resources.files("luthier.reports").joinpath("compare_report.html.jinja").read_text(encoding="utf-8")
     return pages.from_string(source).render(
-        body=body, done=done, missing=[row for row in body["rows"] if row["status"] != "done"],
+        body=body,
+        done=done,
+        missing=[row for row in body["rows"] if row["status"] != "done"],
         plots={title: base64.b64encode(image).decode() for title, image in plots.items()},
-        forgetting=any("forgetting" in row for row in done), full=any(row["arm"] == "full" for row in done),
-    )  # fmt: skip
+        forgetting=any("forgetting" in row for row in done),
+        full=any(row["arm"] == "full" for row in done),
+    )
 
 
 def count(number: float) -> str:

@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 FONTS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
-    "Microsoft YaHei", "SimHei", "PingFang SC", "Hiragino Sans GB", "Heiti TC", "Arial Unicode MS",
-)  # fmt: skip
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Heiti TC",
+    "Arial Unicode MS",
+)
 """With Chinese, Japanese and Korean signs, on Linux, Windows and macOS; matplotlib's own font has none."""
 FILES = r"(sans|gothic).*cjk.*regular|sourcehansans.*regular|wqy|msyh|simhei|pingfang|hiragino|heiti|arial ?unicode"
 """Names of the files of these."""

@@ -13,9 +13,13 @@ from luthier.shell import public
 
 
 def render(
-    result: Mapping[str, Any], data: Mapping[str, Any], loss_png: bytes, recipe: str,
-    environment: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]],
-) -> str:  # fmt: skip
+    result: Mapping[str, Any],
+    data: Mapping[str, Any],
+    loss_png: bytes,
+    recipe: str,
+    environment: Mapping[str, Any],
+    predictions: Sequence[Mapping[str, Any]],
+) -> str:
     """The page. All texts of data and model are escaped; the page loads nothing and runs no script."""
     from jinja2 import Environment, StrictUndefined
 
@@ -24,9 +28,14 @@ def render(
     source = resources.files("luthier.reports").joinpath("run_report.html.jinja").read_text(encoding="utf-8")
     pages.filters |= {"public": public, "shift": shift, "said": words_of}
     return pages.from_string(source).render(
-        result=result, data=data, recipe=recipe, environment=environment, worst=worst(predictions), spans=SPANS,
+        result=result,
+        data=data,
+        recipe=recipe,
+        environment=environment,
+        worst=worst(predictions),
+        spans=SPANS,
         loss_png=base64.b64encode(loss_png).decode(),
-    )  # fmt: skip
+    )
 
 
 def worst(predictions: Sequence[Mapping[str, Any]], count: int = 12) -> list[Mapping[str, Any]]:
@@ -45,8 +54,14 @@ NUMBERS = ("loss", "perplexity", "mcc", "pearson", "spearman", "squared_error", 
 """Scores that are no shares; they have three decimals."""
 TENS = ("bleu", "chrf", "judge")
 """Scores from 0 to 100 (sacrebleu's) or 0 to 10, with two decimals."""
-SPANS = {"bleu": "0 to 100", "chrf": "0 to 100", "judge": "0 to 10", "mcc": "-1 to 1", "pearson": "-1 to 1",
-         "spearman": "-1 to 1"}  # fmt: skip
+SPANS = {
+    "bleu": "0 to 100",
+    "chrf": "0 to 100",
+    "judge": "0 to 10",
+    "mcc": "-1 to 1",
+    "pearson": "-1 to 1",
+    "spearman": "-1 to 1",
+}
 """Where a score could be taken for another scale."""
 
 

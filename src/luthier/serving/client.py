@@ -62,9 +62,13 @@ class Remote:
         InputError where it is refused, LuthierError where it breaks off.
         """
         body = {
-            "model": self.model, "messages": [{"role": each.role, "content": each.content} for each in messages],
-            "temperature": asking.temperature, "max_tokens": asking.most, "seed": asking.seed, "stream": True,
-        }  # fmt: skip
+            "model": self.model,
+            "messages": [{"role": each.role, "content": each.content} for each in messages],
+            "temperature": asking.temperature,
+            "max_tokens": asking.most,
+            "seed": asking.seed,
+            "stream": True,
+        }
         response = self._open("/chat/completions", body)
         begun = ended = False
         try:

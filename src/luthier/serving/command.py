@@ -100,9 +100,15 @@ def serve(
     progress.note(f"listening on http://{shown}:{port}/v1  (ctrl-C stops)")
     logging.getLogger("uvicorn.error").addFilter(_no_noise)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, int(sizes.patience)), http=protocol(requests + SPARE), ws="none",
-    )  # fmt: skip
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, int(sizes.patience)),
+        http=protocol(requests + SPARE),
+        ws="none",
+    )
     server = uvicorn.Server(config)
     # The collector need not look at what is loaded, for it stays. So a full collection is short, and comes before
     # closed connections, which stand in cycles, have piled up.

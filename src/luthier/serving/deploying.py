@@ -24,8 +24,16 @@ from luthier.training.progress import Progress
 
 MODEL, CACHE, PORT, USER = "/model", "/cache", 8000, 1000
 """In the container: a mounted base, what is downloaded, the port, and who runs it."""
-KEEP = ("tokenizer*", "*.jinja", "*.model", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-        "generation_config.json")  # fmt: skip
+KEEP = (
+    "tokenizer*",
+    "*.jinja",
+    "*.model",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
 """Files of a run's folder that its tokenizer needs."""
 FIRST_START = 20 * 60
 """Seconds that a first start may take, downloads with it."""
@@ -175,13 +183,16 @@ def compose(plan: Plan, name: str, sizes: Sizes) -> dict[str, Any]:
         "restart": "unless-stopped",
         "stop_grace_period": f"{_patience(sizes)}s",
         "healthcheck": {
-            "test": ["CMD", "python3", "-c", asked], "interval": "10s", "timeout": "6s", "retries": 3,
+            "test": ["CMD", "python3", "-c", asked],
+            "interval": "10s",
+            "timeout": "6s",
+            "retries": 3,
             "start_period": f"{FIRST_START}s",
         },
         "deploy": {
             "resources": {"reservations": {"devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]}}
         },
-    }  # fmt: skip
+    }
     return {
         "name": name,
         "services": {"vllm": service},
@@ -218,20 +229,25 @@ def kubernetes(plan: Plan, name: str, sizes: Sizes) -> list[dict[str, Any]]:
         "livenessProbe": _probe(20, 3),
         "volumeMounts": mounts,
         "securityContext": {
-            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
         },
-    }  # fmt: skip
+    }
     pod = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,  # a service named vllm would set VLLM_PORT, which vLLM reads otherwise
         "terminationGracePeriodSeconds": _patience(sizes),
         "securityContext": {
-            "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
         "volumes": volumes,
-    }  # fmt: skip
+    }
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": _storage(plan)}}}
     deployment = {
         "replicas": 1,
@@ -267,9 +283,11 @@ def _told(plan: Plan) -> dict[str, str]:
 
 def _probe(period: int, failures: int) -> dict[str, Any]:
     return {
-        "httpGet": {"path": "/health", "port": "http"}, "periodSeconds": period, "timeoutSeconds": 5,
+        "httpGet": {"path": "/health", "port": "http"},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
         "failureThreshold": failures,
-    }  # fmt: skip
+    }
 
 
 def _patience(sizes: Sizes) -> int:
@@ -312,8 +330,9 @@ def readme(plan: Plan, name: str) -> str:
     )
     moved = (
         f"The claim `{name}-models` must hold the files of {place}: put them there with a pod of your own.\n\n"
-        if plan.folder else ""
-    )  # fmt: skip
+        if plan.folder
+        else ""
+    )
     return f"""# {name}
 
 Models under OpenAI's API: {models}. The base is {place}.

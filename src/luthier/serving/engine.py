@@ -75,9 +75,15 @@ class Engine:
 
     @classmethod
     def open(
-        cls, given: Sequence[str], *, rows: int = 16, waiting: int = 64, dtype: str = "auto",
-        progress: Progress | None = None, allow_code: Allow = False,
-    ) -> Engine:  # fmt: skip
+        cls,
+        given: Sequence[str],
+        *,
+        rows: int = 16,
+        waiting: int = 64,
+        dtype: str = "auto",
+        progress: Progress | None = None,
+        allow_code: Allow = False,
+    ) -> Engine:
         """Serve what lies in these folders (NAME=PATH or PATH), adapters over one base."""
         sources = [source_of(each, allow_code) for each in given]
         refuse_two_bases(sources)
@@ -123,9 +129,15 @@ class Engine:
         self.thread.join()
 
     def stream(
-        self, messages: Sequence[Message], *, tools: str = "", max_new_tokens: int = 256, temperature: float = 0.0,
-        seed: int = 0, model: str | None = None,
-    ) -> Iterator[str]:  # fmt: skip
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: str = "",
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        model: str | None = None,
+    ) -> Iterator[str]:
         """The answer piece by piece; temperature 0 takes the likeliest token. Leaving the loop stops the work.
 
         `tools` are those on offer, as Example.tools has them.

@@ -225,9 +225,13 @@ class SlotLane(Lane):
             self.mixer.use([row.start.adapter for row in rows])
         self.cache.step(first, starts, size, self.device)
         made = self.model(
-            **entered, attention_mask=visible(starts, size, self.device), past_key_values=self.cache, use_cache=True,
-            position_ids=places, logits_to_keep=keep,
-        )  # fmt: skip
+            **entered,
+            attention_mask=visible(starts, size, self.device),
+            past_key_values=self.cache,
+            use_cache=True,
+            position_ids=places,
+            logits_to_keep=keep,
+        )
         logits: Tensor = made.logits
         return logits
 

@@ -165,10 +165,11 @@ class CompletionRequest(Drawn):
         | Annotated[Tokens, Tag("a list of tokens")]
         | Annotated[list[Tokens], Field(min_length=1, max_length=64, fail_fast=True), Tag("lists of tokens")],
         Discriminator(
-            _form, custom_error_type="form",
+            _form,
+            custom_error_type="form",
             custom_error_message="should be a text, a list of texts, a list of token ids, or a list of such lists",
         ),
-    ]  # fmt: skip
+    ]
     """A text, its tokens, or several of either."""
     max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     """16 if nothing is said, as in OpenAI's API."""

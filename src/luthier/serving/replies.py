@@ -54,9 +54,7 @@ class Reply:
 
     def usage(self, answers: Iterable[Answer]) -> Usage:
         made = sum(answer.last.tokens for answer in answers)
-        return Usage(
-            prompt_tokens=self.prompt_tokens, completion_tokens=made, total_tokens=self.prompt_tokens + made
-        )  # fmt: skip
+        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=made, total_tokens=self.prompt_tokens + made)
 
     def token(self, number: int) -> str:
         """The token's text, for log probabilities."""
@@ -83,11 +81,13 @@ class ChatReply(Reply):
     def whole(self, answers: Sequence[Answer]) -> ChatAnswer:
         choices = [
             ChatChoice(
-                index=number, message=Said(content=answer.text), finish_reason=_reason(answer.last),
+                index=number,
+                message=Said(content=answer.text),
+                finish_reason=_reason(answer.last),
                 logprobs=self._logprobs(answer.scored) if self.logprobs else None,
             )
             for number, answer in enumerate(answers)
-        ]  # fmt: skip
+        ]
         return ChatAnswer(
             id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage(answers)
         )
@@ -127,11 +127,13 @@ class CompletionReply(Reply):
     def whole(self, answers: Sequence[Answer]) -> CompletionAnswer:
         choices = [
             CompletionChoice(
-                index=number, text=answer.text, finish_reason=_reason(answer.last),
+                index=number,
+                text=answer.text,
+                finish_reason=_reason(answer.last),
                 logprobs=self._logprobs(answer.scored) if self.logprobs else None,
             )
             for number, answer in enumerate(answers)
-        ]  # fmt: skip
+        ]
         return CompletionAnswer(
             id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage(answers)
         )
@@ -145,10 +147,11 @@ class CompletionReply(Reply):
         texts = [self.token(each.token) for each in tokens]
         offsets = [sum(map(len, texts[:number])) for number in range(len(texts))]
         return Logprobs(
-            tokens=texts, token_logprobs=[each.logprob for each in tokens],
+            tokens=texts,
+            token_logprobs=[each.logprob for each in tokens],
             top_logprobs=[{self.token(number): value for number, value in each.top} for each in tokens],
             text_offset=offsets,
-        )  # fmt: skip
+        )
 
 
 def event(data: dict[str, Any] | str) -> bytes:

@@ -111,8 +111,9 @@ class Service:
         room = self._room(variant, ids, most)
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         answering = self._ask(variant, [ids] * (asked.n or 1), asked, room, logprobs)
-        reply = ChatReply(_id("chatcmpl"), int(time.time()), variant.name, variant.template.tokenizer, len(ids),
-                          logprobs is not None)  # fmt: skip
+        reply = ChatReply(
+            _id("chatcmpl"), int(time.time()), variant.name, variant.template.tokenizer, len(ids), logprobs is not None
+        )
         return await self._answer(reply, answering, asked, request)
 
     async def complete(self, asked: CompletionRequest, request: Request) -> Any:
@@ -121,8 +122,14 @@ class Service:
         room = min(self._room(variant, ids, asked.max_tokens or 16) for ids in prompts)
         each = [ids for ids in prompts for _ in range(asked.n or 1)]
         answering = self._ask(variant, each, asked, room, asked.logprobs)
-        reply = CompletionReply(_id("cmpl"), int(time.time()), variant.name, variant.template.tokenizer,
-                                sum(map(len, prompts)), asked.logprobs is not None)  # fmt: skip
+        reply = CompletionReply(
+            _id("cmpl"),
+            int(time.time()),
+            variant.name,
+            variant.template.tokenizer,
+            sum(map(len, prompts)),
+            asked.logprobs is not None,
+        )
         return await self._answer(reply, answering, asked, request)
 
     def _room(self, variant: Variant, ids: Sequence[int], wanted: int | None) -> int:
@@ -135,9 +142,11 @@ class Service:
         room = variant.limit - len(ids)
         if wanted is not None and wanted > room:
             raise Refused(
-                400, f"{len(ids)} tokens of prompt and {wanted} of answer are more than the model's {variant.limit}",
-                "context_length_exceeded", "max_tokens",
-            )  # fmt: skip
+                400,
+                f"{len(ids)} tokens of prompt and {wanted} of answer are more than the model's {variant.limit}",
+                "context_length_exceeded",
+                "max_tokens",
+            )
         if wanted is not None and wanted > self.limits.tokens:
             raise Refused(400, f"an answer has at most {self.limits.tokens} tokens here", None, "max_tokens")
         return wanted or min(room, self.limits.tokens)
@@ -146,16 +155,25 @@ class Service:
         self, variant: Variant, prompts: Sequence[list[int]], asked: Drawn, most: int, logprobs: int | None
     ) -> Answering:
         sampling = Sampling(
-            temperature=1.0 if asked.temperature is None else asked.temperature, top_p=asked.top_p or 1.0,
-            seed=asked.seed, most=most, stop=asked.stops, logprobs=logprobs, presence=asked.presence_penalty or 0.0,
-            frequency=asked.frequency_penalty or 0.0, ignore_end=asked.ignore_eos,
-        )  # fmt: skip
+            temperature=1.0 if asked.temperature is None else asked.temperature,
+            top_p=asked.top_p or 1.0,
+            seed=asked.seed,
+            most=most,
+            stop=asked.stops,
+            logprobs=logprobs,
+            presence=asked.presence_penalty or 0.0,
+            frequency=asked.frequency_penalty or 0.0,
+            ignore_end=asked.ignore_eos,
+        )
         loop, answering, engine = asyncio.get_running_loop(), Answering(), self.engine
         if len(prompts) > engine.most_rows + engine.most_waiting:
             raise Refused(
-                400, f"the request asks for {len(prompts)} answers, and this server takes "
-                f"{engine.most_rows + engine.most_waiting} at a time: fewer prompts, or a smaller n", None, "n",
-            )  # fmt: skip
+                400,
+                f"the request asks for {len(prompts)} answers, and this server takes "
+                f"{engine.most_rows + engine.most_waiting} at a time: fewer prompts, or a smaller n",
+                None,
+                "n",
+            )
 
         def deliverer(number: int) -> Callable[[Piece], None]:
             def deliver(piece: Piece) -> None:
@@ -240,8 +258,10 @@ def _prompts(variant: Variant, asked: CompletionRequest) -> list[list[int]]:
     tokenizer = variant.template.tokenizer
     made = [list(tokenizer(each)["input_ids"]) if isinstance(each, str) else each for each in asked.prompts]
     # A tokenizer that closes every text (T5's) would end it before the answer begins.
-    made = [ids[:-1] if isinstance(each, str) and ids[-1:] == [tokenizer.eos_token_id] and len(ids) > 1 else ids
-            for each, ids in zip(asked.prompts, made, strict=True)]  # fmt: skip
+    made = [
+        ids[:-1] if isinstance(each, str) and ids[-1:] == [tokenizer.eos_token_id] and len(ids) > 1 else ids
+        for each, ids in zip(asked.prompts, made, strict=True)
+    ]
     if not all(made):
         raise Refused(400, "the prompt has no tokens", None, "prompt")
     if any(token >= len(tokenizer) for ids in made for token in ids):
@@ -265,9 +285,13 @@ def application(
         await asyncio.to_thread(engine.close, patience=patience)
 
     app = FastAPI(
-        title="Luthier", version=luthier.__version__, docs_url=None, redoc_url=None, lifespan=lifespan,
+        title="Luthier",
+        version=luthier.__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
         description="Base and tuned models under OpenAI's API; `model` says which one answers.",
-    )  # fmt: skip
+    )
     _routes(app, Service(engine, limits))
     _errors(app)
     describe(app, list(engine.variants), limits.tokens, keyed=key is not None)
@@ -287,10 +311,16 @@ def _routes(app: FastAPI, service: Service) -> None:
         """Is it up, and what has it done."""
         engine, counts = service.engine, service.engine.counts
         return Health(
-            status="stopping" if engine.closing else "ok", running=len(engine.jobs), waiting=len(engine.waiting),
-            asked=counts.asked, finished=counts.finished, cancelled=counts.cancelled, failed=counts.failed,
-            prompt_tokens=counts.prompt_tokens, completion_tokens=counts.tokens,
-        )  # fmt: skip
+            status="stopping" if engine.closing else "ok",
+            running=len(engine.jobs),
+            waiting=len(engine.waiting),
+            asked=counts.asked,
+            finished=counts.finished,
+            cancelled=counts.cancelled,
+            failed=counts.failed,
+            prompt_tokens=counts.prompt_tokens,
+            completion_tokens=counts.tokens,
+        )
 
     @app.get("/v1/models", responses=read)
     async def models() -> ModelList:

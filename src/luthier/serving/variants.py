@@ -89,9 +89,13 @@ def _over_one_base(sources: Sequence[Source], progress: Progress, dtype: str) ->
     untouched = _share(base)  # as it is before slots take its attention over
     mixer = Mixer(base)
     offered = _served(
-        base_of(first), template, [(lambda model: SlotLane(model, mixer), BATCHED), (PlainLane, PLAIN)], base, Start(),
+        base_of(first),
+        template,
+        [(lambda model: SlotLane(model, mixer), BATCHED), (PlainLane, PLAIN)],
+        base,
+        Start(),
         reference,
-    )  # fmt: skip
+    )
     made = [offered]
     for source in sources:
         progress.stage(f"loading {source.path} ({source.kind})")
@@ -120,9 +124,13 @@ def start_apart(start: Start | None) -> Start:
 
 
 def _served(
-    source: Source, template: Template, lanes: Sequence[tuple[Any, str]], model: nn.Module, start: Start,
+    source: Source,
+    template: Template,
+    lanes: Sequence[tuple[Any, str]],
+    model: nn.Module,
+    start: Start,
     reference: tuple[list[int], Tensor],
-) -> Variant:  # fmt: skip
+) -> Variant:
     """In the first lane that gives the model's own numbers; ModelError where none does."""
     usual = getattr(model.config, "_attn_implementation", "sdpa")
     for make, how in lanes:

@@ -114,11 +114,15 @@ def plan_of(given: Sequence[str], allow_code: Allow = False) -> Plan:
         _refuse_another_template(first, source)
     own = first.tokenizer if _holds_tokenizer(first.tokenizer) else None
     return Plan(
-        first.base, "base", {source.name: adapter_folder(source).resolve() for source in sources},
+        first.base,
+        "base",
+        {source.name: adapter_folder(source).resolve() for source in sources},
         rank=max(int(each["r"]) for each in settings.values()),
-        tokenizer=own.resolve() if own else None, template=own is not None and _template(own) is not None,
-        ends=own is not None and _only_ends(own), limit=_limit(first.base),
-    )  # fmt: skip
+        tokenizer=own.resolve() if own else None,
+        template=own is not None and _template(own) is not None,
+        ends=own is not None and _only_ends(own),
+        limit=_limit(first.base),
+    )
 
 
 def _whole(source: Source, sources: Sequence[Source]) -> Plan:
@@ -291,13 +295,21 @@ def environment(plan: Plan, key: str | None) -> dict[str, str]:
 
 
 def serve(
-    given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, vllm: str | None, write: Path | None,
-    progress: Progress, allow_code: Allow = False,
-) -> None:  # fmt: skip
+    given: Sequence[str],
+    place: Place,
+    sizes: Sizes,
+    *,
+    dtype: str,
+    vllm: str | None,
+    write: Path | None,
+    progress: Progress,
+    allow_code: Allow = False,
+) -> None:
     """Become vLLM, or write all that another machine needs to start it. What cannot work is said before that."""
     for option, held, usual in (
-        ("--max-waiting", sizes.waiting, Sizes().waiting), ("--max-body", sizes.body, Sizes().body)
-    ):  # fmt: skip
+        ("--max-waiting", sizes.waiting, Sizes().waiting),
+        ("--max-body", sizes.body, Sizes().body),
+    ):
         if held != usual:
             raise InputError(f"{option} says nothing to vLLM", mend="leave it out, or --engine luthier")
     plan = plan_of(given, allow_code)
@@ -310,11 +322,21 @@ def serve(
     place.check()
     port = place.port or _free(place)
     words = [
-        program, "serve", str(plan.folder or plan.base.path),
-        *arguments(plan, sizes, dtype, tokenizer=str(plan.tokenizer) if plan.tokenizer else None,
-                   adapters={name: str(path) for name, path in plan.adapters.items()}),
-        "--host", place.host, "--port", str(port),
-    ]  # fmt: skip
+        program,
+        "serve",
+        str(plan.folder or plan.base.path),
+        *arguments(
+            plan,
+            sizes,
+            dtype,
+            tokenizer=str(plan.tokenizer) if plan.tokenizer else None,
+            adapters={name: str(path) for name, path in plan.adapters.items()},
+        ),
+        "--host",
+        place.host,
+        "--port",
+        str(port),
+    ]
     if plan.base.quantize == "nf4":
         progress.note(f"a base in 4 bit: vLLM needs vllm-bnb-plugin for it (pip install vllm-bnb-plugin=={PLUGIN})")
     progress.stage(command(*words))

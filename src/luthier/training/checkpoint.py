@@ -160,9 +160,14 @@ def _found(folder: Path) -> list[Path]:
 
 
 def write(
-    target: Path, weights: Callable[[Path], None], optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler, scaler: Any, state: dict[str, Any], run: str = "",
-) -> None:  # fmt: skip
+    target: Path,
+    weights: Callable[[Path], None],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    scaler: Any,
+    state: dict[str, Any],
+    run: str = "",
+) -> None:
     """Write one checkpoint of `run`; `weights` writes the method's files. Raises NoSpace, with nothing half-written."""
     with staged(target, run, state.get("step")) as folder:
         weights(folder / "weights")
@@ -171,21 +176,26 @@ def write(
         tensors |= dice.tensors
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.safetensors")
         (folder / "state.json").write_text(
-            to_json({
-                **state,
-                "optimizer": numbers,
-                "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "rng": dice.numbers,
-                "tensors": sorted(tensors),
-            })
-        )  # fmt: skip
+            to_json(
+                {
+                    **state,
+                    "optimizer": numbers,
+                    "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
+                    "scaler": scaler.state_dict() if scaler is not None else None,
+                    "rng": dice.numbers,
+                    "tensors": sorted(tensors),
+                }
+            )
+        )
 
 
 def read(
-    checkpoint: Path, restore: Callable[[Path], None], optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler, scaler: Any,
-) -> dict[str, Any]:  # fmt: skip
+    checkpoint: Path,
+    restore: Callable[[Path], None],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    scaler: Any,
+) -> dict[str, Any]:
     """Put a checkpoint back, random states last; returns the state given to `write`."""
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
     tensors = load_file(checkpoint / "state.safetensors")

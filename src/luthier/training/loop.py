@@ -106,9 +106,13 @@ class Loop:
 
 
 def held_out_loss(
-    model: nn.Module, data: Prepared, pad_id: int, batch_size: int, accelerator: Accelerator,
+    model: nn.Module,
+    data: Prepared,
+    pad_id: int,
+    batch_size: int,
+    accelerator: Accelerator,
     halt: Callable[[], bool] = lambda: False,
-) -> float:  # fmt: skip
+) -> float:
     """Nats per target over all validation rows. Raises Halted where `halt` says so between two batches."""
     rows, lengths = data.validation_rows, data.validation_rows.lengths
     order = sorted(range(len(rows)), key=lengths.__getitem__)

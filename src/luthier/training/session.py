@@ -66,10 +66,20 @@ class Session:
     """Model, data and optimizer of one run, and what has happened so far."""
 
     def __init__(
-        self, model: nn.Module, data: Prepared, method: Method, config: TrainConfig, *,
-        lr: float, seed: int, pad_id: int, accelerator: Accelerator, folder: RunFolder, progress: Progress,
+        self,
+        model: nn.Module,
+        data: Prepared,
+        method: Method,
+        config: TrainConfig,
+        *,
+        lr: float,
+        seed: int,
+        pad_id: int,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        progress: Progress,
         pack: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.data, self.method, self.config, self.seed, self.pad_id = data, method, config, seed, pad_id
         self.accelerator, self.folder, self.progress, self.pack = accelerator, folder, progress, pack
         half_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision != "no"
@@ -83,17 +93,33 @@ class Session:
         self.schedule = build_schedule(optimizer, config, self.steps)
         self.optimizer = accelerator.prepare(optimizer)
         self.loop = Loop(
-            self.model, data.task.loss, data.task.targets, self.optimizer, self.schedule, accelerator, config.clip,
-            penalty=lambda: method.penalty(model), after_step=lambda index: method.after_step(model, index),
-        )  # fmt: skip
+            self.model,
+            data.task.loss,
+            data.task.targets,
+            self.optimizer,
+            self.schedule,
+            accelerator,
+            config.clip,
+            penalty=lambda: method.penalty(model),
+            after_step=lambda index: method.after_step(model, index),
+        )
         self.request = StopRequest()
         self.saved: tuple[int, bool] | None = None
         self.ruined = False
         self.state: dict[str, Any] = {
-            "step": 0, "best_step": 0, "best_loss": None, "without_gain": 0, "seconds": 0.0, "tokens": 0,
+            "step": 0,
+            "best_step": 0,
+            "best_loss": None,
+            "without_gain": 0,
+            "seconds": 0.0,
+            "tokens": 0,
             "unmeasured": False,  # the evaluation that belongs to this step is still to come
-            "halvings": 0, "skipped": 0, "skipped_in_a_row": 0, "spikes": 0, "recent": [],
-        }  # fmt: skip
+            "halvings": 0,
+            "skipped": 0,
+            "skipped_in_a_row": 0,
+            "spikes": 0,
+            "recent": [],
+        }
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
@@ -102,9 +128,12 @@ class Session:
             self.progress.warn(what)
         if found is not None:
             self.state |= checkpoints.read(
-                found, lambda weights: self.method.restore(self.raw, weights),
-                self._plain_optimizer(), self.schedule, self.accelerator.scaler,
-            )  # fmt: skip
+                found,
+                lambda weights: self.method.restore(self.raw, weights),
+                self._plain_optimizer(),
+                self.schedule,
+                self.accelerator.scaler,
+            )
             if name := self._not_finite():
                 raise health.ruined(self.state["step"], name, f"they lie in {found}; remove it to go on before it")
             if self.data.stream is not None:
@@ -189,10 +218,15 @@ class Session:
         taken = self._take(index, leave_out=not found.finite and not scaled)
         state["step"], state["skipped_in_a_row"] = index, in_a_row
         record = {
-            "step": index, "epoch": round(index / self.per_epoch, 4), "loss": number(found.loss), "lr": lr,
-            "grad_norm": number(found.norm), "tokens": found.tokens, "targets": found.targets,
+            "step": index,
+            "epoch": round(index / self.per_epoch, 4),
+            "loss": number(found.loss),
+            "lr": lr,
+            "grad_norm": number(found.norm),
+            "tokens": found.tokens,
+            "targets": found.targets,
             "seconds": time.perf_counter() - began,
-        }  # fmt: skip
+        }
         if not taken:
             state["skipped"] += 1
             self.progress.warn(f"step {index} was left out: loss {found.loss}, gradient norm {found.norm}")
@@ -225,10 +259,12 @@ class Session:
         """Micro-batches, smaller where memory ran out before."""
         config, halved = self.config, self.state["halvings"]
         return micro_batches(
-            [len(row.ids) for row in rows], micro_batch=self._rows_per_pass(), by_length=config.group_by_length,
+            [len(row.ids) for row in rows],
+            micro_batch=self._rows_per_pass(),
+            by_length=config.group_by_length,
             micro_tokens=config.micro_tokens and max(1, config.micro_tokens >> halved),
             pack=self.pack and max(1, self.pack >> halved),
-        )  # fmt: skip
+        )
 
     def _rows_per_pass(self) -> int:
         return max(1, self.config.rows_per_pass >> int(self.state["halvings"]))
@@ -331,8 +367,12 @@ class Session:
         checkpoints.write(
             self.folder.checkpoints / checkpoints.named(step),
             lambda folder: self.method.save(self.raw, folder, training=True),
-            self._plain_optimizer(), self.schedule, self.accelerator.scaler, self.state, self.folder.ledger.run,
-        )  # fmt: skip
+            self._plain_optimizer(),
+            self.schedule,
+            self.accelerator.scaler,
+            self.state,
+            self.folder.ledger.run,
+        )
         self._rotate()
         self.saved = (step, self.state["unmeasured"])
         self.progress.saved(step)
@@ -373,10 +413,16 @@ class Session:
             else:
                 self.method.restore(self.raw, checkpoint / "weights")
         return Outcome(
-            steps=state["step"], kept_step=best or state["step"], kept_best=best > 0,
-            stopped_early=self._out_of_patience(), seconds=state["seconds"], tokens=state["tokens"],
-            skipped=state["skipped"], spikes=state["spikes"], rows_per_pass=self._rows_per_pass(),
-        )  # fmt: skip
+            steps=state["step"],
+            kept_step=best or state["step"],
+            kept_best=best > 0,
+            stopped_early=self._out_of_patience(),
+            seconds=state["seconds"],
+            tokens=state["tokens"],
+            skipped=state["skipped"],
+            spikes=state["spikes"],
+            rows_per_pass=self._rows_per_pass(),
+        )
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         return self.optimizer.optimizer  # type: ignore[no-any-return]  # accelerate wraps it

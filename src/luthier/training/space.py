@@ -25,9 +25,14 @@ CLOSED = (errno.EACCES, errno.EPERM)
 LITTLE = 2**26
 """Free bytes of a file system above which it is not called full."""
 NO_MEMORY = (
-    "CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory",
-    "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc",
-)  # fmt: skip
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "std::bad_alloc",
+)
 """How torch and the libraries below it say that memory ran out, where they raise no OutOfMemoryError."""
 
 

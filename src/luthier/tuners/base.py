@@ -82,9 +82,15 @@ class Tuner(BaseTuner):
         return peft_config
 
     def _create_and_replace(  # type: ignore[override]  # PEFT's own subclasses differ from its base as well
-        self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
-        current_key: str, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
         for kind, pattern in self.places(peft_config, self.sites).items():
             if re.fullmatch(pattern, current_key):
                 self.inject(kind, peft_config, adapter_name, target, target_name, parent)
@@ -92,9 +98,15 @@ class Tuner(BaseTuner):
         raise ValueError(f"{current_key} is a target but no place that {type(self).__name__} knows")
 
     def wrap(
-        self, layer: type[Any], config: Any, adapter: str, target: nn.Module, name: str, parent: nn.Module,
+        self,
+        layer: type[Any],
+        config: Any,
+        adapter: str,
+        target: nn.Module,
+        name: str,
+        parent: nn.Module,
         **options: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Add the adapter to an existing layer of ours, or put a new one around `target`."""
         if isinstance(target, layer):
             target.update_layer(adapter, config, **options)
@@ -137,9 +149,14 @@ class TunerLayer(nn.Module, BaseTunerLayer):
     """Added as a child beside what is there, rather than put around it."""
 
     def _hold(
-        self, namespace: str, adapter: str, where: nn.Module | None, *,
-        modules: Sequence[str] = (), parameters: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+        self,
+        namespace: str,
+        adapter: str,
+        where: nn.Module | None,
+        *,
+        modules: Sequence[str] = (),
+        parameters: Sequence[str] = (),
+    ) -> None:
         self.namespace = namespace
         self.settings: dict[str, Any] = {}
         self.merged_adapters: list[str] = []

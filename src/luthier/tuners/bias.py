@@ -112,9 +112,15 @@ class BitFitModel(Tuner):
         return peft_config
 
     def _create_and_replace(  # type: ignore[override]
-        self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str, parent: nn.Module,
-        current_key: str, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
         self.wrap(BiasDelta, peft_config, adapter_name, target, target_name, parent)
 
 

@@ -48,9 +48,17 @@ class Bottleneck(TunerLayer):
     """The delta itself; subclasses say what it reads and where it is added."""
 
     def __init__(
-        self, base_layer: nn.Module, adapter: str, config: Any, *, parent: nn.Module, namespace: str, hidden: int,
-        norm: str = "", place: str,
-    ) -> None:  # fmt: skip
+        self,
+        base_layer: nn.Module,
+        adapter: str,
+        config: Any,
+        *,
+        parent: nn.Module,
+        namespace: str,
+        hidden: int,
+        norm: str = "",
+        place: str,
+    ) -> None:
         super().__init__()
         self.base_layer, self.hidden = base_layer, hidden
         self._hold(namespace, adapter, parent, modules=("down", "up", "gate"), parameters=("scale",))
@@ -76,9 +84,13 @@ class Bottleneck(TunerLayer):
         if config.learned_scale:
             self.held("scale")[adapter] = nn.Parameter(torch.full((1,), float(config.scale)))
         self.settings[adapter] = {
-            "activation": ACT2FN[config.activation], "dropout": config.dropout, "gate": config.gate,
-            "scale": config.scale, "place": place, "reads": config.reads,
-        }  # fmt: skip
+            "activation": ACT2FN[config.activation],
+            "dropout": config.dropout,
+            "gate": config.gate,
+            "scale": config.scale,
+            "place": place,
+            "reads": config.reads,
+        }
         self._placed(adapter, config)
 
     def delta(self, name: str, u: Tensor) -> Tensor:

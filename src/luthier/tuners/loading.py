@@ -137,9 +137,13 @@ def _check_patterns(model: nn.Module, file: Path) -> None:
     names = [name for name, _ in model.named_modules()]
     try:
         subprocess.run(
-            [sys.executable, "-I", "-c", MATCH], input=to_json([patterns, names]), text=True, timeout=MATCHING,
-            check=False, capture_output=True,
-        )  # fmt: skip
+            [sys.executable, "-I", "-c", MATCH],
+            input=to_json([patterns, names]),
+            text=True,
+            timeout=MATCHING,
+            check=False,
+            capture_output=True,
+        )
     except subprocess.TimeoutExpired:
         raise InputError(
             f"{file}: its regular expressions take more than {MATCHING:g} s on this model's names, among them "
@@ -164,9 +168,10 @@ def _check_names(tuned: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> 
     # PEFT adds the embeddings to the file where tokens were added; they are loaded by their own names.
     own = {name.removeprefix("base_model.model."): tuple(tensor.shape) for name, tensor in tuned.state_dict().items()}
     foreign = sorted(
-        name for name, shape in shapes.items()
+        name
+        for name, shape in shapes.items()
         if name not in wanted and own.get(name.removeprefix("base_model.model.")) != shape
-    )  # fmt: skip
+    )
     missing = sorted(set(wanted) - set(shapes))
     odd = sorted(name for name in wanted if name in shapes and tuple(wanted[name].shape) != shapes[name])
     if foreign or missing or odd:

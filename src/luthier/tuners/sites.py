@@ -36,30 +36,62 @@ class Sites:
 
 
 LLAMA = Sites(
-    attention=r".*\.self_attn", attention_out=r".*\.self_attn\.o_proj", ffn=r".*\.mlp", ffn_out=r".*\.mlp\.down_proj",
-    query=r".*\.self_attn\.q_proj", key=r".*\.self_attn\.k_proj", value=r".*\.self_attn\.v_proj",
+    attention=r".*\.self_attn",
+    attention_out=r".*\.self_attn\.o_proj",
+    ffn=r".*\.mlp",
+    ffn_out=r".*\.mlp\.down_proj",
+    query=r".*\.self_attn\.q_proj",
+    key=r".*\.self_attn\.k_proj",
+    value=r".*\.self_attn\.v_proj",
     ffn_last=r".*\.mlp\.down_proj",
-)  # fmt: skip
+)
 GEMMA2 = Sites(
-    attention=LLAMA.attention, attention_out=LLAMA.attention_out, ffn=LLAMA.ffn, ffn_out=LLAMA.ffn_out,
-    query=LLAMA.query, key=LLAMA.key, value=LLAMA.value, ffn_last=LLAMA.ffn_last, ffn_norm="pre_feedforward_layernorm",
-)  # fmt: skip
+    attention=LLAMA.attention,
+    attention_out=LLAMA.attention_out,
+    ffn=LLAMA.ffn,
+    ffn_out=LLAMA.ffn_out,
+    query=LLAMA.query,
+    key=LLAMA.key,
+    value=LLAMA.value,
+    ffn_last=LLAMA.ffn_last,
+    ffn_norm="pre_feedforward_layernorm",
+)
 GPT2 = Sites(
-    attention=r".*\.attn", attention_out=r".*\.attn\.c_proj", ffn=r".*\.mlp", ffn_out=r".*\.mlp\.c_proj",
-    query=r".*\.attn\.c_attn", key=r".*\.attn\.c_attn", value=r".*\.attn\.c_attn", ffn_last=r".*\.mlp\.c_proj",
+    attention=r".*\.attn",
+    attention_out=r".*\.attn\.c_proj",
+    ffn=r".*\.mlp",
+    ffn_out=r".*\.mlp\.c_proj",
+    query=r".*\.attn\.c_attn",
+    key=r".*\.attn\.c_attn",
+    value=r".*\.attn\.c_attn",
+    ffn_last=r".*\.mlp\.c_proj",
     ffn_norm="ln_2",
-)  # fmt: skip
+)
 BERT = Sites(
-    attention=r".*layer\.\d+\.attention\.self", attention_out=r".*layer\.\d+\.attention\.output\.dropout",
-    ffn=r".*layer\.\d+\.output", ffn_out=r".*layer\.\d+\.output\.dropout",
-    query=r".*attention\.self\.query", key=r".*attention\.self\.key", value=r".*attention\.self\.value",
-    ffn_last=r".*layer\.\d+\.output\.dense", ffn_norm="", ffn_call="bert_output", causal=False,
-)  # fmt: skip
+    attention=r".*layer\.\d+\.attention\.self",
+    attention_out=r".*layer\.\d+\.attention\.output\.dropout",
+    ffn=r".*layer\.\d+\.output",
+    ffn_out=r".*layer\.\d+\.output\.dropout",
+    query=r".*attention\.self\.query",
+    key=r".*attention\.self\.key",
+    value=r".*attention\.self\.value",
+    ffn_last=r".*layer\.\d+\.output\.dense",
+    ffn_norm="",
+    ffn_call="bert_output",
+    causal=False,
+)
 T5 = Sites(
-    attention=r".*\.SelfAttention", attention_out=r".*\.SelfAttention\.o", ffn=r".*\.DenseReluDense",
-    ffn_out=r".*\.DenseReluDense\.wo", query=r".*\.SelfAttention\.q", key=r".*\.SelfAttention\.k",
-    value=r".*\.SelfAttention\.v", ffn_last=r".*\.DenseReluDense\.wo", ffn_norm="layer_norm", prefix=False,
-)  # fmt: skip
+    attention=r".*\.SelfAttention",
+    attention_out=r".*\.SelfAttention\.o",
+    ffn=r".*\.DenseReluDense",
+    ffn_out=r".*\.DenseReluDense\.wo",
+    query=r".*\.SelfAttention\.q",
+    key=r".*\.SelfAttention\.k",
+    value=r".*\.SelfAttention\.v",
+    ffn_last=r".*\.DenseReluDense\.wo",
+    ffn_norm="layer_norm",
+    prefix=False,
+)
 
 SITES: dict[str, Sites] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "granite", "smollm3"), LLAMA),

@@ -107,9 +107,14 @@ class Audit:
 
 
 def audit(
-    data: Prepared, template: Template, *, lengths: Sequence[int], max_length: int, workers: int = 1,
+    data: Prepared,
+    template: Template,
+    *,
+    lengths: Sequence[int],
+    max_length: int,
+    workers: int = 1,
     progress: Progress | None = None,
-) -> Audit:  # fmt: skip
+) -> Audit:
     """Look at the encoded data; `lengths` are those of all rows in tokens before a limit."""
     found = Audit(account=data.account(), max_length=max_length)
     refusals = sorted(data.refusals, key=lambda refusal: natural(refusal.where))
@@ -151,9 +156,14 @@ def _lengths(found: Audit, lengths: Sequence[int]) -> None:
     for limit in sorted({*LIMITS, found.max_length}):
         over = [length for length in ordered if length > limit]
         found.limits.append(
-            {"max_length": limit, "rows": len(over), "share": len(over) / len(ordered),
-             "tokens": sum(over) - limit * len(over), "current": limit == found.max_length}
-        )  # fmt: skip
+            {
+                "max_length": limit,
+                "rows": len(over),
+                "share": len(over) / len(ordered),
+                "tokens": sum(over) - limit * len(over),
+                "current": limit == found.max_length,
+            }
+        )
 
 
 def _labels(found: Audit, data: Prepared, known: Facts) -> None:
@@ -181,8 +191,11 @@ def _labels(found: Audit, data: Prepared, known: Facts) -> None:
         return
     most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
     if train[most] > 10 * train[least]:
-        found.add("warn", "labels", f"the labels are far from balanced: {most!r} {train[most]:,}, {least!r} "
-                  f"{train[least]:,} rows")  # fmt: skip
+        found.add(
+            "warn",
+            "labels",
+            f"the labels are far from balanced: {most!r} {train[most]:,}, {least!r} {train[least]:,} rows",
+        )
     if len(train) == 1:
         found.add("warn", "labels", f"there is only one label, {most!r}: nothing to tell apart")
     if unseen := [label for label in validation if label not in train]:
@@ -247,13 +260,21 @@ def _alike(found: Audit, examples: Examples, known: Facts, trained: int) -> None
     whole = len(examples)
     if found.exact_rows:
         level: Literal["warn", "note"] = "warn" if found.exact_rows > whole / 100 else "note"
-        found.add(level, "duplicates", f"the same as an earlier row: {_share(found.exact_rows, whole)}",
-                  [f"{p.b} = {p.a}" for p in found.exact])  # fmt: skip
+        found.add(
+            level,
+            "duplicates",
+            f"the same as an earlier row: {_share(found.exact_rows, whole)}",
+            [f"{p.b} = {p.a}" for p in found.exact],
+        )
     if found.near_pairs:
         rows = {number for each in similar.pairs for number in each[:2]}
         bound = "" if similar.whole else ", and perhaps more: there are too many to compare them all"
-        found.add("note", "near duplicates", f"nearly the same as another row: {_share(len(rows), whole)}{bound}",
-                  [f"{p.b} ~ {p.a} ({p.similarity:.0%})" for p in found.near])  # fmt: skip
+        found.add(
+            "note",
+            "near duplicates",
+            f"nearly the same as another row: {_share(len(rows), whole)}{bound}",
+            [f"{p.b} ~ {p.a} ({p.similarity:.0%})" for p in found.near],
+        )
     _overlap(found, len(examples) - trained)
 
 
@@ -299,8 +320,12 @@ def _conflicts(found: Audit, examples: Examples, known: Facts) -> None:
             said = f"{one.answer[:60]!r} or {other.answer[:60]!r}: {prompt(one)[:80]}"
             found.conflicts.append(Pair(one.where, other.where, 1.0, said))
     if found.conflict_groups:
-        found.add("warn", "conflicts", f"prompts with more than one answer: {found.conflict_groups:,}",
-                  [f"{p.a} and {p.b}: {p.text}" for p in found.conflicts])  # fmt: skip
+        found.add(
+            "warn",
+            "conflicts",
+            f"prompts with more than one answer: {found.conflict_groups:,}",
+            [f"{p.a} and {p.b}: {p.text}" for p in found.conflicts],
+        )
 
 
 def _answers(found: Audit, examples: Examples, known: Facts) -> None:
@@ -331,8 +356,11 @@ def _repeated(found: Audit, examples: Examples, known: Facts) -> None:
                 text = examples[known.answers.index(answer)].answer.strip()
                 found.repeated.append({"what": "the answer is", "rows": count, "text": text[:400]})
     for each in found.repeated:
-        found.add("note" if each["what"].startswith("prompts") else "warn", "repeated",
-                  f"{each['what']} {each['text'][:80]!r} in {_share(each['rows'], len(examples))}")  # fmt: skip
+        found.add(
+            "note" if each["what"].startswith("prompts") else "warn",
+            "repeated",
+            f"{each['what']} {each['text'][:80]!r} in {_share(each['rows'], len(examples))}",
+        )
 
 
 def _masks(found: Audit, data: Prepared, template: Template) -> None:
@@ -343,23 +371,32 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
         found.add("warn", "mask", f"no token is learned in {_share(len(unlearned), len(data.rows))}", unlearned)
     if ends := [data.rows.where(number) for number in endless(data, template)]:
         every = len(ends) == len(data.rows)
-        text = "the token that ends an answer is learned in no row" if every else (
-            f"the token that ends an answer is cut away, so not learned, in {_share(len(ends), len(data.rows))}"
-        )  # fmt: skip
+        text = (
+            "the token that ends an answer is learned in no row"
+            if every
+            else (f"the token that ends an answer is cut away, so not learned, in {_share(len(ends), len(data.rows))}")
+        )
         found.add("stop" if every else "warn", "mask", text, ends)
     wrong, looked_at = learned_prompts(data, template)
     if wrong:
         found.add("stop", "mask", f"tokens of the prompt are learned in {_share(len(wrong), looked_at)}", wrong)
     if data.task.name == "chat" and template.source != "the tokenizer's own":
-        found.add("note", "template", f"the tokenizer has no chat template; used is {template.source}, which the "
-                  "run saves with its tokenizer")  # fmt: skip
+        found.add(
+            "note",
+            "template",
+            f"the tokenizer has no chat template; used is {template.source}, which the run saves with its tokenizer",
+        )
     unknown = template.tokenizer.unk_token_id
     if unknown is not None and template.tokenizer.unk_token != template.tokenizer.eos_token:
         lost = list(data.rows.with_token(unknown))
         if lost:
-            found.add("warn", "unknown", f"text that the tokenizer does not know, and reads as "
-                      f"{template.tokenizer.unk_token}, in {_share(len(lost), len(data.rows))}",
-                      [data.rows.where(number) for number in lost[:PLACES]])  # fmt: skip
+            found.add(
+                "warn",
+                "unknown",
+                f"text that the tokenizer does not know, and reads as "
+                f"{template.tokenizer.unk_token}, in {_share(len(lost), len(data.rows))}",
+                [data.rows.where(number) for number in lost[:PLACES]],
+            )
     part = sum(data.side(side).part.cut for side in SIDES)
     if part:
         found.add("warn", "cut", f"rows cut to {found.max_length:,} tokens, by data.on_long_row: {part:,}")

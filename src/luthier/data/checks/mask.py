@@ -70,9 +70,13 @@ def mask(row: Row, why: str, data: Prepared, template: Template) -> Mask:
         head = _pieces(row.ids[:first], kinds[:first], special, template)
         pieces = [*head, gap, *_pieces(row.ids[last:], kinds[last:], special, template)]
     return Mask(
-        where=row.where, why=why, tokens=len(row.ids), learned=0 if classes else row.learned,
-        label=data.task.label_of(row) if classes else "", pieces=pieces,
-    )  # fmt: skip
+        where=row.where,
+        why=why,
+        tokens=len(row.ids),
+        learned=0 if classes else row.learned,
+        label=data.task.label_of(row) if classes else "",
+        pieces=pieces,
+    )
 
 
 def seen(data: Prepared, template: Template) -> str:

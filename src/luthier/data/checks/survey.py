@@ -35,9 +35,13 @@ def lenient(config: DataConfig, task: Task | None = None) -> DataConfig:
 
 
 def survey(
-    config: DataConfig, task: Task | None, data: Prepared, template: Template, max_length: int,
+    config: DataConfig,
+    task: Task | None,
+    data: Prepared,
+    template: Template,
+    max_length: int,
     progress: Progress | None = None,
-) -> Audit:  # fmt: skip
+) -> Audit:
     """Encode what `read` gave and look at it all. `task` is the recipe's, which may leave it open."""
     progress = progress or Progress()
     examples = sum(len(data.side(side).examples) for side in SIDES)

@@ -94,9 +94,16 @@ def optional_text(row: Mapping[str, Any], name: str) -> str:
 CALL = "function_call"
 """The role of a turn whose text is its tool calls, before it becomes the assistant's."""
 SPEAKERS = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
-    "tool": "tool", "function": "tool", "observation": "tool", CALL: CALL,
-}  # fmt: skip
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    CALL: CALL,
+}
 """Who speaks, in OpenAI's and ShareGPT's words -> our role."""
 
 
@@ -126,9 +133,11 @@ def turns_of(value: Any, name: str) -> list[Message]:
     """A turn or a list of turns, each with `role` and `content` or with `from` and `value`, as messages."""
     made = []
     for number, turn in enumerate(value if isinstance(value, list) else [value], 1):
-        keys = next((keys for keys in (("role", "content"), ("from", "value")) if keys[0] in turn), None) if (
-            isinstance(turn, Mapping)
-        ) else None  # fmt: skip
+        keys = (
+            next((keys for keys in (("role", "content"), ("from", "value")) if keys[0] in turn), None)
+            if (isinstance(turn, Mapping))
+            else None
+        )
         if keys is None:
             raise RowError(f"turn {number} of {name} has no role")
         role = SPEAKERS.get(str(turn[keys[0]]))

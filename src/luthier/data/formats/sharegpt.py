@@ -45,9 +45,13 @@ class ShareGPT(Format):
         if not isinstance(turns, list):
             raise RowError(f"{self.conversations} should be a list of turns, not {type(turns).__name__}")
         known = {
-            **SPEAKERS, self.user: "user", self.assistant: "assistant", self.system_speaker: "system",
-            self.tool_call: CALL, self.tool_result: "tool",
-        }  # fmt: skip
+            **SPEAKERS,
+            self.user: "user",
+            self.assistant: "assistant",
+            self.system_speaker: "system",
+            self.tool_call: CALL,
+            self.tool_result: "tool",
+        }
         made = system_of(row, self.system)
         for number, turn in enumerate(turns, 1):
             if not isinstance(turn, Mapping) or self.speaker not in turn:
