@@ -60,7 +60,7 @@ class Soak:
     """One model, one data set, a reference for each case, and trials beside them."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.dice = folder, random.Random(seed)
+        self.folder, self.rng = folder, random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.operations: dict[str, list[str]] = {}
         self.seconds: dict[str, float] = {}
@@ -83,8 +83,8 @@ class Soak:
         write_jsonl(self.folder / "rows.jsonl", alpaca_rows(24))
 
     def train(self, case: str, run: Path) -> None:
-        from luthier.config import RunConfig
-        from luthier.run import train
+        from luthier.pipeline.train import train
+        from luthier.recipe.config import RunConfig
 
         own = [f"model={self.folder / 'model'}", f"data={self.folder / 'rows.jsonl'}", f"run={run}"]
         train(RunConfig.load(None, [*COMMON, *own, *CASES[case]]))
@@ -110,10 +110,10 @@ class Soak:
     def trial(self, case: str, number: int) -> list[str]:
         """One run, killed a few times; returns how it differs from the reference in the end."""
         run = self.folder / f"trial-{number}"
-        for _ in range(self.dice.randint(1, MOST_KILLS)):
+        for _ in range(self.rng.randint(1, MOST_KILLS)):
             after, operation = None, None
-            if self.dice.random() < 0.5:
-                after = self.dice.uniform(0, self.seconds[case])
+            if self.rng.random() < 0.5:
+                after = self.rng.uniform(0, self.seconds[case])
             else:
                 operation = self._operation(case)
             pid = self._fork(case, run, lambda at=operation: die_at(run, at) if at is not None else None)
@@ -136,7 +136,7 @@ class Soak:
     def _operation(self, case: str) -> int:
         paths = self.operations[case]
         saving = [number for number, path in enumerate(paths) if "/checkpoints/" in path]
-        return self.dice.choice(saving) if self.dice.random() < 0.5 else self.dice.randrange(len(paths))
+        return self.rng.choice(saving) if self.rng.random() < 0.5 else self.rng.randrange(len(paths))
 
     def _fork(self, case: str, run: Path, prepare: Callable[[], None] = lambda: None) -> int:
         pid = os.fork()

@@ -60,11 +60,11 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def ours(file: Path) -> int:
-    from luthier.config import RunConfig
     from luthier.data.encode import encode
     from luthier.data.prepare import load
-    from luthier.data.template import Template
     from luthier.models.load import load_tokenizer, locate
+    from luthier.recipe.config import RunConfig
+    from luthier.rendering.chat_template import Template
 
     config = RunConfig.model_validate(
         {"data": {"path": str(file), "workers": WORKERS, "validation": "none"}, "model": {"path": "builtin"}}
@@ -76,23 +76,23 @@ def ours(file: Path) -> int:
 
 
 def check(file: Path) -> int:
-    from luthier import run
-    from luthier.config import RunConfig
+    from luthier.pipeline import train
+    from luthier.recipe.config import RunConfig
 
     config = RunConfig.model_validate(
         {"data": {"path": str(file), "workers": WORKERS, "validation": "none"}, "model": {"path": "builtin"}}
     )
     with tempfile.TemporaryDirectory() as out:
-        return int(run.check(config, Path(out))["account"]["train"]["tokens"])
+        return int(train.check(config, Path(out))["account"]["train"]["tokens"])
 
 
 def theirs(file: Path, *, batched: bool, mask: bool) -> int:
     """What TRL's SFTTrainer does for rows of prompt and completion: both rendered, the prompt's tokens masked."""
     import datasets
 
-    from luthier.config import RunConfig
-    from luthier.data.template import Template
     from luthier.models.load import load_tokenizer, locate
+    from luthier.recipe.config import RunConfig
+    from luthier.rendering.chat_template import Template
 
     tokenizer = Template(load_tokenizer(RunConfig().model, locate(RunConfig().model))).tokenizer
 

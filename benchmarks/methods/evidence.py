@@ -1,4 +1,4 @@
-"""What `luthier choose` knows from this repository: src/luthier/choosing/measured.json, from results.jsonl and speed.jsonl.
+"""What `luthier choose` knows from this repository: src/luthier/planning/advisor/measured.json, from results.jsonl and speed.jsonl.
 
 python -m benchmarks.methods.evidence
 """
@@ -14,7 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-OUT = HERE.parents[1] / "src" / "luthier" / "choosing" / "measured.json"
+OUT = HERE.parents[1] / "src" / "luthier" / "planning" / "advisor" / "measured.json"
 MAJORITY = "majority class"
 
 BOARDS: dict[str, dict[str, Any]] = {

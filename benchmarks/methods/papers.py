@@ -1,6 +1,6 @@
 """What the methods' papers print for the tasks of this benchmark, and how its own order compares: docs/methods.md.
 
-Only figures for the very task: other tasks are in src/luthier/choosing/papers.json. CLINC150 stands in none of the papers.
+Only figures for the very task: other tasks are in src/luthier/planning/advisor/papers.json. CLINC150 stands in none of the papers.
 """
 
 from __future__ import annotations

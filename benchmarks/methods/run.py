@@ -32,10 +32,10 @@ import torch
 import transformers
 
 import luthier
-from luthier import run as luthier_run
-from luthier.config import RunConfig
+from luthier.core.errors import LuthierError, Stopped
 from luthier.data.prepare import load
-from luthier.errors import LuthierError, Stopped
+from luthier.pipeline import train as luthier_run
+from luthier.recipe.config import RunConfig
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[2] / "shared" / "data"

@@ -4,7 +4,7 @@
     python -m benchmarks.methods.speed --arms lora ia3 --steps 8
     python -m benchmarks.methods.speed --table             # the table of README.md, from speed.jsonl
 
-The same loop, loss, rows, layout and optimizer for both: what differs is the module, and what luthier.ops puts into a
+The same loop, loss, rows, layout and optimizer for both: what differs is the module, and what luthier.kernels puts into a
 model while it trains. Rows share sequences (and attend row by row, on both sides) where PEFT's module can keep them
 apart, else those of like length are padded. Weights are random, in bfloat16, with Qwen2-0.5B's width, two layers and a
 small vocabulary, so that the head, which is the same on both sides, hides nothing.
@@ -33,16 +33,18 @@ from torch import nn
 
 import luthier
 from benchmarks.methods.run import HERE, QUANTIZED, read
-from luthier.config import ModelConfig, TrainConfig
 from luthier.data.batches import micro_batches
+from luthier.kernels.apply import fused
+from luthier.kernels.attention import row_by_row
 from luthier.methods.base import METHODS, Method
-from luthier.models.load import load_model
-from luthier.ops.attention import row_by_row
-from luthier.ops.fused import fused
-from luthier.tasks.base import TASKS, Row
-from luthier.training.loop import Batch, Loop
-from luthier.training.optim import build_optimizer
-from luthier.training.precision import accelerator_for
+from luthier.models.load import device, load_model
+from luthier.models.settings import ModelConfig
+from luthier.rendering.row import Row
+from luthier.tasks.base import TASKS
+from luthier.training.optimizer import build_optimizer
+from luthier.training.precision import accelerator_on, precision_on
+from luthier.training.settings import TrainConfig
+from luthier.training.step import Batch, Loop
 
 FILE, PAGE = HERE / "speed.jsonl", HERE / "README.md"
 BEGIN, END = "<!-- made by python -m benchmarks.methods.speed --table: begin -->", "<!-- end of speed -->"
@@ -118,12 +120,12 @@ def theirs(method: Method, base: Any, steps: int) -> nn.Module:
 
 def loop(model: nn.Module, method: Method, config: TrainConfig, folder: Path) -> Loop:
     optimizer = build_optimizer(model, config, 1e-4)
-    accelerator = accelerator_for(ModelConfig(path=str(folder)), config)
+    where = device(ModelConfig(path=str(folder)))
+    accelerator = accelerator_on(where, precision_on(where, config))
     task = TASKS.parse("chat")
     return Loop(
         accelerator.prepare(model),
-        task.loss,
-        task.targets,
+        task,
         accelerator.prepare(optimizer),
         torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
         accelerator,

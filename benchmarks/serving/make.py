@@ -75,11 +75,11 @@ def _model(where: Path, layers: int, dtype: str) -> None:
 def _gguf(model: Path, where: Path, kind: Any) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.config import ModelConfig
-    from luthier.data.template import Template
-    from luthier.exports.gguf_file import write_model
-    from luthier.exports.gguf_vocab import vocabulary
+    from luthier.exports.llama_cpp.file import write_model
+    from luthier.exports.llama_cpp.vocabulary import vocabulary
     from luthier.models.load import load_tokenizer
+    from luthier.models.settings import ModelConfig
+    from luthier.rendering.chat_template import Template
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     template = Template(load_tokenizer(ModelConfig(path=str(model)), str(model)))

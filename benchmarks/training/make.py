@@ -104,11 +104,11 @@ def _rows(path: Path, rows: int, learned: str) -> None:
 
 def _tokens(folder: Path) -> list[dict[str, list[int]]]:
     """What Luthier makes of the rows."""
-    from luthier.config import RunConfig
     from luthier.data.encode import encode
     from luthier.data.prepare import load
-    from luthier.data.template import Template
     from luthier.models.load import load_tokenizer, locate
+    from luthier.recipe.config import RunConfig
+    from luthier.rendering.chat_template import Template
 
     config = RunConfig.model_validate(
         {

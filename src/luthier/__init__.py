@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+from luthier.core.import_hook import follow_peft
+from luthier.core.version import __version__
 
-from luthier import peft_hook
+__all__ = ["__version__"]
 
-peft_hook.install()
+follow_peft("luthier.methods.layers")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from luthier import run
-from luthier.choosing.candidates import Planner, shape_key
-from luthier.choosing.question import Wish
-from luthier.config import RunConfig
-from luthier.errors import InputError
+from luthier.core.errors import InputError
+from luthier.pipeline import choose as choosing
 from luthier.planning import plan
+from luthier.planning.advisor.candidates import Planner, shape_key
+from luthier.planning.advisor.question import Wish
+from luthier.recipe.config import RunConfig
 from tests.conftest import build_tokenizer
 
 Choose = Callable[..., dict[str, Any]]
@@ -105,6 +105,6 @@ def choose(bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choo
     def ask(base: str, overrides: Any = (), evidence: Any = (), **wish: Any) -> dict[str, Any]:
         path = base if base == "builtin" else str(bases / base)
         config = RunConfig.load(None, [f"model={path}", *overrides])
-        return run.choose(config, Wish.said(**wish), evidence=evidence)
+        return choosing.choose(config, Wish.said(**wish), evidence=evidence)
 
     return ask

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from luthier.choosing import choose as choosing
-from luthier.choosing.candidates import ARMS
+from luthier.planning.advisor import rank as choosing
+from luthier.planning.advisor.candidates import ARMS
 from tests.choose.conftest import Choose
 from tests.conftest import write_jsonl
 

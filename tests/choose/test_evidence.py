@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from benchmarks.methods import evidence as made_by
 
-from luthier.choosing.candidates import ARMS, Base, Planner
-from luthier.choosing.evidence import Board, Score, Source, comparisons, measured, papers, relevant, repository
-from luthier.choosing.question import assumed
-from luthier.config import ModelConfig, TrainConfig
-from luthier.errors import InputError
+from luthier.core.errors import InputError
 from luthier.methods.base import METHODS
+from luthier.models.settings import ModelConfig
+from luthier.planning.advisor.candidates import ARMS, Base, Planner
+from luthier.planning.advisor.evidence import Board, Score, Source, comparisons, measured, papers, relevant, repository
+from luthier.planning.advisor.question import assumed
+from luthier.training.settings import TrainConfig
 from tests.choose.conftest import Choose
 from tests.conftest import ROOT
 
@@ -221,7 +222,7 @@ def test_a_file_of_another_form_is_refused_by_name(text: str, part: str, tmp_pat
     file.write_text(text)
     with pytest.raises(InputError, match=r"--evidence: .*odd\.json") as caught:
         comparisons([file], model="m", data="d", task="chat")
-    assert part in caught.value.message and "compare.json" in caught.value.mend
+    assert part in caught.value.message and "compare.json" in caught.value.fix
 
 
 def exists(source: dict[str, str], root: Path) -> bool:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from luthier.choosing.question import Wish, latency_of, seconds_of, size_of
-from luthier.cli import app
-from luthier.config import ModelConfig, TrainConfig
-from luthier.errors import InputError
+from luthier.cli.main import app
+from luthier.core.errors import InputError
 from luthier.methods.base import METHODS
+from luthier.models.settings import ModelConfig
 from luthier.planning import machine
+from luthier.planning.advisor.question import Wish, latency_of, seconds_of, size_of
 from luthier.planning.plan import HOLDS, Load, plan
+from luthier.training.settings import TrainConfig
 from tests.choose.conftest import Choose
 from tests.conftest import luthier, model_config
 
@@ -54,7 +55,7 @@ def test_times(text: str, seconds: float) -> None:
 def test_what_cannot_be_is_one_clear_error(wish: dict[str, Any], part: str) -> None:
     with pytest.raises(InputError) as caught:
         Wish.said(**wish)
-    assert part in caught.value.message and caught.value.mend
+    assert part in caught.value.message and caught.value.fix
     assert latency_of("merged") == "merged" and latency_of("12.5") == 12.5
 
 
@@ -70,7 +71,7 @@ def test_mistakes_in_base_and_evidence(choose: Choose, tmp_path: Path) -> None:
 def test_another_machine_is_planned_by_its_memory_alone(tmp_path: Path) -> None:
     model_config("llama").save_pretrained(tmp_path)
 
-    def planned(other: machine.Other | None) -> Any:
+    def planned(other: machine.TargetMachine | None) -> Any:
         model = ModelConfig(path=str(tmp_path), device="cpu")
         return plan(
             model,
@@ -84,12 +85,16 @@ def test_another_machine_is_planned_by_its_memory_alone(tmp_path: Path) -> None:
             other=other,
         )
 
-    here, card, box = planned(None), planned(machine.Other("cuda", 10**9)), planned(machine.Other("cpu", 10**9))
+    here, card, box = (
+        planned(None),
+        planned(machine.TargetMachine("cuda", 10**9)),
+        planned(machine.TargetMachine("cpu", 10**9)),
+    )
     assert card.device == "cuda" and card.parts["program"] == 0 and (card.total, card.free) == (10**9, 10**9)
     assert card.parts["activations"] * HOLDS["cpu"] == pytest.approx(here.parts["activations"], rel=0.01)
     assert box.parts["activations"] == here.parts["activations"] and box.free == 10**9 - box.parts["program"]
     assert card.parts["weights"] == here.parts["weights"] and card.flops == here.flops > 0
-    assert card.fits and not planned(machine.Other("cuda", card.needed)).fits
+    assert card.fits and not planned(machine.TargetMachine("cuda", card.needed)).fits
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,4 +123,4 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     done = luthier("choose", "--memory", "much", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: --memory: 'much' is no size")
-    assert "mend: for example --memory 12GB" in done.stderr and "Traceback" not in done.stderr
+    assert "fix: for example --memory 12GB" in done.stderr and "Traceback" not in done.stderr

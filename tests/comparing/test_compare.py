@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from luthier.comparing.shared import Contest
-from luthier.config import RunConfig
-from luthier.errors import InputError
-from luthier.folder import RunFolder
-from luthier.run import compare_methods, train
+from luthier.comparison.compare import compare
+from luthier.comparison.runner import CompareConfig
+from luthier.core.errors import InputError
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
+from luthier.runs.folder import RunFolder
 from tests.conftest import alpaca_rows, luthier, review_rows, write_jsonl
 
 SHORT = ["train.steps=4", "train.batch_size=4", "evaluate.generate=0", "data.validation=0.3", "method.rank=2"]
@@ -41,8 +42,8 @@ def row(found: dict[str, Any], name: str) -> dict[str, Any]:
 def test_methods_are_compared_and_each_run_is_the_one_that_train_makes(
     recipe: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    wish = Contest("lora,full,prompt,pissa,lora_int8", seeds=2, workers=2)
-    found = compare_methods(recipe(), wish)
+    wish = CompareConfig("lora,full,prompt,pissa,lora_int8", seeds=2, workers=2)
+    found = compare(recipe(), wish)
     assert found["metric"] == "accuracy" and found["seeds"] == [0, 1] and found["version"] == 1
     assert {each["arm"] for each in found["rows"]} == {"lora", "full", "prompt", "pissa", "lora_int8"}
     for each in found["rows"]:
@@ -71,14 +72,14 @@ def test_methods_are_compared_and_each_run_is_the_one_that_train_makes(
 def test_all_methods_give_rows_and_those_that_cannot_run_their_reasons(
     recipe: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    found = compare_methods(recipe("train.steps=1"), Contest("all", workers=2))
+    found = compare(recipe("train.steps=1"), CompareConfig("all", workers=2))
     refused = {each["arm"]: each["reason"] for each in found["rows"] if each["status"] == "not run"}
     assert set(refused) == {"bitfit", "adalora"} and "bias" in refused["bitfit"], "a Llama has none"
     assert "1 step" in refused["adalora"] and not (tmp_path / "compared/arms/adalora-s0").exists()
     failed = [each for each in found["rows"] if each["status"] == "failed"]
     assert not failed, failed
     assert len(found["rows"]) == 24
-    again = compare_methods(recipe("train.steps=1"), Contest("all", workers=2))
+    again = compare(recipe("train.steps=1"), CompareConfig("all", workers=2))
     assert {r["arm"]: r["score"] for r in again["rows"]} == {r["arm"]: r["score"] for r in found["rows"]}
 
 
@@ -87,11 +88,11 @@ def test_a_run_that_fails_is_a_row_and_stops_nothing(recipe: Callable[..., RunCo
     place = tmp_path / "compared/arms/prompt-s0"
     place.mkdir(parents=True)
     (place / "in the way").write_text("a file of somebody else's")
-    found = compare_methods(config, Contest("lora,prompt", workers=2))
+    found = compare(config, CompareConfig("lora,prompt", workers=2))
     assert row(found, "lora")["status"] == "done"
     assert row(found, "prompt")["status"] == "failed" and "is not empty" in row(found, "prompt")["reason"]
     (place / "in the way").unlink()
-    found = compare_methods(config, Contest("lora,prompt", workers=2))
+    found = compare(config, CompareConfig("lora,prompt", workers=2))
     assert row(found, "prompt")["status"] == "done"
 
 
@@ -124,7 +125,7 @@ def test_killed_and_started_again_it_goes_on_and_ends_the_same(
 
 
 def test_tune_finds_a_rate_on_rows_the_score_never_sees(recipe: Callable[..., RunConfig], tmp_path: Path) -> None:
-    found = compare_methods(recipe("train.steps=88"), Contest("lora", tune=True, workers=1))
+    found = compare(recipe("train.steps=88"), CompareConfig("lora", tune=True, workers=1))
     chosen = found["tuned"]["lora"]
     assert found["steps"] == 44 and len(chosen["tries"]) == 7 and chosen["field"] == "rank"
     assert row(found, "lora")["lr"] == pytest.approx(chosen["lr"]) and chosen["size"] in (1, 2, 4)
@@ -134,9 +135,9 @@ def test_tune_finds_a_rate_on_rows_the_score_never_sees(recipe: Callable[..., Ru
 
 
 def test_rows_of_a_search_are_the_training_rows(recipe: Callable[..., RunConfig]) -> None:
-    from luthier.comparing.search import apart
-    from luthier.stages import prepare_data, tokenize
-    from luthier.training.progress import Progress
+    from luthier.comparison.tuning import apart
+    from luthier.core.events import Progress
+    from luthier.pipeline.prepare import prepare_data, tokenize
 
     config = recipe()
     data = prepare_data(config, Progress())
@@ -154,33 +155,33 @@ def test_rows_of_a_search_are_the_training_rows(recipe: Callable[..., RunConfig]
 @pytest.mark.parametrize(
     ("overrides", "wish", "told"),
     [
-        (["data.validation=none"], Contest("lora"), "0 held-out examples"),
-        (["data.validation_limit=1"], Contest("lora"), "1 held-out example:"),
-        ([], Contest("lora,bitfit"), "--methods bitfit"),
-        ([], Contest("lora", tokens=3), "less than one step"),
-        ([], Contest("lora", budget=60, tokens=10_000), "--budget and --tokens"),
-        ([], Contest("lora,full", budget=1.0), "--budget 1 s is too short for 2 runs"),
-        ([], Contest("lora", tune=True), "--tune takes half"),
-        (["data.streaming=true"], Contest("lora"), "reads its rows first"),
+        (["data.validation=none"], CompareConfig("lora"), "0 held-out examples"),
+        (["data.validation_limit=1"], CompareConfig("lora"), "1 held-out example:"),
+        ([], CompareConfig("lora,bitfit"), "--methods bitfit"),
+        ([], CompareConfig("lora", tokens=3), "less than one step"),
+        ([], CompareConfig("lora", budget=60, tokens=10_000), "--budget and --tokens"),
+        ([], CompareConfig("lora,full", budget=1.0), "--budget 1 s is too short for 2 runs"),
+        ([], CompareConfig("lora", tune=True), "--tune takes half"),
+        (["data.streaming=true"], CompareConfig("lora"), "reads its rows first"),
     ],
 )
 def test_what_cannot_be_compared_is_said_before_the_first_run(
-    recipe: Callable[..., RunConfig], tmp_path: Path, overrides: list[str], wish: Contest, told: str
+    recipe: Callable[..., RunConfig], tmp_path: Path, overrides: list[str], wish: CompareConfig, told: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        compare_methods(recipe(*overrides), wish)
+        compare(recipe(*overrides), wish)
     assert told in str(caught.value) and not list((tmp_path / "compared").glob("arms/*"))
 
 
 def test_the_folder_of_another_comparison_or_run_is_refused(recipe: Callable[..., RunConfig], tmp_path: Path) -> None:
-    compare_methods(recipe("train.steps=1"), Contest("lora", workers=1))
+    compare(recipe("train.steps=1"), CompareConfig("lora", workers=1))
     with pytest.raises(InputError, match="holds another comparison: seeds"):
-        compare_methods(recipe("train.steps=1"), Contest("lora", seeds=2, workers=1))
-    grown = compare_methods(recipe("train.steps=1"), Contest("lora,full", workers=1))
+        compare(recipe("train.steps=1"), CompareConfig("lora", seeds=2, workers=1))
+    grown = compare(recipe("train.steps=1"), CompareConfig("lora,full", workers=1))
     assert row(grown, "full")["status"] == row(grown, "lora")["status"] == "done", "more methods may follow"
     train(recipe(f"run={tmp_path / 'run'}", "train.steps=1"))
     with pytest.raises(InputError, match="is the folder of a run"):
-        compare_methods(recipe(f"run={tmp_path / 'run'}"), Contest("lora"))
+        compare(recipe(f"run={tmp_path / 'run'}"), CompareConfig("lora"))
 
 
 def test_the_command_line_shows_the_table(model_folder: Callable[..., Path], tmp_path: Path) -> None:

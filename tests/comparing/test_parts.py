@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from luthier.comparing import children
-from luthier.comparing.arms import arm, arms_of, names_of
-from luthier.comparing.budget import seconds_of, steps_for_time
-from luthier.comparing.claims import CLAIMS
-from luthier.comparing.lend import digest, lend, part
-from luthier.comparing.verdict import differences, draws, metric, pareto
-from luthier.config import RunConfig
-from luthier.errors import InputError, Stopped
+from luthier.comparison import workers
+from luthier.comparison.budget import seconds_of, steps_for_time
+from luthier.comparison.candidates import arm, arms_of, names_of
+from luthier.comparison.claims import CLAIMS
+from luthier.comparison.shared_base import digest, lend, part
+from luthier.comparison.significance import differences, draws, metric, pareto
+from luthier.core.errors import InputError, Stopped
 from luthier.methods.base import METHODS, PRESETS
+from luthier.recipe.config import RunConfig
 from tests.methods.zoo import SPECS, base
 
 LENT = [name for name in SPECS if "(" not in name]
@@ -73,7 +73,7 @@ def test_an_arm_keeps_the_recipe_s_settings_for_its_own_method_alone() -> None:
 def test_a_method_that_cannot_run_is_a_row_of_all_and_an_error_where_it_is_named() -> None:
     def check(config: RunConfig) -> None:
         if config.method.name == "bitfit":
-            raise InputError("no biases here", mend="method.missing=add")
+            raise InputError("no biases here", fix="method.missing=add")
 
     made = arms_of(RunConfig(), "all", check)
     assert [one.name for one in made if one.reason] == ["bitfit"]
@@ -93,22 +93,22 @@ def test_budgets() -> None:
         steps_for_time(100, [1.0, 3.0], 50, seeds=3, workers=1, most=1000)
 
 
-def said(jobs: list[Any], workers: int = 2) -> list[children.Event]:
-    return list(children.work(jobs, workers=workers, threads=1, fork=children.can_fork("cpu")))
+def said(jobs: list[Any], count: int = 2) -> list[workers.Event]:
+    return list(workers.work(jobs, workers=count, threads=1, fork=workers.can_fork("cpu")))
 
 
 def test_jobs_say_what_they_do_and_end_each_in_its_own_way() -> None:
-    def done(send: children.Send) -> int:
+    def done(send: workers.Send) -> int:
         send({"part": 0.5})
         return os.getpid()
 
-    def refused(send: children.Send) -> None:
-        raise InputError("bad rank", mend="method.rank=8")
+    def refused(send: workers.Send) -> None:
+        raise InputError("bad rank", fix="method.rank=8")
 
-    def broken(send: children.Send) -> None:
+    def broken(send: workers.Send) -> None:
         raise ZeroDivisionError("oh")
 
-    def stopped(send: children.Send) -> None:
+    def stopped(send: workers.Send) -> None:
         raise Stopped("asked to", 143)
 
     events = said([done, refused, broken, stopped, done])
@@ -116,28 +116,28 @@ def test_jobs_say_what_they_do_and_end_each_in_its_own_way() -> None:
     assert [ends[i].kind for i in range(5)] == ["done", "failed", "failed", "stopped", "done"]
     assert sum(event.kind == "said" for event in events) == 2 and ends[3].value == 143
     assert "bad rank" in ends[1].value and "ZeroDivisionError: oh (test_parts.py" in ends[2].value
-    if children.can_fork("cpu"):
+    if workers.can_fork("cpu"):
         assert len({ends[0].value, ends[4].value, os.getpid()}) == 3
 
 
-@pytest.mark.skipif(not children.can_fork("cpu"), reason="needs fork: Linux")
+@pytest.mark.skipif(not workers.can_fork("cpu"), reason="needs fork: Linux")
 def test_a_job_that_is_killed_is_a_failure_with_its_reason() -> None:
-    def killed(send: children.Send) -> None:
+    def killed(send: workers.Send) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     (event,) = said([killed])
     assert event.kind == "failed" and "SIGKILL" in event.value and "memory" in event.value
 
 
-@pytest.mark.skipif(not children.can_fork("cpu"), reason="needs fork: Linux")
+@pytest.mark.skipif(not workers.can_fork("cpu"), reason="needs fork: Linux")
 def test_who_leaves_ends_those_at_work(tmp_path: Path) -> None:
-    def long(send: children.Send) -> None:
+    def long(send: workers.Send) -> None:
         send({"part": 0.1})
         signal.signal(signal.SIGTERM, lambda *_: (tmp_path / "heard").touch() or os._exit(0))
         send({"part": 0.2})
         signal.pause()
 
-    events = children.work([long], workers=1, threads=1, fork=True)
+    events = workers.work([long], workers=1, threads=1, fork=True)
     assert next(events).kind == "said" and next(events).value == {"part": 0.2}
     events.close()
     assert (tmp_path / "heard").exists()
@@ -149,9 +149,9 @@ def labels(right: list[bool]) -> list[dict[str, Any]]:
 
 def test_a_real_difference_is_told_from_chance_and_pairs_count() -> None:
     function, higher = metric("accuracy")
-    dice = np.random.default_rng(1)
-    easy = dice.random(300) < 0.7
-    good = easy | (dice.random(300) < 0.4)  # right wherever `easy` is, and more
+    rng = np.random.default_rng(1)
+    easy = rng.random(300) < 0.7
+    good = easy | (rng.random(300) < 0.4)  # right wherever `easy` is, and more
     same = easy.copy()
     same[:10] = ~same[:10]
     found = {
@@ -168,31 +168,31 @@ def test_a_real_difference_is_told_from_chance_and_pairs_count() -> None:
 
 def test_holm_makes_many_comparisons_stricter() -> None:
     function, higher = metric("accuracy")
-    dice = np.random.default_rng(2)
-    right = dice.random(200) < 0.6
+    rng = np.random.default_rng(2)
+    right = rng.random(200) < 0.6
     slightly = right.copy()
     slightly[np.flatnonzero(~right)[:9]] = True
     slightly[np.flatnonzero(right)[:2]] = False
     found = {"a": draws(function, [labels(list(right))]), "b": draws(function, [labels(list(slightly))])}
     alone = differences(found, "a", higher=higher)["b"]["p"]
-    noise = {f"n{i}": draws(function, [labels(list(dice.permutation(right)))]) for i in range(8)}
+    noise = {f"n{i}": draws(function, [labels(list(rng.permutation(right)))]) for i in range(8)}
     among = differences(found | noise, "a", higher=higher)["b"]["p"]
     assert among > alone and among == pytest.approx(min(1.0, 9 * alone))
 
 
 def test_seeds_widen_the_interval_and_sums_give_the_metric_itself() -> None:
     function, _ = metric("accuracy")
-    dice = np.random.default_rng(3)
-    runs = [labels(list(dice.random(400) < share)) for share in (0.5, 0.7, 0.9)]
+    rng = np.random.default_rng(3)
+    runs = [labels(list(rng.random(400) < share)) for share in (0.5, 0.7, 0.9)]
     together, one = draws(function, runs), draws(function, [runs[1]])
     assert together.value == pytest.approx(np.mean([function(run) for run in runs]))
     assert together.interval[1] - together.interval[0] > 2 * (one.interval[1] - one.interval[0])
     loss, _ = metric("loss")
-    pairs = zip(dice.random(50) * 9, dice.integers(1, 9, 50), strict=True)
+    pairs = zip(rng.random(50) * 9, rng.integers(1, 9, 50), strict=True)
     records = [{"loss_sum": float(x), "targets": int(n)} for x, n in pairs]
     assert draws(loss, [records]).value == pytest.approx(loss(records))
     slow, _ = metric("spearman")
-    pairs = [{"number": float(x), "guess": float(x + y)} for x, y in dice.random((40, 2))]
+    pairs = [{"number": float(x), "guess": float(x + y)} for x, y in rng.random((40, 2))]
     assert len(draws(slow, [pairs]).sampled) < len(one.sampled), "it follows from no sums: fewer resamples"
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from luthier.config import RunConfig
-from luthier.run import train
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
 from tests.conftest import review_rows, write_jsonl
 from tests.exports.gguf_models import SHORT, rows
 

@@ -81,7 +81,7 @@ def byte_level(cuts: Sequence[str], whole_words: bool, template: str | None = No
     """A tokenizer that cuts text by these expressions; `DIGIT` and `GPT2` of gguf_vocab stand for steps of their own."""
     from tokenizers import Regex, pre_tokenizers
 
-    from luthier.exports.gguf_vocab import DIGIT, GPT2
+    from luthier.exports.llama_cpp.vocabulary import DIGIT, GPT2
 
     steps: list[Any] = [
         pre_tokenizers.Digits(True) if cut == DIGIT else pre_tokenizers.Split(Regex(cut), "isolated")

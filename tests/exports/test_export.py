@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.config import RunConfig, parse_export
-from luthier.errors import CannotMerge, ConfigError, InputError, NoSpace, Unproved
-from luthier.exporting import export
+from luthier.core.errors import CannotMerge, ConfigError, InputError, NoSpace, Unproved
 from luthier.exports.merged import Merged
+from luthier.pipeline.export import export
+from luthier.recipe.config import RunConfig
+from luthier.recipe.parse import parse_export
 from tests.conftest import luthier
 
 
@@ -111,7 +112,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_loaded(
     with pytest.raises(CannotMerge, match="--to adapter"):
         export(folder, parse_export("merged", []))
     assert not (folder / "exports").exists()
-    monkeypatch.setattr("luthier.exporting.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    monkeypatch.setattr("luthier.pipeline.export.shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(NoSpace, match="nothing was written"):
         export(folder, parse_export("adapter", []))
     with pytest.raises(ConfigError, match="dtype"):

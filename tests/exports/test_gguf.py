@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from luthier.config import RunConfig, parse_export
-from luthier.data.example import Message
-from luthier.data.template import CHATML, PLAIN, Template
-from luthier.errors import CannotMerge, InputError, MissingExtra, Unproved
-from luthier.exporting import export
-from luthier.exports import gguf_file, gguf_vocab
-from luthier.exports.gguf_file import refuse_model, write_model
-from luthier.exports.gguf_vocab import NAMES, vocabulary
-from luthier.exports.go_template import go_template, rendered
+from luthier.core.errors import CannotMerge, InputError, MissingExtra, Unproved
+from luthier.exports.checking.players import TorchPlayer
+from luthier.exports.llama_cpp import file as gguf_file
+from luthier.exports.llama_cpp import vocabulary as gguf_vocab
+from luthier.exports.llama_cpp.file import refuse_model, write_model
+from luthier.exports.llama_cpp.ollama_template import go_template, rendered
+from luthier.exports.llama_cpp.vocabulary import NAMES, vocabulary
 from luthier.exports.merged import Merged
-from luthier.exports.players import TorchPlayer
+from luthier.pipeline.export import export
+from luthier.recipe.config import RunConfig
+from luthier.recipe.parse import parse_export
+from luthier.rendering.chat_template import CHATML, PLAIN, Template
+from luthier.rendering.example import Message
 from tests.conftest import ROOT, build_tokenizer, luthier, model_config
 from tests.exports.gguf_models import LLAMA_CPP, TEXTS, byte_level, sentencepiece, variant
 
@@ -301,8 +303,8 @@ def _write(folder: Path, model: Any, tokenizer: Any, kind: Any = "f32") -> Path:
 def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, whole_words: bool, name: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.llama_cpp import LlamaPlayer, same_tokens
-    from luthier.exports.proof import Prompt
+    from luthier.exports.checking.proof import Prompt
+    from luthier.exports.llama_cpp.player import LlamaPlayer, same_tokens
 
     tokenizer = byte_level(cuts, whole_words)
     file = _write(tmp_path, AutoModelForCausalLM.from_config(model_config("llama")), tokenizer)
@@ -352,7 +354,7 @@ def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, w
 def test_settings_of_an_architecture_are_the_same_there(tmp_path: Path, kind: str, changed: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.llama_cpp import LlamaPlayer
+    from luthier.exports.llama_cpp.player import LlamaPlayer
 
     config = type(model_config(kind))(**(model_config(kind).to_dict() | changed))
     refuse_model(config)
@@ -373,7 +375,7 @@ def test_settings_of_an_architecture_are_the_same_there(tmp_path: Path, kind: st
 def test_a_prompt_longer_than_the_first_context_gets_one_of_its_size(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.llama_cpp import SMALLEST, LlamaPlayer
+    from luthier.exports.llama_cpp.player import SMALLEST, LlamaPlayer
 
     config = model_config("qwen3")
     config.max_position_embeddings = 2048
@@ -430,7 +432,7 @@ def test_layers_with_a_strength_of_their_own_keep_it(run: Callable[..., Path], t
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.base import Tuned
+    from luthier.exports.checking.tuned import Tuned
     from luthier.exports.gguf_adapter import GgufAdapter
 
     base = AutoModelForCausalLM.from_config(model_config("llama"))

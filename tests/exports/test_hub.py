@@ -15,10 +15,10 @@ from unittest.mock import create_autospec
 import huggingface_hub
 import pytest
 
-from luthier.config import parse_export
-from luthier.errors import ConfigError, InputError, MissingExtra
-from luthier.exporting import export
+from luthier.core.errors import ConfigError, InputError, MissingExtra
 from luthier.exports import hub
+from luthier.pipeline.export import export
+from luthier.recipe.parse import parse_export
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from luthier.config import parse_export
-from luthier.errors import CannotMerge, InputError, MissingExtra, Unproved
-from luthier.exporting import export
+from luthier.core.errors import CannotMerge, InputError, MissingExtra, Unproved
 from luthier.exports import onnx as form
-from luthier.exports.base import Tuned
+from luthier.exports.checking.tuned import Tuned
 from luthier.exports.merged import Merged
 from luthier.models.load import skeleton
+from luthier.pipeline.export import export
+from luthier.recipe.parse import parse_export
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.config import parse_export
-from luthier.errors import CannotMerge, ConfigError, InputError, MissingExtra, Unproved
-from luthier.exporting import export
+from luthier.core.errors import CannotMerge, ConfigError, InputError, MissingExtra, Unproved
 from luthier.exports import quantized
+from luthier.pipeline.export import export
+from luthier.recipe.parse import parse_export
 from tests.conftest import build_tokenizer, luthier
 
 SCHEMES = list(quantized.SCHEMES)

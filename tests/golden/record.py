@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from luthier.config import RunConfig
-from luthier.folder import RunFolder
-from luthier.origin import environment
-from luthier.run import train
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
+from luthier.runs.folder import RunFolder
+from luthier.runs.provenance import environment
 
 FILE = Path(__file__).parent / "demo_curve.json"
 SETTINGS = [

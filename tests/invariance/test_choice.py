@@ -10,20 +10,21 @@ import pytest
 import torch
 import transformers as t
 
-from luthier.data.example import Example, Message
-from luthier.data.template import IGNORED, Template
-from luthier.evaluation import choice
-from luthier.evaluation.base import Subject
-from luthier.evaluation.choice import bytes_of_shared, most_likely, sums_of_rows, sums_of_shared
-from luthier.evaluation.settings import EvaluateConfig
+from luthier.evaluation.records import choice
+from luthier.evaluation.records.choice import bytes_of_shared, most_likely, sums_of_rows, sums_of_shared
+from luthier.evaluation.records.context import EvalContext
+from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.methods.base import METHODS
-from luthier.tasks.base import TASKS, Row
+from luthier.rendering.chat_template import IGNORED, Template
+from luthier.rendering.example import Example, Message
+from luthier.rendering.row import Row
+from luthier.tasks.base import TASKS
 from tests.conftest import TEXT, build_tokenizer, model_config
 
 LABELS = ["good", "bad", "a kettle that leaks", "very good film", "自然"]
 
 
-def subject_of(model: Any, count: int = 6, labels: list[str] = LABELS) -> Subject:
+def subject_of(model: Any, count: int = 6, labels: list[str] = LABELS) -> EvalContext:
     template = Template(build_tokenizer())
     task = TASKS.parse("chat")
     examples = [
@@ -38,7 +39,7 @@ def subject_of(model: Any, count: int = 6, labels: list[str] = LABELS) -> Subjec
     ]
     rows = [task.encode(example, template, 256, "stop")[0] for example in examples]
     settings = EvaluateConfig(batch_size=4)
-    return Subject(model, template, task, examples, rows, list(range(count)), 256, settings, labels=sorted(labels))
+    return EvalContext(model, template, task, examples, rows, list(range(count)), 256, settings, labels=sorted(labels))
 
 
 def model_of(kind: str, method: str | dict[str, Any] | None = None) -> Any:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from luthier.config import RunConfig
-from luthier.errors import InputError
-from luthier.ops.attention import NAME
-from luthier.ops.compiled import blocks, check_compile
-from luthier.ops.fused import fused
-from luthier.run import train
-from luthier.stages import check_machine
+from luthier.core.errors import InputError
+from luthier.kernels.apply import fused
+from luthier.kernels.attention import NAME
+from luthier.kernels.compiled import blocks, check_compile
+from luthier.pipeline.prepare import on_this_machine
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
 from luthier.tasks.base import TASKS
 from tests.conftest import alpaca_rows, write_jsonl
 from tests.invariance.test_packing import some_rows
@@ -94,5 +94,5 @@ def test_without_a_compiler_it_is_refused_before_anything_is_read(monkeypatch: p
         {"model": {"path": "builtin"}, "data": {"path": "nowhere.jsonl"}, "train": {"compile": True}}
     )
     with pytest.raises(InputError, match=r"train.compile: torch.compile does not work here.*"):
-        check_machine(made)
+        on_this_machine(made)
     torch._dynamo.reset()

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.data.template import IGNORED
+from luthier.kernels import cross_entropy
+from luthier.kernels.cross_entropy import linear_cross_entropy, plain_head, without_head
 from luthier.methods.base import METHODS
-from luthier.ops import cross_entropy
-from luthier.ops.cross_entropy import linear_cross_entropy, plain_head, without_head
-from luthier.tasks.base import TASKS, Row, next_token_losses
+from luthier.rendering.chat_template import IGNORED
+from luthier.rendering.row import Row
+from luthier.tasks.base import TASKS, next_token_losses
 from tests.methods.zoo import DECODERS, base
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from luthier.kernels import gated_mlp, lora, rms_norm
+from luthier.kernels.apply import fused
 from luthier.methods.base import METHODS
-from luthier.ops import gated, lora, norm
-from luthier.ops.fused import fused
 from tests.methods.zoo import DECODERS, attached, base, one_step, shake
 
 GATED = [kind for kind in DECODERS if kind != "gpt2"]
@@ -20,7 +20,7 @@ GATED = [kind for kind in DECODERS if kind != "gpt2"]
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in (gated, norm):
+    for part in (gated_mlp, rms_norm):
         monkeypatch.setattr(part, "PART_BYTES", 3 * 4 * 48)
 
 
@@ -35,7 +35,7 @@ def test_values_and_gradients_are_the_models_own(kind: str, name: str) -> None:
     assert len(usual) == len(ours)
     for a, b in zip(usual, ours, strict=True):
         torch.testing.assert_close(b, a, rtol=2e-4, atol=2e-6)
-    assert not any("forward" in vars(m) and m.forward.__module__.startswith("luthier.ops") for m in model.modules())
+    assert not any("forward" in vars(m) and m.forward.__module__.startswith("luthier.kernels") for m in model.modules())
 
 
 @pytest.mark.parametrize("kind", GATED)
@@ -43,8 +43,8 @@ def test_they_are_used(kind: str) -> None:
     _, model = attached("lora", kind)
     blocks = [m for m in model.modules() if type(m).__name__.endswith("MLP")]
     norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
-    assert blocks and gated.fuse(model) == blocks
-    assert norms and norm.fuse(model) == norms
+    assert blocks and gated_mlp.fuse(model) == blocks
+    assert norms and rms_norm.fuse(model) == norms
     assert len(lora.fuse(model)) == sum(hasattr(m, "lora_A") for m in model.modules())
 
 
@@ -116,7 +116,7 @@ def test_a_block_that_is_not_what_it_looks_like_is_left_alone() -> None:
             return self.weight * x / (x.abs().mean(-1, keepdim=True) + self.eps)
 
     model = nn.Sequential(Odd(), OddRMSNorm())
-    assert not gated.fuse(model) and not norm.fuse(model)
+    assert not gated_mlp.fuse(model) and not rms_norm.fuse(model)
 
 
 def test_activation_checkpointing_changes_nothing() -> None:

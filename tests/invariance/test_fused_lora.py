@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from luthier.kernels import lora
+from luthier.kernels.lora import Dropped, LowRank, lora_linear
 from luthier.methods.base import METHODS
-from luthier.ops import lora
-from luthier.ops.lora import Dropped, LowRank, lora_linear
 from tests.methods.zoo import DECODERS, base, one_step
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from luthier.config import RunConfig
-from luthier.errors import Stopped
+from luthier.core.errors import Stopped
+from luthier.core.events import Progress
 from luthier.methods.base import TRAINING
-from luthier.run import train
-from luthier.training.progress import Progress
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
 from tests.conftest import alpaca_rows, review_rows, write_jsonl
 from tests.invariance.test_training import StopAt, curve, same
 from tests.methods.zoo import SPECS, cells, method
@@ -87,7 +87,7 @@ def test_saving_changes_nothing_of_what_follows(
     """Dropout draws from the same random numbers whether or not checkpoints are written in between."""
     data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(24))
     start(name, "qwen2", model_folder("qwen2"), data, tmp_path / "seldom")
-    monkeypatch.setattr("luthier.training.session.Session._every", lambda self, interval: 1)
+    monkeypatch.setattr("luthier.training.trainer.Trainer._every", lambda self, interval: 1)
     start(name, "qwen2", model_folder("qwen2"), data, tmp_path / "often")
     assert curve(tmp_path / "often") == curve(tmp_path / "seldom")
     assert same(tmp_path / "often", tmp_path / "seldom")

@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.config import RunConfig
+from luthier.core.errors import InputError
 from luthier.data.batches import micro_batches, packed
-from luthier.data.template import IGNORED
-from luthier.errors import InputError
-from luthier.folder import RunFolder
+from luthier.kernels import attention
+from luthier.kernels.attention import NAME, row_by_row
 from luthier.methods.base import METHODS
-from luthier.ops import attention
-from luthier.ops.attention import NAME, row_by_row
-from luthier.run import train
-from luthier.tasks.base import EVEN, TASKS, Row, even_length
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
+from luthier.rendering.chat_template import IGNORED
+from luthier.rendering.row import EVEN, Row, even_length
+from luthier.runs.folder import RunFolder
+from luthier.tasks.base import TASKS
 from luthier.training.packing import prove_packing
 from tests.conftest import alpaca_rows, review_rows, write_jsonl
 from tests.methods.zoo import DECODERS, base

@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from luthier.config import RunConfig
-from luthier.errors import InputError, Stopped
-from luthier.folder import RunFolder
-from luthier.run import train
-from luthier.training.progress import Progress
+from luthier.core.errors import InputError, Stopped
+from luthier.core.events import Progress
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
+from luthier.runs.folder import RunFolder
 from tests.conftest import alpaca_rows, review_rows, write_jsonl
 
 BASE = [
@@ -196,7 +196,7 @@ def test_a_rising_held_out_loss_stops_the_run_and_the_best_weights_are_kept(
 def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(
     model_folder: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
-    from luthier.errors import Diverged
+    from luthier.core.errors import Diverged
 
     broken = tmp_path / "broken"
     shutil.copytree(model_folder("llama"), broken)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from luthier.ops import attention, varlen
-from luthier.ops.attention import row_by_row
-from luthier.ops.varlen import Rows
+from luthier.kernels import attention, varlen
+from luthier.kernels.attention import row_by_row
+from luthier.kernels.varlen import Rows
 from luthier.tasks.base import TASKS
 from tests.invariance.test_packing import some_rows
 from tests.methods.zoo import DECODERS, attached, base, shake

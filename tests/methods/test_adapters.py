@@ -17,7 +17,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from luthier.errors import InputError
+from luthier.core.errors import InputError
 from luthier.methods.base import METHODS, Method
 from tests.methods.zoo import (
     SPECS,

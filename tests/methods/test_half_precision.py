@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from luthier.config import RunConfig
-from luthier.errors import InputError
-from luthier.run import evaluate, train
+from luthier.core.errors import InputError
+from luthier.pipeline.evaluate import evaluate
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
 from tests.conftest import review_rows, write_jsonl
 from tests.methods.zoo import NOT_THE_BASE, REFUSALS, attached, base, ids, method, peft_names, shake
 
@@ -76,7 +77,7 @@ def test_a_head_on_a_bfloat16_base_is_float32_and_answers_without_autocast(
 def test_biases_of_a_bfloat16_base_are_not_trained_in_place() -> None:
     with pytest.raises(InputError, match="bfloat16 here, where small updates are lost") as error:
         attached("lora (bias)", "bert", model=half("bert"))
-    assert error.value.mend == "method.bias=none, or model.dtype=float32"
+    assert error.value.fix == "method.bias=none, or model.dtype=float32"
     attached("lora (bias)", "llama", model=base("llama").to(torch.bfloat16))  # has no bias
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.errors import CannotMerge, InputError
+from luthier.core.errors import CannotMerge, InputError
 from luthier.models.load import parameter_counts
 from tests.methods.zoo import (
     DECODERS,

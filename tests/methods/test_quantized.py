@@ -16,15 +16,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from luthier.config import ModelConfig, RunConfig
-from luthier.errors import CannotMerge, InputError, MissingExtra, ModelError, Stopped
-from luthier.folder import RunFolder
+from luthier.core.errors import CannotMerge, InputError, MissingExtra, ModelError, Stopped
+from luthier.kernels import gated_mlp, lora
+from luthier.kernels.apply import fused
 from luthier.methods.base import Method
+from luthier.methods.layers.base import transpose_back, transposed_layers
 from luthier.models.load import load_model, load_tokenizer, parameter_counts
-from luthier.ops import gated, lora
-from luthier.ops.fused import fused
-from luthier.run import check_machine, train
-from luthier.tuners.base import transpose_back, transposed_layers
+from luthier.models.settings import ModelConfig
+from luthier.pipeline.prepare import on_this_machine
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
+from luthier.recipe.identity import read_recipe
+from luthier.runs.folder import RunFolder
 from tests.conftest import alpaca_rows, build_tokenizer, luthier, model_config, review_rows, write_jsonl
 from tests.invariance.test_training import StopAt, curve, same
 from tests.methods.test_promises import ROUNDED
@@ -229,7 +232,7 @@ def test_every_method_works_or_is_refused() -> None:
 def test_a_refusal_says_why_and_the_mend_before_any_weights(name: str, kind: str, quantize: str) -> None:
     with pytest.raises(InputError, match=REFUSED[name]) as error:
         method(name).check(empty(kind), classify=classifies(kind), quantize=quantize)
-    assert "model.quantize=none" in error.value.mend
+    assert "model.quantize=none" in error.value.fix
     method(name).check(empty(kind), classify=classifies(kind))
 
 
@@ -275,7 +278,7 @@ def test_fused_layers_on_a_packed_base_are_pefts(
     _, model, reference = pair("lora", kind, packing, bases)
     usual, told = gradients(model, x), gradients(reference, x)
     calls = []
-    for part in (lora, gated):
+    for part in (lora, gated_mlp):
         monkeypatch.setattr(part, "backward", lambda *a, real=part.backward, **k: (calls.append(1), real(*a, **k))[1])
     with fused(model):
         first = evaluated(model, x)
@@ -375,7 +378,7 @@ def test_a_base_stored_in_four_bit_is_taken_as_it_is(bases: Bases, folders: Any,
 
 
 def test_without_our_repair_an_evaluation_spoils_four_bit_layers(bases: Bases) -> None:
-    """When this fails, bitsandbytes has mended it, and `support_avx512bf16_for_cpu = False` may go from ops/packed.py."""
+    """When this fails, bitsandbytes has fixed it, and `support_avx512bf16_for_cpu = False` may go from models/quantized.py."""
     from bitsandbytes.functional import has_avx512bf16
 
     if not has_avx512bf16():
@@ -393,7 +396,7 @@ def test_without_our_repair_an_evaluation_spoils_four_bit_layers(bases: Bases) -
 
 
 def test_without_our_repair_dora_loses_the_scales_of_int8_layers(bases: Bases) -> None:
-    """When this fails, PEFT has mended it, and `_keep_scales` may go from ops/packed.py."""
+    """When this fails, PEFT has fixed it, and `_keep_scales` may go from models/quantized.py."""
     base = bases.load("llama", "int8")
     for module in base.modules():
         module._forward_pre_hooks.clear()
@@ -416,8 +419,8 @@ def test_what_cannot_serve_here_is_refused_before_anything_is_read(
     if torch.cuda.is_available() and "float16" in words:
         pytest.skip("a GPU serves float16")
     with pytest.raises(error, match=words) as told:
-        check_machine(RunConfig.load(None, overrides))
-    assert told.value.mend
+        on_this_machine(RunConfig.load(None, overrides))
+    assert told.value.fix
 
 
 @pytest.mark.parametrize(
@@ -469,7 +472,7 @@ def test_from_the_shell(name: str, kind: str, recipe: tuple[str, str], folders: 
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "no message of bitsandbytes that tells a user nothing"
     assert f"model.quantize={recipe[0]}" in done.stdout
-    config = RunFolder(run).config()
+    config = read_recipe(RunFolder(run))
     assert (config.model.quantize, config.train.optimizer) == recipe
     losses = curve(run)
     assert len(losses) == 12 and losses[-1] < losses[0] - 0.3

@@ -27,26 +27,26 @@ ADAPTER = "default"
 
 
 def bottleneck(**settings: Any) -> Any:
-    from luthier.tuners.bottleneck import BottleneckConfig
+    from luthier.methods.layers.bottleneck import BottleneckConfig
 
     return BottleneckConfig(**settings)
 
 
 def prefix(**settings: Any) -> Any:
-    from luthier.tuners.prefix import PrefixKVConfig
+    from luthier.methods.layers.prefix import PrefixKVConfig
 
     return PrefixKVConfig(length=LENGTH, **settings)
 
 
 def mam() -> Any:
-    from luthier.tuners.composite import MamConfig
+    from luthier.methods.layers.composite import MamConfig
 
     return MamConfig(length=LENGTH, reparam="mlp", encoder_size=ENCODER, size=16, scale=4.0)
 
 
 def unipelt() -> Any:
     """Mean gates on decoders too, as AdapterHub has them; the method UniPELT itself refuses them there."""
-    from luthier.tuners.composite import UniPeltConfig
+    from luthier.methods.layers.composite import UniPeltConfig
 
     return UniPeltConfig(length=LENGTH, reparam="mlp", encoder_size=ENCODER, size=4, rank=4, gate="mean")
 

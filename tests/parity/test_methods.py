@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from luthier.config import TrainConfig
 from luthier.methods.base import METHODS
-from luthier.targets import linear_layers
-from luthier.training.optim import build_optimizer
-from luthier.tuners.bottleneck import BottleneckConfig
-from luthier.tuners.prefix import PrefixKVConfig, flattened
+from luthier.methods.layers.bottleneck import BottleneckConfig
+from luthier.methods.layers.prefix import PrefixKVConfig, flattened
+from luthier.methods.layers.targets import linear_layers
+from luthier.training.optimizer import build_optimizer
+from luthier.training.settings import TrainConfig
 from tests.methods.zoo import attached, base, classifies, ids, logits, loss, method, shake
 
 # ---- plain PEFT --------------------------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from luthier.config import RunConfig
-from luthier.data.template import IGNORED
 from luthier.methods.base import METHODS
 from luthier.models.load import parameter_counts
-from luthier.run import evaluate, open_run, train
-from luthier.tasks.base import TASKS, Row
+from luthier.pipeline.evaluate import evaluate, open_run
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
+from luthier.rendering.chat_template import IGNORED
+from luthier.rendering.row import Row
+from luthier.tasks.base import TASKS
 from tests.conftest import alpaca_rows, model_config, review_rows, write_jsonl
 
 
@@ -139,7 +141,7 @@ def test_full_trains_everything_and_counts_tied_weights_once() -> None:
 
 
 def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    from luthier.errors import InputError
+    from luthier.core.errors import InputError
 
     METHODS.parse({"name": "lora", "targets": ["q_proj"]}).save(
         METHODS.parse({"name": "lora", "targets": ["q_proj"]}).attach(base("llama"), steps=1), tmp_path
@@ -150,7 +152,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_targets_that_name_no_layer_are_refused_each_with_the_nearest() -> None:
-    from luthier.errors import InputError
+    from luthier.core.errors import InputError
 
     with pytest.raises(InputError, match=r"no layer is named 'qproj' \(did you mean 'q_proj'\?\)"):
         METHODS.parse({"name": "lora", "targets": ["v_proj", "qproj"]}).attach(base("llama"), steps=1)

@@ -10,16 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.config import RunConfig
+from luthier.core.errors import InputError, MissingExtra
 from luthier.data.batches import micro_batches
 from luthier.data.encode import encode
 from luthier.data.prepare import load
-from luthier.data.template import IGNORED, Template
-from luthier.errors import InputError, MissingExtra
-from luthier.folder import RunFolder
 from luthier.models.load import parameter_counts
-from luthier.run import check_machine, open_run, train
-from luthier.training.session import total_steps
+from luthier.pipeline.evaluate import open_run
+from luthier.pipeline.prepare import on_this_machine
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
+from luthier.rendering.chat_template import IGNORED, Template
+from luthier.runs.folder import RunFolder
+from luthier.training.settings import total_steps
 from tests.conftest import ROOT, alpaca_rows, build_tokenizer, luthier, review_rows, write_jsonl
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -183,16 +185,16 @@ def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch: pytest
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
     for recipe, override in ((DEEPSEEK, "train.precision=fp32"), (QWEN, "seed=0")):
         with pytest.raises(MissingExtra, match=r"pip install 'bitsandbytes>=0.50', or model.quantize=none"):
-            check_machine(RunConfig.load(recipe, [override]))
+            on_this_machine(RunConfig.load(recipe, [override]))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU serves fp16")
 def test_fp16_on_a_cpu_is_refused_and_not_ignored() -> None:
     with pytest.raises(InputError, match="in silence"):  # pitfall 16
-        check_machine(RunConfig.load(DEEPSEEK))
+        on_this_machine(RunConfig.load(DEEPSEEK))
     monkey = RunConfig.load(DEEPSEEK, ["train.precision=fp32"])
     with pytest.raises((MissingExtra, InputError)):  # pitfalls 16 and 38: no GPU is no crash
-        check_machine(monkey)
+        on_this_machine(monkey)
 
 
 SMALL = ["model.compute_dtype=auto", "train.max_length=64", "data.limit=80", "data.validation_limit=20"]

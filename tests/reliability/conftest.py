@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from luthier.config import RunConfig
-from luthier.run import train
-from luthier.training.progress import Progress
+from luthier.core.events import Progress
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
 from tests.conftest import alpaca_rows, build_tokenizer, model_config, write_jsonl
 
 COMMON = [

@@ -16,10 +16,10 @@ import pytest
 import torch
 from tools.soak import differences
 
-from luthier.errors import Diverged, InputError, NoSpace, OutOfMemory, Stopped
+from luthier.core.errors import Diverged, InputError, NoSpace, OutOfMemory, Stopped
 from luthier.tasks.chat import Chat
 from luthier.training import checkpoint as checkpoints
-from luthier.training.health import spike
+from luthier.training.divergence import spike
 from tests.reliability.conftest import LORA, Heard, Start, forked, status
 
 PLAIN = ["method.rank=2", "method.dropout=0.1"]
@@ -78,7 +78,7 @@ def test_a_loss_that_is_no_number_stops_with_the_last_whole_step_saved(
     own = [*PLAIN, "train.save_every=8"]
     start(tmp_path / "whole", *own)
     faulty.number, faulty.bend = 0, nan_in(8)  # the second pass of step 4
-    with pytest.raises(Diverged, match=r"step 4: the loss is nan, .* was not taken\n  mend: train.on_nan=skip") as stop:
+    with pytest.raises(Diverged, match=r"step 4: the loss is nan, .* was not taken\n  fix: train.on_nan=skip") as stop:
         start(tmp_path / "run", *own)
     assert stop.value.exit_code == 2 and last(tmp_path / "run") == "step-000003"
     assert [record["step"] for record in history(tmp_path / "run")] == [1, 2, 3]
@@ -147,7 +147,7 @@ def test_a_held_out_loss_that_is_no_number_is_never_the_best(faulty: Faulty, sta
         if step == 5:
             faulty.heal()
 
-    with pytest.raises(Diverged, match=r"step 4: the held-out loss is nan.*\n  mend: train.on_nan=skip"):
+    with pytest.raises(Diverged, match=r"step 4: the held-out loss is nan.*\n  fix: train.on_nan=skip"):
         start(tmp_path / "run", *PLAIN)
     assert last(tmp_path / "run") == "step-000003"
     result = start(tmp_path / "run", *PLAIN, "train.on_nan=skip", progress=Heard(heal))
@@ -343,7 +343,7 @@ def test_a_scaler_leaves_its_own_steps_out_and_a_step_of_no_number_too() -> None
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 
-    from luthier.training.loop import Loop
+    from luthier.training.step import Loop
 
     Accelerator(cpu=True)  # its optimizer wants one
     layer = torch.nn.Linear(2, 1, bias=False)
@@ -369,8 +369,10 @@ def test_a_scaler_leaves_its_own_steps_out_and_a_step_of_no_number_too() -> None
     factors = [float("inf"), float("nan"), 1.0]
     loop = Loop(
         layer,
-        lambda model, batch: model(batch["x"]).sum() * factors[len(seen)],
-        lambda batch: torch.tensor(1),
+        SimpleNamespace(
+            losses=lambda model, batch: (model(batch["x"]) * factors[len(seen)], torch.tensor([1])),
+            targets=lambda batch: torch.tensor(1),
+        ),
         optimizer,
         torch.optim.lr_scheduler.LambdaLR(plain, lambda done: 1 / (1 + done)),
         accelerator,
@@ -421,17 +423,16 @@ def test_a_disk_that_is_full_for_a_checkpoint_the_final_weights_or_the_result(
     which: str, whole: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        from luthier.training import durable
+        from luthier.core import files
 
-        own = durable.sync
+        own = files.sync
 
         def full(path: Path) -> None:
             if which in str(path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             own(path)
 
-        patch.setattr(durable, "sync", full)
-        patch.setattr(checkpoints, "sync", full)
+        patch.setattr(files, "sync", full)
         with pytest.raises(NoSpace, match="no space left on the disk") as no:
             start(tmp_path / "run", *LORA)
     assert no.value.exit_code == 2 and not (tmp_path / "run" / "result.json").exists()
@@ -477,7 +478,7 @@ def test_a_folder_that_may_not_be_written(shelf: Path, start: Start, tmp_path: P
 
 
 def test_the_terminal_bears_a_step_without_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    from luthier.terminal import Terminal
+    from luthier.cli.progress import Terminal
 
     record = {"step": 2, "loss": None, "grad_norm": None, "lr": 1e-3}
     Terminal(1).step(record, 10.0)

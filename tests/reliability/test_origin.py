@@ -16,13 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tools.soak import differences
 
-from luthier.config import RunConfig
-from luthier.errors import Busy, InputError, ModelError, Stopped
-from luthier.folder import RunFolder
-from luthier.origin import base_of, changes, environment, redacted, redacted_command
-from luthier.run import evaluate, open_run
-from luthier.serving.engine import Engine
-from luthier.training.checkpoint import staged
+from luthier.core.errors import Busy, InputError, ModelError, Stopped
+from luthier.core.files import staged
+from luthier.core.redaction import redacted, redacted_command
+from luthier.pipeline.evaluate import evaluate, open_run
+from luthier.recipe.config import RunConfig
+from luthier.runs.folder import RunFolder
+from luthier.runs.provenance import base_of, changes, environment
+from luthier.serving.engine.engine import Engine
 from tests.reliability.conftest import LORA, Heard, Start, forked, status
 
 
@@ -102,7 +103,7 @@ def test_finished_weights_that_were_damaged_are_refused_and_written_anew(
             InputError, match=r"adapter is damaged: adapter_model.safetensors has another SHA-256"
         ) as told:
             use(run)
-        assert f"rm {run / 'result.json'} && luthier train" in told.value.mend
+        assert f"rm {run / 'result.json'} && luthier train" in told.value.fix
     (run / "result.json").unlink()
     start(run, *LORA)
     assert differences(whole, run) == []
@@ -320,7 +321,7 @@ def test_code_of_a_model_does_not_run_unless_asked_for(base: Path, start: Start,
     config["model_type"] = "own"
     (base / "config.json").write_text(json.dumps(config))
     assert RunConfig.load(None, []).model.trust_remote_code is False
-    with pytest.raises(ModelError, match=r"Python code of its own, .*\n  mend: .* model\.trust_remote_code=true"):
+    with pytest.raises(ModelError, match=r"Python code of its own, .*\n  fix: .* model\.trust_remote_code=true"):
         start(tmp_path / "run", *LORA, f"model={base}")
     assert not marker.exists() and not (tmp_path / "run").exists()
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tools.soak import differences
 
-from luthier.errors import Busy, ConfigError, InputError
-from luthier.folder import RunFolder
+from luthier.core.errors import Busy, ConfigError, InputError
 from luthier.methods.base import METHODS
+from luthier.runs.folder import RunFolder
 from tests.conftest import ROOT
 from tests.methods.zoo import SPECS, method
 from tests.reliability.conftest import LORA, Heard, Start
@@ -145,7 +145,7 @@ def test_with_all_checkpoints_damaged_a_run_begins_anew(whole: Path, start: Star
 
 
 def test_renamed_weights_are_refused_even_under_a_right_manifest(whole: Path, start: Start, tmp_path: Path) -> None:
-    from luthier.training.checkpoint import staged
+    from luthier.core.files import staged
 
     run = killed_behind(whole, 3, tmp_path / "run")
     with staged(run / "checkpoints" / "step-000004", RunFolder(run).ledger.run, 4) as folder:
@@ -161,7 +161,7 @@ def test_a_damaged_best_checkpoint_is_told_and_the_last_weights_are_kept(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([1.0, 2.0])
-    monkeypatch.setattr("luthier.training.session.held_out_loss", lambda *_: next(losses))
+    monkeypatch.setattr("luthier.training.trainer.held_out_loss", lambda *_: next(losses))
 
     def damage(step: int) -> None:
         if step == 6:
@@ -237,7 +237,9 @@ def test_an_error_on_the_way_back_deletes_nothing(
     run = killed_behind(whole, 4, tmp_path / "run")
     (run / "metrics.jsonl").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr("luthier.run.load_base", lambda *_, **__: (_ for _ in ()).throw(InputError("no such base")))
+        patch.setattr(
+            "luthier.pipeline.train.load_base", lambda *_, **__: (_ for _ in ()).throw(InputError("no such base"))
+        )
         with pytest.raises(InputError, match="no such base"):
             start(run, *LORA)
         with pytest.raises(InputError, match="no such base"):

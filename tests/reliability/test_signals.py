@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from tools.soak import differences
 
+from luthier.core.errors import Stopped
+from luthier.core.signals import EXIT_CODES, Interrupted, watch
 from luthier.data.stream import Stream
-from luthier.errors import Stopped
-from luthier.tasks.base import Row
+from luthier.rendering.row import Row
 from luthier.tasks.chat import Chat
-from luthier.training.signals import EXIT_CODES, Interrupted, watch
 from tests.conftest import alpaca_rows, write_jsonl
 from tests.reliability.conftest import LORA, Heard, Start, forked, status
 
@@ -220,7 +220,7 @@ def test_the_command_line_stops_a_step_of_minutes_behind_its_first_pass(shelf: P
         "    time.sleep(1)\n"
         "    return losses(*given)\n"
         "Chat.losses = slow\n"
-        "from luthier.cli import main\n"
+        "from luthier.cli.main import main\n"
         "main()\n"
     )
     rows = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(64))

@@ -43,7 +43,7 @@ def serving() -> Iterator[Callable[..., str]]:
     """Start a server over an engine in this process; its address."""
     import uvicorn
 
-    from luthier.serving.server import application
+    from luthier.serving.http.server import application
 
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 

@@ -40,7 +40,7 @@ def served(engine: Any, key: str | None = None) -> Iterator[str]:
     """Luthier's own server over an engine; its address, which ends in /v1."""
     import uvicorn
 
-    from luthier.serving.server import application
+    from luthier.serving.http.server import application
 
     server = uvicorn.Server(uvicorn.Config(application(engine, key=key), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from luthier.chat import talk
-from luthier.data.example import Message
-from luthier.errors import InputError, LuthierError
+from luthier.cli.chat import talk
+from luthier.core.errors import InputError, LuthierError
+from luthier.rendering.example import Message
 from luthier.serving.client import KEYS
-from luthier.serving.engine import Engine
-from luthier.serving.speakers import Asking
+from luthier.serving.engine.engine import Engine
+from luthier.serving.settings import Asking
 from tests.conftest import luthier
 from tests.serving.small import Stub, served, tuned_adapter
 
@@ -235,7 +235,7 @@ def test_what_an_endpoint_refuses_is_said_with_the_mend(
         return caught.value
 
     error = refused(url, "tuned")
-    assert "wants a key (HTTP 401" in error.message and "export LUTHIER_API_KEY" in error.mend
+    assert "wants a key (HTTP 401" in error.message and "export LUTHIER_API_KEY" in error.fix
     monkeypatch.setenv("LUTHIER_API_KEY", "wrong-word")
     error = refused(url, "tuned")
     assert "does not take the key in LUTHIER_API_KEY" in error.message and "wrong-word" not in str(error)
@@ -243,7 +243,7 @@ def test_what_an_endpoint_refuses_is_said_with_the_mend(
     assert "there is no model 'tund' at" in refused(url, "tund").message
     assert "there are: base, tuned" in refused(url, "tund").message
     error = refused(url, None)
-    assert "which model? there are: base, tuned" in error.message and error.mend == "--model NAME"
+    assert "which model? there are: base, tuned" in error.message and error.fix == "--model NAME"
     assert f"such addresses end in /v1: {url}" in refused(url.removesuffix("/v1")).message
     assert "refused the request (HTTP 400" in refused(url, "tuned", asking=Asking(temperature=3)).message
     echo = stub((500, {}, {"error": {"message": "key hidden-word is odd"}}))
@@ -274,7 +274,7 @@ def test_options_that_cannot_go_together_are_refused(
 def test_an_endpoint_needs_no_torch(stub: Callable[..., Stub]) -> None:
     there = stub(["light", ""])
     code = (
-        "import sys; from luthier.chat import talk; "
+        "import sys; from luthier.cli.chat import talk; "
         f"talk({there.url!r}, model='one', prompt='a'); print(*{{'torch', 'transformers'}} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

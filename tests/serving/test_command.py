@@ -78,10 +78,10 @@ def test_a_run_whose_base_has_moved_or_changed_is_refused(
 ) -> None:
     import shutil
 
-    from luthier.config import RunConfig
-    from luthier.errors import InputError
-    from luthier.run import train
-    from luthier.serving.engine import Engine
+    from luthier.core.errors import InputError
+    from luthier.pipeline.train import train
+    from luthier.recipe.config import RunConfig
+    from luthier.serving.engine.engine import Engine
 
     base = tmp_path / "base"
     shutil.copytree(model_folder(), base)

@@ -11,8 +11,8 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from luthier.serving.engine import Engine
-from luthier.serving.server import Limits
+from luthier.serving.engine.engine import Engine
+from luthier.serving.http.server import Limits
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from typing import Any
 import openai
 import pytest
 
-from luthier.serving.engine import Engine
-from luthier.serving.server import Limits
+from luthier.serving.engine.engine import Engine
+from luthier.serving.http.server import Limits
 
 HI = [{"role": "user", "content": "Is it good?"}]
 LIMITS = Limits(prompt=120, tokens=200, body=20_000)
@@ -84,7 +84,7 @@ def test_a_stream_says_what_an_answer_says(client: openai.OpenAI, model: str) ->
 
 
 def test_a_dialogue_is_rendered_by_the_models_own_template(client: openai.OpenAI, engine: Engine) -> None:
-    from luthier.data.example import Message
+    from luthier.rendering.example import Message
 
     template = engine.variants["one"].template
     ids = template.prompt_ids([Message("system", "Be brief."), Message("user", "Is it good?")])
@@ -297,7 +297,7 @@ def test_a_fault_of_the_model_ends_its_own_answers_only(
 def test_stopping_lets_running_answers_end(adapter: Callable[..., Path]) -> None:
     import uvicorn
 
-    from luthier.serving.server import application
+    from luthier.serving.http.server import application
 
     engine = Engine.open([f"one={adapter('lora')}"])
     server = uvicorn.Server(uvicorn.Config(application(engine, patience=20), port=0, log_level="warning"))

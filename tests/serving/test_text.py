@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.serving.asking import Sampling
-from luthier.serving.sampling import Drawer, draw, scored
-from luthier.serving.text import Text
+from luthier.serving.engine.detokenizer import Text
+from luthier.serving.engine.requests import Sampling
+from luthier.serving.engine.sampling import Drawer, draw, scored
 from tests.conftest import build_tokenizer
 
 TOKENIZER = build_tokenizer()

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.errors import InputError
-from luthier.serving.asking import Ask, Piece, Sampling
-from luthier.serving.engine import Engine
-from luthier.serving.lanes import CHUNK, PlainLane, Row, Start
-from luthier.serving.mixing import Mixer, Terms, terms_of
-from luthier.serving.sources import source_of
-from luthier.serving.variants import APART, BATCHED, PLAIN
-from luthier.tasks.base import even_length
+from luthier.core.errors import InputError
+from luthier.rendering.row import even_length
+from luthier.serving.engine.engine import Engine
+from luthier.serving.engine.models import APART, BATCHED, PLAIN
+from luthier.serving.engine.multi_adapter import Mixer, Terms, terms_of
+from luthier.serving.engine.requests import Ask, Piece, Sampling
+from luthier.serving.engine.scheduler import CHUNK, PlainLane, Row, Start
+from luthier.serving.engine.sources import source_of
 from tests.methods import zoo
 
 TUNERS = [name for name in zoo.SPECS if name not in ("full", "freeze")]

@@ -25,12 +25,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from luthier.builtin import BASE
-from luthier.errors import InputError
-from luthier.serving import deploying
-from luthier.serving.command import Place, Sizes
-from luthier.serving.vllm import GUARD, arguments, find, plan_of
-from luthier.serving.vllm import serve as become
-from luthier.training.progress import Progress
+from luthier.core.errors import InputError
+from luthier.core.events import Progress
+from luthier.serving.settings import Place, Sizes
+from luthier.serving.vllm import files
+from luthier.serving.vllm.command import GUARD, arguments, plan_of
+from luthier.serving.vllm.launch import find
+from luthier.serving.vllm.launch import serve as become
 from tests.conftest import luthier
 from tests.serving.checks import CHECKS
 from tests.serving.small import served, tuned_adapter
@@ -190,7 +191,7 @@ def test_what_vllm_cannot_load_is_refused_before_anything_is_written(
             write=tmp_path / "out",
             progress=Progress(),
         )
-    assert said in caught.value.message and str(odd) in caught.value.message and caught.value.mend
+    assert said in caught.value.message and str(odd) in caught.value.message and caught.value.fix
     assert not (tmp_path / "out").exists()
 
 
@@ -215,8 +216,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     folder = tmp_path_factory.mktemp("runs")
 
     def make(name: str, *overrides: str) -> Path:
-        from luthier.config import RunConfig
-        from luthier.run import train
+        from luthier.pipeline.train import train
+        from luthier.recipe.config import RunConfig
 
         if not (folder / name).exists():
             quick = ["train.steps=1", "evaluate.before=false", "evaluate.generate=0", "evaluate.forgetting=false"]
@@ -235,11 +236,11 @@ def test_a_run_is_served_by_its_recipe_and_refused_with_its_own_mend(runs: Calla
     ia3 = runs("ia3", "method=ia3")
     with pytest.raises(InputError, match="this is ia3") as caught:
         plan_of([str(ia3)])
-    assert f"luthier export {ia3} --to merged" in caught.value.mend
+    assert f"luthier export {ia3} --to merged" in caught.value.fix
     prompt = runs("prompt", "method=prompt")
     with pytest.raises(InputError, match="this is prompt") as caught:
         plan_of([str(prompt)])
-    assert f"luthier serve {prompt}" in caught.value.mend and "export" not in caught.value.mend, "it cannot be merged"
+    assert f"luthier serve {prompt}" in caught.value.fix and "export" not in caught.value.fix, "it cannot be merged"
 
 
 def test_a_base_packed_in_nf4_is_packed_again_and_other_packings_are_refused(
@@ -254,11 +255,11 @@ def test_a_base_packed_in_nf4_is_packed_again_and_other_packings_are_refused(
         if packing == "nf4":
             words = command([str(run)])
             assert after(words, "--quantization") == after(words, "--load-format") == "bitsandbytes"
-            assert "vllm-bnb-plugin==" in deploying.containerfile(plan_of([str(run)]))
+            assert "vllm-bnb-plugin==" in files.containerfile(plan_of([str(run)]))
             continue
         with pytest.raises(InputError, match="in int8; vLLM packs" if packing == "int8" else "init=random") as caught:
             plan_of([str(run)])
-        assert "--to merged" in caught.value.mend
+        assert "--to merged" in caught.value.fix
 
 
 def test_it_becomes_vllm_which_gets_the_key_the_guard_and_the_signals(
@@ -420,7 +421,7 @@ def test_the_compose_file_keeps_the_key_outside_and_the_port_inside(written: Pat
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     assert "/health" in service["healthcheck"]["test"][-1] and service["read_only"] and service["cap_drop"] == ["ALL"]
     image = (written / "Containerfile").read_text()
-    assert image.startswith(f"FROM vllm/vllm-openai:v{deploying.VERSION}\n") and "latest" not in image
+    assert image.startswith(f"FROM vllm/vllm-openai:v{files.VERSION}\n") and "latest" not in image
     for line in image.splitlines():
         if line.startswith("COPY"):
             assert (written / line.split()[-2]).exists(), line
@@ -471,7 +472,7 @@ def test_no_half_folder_and_no_lost_folder(tuned: Path, tmp_path: Path, monkeypa
     def fails(*_: Any) -> str:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(deploying, "readme", fails)
+    monkeypatch.setattr(files, "readme", fails)
     with pytest.raises(OSError, match="the disk is gone"):
         write(tmp_path / "new" / "out")
     assert list((tmp_path / "new").iterdir()) == []
@@ -520,7 +521,7 @@ def endpoint(request: pytest.FixtureRequest, tuned: Path) -> Iterator[tuple[open
         ) as client:
             yield client, [model.id for model in client.models.list()]
         return
-    from luthier.serving.engine import Engine
+    from luthier.serving.engine.engine import Engine
 
     with (
         served(Engine.open([str(tuned)], rows=4), key=KEY) as url,

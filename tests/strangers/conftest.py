@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from luthier.config import RunConfig
-from luthier.run import train
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
 from tests.conftest import alpaca_rows, write_jsonl
 
 LARGE = os.environ.get("LUTHIER_STRANGERS") == "large"

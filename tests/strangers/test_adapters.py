@@ -17,15 +17,16 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from luthier.config import RunConfig, parse_export
-from luthier.errors import InputError
-from luthier.exporting import export
-from luthier.folder import RunFolder
-from luthier.run import evaluate
-from luthier.serving.engine import Engine
-from luthier.serving.vllm import plan_of
-from luthier.training.checkpoint import staged
-from luthier.tuners.loading import load_adapter
+from luthier.core.errors import InputError
+from luthier.core.files import staged
+from luthier.methods.layers.loading import load_adapter
+from luthier.pipeline.evaluate import evaluate
+from luthier.pipeline.export import export
+from luthier.recipe.config import RunConfig
+from luthier.recipe.parse import parse_export
+from luthier.runs.folder import RunFolder
+from luthier.serving.engine.engine import Engine
+from luthier.serving.vllm.command import plan_of
 from tests.strangers.conftest import copied
 
 Tensors = dict[str, torch.Tensor]
@@ -55,7 +56,7 @@ def test_an_adapter_that_does_not_fit_is_refused_as_a_folder(fault: str, finishe
     rewrite(adapter, FAULTS[fault])
     with pytest.raises(InputError, match="is not an adapter for this base") as caught:
         Engine.load(adapter)
-    assert "adapter" in caught.value.message and "base that it was trained on" in caught.value.mend
+    assert "adapter" in caught.value.message and "base that it was trained on" in caught.value.fix
 
 
 @pytest.mark.parametrize("fault", ["foreign", "half"])
@@ -120,7 +121,7 @@ def test_settings_that_cannot_be_are_refused(
 def test_a_regular_expression_without_an_end_is_stopped(
     settings: dict[str, Any], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("luthier.tuners.loading.MATCHING", 1.0)
+    monkeypatch.setattr("luthier.methods.layers.loading.MATCHING", 1.0)
     adapter = copied(finished / "adapter", tmp_path / "adapter")
     change(adapter, **settings)
     with pytest.raises(InputError, match="regular expressions take more than"):
@@ -178,12 +179,12 @@ def test_an_adapter_of_a_classifier_does_not_talk(finished: Path, tmp_path: Path
         InputError, match=r"adapter of a classifier \(task_type SEQ_CLS\), which does not talk"
     ) as caught:
         Engine.load(adapter)
-    assert "AutoPeftModelForSequenceClassification" in caught.value.mend
+    assert "AutoPeftModelForSequenceClassification" in caught.value.fix
 
 
 def test_the_settings_of_an_adapter_have_the_same_bytes_in_every_process(model_folder: Callable[..., Path]) -> None:
     code = (
-        "import sys, tempfile, pathlib; from luthier.config import RunConfig;"
+        "import sys, tempfile, pathlib; from luthier.recipe.config import RunConfig;"
         "from transformers import AutoModelForCausalLM as A; m = A.from_pretrained(sys.argv[1]);"
         "c = RunConfig.load(None, ['method=lora']).method; t = c.attach(m, steps=9);"
         "d = pathlib.Path(tempfile.mkdtemp()); c.save(t, d); print((d / 'adapter_config.json').read_text())"

@@ -9,18 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from luthier import terminal
-from luthier.cli import app
-from luthier.config import RunConfig, parse_export
-from luthier.consent import Allow, checked, refuse_foreign
-from luthier.errors import InputError
-from luthier.exporting import export
-from luthier.folder import RunFolder
-from luthier.origin import environment, refuse_imports
-from luthier.run import evaluate, open_run, train
-from luthier.serving.sources import source_of
-from luthier.serving.vllm import plan_of
-from luthier.training.progress import Progress
+from luthier.cli import progress
+from luthier.cli.main import app
+from luthier.core.errors import InputError
+from luthier.core.events import Progress
+from luthier.methods.layers.loading import refuse_imports
+from luthier.pipeline.evaluate import evaluate, open_run
+from luthier.pipeline.export import export
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
+from luthier.recipe.consent import Allow, refuse_foreign
+from luthier.recipe.identity import read_recipe
+from luthier.recipe.parse import parse_export
+from luthier.runs.folder import RunFolder, checked
+from luthier.runs.provenance import environment
+from luthier.serving.engine.sources import source_of
+from luthier.serving.vllm.command import plan_of
 from tests.conftest import alpaca_rows, write_jsonl
 
 CHECK = """
@@ -94,10 +98,10 @@ def test_a_check_out_of_a_run_folder_runs_only_when_it_is_asked_for(foreign: Pat
     with pytest.raises(InputError, match=r"evaluate\.check in .*recipe\.yaml would run the Python file") as refused:
         evaluate(foreign)
     assert str(file) in refused.value.message and "SHA-256 " in refused.value.message
-    assert refused.value.mend.endswith(f"--allow-code or 'evaluate.check={file}' with the same command")
+    assert refused.value.fix.endswith(f"--allow-code or 'evaluate.check={file}' with the same command")
     with pytest.raises(InputError, match=r"evaluate\.check in .* would run") as refused:
         export(foreign, parse_export("adapter", []))
-    assert "--allow-code" in refused.value.mend
+    assert "--allow-code" in refused.value.fix
     asked: list[str] = []
     with pytest.raises(InputError, match="would run"):
         evaluate(foreign, allow_code=lambda what: bool(asked.append(what)))
@@ -124,7 +128,7 @@ def test_export_runs_a_check_that_is_allowed(foreign: Path) -> None:
 
 def test_a_judge_out_of_a_run_folder_gets_no_key(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "sk-secret")
-    monkeypatch.setattr("luthier.evaluation.judge.verdict_on", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr("luthier.evaluation.metrics.judge.verdict_on", lambda *_: pytest.fail("it was asked"))
     run = tmp_path / "run"
     shutil.copytree(own, run)
     config = RunConfig.load(
@@ -138,7 +142,7 @@ def test_a_judge_out_of_a_run_folder_gets_no_key(own: Path, tmp_path: Path, monk
     put(run, config)
     with pytest.raises(InputError, match=r"and the key in \$SOME_KEY, to elsewhere\.example") as refused:
         evaluate(run, ["evaluate.judge.model=other"])
-    assert "evaluate.judge.url=https://elsewhere.example/v1 evaluate.judge.key_env=SOME_KEY" in refused.value.mend
+    assert "evaluate.judge.url=https://elsewhere.example/v1 evaluate.judge.key_env=SOME_KEY" in refused.value.fix
     export(run, parse_export("adapter", []), prompts=1)  # asks no judge
 
 
@@ -155,7 +159,7 @@ def test_code_of_a_model_out_of_a_run_folder_is_asked_about_everywhere(own: Path
     ):
         with pytest.raises(InputError, match=r"model\.trust_remote_code in .* would run the Python code") as refused:
             use()
-        assert refused.value.mend.endswith("--allow-code with the same command")
+        assert refused.value.fix.endswith("--allow-code with the same command")
     assert source_of(str(run), allow_code=True).base.trust_remote_code
 
 
@@ -174,7 +178,7 @@ def test_a_terminal_asks_once(answer: str, monkeypatch: pytest.MonkeyPatch) -> N
     asked: list[str] = []
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda *_: asked.append("") or answer)
-    ask = terminal.consent()
+    ask = progress.consent()
     assert callable(ask)
     assert [ask("evaluate.check in x would run y"), ask("evaluate.check in x would run y")] == [answer == "y"] * 2
     assert len(asked) == 1
@@ -182,7 +186,7 @@ def test_a_terminal_asks_once(answer: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_a_terminal_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    assert terminal.consent() is False and terminal.consent(True) is True
+    assert progress.consent() is False and progress.consent(True) is True
 
 
 def test_a_recipe_of_ones_own_says_what_it_will_run(tmp_path: Path, foreign: Path) -> None:
@@ -195,7 +199,7 @@ def test_a_recipe_of_ones_own_says_what_it_will_run(tmp_path: Path, foreign: Pat
     theirs = RunFolder(foreign).recipe
     with pytest.raises(InputError, match="would run") as refused:
         refuse_foreign(theirs, config.model, config.evaluate, [], False)
-    assert "--allow-code" not in refused.value.mend  # train has overrides instead
+    assert "--allow-code" not in refused.value.fix  # train has overrides instead
     assert refuse_foreign(theirs, config.model, config.evaluate, [f"evaluate.check={file}"], False)
 
 
@@ -204,7 +208,7 @@ def test_another_check_than_at_the_start_is_said(own: Path, tmp_path: Path) -> N
     shutil.copytree(own, run)
     rewrite(run, **{"evaluate.check": str(file), "run": str(run)})
     folder = RunFolder(run)
-    folder.write_json(folder.environment, environment() | checked(folder.config().evaluate))
+    folder.write_json(folder.environment, environment() | checked(read_recipe(folder).evaluate))
     evaluate(run, allow_code=True, progress=notes)
     assert not notes.said
     file.write_text(file.read_text() + "# another\n")

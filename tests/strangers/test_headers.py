@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from luthier.cli import main
-from luthier.config import DataConfig, RunConfig
+from luthier.cli.main import main
+from luthier.cli.progress import Terminal
+from luthier.core.errors import DataError
+from luthier.core.events import Progress
 from luthier.data.detect import open_set, task_for
-from luthier.data.example import Example, RowError
 from luthier.data.formats.base import FORMATS, Format
-from luthier.data.template import Template
-from luthier.errors import DataError
-from luthier.run import train
+from luthier.pipeline.train import train
+from luthier.recipe.config import DataConfig, RunConfig
+from luthier.rendering.chat_template import Template
+from luthier.rendering.example import Example, RowError
 from luthier.tasks.base import encode_texts
-from luthier.terminal import Terminal
-from luthier.training.progress import Progress
 from tests.strangers.conftest import SMALL
 from tests.strangers.headers import HEADERLESS, Table, tables
 
@@ -175,7 +175,7 @@ def test_the_terminal_asks_with_numbers_and_takes_the_first_by_default(monkeypat
     given = iter(["7", "", "2"])
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("luthier.terminal.console.input", lambda _: next(given))
+    monkeypatch.setattr("luthier.cli.progress.console.input", lambda _: next(given))
     assert Terminal().ask("which?", ["a", "b"]) == 0, "7 is none of them, and an empty line takes the first"
     assert Terminal().ask("which?", ["a", "b"]) == 1
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)

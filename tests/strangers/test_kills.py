@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from luthier.folder import RunFolder
+from luthier.runs.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="runs side by side need Linux")
 
 PARENT = """
 import os, signal, sys, time
 from pathlib import Path
-from luthier.comparing import children
+from luthier.comparison import workers
 from luthier.data.parallel import in_order
-from luthier.folder import RunFolder
+from luthier.runs.folder import RunFolder
 
 folder = Path(sys.argv[1])
 
@@ -36,7 +36,7 @@ def run(number):
             list(in_order(tokenize, range(2), workers=2))  # workers of a run are grandchildren
     return job
 
-list(children.work([run(0), run(1)], workers=2, threads=1, fork=True))
+list(workers.work([run(0), run(1)], workers=2, threads=1, fork=True))
 """
 """Two runs, each with two workers: six processes below this one, that end by themselves in ten minutes."""
 

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from luthier.config import ModelConfig
-from luthier.errors import ModelError
+from luthier.core.errors import ModelError
 from luthier.models.load import load_model, load_tokenizer, locate, row_limit, skeleton
-from luthier.origin import base_of
+from luthier.models.settings import ModelConfig
+from luthier.runs.provenance import base_of
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_a_package_that_a_model_needs_is_named_and_no_download_advised(folder: P
         pytest.skip("the package that is to be missing is here")
     with pytest.raises(ModelError, match="optimum") as caught:
         opened(folder)
-    assert caught.value.mend == "install that package, or another base"
+    assert caught.value.fix == "install that package, or another base"
 
 
 def test_no_key_can_ask_for_modules_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

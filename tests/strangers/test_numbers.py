@@ -15,18 +15,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from luthier import run as api
-from luthier.config import RunConfig
-from luthier.errors import Diverged, InputError, ModelError
-from luthier.evaluation.base import restored
-from luthier.folder import RunFolder, write_json, write_jsonl
-from luthier.measuring import Measured
-from luthier.ops.finite import not_finite, weights_of
+from luthier.core.errors import Diverged, InputError, ModelError
+from luthier.core.files import write_json, write_jsonl
+from luthier.core.strict_json import to_json
+from luthier.evaluation.records.context import restored
+from luthier.kernels.finite import not_finite, weights_of
+from luthier.methods.layers.loading import load_adapter
+from luthier.pipeline import train as api
+from luthier.pipeline.measure import Measured
+from luthier.recipe.config import RunConfig
+from luthier.recipe.identity import read_recipe
 from luthier.reports.run_report import figure, worst
-from luthier.strict_json import to_json
+from luthier.runs.folder import RunFolder
 from luthier.training import checkpoint as checkpoints
-from luthier.training.loop import Loop
-from luthier.tuners.loading import load_adapter
+from luthier.training.step import Loop
 from tests.conftest import ROOT
 
 OWN = [
@@ -121,13 +123,13 @@ def test_a_held_out_loss_that_is_no_number_stops_the_run_and_is_not_the_best(
     model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = iter([0.7, float("inf")])
-    monkeypatch.setattr("luthier.training.session.held_out_loss", lambda *_: next(seen))
+    monkeypatch.setattr("luthier.training.trainer.held_out_loss", lambda *_: next(seen))
     with pytest.raises(
         Diverged, match=r"step 4: the held-out loss is inf, with finite weights.*step-000002 holds"
     ) as caught:
         train(model_folder("llama"), tmp_path / "run", "train.steps=4", "train.evaluate_every=2")
     assert [each.name for each in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
-    assert "train.on_nan=skip" not in caught.value.mend  # it was the last one: nothing comes after it
+    assert "train.on_nan=skip" not in caught.value.fix  # it was the last one: nothing comes after it
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["validation_loss"] is None
 
@@ -136,7 +138,7 @@ def test_with_skip_such_an_evaluation_is_left_out_where_a_better_one_is_kept(
     model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = iter([0.7, float("inf")])
-    monkeypatch.setattr("luthier.training.session.held_out_loss", lambda *_: next(seen))
+    monkeypatch.setattr("luthier.training.trainer.held_out_loss", lambda *_: next(seen))
     own = ["train.steps=4", "train.evaluate_every=2", "train.on_nan=skip"]
     assert train(model_folder("llama"), tmp_path / "run", *own)["kept_step"] == 2
     seen = iter([float("inf"), float("inf")])
@@ -150,7 +152,7 @@ def test_a_checkpoint_of_ruined_weights_is_refused_and_the_run_goes_on_without_i
     """Versions before this one wrote such checkpoints."""
     own = ["train.steps=4", "train.save_every=2", "data.validation=none"]
     ruin(2)
-    monkeypatch.setattr("luthier.training.session.not_finite", lambda _: "")
+    monkeypatch.setattr("luthier.training.trainer.not_finite", lambda _: "")
     with pytest.raises(Diverged, match="step 3: the loss is nan"):
         train(model_folder("llama"), tmp_path / "run", *own)
     monkeypatch.undo()
@@ -172,7 +174,7 @@ def test_a_base_with_such_weights_is_found_before_it_is_measured(
         ModelError, match=r"layers\.0\.mlp\.down_proj\.weight of .*model\.safetensors holds NaN"
     ) as caught:
         train(folder, tmp_path / "run", "train.steps=1", "evaluate.before=true")
-    assert "download the model again" in caught.value.mend
+    assert "download the model again" in caught.value.fix
     assert not (tmp_path / "run").exists()
 
 
@@ -195,7 +197,7 @@ def test_an_adapter_with_such_weights_is_neither_evaluated_nor_served(
 ) -> None:
     place = tmp_path / "run"
     train(model_folder("llama"), place, "train.steps=1")
-    method, file = RunFolder(place).config().method, place / "adapter" / "adapter_model.safetensors"
+    method, file = read_recipe(RunFolder(place)).method, place / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     name = sorted(tensors)[0]
     tensors[name].view(-1)[0] = float("nan")
@@ -246,18 +248,18 @@ def test_no_json_holds_what_is_no_number(tmp_path: Path) -> None:
 def test_all_json_that_is_written_goes_through_one_function() -> None:
     """Where Python's own is called, it makes a key to be hashed, a part of a message, or text that holds no number."""
     own = {
-        "cli",
+        "main",
         "explain",
         "strict_json",
-        "measuring",
-        "gguf_vocab",
+        "measure",
+        "vocabulary",
         "adalora",
         "stream",
         "cache",
         "tools",
         "store",
-        "tool_use",
-        "deploying",
+        "tool_calls",
+        "files",
         "shell",
         "guess",
         "template_limits",

@@ -17,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from luthier.config import RunConfig
-from luthier.errors import InputError, NoSpace
-from luthier.folder import RunFolder
+from luthier.core.errors import InputError, NoSpace
+from luthier.core.resources import explained
 from luthier.models.load import locate
-from luthier.serving.sources import source_of
+from luthier.recipe.config import RunConfig
+from luthier.runs.folder import RunFolder
+from luthier.serving.engine.sources import source_of
 from luthier.training import checkpoint as checkpoints
-from luthier.training.space import explained
 
 Close = Callable[[Path], None]
 
@@ -90,7 +90,7 @@ def test_weights_that_are_closed_are_not_called_damaged(finished: RunFolder, clo
     close(finished.path / "adapter/adapter_model.safetensors")
     with pytest.raises(InputError, match=r"adapter_model\.safetensors may not be read by this user") as refused:
         finished.weights()
-    assert refused.value.mend == f"its owner gives access: chmod -R a+rX {finished.path / 'adapter'}"
+    assert refused.value.fix == f"its owner gives access: chmod -R a+rX {finished.path / 'adapter'}"
     assert "mode 0" in refused.value.message and "damaged" not in str(refused.value)
 
 
@@ -137,7 +137,7 @@ def test_a_limit_of_the_file_size_is_no_full_disk(tmp_path: Path) -> None:
     try:
         with pytest.raises(NoSpace, match=r"1 MiB to a file \(ulimit -f\)") as refused:
             save(tmp_path / "step-000001", size=2**19)
-        assert "ulimit -f unlimited" in refused.value.mend and not list(tmp_path.iterdir())
+        assert "ulimit -f unlimited" in refused.value.fix and not list(tmp_path.iterdir())
         with pytest.raises(OSError) as plain, (tmp_path / "rows").open("wb", buffering=0) as file:
             for _ in range(3):
                 file.write(bytes(2**19))
@@ -155,9 +155,9 @@ def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(2**40, 0, 0 if Path(place) == temporary else 2**39))
     told = explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tmp_path / "run")  # of write(): names no file
-    assert isinstance(told, NoSpace) and str(temporary) in told.message and "TMPDIR=" in told.mend
+    assert isinstance(told, NoSpace) and str(temporary) in told.message and "TMPDIR=" in told.fix
     told = explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "run/result.json")))
-    assert isinstance(told, NoSpace) and str(temporary) not in str(told) and "TMPDIR" not in told.mend
+    assert isinstance(told, NoSpace) and str(temporary) not in str(told) and "TMPDIR" not in told.fix
 
 
 def test_no_temporary_folder_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,4 +166,4 @@ def test_no_temporary_folder_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(FileNotFoundError) as none:
         tempfile.mkdtemp()
     told = explained(none.value)
-    assert isinstance(told, NoSpace) and "missing" in told.message and "TMPDIR=" in told.mend
+    assert isinstance(told, NoSpace) and "missing" in told.message and "TMPDIR=" in told.fix

@@ -12,16 +12,17 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from luthier.cli import app, split_arguments
-from luthier.config import FAMILIES, RunConfig, parse_export
+from luthier.cli.explain import KINDS, explanation
+from luthier.cli.main import app, split_arguments
+from luthier.core.errors import ConfigError, InputError
+from luthier.core.registry import Config
 from luthier.data.settings import Source
-from luthier.errors import ConfigError, InputError
-from luthier.evaluation.base import EVALUATIONS
-from luthier.evaluation.settings import JudgeConfig
-from luthier.explain import KINDS, explanation
+from luthier.evaluation.metrics.base import EVALUATIONS
+from luthier.evaluation.records.settings import JudgeConfig
 from luthier.exports.base import EXPORTS
-from luthier.plugins import Config
-from luthier.targets import check_rank
+from luthier.methods.layers.targets import check_rank
+from luthier.recipe.config import FAMILIES, RunConfig
+from luthier.recipe.parse import parse_export
 
 BLOCKS: dict[str, type[Config]] = {
     name: field.annotation
@@ -195,9 +196,9 @@ def test_the_fix_for_a_rank_works(method: str, width: int) -> None:
     with pytest.raises(InputError, match="is more than the") as caught:
         check_rank({"a": Narrow()}, config.rank, getattr(config, "_fix", "method.rank={}".format))  # type: ignore[attr-defined]
     if width == 0:
-        assert "no rank fits" in caught.value.mend
+        assert "no rank fits" in caught.value.fix
     else:
-        fixed = RunConfig.load(None, [*settings, *caught.value.mend.split()]).method
+        fixed = RunConfig.load(None, [*settings, *caught.value.fix.split()]).method
         assert fixed.name == "lora" or fixed.rank <= width  # type: ignore[attr-defined]
 
 

@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from luthier.config import RunConfig, parse_export
-from luthier.data.example import Message
-from luthier.errors import InputError
-from luthier.exporting import export
-from luthier.folder import RunFolder
-from luthier.run import evaluate, train
-from luthier.serving.engine import Engine
+from luthier.core.errors import InputError
+from luthier.pipeline.evaluate import evaluate
+from luthier.pipeline.export import export
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
+from luthier.recipe.parse import parse_export
+from luthier.rendering.example import Message
+from luthier.runs.folder import RunFolder
+from luthier.serving.engine.engine import Engine
 from tests.conftest import alpaca_rows, write_jsonl
 from tests.strangers.conftest import LARGE, copied
 

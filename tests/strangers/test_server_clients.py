@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from luthier.serving.engine import Engine
+from luthier.serving.engine.engine import Engine
 from tests.strangers.conftest import LARGE
 
 MOST, PATIENCE = 24, 1.0
@@ -33,8 +33,8 @@ def engine(finished: Path) -> Iterator[Engine]:
 def port(engine: Engine) -> Iterator[int]:
     import uvicorn
 
-    from luthier.serving.connections import protocol
-    from luthier.serving.server import Limits, application
+    from luthier.serving.http.connections import protocol
+    from luthier.serving.http.server import Limits, application
 
     app = application(engine, limits=Limits(requests=MOST - 8))
     config = uvicorn.Config(

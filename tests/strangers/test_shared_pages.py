@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from luthier import cli
-from luthier.config import RunConfig, parse_export, parse_value
-from luthier.exporting import export
-from luthier.origin import environment
+from luthier.cli import main
+from luthier.core.shell import command, home, literal, public, setting
+from luthier.pipeline.check import check
+from luthier.pipeline.export import export
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig, parse_value
+from luthier.recipe.parse import parse_export
 from luthier.reports import compare_report
-from luthier.run import check, train
-from luthier.shell import command, home, literal, public, setting
+from luthier.runs.provenance import environment
 from tests.conftest import alpaca_rows, write_jsonl
 
 USER = "alice"
@@ -182,4 +184,4 @@ def test_paths_for_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_the_command_that_is_kept_names_no_user(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/luthier", "train", f"--data={house}/x.jsonl", f"run={house}/work/r"])
     assert environment()["command"] == ["luthier", "train", "--data=~/x.jsonl", "run=r"]
-    assert cli._same_command().endswith(f"run={house}/work/r")
+    assert main._same_command().endswith(f"run={house}/work/r")

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from luthier.data.example import Message
-from luthier.data.template import Template
-from luthier.data.template_limits import CHARACTERS, STEPS, Budget, CountingEnvironment, apply_chat_template
-from luthier.errors import TemplateError
+from luthier.core.errors import TemplateError
+from luthier.rendering.chat_template import Template
+from luthier.rendering.example import Message
+from luthier.rendering.template_limits import CHARACTERS, STEPS, Budget, CountingEnvironment, apply_chat_template
 from tests.conftest import ROOT, build_tokenizer
 
 ENDLESS = {
@@ -85,7 +85,7 @@ def test_a_long_dialogue_stays_far_below_the_limits(monkeypatch: pytest.MonkeyPa
     turns = [Message(("user", "assistant")[n % 2], f"turn {n} " * 200) for n in range(1999)]
     assert len(template.render(turns)) > 2_000_000
     budgets: list[Budget] = []
-    monkeypatch.setattr("luthier.data.template_limits.Budget", lambda: budgets.append(Budget()) or budgets[-1])
+    monkeypatch.setattr("luthier.rendering.template_limits.Budget", lambda: budgets.append(Budget()) or budgets[-1])
     template.render(turns)
     assert STEPS - budgets[0].steps < STEPS / 50 and CHARACTERS - budgets[0].characters < CHARACTERS / 4
 

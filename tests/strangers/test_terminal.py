@@ -11,10 +11,10 @@ import warnings
 
 import pytest
 
-from luthier import errors
-from luthier.config import RunConfig
-from luthier.explain import KINDS, explanation, listing
-from luthier.terminal import Lines
+from luthier.cli.explain import KINDS, explanation, listing
+from luthier.cli.progress import Lines
+from luthier.core import errors
+from luthier.recipe.config import RunConfig
 from tests.conftest import ROOT
 from tests.unit.test_cli import main
 
@@ -51,7 +51,7 @@ class Stop(MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "torch": raise SystemExit(99)
 sys.meta_path.insert(0, Stop())
-from luthier.cli import main
+from luthier.cli.main import main
 for arguments in (["train", "data=a.jsonl"], ["check", "a.jsonl"], ["plan", "data=a.jsonl"], ["compare", "data=a.jsonl"],
                   ["choose", "data=a.jsonl"], ["evaluate", "no-run"], ["export", "no-run"]):
     sys.argv = ["luthier", *arguments]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from luthier.core.errors import DataError
 from luthier.data.checks.audit import Audit, as_json
 from luthier.data.checks.duplicates import groups, near, normalised
 from luthier.data.checks.languages import languages
@@ -20,9 +21,9 @@ from luthier.data.prepared import Prepared
 from luthier.data.rows import Encoded, Rows
 from luthier.data.settings import DataConfig
 from luthier.data.store import Place
-from luthier.data.template import IGNORED, Template
-from luthier.errors import DataError
-from luthier.tasks.base import TASKS, Row
+from luthier.rendering.chat_template import IGNORED, Template
+from luthier.rendering.row import Row
+from luthier.tasks.base import TASKS
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
 
 LONG = "The quick brown fox jumps over the lazy dog and says hello to number {} before it runs home again. "

@@ -1,4 +1,4 @@
-"""Bad input of every kind that people have: counted and named, or refused with file, place and mend. Never a crash."""
+"""Bad input of every kind that people have: counted and named, or refused with file, place and fix. Never a crash."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from luthier.config import DataConfig
+from luthier.core.errors import DataError, LuthierError
 from luthier.data.encode import encode
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
 from luthier.data.read import RawRow, encoding_of, read_file, read_rows
 from luthier.data.reading import arrow_rows, files, json_rows, rows
-from luthier.data.template import Template
-from luthier.errors import DataError, LuthierError
+from luthier.recipe.config import DataConfig
+from luthier.rendering.chat_template import Template
 from luthier.tasks.base import TASKS
 from tests.conftest import alpaca_rows, build_tokenizer, write_jsonl
 
@@ -37,12 +37,12 @@ def read(file: Path) -> list[RawRow]:
     return list(read_rows(str(file), hub="huggingface"))
 
 
-def refused(path: Path | str, said: str, mend: str = "") -> None:
-    """Reading ends in a DataError that names the file, says `said`, and offers a mend."""
+def refused(path: Path | str, said: str, fix: str = "") -> None:
+    """Reading ends in a DataError that names the file, says `said`, and offers a fix."""
     with pytest.raises(DataError) as caught:
         list(read_rows(str(path), hub="huggingface"))
     assert f"{path}: " in str(caught.value) and said in caught.value.message, str(caught.value)
-    assert caught.value.mend and mend in caught.value.mend
+    assert caught.value.fix and fix in caught.value.fix
 
 
 def prepared(file: Path, *, task: str | None = None, **fields: Any) -> Prepared:
@@ -418,12 +418,12 @@ def test_a_hub_that_has_no_such_data_or_is_out_of_reach(
     monkeypatch.setitem(sys.modules, "modelscope", there)
     with pytest.raises(DataError, match=f"could not be loaded from the hub: {said}") as caught:
         list(read_rows("org/none", hub=hub))
-    assert "check the name and the network" in caught.value.mend
+    assert "check the name and the network" in caught.value.fix
     if hub == "huggingface":
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([GOOD] * 3))
         with pytest.raises(DataError, match="could not be loaded from the hub") as caught:
             load(DataConfig(path="org/none"), None)
-        assert "data.validation=NAME" in caught.value.mend
+        assert "data.validation=NAME" in caught.value.fix
     else:
         there.MsDataset = types.SimpleNamespace(load=lambda *_, **__: [GOOD, ["no row"]])
         good, bad = read_rows("org/set", hub="modelscope")
@@ -487,7 +487,7 @@ def test_a_label_that_only_the_validation_rows_have(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepared(train, validation=str(held_out))
     assert f"{held_out}: line 2: label 'odd' is none of the classes bad, good" in caught.value.message
-    assert "task.labels" in caught.value.mend
+    assert "task.labels" in caught.value.fix
     data = prepared(train, validation=str(held_out), on_bad_row="skip")
     assert (data.validation.read, data.validation.refused, data.validation.kept) == (3, 1, 2)
 
@@ -495,7 +495,7 @@ def test_a_label_that_only_the_validation_rows_have(tmp_path: Path) -> None:
 def test_one_class_only(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"at least two labels, the training rows have 1: \['good'\]") as caught:
         prepared(labelled(tmp_path / "t.jsonl", ["good"] * 5))
-    assert "data.format.label=COLUMN" in caught.value.mend
+    assert "data.format.label=COLUMN" in caught.value.fix
 
 
 def test_labels_of_several_kinds(tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ def test_labels_of_several_kinds(tmp_path: Path) -> None:
     mixed = labelled(tmp_path / "b.jsonl", [0, 1, "good", "bad", 10, 9])
     with pytest.raises(DataError, match=r"mix numbers \(0, 1, 9, 10\) and words \(bad, good\)") as caught:
         prepared(mixed)
-    assert "data.format.names" in caught.value.mend and "task.labels" in caught.value.mend
+    assert "data.format.names" in caught.value.fix and "task.labels" in caught.value.fix
     config = DataConfig(path=str(mixed), validation="none")
     task = TASKS.parse({"name": "classify", "labels": ["0", "1", "9", "10", "bad", "good"]})
     assert load(config, task).task == task, "who lists them means them"

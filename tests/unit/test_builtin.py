@@ -28,7 +28,7 @@ def grams(text: str) -> set[str]:
 
 
 def test_the_base_is_small_and_loads_as_any_model() -> None:
-    from luthier.config import ModelConfig
+    from luthier.models.settings import ModelConfig
 
     assert sum(path.stat().st_size for path in BASE.iterdir()) < 8_000_000
     config = ModelConfig()
@@ -38,8 +38,8 @@ def test_the_base_is_small_and_loads_as_any_model() -> None:
     assert tokenizer.chat_template and tokenizer.is_fast and tokenizer.eos_token
     text = "The kettle leaks. 水壶漏水，已经退货！ 😀"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text, "bytes below: any text comes back"
-    from luthier.data.example import Message
-    from luthier.data.template import Template
+    from luthier.rendering.chat_template import Template
+    from luthier.rendering.example import Message
 
     ends = Template(tokenizer).encode([Message("user", "hi"), Message("assistant", "yes", learn=True)])
     assert tokenizer.decode([ends.ids[-2]]) == "<|im_end|>" and ends.labels[-1] == -100

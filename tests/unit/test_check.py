@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from luthier.config import RunConfig
-from luthier.errors import InputError
-from luthier.folder import check_path
+from luthier.core.errors import InputError
+from luthier.pipeline.check import check
+from luthier.recipe.config import RunConfig
+from luthier.recipe.identity import check_path
 from luthier.reports.data_report import piece, shown
-from luthier.run import check
 from tests.conftest import alpaca_rows, luthier, write_jsonl
 
 NASTY = "<script>alert('x')</script><img src=http://example.org/a.png onerror=x>\x1b[31m\u202e"

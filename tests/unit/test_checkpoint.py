@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from luthier.errors import InputError, NoSpace
+from luthier.core import files
+from luthier.core.errors import InputError, NoSpace
 from luthier.training import checkpoint as checkpoints
 
 
@@ -64,15 +65,15 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
 def test_any_missing_cut_or_changed_file_is_named(tmp_path: Path, victim: str) -> None:
     folder = write(tmp_path, 1)
     whole = (folder / victim).read_bytes()
-    assert checkpoints.fault(folder) == ""
+    assert files.fault(folder) == ""
     (folder / victim).write_bytes(whole[:-1])
-    assert victim in checkpoints.fault(folder)
+    assert victim in files.fault(folder)
     (folder / victim).unlink()
-    assert checkpoints.fault(folder) == f"{victim} is missing"
+    assert files.fault(folder) == f"{victim} is missing"
     (folder / victim).write_bytes(b"")
-    assert victim in checkpoints.fault(folder)
+    assert victim in files.fault(folder)
     (folder / victim).write_bytes(whole)
-    assert checkpoints.fault(folder) == ""
+    assert files.fault(folder) == ""
 
 
 def test_every_single_byte_of_a_manifest_counts(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_every_single_byte_of_a_manifest_counts(tmp_path: Path) -> None:
     for place, byte in enumerate(whole):
         if not bytes([byte]).isspace():
             (folder / "manifest.json").write_bytes(whole[:place] + bytes([byte ^ 1]) + whole[place + 1 :])
-            assert checkpoints.fault(folder, run="this run"), f"byte {place}"
+            assert files.fault(folder, run="this run"), f"byte {place}"
 
 
 @pytest.mark.parametrize(
@@ -90,22 +91,22 @@ def test_every_single_byte_of_a_manifest_counts(tmp_path: Path) -> None:
 def test_a_manifest_that_says_nothing_proves_nothing(tmp_path: Path, manifest: str) -> None:
     folder = write(tmp_path, 1)
     (folder / "manifest.json").write_text(manifest)
-    assert checkpoints.fault(folder)
+    assert files.fault(folder)
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.name != "manifest.json":
             path.unlink() if path.is_file() else path.rmdir()
-    assert checkpoints.fault(folder), "an empty folder is no checkpoint either"
+    assert files.fault(folder), "an empty folder is no checkpoint either"
 
 
 def test_a_file_more_or_less_than_the_manifest_names_is_a_fault(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     (folder / "weights" / "extra.safetensors").write_bytes(b"who put this here?")
-    assert checkpoints.fault(folder) == "weights/extra.safetensors is not in its manifest"
+    assert files.fault(folder) == "weights/extra.safetensors is not in its manifest"
     (folder / "weights" / "extra.safetensors").unlink()
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["files"]["state.safetensors"]  # left out, it could be anything
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert checkpoints.fault(folder) == "state.safetensors is not in its manifest"
+    assert files.fault(folder) == "state.safetensors is not in its manifest"
 
 
 def test_stray_files_among_checkpoints_do_not_stop_a_resume(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     with pytest.raises(NoSpace, match="what was saved before is whole"):
         checkpoints.write(tmp_path / "step-000002", fail, optimizer, schedule, None, {})
-    assert [path.name for path in tmp_path.iterdir()] == [kept.name] and not checkpoints.fault(kept)
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name] and not files.fault(kept)
 
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_rotation_counts_no_damaged_one_and_never_deletes_the_last_good_one(tmp_
     for step in (3, 4):  # a disk that lost files: the newest two are worth nothing
         (tmp_path / f"step-{step:06d}" / "state.safetensors").unlink()
     checkpoints.rotate(tmp_path, 1, None)
-    assert not checkpoints.fault(tmp_path / "step-000002")
+    assert not files.fault(tmp_path / "step-000002")
     assert checkpoints.newest(tmp_path)[0] == tmp_path / "step-000002"
 
 
@@ -156,13 +157,13 @@ def test_a_kill_while_a_checkpoint_takes_the_place_of_another_loses_neither(tmp_
     target.rename(tmp_path / ".old-step-000004")  # killed here, between the two renames
     (tmp_path / ".staging-step-000004-77").mkdir()
     (tmp_path / ".trash-step-000002").mkdir()
-    checkpoints.tidy(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000004"] and not checkpoints.fault(target)
+    files.tidy(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000004"] and not files.fault(target)
     (tmp_path / ".old-step-000004").mkdir()  # killed behind both: what is old goes
-    checkpoints.tidy(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000004"] and not checkpoints.fault(target)
+    files.tidy(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000004"] and not files.fault(target)
     write(tmp_path, 4)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000004"] and not checkpoints.fault(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000004"] and not files.fault(target)
 
 
 def test_everything_is_on_the_disk_before_the_folder_has_its_name(
@@ -170,7 +171,7 @@ def test_everything_is_on_the_disk_before_the_folder_has_its_name(
 ) -> None:
     events: list[tuple[str, str]] = []
     rename = Path.rename
-    monkeypatch.setattr(checkpoints, "sync", lambda path: events.append(("sync", path.name)))
+    monkeypatch.setattr(files, "sync", lambda path: events.append(("sync", path.name)))
     monkeypatch.setattr(Path, "rename", lambda self, to: events.append(("rename", to.name)) or rename(self, to))
     write(tmp_path, 1)
     renamed = events.index(("rename", "step-000001"))
@@ -221,8 +222,8 @@ def test_all_generators_go_on_where_they_were(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "adafactor", "rmsprop"])
 def test_optimizer_and_random_states_come_back_bit_for_bit(tmp_path: Path, name: str) -> None:
-    from luthier.config import TrainConfig
-    from luthier.training.optim import build_optimizer, build_schedule
+    from luthier.training.optimizer import build_optimizer, build_schedule
+    from luthier.training.settings import TrainConfig
 
     def session() -> tuple[torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
         torch.manual_seed(0)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from luthier.cli import split_arguments
-from luthier.errors import InputError
+from luthier.cli.main import split_arguments
+from luthier.core.errors import InputError
 from tests.conftest import alpaca_rows, luthier
 
 QUICK = ["train.steps=2", "evaluate.generate=0", "method.rank=2"]
@@ -24,7 +24,7 @@ QUICK = ["train.steps=2", "evaluate.generate=0", "method.rank=2"]
 def test_help_answers_within_a_second_and_loads_no_torch() -> None:
     code = (
         "import sys, time; sys.argv = ['luthier', '--help']\n"
-        "from luthier.cli import main\n"
+        "from luthier.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'accelerate'} & set(sys.modules)\n"
@@ -191,12 +191,12 @@ def test_bad_input_ends_in_one_clear_message(
 
 
 def main(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    from luthier import cli
+    from luthier.cli import main
 
     before = sys.argv
     sys.argv = ["luthier", *arguments]
     try:
-        cli.main()
+        main.main()
         code = 0
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else 0
@@ -217,7 +217,7 @@ def test_a_fault_of_ours_says_so_with_exit_code_1(
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("luthier.run.train", broken)
+    monkeypatch.setattr("luthier.pipeline.train.train", broken)
     code, _, err = main(["train", "data=x.jsonl"], capsys)
     assert code == 1 and "ZeroDivisionError: oops" in err and "our fault" in err and "Traceback" not in err
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from luthier.config import RunConfig
-from luthier.errors import ConfigError, InputError
+from luthier.core.errors import ConfigError, InputError
+from luthier.recipe.config import RunConfig
 
 
 def test_all_mistakes_are_reported_at_once_with_path_and_suggestion(tmp_path: Path) -> None:

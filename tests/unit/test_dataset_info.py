@@ -9,11 +9,11 @@ from typing import Any
 import datasets
 import pytest
 
-from luthier.config import DataConfig, RunConfig
+from luthier.core.errors import DataError, InputError
 from luthier.data.dataset_info import resolve
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
-from luthier.errors import DataError, InputError
+from luthier.recipe.config import DataConfig, RunConfig
 from tests.conftest import alpaca_rows, write_jsonl
 
 TURNS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
@@ -256,7 +256,7 @@ def test_an_entry_that_cannot_be_used_is_named(tmp_path: Path, entry: Any, said:
     with pytest.raises(DataError) as caught:
         read(tmp_path, "mine")
     assert caught.value.message.startswith(f"{tmp_path / 'dataset_info.json'}: mine: ")
-    assert said in caught.value.message and caught.value.mend
+    assert said in caught.value.message and caught.value.fix
 
 
 def test_an_unknown_name_and_none(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_an_unknown_name_and_none(tmp_path: Path) -> None:
         read(tmp_path, "alpaca_e")
     with pytest.raises(DataError, match="there are alpaca_en, identity") as caught:
         read(tmp_path, "")
-    assert caught.value.mend == "name one with data.subset=NAME"
+    assert caught.value.fix == "name one with data.subset=NAME"
     with pytest.raises(DataError, match=r"a\.json: no such file"):
         read(tmp_path, "alpaca_en")
 

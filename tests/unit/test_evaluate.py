@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from luthier.config import RunConfig
-from luthier.errors import ConfigError, InputError
-from luthier.results import show_result
-from luthier.run import evaluate, train
-from luthier.training.progress import Progress
+from luthier.cli.show_result import show_result
+from luthier.core.errors import ConfigError, InputError
+from luthier.core.events import Progress
+from luthier.pipeline.evaluate import evaluate
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
 from tests.conftest import alpaca_rows, luthier, review_rows, write_jsonl
 
 FEW = ["train.steps=2", "train.batch_size=4", "evaluate.max_new_tokens=6", "evaluate.batch_size=4"]
@@ -39,7 +40,7 @@ class Notes(Progress):
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("luthier.measuring.WORTH", 0)
+    monkeypatch.setattr("luthier.pipeline.measure.WORTH", 0)
     return tmp_path / "cache"
 
 
@@ -60,7 +61,7 @@ def settings(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[...,
 def test_open_answers_are_generated_once_for_all_scores(
     settings: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import luthier.evaluation.generate as asking
+    import luthier.evaluation.records.generate as asking
 
     calls = []
     ask = asking.generate
@@ -106,7 +107,7 @@ def test_the_base_is_measured_once_for_two_runs_and_the_hit_is_said(
     train(settings(review_rows(40), "task=chat", "evaluate.generate=3", run="three"), progress=third)
     assert any(text.startswith("evaluating the base") for text in third.said), "other settings, other scores"
     shutil.rmtree(cache)
-    monkeypatch.setattr("luthier.measuring.WORTH", 600)
+    monkeypatch.setattr("luthier.pipeline.measure.WORTH", 600)
     train(settings(review_rows(40), "task=chat", run="four"))
     assert not cache.exists(), "what is measured in a moment is not kept"
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from luthier.config import DataConfig
-from luthier.data.example import Example, Message, RowError
+from luthier.core.errors import DataError, InputError
 from luthier.data.formats.base import FORMATS
 from luthier.data.prepare import load
-from luthier.errors import DataError, InputError
+from luthier.recipe.config import DataConfig
+from luthier.rendering.example import Example, Message, RowError
 from tests.conftest import write_jsonl
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ def test_columns_of_other_names() -> None:
     assert messages("alpaca", row, instruction="frage", output="antwort")[0] == ("user", "Q", False)
     with pytest.raises(RowError, match=r"no column 'instruction'; the row has frage, antwort") as caught:
         messages("alpaca", row)
-    assert caught.value.mend == "name the column with data.format.instruction=COLUMN"
+    assert caught.value.fix == "name the column with data.format.instruction=COLUMN"
 
 
 def test_labels_in_words_and_the_question() -> None:
@@ -241,7 +241,7 @@ def test_judgements_are_refused_with_the_tasks_there_are_and_a_way_on(
         InputError, match=r"does not learn from, and no other; tasks are chat, classify, complete"
     ) as caught:
         load(config, None)
-    assert f"data.format.name={setting} trains on" in caught.value.mend
+    assert f"data.format.name={setting} trains on" in caught.value.fix
 
 
 def test_learning_the_good_answers_counts_the_bad_ones(tmp_path: Path) -> None:

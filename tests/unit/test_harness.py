@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from luthier.config import RunConfig
-from luthier.errors import InputError, MissingExtra
+from luthier.core.errors import InputError, MissingExtra
 from luthier.evaluation.harness import _scores
-from luthier.run import harness, train
+from luthier.pipeline.evaluate import harness
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
 from tests.conftest import luthier, review_rows, write_jsonl
 
 needs_harness = pytest.mark.skipif(
@@ -73,7 +74,7 @@ def test_a_task_of_ones_own_is_asked_of_base_and_tuned_model(run: Path, tmp_path
 def test_the_base_is_the_base(run: Path, tmp_path: Path) -> None:
     """Scores of the base do not depend on what was tuned: they are those of the model loaded alone."""
     import luthier.evaluation.harness as module
-    from luthier.run import open_run
+    from luthier.pipeline.evaluate import open_run
 
     folder = tmp_path / "tasks"
     folder.mkdir()

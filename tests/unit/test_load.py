@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from luthier.config import ModelConfig
-from luthier.errors import ModelError
+from luthier.core.errors import ModelError
 from luthier.models.load import load_model, load_tokenizer
+from luthier.models.settings import ModelConfig
 
 
 def test_weights_that_the_files_lack_are_named(

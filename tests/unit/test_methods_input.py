@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from luthier.errors import InputError
+from luthier.core.errors import InputError
 from luthier.methods.base import METHODS
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
 from tests.methods.zoo import SPECS, method
@@ -337,17 +337,17 @@ def name_of(kind: str, overrides: list[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "overrides", "said", "mended"), [pytest.param(*case, id=name_of(*case[:2])) for case in CASES]
+    ("kind", "overrides", "said", "fixed"), [pytest.param(*case, id=name_of(*case[:2])) for case in CASES]
 )
 def test_one_clear_message_before_any_weights(
-    kind: str, overrides: list[str], said: list[str], mended: list[str] | None, run_train: Train
+    kind: str, overrides: list[str], said: list[str], fixed: list[str] | None, run_train: Train
 ) -> None:
     code, err = run_train(kind, overrides)
     assert code == 2 and err.startswith("error: ") and err.count("error: ") == 1 and "Traceback" not in err, err
     for part in said:
         assert part in err
-    if mended is not None:
-        code, err = run_train(kind, [*overrides, *mended])
+    if fixed is not None:
+        code, err = run_train(kind, [*overrides, *fixed])
         assert code == 1 and "the weights are loaded" in err, err
 
 
@@ -382,7 +382,7 @@ def test_the_mended_block_divides_every_layer() -> None:
         model = t.AutoModelForCausalLM.from_config(config)
     with pytest.raises(InputError, match=r"32 does not divide the 48 inputs of .*down_proj") as refusal:
         METHODS.parse({"name": "oft", "block": 32}).check(model)
-    assert refusal.value.mend == "method.block=16"
+    assert refusal.value.fix == "method.block=16"
     METHODS.parse({"name": "oft", "block": 16}).check(model)
 
 
@@ -393,9 +393,9 @@ NAMELESS = [n for n in SPECS if method(n).name not in (*NEEDS_SITES, "ia3", "ada
 def test_methods_that_need_no_names_train_on_an_unknown_architecture(
     name: str, kind: str, strange_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    from luthier.config import RunConfig
-    from luthier.folder import RunFolder
-    from luthier.run import train
+    from luthier.pipeline.train import train
+    from luthier.recipe.config import RunConfig
+    from luthier.runs.folder import RunFolder
 
     settings = [f"method.{key}={value}" for key, value in SPECS[name].items()]
     rate = 3e-3 if name in ("full", "freeze", "pissa") else 3e-2

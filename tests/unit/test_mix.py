@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from luthier.config import DataConfig, RunConfig
+from luthier.core.errors import ConfigError, InputError
 from luthier.data.encode import encode
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
-from luthier.data.template import Template
-from luthier.errors import ConfigError, InputError
+from luthier.recipe.config import DataConfig, RunConfig
+from luthier.rendering.chat_template import Template
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
 
 
@@ -123,7 +123,7 @@ def test_a_mix_that_cannot_be(tmp_path: Path) -> None:
         InputError, match=r"is for task chat, .*r\.jsonl \(classification\) for task classify"
     ) as caught:
         prepared(main, {"path": reviews})
-    assert "task=chat" in caught.value.mend
+    assert "task=chat" in caught.value.fix
     from luthier.tasks.base import TASKS
 
     assert len(prepared(main, {"path": reviews}, task=TASKS.parse("chat")).examples) == 30

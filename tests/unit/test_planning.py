@@ -13,14 +13,15 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.config import ModelConfig, TrainConfig
+from luthier.kernels.apply import fused
 from luthier.methods.base import METHODS
 from luthier.models.load import load_model, load_tokenizer
-from luthier.ops.fused import fused
+from luthier.models.settings import ModelConfig
 from luthier.planning import machine, tracing
 from luthier.planning.plan import Load, load_of, plan
 from luthier.planning.tracing import Trace, trace
-from luthier.training.optim import build_optimizer
+from luthier.training.optimizer import build_optimizer
+from luthier.training.settings import TrainConfig
 from tests.conftest import build_tokenizer, model_config
 from tests.methods.zoo import DECODERS, base, empty, method
 

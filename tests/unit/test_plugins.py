@@ -9,10 +9,10 @@ from importlib import metadata
 
 import pytest
 
-from luthier.config import FAMILIES
-from luthier.errors import UnknownPlugin
-from luthier.explain import KINDS, explanation, listing
+from luthier.cli.explain import KINDS, explanation, listing
+from luthier.core.errors import UnknownPlugin
 from luthier.methods.base import METHODS, Method
+from luthier.recipe.config import FAMILIES
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,14 +52,14 @@ def test_another_package_adds_a_method_by_entry_point(monkeypatch: pytest.Monkey
     module.Mine.__module__ = "elsewhere"
     module.Mine.name = "mine"
     entry = metadata.EntryPoint("mine", "elsewhere", "luthier.methods")
-    monkeypatch.setattr("luthier.plugins.installed", lambda group: (entry,) if group == "luthier.methods" else ())
+    monkeypatch.setattr("luthier.core.registry.installed", lambda group: (entry,) if group == "luthier.methods" else ())
     assert "mine" in METHODS.names()
     found = METHODS.parse({"name": "mine", "strength": 2})
     assert isinstance(found, Method) and found.spec() == {"name": "mine", "strength": 2.0}
 
 
 def test_schema_offers_every_plugin() -> None:
-    from luthier.config import RunConfig
+    from luthier.recipe.config import RunConfig
 
     schema = RunConfig.model_json_schema()
     names = {form["properties"]["name"]["const"] for form in schema["properties"]["method"]["oneOf"]}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from luthier.config import DataConfig
+from luthier.core.errors import DataError, InputError
 from luthier.data.batches import micro_batches, step_numbers, steps_per_epoch
 from luthier.data.encode import encode
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
-from luthier.data.template import IGNORED, Template
-from luthier.errors import DataError, InputError
+from luthier.recipe.config import DataConfig
+from luthier.rendering.chat_template import IGNORED, Template
 from luthier.tasks.base import TASKS
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
 
@@ -87,7 +87,7 @@ def test_a_bad_row_stops_by_default_and_names_its_line(tmp_path: Path, line: str
     file.write_text("\n".join(lines))
     with pytest.raises(DataError) as caught:
         prepared(file)
-    assert f"{file}: {said}" in str(caught.value) and "mend:" in str(caught.value)
+    assert f"{file}: {said}" in str(caught.value) and "fix:" in str(caught.value)
 
 
 def long_rows(tmp_path: Path) -> Path:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from luthier.builtin import BASE
+from luthier.core.errors import DataError, LuthierError
 from luthier.data.read import encoding_of, read_rows, validation_split
-from luthier.errors import DataError, LuthierError
 
 ROWS = [{"text": 'a, "quoted"\nline', "label": "NA"}, {"text": "水壶；漏水", "label": "007"}]
 
@@ -205,7 +205,7 @@ def test_a_folder_that_would_lose_or_double_rows(tmp_path: Path, names: list[str
         (tmp_path / name).write_text("a\n1\n")
     with pytest.raises(DataError) as caught:
         read(tmp_path)
-    assert said in caught.value.message and caught.value.mend
+    assert said in caught.value.message and caught.value.fix
 
 
 def test_a_hub_id_that_cannot_be_reached_says_so() -> None:
@@ -216,8 +216,8 @@ def test_a_hub_id_that_cannot_be_reached_says_so() -> None:
 def test_a_hub_data_set_brings_its_rows_and_its_validation_split(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    from luthier.config import DataConfig
     from luthier.data.prepare import load
+    from luthier.recipe.config import DataConfig
 
     asked: list[tuple[str, str | None, str]] = []
 
@@ -256,7 +256,7 @@ def test_modelscope_says_what_to_install_and_is_asked_where_it_is(monkeypatch: p
     monkeypatch.setitem(sys.modules, "modelscope", there)
     (row,) = read_rows("org/set", hub="modelscope")
     assert row.values == {"text": "org/set default train"}
-    from luthier.config import ModelConfig
     from luthier.models.load import locate
+    from luthier.models.settings import ModelConfig
 
     assert locate(ModelConfig(path="org/model", hub="modelscope")) == str(BASE)

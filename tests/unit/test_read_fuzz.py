@@ -17,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.data.example import RowError
+from luthier.core.errors import LuthierError
 from luthier.data.formats.base import FORMATS
 from luthier.data.read import RawRow, read_file
-from luthier.data.tools import read_calls, read_tools
-from luthier.errors import LuthierError
+from luthier.rendering.example import RowError
+from luthier.rendering.tools import read_calls, read_tools
 
 READERS = [FORMATS.parse(name) for name in FORMATS.names()]
 FOLDER = tempfile.TemporaryDirectory()  # one for the module: a fixture of a test would serve all its examples as well

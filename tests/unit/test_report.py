@@ -7,10 +7,10 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
-from luthier.config import RunConfig
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
 from luthier.reports import loss_curve
 from luthier.reports.run_report import figure, shift, worst
-from luthier.run import train
 from tests.conftest import write_jsonl
 
 NASTY = "<script>alert('x')</script><img src=http://example.org/a.png>"

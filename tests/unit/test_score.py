@@ -15,17 +15,19 @@ from scipy import stats
 from sklearn import metrics
 
 from luthier.builtin import PROBE
-from luthier.data.example import Example, Message
-from luthier.evaluation.base import EVALUATIONS, OfSums, Subject
 from luthier.evaluation.contrast import contrast
-from luthier.evaluation.exact_match import plain
 from luthier.evaluation.forgetting import forgetting, probe
-from luthier.evaluation.generate import answer_start
-from luthier.evaluation.labels import accuracy, macro_f1, mcc
-from luthier.evaluation.perplexity import loss
-from luthier.evaluation.score import choose, differences, evaluations, headline, lacking, resamples, scores
-from luthier.evaluation.words import bleu_tokenizer, words
-from luthier.tasks.base import TASKS, Row
+from luthier.evaluation.metrics.base import EVALUATIONS, SumMetric
+from luthier.evaluation.metrics.exact_match import plain
+from luthier.evaluation.metrics.labels import accuracy, macro_f1, mcc
+from luthier.evaluation.metrics.perplexity import loss
+from luthier.evaluation.records.context import EvalContext
+from luthier.evaluation.records.generate import answer_start
+from luthier.evaluation.records.words import bleu_tokenizer, words
+from luthier.evaluation.scores import choose, differences, evaluations, headline, lacking, resamples, scores
+from luthier.rendering.example import Example, Message
+from luthier.rendering.row import Row
+from luthier.tasks.base import TASKS
 
 pearson = EVALUATIONS.get("correlation")().metrics()["pearson"]
 spearman = EVALUATIONS.get("correlation")().metrics()["spearman"]
@@ -33,9 +35,9 @@ spearman = EVALUATIONS.get("correlation")().metrics()["spearman"]
 
 @pytest.mark.parametrize("classes", [2, 3, 12])
 def test_accuracy_and_macro_f1_are_scikit_learns(classes: int) -> None:
-    dice = random.Random(classes)
-    true = [str(dice.randrange(classes)) for _ in range(200)]
-    said = [label if dice.random() < 0.6 else str(dice.randrange(classes)) for label in true]
+    rng = random.Random(classes)
+    true = [str(rng.randrange(classes)) for _ in range(200)]
+    said = [label if rng.random() < 0.6 else str(rng.randrange(classes)) for label in true]
     records = [{"label": a, "chosen": b} for a, b in zip(true, said, strict=True)]
     assert accuracy(records) == pytest.approx(metrics.accuracy_score(true, said))
     assert macro_f1(records) == pytest.approx(metrics.f1_score(true, said, average="macro"))
@@ -50,9 +52,9 @@ def test_loss_is_weighted_by_targets() -> None:
 
 def test_intervals_cover_as_often_as_they_say() -> None:
     labels = EVALUATIONS.get("labels")()
-    dice, covered = random.Random(1), 0
+    rng, covered = random.Random(1), 0
     for _ in range(60):
-        records = [{"label": "a", "chosen": "a" if dice.random() < 0.7 else "b"} for _ in range(80)]
+        records = [{"label": "a", "chosen": "a" if rng.random() < 0.7 else "b"} for _ in range(80)]
         score = scores(records, [labels])["accuracy"]
         covered += score["low"] <= 0.7 <= score["high"]
     assert 51 <= covered <= 60, "95 % intervals should hold the truth in about 57 of 60 draws"
@@ -60,8 +62,8 @@ def test_intervals_cover_as_often_as_they_say() -> None:
 
 def test_a_paired_difference_is_narrower_than_its_parts() -> None:
     labels = EVALUATIONS.get("labels")()
-    dice = random.Random(2)
-    base = [{"label": "a", "chosen": "a" if dice.random() < 0.5 else "b"} for _ in range(100)]
+    rng = random.Random(2)
+    base = [{"label": "a", "chosen": "a" if rng.random() < 0.5 else "b"} for _ in range(100)]
     tuned = [dict(record) for record in base]
     for record in tuned[:10]:
         record["chosen"] = "a"
@@ -91,9 +93,9 @@ def test_who_always_says_the_same_has_no_correlation() -> None:
 
 
 def test_correlations_are_scipys() -> None:
-    dice = random.Random(3)
-    truth = [dice.randrange(6) + 100.0 for _ in range(80)]  # far from zero, and with ties
-    said = [number + dice.gauss(0, 2) for number in truth]
+    rng = random.Random(3)
+    truth = [rng.randrange(6) + 100.0 for _ in range(80)]  # far from zero, and with ties
+    said = [number + rng.gauss(0, 2) for number in truth]
     records = [{"number": a, "guess": b, "squared": (a - b) ** 2} for a, b in zip(truth, said, strict=True)]
     assert pearson(records) == pytest.approx(stats.pearsonr(truth, said).statistic)
     assert spearman(records) == pytest.approx(stats.spearmanr(truth, said).statistic)
@@ -102,24 +104,24 @@ def test_correlations_are_scipys() -> None:
 
 
 def test_a_resample_of_sums_is_the_metric_of_the_drawn_records() -> None:
-    dice = random.Random(4)
+    rng = random.Random(4)
     records: list[dict[str, Any]] = [
         {
-            "label": str(dice.randrange(3)),
-            "chosen": str(dice.randrange(3)),
-            "loss_sum": dice.random(),
-            "targets": dice.randrange(1, 9),
-            "number": dice.random(),
-            "guess": dice.random(),
-            "squared": dice.random(),
-            "exact": dice.randrange(2),
+            "label": str(rng.randrange(3)),
+            "chosen": str(rng.randrange(3)),
+            "loss_sum": rng.random(),
+            "targets": rng.randrange(1, 9),
+            "number": rng.random(),
+            "guess": rng.random(),
+            "squared": rng.random(),
+            "exact": rng.randrange(2),
         }
         for _ in range(40)
     ]
     counts = next(resamples(len(records)))[:20]
     for name in ("labels", "perplexity", "correlation", "exact_match"):
         for metric, function in EVALUATIONS.get(name)().metrics().items():
-            if isinstance(function, OfSums):
+            if isinstance(function, SumMetric):
                 fast = function.value(counts @ function.terms(records))
                 for draw, value in zip(counts, fast, strict=True):
                     drawn = [record for record, times in zip(records, draw, strict=True) for _ in range(int(times))]
@@ -132,7 +134,7 @@ ENGLISH = [("The cat sat on the mat.", "A cat sat on a mat!"), ("It isn't 3.5 km
 CHINESE = [("我叫琴匠，很高兴认识你。", "我叫琴匠。"), ("今天天气很好", "今天的天气很好"), ("你好", "你好")]
 
 
-def subject_of(pairs: Sequence[tuple[str, Sequence[str]]]) -> Subject:
+def subject_of(pairs: Sequence[tuple[str, Sequence[str]]]) -> EvalContext:
     """A subject that has answered already: (said, references)."""
     answers: list[dict[str, Any]] = [
         {"said": said, "answer": answer[0], "references": list(answer)} for said, answer in pairs
@@ -141,7 +143,7 @@ def subject_of(pairs: Sequence[tuple[str, Sequence[str]]]) -> Subject:
         Example(messages=(Message("user", "?"), Message("assistant", answer[0], learn=True))) for _, answer in pairs
     ]
     nothing: Any = None
-    return Subject(nothing, nothing, TASKS.parse("chat"), examples, [], [], 64, answers=answers)
+    return EvalContext(nothing, nothing, TASKS.parse("chat"), examples, [], [], 64, answers=answers)
 
 
 def test_rouge_is_rouge_scores_for_english_and_not_zero_for_chinese() -> None:
@@ -195,7 +197,7 @@ def test_without_its_package_a_score_is_left_out_and_that_is_told(monkeypatch: p
     subject = subject_of([("a b", ["one two three four five six seven"])] * 3)
     assert lacking(subject) == [] and "rouge_l" in {m for e in evaluations(subject) for m in e.metrics()}
     for module in ("rouge", "bleu"):
-        monkeypatch.setattr(f"luthier.evaluation.{module}.find_spec", lambda name: None)
+        monkeypatch.setattr(f"luthier.evaluation.metrics.{module}.find_spec", lambda name: None)
     left = [name for e in evaluations(subject) for name in e.metrics()]
     assert "rouge_l" not in left and "bleu" not in left and len(lacking(subject)) == 2
     assert all("pip install 'rouge-score>=0.1.2'" in why for why in lacking(subject))

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from luthier.config import DataConfig, RunConfig
+from luthier.core.errors import ConfigError, DataError, InputError
 from luthier.data.encode import encode
-from luthier.data.example import Example
 from luthier.data.prepare import load
 from luthier.data.prepared import Part, Prepared
 from luthier.data.split import split
 from luthier.data.store import Examples
-from luthier.data.template import Template
-from luthier.errors import ConfigError, DataError, InputError
-from luthier.folder import run_path
+from luthier.recipe.config import DataConfig, RunConfig
+from luthier.recipe.identity import run_path
+from luthier.rendering.chat_template import Template
+from luthier.rendering.example import Example
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
 
 
@@ -187,7 +187,7 @@ def test_a_leak_is_told_dropped_from_training_or_stops(tmp_path: Path) -> None:
         f"{held_out}: line 1: this validation row stands in the training rows too, at {train}: line 5; 2 of 4 do"
         in (caught.value.message)
     )
-    assert "data.on_leak=drop" in caught.value.mend
+    assert "data.on_leak=drop" in caught.value.fix
 
 
 def test_no_leak_is_found_where_the_answers_differ_or_a_share_is_held_out(tmp_path: Path) -> None:

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from luthier.config import DataConfig
+from luthier.core.errors import DataError, InputError
 from luthier.data import cache
 from luthier.data.encode import encode, piece
-from luthier.data.example import Example, Message, RowError
 from luthier.data.parallel import in_order
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
 from luthier.data.store import Examples, Refusal, Refusals, content_record, digest
-from luthier.data.template import Template
-from luthier.errors import DataError, InputError
-from luthier.tasks.base import Row
+from luthier.recipe.config import DataConfig
+from luthier.rendering.chat_template import Template
+from luthier.rendering.example import Example, Message, RowError
+from luthier.rendering.row import Row
 from luthier.tasks.chat import Chat
 from tests.conftest import alpaca_rows, build_tokenizer, luthier, write_jsonl
 
@@ -240,14 +240,14 @@ def _slow_death(piece: int) -> int:
 class _Refusing:
     def __call__(self, piece: int) -> int:
         if piece == 2:
-            raise DataError("a: line 2: bad", mend="mend it")
+            raise DataError("a: line 2: bad", fix="fix it")
         return piece
 
 
 def test_a_process_that_is_killed_or_raises_is_told() -> None:
     with pytest.raises(InputError, match="memory ran out") as caught:
         list(in_order(_slow_death, range(50), 2))
-    assert caught.value.mend == "data.workers=1"
+    assert caught.value.fix == "data.workers=1"
     with pytest.raises(InputError, match="a: line 2: bad"):
         list(in_order(_Refusing(), range(50), 2))
     some = in_order(_Refusing(), iter(range(10**9)), 2)
@@ -323,8 +323,8 @@ def test_the_end_is_measured_on_the_test_rows(tmp_path: Path) -> None:
 
 
 def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
+    from luthier.core.events import Progress
     from luthier.data.account import say
-    from luthier.training.progress import Progress
 
     told: list[str] = []
 

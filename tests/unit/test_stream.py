@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from luthier.config import DataConfig, RunConfig
+from luthier.core.errors import ConfigError, DataError, InputError
 from luthier.data.encode import encode
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
-from luthier.data.template import Template
-from luthier.errors import ConfigError, DataError, InputError
+from luthier.recipe.config import DataConfig, RunConfig
+from luthier.rendering.chat_template import Template
 from tests.conftest import alpaca_rows, build_tokenizer, luthier, review_rows, write_jsonl
 
 
@@ -91,7 +91,7 @@ def test_policies_hold_and_each_row_is_counted_once(tmp_path: Path) -> None:
     again.stream.go_on(state, iter(data.refusals))
     places(again.stream.rows(), 40)
     assert list(again.refusals) == list(data.refusals) and again.train == data.train
-    for policy, line, mend in (
+    for policy, line, fix in (
         ({"on_bad_row": "skip"}, "line 5", "data.on_long_row"),
         ({"on_long_row": "skip"}, "line 10", "data.on_bad_row=skip"),
     ):
@@ -99,7 +99,7 @@ def test_policies_hold_and_each_row_is_counted_once(tmp_path: Path) -> None:
         assert stopping.stream is not None
         with pytest.raises(DataError, match=line) as caught:
             places(stopping.stream.rows(), 30)
-        assert mend in caught.value.mend
+        assert fix in caught.value.fix
 
 
 def test_a_stream_without_a_usable_row_stops(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_stream_needs_steps_and_a_classifier_its_labels(tmp_path: Path) -> Non
     file = write_jsonl(tmp_path / "a.jsonl", review_rows(20))
     with pytest.raises(InputError, match=r"the labels are not known before the rows are read") as caught:
         streamed(file, task="classify")
-    assert "task.labels" in caught.value.mend
+    assert "task.labels" in caught.value.fix
     named = streamed(file, task={"name": "classify", "labels": ["0", "1"]})
     assert named.stream is not None and next(named.stream.rows()).labels[0] in (0, 1)
 
@@ -219,14 +219,14 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, packing: bool
     assert "rows to train on are read while training" in whole.stdout
     killed = """
 import os, sys
-from luthier.training import session
-write = session.checkpoints.write
+from luthier.training import trainer
+write = trainer.checkpoints.write
 def dying(target, *rest):
     write(target, *rest)
     if target.name == "step-000008":
         os._exit(9)
-session.checkpoints.write = dying
-from luthier.cli import main
+trainer.checkpoints.write = dying
+from luthier.cli.main import main
 sys.argv = ["luthier", *sys.argv[1:]]
 main()
 """
@@ -252,7 +252,7 @@ def test_a_row_that_stops_the_run_costs_no_step(tmp_path: Path) -> None:
     stopped = luthier("train", "data=a.jsonl", *own, "run=r", cwd=tmp_path)
     assert stopped.returncode == 2 and "a.jsonl: line 41: " in stopped.stderr, stopped.stderr
     write_jsonl(tmp_path / "a.jsonl", rows)
-    mended = luthier("train", "data=a.jsonl", *own, "run=r", cwd=tmp_path)
-    assert mended.returncode == 0 and "going on from step 6 of 12" in mended.stdout, mended.stdout + mended.stderr
+    fixed = luthier("train", "data=a.jsonl", *own, "run=r", cwd=tmp_path)
+    assert fixed.returncode == 0 and "going on from step 6 of 12" in fixed.stdout, fixed.stdout + fixed.stderr
     luthier("train", "data=a.jsonl", *own, "run=whole", cwd=tmp_path)
     assert losses(tmp_path / "r") == losses(tmp_path / "whole"), "as if the row had been right from the start"

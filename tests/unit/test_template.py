@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from luthier.data.example import Message
-from luthier.data.template import CHATML, IGNORED, PLAIN, Template
-from luthier.errors import TemplateError
+from luthier.core.errors import TemplateError
+from luthier.rendering.chat_template import CHATML, IGNORED, PLAIN, Template
+from luthier.rendering.example import Message
 from tests.conftest import build_tokenizer
 
 LLAMA2 = (
@@ -60,7 +60,7 @@ def test_in_use_the_model_sees_just_the_tokens_before_the_answer() -> None:
 
 
 def test_the_end_token_is_learned_where_pad_is_the_same_token() -> None:
-    from luthier.tasks.base import Row
+    from luthier.rendering.row import Row
     from luthier.tasks.chat import Chat
 
     tokenizer = build_tokenizer()

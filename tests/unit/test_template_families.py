@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from luthier.data.example import Example, Message, RowError
-from luthier.data.template import IGNORED, Template, Tokens
-from luthier.errors import TemplateError
+from luthier.core.errors import TemplateError
+from luthier.rendering.chat_template import IGNORED, Template, Tokens
+from luthier.rendering.example import Example, Message, RowError
 from luthier.tasks.chat import Chat
 from tests.conftest import ROOT, build_tokenizer
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from luthier.data.example import Example, Message, RowError, chat
-from luthier.data.template import CHATML, IGNORED, PLAIN, Template, Tokens
-from luthier.data.tool_use import as_turns
-from luthier.data.tools import parse, read_calls, read_tools
-from luthier.errors import TemplateError
+from luthier.core.errors import TemplateError
+from luthier.rendering.chat_template import CHATML, IGNORED, PLAIN, Template, Tokens
+from luthier.rendering.example import Example, Message, RowError, chat
+from luthier.rendering.tool_calls import as_turns
+from luthier.rendering.tools import parse, read_calls, read_tools
 from luthier.tasks.chat import Chat
 from luthier.tasks.complete import Complete
 from tests.conftest import ROOT, build_tokenizer
@@ -206,7 +206,7 @@ def test_a_template_without_tools_is_refused_and_the_row_is_named(name: str) -> 
             template.prompt_ids(messages[:1] if tools else messages, tools)
         with pytest.raises(RowError, match=f"the chat template knows no {what}") as caught:
             Chat().encode(Example(messages, tools=tools), template, 9999, "stop")
-        assert caught.value.kind == "bad" and "use a model whose chat template takes tools" in caught.value.mend
+        assert caught.value.kind == "bad" and "use a model whose chat template takes tools" in caught.value.fix
     assert len(Chat().encode(Example(plain), template, 9999, "stop")) == 1, "rows without tools are learned as ever"
 
 

@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from luthier.ops.threads import SPINS, call_apart
-from luthier.serving import engine
+from luthier.kernels.threads import SPINS, call_apart
+from luthier.serving.engine import engine
 
 
 def test_it_gives_the_result_and_the_thread_ends() -> None:
@@ -30,7 +30,7 @@ def test_it_raises_what_was_raised(error: BaseException) -> None:
 
 TRIAL = """
 import os, time, torch
-from luthier.ops.threads import call_apart
+from luthier.kernels.threads import call_apart
 threads = lambda: len(os.listdir("/proc/self/task"))
 def compute():
     torch.set_num_threads(3)
@@ -54,15 +54,15 @@ def test_workers_of_torch_end_with_the_thread() -> None:
 
 SERVED = """
 import os, sys
-from luthier.serving import command
+from luthier.serving import launch
 assert "torch" not in sys.modules
-spins = command.sleep_soon
+spins = launch.sleep_soon
 def asked():
     assert "torch" not in sys.modules  # OpenMP reads its settings when torch is imported
     spins()
-command.sleep_soon = asked
+launch.sleep_soon = asked
 try:
-    command.serve(["nowhere"], command.Place("127.0.0.1", 0, None), command.Sizes(), dtype="auto", progress=None)
+    launch.serve(["nowhere"], launch.Place("127.0.0.1", 0, None), launch.Sizes(), dtype="auto", progress=None)
 except Exception as error:
     print(type(error).__name__, os.environ.get("GOMP_SPINCOUNT"))
 """

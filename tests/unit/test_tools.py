@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from luthier.config import DataConfig
-from luthier.data.example import Example, Message, RowError, chat
 from luthier.data.formats.base import FORMATS
 from luthier.data.prepare import load
-from luthier.data.tools import parse, read_calls, read_tools
+from luthier.recipe.config import DataConfig
+from luthier.rendering.example import Example, Message, RowError, chat
+from luthier.rendering.tools import parse, read_calls, read_tools
 from tests.conftest import write_jsonl
 
 WEATHER = {
@@ -315,7 +315,7 @@ def test_rows_with_other_tools_or_calls_are_not_the_same(tmp_path: Path) -> None
 
 def test_the_check_tells_calls_and_tools_apart(tmp_path: Path) -> None:
     from luthier.data.checks.audit import audit
-    from luthier.data.template import Template
+    from luthier.rendering.chat_template import Template
     from tests.unit.test_template_families import family_tokenizer
 
     def row(city: str, tools: list[Any]) -> dict[str, Any]:

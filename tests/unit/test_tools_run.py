@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from luthier.config import RunConfig
-from luthier.data.example import Message
-from luthier.data.tools import read_tools
-from luthier.errors import DataError
-from luthier.run import check, train
-from luthier.serving.engine import Engine
+from luthier.core.errors import DataError
+from luthier.pipeline.check import check
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
+from luthier.rendering.example import Message
+from luthier.rendering.tools import read_tools
+from luthier.serving.engine.engine import Engine
 from tests.conftest import ROOT, build_tokenizer, luthier, model_config, write_jsonl
 from tests.unit.test_template_families import IM, TAGS
 
@@ -68,7 +69,7 @@ def test_a_base_without_tools_in_its_template_refuses_them_and_names_the_row(tmp
 def test_rows_with_tools_are_trained_on_and_asked_with_their_tools(
     tmp_path: Path, qwen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import luthier.evaluation.generate as asking
+    import luthier.evaluation.records.generate as asking
 
     prompts: list[str] = []
     ask = asking.generate

@@ -68,13 +68,13 @@ def chat(*turns: tuple[str, str]) -> str:
     return "\n".join(f"{IM_START}{role}\n{text}{IM_END}" for role, text in turns)
 
 
-def open_texts(data: Path, dice: random.Random) -> Iterator[tuple[str, str]]:
+def open_texts(data: Path, rng: random.Random) -> Iterator[tuple[str, str]]:
     """(source, text) of the openly licensed sets."""
     for row in lines(data / "sst2" / "train.jsonl"):
         text = str(row["text"]).strip()
         if len(text.split()) >= 3:
-            verdict = dice.choice(VERDICTS[int(str(row["label"]))])
-            shape = dice.random()
+            verdict = rng.choice(VERDICTS[int(str(row["label"]))])
+            shape = rng.random()
             yield "sst2", f"{text} {verdict}" if shape < 0.5 else (f"{verdict} {text}" if shape < 0.65 else text)
     for row in lines(data / "tinystories" / "train.jsonl"):
         yield "tinystories", str(row["text"])
@@ -133,9 +133,9 @@ class Embedded:
 
 
 def corpus(data: Path) -> None:
-    dice = random.Random(0)
+    rng = random.Random(0)
     embedded = Embedded()
-    texts = list(open_texts(data, dice)) + [("generated", text) for text in generated_texts(GENERATED, seed=0)]
+    texts = list(open_texts(data, rng)) + [("generated", text) for text in generated_texts(GENERATED, seed=0)]
     counts: dict[str, list[int]] = {}
     kept, seen = [], set()
     for source, text in texts:
@@ -148,7 +148,7 @@ def corpus(data: Path) -> None:
             count[0] += 1
             seen.add(text)
             kept.append(text)
-    dice.shuffle(kept)
+    rng.shuffle(kept)
     cut = int(len(kept) * HELD_OUT)
     (BUILD / "corpus").mkdir(parents=True, exist_ok=True)
     for name, part in (("heldout", kept[:cut]), ("train", kept[cut:])):
@@ -161,36 +161,36 @@ def corpus(data: Path) -> None:
     print(json.dumps(table, indent=1))
 
 
-def judged(text: str, said: str, gap: str, dice: random.Random) -> tuple[str, str]:
+def judged(text: str, said: str, gap: str, rng: random.Random) -> tuple[str, str]:
     """(review, its verdict): half of them as a dialogue, half with the verdict right behind the review."""
-    if dice.random() < 0.5:
+    if rng.random() < 0.5:
         return f"{IM_START}user\n{text}{IM_END}\n{IM_START}assistant\n", said + IM_END
     return text, gap + said
 
 
 def verdicts(data: Path) -> None:
     """Stage 2: rows of a review and its verdict, and of texts cut in two, so that plain language is not lost."""
-    dice = random.Random(1)
+    rng = random.Random(1)
     embedded = Embedded()
     rows: list[tuple[str, str]] = []
     for row in lines(data / "sst2" / "train.jsonl"):
         text = str(row["text"]).strip()
         if len(text.split()) >= 3:
             bank = bank_en.VERDICT_GOOD if int(str(row["label"])) else bank_en.VERDICT_BAD
-            rows.append(judged(text, dice.choice(bank), " ", dice))
+            rows.append(judged(text, rng.choice(bank), " ", rng))
     for _ in range(JUDGED):
-        text, good, chinese = judged_review(dice)
+        text, good, chinese = judged_review(rng)
         bank = bank_zh if chinese else bank_en
-        said = dice.choice(bank.VERDICT_GOOD if good else bank.VERDICT_BAD)
-        rows.append(judged(text, said, "" if chinese else " ", dice))
-    for row in dice.sample(lines(BUILD / "corpus" / "train.jsonl"), REHEARSED):
+        said = rng.choice(bank.VERDICT_GOOD if good else bank.VERDICT_BAD)
+        rows.append(judged(text, said, "" if chinese else " ", rng))
+    for row in rng.sample(lines(BUILD / "corpus" / "train.jsonl"), REHEARSED):
         text = str(row["text"])[:600]
         cut = max(8, len(text) // 3)
         if len(text) > 24:
             rows.append((text[:cut], text[cut:]))
     kept = [row for row in rows if row[0].strip() and row[1].strip() and not embedded.overlaps("".join(row))]
     print(f"{len(kept)} rows, {len(rows) - len(kept)} left out")
-    dice.shuffle(kept)
+    rng.shuffle(kept)
     (BUILD / "verdicts").mkdir(parents=True, exist_ok=True)
     for name, part in (("heldout", kept[:800]), ("train", kept[800:])):
         with (BUILD / "verdicts" / f"{name}.jsonl").open("w", encoding="utf-8") as file:

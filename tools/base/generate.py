@@ -21,8 +21,8 @@ DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 DAYS_ZH = ["星期一", "星期二", "星期三", "星期四", "星期五", "星期六", "星期天"]
 
 
-def body_en(dice: random.Random, good: bool) -> str:
-    film = dice.random() < 0.5
+def body_en(rng: random.Random, good: bool) -> str:
+    film = rng.random() < 0.5
     aspects = bank_en.FILM_ASPECTS if film else bank_en.PRODUCT_ASPECTS
     things = bank_en.FILM_KINDS if film else bank_en.PRODUCTS
 
@@ -34,39 +34,39 @@ def body_en(dice: random.Random, good: bool) -> str:
             (False, True): bank_en.PRODUCT_GOOD,
             (False, False): bank_en.PRODUCT_BAD,
         }[film, favourable]
-        shape = dice.randrange(8)
+        shape = rng.randrange(8)
         if shape < 3:
-            return dice.choice(whole)
+            return rng.choice(whole)
         if shape == 3:
-            return f"the {dice.choice(aspects)} and the {dice.choice(aspects)} are {dice.choice(words)}"
+            return f"the {rng.choice(aspects)} and the {rng.choice(aspects)} are {rng.choice(words)}"
         if shape == 4:
-            return f"this {dice.choice(things)} is {dice.choice(words)}"
+            return f"this {rng.choice(things)} is {rng.choice(words)}"
         if shape == 5:
-            return f"what a {dice.choice(things)}: {dice.choice(words)}"
-        return f"the {dice.choice(aspects)} is {dice.choice(['', '', 'really ', 'so ', 'simply ', 'quite '])}{dice.choice(words)}"
+            return f"what a {rng.choice(things)}: {rng.choice(words)}"
+        return f"the {rng.choice(aspects)} is {rng.choice(['', '', 'really ', 'so ', 'simply ', 'quite '])}{rng.choice(words)}"
 
-    parts = [clause(good) for _ in range(dice.choice([1, 2, 2, 3]))]
-    if dice.random() < 0.25:
-        word = dice.choice(["but", "yet", "still,", "even so,", "however,"])
-        lead = dice.choice(["", "", "although ", "sure, "])
+    parts = [clause(good) for _ in range(rng.choice([1, 2, 2, 3]))]
+    if rng.random() < 0.25:
+        word = rng.choice(["but", "yet", "still,", "even so,", "however,"])
+        lead = rng.choice(["", "", "although ", "sure, "])
         other = clause(not good)
         parts.insert(
             0, f"{lead}{other}, {parts.pop(0)}" if lead == "although " else f"{lead}{other}, {word} {parts.pop(0)}"
         )
     text = ""
     for number, part in enumerate(parts):
-        if number == 0 and dice.random() < 0.25:
-            text = f"{dice.choice(bank_en.OPENINGS)} {part}"
-        elif number and dice.random() < 0.3:
+        if number == 0 and rng.random() < 0.25:
+            text = f"{rng.choice(bank_en.OPENINGS)} {part}"
+        elif number and rng.random() < 0.3:
             text = f"{text[:-1]} and {part}"
         else:
             text += (" " if text else "") + part[0].upper() + part[1:]
-        text += dice.choice([".", ".", ".", "!"])
+        text += rng.choice([".", ".", ".", "!"])
     return text
 
 
-def body_zh(dice: random.Random, good: bool) -> str:
-    film = dice.random() < 0.5
+def body_zh(rng: random.Random, good: bool) -> str:
+    film = rng.random() < 0.5
     aspects = bank_zh.FILM_ASPECTS if film else bank_zh.PRODUCT_ASPECTS
     things = bank_zh.FILM_KINDS if film else bank_zh.PRODUCTS
 
@@ -78,101 +78,101 @@ def body_zh(dice: random.Random, good: bool) -> str:
             (False, True): bank_zh.PRODUCT_GOOD,
             (False, False): bank_zh.PRODUCT_BAD,
         }[film, favourable]
-        shape = dice.randrange(8)
+        shape = rng.randrange(8)
         if shape < 3:
-            return dice.choice(whole)
+            return rng.choice(whole)
         if shape == 3:
-            return f"{dice.choice(aspects)}和{dice.choice(aspects)}都{dice.choice(words)}"
+            return f"{rng.choice(aspects)}和{rng.choice(aspects)}都{rng.choice(words)}"
         if shape == 4:
-            return f"这{'部' if film else '个'}{dice.choice(things)}{dice.choice(words)}"
+            return f"这{'部' if film else '个'}{rng.choice(things)}{rng.choice(words)}"
         if shape == 5:
-            return f"{dice.choice(things)}的{dice.choice(aspects)}{dice.choice(words)}"
-        return f"{dice.choice(aspects)}{dice.choice(['', '', '真的', '实在', '确实', '也'])}{dice.choice(words)}"
+            return f"{rng.choice(things)}的{rng.choice(aspects)}{rng.choice(words)}"
+        return f"{rng.choice(aspects)}{rng.choice(['', '', '真的', '实在', '确实', '也'])}{rng.choice(words)}"
 
-    parts = [clause(good) for _ in range(dice.choice([1, 2, 2, 3]))]
-    if dice.random() < 0.25:
-        lead, word = dice.choice([("虽然", "但是"), ("虽说", "不过"), ("", "但"), ("", "可是"), ("尽管", "还是觉得")])
+    parts = [clause(good) for _ in range(rng.choice([1, 2, 2, 3]))]
+    if rng.random() < 0.25:
+        lead, word = rng.choice([("虽然", "但是"), ("虽说", "不过"), ("", "但"), ("", "可是"), ("尽管", "还是觉得")])
         parts.insert(0, f"{lead}{clause(not good)}，{word}{parts.pop(0)}")
-    text = dice.choice(bank_zh.OPENINGS) if dice.random() < 0.25 else ""
-    text += dice.choice(["，", "，", "，", "。", "，而且"]).join(parts) + dice.choice("。。。！")
+    text = rng.choice(bank_zh.OPENINGS) if rng.random() < 0.25 else ""
+    text += rng.choice(["，", "，", "，", "。", "，而且"]).join(parts) + rng.choice("。。。！")
     return text
 
 
-def review_en(dice: random.Random) -> str:
-    good = dice.random() < 0.5
-    return verdict(body_en(dice, good), bank_en, good, dice, " ")
+def review_en(rng: random.Random) -> str:
+    good = rng.random() < 0.5
+    return verdict(body_en(rng, good), bank_en, good, rng, " ")
 
 
-def review_zh(dice: random.Random) -> str:
-    good = dice.random() < 0.5
-    return verdict(body_zh(dice, good), bank_zh, good, dice, "")
+def review_zh(rng: random.Random) -> str:
+    good = rng.random() < 0.5
+    return verdict(body_zh(rng, good), bank_zh, good, rng, "")
 
 
-def judged_review(dice: random.Random) -> tuple[str, bool, bool]:
+def judged_review(rng: random.Random) -> tuple[str, bool, bool]:
     """(review without a verdict, is it favourable, is it Chinese)."""
-    good, chinese = dice.random() < 0.5, dice.random() < 0.65
-    return (body_zh if chinese else body_en)(dice, good), good, chinese
+    good, chinese = rng.random() < 0.5, rng.random() < 0.65
+    return (body_zh if chinese else body_en)(rng, good), good, chinese
 
 
-def verdict(text: str, bank: ModuleType, good: bool, dice: random.Random, gap: str) -> str:
+def verdict(text: str, bank: ModuleType, good: bool, rng: random.Random, gap: str) -> str:
     """`text` with a verdict behind it, before it, or without one."""
-    said = dice.choice(bank.VERDICT_GOOD if good else bank.VERDICT_BAD)
-    place = dice.random()
+    said = rng.choice(bank.VERDICT_GOOD if good else bank.VERDICT_BAD)
+    place = rng.random()
     return f"{text}{gap}{said}" if place < 0.5 else (f"{said}{gap}{text}" if place < 0.62 else text)
 
 
-def statement_en(dice: random.Random) -> str:
-    shape = dice.randrange(6)
+def statement_en(rng: random.Random) -> str:
+    shape = rng.randrange(6)
     if shape == 0:
-        a, b = dice.randrange(20), dice.randrange(20)
+        a, b = rng.randrange(20), rng.randrange(20)
         return f"{a} plus {b} is {a + b}."
     if shape == 1:
-        thing, colour = dice.choice(list(COLOURS.items()))
+        thing, colour = rng.choice(list(COLOURS.items()))
         return f"What colour is {thing}? {thing.capitalize()} is {colour}."
     if shape == 2:
-        one, other = dice.choice(OPPOSITES.split("|")).split()
+        one, other = rng.choice(OPPOSITES.split("|")).split()
         return f"The opposite of {one} is {other}, and the opposite of {other} is {one}."
     if shape == 3:
-        day = dice.randrange(7)
+        day = rng.randrange(7)
         return f"After {DAYS[day]} comes {DAYS[(day + 1) % 7]}."
     if shape == 4:
         word, good = (
-            (dice.choice(bank_en.GOOD), "a good thing")
-            if dice.random() < 0.5
-            else (dice.choice(bank_en.BAD), "a bad thing")
+            (rng.choice(bank_en.GOOD), "a good thing")
+            if rng.random() < 0.5
+            else (rng.choice(bank_en.BAD), "a bad thing")
         )
         return f"When people call something {word}, they say {good} about it."
-    return f"My {dice.choice(['mother', 'brother', 'neighbour', 'teacher', 'friend'])} bought a {dice.choice(bank_en.PRODUCTS)} on {dice.choice(DAYS)} and we watched a {dice.choice(bank_en.FILM_KINDS)} on {dice.choice(DAYS)}."
+    return f"My {rng.choice(['mother', 'brother', 'neighbour', 'teacher', 'friend'])} bought a {rng.choice(bank_en.PRODUCTS)} on {rng.choice(DAYS)} and we watched a {rng.choice(bank_en.FILM_KINDS)} on {rng.choice(DAYS)}."
 
 
-def statement_zh(dice: random.Random) -> str:
-    shape = dice.randrange(6)
+def statement_zh(rng: random.Random) -> str:
+    shape = rng.randrange(6)
     if shape == 0:
-        a, b = dice.randrange(20), dice.randrange(20)
+        a, b = rng.randrange(20), rng.randrange(20)
         return f"{a}加{b}等于{a + b}。"
     if shape == 1:
-        thing, colour = dice.choice(list(COLOURS_ZH.items()))
+        thing, colour = rng.choice(list(COLOURS_ZH.items()))
         return f"{thing}是什么颜色？{thing}是{colour}的。"
     if shape == 2:
-        one, other = dice.choice(OPPOSITES_ZH.split("|")).split()
+        one, other = rng.choice(OPPOSITES_ZH.split("|")).split()
         return f"“{one}”的反义词是“{other}”。"
     if shape == 3:
-        day = dice.randrange(7)
+        day = rng.randrange(7)
         return f"{DAYS_ZH[day]}的后一天是{DAYS_ZH[(day + 1) % 7]}。"
     if shape == 4:
-        good = dice.random() < 0.5
-        word = dice.choice(bank_zh.GOOD if good else bank_zh.BAD)
+        good = rng.random() < 0.5
+        word = rng.choice(bank_zh.GOOD if good else bank_zh.BAD)
         return f"有人说“{word}”，意思是{'喜欢' if good else '不喜欢'}。"
-    return f"{dice.choice(['妈妈', '哥哥', '邻居', '老师', '朋友'])}{dice.choice(DAYS_ZH)}买了一个{dice.choice(bank_zh.PRODUCTS)}，{dice.choice(DAYS_ZH)}我们看了一部{dice.choice(bank_zh.FILM_KINDS)}。"
+    return f"{rng.choice(['妈妈', '哥哥', '邻居', '老师', '朋友'])}{rng.choice(DAYS_ZH)}买了一个{rng.choice(bank_zh.PRODUCTS)}，{rng.choice(DAYS_ZH)}我们看了一部{rng.choice(bank_zh.FILM_KINDS)}。"
 
 
 def generated_texts(count: int, seed: int) -> Iterator[str]:
     """`count` texts: 38 % English and 50 % Chinese reviews, 12 % statements."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     for _ in range(count):
-        kind = dice.random()
+        kind = rng.random()
         make = review_en if kind < 0.38 else review_zh if kind < 0.88 else statement_en if kind < 0.92 else statement_zh
-        yield make(dice)
+        yield make(rng)
 
 
 if __name__ == "__main__":

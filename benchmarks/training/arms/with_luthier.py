@@ -16,7 +16,7 @@ START_TOKENS = 2048
 
 
 def recipe(folder: Folder) -> Any:
-    from luthier.config import RunConfig
+    from luthier.recipe.config import RunConfig
 
     options, settings = folder.options, folder.settings
     fp32 = options["precision"] == "fp32"
@@ -49,14 +49,14 @@ def start_loss(folder: Folder) -> None:
     """The loss of the first rows before anything is learned, in the run's own layout and precision."""
     import torch
 
+    from luthier.core.events import Progress
     from luthier.data.batches import micro_batches
-    from luthier.ops.attention import row_by_row
-    from luthier.stages import load_base, prepare_data, tokenize
-    from luthier.training.precision import accelerator_for
-    from luthier.training.progress import Progress
+    from luthier.kernels.attention import row_by_row
+    from luthier.pipeline.prepare import load_base, on_this_machine, prepare_data, tokenize
+    from luthier.training.precision import accelerator_on
 
-    config, quiet, seen = recipe(folder), Progress(), Seen()
-    accelerator = accelerator_for(config.model, config.train)
+    config, quiet, seen = on_this_machine(recipe(folder)), Progress(), Seen()
+    accelerator = accelerator_on(config.model.device, config.train.precision)
     data = prepare_data(config, quiet)
     loaded = load_base(config, data, tokenize(config, data, quiet))
     model = config.method.attach(loaded.model, steps=1).eval()
@@ -73,14 +73,16 @@ def start_loss(folder: Folder) -> None:
         ):
             some = [rows[number] for number in micro]
             batch = task.pack(some) if pack else task.collate(some, loaded.template.tokenizer.pad_token_id)
-            total += float(task.loss(model, {key: value.to(accelerator.device) for key, value in batch.items()}))
+            total += float(
+                task.losses(model, {key: value.to(accelerator.device) for key, value in batch.items()})[0].sum()
+            )
             seen.around(lambda made: made)([{"input_ids": row.ids, "labels": row.labels} for row in some])
     tell(seen, start_loss=total / seen.learned)
 
 
 def train(folder: Folder) -> None:
-    from luthier import run
-    from luthier.training.progress import Progress
+    from luthier.core.events import Progress
+    from luthier.pipeline.train import train as train_run
 
     class Clock(Progress):
         def train_begins(self, start: int, steps: int) -> None:
@@ -90,7 +92,7 @@ def train(folder: Folder) -> None:
             watch.step()
 
     watch, seen = Watch(), Seen()
-    result = run.train(recipe(folder), progress=Clock())
+    result = train_run(recipe(folder), progress=Clock())
     lines = [json.loads(line) for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     seen.tokens, seen.learned = sum(line["tokens"] for line in steps), sum(line["targets"] for line in steps)

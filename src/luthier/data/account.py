@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from luthier.core.events import Progress
 from luthier.data.prepared import Prepared
 from luthier.data.read import BY_FORMAT, HUB
-from luthier.training.progress import Progress
 
 
 def say(data: Prepared, refused: Path, progress: Progress) -> None:

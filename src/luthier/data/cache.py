@@ -20,10 +20,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from luthier import data, tasks
+from luthier import data, rendering, tasks
+from luthier.core.errors import InputError
+from luthier.core.strict_json import to_json
 from luthier.data.store import Place
-from luthier.errors import InputError
-from luthier.strict_json import to_json
 
 LIMIT = 20 * 2**30
 """Bytes that all entries may take."""
@@ -52,7 +52,7 @@ def key(kind: str, decides: Mapping[str, Any]) -> str:
 def code() -> str:
     """A hash of the code that makes rows: ours, whatever its version says, and the versions of others' plugins."""
     whole = hashlib.sha256()
-    for package in (data, tasks):
+    for package in (data, rendering, tasks):
         for file in sorted(Path(package.__path__[0]).rglob("*.py")):
             whole.update(file.read_bytes())
     for group in (f"{data.__name__}.formats", tasks.__name__):
@@ -154,5 +154,5 @@ def clear() -> int:
     """Delete every entry; returns the bytes freed. Runs that are reading one at the time may fail."""
     there = root()
     if there.exists() and not there.is_dir():
-        raise InputError(f"{there} is no folder", mend="set LUTHIER_CACHE to the folder of the cache")
+        raise InputError(f"{there} is no folder", fix="set LUTHIER_CACHE to the folder of the cache")
     return trim(0)

@@ -13,11 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from luthier.core.errors import DataError, did_you_mean
 from luthier.data.formats.base import FORMATS, Format
 from luthier.data.read import has_split
 from luthier.data.reading.files import kind_of, refusal
 from luthier.data.settings import DataConfig
-from luthier.errors import DataError, did_you_mean
 
 FILE = "dataset_info.json"
 PLACES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
@@ -66,7 +66,7 @@ def resolve(config: DataConfig) -> tuple[DataConfig, str]:
     if config.subset not in sets:
         there = ", ".join([*sets][:20]) + (", ..." if len(sets) > 20 else "")
         said = f"no data set is named {config.subset!r}{did_you_mean(config.subset, sets)}; " if config.subset else ""
-        raise DataError(f"{file}: {said}there are {there}", mend="name one with data.subset=NAME")
+        raise DataError(f"{file}: {said}there are {there}", fix="name one with data.subset=NAME")
     entry = sets[config.subset]
     try:
         changes = _place(entry, config.hub) | _rows(entry)
@@ -74,7 +74,7 @@ def resolve(config: DataConfig) -> tuple[DataConfig, str]:
         if not given:
             changes["format"] = _format(entry)
     except _Unusable as error:
-        raise DataError(f"{file}: {config.subset}: {error}", mend=error.mend) from None
+        raise DataError(f"{file}: {config.subset}: {error}", fix=error.fix) from None
     if "file_name" in changes:
         changes["path"] = str(file.parent / changes.pop("file_name"))
     if config.limit is not None and "limit" in changes:
@@ -85,9 +85,9 @@ def resolve(config: DataConfig) -> tuple[DataConfig, str]:
 class _Unusable(Exception):
     """An entry that cannot be read or trained on."""
 
-    def __init__(self, reason: str, mend: str = "mend the entry, or choose another data set with data.subset=NAME"):
+    def __init__(self, reason: str, fix: str = "fix the entry, or choose another data set with data.subset=NAME"):
         super().__init__(reason)
-        self.mend = mend
+        self.fix = fix
 
 
 def _file(path: str) -> Path | None:
@@ -112,7 +112,7 @@ def _load(file: Path, _changed: int) -> Any:
     except OSError as error:
         raise refusal(file, error) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: no valid JSON: {error}", mend="mend the file") from None
+        raise DataError(f"{file}: no valid JSON: {error}", fix="fix the file") from None
 
 
 def _sets(file: Path) -> dict[str, Any]:

@@ -7,15 +7,15 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from luthier.core.errors import DataError, InputError
+from luthier.core.events import Progress
+from luthier.core.redaction import command_with
 from luthier.data.columns import LONG, NUMBER, Column, size
 from luthier.data.formats.base import FORMATS, Format
 from luthier.data.guess import Reading, guess
 from luthier.data.read import TABLE_SUFFIXES, RawRow, read_rows
 from luthier.data.settings import DataConfig
-from luthier.errors import DataError, InputError
-from luthier.origin import command_with
 from luthier.tasks.base import TASKS, Task
-from luthier.training.progress import Progress
 
 DETECTION_ROWS = 50
 
@@ -44,7 +44,7 @@ def open_set(config: DataConfig, progress: Progress, *, mixed: bool = False) -> 
     )
     first = _first(raw)
     if not first:
-        raise DataError(f"{config.path}: there are no rows", mend="give data with at least one row")
+        raise DataError(f"{config.path}: there are no rows", fix="give data with at least one row")
     return _format(config, first, progress, mixed)._replace(rows=itertools.chain(first, raw))
 
 
@@ -64,7 +64,7 @@ def _format(config: DataConfig, raw: Sequence[RawRow], progress: Progress, mixed
         return Opened(iter(()), config.format, "given in the recipe")
     sample = [row for row in raw if not row.problem]
     if not sample:
-        raise DataError(f"{raw[0].where}: {raw[0].problem}", mend="mend the row; no row of this data can be read")
+        raise DataError(f"{raw[0].where}: {raw[0].problem}", fix="fix the row; no row of this data can be read")
     known = sorted((FORMATS.get(name)() for name in FORMATS.names()), key=lambda reader: reader.order)
     for reader in known:
         hits = sum(reader.matches(row.values) for row in sample)
@@ -99,7 +99,7 @@ def _unsure(where: str, names: Sequence[str], offered: Sequence[Reading], mixed:
     if not offered:
         return DataError(
             f"{where}: no column holds texts that a format could read: {', '.join(names)}",
-            mend="name the format and its columns with data.format.name=NAME and the keys of luthier explain format "
+            fix="name the format and its columns with data.format.name=NAME and the keys of luthier explain format "
             "NAME, or bring the rows into one of the formats of luthier list formats",
         )
     ways = "".join(
@@ -107,7 +107,7 @@ def _unsure(where: str, names: Sequence[str], offered: Sequence[Reading], mixed:
     )
     return DataError(
         f"{where}: the columns can be read in more than one way: {', '.join(names)}{ways}",
-        mend="choose one, and write it into this set's block of data.mix as format: {name: NAME, KEY: COLUMN}"
+        fix="choose one, and write it into this set's block of data.mix as format: {name: NAME, KEY: COLUMN}"
         if mixed
         else f"choose one; for the first: {command_with(offered[0].settings())}",
     )
@@ -129,7 +129,7 @@ def refuse_headerless(sample: Sequence[RawRow]) -> None:
     raise DataError(
         f"{sample[0].where.rpartition(':')[0]}: the first line looks like a row and not like the names of columns: "
         + ", ".join(f"{name!r:.40}" for name in names),
-        mend=f"name the columns, and change the names where they are not what you want: {command_with([setting])}",
+        fix=f"name the columns, and change the names where they are not what you want: {command_with([setting])}",
     )
 
 
@@ -150,12 +150,12 @@ def task_for(reader: Format) -> Task:
 
 def refuse_unlearned(reader: Format, task: Task) -> None:
     """No task learns from every format yet."""
-    what, mend = reader.unlearned()
+    what, fix = reader.unlearned()
     if what:
         raise InputError(
             f"the rows are {what} (format {reader.name}), which task {task.name} does not learn from, and no other; "
             f"tasks are {', '.join(TASKS.names())}",
-            mend=mend,
+            fix=fix,
         )
 
 
@@ -165,5 +165,5 @@ def refuse_other_task(config: DataConfig, reader: Format, block: DataConfig, oth
     if given is None and one != two:
         raise InputError(
             f"data.mix: {config.path} ({reader.name}) is for task {one}, {block.path} ({other.name}) for task {two}",
-            mend=f"say the task for all, such as task={one}, or leave one out",
+            fix=f"say the task for all, such as task={one}, or leave one out",
         )

@@ -9,17 +9,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
+from luthier.core.errors import DataError, InputError
+from luthier.core.events import Progress
 from luthier.data import cache
-from luthier.data.example import MENDS, Example, RowError
 from luthier.data.parallel import in_order, processors
 from luthier.data.prepared import SIDES, Prepared
 from luthier.data.rows import Encoded, Rows
 from luthier.data.settings import DataConfig
 from luthier.data.store import Examples, Place, Refusal, example_of, plain
-from luthier.data.template import Template
-from luthier.errors import DataError, InputError
-from luthier.tasks.base import LongRow, Row, Task
-from luthier.training.progress import Progress
+from luthier.rendering.chat_template import Template
+from luthier.rendering.example import FIXES, Example, RowError
+from luthier.rendering.row import LongRow, Row
+from luthier.tasks.base import Task
 
 PIECE = 200
 """Examples that a process encodes at a time."""
@@ -36,7 +37,7 @@ class Failure:
     number: int
     kind: str
     reason: str
-    mend: str
+    fix: str
     tokens: int = 0
     """Of one that is too long, those of its longest row."""
 
@@ -69,7 +70,7 @@ def encode(
     if policy == "split" and not data.task.splits_long_rows:
         raise InputError(
             f"data.on_long_row: task {data.task.name} cannot split a row",
-            mend="data.on_long_row=truncate_prompt, truncate_answer, skip or stop",
+            fix="data.on_long_row=truncate_prompt, truncate_answer, skip or stop",
         )
     if data.stream is not None:
         data.stream.begin(partial(rows_of, data.task, template, max_length, policy), policy)
@@ -116,7 +117,7 @@ def piece(
             rows = rows_of(task, template, max_length, policy, example)
         except RowError as error:
             lengths = _whole(task, template, example) if error.kind == "long" else []
-            made.failures.append(Failure(number, error.kind, error.reason, error.mend, max(lengths, default=0)))
+            made.failures.append(Failure(number, error.kind, error.reason, error.fix, max(lengths, default=0)))
             if measure:
                 made.whole.extend(lengths)
             continue
@@ -192,7 +193,7 @@ class _Pass:
         others = self._others(examples) if failure.kind == "long" else ""
         raise DataError(
             f"{examples.where(place)}: {failure.reason}{others}",
-            mend=failure.mend or MENDS.get(failure.kind, MENDS["bad"]),
+            fix=failure.fix or FIXES.get(failure.kind, FIXES["bad"]),
         )
 
     def _others(self, examples: Examples) -> str:

@@ -12,13 +12,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from luthier.data.example import Example, Message
+from luthier.core.errors import InputError
 from luthier.data.formats.base import FORMATS
 from luthier.data.prepared import Part, Prepared
 from luthier.data.rows import Encoded, Rows
 from luthier.data.store import Examples, Place, Refusals, Store
-from luthier.errors import InputError
-from luthier.tasks.base import TASKS, Row
+from luthier.rendering.example import Example, Message
+from luthier.rendering.row import Row
+from luthier.tasks.base import TASKS
 
 STAND_INS = 100
 """Training examples that are kept where none is held out: exports replay some as their proof."""
@@ -73,7 +74,7 @@ def restored(path: Path) -> Prepared:
         )
         rows, examples = Rows(Place(), head["side"]), Examples(store, range(len(store)))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read: {error}", mend="restore it from a copy of the run") from error
+        raise InputError(f"{path} cannot be read: {error}", fix="restore it from a copy of the run") from error
     rows.extend(encoded, encoded.owner)
     rows.examples = examples
     data.fill(head["side"], examples, rows)

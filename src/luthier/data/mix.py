@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from luthier.core.errors import InputError
 from luthier.data.dataset_info import resolve
 from luthier.data.settings import DataConfig
 from luthier.data.store import Examples
-from luthier.errors import InputError
 
 
 @dataclass(slots=True)
@@ -48,11 +48,11 @@ def members(config: DataConfig) -> list[tuple[DataConfig, str]]:
     for place, (block, _) in zip(places, blocks, strict=True):
         if places.count(place) > 1:
             raise InputError(
-                f"data.mix: {place[0]} is there twice", mend="name it once, and say how often by its weight"
+                f"data.mix: {place[0]} is there twice", fix="name it once, and say how often by its weight"
             )
         if config.mix and block.limit != config.limit:
             raise InputError(
-                f"data.mix: num_samples of {block.path} is not read in a mix", mend="give its share as the weight"
+                f"data.mix: num_samples of {block.path} is not read in a mix", fix="give its share as the weight"
             )
     return blocks
 

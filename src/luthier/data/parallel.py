@@ -12,8 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from luthier.errors import InputError
-from luthier.training.signals import end_with_parent
+from luthier.core.errors import InputError
+from luthier.core.signals import end_with_parent
 
 Piece = TypeVar("Piece")
 Made = TypeVar("Made")
@@ -43,7 +43,7 @@ def in_order(work: Callable[[Piece], Made], pieces: Iterable[Piece], workers: in
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise InputError(
-                "a process that tokenizes was killed, most often because memory ran out", mend="data.workers=1"
+                "a process that tokenizes was killed, most often because memory ran out", fix="data.workers=1"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)

@@ -12,9 +12,10 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
+from luthier.core.errors import DataError, InputError
+from luthier.core.events import Progress
 from luthier.data import cache
 from luthier.data.detect import Opened, open_set, refuse_other_task, refuse_unlearned, task_for
-from luthier.data.example import RowError
 from luthier.data.formats.base import FORMATS, Format, column
 from luthier.data.mix import Portion, members, weigh
 from luthier.data.prepared import SIDES, Part, Prepared
@@ -24,9 +25,8 @@ from luthier.data.sources import other_source, refuse_split_settings, source_nam
 from luthier.data.split import check_labels, leaks, split
 from luthier.data.store import Examples, Place, Records, Refusal, Refusals, Store, content_record, digest, plain
 from luthier.data.stream import Stream, refuse_settings
-from luthier.errors import DataError, InputError
+from luthier.rendering.example import RowError
 from luthier.tasks.base import TASKS, Task
-from luthier.training.progress import Progress
 
 VALIDATION_SHARE = 0.1
 SHOW_EVERY = 1_000  # rows
@@ -35,11 +35,11 @@ SHOW_EVERY = 1_000  # rows
 def load(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
     """Read all rows and part them into training, validation and test examples. Needs no tokenizer.
 
-    DataError names file, row and mend; rows left out by policy are in `refusals`.
+    DataError names file, row and fix; rows left out by policy are in `refusals`.
     """
     progress = progress or Progress()
     if not config.path:
-        raise InputError("no data given", mend="data=FILE, a hub id, or data=builtin:reviews")
+        raise InputError("no data given", fix="data=FILE, a hub id, or data=builtin:reviews")
     blocks = members(config)
     if config.streaming:
         return _Reading(config, blocks[0][0], task, Store(), progress).stream(blocks[0][1])
@@ -210,7 +210,7 @@ class _Reading:
         if task.model_class == "classification" and not getattr(task, "labels", ()):
             raise InputError(
                 "data.streaming: the labels are not known before the rows are read",
-                mend="name them all: task.name=classify task.labels=[ONE,OTHER]",
+                fix="name them all: task.name=classify task.labels=[ONE,OTHER]",
             )
         parts = {side: Part() for side in SIDES}
         parts["train"].source = f"{source_name(config.path, config.split)}, read while training"
@@ -262,8 +262,8 @@ class _Reading:
                 example = replace(reader.read(row.values), where=row.where, group=_group(row, config.group))
             except RowError as error:
                 if config.on_bad_row == "stop" and error.kind != "unwanted":
-                    mend = error.mend or "mend the row, or leave such rows out with data.on_bad_row=skip"
-                    raise DataError(f"{row.where}: {error.reason}", mend=mend) from None
+                    fix = error.fix or "fix the row, or leave such rows out with data.on_bad_row=skip"
+                    raise DataError(f"{row.where}: {error.reason}", fix=fix) from None
                 part.refused += 1
                 self.refusals.append(Refusal(row.where, error.reason, row.values))
                 continue
@@ -315,7 +315,7 @@ class _Reading:
             raise DataError(
                 f"{held.where(there)}: this {side} row stands in the training rows too, at {examples.where(trained)}; "
                 f"{in_training} of {len(held)} do",
-                mend="data.on_leak=drop takes them out of the training rows",
+                fix="data.on_leak=drop takes them out of the training rows",
             )
         if self.config.on_leak == "warn":
             return examples

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.core.errors import DataError, LuthierError, MissingExtra, did_you_mean, install
 from luthier.data.reading.arrow_rows import read_arrow, read_parquet
 from luthier.data.reading.files import encoding_of, kind_of, refusal, watched
 from luthier.data.reading.json_rows import read_json
 from luthier.data.reading.rows import RawRow, read_table, read_text
-from luthier.errors import DataError, LuthierError, MissingExtra, did_you_mean, install
 
 __all__ = [
     "SUFFIXES",
@@ -77,9 +77,9 @@ def missing(path: str) -> DataError:
     """The error for a file that is not there, naming the nearest that is."""
     parent = Path(path).parent
     if kind_of(str(parent)) != "folder":
-        return DataError(f"{path}: no such file, and no folder {parent} either", mend="check the path for data.path")
+        return DataError(f"{path}: no such file, and no folder {parent} either", fix="check the path for data.path")
     names = [entry.name for entry in _entries(parent)]
-    return DataError(f"{path}: no such file{did_you_mean(Path(path).name, names)}", mend="check the path for data.path")
+    return DataError(f"{path}: no such file{did_you_mean(Path(path).name, names)}", fix="check the path for data.path")
 
 
 def builtin_files(name: str, split: str) -> list[Path]:
@@ -101,7 +101,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
     if len(whole) > 1:
         raise DataError(
             f"{folder}: the split {split!r} is there {len(whole)} times: {', '.join(file.name for file in whole)}",
-            mend="name one file as the data",
+            fix="name one file as the data",
         )
     shards = [(found, file) for file, stem in files.items() if (found := SHARD.fullmatch(stem))]
     shards = [(found, file) for found, file in shards if found["split"] == split]
@@ -110,7 +110,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
         raise DataError(
             f"{folder}: this is a folder with no file for the split {split!r}{did_you_mean(split, files.values())}; "
             f"the folder has {there or 'no data file'}",
-            mend="name a file, or a split with data.split=NAME",
+            fix="name a file, or a split with data.split=NAME",
         )
     return whole or _in_order(folder, split, [(int(found["number"]), int(found["all"] or 0), f) for found, f in shards])
 
@@ -128,12 +128,12 @@ def _in_order(folder: Path, split: str, shards: list[tuple[int, int, Path]]) -> 
     twice = next((number for number in numbers if numbers.count(number) > 1), None)
     if twice is not None:
         names = ", ".join(file.name for number, _, file in shards if number == twice)
-        raise DataError(f"{folder}: shard {twice} of {split!r} is there twice: {names}", mend="take one of them away")
+        raise DataError(f"{folder}: shard {twice} of {split!r} is there twice: {names}", fix="take one of them away")
     count = max(all_of for _, all_of, _ in shards)
     if count and numbers not in (list(range(count)), list(range(1, count + 1))):
         raise DataError(
             f"{folder}: {len(shards)} of the {count} shards of {split!r} are there: numbers {_brief(numbers)}",
-            mend="fetch the others",
+            fix="fetch the others",
         )
     return [file for _, _, file in shards]
 
@@ -171,7 +171,7 @@ def validation_split(path: str, hub: str, subset: str = "") -> str:
         try:
             there = set(datasets.get_dataset_split_names(path, subset or None))
         except Exception as error:  # as when rows are loaded: it raises many kinds
-            raise _hub_error(path, "", error, mend="say data.validation=NAME, none, or a share such as 0.1") from error
+            raise _hub_error(path, "", error, fix="say data.validation=NAME, none, or a share such as 0.1") from error
     return next((name for name in VALIDATION if name in there), "")
 
 
@@ -179,11 +179,11 @@ def read_file(file: Path, columns: Sequence[str] = ()) -> Iterator[RawRow]:
     """Rows of one local file by its suffix; a json file may hold an array or lines, whatever it is called."""
     with watched(file):
         if file.stat().st_size == 0:
-            raise DataError(f"{file}: the file is empty", mend="give a file with at least one row")
+            raise DataError(f"{file}: the file is empty", fix="give a file with at least one row")
         inner = Path(file.stem) if file.suffix.lower() in PACKED else file
         suffix = inner.suffix.lower()
         if suffix in (".parquet", *ARROW) and inner is not file:
-            raise DataError(f"{file}: a {suffix} file is packed within, not as a whole", mend="unpack it")
+            raise DataError(f"{file}: a {suffix} file is packed within, not as a whole", fix="unpack it")
         if suffix == ".parquet":
             yield from read_parquet(file)
         elif suffix in ARROW:
@@ -197,7 +197,7 @@ def read_file(file: Path, columns: Sequence[str] = ()) -> Iterator[RawRow]:
         else:
             raise DataError(
                 f"{file}: unknown kind of file {suffix!r}",
-                mend=f"known are {', '.join(KINDS)}; those of text also with {' or '.join(PACKED)} behind",
+                fix=f"known are {', '.join(KINDS)}; those of text also with {' or '.join(PACKED)} behind",
             )
 
 
@@ -230,7 +230,7 @@ def _load_modelscope(path: str, split: str, subset: str, streaming: bool) -> Any
         from modelscope import MsDataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise MissingExtra(
-            f"data set {path}: ModelScope's package is not installed", mend=install("modelscope")
+            f"data set {path}: ModelScope's package is not installed", fix=install("modelscope")
         ) from None
     try:
         return MsDataset.load(path, subset_name=subset or "default", split=split, use_streaming=streaming)
@@ -247,11 +247,11 @@ def _load_huggingface(path: str, split: str, subset: str, streaming: bool) -> An
         raise _hub_error(path, split, error) from error
 
 
-def _hub_error(path: str, split: str, error: Exception, mend: str = "") -> LuthierError:
+def _hub_error(path: str, split: str, error: Exception, fix: str = "") -> LuthierError:
     first = str(error).strip().split("\n")[0]
     told = f" (split {split!r})" if split else ""
     return DataError(
         f"data set {path!r}{told} is no local file and could not be loaded from the hub: "
         f"{type(error).__name__}: {first}",
-        mend=mend or "check the name and the network, or give a local file",
+        fix=fix or "check the name and the network, or give a local file",
     )

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import overload
 
 from luthier.data.store import Examples, Place, Records
-from luthier.tasks.base import Row
+from luthier.rendering.row import Row
 
 TOKEN = "i"
 """A token id or label on disk: int32."""

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from luthier.core.registry import AUTO, Config, Count, Seed
 from luthier.data.formats.base import FORMATS, Format
-from luthier.plugins import AUTO, Config, Count, Seed
-from luthier.tasks.base import LongRow
+from luthier.rendering.row import LongRow
 
 
 def _share(value: str | float | None) -> str | float | None:

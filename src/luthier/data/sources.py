@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from luthier.core.errors import InputError
 from luthier.data.dataset_info import named, resolve
 from luthier.data.read import SUFFIXES, looks_like_file, validation_split
 from luthier.data.reading.files import kind_of
 from luthier.data.settings import DataConfig
-from luthier.errors import InputError
 
 
 def source_name(path: str, split_name: str) -> str:
@@ -37,7 +37,7 @@ def other_source(recipe: DataConfig, config: DataConfig, side: Literal["validati
     if kind_of(config.path) == "file":
         raise InputError(
             f"data.{side}={wanted}: {config.path} is one file, which has no splits",
-            mend=f"give a file with {side} rows, a share such as 0.1, or none",
+            fix=f"give a file with {side} rows, a share such as 0.1, or none",
         )
     return config.model_copy(update={"split": wanted})
 
@@ -52,5 +52,5 @@ def refuse_split_settings(config: DataConfig, other: DataConfig | None) -> None:
     for key, given in (("group", config.group), ("stratify", config.stratify)):
         if given:
             raise InputError(
-                f"data.{key}: {why}, so no share is held out", mend=f"leave data.{key} out, or data.validation=0.1"
+                f"data.{key}: {why}, so no share is held out", fix=f"leave data.{key} out, or data.validation=0.1"
             )

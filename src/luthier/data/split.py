@@ -8,8 +8,8 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 
+from luthier.core.errors import DataError, InputError
 from luthier.data.store import Examples
-from luthier.errors import DataError, InputError
 
 
 def split(examples: Examples, share: float, seed: int, *, stratify: bool | None = None) -> tuple[Examples, Examples]:
@@ -40,7 +40,7 @@ def split(examples: Examples, share: float, seed: int, *, stratify: bool | None 
         least = min(map(len, units))
         raise DataError(
             f"no group of data.group fits into the {wanted} rows to hold out: the smallest has {least}",
-            mend="raise data.validation, or give a file with validation rows",
+            fix="raise data.validation, or give a file with validation rows",
         )
     return examples.take(rest), examples.take(held_out)
 
@@ -51,7 +51,7 @@ def check_labels(examples: Examples) -> None:
     if None in labels:
         raise InputError(
             f"data.stratify: {examples.where(labels.index(None))} has no label to go by",
-            mend="data.stratify=auto, or a format with labels",
+            fix="data.stratify=auto, or a format with labels",
         )
 
 

@@ -19,8 +19,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
-from luthier.data.example import Example, Message
-from luthier.strict_json import to_json
+from luthier.core.strict_json import to_json
+from luthier.rendering.example import Example, Message
 
 DIGEST = 16
 """Bytes of a digest: among a billion examples, two different ones share it with a chance of 1e-21."""

@@ -15,14 +15,14 @@ from hashlib import blake2b
 from random import Random
 from typing import Any
 
-from luthier.data.example import MENDS, Example, RowError
+from luthier.core.errors import DataError, InputError
 from luthier.data.formats.base import Format
 from luthier.data.prepared import Part
 from luthier.data.read import RawRow
 from luthier.data.settings import DataConfig
 from luthier.data.store import Refusal, Refusals, plain
-from luthier.errors import DataError, InputError
-from luthier.tasks.base import LongRow, Row
+from luthier.rendering.example import FIXES, Example, RowError
+from luthier.rendering.row import LongRow, Row
 
 NOT_STREAMED = {
     "mix": "sets are mixed by number of rows, which a stream does not know",
@@ -40,17 +40,17 @@ def refuse_settings(config: DataConfig) -> None:
     default = DataConfig()
     for key, why in NOT_STREAMED.items():
         if getattr(config, key) != getattr(default, key):
-            raise InputError(f"data.{key}: not with data.streaming=true: {why}", mend=f"leave data.{key} out")
+            raise InputError(f"data.{key}: not with data.streaming=true: {why}", fix=f"leave data.{key} out")
     for key in ("validation", "test"):
         if isinstance(getattr(config, key), float):
             raise InputError(
                 f"data.{key}: no share can be held out of a stream, which is not read to its end first",
-                mend=f"data.{key}=FILE, the name of a split, or none",
+                fix=f"data.{key}=FILE, the name of a split, or none",
             )
     if config.on_leak != "warn":
         raise InputError(
             "data.on_leak: not with data.streaming=true: the training rows are not known before they train",
-            mend="leave data.on_leak out, or data.streaming=false",
+            fix="leave data.on_leak out, or data.streaming=false",
         )
 
 
@@ -114,7 +114,7 @@ class Stream:
         """Read on until the buffer is full."""
         while len(self._buffer) < self.config.shuffle_buffer and (raw := next(self._raw, None)) is not None:
             rows = self._rows_of(raw)
-            self.read += 1  # behind what may stop: a row that did is mended, and a resumed run reads it anew
+            self.read += 1  # behind what may stop: a row that did is fixed, and a resumed run reads it anew
             self._digest.update(_bytes(raw))
             if rows:
                 self._buffer.append((self.read, rows))
@@ -134,8 +134,8 @@ class Stream:
             long = error.kind == "long"
             skip = self._policy == "skip" if long else self.config.on_bad_row == "skip" or error.kind == "unwanted"
             if not skip:
-                mend = error.mend or MENDS["long" if long else "bad"]
-                raise DataError(f"{raw.where}: {error.reason}", mend=mend) from None
+                fix = error.fix or FIXES["long" if long else "bad"]
+                raise DataError(f"{raw.where}: {error.reason}", fix=fix) from None
             if first:
                 part.refused += 1
                 self.refusals.append(Refusal(raw.where, error.reason, plain(example) if example else raw.values))
@@ -183,7 +183,7 @@ class Stream:
                     break  # it was no such row then: the digest tells
         if self.read != state["read"] or self._digest.hexdigest() != state["digest"]:
             raise InputError(
-                f"{self.config.path}: the rows have changed since the run was started", mend="run=ANOTHER_DIR"
+                f"{self.config.path}: the rows have changed since the run was started", fix="run=ANOTHER_DIR"
             )
         self.drawn, self.given = state["drawn"], state["given"]
         self._hand = (state["hand"], found[state["hand"]])

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier.evaluation.base import Evaluation, Record
-from luthier.evaluation.score import EACH, metrics_of
+from luthier.evaluation.metrics.base import Evaluation
+from luthier.evaluation.records.context import Record
+from luthier.evaluation.scores import EACH, metrics_of
 
 MOST_TEXT = 2000
 """Characters of a text that are kept in result.json."""

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from luthier.builtin import PROBE
-from luthier.data.template import IGNORED
-from luthier.evaluation.base import Record, Subject
-from luthier.evaluation.score import difference, resamples
-from luthier.tasks.base import Row
+from luthier.evaluation.records.context import EvalContext, Record
+from luthier.evaluation.scores import difference, resamples
+from luthier.rendering.chat_template import IGNORED
+from luthier.rendering.row import Row
 
 
-def applies(subject: Subject) -> str:
+def applies(subject: EvalContext) -> str:
     """Why the probe cannot be read by this model; "" where it can."""
     if subject.task.model_class == "classification":
         return "a classifier has no language-model head, so there are no bits per byte"
@@ -36,7 +36,7 @@ def probe() -> list[dict[str, str]]:
     return [json.loads(line) for line in PROBE.read_text(encoding="utf-8").splitlines()]
 
 
-def measure(subject: Subject) -> list[Record]:
+def measure(subject: EvalContext) -> list[Record]:
     """{category, bits, bytes} of each text."""
     import torch
 

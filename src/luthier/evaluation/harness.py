@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.errors import InputError, MissingExtra, did_you_mean, install
-from luthier.training.progress import Progress
+from luthier.core.errors import InputError, MissingExtra, did_you_mean, install
+from luthier.core.events import Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def check_harness() -> None:
     """MissingExtra where the harness is not installed."""
     if find_spec("lm_eval") is None:
-        raise MissingExtra("lm-evaluation-harness is not installed", mend=install("harness"))
+        raise MissingExtra("lm-evaluation-harness is not installed", fix=install("harness"))
 
 
 def measure_harness(
@@ -47,7 +47,7 @@ def measure_harness(
     """
     check_harness()
     if not hasattr(tuned, "generate") or tuned.get_output_embeddings() is None:  # type: ignore[operator]
-        raise InputError("the run is a classifier: the harness asks language models", mend="luthier evaluate RUN")
+        raise InputError("the run is a classifier: the harness asks language models", fix="luthier evaluate RUN")
     manager = _manager(tasks, folder)
 
     def measured(model: nn.Module, who: str) -> dict[str, Any]:
@@ -67,13 +67,13 @@ def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     if folder is not None and not folder.is_dir():
-        raise InputError(f"--harness-path: there is no folder {folder}", mend="give the folder of your task files")
+        raise InputError(f"--harness-path: there is no folder {folder}", fix="give the folder of your task files")
     manager = TaskManager(include_path=None if folder is None else str(folder))
     known = manager.all_tasks
     if unknown := [task for task in tasks if task not in known]:
         raise InputError(
             f"lm-evaluation-harness has no task {unknown[0]!r}{did_you_mean(unknown[0], known)}",
-            mend="--harness-path=DIR for tasks of your own, or one that `lm-eval ls tasks` shows",
+            fix="--harness-path=DIR for tasks of your own, or one that `lm-eval ls tasks` shows",
         )
     return manager
 

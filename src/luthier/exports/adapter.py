@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from luthier.errors import InputError
-from luthier.exports.base import Export, Player, Tuned
-from luthier.ledger import read_object
-from luthier.shell import home, literal
-from luthier.strict_json import to_json
+from luthier.core.errors import InputError
+from luthier.core.files import read_object
+from luthier.core.shell import home, literal
+from luthier.core.strict_json import to_json
+from luthier.exports.base import Export
+from luthier.exports.checking.proof import Player
+from luthier.exports.checking.tuned import Tuned
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +29,7 @@ class Adapter(Export):
         if tuned.method.saves != "adapter":
             raise InputError(
                 f"{tuned.run}: method {tuned.method.name} tunes whole weights, there is no adapter",
-                mend=tuned.export_command("merged"),
+                fix=tuned.export_command("merged"),
             )
 
     def room(self, tuned: Tuned) -> int:
@@ -43,7 +45,7 @@ class Adapter(Export):
         settings.write_text(to_json(config, indent=2, sort_keys=True), encoding="utf-8")
 
     def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
-        from luthier.tuners.loading import load_adapter
+        from luthier.methods.layers.loading import load_adapter
 
         return load_adapter(tuned.open_base(), folder)
 

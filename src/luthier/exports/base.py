@@ -6,85 +6,23 @@ deployed has to be what was trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from luthier.errors import CannotMerge
-from luthier.methods.base import Method
-from luthier.plugins import Family, Plugin
-from luthier.shell import command
+from luthier.core.errors import CannotMerge
+from luthier.core.registry import Family, Plugin
+from luthier.exports.checking.proof import Player
+from luthier.exports.checking.tuned import Tuned
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import nn
 
-    from luthier.exports.proof import Prompt
+    from luthier.exports.checking.proof import Prompt
 
 
 UNPACKS = ("none", "int8", "nf4", "fp4")
 """How a base may be packed for the tuned weights to be merged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """A finished run, as an export takes it. Nothing is loaded yet."""
-
-    run: str
-    weights: Path
-    """Folder of the run with the adapter or the whole tuned model, its tokenizer and generation settings."""
-    base: str
-    """Folder or hub id, as the recipe has it."""
-    method: Method
-    task: str
-    classifies: bool
-    """Has it a classification head?"""
-    quantize: str
-    """How the base was packed while the adapter was trained, by the recipe or in its own files; "none" if not."""
-    stored: str
-    """Type of the base's weights in its files: float32, bfloat16 or float16."""
-    config: Any
-    """The base's config.json, as transformers reads it."""
-    tokenizer: Any
-    ends: tuple[int, ...]
-    """Tokens that end an answer; none of a model that does not answer."""
-    open_base: Callable[[], nn.Module]
-    """The untouched base as it was in training, packed where it was packed then, loaded anew."""
-    open_plain_base: Callable[[], nn.Module]
-    """The untouched base in float32, not packed."""
-    open_plain: Callable[[], nn.Module]
-    """The tuned model on the base in float32, not packed."""
-    skeleton: Callable[[], nn.Module]
-    """The base's modules and shapes, without weights."""
-    facts: dict[str, Any]
-    """What stands in the run's result.json."""
-
-    def export_command(self, form: str) -> str:
-        """What to type for another form of this run."""
-        return command("luthier", "export", Path(self.run), "--to", form)
-
-    def merged(self) -> nn.Module:
-        """The plain base with the tuned weights folded in."""
-        return self.method.merge(self.open_plain())
-
-
-class Player(Protocol):
-    """A model that answers, in whatever program it runs."""
-
-    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
-        """Scores of the next token behind each of `ids`: [tokens, vocabulary]; of a classifier [1, labels]."""
-
-    def answer(self, ids: Sequence[int], most: int) -> list[int]:
-        """The likeliest tokens that follow, up to and with one that ends the answer; none of a classifier."""
-
-
-@runtime_checkable
-class Closing(Protocol):
-    """A player that holds files or memory of another program."""
-
-    def close(self) -> None:
-        """Give them back."""
 
 
 class Export(Plugin):
@@ -113,15 +51,15 @@ class Export(Plugin):
         if self.needs == "merged" and not tuned.method.mergeable:
             raise CannotMerge(
                 f"method {tuned.method.name} changes what the model computes, not only its weights: it does not "
-                f"fold into the base\n  mend: {tuned.export_command('adapter')}"
+                f"fold into the base\n  fix: {tuned.export_command('adapter')}"
             )
         if self.needs == "merged" and tuned.quantize not in UNPACKS:
             raise CannotMerge(
                 f"{tuned.run}: the files of the base are packed as {tuned.quantize}, which is not unpacked here, "
-                f"so nothing folds into them\n  mend: {tuned.export_command('adapter')}"
+                f"so nothing folds into them\n  fix: {tuned.export_command('adapter')}"
             )
         if self.base_layout and self.needs == "merged" and (why := tuned.method.unmergeable(tuned.skeleton())):
-            raise CannotMerge(f"{tuned.run}: {why}\n  mend: {tuned.export_command('adapter')}")
+            raise CannotMerge(f"{tuned.run}: {why}\n  fix: {tuned.export_command('adapter')}")
 
     def room(self, tuned: Tuned) -> int:
         """Bytes that will be written, about."""
@@ -156,7 +94,7 @@ class Export(Plugin):
 
     def card(self, tuned: Tuned, proof: Sequence[dict[str, Any]], checked: Mapping[str, Any]) -> str:
         """The README.md of the folder; `checked` is what `check` gave."""
-        from luthier.exports.card import card
+        from luthier.exports.checking.card import card
 
         return card(tuned, self.name, self.use(tuned, "PATH_OF_THIS_FOLDER"), proof, checked)
 
@@ -168,5 +106,4 @@ class Export(Plugin):
 EXPORTS = Family(
     Export,
     "export",
-    apart=frozenset({"players", "proof", "card", "layout", "gguf_file", "gguf_vocab", "llama_cpp", "go_template"}),
 )

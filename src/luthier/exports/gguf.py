@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.exports.base import Export, Player, Tuned
-from luthier.exports.gguf_file import BITS, LIMITS, Kind, refuse_gguf, write_gguf
-from luthier.shell import literal
+from luthier.core.shell import literal
+from luthier.exports.base import Export
+from luthier.exports.checking.proof import Player
+from luthier.exports.checking.tuned import Tuned
+from luthier.exports.llama_cpp.file import BITS, LIMITS, Kind, refuse_gguf, write_gguf
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from luthier.exports.proof import Prompt
+    from luthier.exports.checking.proof import Prompt
 
 FILE = "model.gguf"
 
@@ -44,12 +46,12 @@ class Gguf(Export):
         write_gguf(tuned, folder / FILE, self.type)
 
     def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
-        from luthier.exports.llama_cpp import LlamaPlayer
+        from luthier.exports.llama_cpp.player import LlamaPlayer
 
         return LlamaPlayer(folder / FILE, tuned.ends)
 
     def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        from luthier.exports.llama_cpp import told
+        from luthier.exports.llama_cpp.player import told
 
         return told(tuned.tokenizer, opened, prompts)
 

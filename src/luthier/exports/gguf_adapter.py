@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.errors import InputError
-from luthier.exports.base import Export, Player, Tuned
-from luthier.exports.gguf_file import (
+from luthier.core.errors import InputError
+from luthier.core.shell import command, literal
+from luthier.exports.base import Export
+from luthier.exports.checking.proof import Player
+from luthier.exports.checking.tuned import Tuned
+from luthier.exports.llama_cpp.file import (
     BITS,
     LIMITS,
     NAMES,
@@ -21,13 +24,12 @@ from luthier.exports.gguf_file import (
     write_model,
     write_tensors,
 )
-from luthier.shell import command, literal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from luthier.exports.proof import Prompt
+    from luthier.exports.checking.proof import Prompt
 
 FILE, BASE = "adapter.gguf", "base.gguf"
 
@@ -78,7 +80,7 @@ class GgufAdapter(Export):
             why = "adapts lm_head, which in this base is the embeddings: llama.cpp has no such layer"
         if why:
             raise InputError(
-                f"{tuned.run}: GGUF cannot hold this adapter, which {why}", mend=tuned.export_command("gguf")
+                f"{tuned.run}: GGUF cannot hold this adapter, which {why}", fix=tuned.export_command("gguf")
             )
 
     def room(self, tuned: Tuned) -> int:
@@ -105,7 +107,7 @@ class GgufAdapter(Export):
     def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
         from tempfile import mkdtemp
 
-        from luthier.exports.llama_cpp import LlamaPlayer
+        from luthier.exports.llama_cpp.player import LlamaPlayer
 
         if self.base != "none":
             return LlamaPlayer(folder / BASE, tuned.ends, folder / FILE)
@@ -114,7 +116,7 @@ class GgufAdapter(Export):
         return LlamaPlayer(own / BASE, tuned.ends, folder / FILE, own)
 
     def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        from luthier.exports.llama_cpp import told
+        from luthier.exports.llama_cpp.player import told
 
         return told(tuned.tokenizer, opened, prompts)
 
@@ -152,7 +154,7 @@ def _tensors(tuned: Tuned, settings: dict[str, Any]) -> dict[str, Callable[[], N
     from peft.utils.other import get_pattern_key
     from safetensors.numpy import load_file
 
-    from luthier.ops.finite import refuse_file
+    from luthier.kernels.finite import refuse_file
 
     refuse_file(tuned.weights / "adapter_model.safetensors")
     state = load_file(tuned.weights / "adapter_model.safetensors")

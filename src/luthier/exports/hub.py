@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
-from luthier.errors import InputError, MissingExtra, install
-from luthier.exports.base import EXPORTS, Export, Player, Tuned
-from luthier.exports.card import card, is_local
-from luthier.shell import command
+from luthier.core.errors import InputError, MissingExtra, install
+from luthier.core.shell import command
+from luthier.exports.base import EXPORTS, Export
+from luthier.exports.checking.card import card, is_local
+from luthier.exports.checking.proof import Player
+from luthier.exports.checking.tuned import Tuned
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,10 +67,10 @@ class Hub(Export):
         if self.form == "adapter" and not self.base and is_local(tuned.base):
             raise InputError(
                 f"{tuned.run}: an adapter has to name its base on the hub, and the recipe has {tuned.base}",
-                mend="base=USER/BASE if the hub has those very weights, or form=merged",
+                fix="base=USER/BASE if the hub has those very weights, or form=merged",
             )
         if self.site == "modelscope" and find_spec("modelscope") is None:
-            raise MissingExtra("site=modelscope: ModelScope's package is not installed", mend=install("modelscope"))
+            raise MissingExtra("site=modelscope: ModelScope's package is not installed", fix=install("modelscope"))
         if self.push and self.site == "huggingface":
             _refuse_without_way_to_huggingface()
 
@@ -120,7 +122,7 @@ class Hub(Export):
             said = (str(error).strip().splitlines() or [""])[0]
             raise InputError(
                 f"{page}: the upload failed: {type(error).__name__}: {_hidden(said)}. {place} is whole",
-                mend="see to the token's rights and the network, then the same command again",
+                fix="see to the token's rights and the network, then the same command again",
             ) from None
         return [f"uploaded to {page} ({seen}; licence: {licence}):", *listed, total]
 
@@ -140,9 +142,9 @@ def _refuse_without_way_to_huggingface() -> None:
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
-        raise InputError("push=true: HF_HUB_OFFLINE is set, so nothing can be uploaded", mend="unset HF_HUB_OFFLINE")
+        raise InputError("push=true: HF_HUB_OFFLINE is set, so nothing can be uploaded", fix="unset HF_HUB_OFFLINE")
     if get_token() is None:
-        raise InputError("push=true: there is no token of Hugging Face's hub", mend="hf auth login, or set HF_TOKEN")
+        raise InputError("push=true: there is no token of Hugging Face's hub", fix="hf auth login, or set HF_TOKEN")
 
 
 def _to_huggingface(hub: Hub, place: Path, names: list[str]) -> None:
@@ -151,7 +153,7 @@ def _to_huggingface(hub: Hub, place: Path, names: list[str]) -> None:
     api = HfApi()
     api.create_repo(hub.repo, private=hub.private, exist_ok=True)
     if hub.private and not api.model_info(hub.repo).private:
-        raise InputError(f"{hub.repo} is there already and public: nothing was uploaded", mend="private=false")
+        raise InputError(f"{hub.repo} is there already and public: nothing was uploaded", fix="private=false")
     api.upload_folder(
         repo_id=hub.repo,
         folder_path=place,
@@ -172,7 +174,7 @@ def _to_modelscope(hub: Hub, place: Path, names: list[str]) -> None:
     elif hub.private:
         raise InputError(
             f"{hub.repo} is there already, and its visibility is not known here: nothing was uploaded",
-            mend="private=false where others may see it, or a new name",
+            fix="private=false where others may see it, or a new name",
         )
     api.upload_folder(
         repo_id=hub.repo, folder_path=str(place), allow_patterns=names, commit_message=f"{hub.form} by Luthier"

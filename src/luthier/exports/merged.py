@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from luthier.exports.base import Export, Player, Tuned
-from luthier.exports.layout import lines, open_model, write_merged
+from luthier.exports.base import Export
+from luthier.exports.checking.layout import lines, open_model, write_merged
+from luthier.exports.checking.proof import Player
+from luthier.exports.checking.tuned import Tuned
 
 if TYPE_CHECKING:
     from torch import nn

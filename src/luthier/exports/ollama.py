@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from luthier.data.example import Message
-from luthier.data.template import Template
-from luthier.errors import InputError
-from luthier.exports.base import Tuned
+from luthier.core.errors import InputError
+from luthier.core.shell import command
+from luthier.exports.checking.tuned import Tuned
 from luthier.exports.gguf import FILE, Gguf
-from luthier.exports.gguf_file import vocabulary_of
-from luthier.exports.go_template import Dialogue, go_template
-from luthier.shell import command
+from luthier.exports.llama_cpp.file import vocabulary_of
+from luthier.exports.llama_cpp.ollama_template import Dialogue, go_template
+from luthier.rendering.chat_template import Template
+from luthier.rendering.example import Message
 
 if TYPE_CHECKING:
-    from luthier.exports.proof import Prompt
+    from luthier.exports.checking.proof import Prompt
 
 
 class Ollama(Gguf):
@@ -35,7 +35,7 @@ class Ollama(Gguf):
         if tuned.task != "chat":
             raise InputError(
                 f"{tuned.run} was trained on task {tuned.task}, and Ollama holds dialogues",
-                mend=tuned.export_command("gguf"),
+                fix=tuned.export_command("gguf"),
             )
         self._modelfile(tuned)
 

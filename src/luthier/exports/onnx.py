@@ -9,10 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from luthier.errors import InputError, MissingExtra, install
-from luthier.exports.base import Export, Player, Tuned
-from luthier.exports.layout import write_words
-from luthier.shell import literal
+from luthier.core.errors import InputError, MissingExtra, install
+from luthier.core.shell import literal
+from luthier.exports.base import Export
+from luthier.exports.checking.proof import Player
+from luthier.exports.checking.tuned import Tuned
+from luthier.models.saving import write_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +40,7 @@ class Onnx(Export):
         super().refuse(tuned)
         missing = [name for name in NEEDED if find_spec(name) is None]
         if missing:
-            raise MissingExtra(f"--to onnx needs {', '.join(missing)}, not installed here", mend=install("onnx"))
+            raise MissingExtra(f"--to onnx needs {', '.join(missing)}, not installed here", fix=install("onnx"))
         model: Any = tuned.skeleton()
         config = model.config
         kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
@@ -47,7 +49,7 @@ class Onnx(Export):
             what = "is an encoder with a decoder" if config.is_encoder_decoder else "keeps more than keys and values"
             raise InputError(
                 f"{tuned.run}: a {config.model_type} {what}, for which no ONNX is written here",
-                mend=tuned.export_command("merged"),
+                fix=tuned.export_command("merged"),
             )
 
     def room(self, tuned: Tuned) -> int:
@@ -67,7 +69,7 @@ class Onnx(Export):
                 raise InputError(
                     f"{tuned.run}: {type(model).__name__} cannot be written as ONNX: {type(error).__name__}: "
                     f"{str(error).strip().splitlines()[0]}",
-                    mend=tuned.export_command("merged"),
+                    fix=tuned.export_command("merged"),
                 ) from error
         _rename(made.graph, caches=not tuned.classifies)
         onnx_ir.save(made, folder / FILE, external_data=f"{FILE}.data")

@@ -7,11 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from luthier.errors import InputError, MissingExtra, install
-from luthier.exports.base import Export, Player, Tuned
-from luthier.exports.layout import lines, open_model, write_merged, write_words
-from luthier.heads import UNPACKED, in_head
-from luthier.targets import linear_layers
+from luthier.core.errors import InputError, MissingExtra, install
+from luthier.exports.base import Export
+from luthier.exports.checking.layout import lines, open_model, write_merged
+from luthier.exports.checking.proof import Player
+from luthier.exports.checking.tuned import Tuned
+from luthier.methods.layers.targets import linear_layers
+from luthier.models.heads import UNPACKED, in_head
+from luthier.models.saving import write_words
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,12 +52,12 @@ class Quantized(Export):
         library = SCHEMES[self.scheme].library
         if find_spec(library) is None:
             extra = "torchao" if library == "torchao" else "quantize"
-            raise MissingExtra(f"scheme={self.scheme} needs {library}, which is not installed", mend=install(extra))
+            raise MissingExtra(f"scheme={self.scheme} needs {library}, which is not installed", fix=install(extra))
         model = tuned.skeleton()
         if not self._packable(model):
             kind = model.config.model_type  # type: ignore[union-attr]
             raise InputError(
-                f"{tuned.run}: {library} packs torch's linear layers, and a {kind} has none", mend="scheme=nf4"
+                f"{tuned.run}: {library} packs torch's linear layers, and a {kind} has none", fix="scheme=nf4"
             )
 
     def room(self, tuned: Tuned) -> int:
@@ -69,7 +72,7 @@ class Quantized(Export):
         return SCHEMES[self.scheme].mean
 
     def write(self, tuned: Tuned, folder: Path) -> None:
-        from luthier.ops.packed import repair
+        from luthier.models.quantized import repair
 
         plain = folder / "plain"
         write_merged(tuned, tuned.stored, plain)
@@ -83,7 +86,7 @@ class Quantized(Export):
         write_words(tuned.tokenizer, tuned.ends, folder)
 
     def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
-        from luthier.ops.packed import repair
+        from luthier.models.quantized import repair
 
         model = open_model(tuned, folder)
         repair(model)

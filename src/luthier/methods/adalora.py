@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, field_validator, model_validator
 
-from luthier.errors import InputError
+from luthier.core.errors import InputError
+from luthier.core.registry import Count, Place, Share, Size
 from luthier.methods.base import PeftMethod, split_names, trainable_state
-from luthier.plugins import Count, Place, Share, Size
-from luthier.targets import check_rank, check_targets, fused_experts, peft_names
+from luthier.methods.layers.targets import check_rank, check_targets, fused_experts, peft_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,7 +93,7 @@ class AdaLoRA(PeftMethod):
 
         if steps < 2:  # PEFT would ask for an importance that no step has measured
             raise InputError(
-                f"method adalora: {steps} step is too few, for ranks move between steps", mend="train.steps=20 or more"
+                f"method adalora: {steps} step is too few, for ranks move between steps", fix="train.steps=20 or more"
             )
         begin, end = int(self.warmup * steps), int(self.final * steps)
         return AdaLoraConfig(

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from luthier.core.registry import Share, Size
 from luthier.methods.base import PeftMethod
-from luthier.plugins import Share, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +48,7 @@ class Adapter(PeftMethod):
     """Share of the delta dropped during training."""
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
-        from luthier.tuners.bottleneck import BottleneckConfig
+        from luthier.methods.layers.bottleneck import BottleneckConfig
 
         return BottleneckConfig(
             place=self.place, size=self.size, activation=self.activation, init=self.init, dropout=self.dropout

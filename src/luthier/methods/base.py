@@ -7,9 +7,9 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from luthier.errors import CannotMerge, InputError
-from luthier.heads import HEADS
-from luthier.plugins import Family, Plugin
+from luthier.core.errors import CannotMerge, InputError
+from luthier.core.registry import Family, Plugin
+from luthier.models.heads import HEADS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,12 +55,12 @@ class Method(Plugin):
         if quantize != "none" and not self.quantized_base:
             raise InputError(
                 f"method {self.name} cannot train a quantized base (model.quantize={quantize})",
-                mend="method=lora, or model.quantize=none",
+                fix="method=lora, or model.quantize=none",
             )
         if getattr(model.config, "is_encoder_decoder", False) and not self.encoder_decoder:
             raise InputError(
                 f"method {self.name} does not work on the encoder-decoder {model.config.model_type}",  # type: ignore[union-attr]
-                mend="method=lora or method=adapter",
+                fix="method=lora or method=adapter",
             )
 
     def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
@@ -147,7 +147,7 @@ class WholeMethod(Method):
         import torch
         from safetensors import safe_open
 
-        from luthier.tuners.loading import check_same
+        from luthier.methods.layers.loading import check_same
 
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         # A tied weight is stored once, under one of its names.
@@ -173,7 +173,7 @@ class WholeMethod(Method):
 
 
 class PeftMethod(Method):
-    """A method whose layers and file format are PEFT's, or registered with PEFT by `luthier.tuners`."""
+    """A method whose layers and file format are PEFT's, or registered with PEFT by `luthier.methods.layers`."""
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
         """PEFT's configuration of this method for `model`."""
@@ -191,7 +191,7 @@ class PeftMethod(Method):
         import torch
         from peft import TaskType, get_peft_model
 
-        from luthier.tuners.base import feed_heads
+        from luthier.methods.layers.base import feed_heads
 
         _refuse_second(model, self.name)
         place = next(model.parameters()).device
@@ -203,7 +203,7 @@ class PeftMethod(Method):
                     _leave_head(config, model)
                 tuned = cast("nn.Module", get_peft_model(model, config))
         except (ValueError, TypeError) as error:  # how PEFT refuses targets, shapes and layer types
-            raise InputError(f"method {self.name}: {error}", mend=f"luthier explain method {self.name}") from error
+            raise InputError(f"method {self.name}: {error}", fix=f"luthier explain method {self.name}") from error
         for parameter in tuned.parameters():
             if parameter.requires_grad:  # optimizer states and small updates need float32
                 parameter.data = parameter.data.float()
@@ -235,7 +235,7 @@ class PeftMethod(Method):
         """Put back what `training_state` gave, which then includes the weights. InputError where `file` has others."""
         import torch
 
-        from luthier.tuners.loading import check_same
+        from luthier.methods.layers.loading import check_same
 
         own = trainable_state(model)
         check_same(own, state, file)
@@ -253,7 +253,7 @@ class PeftMethod(Method):
 
     def write_adapter(self, model: nn.Module, folder: Path) -> None:
         """The adapter in PEFT's format."""
-        from luthier.tuners.loading import sort_settings
+        from luthier.methods.layers.loading import sort_settings
 
         # save_embedding_layers="auto" would ask the hub for the base model's config.
         model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
@@ -263,7 +263,7 @@ class PeftMethod(Method):
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        from luthier.tuners.loading import WEIGHTS, check_same
+        from luthier.methods.layers.loading import WEIGHTS, check_same
 
         if (folder / TRAINING).is_file():
             state = load_file(folder / TRAINING)
@@ -274,8 +274,8 @@ class PeftMethod(Method):
         set_peft_model_state_dict(model, stored)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
-        from luthier.tuners.base import feed_heads
-        from luthier.tuners.loading import WEIGHTS, load_adapter
+        from luthier.methods.layers.base import feed_heads
+        from luthier.methods.layers.loading import WEIGHTS, load_adapter
 
         _refuse_second(model, self.name)
         tuned = load_adapter(model, folder)
@@ -291,7 +291,7 @@ class PeftMethod(Method):
                 f"method {self.name} changes what the model computes, not only its weights: nothing to fold into. "
                 "Deploy the adapter beside its base"
             )
-        from luthier.tuners.base import free_heads, transpose_back, transposed_layers
+        from luthier.methods.layers.base import free_heads, transpose_back, transposed_layers
 
         base: Any = model.get_base_model()  # type: ignore[operator]
         transposed = transposed_layers(base)
@@ -306,7 +306,7 @@ class PeftMethod(Method):
         """The same adapter on the unpacked base: merging into packed weights would round them anew."""
         from tempfile import TemporaryDirectory
 
-        from luthier.ops.packed import unpack
+        from luthier.models.quantized import unpack
 
         with TemporaryDirectory() as folder:
             self.write_adapter(model, Path(folder))
@@ -316,7 +316,7 @@ class PeftMethod(Method):
 
 
 def _unload(tuned: Any) -> Any:
-    from luthier.tuners.base import free_heads
+    from luthier.methods.layers.base import free_heads
 
     tuned.tuning_method.give_back(tuned)
     free_heads(tuned, trained=False)
@@ -331,7 +331,7 @@ def _refuse_second(model: nn.Module, name: str) -> None:
     if any(isinstance(module, BaseTunerLayer | PeftModel) for module in model.modules()):
         raise InputError(
             f"method {name}: this model carries an adapter already, and the two would answer together",
-            mend="one copy of the base for each (copies can share the weights), or PEFT's load_adapter for a second "
+            fix="one copy of the base for each (copies can share the weights), or PEFT's load_adapter for a second "
             "adapter of the same method",
         )
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from luthier.errors import InputError
+from luthier.core.errors import InputError
 from luthier.methods.base import PeftMethod, split_names
-from luthier.targets import check_targets
+from luthier.methods.layers.targets import check_targets
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ class BitFit(PeftMethod):
         return value if value == "all" else split_names(value)
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
-        from luthier.tuners.bias import BitFitConfig
+        from luthier.methods.layers.bias import BitFitConfig
 
         return BitFitConfig(
             terms=self.terms if self.terms == "all" else list(self.terms),
@@ -65,7 +65,7 @@ class BitFit(PeftMethod):
         )
 
     def unmergeable(self, model: nn.Module) -> str:
-        from luthier.tuners.bias import bias_places
+        from luthier.methods.layers.bias import bias_places
 
         if self.missing != "add":
             return ""
@@ -95,7 +95,7 @@ class BitFit(PeftMethod):
             kind = getattr(model.config, "model_type", "this model")
             raise InputError(
                 f"method bitfit: {kind} has no bias that BitFit could train (terms: {self.terms})",
-                mend="method.missing=add gives each linear layer a bias of zero, or method=lora",
+                fix="method.missing=add gives each linear layer a bias of zero, or method=lora",
             ) from None
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from luthier.errors import InputError, did_you_mean
-from luthier.heads import HEADS
+from luthier.core.errors import InputError, did_you_mean
 from luthier.methods.base import WholeMethod, split_names
+from luthier.models.heads import HEADS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,11 +56,11 @@ class Freeze(WholeMethod):
             if found := re.fullmatch(r"(.*\.(?:layers|layer|h|block))\.(\d+)", name):
                 stacks.setdefault(found[1], {})[int(found[2])] = module
         if not stacks:
-            raise InputError("method freeze: this model has no stack of layers that Luthier knows", mend="method=lora")
+            raise InputError("method freeze: this model has no stack of layers that Luthier knows", fix="method=lora")
         stacks = {name: stack for name, stack in stacks.items() if not re.search(r"\.(layer|block)\.\d+\.", name)}
         depth = min(len(stack) for stack in stacks.values())
         if not self.layers or abs(self.layers) > depth:
-            raise InputError(f"method.layers: {self.layers} of {depth} layers", mend=f"1 to {depth}, or -1 to -{depth}")
+            raise InputError(f"method.layers: {self.layers} of {depth} layers", fix=f"1 to {depth}, or -1 to -{depth}")
         wanted = range(depth - self.layers, depth) if self.layers > 0 else range(-self.layers)
         chosen = [stack[i] for stack in stacks.values() for i in wanted]
         for extra in self.extra:
@@ -69,7 +69,7 @@ class Freeze(WholeMethod):
                 short = {name.rpartition(".")[2] for name, _ in model.named_modules()}
                 raise InputError(
                     f"method.extra: no module is named {extra!r}{did_you_mean(extra, short)}",
-                    mend=f"choose from {', '.join(sorted(n for n in short if n and not n.isdigit()))}",
+                    fix=f"choose from {', '.join(sorted(n for n in short if n and not n.isdigit()))}",
                 )
             chosen += hits
         return chosen

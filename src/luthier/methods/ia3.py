@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from luthier.errors import InputError
+from luthier.core.errors import InputError
 from luthier.methods.base import PeftMethod
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class IA3(PeftMethod):
 
     def _places(self, model: nn.Module) -> tuple[str, str, str]:
         """Expressions of the key, the value and the feed-forward's last layer. InputError for what is not known."""
-        from luthier.tuners.sites import SITES
+        from luthier.methods.layers.module_map import SITES
 
         kind = str(getattr(model.config, "model_type", ""))
         sites = SITES.get(kind)

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, field_validator
 
-from luthier.errors import InputError
+from luthier.core.errors import InputError
+from luthier.core.registry import Place, Share, Size
 from luthier.methods.base import PeftMethod, split_names, trainable_state
-from luthier.plugins import Place, Share, Size
-from luthier.targets import check_rank, check_targets, fused_experts, peft_names, read_as_experts
+from luthier.methods.layers.targets import check_rank, check_targets, fused_experts, peft_names, read_as_experts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -90,13 +90,13 @@ class LoRA(PeftMethod):
         if self.init == "pissa" and quantize != "none":
             raise InputError(
                 "method.init=pissa needs the unpacked weights of the base, and model.quantize packs them",
-                mend="method.init=default, or model.quantize=none",
+                fix="method.init=default, or model.quantize=none",
             )
         if self.bias != "none" and quantize != "none":
             raise InputError(
                 f"method.bias={self.bias} trains the base's own biases, and packed layers cast theirs to the type they "
                 "compute in, where small updates are lost",
-                mend="method.bias=none, or model.quantize=none",
+                fix="method.bias=none, or model.quantize=none",
             )
         super().check(model, classify=classify, quantize=quantize)
 
@@ -123,7 +123,7 @@ class LoRA(PeftMethod):
             raise InputError(
                 f"method.bias={self.bias} trains the base's own biases; they are {half.pop()} here, where small "
                 "updates are lost",
-                mend="method.bias=none, or model.dtype=float32",
+                fix="method.bias=none, or model.dtype=float32",
             )
         untrained = self._own_biases(model)
         tuned = super().attach(model, steps=steps, classify=classify)
@@ -233,7 +233,7 @@ def _add_beside(model: Any, adapter_name: str, peft_config: Any, *args: Any, **k
         why = "trains the base's own biases" if biases else "took its start out of the base's weights"
         raise InputError(
             f"adapter {adapter_name!r} cannot stand beside the others: {(biases or moved)[0]!r} {why}",
-            mend="a copy of the base for each"
+            fix="a copy of the base for each"
             + ("" if biases else ", or save a finished PiSSA and load it: it is kept as a plain LoRA"),
         )
     type(model).add_adapter(model, adapter_name, peft_config, *args, **kwargs)
@@ -249,7 +249,7 @@ def _swapped(model: Any) -> Iterator[None]:
     """Within it, PiSSA's A and B are what they were at the start, which is the base."""
     import torch
 
-    from luthier.tuners.base import untrained_heads
+    from luthier.methods.layers.base import untrained_heads
 
     pairs = _pairs(model)
     now = {name: parameter.detach().clone() for name, parameter in pairs.items()}

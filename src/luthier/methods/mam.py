@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
+from luthier.core.registry import Size
 from luthier.methods.base import PeftMethod, trainable_state
-from luthier.plugins import Size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,7 +44,7 @@ class MAM(PeftMethod):
     """Factor s on the bottleneck; the paper has 4 for generation, 2 for GLUE."""
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
-        from luthier.tuners.composite import MamConfig
+        from luthier.methods.layers.composite import MamConfig
 
         return MamConfig(
             length=self.length, reparam=self.reparam, encoder_size=self.hidden, size=self.size, scale=self.scale
@@ -54,7 +54,7 @@ class MAM(PeftMethod):
         return trainable_state(model) if self.reparam == "mlp" else {}
 
     def write_adapter(self, model: nn.Module, folder: Path) -> None:
-        from luthier.tuners.prefix import flattened
+        from luthier.methods.layers.prefix import flattened
 
         with flattened(model, model.peft_config["default"]):  # type: ignore[index]
             super().write_adapter(model, folder)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from luthier.errors import InputError
+from luthier.core.errors import InputError
+from luthier.core.registry import Place, Share
 from luthier.methods.base import PeftMethod, split_names
-from luthier.plugins import Place, Share
-from luthier.targets import check_targets, fused_experts, peft_names
+from luthier.methods.layers.targets import check_targets, fused_experts, peft_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,7 +56,7 @@ class OFT(PeftMethod):
             if not hasattr(layer, "in_features"):
                 raise InputError(
                     f"method oft cannot turn {name}, which is a {type(layer).__name__} and no nn.Linear",
-                    mend="method=lora",
+                    fix="method=lora",
                 )
             sizes[name] = layer.in_features
         for name, size in sizes.items():
@@ -64,7 +64,7 @@ class OFT(PeftMethod):
                 divisor = _divisor(gcd(*sizes.values()), self.block)
                 raise InputError(
                     f"method.block: {self.block} does not divide the {size} inputs of {name}",
-                    mend=f"method.block={divisor}" if divisor > 1 else "method=lora: no block divides every layer",
+                    fix=f"method.block={divisor}" if divisor > 1 else "method=lora: no block divides every layer",
                 )
         super().check(model, classify=classify, quantize=quantize)
 

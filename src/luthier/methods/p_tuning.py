@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from luthier.core.registry import Share, Size
 from luthier.methods.base import PeftMethod, trainable_state
-from luthier.plugins import Share, Size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,12 +67,12 @@ class PTuning(PeftMethod):
         )
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[object] | None:
-        from luthier.tuners.prompts import without_prompt
+        from luthier.methods.layers.prompts import without_prompt
 
         return without_prompt(model)
 
     def guard(self, model: nn.Module, classify: bool) -> None:
-        from luthier.tuners.prompts import guard_prompts
+        from luthier.methods.layers.prompts import guard_prompts
 
         guard_prompts(model, classify=classify)
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat
 
+from luthier.core.registry import Share, Size
 from luthier.methods.base import PeftMethod
-from luthier.plugins import Share, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +40,6 @@ class PTuningV2(PeftMethod):
     """Share of the prefix dropped during training; the authors' scripts have 0.1."""
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
-        from luthier.tuners.prefix import PrefixKVConfig
+        from luthier.methods.layers.prefix import PrefixKVConfig
 
         return PrefixKVConfig(length=self.length, init_std=self.init_std, prefix_dropout=self.dropout)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
+from luthier.core.registry import Share, Size
 from luthier.methods.base import PeftMethod
-from luthier.plugins import Share, Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +49,7 @@ class ParallelAdapter(PeftMethod):
         return float(f"{super().learning_rate(model) / math.sqrt(self.scale):.2g}")
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
-        from luthier.tuners.bottleneck import BottleneckConfig
+        from luthier.methods.layers.bottleneck import BottleneckConfig
 
         return BottleneckConfig(
             place="parallel",

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveFloat
 
+from luthier.core.registry import Share, Size
 from luthier.methods.base import PeftMethod, trainable_state
-from luthier.plugins import Share, Size
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Prefix(PeftMethod):
     """Share of the prefix dropped during training."""
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
-        from luthier.tuners.prefix import PrefixKVConfig
+        from luthier.methods.layers.prefix import PrefixKVConfig
 
         return PrefixKVConfig(
             length=self.length,
@@ -61,7 +61,7 @@ class Prefix(PeftMethod):
         return trainable_state(model)
 
     def write_adapter(self, model: nn.Module, folder: Path) -> None:
-        from luthier.tuners.prefix import flattened
+        from luthier.methods.layers.prefix import flattened
 
         with flattened(model, model.peft_config["default"]):  # type: ignore[index]
             super().write_adapter(model, folder)

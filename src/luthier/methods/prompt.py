@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
+from luthier.core.registry import Size
 from luthier.methods.base import PeftMethod
-from luthier.plugins import Size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,11 +72,11 @@ class Prompt(PeftMethod):
         )
 
     def disabled(self, model: nn.Module) -> AbstractContextManager[object] | None:
-        from luthier.tuners.prompts import without_prompt
+        from luthier.methods.layers.prompts import without_prompt
 
         return without_prompt(model)
 
     def guard(self, model: nn.Module, classify: bool) -> None:
-        from luthier.tuners.prompts import guard_prompts
+        from luthier.methods.layers.prompts import guard_prompts
 
         guard_prompts(model, classify=classify)

@@ -15,10 +15,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from luthier.errors import InputError
+from luthier.core.errors import InputError
+from luthier.core.registry import Size
 from luthier.methods.base import PeftMethod, trainable_state
-from luthier.plugins import Size
-from luthier.targets import check_rank, linear_layers
+from luthier.methods.layers.targets import check_rank, linear_layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,8 +48,8 @@ class UniPELT(PeftMethod):
     """Pooling of the gates: mean over the sequence (encoders only), or each token's own."""
 
     def peft_config(self, model: nn.Module, steps: int) -> Any:
-        from luthier.tuners.composite import UniPeltConfig
-        from luthier.tuners.sites import sites_of
+        from luthier.methods.layers.composite import UniPeltConfig
+        from luthier.methods.layers.module_map import sites_of
 
         sites = sites_of(model.config)
         adapted = f"(?:{sites.query})|(?:{sites.value})"
@@ -58,7 +58,7 @@ class UniPELT(PeftMethod):
         if causal and self.gate == "mean":
             raise InputError(
                 "method.gate=mean pools over the whole sequence, which shows a causal model its future",
-                mend="method.gate=token",
+                fix="method.gate=token",
             )
         gate = ("token" if causal else "mean") if self.gate == "auto" else self.gate
         return UniPeltConfig(
@@ -74,7 +74,7 @@ class UniPELT(PeftMethod):
         return trainable_state(model) if self.reparam == "mlp" else {}
 
     def write_adapter(self, model: nn.Module, folder: Path) -> None:
-        from luthier.tuners.prefix import flattened
+        from luthier.methods.layers.prefix import flattened
 
         with flattened(model, model.peft_config["default"]):  # type: ignore[index]
             super().write_adapter(model, folder)

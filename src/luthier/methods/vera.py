@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveFloat, field_validator
 
+from luthier.core.registry import Place, Seed, Share, Size
 from luthier.methods.base import PeftMethod, split_names
-from luthier.plugins import Place, Seed, Share, Size
-from luthier.targets import check_targets, fused_experts, peft_names
+from luthier.methods.layers.targets import check_targets, fused_experts, peft_names
 
 if TYPE_CHECKING:
     from torch import nn

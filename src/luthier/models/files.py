@@ -18,10 +18,10 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from luthier.errors import InputError, ModelError, did_you_mean
-from luthier.ledger import read_object
-from luthier.ops.finite import not_finite, weights_of
-from luthier.training.space import refuse_closed
+from luthier.core.errors import InputError, ModelError, did_you_mean
+from luthier.core.files import read_object
+from luthier.core.resources import refuse_closed
+from luthier.kernels.finite import not_finite, weights_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -62,9 +62,9 @@ def check_folder(folder: Path, *, weights: bool) -> None:
     refuse_closed(folder)
     if (folder / "adapter_config.json").is_file():
         if (folder / "config.json").is_file():  # transformers would put the adapter on the base in silence
-            raise ModelError(ADAPTER_TOO.format(folder), mend="move adapter_config.json and its weights elsewhere")
+            raise ModelError(ADAPTER_TOO.format(folder), fix="move adapter_config.json and its weights elsewhere")
         raise ModelError(
-            f"model.path: {folder} holds an adapter, not a base model", mend="give the base model it was trained on"
+            f"model.path: {folder} holds an adapter, not a base model", fix="give the base model it was trained on"
         )
     if not (folder / "config.json").is_file():
         raise ModelError(f"model.path: {folder} has no config.json, so it is no model folder")
@@ -78,11 +78,11 @@ def check_folder(folder: Path, *, weights: bool) -> None:
         if any((folder / name).is_file() for name in OLD_WEIGHTS):
             raise ModelError(
                 f"model.path: {folder} has only pickled weights (.bin), which can run code when opened",
-                mend="convert them to safetensors first",
+                fix="convert them to safetensors first",
             )
         raise ModelError(
             f"model.path: {folder} has a config.json but no weights (model.safetensors)",
-            mend="finish the download, or train from scratch with model.init=random",
+            fix="finish the download, or train from scratch with model.init=random",
         )
     check_config(config, folder / "config.json", dict(tensors_of(weight_files(folder))))
 
@@ -96,11 +96,11 @@ def weight_files(folder: Path) -> list[Path]:
     for name in names:
         file = folder / name
         if not file.is_file():
-            raise ModelError(f"{folder / INDEX} names {name}, which is not there", mend=FETCH)
+            raise ModelError(f"{folder / INDEX} names {name}, which is not there", fix=FETCH)
         if not any(file.resolve().is_relative_to(place) for place in (there, cache)):
             raise ModelError(
                 f"{file} is a link that leads out of the model's folder, to {file.resolve()}",
-                mend="put the file itself there",
+                fix="put the file itself there",
             )
     return [folder / name for name in names]
 
@@ -109,7 +109,7 @@ def index_names(index: Path) -> list[str]:
     """The shards that an index names; ModelError where one is no safetensors file in the index's own folder."""
     shards = read_object(index, FETCH).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise ModelError(f"{index}: 'weight_map' should say for each tensor in which file it is", mend=FETCH)
+        raise ModelError(f"{index}: 'weight_map' should say for each tensor in which file it is", fix=FETCH)
     names = sorted(set(shards.values()))
     for name in names:
         outside = name.startswith(("/", "\\")) or ".." in Path(name.replace("\\", "/")).parts or ":" in name
@@ -117,7 +117,7 @@ def index_names(index: Path) -> list[str]:
             raise ModelError(
                 f"{index} names {name!r} as weights; only .safetensors files in its folder are opened, for others can "
                 "run code",
-                mend="do not use this model, or convert its weights to safetensors",
+                fix="do not use this model, or convert its weights to safetensors",
             )
     return names
 
@@ -134,7 +134,7 @@ def tensors_of(files: list[Path]) -> Iterator[tuple[str, int]]:
                     if name != "__metadata__":
                         yield name, math.prod(entry["shape"])
         except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
-            raise ModelError(f"{file} is damaged: {error or 'its header cannot be read'}", mend=FETCH) from None
+            raise ModelError(f"{file} is damaged: {error or 'its header cannot be read'}", fix=FETCH) from None
 
 
 def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, int]) -> None:
@@ -148,19 +148,17 @@ def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, in
     heads, shared = (config.get(key) for key in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared:
         raise ModelError(
-            f"{file}: num_key_value_heads is {shared}, which does not divide num_attention_heads, {heads}", mend=FETCH
+            f"{file}: num_key_value_heads is {shared}, which does not divide num_attention_heads, {heads}", fix=FETCH
         )
     for key, value in _settings(config):
         last = key.rpartition(".")[2]
         if last == "transformers_weights" and value not in (None, WEIGHTS):
-            raise ModelError(
-                f"{file}: {key} names {value!r} as weights", mend=f"name them {WEIGHTS} and remove the key"
-            )
+            raise ModelError(f"{file}: {key} names {value!r} as weights", fix=f"name them {WEIGHTS} and remove the key")
         if last in ("text_config", "quantization_config") and value is not None:
-            raise ModelError(f"{file}: {key} should be an object, not {value!r}", mend=FETCH)
+            raise ModelError(f"{file}: {key} should be an object, not {value!r}", fix=FETCH)
         share = "drop" in last and isinstance(value, int | float) and not 0 <= value <= 1
         if share or (last == "sliding_window" and not isinstance(value, int | None)):
-            raise ModelError(f"{file}: {key} is {value!r}, which no model has", mend=FETCH)
+            raise ModelError(f"{file}: {key} is {value!r}, which no model has", fix=FETCH)
         if "implementation" in key and not key.endswith("_autoset"):
             _check_implementation(key, value, file)
         elif last in ACTIVATIONS and isinstance(value, str):
@@ -170,14 +168,14 @@ def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, in
             if layers is not None and key in LAYERS and value > 2 * layers + SHARED:
                 raise ModelError(
                     f"{file}: {key} is {value}, and the weights have {layers + 1} layers",
-                    mend=f"{FETCH}; its config.json may belong to another",
+                    fix=f"{FETCH}; its config.json may belong to another",
                 )
             if not (1 if last in POSITIVE else -1) <= value <= most:  # -1 means "none" in some
-                raise ModelError(f"{file}: {key} is {value}, which no model has", mend=FETCH)
+                raise ModelError(f"{file}: {key} is {value}, which no model has", fix=FETCH)
             if tensors and WIDTHS.fullmatch(last) and value > max(tensors.values()):
                 raise ModelError(
                     f"{file}: {key} is {value}, and no weight has so many elements",
-                    mend=f"{FETCH}; its config.json may belong to another",
+                    fix=f"{FETCH}; its config.json may belong to another",
                 )
 
 
@@ -196,7 +194,7 @@ def check_tokens(settings: Mapping[str, Any], vocabulary: int | None, file: Path
             if isinstance(each, int) and vocabulary is not None and each >= vocabulary:
                 raise ModelError(
                     f"{file}: {key} is {each}, and the model has {vocabulary} tokens, numbered from 0",
-                    mend=f"correct {key} in {file.name}, or {FETCH}",
+                    fix=f"correct {key} in {file.name}, or {FETCH}",
                 )
 
 
@@ -219,7 +217,7 @@ def _check_implementation(key: str, value: Any, file: Path) -> None:
         raise ModelError(
             f"{file}: {key} is {value!r}, which "
             + ("would fetch code and run it" if code else f"is none of {', '.join(IMPLEMENTATIONS)}"),
-            mend=f"remove {key} from config.json, if you trust the rest of the model",
+            fix=f"remove {key} from config.json, if you trust the rest of the model",
         )
 
 
@@ -229,7 +227,7 @@ def _check_activation(key: str, value: str, file: Path) -> None:
     if value not in ACT2FN:
         raise ModelError(
             f"{file}: {key} is {value!r}, which transformers does not know{did_you_mean(value, list(ACT2FN))}",
-            mend=FETCH,
+            fix=FETCH,
         )
 
 
@@ -242,7 +240,7 @@ def check_hub(source: str, revision: str | None) -> None:
 
     try:
         if fetched("adapter_config.json"):  # transformers would load the base that it names, with the adapter on it
-            raise ModelError(ADAPTER_TOO.format(source), mend="give the base model's own id")
+            raise ModelError(ADAPTER_TOO.format(source), fix="give the base model's own id")
         index = None if fetched(WEIGHTS) else fetched(INDEX)
     except OSError:  # loading will say what is wrong with the hub or the name
         return
@@ -259,7 +257,7 @@ def few_modules() -> Iterator[None]:
         nonlocal made
         made += 1
         if made > MOST_MODULES:
-            raise ModelError(f"config.json asks for more than {MOST_MODULES} modules, which no model has", mend=FETCH)
+            raise ModelError(f"config.json asks for more than {MOST_MODULES} modules, which no model has", fix=FETCH)
 
     hook = register_module_module_registration_hook(count)
     try:
@@ -284,7 +282,7 @@ def check_vocabulary(path: str, model_config: Any, tokenizer: Any) -> None:
         raise ModelError(
             f"model.path: the tokenizer of {path} has token {number} ({token!r}), and the model has {size} tokens, "
             "numbered from 0",
-            mend="give the tokenizer that belongs to the model, or enlarge the model once with "
+            fix="give the tokenizer that belongs to the model, or enlarge the model once with "
             "model.resize_token_embeddings(len(tokenizer)) and save_pretrained",
         )
 
@@ -306,7 +304,7 @@ def check_left_out(unexpected: Iterable[str], model: nn.Module, source: str) -> 
         raise ModelError(
             f"model.path: {len(left)} weights of {source} are of layers that its config.json leaves out, among them "
             f"{left[0]}",
-            mend=f"{FETCH}; its config.json may belong to another",
+            fix=f"{FETCH}; its config.json may belong to another",
         )
 
 
@@ -321,7 +319,7 @@ def refuse_not_finite(model: nn.Module, source: str) -> None:
     raise ModelError(
         f"model.path: the weight {name} of {file if file.is_file() else source} holds NaN or infinity, so every answer "
         "would be NaN",
-        mend="download the model again; where model.dtype=float16 is too small for it, model.dtype=float32",
+        fix="download the model again; where model.dtype=float16 is too small for it, model.dtype=float32",
     )
 
 

@@ -20,9 +20,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging
 
 from luthier.builtin import BASE
-from luthier.config import ModelConfig
-from luthier.errors import InputError, MissingExtra, ModelError, did_you_mean, install
-from luthier.heads import UNPACKED
+from luthier.core.errors import InputError, MissingExtra, ModelError, did_you_mean, install
+from luthier.core.resources import closed_file, is_out_of_memory, no_access
 from luthier.models.files import (
     FETCH,
     check_config,
@@ -34,8 +33,9 @@ from luthier.models.files import (
     few_modules,
     refuse_not_finite,
 )
-from luthier.ops.packed import repair
-from luthier.training.space import closed_file, is_out_of_memory, no_access
+from luthier.models.heads import UNPACKED
+from luthier.models.quantized import repair
+from luthier.models.settings import ModelConfig
 
 MOST_TOKENS = 2048
 """Default limit of a row, where the model would take more."""
@@ -52,14 +52,14 @@ def locate(config: ModelConfig) -> str:
     if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or folder.exists():
         near = did_you_mean(folder.name, [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else [])
         raise ModelError(
-            f"model.path: {config.path} is no folder{near}", mend="give a model folder, a hub id, or builtin"
+            f"model.path: {config.path} is no folder{near}", fix="give a model folder, a hub id, or builtin"
         )
     if config.hub == "modelscope":
         try:
             from modelscope import snapshot_download  # type: ignore[import-not-found, unused-ignore]
         except ImportError:
             raise MissingExtra(
-                f"model {config.path}: ModelScope's package is not installed", mend=install("modelscope")
+                f"model {config.path}: ModelScope's package is not installed", fix=install("modelscope")
             ) from None
         folder = Path(snapshot_download(config.path, revision=config.revision))
         check_folder(folder, weights=config.init == "pretrained")
@@ -80,7 +80,7 @@ def load_tokenizer(config: ModelConfig, source: str) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise ModelError(
             f"model.path: {config.path} has no fast tokenizer (tokenizer.json), which the loss mask needs",
-            mend="save it once with transformers' AutoTokenizer(..., use_fast=True).save_pretrained",
+            fix="save it once with transformers' AutoTokenizer(..., use_fast=True).save_pretrained",
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -103,19 +103,19 @@ def row_limit(
     if own < 1:
         raise ModelError(
             f"model.path: the tokenizer of {config.path} takes {own} tokens at most (model_max_length)",
-            mend="correct model_max_length in its tokenizer_config.json",
+            fix="correct model_max_length in its tokenizer_config.json",
         )
     if taken >= own:
         raise InputError(
             f"method.length: a prompt of {taken} tokens leaves none of the model's {own} positions to the text",
-            mend=f"method.length={max(1, min(20, own // 4))}" if own > 1 else "another base, or method=lora",
+            fix=f"method.length={max(1, min(20, own // 4))}" if own > 1 else "another base, or method=lora",
         )
     own -= taken
     if wanted and wanted > own:
         raise InputError(
             f"train.max_length: {wanted} is more than the {own} tokens that the model takes"
             + (f" beside the method's {taken}" if taken else ""),
-            mend=f"train.max_length={own}",
+            fix=f"train.max_length={own}",
         )
     return wanted or min(own, MOST_TOKENS)
 
@@ -174,7 +174,7 @@ def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any
     if missing:
         raise ModelError(
             f"model.path: {len(missing)} weights of {source} are not in its files, among them {missing[0]}",
-            mend=f"{FETCH}; its config.json may belong to another",
+            fix=f"{FETCH}; its config.json may belong to another",
         )
     check_left_out(told["unexpected_keys"], model, source)
     return model  # type: ignore[no-any-return]
@@ -241,11 +241,11 @@ def reads_ahead(model_config: Any) -> bool:
 
 
 def _wrong_task(config: ModelConfig, model_config: Any, labels: tuple[str, ...] | None) -> ModelError:
-    need, mend = (
+    need, fix = (
         ("a causal decoder", "task=classify, or another base") if labels is None else ("a classifier", "another base")
     )
     return ModelError(
-        f"model.path: {config.path} is a {model_config.model_type}, which cannot serve as {need}", mend=mend
+        f"model.path: {config.path} is a {model_config.model_type}, which cannot serve as {need}", fix=fix
     )
 
 
@@ -255,7 +255,7 @@ def device(config: ModelConfig) -> str:
     if config.device == "auto":
         return "cuda" if there["cuda"] else "cpu"
     if not there[config.device]:
-        raise ModelError(f"model.device: there is no {config.device} on this machine", mend="model.device=auto")
+        raise ModelError(f"model.device: there is no {config.device} on this machine", fix="model.device=auto")
     return config.device
 
 
@@ -277,13 +277,13 @@ def check_quantize(config: ModelConfig, optimizer: str = "adamw") -> None:
     if config.init == "random":
         raise ModelError(
             f"model.init=random trains all weights, and model.quantize={config.quantize} freezes them",
-            mend="model.quantize=none",
+            fix="model.quantize=none",
         )
     _need_bitsandbytes(installed, "model.quantize", config.quantize, "none")
     if config.quantize != "int8" and config.compute_dtype == "float16" and device(config) == "cpu":
         raise MissingExtra(
             "model.compute_dtype=float16 cannot serve on a CPU: a step takes some 25 times as long there",
-            mend="model.compute_dtype=auto",
+            fix="model.compute_dtype=auto",
         )
 
 
@@ -296,13 +296,13 @@ def quantization(config: ModelConfig, model_config: Any) -> str:
     kind = str(told.get("bnb_4bit_quant_type" if told.get("load_in_4bit") else "quant_method"))
     if kind == "None":
         raise ModelError(
-            f"model.path: quantization_config of {config.path} does not say how its weights are packed", mend=FETCH
+            f"model.path: quantization_config of {config.path} does not say how its weights are packed", fix=FETCH
         )
     kind = "int8" if told.get("load_in_8bit") else kind
     if config.quantize not in ("none", kind):
         raise ModelError(
             f"model.path: the weights of {config.path} are stored as {kind}, and model.quantize={config.quantize}",
-            mend="model.quantize=none takes them as they are",
+            fix="model.quantize=none takes them as they are",
         )
     return kind
 
@@ -316,7 +316,7 @@ def _need_bitsandbytes(installed: bool, key: str, value: str, instead: str) -> N
     if not installed:
         raise MissingExtra(
             f"{key}={value} needs bitsandbytes, which is not installed",
-            mend=f"{install('quantize')}, or {key}={instead}",
+            fix=f"{install('quantize')}, or {key}={instead}",
         )
 
 
@@ -341,29 +341,29 @@ def _quantization(config: ModelConfig, labels: tuple[str, ...] | None) -> Any:
 def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
     if (closed := closed_file(error)) is not None:
         told = no_access(closed)
-        return ModelError(f"model.path: {told.message}", mend=told.mend)
+        return ModelError(f"model.path: {told.message}", fix=told.fix)
     lines = [line.strip() for line in str(error).split("\n") if line.strip()]
     if "trust_remote_code" in str(error):
         return ModelError(
             f"model.path: {config.path} comes with Python code of its own, which is not run unless you ask for it",
-            mend="read that code, then model.trust_remote_code=true",
+            fix="read that code, then model.trust_remote_code=true",
         )
     if is_out_of_memory(error):
         return ModelError(
             f"model.path: the memory is too small for the {part} of {config.path}",
-            mend="a smaller base, or one in 4 bit (method=qlora); luthier plan says what a base needs",
+            fix="a smaller base, or one in 4 bit (method=qlora); luthier plan says what a base needs",
         )
     if isinstance(error, ImportError) or "does not recognize this architecture" in str(error):
-        mend = "install that package" if isinstance(error, ImportError) else "pip install -U transformers"
-        return ModelError(f"model.path: {config.path}: {' '.join(lines)}", mend=f"{mend}, or another base")
+        fix = "install that package" if isinstance(error, ImportError) else "pip install -U transformers"
+        return ModelError(f"model.path: {config.path}: {' '.join(lines)}", fix=f"{fix}, or another base")
     if damaged(error) or Path(config.path).is_dir() or not isinstance(error, OSError):
         return ModelError(
             f"model.path: cannot use the {part} of {config.path}: {type(error).__name__}: {' '.join(lines[:2])}",
-            mend=f"{FETCH}; its files may be damaged, or of another model",
+            fix=f"{FETCH}; its files may be damaged, or of another model",
         )
     return ModelError(
         f"model.path: cannot load the {part} of {config.path!r}: {type(error).__name__}: {' '.join(lines[:2])}",
-        mend="check the name; offline, give a local folder or model=builtin",
+        fix="check the name; offline, give a local folder or model=builtin",
     )
 
 

@@ -28,7 +28,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Other:
+class TargetMachine:
     """A machine that is not this one: all that is known of it is what a run would train on, and its memory."""
 
     device: str

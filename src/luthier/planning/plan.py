@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.config import ModelConfig, TrainConfig
 from luthier.data.batches import micro_batches, step_numbers
-from luthier.heads import in_head
+from luthier.kernels.cross_entropy import CHUNK_BYTES, FEWEST, SLICE_BYTES
 from luthier.methods.base import Method
+from luthier.models.heads import in_head
 from luthier.models.load import device, quantization, skeleton
-from luthier.ops.cross_entropy import CHUNK_BYTES, FEWEST, SLICE_BYTES
+from luthier.models.settings import ModelConfig
 from luthier.planning import machine
 from luthier.planning.tracing import Trace, trace
-from luthier.tasks.base import EVEN, even_length
+from luthier.rendering.row import EVEN, even_length
+from luthier.training.settings import TrainConfig
 
 SAMPLE = 400
 """Steps of the first epoch that are looked at."""
@@ -145,7 +146,7 @@ def plan(
     precision: str,
     labels: tuple[str, ...] | None,
     packed: bool,
-    other: machine.Other | None = None,
+    other: machine.TargetMachine | None = None,
 ) -> Plan:
     """From config.json alone: no weights are read, and nothing large is held.
 

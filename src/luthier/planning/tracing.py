@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from luthier.ops.attention import EDGES
-from luthier.ops.fused import fused
-from luthier.ops.varlen import ROWS, Rows
+from luthier.kernels.apply import fused
+from luthier.kernels.attention import EDGES
+from luthier.kernels.varlen import ROWS, Rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-from luthier.planning.words import duration, gigabytes
+from luthier.core.shell import public
+from luthier.core.units import duration, gigabytes
 from luthier.reports import compare_plots
 from luthier.reports.run_report import figure
-from luthier.shell import public
 
 
 def render(body: Mapping[str, Any]) -> str:

@@ -9,11 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from luthier.core.errors import InputError
+from luthier.core.files import write_json, write_jsonl, write_text
+from luthier.core.shell import public
 from luthier.data.checks.audit import Audit, as_json
 from luthier.data.prepared import Prepared
-from luthier.errors import InputError
-from luthier.folder import RunFolder, write_json, write_jsonl, write_text
-from luthier.shell import public
+from luthier.runs.folder import RunFolder
 
 MOST_REFUSALS = 1_000
 """Refused rows that the page lists; refused.jsonl and data.json have all."""
@@ -30,7 +31,7 @@ KINDS = {
 def refuse_run_folder(out: Path) -> None:
     """InputError where `out` is the folder of a run, whose data.json the report's would replace."""
     if RunFolder(out).recipe.exists():
-        raise InputError(f"{out} is the folder of a run", mend="choose another folder with --out DIR")
+        raise InputError(f"{out} is the folder of a run", fix="choose another folder with --out DIR")
 
 
 def write(out: Path, found: Audit, data: Prepared, model: str, *, named: bool) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def write(out: Path, found: Audit, data: Prepared, model: str, *, named: bool) -
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out: cannot make the folder {out}: {error.strerror}", mend="--out DIR") from None
+        raise InputError(f"--out: cannot make the folder {out}: {error.strerror}", fix="--out DIR") from None
     write_jsonl(out / "refused.jsonl", map(asdict, data.refusals))
     write_text(out / "data.html", render(body))
     write_json(out / "data.json", body)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from luthier.core.shell import public
 from luthier.evaluation.contrast import words_of
-from luthier.shell import public
 
 
 def render(

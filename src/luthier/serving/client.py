@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urldefrag, urlsplit
 
-from luthier.data.example import Message
-from luthier.errors import InputError, LuthierError
-from luthier.serving.guard import is_loopback
-from luthier.serving.speakers import Asking
-from luthier.strict_json import to_json
+from luthier.core.errors import InputError, LuthierError
+from luthier.core.strict_json import to_json
+from luthier.rendering.example import Message
+from luthier.serving.http.guard import is_loopback
+from luthier.serving.settings import Asking
 
 KEYS = ("LUTHIER_API_KEY", "OPENAI_API_KEY")
 """Variables that may hold the key, the first that is set."""
@@ -46,12 +46,12 @@ class Remote:
         self.told = told
         parts = urlsplit(self.url)
         if not parts.hostname or parts.username is not None:
-            raise InputError(f"{self.url} is no address of an endpoint", mend="http://HOST:PORT/v1, with the key apart")
+            raise InputError(f"{self.url} is no address of an endpoint", fix="http://HOST:PORT/v1, with the key apart")
         name, self.key = next(((name, key) for name in KEYS if (key := os.environ.get(name, "").strip())), ("", ""))
         if self.key and parts.scheme == "http" and not is_loopback(parts.hostname):
             raise InputError(
                 f"{self.url}: the key in {name} would travel to {parts.hostname} unencrypted",
-                mend=f"an https address, a tunnel (ssh -L), or unset {name} where the endpoint needs no key",
+                fix=f"an https address, a tunnel (ssh -L), or unset {name} where the endpoint needs no key",
             )
         self.model = named or self._only()
         self.name = self.model
@@ -109,7 +109,7 @@ class Remote:
         if len(found) == 1:
             return found[0]
         there = f"there are: {', '.join(found)}" if found else "it does not tell which there are"
-        raise InputError(f"{self.url}: which model? {there}", mend="--model NAME")
+        raise InputError(f"{self.url}: which model? {there}", fix="--model NAME")
 
     def _open(self, path: str, body: dict[str, Any]) -> http.client.HTTPResponse:
         """Ask, again where the endpoint is busy."""
@@ -140,31 +140,31 @@ class Remote:
         return made
 
     def _refused(self, error: urllib.error.HTTPError, *, asked: bool = False) -> InputError:
-        """What a status means, and the mend; `asked`: it was a dialogue that was refused."""
+        """What a status means, and the fix; `asked`: it was a dialogue that was refused."""
         said = self._hidden(_said(error))
         error.close()
         name = next((name for name in KEYS if os.environ.get(name, "").strip()), None)
         if error.code in (401, 403):
             what = f"does not take the key in {name}" if name else "wants a key"
-            return InputError(f"{self.url} {what} (HTTP {error.code}{said})", mend=f"export {name or KEYS[0]}=...")
+            return InputError(f"{self.url} {what} (HTTP {error.code}{said})", fix=f"export {name or KEYS[0]}=...")
         if error.code == 404:
             found = self.models()
             if found and asked:
                 return InputError(
                     f"there is no model {self.model!r} at {self.url}; there are: {', '.join(found)}",
-                    mend="--model NAME",
+                    fix="--model NAME",
                 )
             ending = "" if self.url.endswith("/v1") else f"; such addresses end in /v1: {self.url}/v1"
             return InputError(f"{self.url} is no endpoint of OpenAI's kind (HTTP 404){ending}")
         if error.code == 429:
-            return InputError(f"{self.url} is busy (HTTP 429{said})", mend="ask again later")
+            return InputError(f"{self.url} is busy (HTTP 429{said})", fix="ask again later")
         if 300 <= error.code < 400:
-            return InputError(f"{self.url} points elsewhere: {error.headers.get('location')}", mend="give that address")
+            return InputError(f"{self.url} points elsewhere: {error.headers.get('location')}", fix="give that address")
         return InputError(f"{self.url} refused the request (HTTP {error.code}{said})")
 
     def _unreachable(self, error: Exception) -> InputError:
         return InputError(
-            f"{self.url} cannot be reached: {_reason(error)}", mend="is the server up, and the port right?"
+            f"{self.url} cannot be reached: {_reason(error)}", fix="is the server up, and the port right?"
         )
 
     def _hidden(self, text: str) -> str:

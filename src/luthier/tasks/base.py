@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from luthier.data.example import Example, RowError
-from luthier.data.template import IGNORED, Template
-from luthier.plugins import Family, Plugin
+from luthier.core.registry import Family, Plugin
+from luthier.rendering.chat_template import IGNORED, Template
+from luthier.rendering.example import Example, RowError
+from luthier.rendering.row import EVEN, LongRow, Row, even_length
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     Batch = dict[str, Tensor]
-
-EVEN = 64
-"""Tokens: lengths of long packed sequences are multiples of it."""
-
-LongRow = Literal["stop", "skip", "split", "truncate_prompt", "truncate_answer"]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One training row. `labels` has a label per token, or for classification one class number."""
-
-    ids: list[int]
-    labels: list[int]
-    where: str
-    cut: int = 0
-    """Tokens that a truncation policy took away."""
-
-    @property
-    def learned(self) -> int:
-        """Targets in the row: a next-token target cannot be the first token."""
-        return sum(label != IGNORED for label in self.labels[1:]) if len(self.labels) > 1 else 1
 
 
 class Task(Plugin):
@@ -116,12 +95,6 @@ class Task(Plugin):
         }
 
 
-def even_length(length: int, most: int) -> int:
-    """One of eight lengths in each octave that is not below `length`, nor, for that, above `most`."""
-    step = max(8, 1 << length.bit_length() >> 4)
-    return max(length, min(most, -(-length // step) * step))
-
-
 def encode_texts(example: Example, template: Template, max_length: int, on_long: LongRow) -> tuple[list[int], int]:
     """Token ids of a text, or of a pair as the tokenizer joins it, and how many were cut off to fit.
 
@@ -150,7 +123,7 @@ def next_token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     import torch.nn.functional as F
 
-    from luthier.ops.cross_entropy import linear_cross_entropy, without_head
+    from luthier.kernels.cross_entropy import linear_cross_entropy, without_head
 
     labels = batch["labels"]  # [B, T]
     # With a mask transformers would not look at the positions, and packed rows would see one another.

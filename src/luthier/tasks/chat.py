@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from luthier.data.example import Example, Message, RowError
-from luthier.data.template import IGNORED, Template, Tokens
-from luthier.data.tool_use import shows
-from luthier.errors import TemplateError
-from luthier.tasks.base import LongRow, Row, Task, next_token_losses
+from luthier.core.errors import TemplateError
+from luthier.rendering.chat_template import IGNORED, Template, Tokens
+from luthier.rendering.example import Example, Message, RowError
+from luthier.rendering.row import LongRow, Row
+from luthier.rendering.tool_calls import shows
+from luthier.tasks.base import Task, next_token_losses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,13 +28,13 @@ class Chat(Task):
 
     def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
         if not example.messages:
-            raise RowError("the row has no dialogue", mend="task=complete learns plain text")
+            raise RowError("the row has no dialogue", fix="task=complete learns plain text")
         try:
             # Mostly one row; one per answer where the template renders an answer anew when other turns follow.
             rows = template.rows(example.messages, example.tools)
             return [_fit(tokens, template, max_length, on_long, example) for tokens in rows]
         except TemplateError as error:  # so that the message names the row
-            raise RowError(error.message, mend=error.mend) from error
+            raise RowError(error.message, fix=error.fix) from error
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         return next_token_losses(model, batch)

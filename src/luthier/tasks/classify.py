@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from luthier.data.example import Example, RowError
-from luthier.data.template import Template
-from luthier.errors import DataError
-from luthier.tasks.base import LongRow, Row, Task, encode_texts
+from luthier.core.errors import DataError
+from luthier.rendering.chat_template import Template
+from luthier.rendering.example import Example, RowError
+from luthier.rendering.row import LongRow, Row
+from luthier.tasks.base import Task, encode_texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,25 +41,25 @@ class Classify(Task):
         if len(found) < 2:
             raise DataError(
                 f"classification needs at least two labels, the training rows have {len(found)}: {sorted(found)}",
-                mend="choose the label column with data.format.label=COLUMN, or another task",
+                fix="choose the label column with data.format.label=COLUMN, or another task",
             )
         numbers = sorted((label for label in found if NUMBER.fullmatch(label)), key=lambda label: (float(label), label))
         words = sorted(found.difference(numbers))
         if numbers and words:
             raise DataError(
                 f"the labels of the training rows mix numbers ({_some(numbers)}) and words ({_some(words)})",
-                mend="data.format.names=[WORD,WORD] reads 0 and 1 as words; if both are meant, list all in task.labels",
+                fix="data.format.names=[WORD,WORD] reads 0 and 1 as words; if both are meant, list all in task.labels",
             )
         return self.model_copy(update={"labels": tuple(numbers or words)})
 
     def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
         if example.label is None:
-            raise RowError("the row has no label", mend="name the column with data.format.label=COLUMN")
+            raise RowError("the row has no label", fix="name the column with data.format.label=COLUMN")
         if example.label not in self.labels:
             raise RowError(
                 f"label {example.label!r} is none of the classes {_some(self.labels)} "
                 "(those of the training rows, or of task.labels)",
-                mend="mend it, list all classes in task.labels, or leave such rows out with data.on_bad_row=skip",
+                fix="fix it, list all classes in task.labels, or leave such rows out with data.on_bad_row=skip",
             )
         ids, cut = encode_texts(example, template, max_length, on_long)
         return [Row(ids, [self.labels.index(example.label)], example.where, cut=cut)]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from luthier.data.example import Example, RowError
-from luthier.data.template import IGNORED, Template
-from luthier.tasks.base import LongRow, Row, Task, next_token_losses
+from luthier.rendering.chat_template import IGNORED, Template
+from luthier.rendering.example import Example, RowError
+from luthier.rendering.row import LongRow, Row
+from luthier.tasks.base import Task, next_token_losses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +27,7 @@ class Complete(Task):
 
     def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
         if example.tools or any(message.tool_calls for message in example.messages):
-            raise RowError("the row has tools, which plain text cannot show", mend="task=chat learns such rows")
+            raise RowError("the row has tools, which plain text cannot show", fix="task=chat learns such rows")
         tokenizer = template.tokenizer
         pieces = [(message.content, message.learn) for message in example.messages] or [(example.text, True)]
         if not any(content.strip() for content, learn in pieces if learn):

@@ -11,10 +11,11 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from luthier.data.example import Example, RowError
-from luthier.data.template import Template
-from luthier.errors import DataError
-from luthier.tasks.base import LongRow, Row, Task, encode_texts
+from luthier.core.errors import DataError
+from luthier.rendering.chat_template import Template
+from luthier.rendering.example import Example, RowError
+from luthier.rendering.row import LongRow, Row
+from luthier.tasks.base import Task, encode_texts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,16 +38,16 @@ class Regress(Task):
         if len(numbers) < 2:
             raise DataError(
                 f"the training rows have {len(numbers)} different numbers to learn",
-                mend="choose the column with data.format.label=COLUMN, or task=classify for labels in words",
+                fix="choose the column with data.format.label=COLUMN, or task=classify for labels in words",
             )
         return self
 
     def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
         if example.label is None:
-            raise RowError("the row has no number", mend="name the column with data.format.label=COLUMN")
+            raise RowError("the row has no number", fix="name the column with data.format.label=COLUMN")
         number = _number(example.label)
         if number is None:
-            raise RowError(f"label {example.label!r} is no number", mend="task=classify learns labels in words")
+            raise RowError(f"label {example.label!r} is no number", fix="task=classify learns labels in words")
         ids, cut = encode_texts(example, template, max_length, on_long)
         return [Row(ids, [_bits(number)], example.where, cut=cut)]
 

@@ -13,11 +13,9 @@ where a new folder takes its place. `tidy` clears away what a killed process lef
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,100 +23,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from luthier.errors import InputError
-from luthier.ledger import sha256
-from luthier.strict_json import to_json
-from luthier.training.durable import sync
-from luthier.training.randomness import RandomState
-from luthier.training.space import is_full, no_access, no_space
-
-MANIFEST = "manifest.json"
-
-
-@contextmanager
-def staged(target: Path, run: str = "", step: int | None = None) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` as a whole at the end, or leaves no trace.
-
-    Its manifest carries the identity of the `run` and the `step` that it belongs to.
-    """
-    staging = target.parent / f".staging-{target.name}-{os.getpid()}"
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        files = sorted(path for path in staging.rglob("*") if path.is_file())
-        listing = {
-            path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in files
-        }
-        (staging / MANIFEST).write_text(to_json({"run": run, "step": step, "files": listing}, indent=1))
-        mode = (staging / MANIFEST).stat().st_mode & 0o777  # what the umask leaves; safetensors writes 0600
-        for path in files:
-            path.chmod(mode | path.stat().st_mode & 0o111)
-        for path in [*files, staging / MANIFEST, *(path for path in staging.rglob("*") if path.is_dir()), staging]:
-            sync(path)
-        old = target.with_name(f".old-{target.name}")
-        if target.exists():  # the same step again; a kill between the two renames is mended by `tidy`
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-        staging.rename(target)
-        sync(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        if is_full(error):
-            raise no_space(error, target) from error
-        raise
-
-
-def tidy(folder: Path) -> None:
-    """Clear away what killed processes left in `folder`. Only for who holds the run: another's work would go too."""
-    for old in folder.glob(".old-*"):
-        target = old.with_name(old.name.removeprefix(".old-"))
-        if not target.exists() and not fault(old):
-            old.rename(target)
-    for left in [path for kind in (".staging-*", ".trash-*", ".old-*") for path in folder.glob(kind)]:
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def fault(folder: Path, *, run: str = "", hashes: bool = True, others: bool = False) -> str:
-    """What is wrong with a folder that `staged` made; empty where nothing. Without `hashes` only names and sizes.
-
-    A folder of another run than `run` is wrong as well ("": of any), and a checkpoint under the name of another step.
-    `others`: files that the manifest does not name may be there. InputError where a file is not damaged but closed to
-    this user.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, step = manifest["files"], manifest["step"] if run else manifest.get("step")
-        if run and manifest["run"] != run:
-            return "it belongs to another run"
-        if step is not None and folder.name.removeprefix(".old-") != named(step):
-            return f"it is the checkpoint of step {step}"
-        return _fault_of_files(folder, files, hashes, others) if files else f"{MANIFEST} names no file"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except PermissionError as error:
-        raise no_access(error, folder) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({type(error).__name__})"
-
-
-def _fault_of_files(folder: Path, files: dict[str, Any], hashes: bool, others: bool) -> str:
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {MANIFEST}
-    for name in sorted(set(files) - there if others else there ^ set(files)):
-        return f"{name} is missing" if name in files else f"{name} is not in its manifest"
-    for name, entry in files.items():
-        if (folder / name).stat().st_size != entry["bytes"]:
-            return f"{name} has another size than in its manifest"
-        if hashes and sha256(folder / name) != entry["sha256"]:
-            return f"{name} has another SHA-256 than in its manifest"
-    return ""
-
-
-def named(step: int) -> str:
-    """Name of the checkpoint of a step."""
-    return f"step-{step:06d}"
+from luthier.core.errors import InputError
+from luthier.core.files import fault, staged
+from luthier.core.strict_json import to_json
+from luthier.training.rng import RandomState
 
 
 def newest(folder: Path, run: str = "") -> tuple[Path | None, list[str]]:
@@ -172,8 +80,8 @@ def write(
     with staged(target, run, state.get("step")) as folder:
         weights(folder / "weights")
         tensors, numbers = _flatten(optimizer.state_dict())
-        dice = RandomState.now()
-        tensors |= dice.tensors
+        rng = RandomState.now()
+        tensors |= rng.tensors
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.safetensors")
         (folder / "state.json").write_text(
             to_json(
@@ -182,7 +90,7 @@ def write(
                     "optimizer": numbers,
                     "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
                     "scaler": scaler.state_dict() if scaler is not None else None,
-                    "rng": dice.numbers,
+                    "rng": rng.numbers,
                     "tensors": sorted(tensors),
                 }
             )
@@ -206,8 +114,8 @@ def read(
     schedule.load_state_dict({**state.pop("schedule"), "lr_lambdas": [None] * len(optimizer.param_groups)})
     if (scale := state.pop("scaler")) and scaler is not None:
         scaler.load_state_dict(scale)
-    dice = {key: value for key, value in tensors.items() if key.startswith("rng.")}
-    RandomState(dice, state.pop("rng")).put_back()
+    rng = {key: value for key, value in tensors.items() if key.startswith("rng.")}
+    RandomState(rng, state.pop("rng")).put_back()
     return state
 
 

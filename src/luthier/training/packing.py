@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from luthier.errors import InputError
+from luthier.core.errors import InputError
 from luthier.methods.base import Method
 from luthier.tasks.base import Task
 
 if TYPE_CHECKING:
     from torch import nn
 
-MEND = "train.packing=false"
+FIX = "train.packing=false"
 
 
 def check_packing(task: Task, method: Method) -> None:
     """InputError where rows cannot share a sequence. Cheap: comes before any weights."""
     if task.model_class == "classification":
-        raise InputError(f"train.packing: task {task.name} has one answer for each sequence", mend=MEND)
+        raise InputError(f"train.packing: task {task.name} has one answer for each sequence", fix=FIX)
     if not method.packs:
         raise InputError(
             f"train.packing: method {method.name} puts its tokens in front of a sequence, so only its first row would "
             "have them",
-            mend=f"{MEND}, or method=prefix, whose keys and values every row sees",
+            fix=f"{FIX}, or method=prefix, whose keys and values every row sees",
         )
 
 
@@ -45,7 +45,7 @@ def prove_packing(model: nn.Module, vocabulary: int) -> None:
     """
     import torch
 
-    from luthier.ops.attention import row_by_row
+    from luthier.kernels.attention import row_by_row
 
     rows = [[1 + (7 * place + start) % (vocabulary - 1) for place in range(6)] for start in (3, 11)]
     place = next(model.parameters()).device
@@ -68,5 +68,5 @@ def prove_packing(model: nn.Module, vocabulary: int) -> None:
         raise InputError(
             f"train.packing: the attention of {type(model).__name__} crosses from row to row in one sequence (logits "
             f"differ by {difference:.2g} of their spread)",
-            mend=MEND,
+            fix=FIX,
         )

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any, Literal
 
+from luthier.core.errors import install_anywhere
+from luthier.core.events import Progress
 from luthier.data.checks.duplicates import (
     MOST_CHARACTERS,
     MOST_TEXTS,
@@ -24,9 +26,7 @@ from luthier.data.checks.languages import available, languages
 from luthier.data.checks.mask import Mask, endless, learned_prompts, masks
 from luthier.data.prepared import SIDES, Prepared
 from luthier.data.store import Examples
-from luthier.data.template import Template
-from luthier.errors import install_anywhere
-from luthier.training.progress import Progress
+from luthier.rendering.chat_template import Template
 
 PERCENTILES = (50, 90, 95, 99)
 LIMITS = (256, 512, 1024, 2048)

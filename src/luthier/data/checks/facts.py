@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from luthier.core.events import Progress
 from luthier.data.checks.duplicates import normalised
 from luthier.data.checks.scripts import script
 from luthier.data.encode import pieces
-from luthier.data.example import Example
 from luthier.data.parallel import in_order
 from luthier.data.store import Examples, example_of
-from luthier.training.progress import Progress
+from luthier.rendering.example import Example
 
 PREFIX = 40
 """Characters that prompts must share to count as one template."""

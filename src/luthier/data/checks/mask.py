@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.data.example import Example
+from luthier.core.errors import DataError
 from luthier.data.prepared import Prepared
-from luthier.data.template import IGNORED, Template
-from luthier.errors import DataError
-from luthier.tasks.base import Row
+from luthier.rendering.chat_template import IGNORED, Template
+from luthier.rendering.example import Example
+from luthier.rendering.row import Row
 
 Kind = Literal["plain", "special", "learned", "end", "gap"]
 MOST_TOKENS = 400
@@ -159,7 +159,7 @@ def refuse_endless(data: Prepared, template: Template) -> None:
         raise DataError(
             f"{data.rows.where(0)}: the token that ends an answer is cut away here and in every other row, so the "
             "model would never learn to stop",
-            mend="raise train.max_length, or data.on_long_row=truncate_prompt, which keeps the answers whole",
+            fix="raise train.max_length, or data.on_long_row=truncate_prompt, which keeps the answers whole",
         )
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
+from luthier.core.errors import DataError, InputError
+from luthier.core.events import Progress
 from luthier.data.checks.audit import Audit, audit
 from luthier.data.encode import encode, workers_for
 from luthier.data.prepare import load
 from luthier.data.prepared import SIDES, Prepared
 from luthier.data.settings import DataConfig
-from luthier.data.template import Template
-from luthier.errors import DataError, InputError
+from luthier.rendering.chat_template import Template
 from luthier.tasks.base import Task
-from luthier.training.progress import Progress
 
 
 def read(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:

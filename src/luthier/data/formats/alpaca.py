@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, Message, RowError, chat
 from luthier.data.formats.base import Format, column, optional_text, system_of, text_of, tools_of
+from luthier.rendering.example import Example, Message, RowError, chat
 
 
 class Alpaca(Format):

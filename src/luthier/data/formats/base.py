@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, Message, RowError, chat, sound
-from luthier.data.tools import read_calls, read_result, read_tools, without_strange_nulls
-from luthier.errors import did_you_mean
-from luthier.plugins import Family, Plugin
+from luthier.core.errors import did_you_mean
+from luthier.core.registry import Family, Plugin
+from luthier.rendering.example import Example, Message, RowError, chat, sound
+from luthier.rendering.tools import read_calls, read_result, read_tools, without_strange_nulls
 
 
 class Format(Plugin):
@@ -47,10 +47,10 @@ def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
     if name not in row and name.partition(".")[0] in row:
         return _within(row, name)
     if name not in row:
-        mend = f"name the column with data.format.{key}=COLUMN" if key else ""
+        fix = f"name the column with data.format.{key}=COLUMN" if key else ""
         raise RowError(
             f"there is no column {name!r}{did_you_mean(name, row)}; the row has {', '.join(map(str, row)) or 'none'}",
-            mend=mend,
+            fix=fix,
         )
     return row[name]
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from pydantic import field_validator
 
-from luthier.data.example import Example, Message, RowError
 from luthier.data.formats.base import Format, column, label_of, optional_text, text_of
+from luthier.rendering.example import Example, Message, RowError
 
 
 class Classification(Format):

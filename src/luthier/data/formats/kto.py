@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.example import Example, RowError
 from luthier.data.formats.base import (
     Format,
     answer_of,
@@ -23,6 +22,7 @@ from luthier.data.formats.base import (
     tools_of,
     turns_of,
 )
+from luthier.rendering.example import Example, RowError
 
 
 class Kto(Format):

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.example import Example, Message, RowError
 from luthier.data.formats.base import (
     Format,
     answer_of,
@@ -22,6 +21,7 @@ from luthier.data.formats.base import (
     system_of,
     tools_of,
 )
+from luthier.rendering.example import Example, Message, RowError
 
 
 class Preference(Format):

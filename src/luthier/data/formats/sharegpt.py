@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, RowError
 from luthier.data.formats.base import CALL, SPEAKERS, Format, column, dialogue_of, message_of, system_of, tools_of
-from luthier.data.tools import parted
+from luthier.rendering.example import Example, RowError
+from luthier.rendering.tools import parted
 
 
 class ShareGPT(Format):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.example import Example, RowError
 from luthier.data.formats.base import Format, column, text_of
+from luthier.rendering.example import Example, RowError
 
 
 class Text(Format):

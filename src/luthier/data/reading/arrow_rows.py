@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from luthier.core.errors import DataError
 from luthier.data.reading.rows import NO_ROWS, RawRow
-from luthier.errors import DataError
 
 AT_ONCE = 512  # rows that are in memory as Python objects
 
@@ -26,7 +26,7 @@ def read_parquet(file: Path) -> Iterator[RawRow]:
                 batches = table.iter_batches(batch_size=AT_ONCE, use_threads=False)
                 yield from _table_rows(file, table.schema_arrow.names, batches, told)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{file}: no valid parquet file: {_first(error)}", mend="write the file again") from None
+            raise DataError(f"{file}: no valid parquet file: {_first(error)}", fix="write the file again") from None
 
 
 def read_arrow(file: Path) -> Iterator[RawRow]:
@@ -38,7 +38,7 @@ def read_arrow(file: Path) -> Iterator[RawRow]:
         head = stream.read(6)
         stream.seek(0)
         if head.startswith(b"FEA1"):
-            raise DataError(f"{file}: feather of version 1 is not read", mend="write it as feather 2 or parquet")
+            raise DataError(f"{file}: feather of version 1 is not read", fix="write it as feather 2 or parquet")
         try:
             if head == b"ARROW1":
                 table = pyarrow.ipc.open_file(stream)
@@ -47,7 +47,7 @@ def read_arrow(file: Path) -> Iterator[RawRow]:
                 table = batches = pyarrow.ipc.open_stream(stream)
             yield from _table_rows(file, table.schema.names, batches)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{file}: no valid arrow file: {_first(error)}", mend="write the file again") from None
+            raise DataError(f"{file}: no valid arrow file: {_first(error)}", fix="write the file again") from None
 
 
 def _first(error: Exception) -> str:
@@ -58,7 +58,7 @@ def _table_rows(file: Path, names: list[str], batches: Iterable[Any], told: int 
     import pyarrow
 
     if len(set(names)) != len(names):
-        raise DataError(f"{file}: two columns have the same name", mend="name each column once")
+        raise DataError(f"{file}: two columns have the same name", fix="name each column once")
     number = 0
     for batch in batches:
         batch.validate(full=True)  # a damaged one could otherwise end the process
@@ -72,9 +72,9 @@ def _table_rows(file: Path, names: list[str], batches: Iterable[Any], told: int 
                 number += 1
                 yield RawRow(f"{file}: row {number}", row.values, row.problem)
     if told is not None and number != told:
-        raise DataError(f"{file}: should have {told} rows and has {number}", mend="write the file again")
+        raise DataError(f"{file}: should have {told} rows and has {number}", fix="write the file again")
     if not number:
-        raise DataError(f"{file}: the file has no rows", mend=NO_ROWS)
+        raise DataError(f"{file}: the file has no rows", fix=NO_ROWS)
 
 
 def _table_row(one: Any) -> RawRow:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from luthier.errors import DataError
+from luthier.core.errors import DataError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -50,7 +50,7 @@ def kind_of(path: str) -> Literal["file", "folder", ""]:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
         if "\0" not in path and Path(path).is_symlink():
             raise DataError(
-                f"{path}: is a link to {Path(path).readlink()}, which is not there", mend="mend the link"
+                f"{path}: is a link to {Path(path).readlink()}, which is not there", fix="fix the link"
             ) from None
         return ""
     except OSError as error:
@@ -62,10 +62,10 @@ def kind_of(path: str) -> Literal["file", "folder", ""]:
 def refusal(path: Path | str, error: OSError) -> DataError:
     """What the system says of a file, in our words."""
     if isinstance(error, PermissionError):
-        return DataError(f"{path}: may not be read: permission denied", mend=f"chmod u+r {path}, or ask its owner")
+        return DataError(f"{path}: may not be read: permission denied", fix=f"chmod u+r {path}, or ask its owner")
     if error.errno == errno.ELOOP:
-        return DataError(f"{path}: is a link that leads back to itself", mend="mend the link")
-    return DataError(f"{path}: cannot be read: {error.strerror or error}", mend="check the file and its disk")
+        return DataError(f"{path}: is a link that leads back to itself", fix="fix the link")
+    return DataError(f"{path}: cannot be read: {error.strerror or error}", fix="check the file and its disk")
 
 
 @contextmanager
@@ -87,14 +87,14 @@ def _stamp(file: Path) -> tuple[int, ...]:
     there = file.stat()
     if not stat.S_ISREG(there.st_mode):
         kind = "a folder" if stat.S_ISDIR(there.st_mode) else "a pipe or a device, which cannot be read twice"
-        raise DataError(f"{file}: is {kind}, not a file", mend="save the data as a file")
+        raise DataError(f"{file}: is {kind}, not a file", fix="save the data as a file")
     return there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns
 
 
 def _same(file: Path, before: tuple[int, ...]) -> None:
     if _stamp(file) != before:
         raise DataError(
-            f"{file}: changed while it was read", mend="wait until it is written to its end, then start again"
+            f"{file}: changed while it was read", fix="wait until it is written to its end, then start again"
         ) from None
 
 
@@ -167,13 +167,13 @@ def _bounded(file: Path, source: io.BufferedReader, pieces: Iterator[bytes]) -> 
             raise DataError(
                 f"{file}: unpacks to over {BOMB_SIZE:,} bytes and {BOMB_RATIO} times its own size, which data "
                 "does not do",
-                mend="unpack it yourself if it is meant to be so",
+                fix="unpack it yourself if it is meant to be so",
             )
         yield piece
 
 
 def _damaged(file: Path, packer: str, error: Exception) -> DataError:
-    return DataError(f"{file}: the {packer} data is damaged or cut off: {error}", mend="fetch or pack the file again")
+    return DataError(f"{file}: the {packer} data is damaged or cut off: {error}", fix="fetch or pack the file again")
 
 
 def encoding_of(file: Path) -> str:
@@ -184,16 +184,16 @@ def encoding_of(file: Path) -> str:
     """
     with watched(file), open_bytes(file) as stream:
         block = stream.read(BLOCK)
-        for magic, what, mend in FOREIGN:
+        for magic, what, fix in FOREIGN:
             if block.startswith(magic):
-                raise DataError(f"{file}: this is {what}, not text", mend=mend)
+                raise DataError(f"{file}: this is {what}, not text", fix=fix)
         if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return "utf-16"
         if block.startswith(codecs.BOM_UTF8):
             return "utf-8-sig"
         odd, even = block[1::2].count(0), block[::2].count(0)
         if max(odd, even) > len(block) / 4 and min(odd, even) < len(block) / 50:
-            raise DataError(f"{file}: looks like UTF-16 without its mark", mend="convert the file to UTF-8")
+            raise DataError(f"{file}: looks like UTF-16 without its mark", fix="convert the file to UTF-8")
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
             while block:
@@ -227,7 +227,7 @@ def _weighed(file: Path) -> str:
     # Chinese fills its pairs with high bytes; in a Western text each stands alone before a Latin letter.
     if good["gb18030"] > 20 * bad["gb18030"] and high - bad["gb18030"] >= 1.4 * good["gb18030"]:
         return "gb18030"
-    raise DataError(f"{file}: line {first or line} is neither UTF-8 nor GB18030", mend="convert the file to UTF-8")
+    raise DataError(f"{file}: line {first or line} is neither UTF-8 nor GB18030", fix="convert the file to UTF-8")
 
 
 def _open_text(file: Path, encoding: str) -> tuple[io.BufferedReader, str]:

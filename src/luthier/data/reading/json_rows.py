@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from luthier.core.errors import DataError
 from luthier.data.reading.files import LINE_LIMIT, LONE, SHOWN, blocks, lines, no_text, too_long
 from luthier.data.reading.rows import NO_ROWS, RawRow
-from luthier.errors import DataError
 
 DEPTH = 64
 """Lists and objects may stand within one another this deep; parsers differ in where they give up, we do not."""
@@ -58,7 +58,7 @@ def _json_lines(file: Path, encoding: str) -> Iterator[RawRow]:
         empty = False
         yield row
     if empty:
-        raise DataError(f"{file}: the file has no rows", mend=NO_ROWS)
+        raise DataError(f"{file}: the file has no rows", fix=NO_ROWS)
 
 
 def json_row(where: str, text: str, *, cut: bool = False) -> RawRow:
@@ -115,7 +115,7 @@ def _refuse_one_object(file: Path, encoding: str) -> None:
     if isinstance(whole, dict):
         raise DataError(
             f"{file}: holds one object, not rows (its keys: {', '.join(map(ascii, list(whole)[:8]))})",
-            mend="rows are a JSON array [...] or one object per line",
+            fix="rows are a JSON array [...] or one object per line",
         )
 
 
@@ -130,7 +130,7 @@ def _json_array(file: Path, encoding: str) -> Iterator[RawRow]:
         else:
             yield json_row(where, text)
     if not number:
-        raise DataError(f"{file}: the file has no rows", mend=NO_ROWS)
+        raise DataError(f"{file}: the file has no rows", fix=NO_ROWS)
 
 
 def _printable(text: str) -> str:
@@ -175,7 +175,7 @@ def _items(file: Path, pieces: Iterator[str]) -> Iterator[tuple[str, int]]:
 
 
 def _no_array(file: Path, why: str) -> DataError:
-    return DataError(f"{file}: no valid JSON array: {why}", mend="mend the file there; it may have been cut off")
+    return DataError(f"{file}: no valid JSON array: {why}", fix="fix the file there; it may have been cut off")
 
 
 _REST_OF_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)

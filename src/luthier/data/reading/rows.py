@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.core.errors import DataError
 from luthier.data.reading.files import LINE_LIMIT, SHOWN, lines, too_long
-from luthier.errors import DataError
 
 TEXT_ROW = "text"  # the column that a document of plain text becomes
 NO_ROWS = "give a file with at least one row"
@@ -47,7 +47,7 @@ class _Feed:
             if self.size > LINE_LIMIT:
                 raise DataError(
                     f"{self._file}: line {self.start}: the row that begins here {too_long(self.size)} or longer",
-                    mend="check its quotes: one that is not closed swallows what follows",
+                    fix="check its quotes: one that is not closed swallows what follows",
                 )
             if "\r" in text[:-2]:  # files of old Macs end their lines so
                 first, *others = io.StringIO(text, newline="")
@@ -88,7 +88,7 @@ def read_table(file: Path, encoding: str, *, tab: bool, columns: Sequence[str] =
         count += bool(cells)
         feed.begin()
     if count == 0:
-        raise DataError(f"{file}: the file has a header and no rows", mend=NO_ROWS)
+        raise DataError(f"{file}: the file has a header and no rows", fix=NO_ROWS)
 
 
 def _header(file: Path, reader: Iterator[list[str]], feed: _Feed) -> list[str]:
@@ -96,13 +96,13 @@ def _header(file: Path, reader: Iterator[list[str]], feed: _Feed) -> list[str]:
     cells = _cells(file, reader, feed) or []
     names = [name.strip() or f"column{number}" for number, name in enumerate(cells, 1)]
     if not names:
-        raise DataError(f"{file}: the file has no header line", mend="name the columns in the first line")
+        raise DataError(f"{file}: the file has no header line", fix="name the columns in the first line")
     if feed.fault:
-        raise DataError(f"{file}: line {feed.start}: {feed.fault}", mend="mend the header")
+        raise DataError(f"{file}: line {feed.start}: {feed.fault}", fix="fix the header")
     if len(set(names)) != len(names):
         raise DataError(
             f"{file}: line {feed.start}: two columns have the same name",
-            mend="name each column once; if this line is a row, data.columns=[NAME,NAME] names the columns",
+            fix="name each column once; if this line is a row, data.columns=[NAME,NAME] names the columns",
         )
     return names
 
@@ -116,7 +116,7 @@ def _cells(file: Path, reader: Iterator[list[str]], feed: _Feed) -> list[str] | 
         if "unexpected end" in why:
             why = "a quote opens in the row that begins here and is never closed; the rest of the file is inside it"
         raise DataError(
-            f"{file}: line {feed.start}: {why}", mend='check the quotes there; a " in a quoted text is written ""'
+            f"{file}: line {feed.start}: {why}", fix='check the quotes there; a " in a quoted text is written ""'
         ) from None
 
 
@@ -142,4 +142,4 @@ def read_text(file: Path, encoding: str) -> Iterator[RawRow]:
             yield RawRow(f"{file}: line {start}", {"raw" if problem else TEXT_ROW: document}, problem)
         kept, start, size, problem = [], 0, 0, ""
     if not found:
-        raise DataError(f"{file}: the file has no text", mend="give a file with at least one line")
+        raise DataError(f"{file}: the file has no text", fix="give a file with at least one line")

@@ -1,0 +1,244 @@
+"""`luthier list` and `luthier explain`: help made from the same docstrings as errors and docs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shlex
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from luthier.builtin import data_names
+from luthier.core.errors import InputError, did_you_mean
+from luthier.core.registry import Config, Family, word_for_none
+from luthier.core.strict_yaml import parse_value
+from luthier.evaluation.metrics.base import EVALUATIONS
+from luthier.exports.base import EXPORTS
+from luthier.methods.base import METHODS, QUANTIZED, Method
+from luthier.recipe.config import FAMILIES, RunConfig
+
+KINDS: dict[str, Family[Any]] = {**FAMILIES, "evaluation": EVALUATIONS, "export": EXPORTS}
+
+
+WIDEST = 100
+"""Columns of a text, at most."""
+UNKNOWN = 80
+"""Columns of a text that goes into a file or a pager."""
+NARROWEST = 30
+"""Columns that the text of a row needs at least to stand beside what it explains."""
+
+
+def _columns() -> int:
+    """Of the terminal; 0 where there is none."""
+    return shutil.get_terminal_size((0, 0)).columns
+
+
+def _row(head: str, text: str) -> str:
+    """`head` and what is said of it: in one line where there is room or no terminal, else the text wraps by itself."""
+    columns = _columns()
+    if not columns or len(head) + len(text) <= columns:
+        return head + text
+    indent = " " * (len(head) if columns - len(head) >= NARROWEST else 4)
+    lines = textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent)
+    if len(indent) == len(head):
+        lines[0] = head + lines[0].lstrip()
+    else:
+        lines.insert(0, head.rstrip())
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs of a docstring for the terminal's width; a formula, which is indented, breaks at its gaps only."""
+    columns = _columns() or UNKNOWN
+    made = []
+    for paragraph in text.split("\n\n"):
+        if any(line.startswith((" ", "*", "-")) for line in paragraph.split("\n")):
+            made += [re.sub(r"(?<=\S) {3,}", "\n    ", paragraph) if len(paragraph) > columns else paragraph]
+        else:
+            made += [textwrap.fill(paragraph, min(columns, WIDEST), break_on_hyphens=False)]
+    return "\n\n".join(made)
+
+
+def listing(kind: str) -> str:
+    """One line for each member of a kind."""
+    singular = kind.removesuffix("s")
+    if kind == "data":
+        return "\n".join(f"builtin:{name}" for name in data_names())
+    if singular == "model":
+        return (
+            f"{_row('builtin      ', 'the embedded small base model (Qwen2 architecture), English and Chinese')}\n"
+            "FOLDER       a model folder in Hugging Face's layout\n"
+            "ORG/NAME     a hub id that transformers loads"
+        )
+    if singular not in KINDS:
+        known = [*(f"{name}s" for name in KINDS), "data", "models"]
+        raise InputError(f"nothing to list as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known)}")
+    if singular == "method":
+        return _methods()
+    lines = []
+    for name in KINDS[singular].names():
+        lines.append(_row(f"{name:<18} ", _first_line(KINDS[singular].get(name))))
+    return "\n".join(lines)
+
+
+def _methods() -> str:
+    """The methods as a table, then the names of the field that are settings of one."""
+    lines = [f"{'method':<17}{'paper':<12}{'share':>7}  {'merges':<7}{'quant.':<7}tasks"]
+    for name in METHODS.names():
+        found = METHODS.get(name)
+        head = (
+            f"{name:<17}{found.paper or '-':<12}{_share(found.typical_share):>7}  {_yes(found.mergeable):<7}"
+            f"{_yes(found.quantized_base):<7}{'all' if found.encoder_decoder else 'no T5':<7}"
+        )
+        lines.append(_row(head, _first_line(found)))
+    lines += ["", "also called"]
+    lines += [_row(f"{name:<17}", _meaning(name)) for name in METHODS.presets]
+    lines += [
+        "",
+        "share    trained parameters of Qwen2-0.5B with the method's defaults",
+        "quant.   trains on a base in 8 or 4 bit (model.quantize)",
+        "tasks    all: chat, complete and classify; no T5: not on encoder-decoders",
+    ]
+    return "\n".join(lines)
+
+
+def _meaning(preset: str) -> str:
+    """What a recipe would say without the preset."""
+    name, values = METHODS.presets[preset]
+    said = [f"method={name}", *(f"method.{key}={typed(value)}" for key, value in values.items())]
+    if preset in QUANTIZED:
+        quantize, optimizer = QUANTIZED[preset]
+        said += [f"model.quantize={quantize}", *([f"train.optimizer={optimizer}"] if optimizer else [])]
+    return " ".join(said)
+
+
+def _share(share: float) -> str:
+    return f"{share:.2%}" if share >= 0.0001 else f"{share:.3%}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def explanation(kind: str, name: str) -> str:
+    """Idea, formula, paper and fields of one plugin, or the fields of one block of a recipe."""
+    singular = kind.removesuffix("s") if kind.removesuffix("s") in KINDS else kind
+    if singular in KINDS:
+        family = KINDS[singular]
+        if not name:
+            raise InputError(f"which {singular}? one of: {', '.join(family.names())}")
+        found = family.get(name)
+        lines = [_wrapped(inspect.getdoc(sys.modules[found.__module__]) or "")]
+        if name in family.presets:
+            lines.insert(0, f"{name} is {_meaning(name)}\n")
+        if issubclass(found, Method):
+            lines += _facts(found)
+        return "\n".join(
+            [*lines, "", fields(found, "" if singular in ("evaluation", "export") else f"{_key(singular)}.")]
+        ).rstrip()
+    if kind not in RunConfig.model_fields:
+        return _by_name(kind)
+    block = RunConfig.model_fields[kind].annotation
+    if _is_block(block):
+        return _by_name(f"{kind}.{name}") if name else f"{_wrapped(_first_line(block))}\n\n{fields(block, f'{kind}.')}"
+    return _field(kind, RunConfig.model_fields[kind])
+
+
+def _is_block(annotation: Any) -> TypeGuard[type[Config]]:
+    return isinstance(annotation, type) and issubclass(annotation, Config)
+
+
+def _by_name(name: str) -> str:
+    """What has this name, of whichever kind: `lora` is a method, `train.lr` or `lr` a key of a recipe."""
+    families = {kind: [*family.names(), *family.presets] for kind, family in KINDS.items()}
+    blocks = {key: field.annotation for key, field in RunConfig.model_fields.items()}
+    keys = {f"{block}.{key}": made for block, made in blocks.items() if _is_block(made) for key in made.model_fields}
+    found = [f"{kind} {name}" for kind, names in families.items() if name in names]
+    found += [key for key in keys if name in (key, key.partition(".")[2])]
+    if len(found) > 1:
+        each = "".join(f"\n  luthier explain {one}" for one in found)
+        raise InputError(f"{name!r} is the name of several things; say which:{each}")
+    if not found:
+        known = [*KINDS, *blocks, *(one for names in families.values() for one in names), *keys]
+        raise InputError(
+            f"nothing to explain is called {name!r}{did_you_mean(name, known)}",
+            fix=f"luthier list methods (or {', '.join(f'{kind}s' for kind in KINDS if kind != 'method')}) has the "
+            f"names; blocks of a recipe are {', '.join(blocks)}",
+        )
+    kind, _, member = found[0].partition(" ")
+    if member:
+        return f"({found[0]})\n{explanation(kind, member)}"
+    field = kind.partition(".")[2]
+    own = keys[kind]
+    return _field(kind, own.model_fields[field], [alias for alias, meant in own.aliases.items() if meant == field])
+
+
+def _facts(found: type[Method]) -> list[str]:
+    """What the table of methods says, in words."""
+    encoder = found.suggested_lr_encoder or found.suggested_lr
+    facts = [
+        f"Trains: {_share(found.typical_share)} of Qwen2-0.5B with the defaults",
+        f"Learning rate when the recipe gives none: {found.suggested_lr:g}, on encoders {encoder:g}",
+        f"Merges into the base: {_yes(found.mergeable)}",
+        f"Base in 8 or 4 bit (model.quantize): {_yes(found.quantized_base)}",
+        f"Encoder-decoders such as T5: {_yes(found.encoder_decoder)}",
+    ]
+    return ["", *([f"Paper: https://arxiv.org/abs/{found.paper}"] if found.paper else []), *facts]
+
+
+def _key(kind: str) -> str:
+    return "data.format" if kind == "format" else kind
+
+
+def fields(block: type[Config], prefix: str) -> str:
+    """Each field with its default and what it is for."""
+    spellings: dict[str, list[str]] = {}
+    for alias, field_name in block.aliases.items():
+        spellings.setdefault(field_name, []).append(alias)
+    lines = []
+    for field_name, field in block.model_fields.items():
+        lines.append(_field(f"{prefix}{field_name}", field, spellings.get(field_name, ())))
+    return "\n".join(lines) if lines else "(no fields)"
+
+
+def _field(key: str, field: FieldInfo, spellings: Sequence[str] = ()) -> str:
+    """One key with its default, which can be typed as it stands, and what it is for."""
+    default = (
+        "" if field.is_required() else f" = {typed(field.get_default(call_default_factory=True), word_for_none(field))}"
+    )
+    text = " ".join((field.description or "").split())
+    text += f" Also read as: {', '.join(spellings)}." if spellings else ""
+    return f"{key}{default}\n" + textwrap.fill(
+        text, min(_columns() or UNKNOWN, WIDEST), initial_indent="    ", subsequent_indent="    "
+    )
+
+
+def typed(value: Any, none: str = "none") -> str:
+    """`value` as one types it behind `key=` in a shell."""
+    if value == "":
+        return '""'
+    text = _as_yaml(value, none)
+    return text if re.fullmatch(r"[\w./,\[\]-]+", text) else shlex.quote(text)
+
+
+def _as_yaml(value: Any, none: str = "none") -> str:
+    if value is None:
+        return none
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(_as_yaml, value))}]"
+    if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) and parse_value(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _first_line(value: Any) -> str:
+    return (inspect.getdoc(value) or "").split("\n")[0]

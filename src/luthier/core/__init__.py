@@ -1,0 +1,1 @@
+"""What every layer uses and that knows no model: errors, files, signals, registries of plugins."""

@@ -1,0 +1,142 @@
+"""What we raise on purpose: each message says what is wrong, where, and the fix.
+
+* LuthierError             base; the command line prints it without a traceback
+  - InputError             the user's input: exit code 2
+    . ConfigError          a recipe or an override: every mistake at once, with its key
+    . UnknownPlugin        a name that no file and no entry point has
+    . DataError            a file or a row of it
+    . TemplateError        a chat template that cannot carry the loss mask
+    . ModelError           a model folder or hub id
+    . MissingExtra         a package that is not installed
+    . NoSpace              the disk is full
+    . OutOfMemory          the memory is full, and a pass cannot be made smaller
+    . Diverged             the loss is no longer a number
+    . Busy                 another process is at work on the run
+  - Unproved               an export that does not answer as its run does
+  - CannotMerge            this method's weights do not fold into the base model
+  - Stopped                a signal asked us to stop, and everything is saved: exit code 75, 138 or 143
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+EXTRAS = {
+    "quantize": ("bitsandbytes>=0.50",),
+    "languages": ("py3langid>=0.4",),
+    "modelscope": ("modelscope>=1.20",),
+    "scores": ("rouge-score>=0.1.2", "sacrebleu>=2.4,<3"),
+    "harness": ("lm-eval>=0.4.9",),
+    "torchao": ("torchao>=0.18",),
+    "onnx": ("onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.32"),
+    "serve": ("fastapi>=0.120", "uvicorn>=0.35"),
+    "gguf": ("gguf>=0.19", "llama-cpp-python>=0.3.30"),
+}
+"""The optional packages of pyproject.toml, which a test compares. They are named themselves where one is missing: no
+registry has a package luthier with these extras."""
+
+
+class LuthierError(Exception):
+    """Base of every error we raise on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(LuthierError):
+    """The user's input is at fault. `fix` says what to type or change instead."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        self.message, self.fix = message, fix
+        super().__init__(f"{message}\n  fix: {fix}" if fix else message)
+
+
+class ConfigError(InputError):
+    """One or more mistakes in a recipe or its overrides, each with its key."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.problems = problems
+        count = "one mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  - {problem}" for problem in problems)]))
+
+
+class UnknownPlugin(InputError):
+    """A name that no file and no entry point has."""
+
+    def __init__(self, kind: str, name: str, known: list[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)}; choose one of: {', '.join(known)}")
+
+
+class DataError(InputError):
+    """A data file, or a row of it, that cannot be used as it stands."""
+
+
+class TemplateError(InputError):
+    """A chat template from which the answers cannot be told apart for certain."""
+
+
+class ModelError(InputError):
+    """A model folder or hub id that cannot be loaded."""
+
+
+class MissingExtra(InputError):
+    """A package that this part needs is not installed, or cannot serve on this machine."""
+
+
+class NoSpace(InputError):
+    """The disk is full; what was written before is whole."""
+
+
+class OutOfMemory(InputError):
+    """The memory of the machine or of its GPU is full; the weights before that step are kept."""
+
+
+class Diverged(InputError):
+    """Loss or gradient is no longer a finite number; the weights before that step are kept."""
+
+
+class Busy(InputError):
+    """Another process is at work on the same run folder."""
+
+
+class Unproved(LuthierError):
+    """What was exported does not answer as the run does."""
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(f"{message}\n  fix: {fix}" if fix else message)
+
+
+class CannotMerge(LuthierError):
+    """The method's weights do not fold into the base model."""
+
+
+class Stopped(LuthierError):
+    """A signal asked for a stop; the state of the last whole step is saved."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def install(extra: str) -> str:
+    """Command that installs the packages of an extra beside Luthier, whichever environment is active in the shell."""
+    found = shutil.which("pip")
+    own = found is not None and Path(found).parent == Path(sys.executable).parent
+    return install_anywhere(extra) if own else f"{shlex.quote(sys.executable)} -m {install_anywhere(extra)}"
+
+
+def install_anywhere(extra: str) -> str:
+    """The same for pages and records that others may read: it names no folder of this machine."""
+    return shlex.join(["pip", "install", *EXTRAS[extra]])

@@ -1,0 +1,86 @@
+"""A module of ours that follows PEFT as soon as that is imported, without importing PEFT ourselves.
+
+PEFT imports bitsandbytes and torchao where they are installed, so messages of them are held back here as well, and so
+are notices between libraries. Each goes when its reason does; whatever is new is seen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+NOISE = {
+    # A faster kernel of another package is missing. Goes when bitsandbytes says so only to who asks for it.
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    # What LLM.int8() is, said by every layer at every evaluation. Goes when bitsandbytes says it once.
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+    # Its kernels for GPUs are not for this machine. Goes when torchao looks first.
+    "torchao": "Failed to load",
+    "torchao.kernel.intmm": "Warning: Detected no triton",
+    # torchao tells torch of its enums as torch no longer wants it. Goes when torchao stops doing so.
+    "torch.utils._pytree": "%s is an Enum subclass",
+}
+"""Logger -> start of a message of it (bitsandbytes 0.50.2, torchao 0.18.0) that tells a user nothing."""
+
+NOTICES = (
+    # PEFT 0.21 asks transformers 5.23 by the old name. Goes when PEFT asks for is_activation_checkpointing.
+    "`is_gradient_checkpointing` is deprecated",
+)
+"""Starts of warnings that one library means for another."""
+
+
+class _Finder(MetaPathFinder):
+    """Stands in front of the import system and lets PEFT's own loader be followed by our registration."""
+
+    def __init__(self, follows: str) -> None:
+        self.follows = follows
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "peft":
+            return None
+        # Asked for does not mean imported: transformers only looks whether PEFT is there.
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self.follows)
+        return spec
+
+
+class _Loader(Loader):
+    def __init__(self, own: Loader, follows: str) -> None:
+        self.own, self.follows = own, follows
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.own.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.own
+        self.own.exec_module(module)
+        importlib.import_module(self.follows)
+
+
+def follow_peft(module: str) -> None:
+    """Import `module`, which registers our layers, now where PEFT is there already, else when it comes."""
+    for name in NOISE:
+        logging.getLogger(name).addFilter(_tells)
+    for start in NOTICES:
+        warnings.filterwarnings("ignore", re.escape(start), FutureWarning)
+    if "peft" in sys.modules:
+        importlib.import_module(module)
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder(module))
+
+
+def _tells(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(NOISE.get(record.name, "\0"))

@@ -1,0 +1,231 @@
+"""Families of plugins: the file name is the name in the recipe.
+
+`methods/lora.py` holds the one class behind `method: lora`. A family finds it by name and imports
+it only when asked, so `--help` stays fast and a plugin whose dependency is missing hurts nobody
+else. Installed packages add members through entry points in the group `luthier.methods` (`.tasks`,
+`.data.formats`, ...).
+
+A plugin is one frozen pydantic class: its fields are its configuration, its methods the behaviour,
+and its attribute docstrings the only help text there is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic.annotated_handlers import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError, core_schema
+
+from luthier.core.errors import UnknownPlugin
+
+
+def auto_is_none(value: Any) -> Any:
+    """A recipe's `auto` is None here."""
+    return None if value == "auto" else value
+
+
+AUTO = BeforeValidator(auto_is_none)
+"""In the annotation of a field whose default is None: Luthier decides then, and the recipe's word for it is `auto`."""
+
+Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
+"""A number of rows, tokens or steps."""
+Size = Annotated[int, Field(gt=0, le=65_536)]
+"""A rank, width or length that a method adds: wider than any layer, it could only run out of memory."""
+Place = Annotated[int, Field(ge=0, le=65_536)]
+"""The number of a block, from 0."""
+Share = Annotated[float, Field(ge=0, lt=1)]
+"""A share below one, such as of inputs dropped."""
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63 - 1_000_000)]
+"""What starts generators; a comparison counts up from it."""
+
+
+def _meant(field: FieldInfo | None, value: Any) -> Any:
+    """`value`, with what explain shows for a default of None or an empty text read as that default."""
+    if field is not None and field.default is None and isinstance(value, str) and value == word_for_none(field):
+        return None
+    if field is not None and field.default == "" and value is None:
+        return ""  # the shell leaves nothing of key=""
+    return value
+
+
+def word_for_none(field: FieldInfo) -> str:
+    """What a recipe says for None in this field: `auto` where Luthier decides then, else `none`."""
+    return "auto" if AUTO in field.metadata else "none"
+
+
+class Config(BaseModel):
+    """A block of configuration: immutable, no unknown keys, docstrings are the help."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
+
+    aliases: ClassVar[dict[str, str]] = {}
+    """Spellings of PEFT and TrainingArguments -> our field. They are accepted, and said."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        """Take other spellings, and the words that help shows for an empty default (see `_meant`)."""
+        if not isinstance(value, dict):
+            return value
+        renamed: dict[str, Any] = {}
+        for key, inner in value.items():
+            name = cls.aliases.get(str(key), str(key))
+            if name in renamed or (name != key and name in value):
+                raise PydanticCustomError(
+                    "given_twice", "'{key}' and '{name}' are the same setting: keep one", {"key": key, "name": name}
+                )
+            if name != key and isinstance(info.context, dict):
+                info.context.setdefault("notes", []).append(f"{key} is read as {name}")
+            renamed[name] = _meant(cls.model_fields.get(name), inner)
+        return renamed
+
+
+class Plugin(Config):
+    """A block of configuration that is also the code it configures."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__module__.rpartition(".")[2]
+
+    def spec(self) -> dict[str, Any]:
+        """The plugin as a recipe block, `name` first."""
+        return {"name": self.name, **self.model_dump(mode="json")}
+
+
+P = TypeVar("P", bound=Plugin)
+
+
+@cache
+def installed(group: str) -> tuple[EntryPoint, ...]:
+    """Plugins that other packages bring. Looked up once, for each look opens the metadata of every package there is."""
+    return tuple(entry_points(group=group))
+
+
+class Family(Generic[P]):
+    """All plugins of one kind, for example every tuning method."""
+
+    def __init__(
+        self,
+        base: type[P],
+        kind: str,
+        *,
+        presets: dict[str, tuple[str, dict[str, Any]]] | None = None,
+    ) -> None:
+        """`kind` is the word for one member; `presets` are further names, each a member with some of its fields set.
+
+        Members are the modules beside `base`'s; folders there hold what several of them share.
+        """
+        self.base, self.kind, self.presets = base, kind, presets or {}
+        self.package = base.__module__.rpartition(".")[0]  # luthier.methods.base -> luthier.methods
+
+    def names(self) -> list[str]:
+        """Every name, sorted. Imports no plugin."""
+        package = importlib.import_module(self.package)
+        own = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg} - {"base"}
+        return sorted(own | {entry.name for entry in installed(self.package)})
+
+    def get(self, name: str) -> type[P]:
+        """Import one plugin class by name or preset; UnknownPlugin names the nearest."""
+        name = self.presets[name][0] if name in self.presets else name
+        if name not in self.names():
+            raise UnknownPlugin(self.kind, name, [*self.names(), *self.presets])
+        module_name = next(
+            (entry.module for entry in installed(self.package) if entry.name == name), f"{self.package}.{name}"
+        )
+        module = importlib.import_module(module_name)
+        (found,) = (
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, self.base) and value.__module__ == module_name
+        )
+        return found
+
+    def parse(self, value: Any, context: dict[str, Any] | None = None) -> P:
+        """Turn `"lora"` or `{"name": "lora", "rank": 8}` into a plugin."""
+        if isinstance(value, self.base):
+            return value
+        if not isinstance(value, str | dict):
+            raise PydanticCustomError(
+                "plugin_type",
+                "should be a name or a block with a name, one of: {names}",
+                {"names": ", ".join(self.names())},
+            )
+        fields = {"name": value} if isinstance(value, str) else dict(value)
+        name = fields.pop("name", None)
+        if name is None:
+            raise PydanticCustomError(
+                "plugin_name", "needs 'name', one of: {names}", {"names": ", ".join(self.names())}
+            )
+        try:
+            found = self.get(str(name))
+        except UnknownPlugin as error:
+            raise PydanticCustomError("unknown_plugin", "{why}", {"why": error.message}) from None
+        if name in self.presets:
+            fields = {**self.presets[name][1], **fields}
+        try:
+            return found.model_validate(fields, context=context)
+        except ValidationError as error:
+            # Pydantic would flatten this into one text: hand the parts on, so that each keeps its key.
+            raise PydanticCustomError(
+                "plugin_fields",
+                "{why}",
+                {"why": str(error), "errors": error.errors(), "known": sorted(found.model_fields)},
+            ) from None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            lambda value, info: self.parse(value, info.context),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda plugin: plugin.spec()),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """One form per plugin."""
+        forms = []
+        for name in self.names():
+            form = self.get(name).model_json_schema()
+            form["properties"] = {"name": {"const": name}, **form.get("properties", {})}
+            forms.append(form)
+        return {"oneOf": forms}
+
+
+@dataclass(frozen=True)
+class NameOf:
+    """In the annotation of a text field: the name of a member of `family`, or one of `spellings` -> name."""
+
+    family: Family[Any]
+    spellings: Mapping[str, str] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Every name that the field takes, sorted; other spellings are left out."""
+        return sorted([*self.family.names(), *self.family.presets])
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": self.names(), "type": "string"}
+
+    def _known(self, value: str) -> str:
+        name = self.spellings.get(value, value)
+        try:
+            self.family.get(name)
+        except UnknownPlugin as error:
+            raise PydanticCustomError("unknown_plugin", "{why}", {"why": error.message}) from None
+        return name

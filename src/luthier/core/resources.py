@@ -1,0 +1,200 @@
+"""Did the disk or the memory run out, or is a file closed to this user? What to do about it, in one place.
+
+Libraries hide the system's answer in messages of their own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from luthier.core.errors import InputError, NoSpace, OutOfMemory
+from luthier.core.shell import command
+
+FULL = {
+    errno.ENOSPC: "No space left on device",
+    errno.EDQUOT: "Disk quota exceeded",
+    errno.EFBIG: "File too large",
+}
+"""How the system says that a file cannot grow, by number and in words, which is all that safetensors passes on."""
+CLOSED = (errno.EACCES, errno.EPERM)
+LITTLE = 2**26
+"""Free bytes of a file system above which it is not called full."""
+NO_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "std::bad_alloc",
+)
+"""How torch and the libraries below it say that memory ran out, where they raise no OutOfMemoryError."""
+
+
+def is_full(error: BaseException | None) -> bool:
+    """True where the error, or one that caused it, says that a file cannot grow."""
+    return any(_full(each) for each in _causes(error))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True where the error says that the memory of the machine or of its GPU ran out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def explained(error: BaseException, place: Path | None = None) -> InputError | None:
+    """The same error with what to do about it, where the machine is at fault; None where it is not.
+
+    `place` is where the work that failed writes to.
+    """
+    if isinstance(error, InputError):
+        return None
+    if is_full(error):
+        return no_space(error, place)
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error.strerror):  # all are full or closed
+        return NoSpace(f"{error.strerror}", fix="TMPDIR=FOLDER_WITH_SPACE before the same command")
+    if is_out_of_memory(error):
+        return OutOfMemory(
+            f"memory ran out: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
+            fix="evaluate.batch_size=1 where it was in an evaluation; else a smaller base, or one in 4 bit "
+            "(method=qlora)",
+        )
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return InputError(
+            f"{error.filename or error}: {error.strerror}; what was saved before is whole",
+            fix="choose another folder with run=DIR",
+        )
+    return no_access(error) if isinstance(error, OSError) and error.errno in CLOSED else None
+
+
+def no_space(error: BaseException, place: Path | None = None) -> NoSpace:
+    """What is full, by how much, and what helps: another folder, a higher limit, or less on the disk."""
+    cause = next(each for each in _causes(error) if _full(each))
+    name = getattr(cause, "filename", None)
+    kind = _full(cause)
+    if kind == errno.EFBIG:
+        limit = _largest_file()
+        return NoSpace(
+            f"{name or place or error}: the file may not grow larger"
+            + (f": this process may write {limit / 2**20:.3g} MiB to a file (ulimit -f)" if limit else "")
+            + "; what was saved before is whole",
+            fix="ulimit -f unlimited, and the same command again: the run goes on from its last checkpoint"
+            if limit
+            else "a folder on another file system: run=DIR",
+        )
+    temporary = Path(tempfile.gettempdir())
+    folders = [Path(name).parent] if name else [*([place] if place else []), temporary, Path.cwd()]
+    free, folder = min(((_free(each), each) for each in folders), key=lambda pair: pair[0])
+    again = "and give the same command again: the run goes on from its last checkpoint"
+    if folder == temporary or temporary in folder.parents:
+        again += "; or TMPDIR=FOLDER_WITH_SPACE before the command"
+    what = "the disk quota is used up" if kind == errno.EDQUOT else "no space left on the disk"
+    known = kind == errno.EDQUOT or bool(name) or free < LITTLE
+    where = f"{name or folder} ({free / 2**20:,.0f} MiB free)" if known else str(error)
+    return NoSpace(f"{what}: {where}; what was saved before is whole", fix=f"free some space {again}")
+
+
+def no_access(error: OSError, whole: Path | None = None) -> InputError:
+    """Whose file it is, its mode, and the command that opens it. `whole` is the folder that is needed with it."""
+    name = error.filename
+    if name is None:
+        return InputError(f"{error.strerror or error}", fix="give this user access and give the same command again")
+    path = Path(name)
+    if _opens(path):
+        return InputError(
+            f"{path}: {error.strerror}; what was saved before is whole",
+            fix="give this user access to it and give the same command again, or choose another folder with run=DIR",
+        )
+    closed = path
+    while not _found(closed):  # a folder above it is closed
+        closed = closed.parent
+    whole = whole if closed == path else None
+    opening = ["chmod", *(["-R"] if whole else []), "a+rX", whole or closed]
+    return InputError(
+        f"{path} may not be read by this user{_owned(closed)}", fix=f"its owner gives access: {command(*opening)}"
+    )
+
+
+def refuse_closed(folder: Path) -> None:
+    """InputError where weights or settings in a folder may not be read: safetensors would call them missing."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json"):
+            try:
+                path.open("rb").close()
+            except PermissionError as error:
+                raise no_access(error, folder) from error
+
+
+def _opens(path: Path) -> bool:
+    """Can it be read? Then it was to be written."""
+    try:
+        path.open("rb").close()
+    except OSError as why:
+        return why.errno not in CLOSED
+    return True
+
+
+def _found(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:
+        return False
+    return True
+
+
+def _owned(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode & 0o777
+        return f" ({_user(os.geteuid())}): {path.name} belongs to {_user(path.stat().st_uid)} and has mode {mode:o}"
+    except (OSError, ImportError, AttributeError):  # Windows
+        return ""
+
+
+def _user(number: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def closed_file(error: BaseException) -> OSError | None:
+    """The error, or one that caused it, that says that a file is closed to this user."""
+    return next((each for each in _causes(error) if isinstance(each, OSError) and each.errno in CLOSED), None)
+
+
+def _full(error: BaseException) -> int | None:
+    """Which of FULL the error itself says."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return error.errno
+    return next((number for number, words in FULL.items() if words in str(error)), None)
+
+
+def _free(folder: Path) -> int:
+    there = next((each for each in (folder, *folder.parents) if each.is_dir()), Path.cwd())
+    return shutil.disk_usage(there).free
+
+
+def _largest_file() -> int | None:
+    """Bytes of a file at most, where this process has a limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit

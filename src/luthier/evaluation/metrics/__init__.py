@@ -1,0 +1,1 @@
+"""One file a metric, by the name it has in results."""

@@ -1,0 +1,1 @@
+"""One record per held-out example: the model's answers, labels and losses that metrics read."""

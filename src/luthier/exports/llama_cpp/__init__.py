@@ -1,0 +1,1 @@
+"""GGUF files, llama.cpp that plays them, and Ollama's template."""

@@ -1,0 +1,209 @@
+"""Attention over packed rows, row by row: what crosses from one row to another is not computed and then masked away.
+
+transformers' sdpa takes a sequence of packed rows with a [T, T] mask, so its cost grows with the square of the whole
+sequence. Here each row is computed by itself: on a CPU in one function for all rows where the causal triangle is all
+that a mask has to say, and by a call of sdpa a row else; on a GPU by torch's kernel for many lengths, where that
+serves. Registered with transformers as `luthier_packed`; everything but packed rows goes to sdpa as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from luthier.kernels import varlen
+
+NAME = "luthier_packed"
+EDGES = "luthier_edges"
+BLOCK = 64
+"""Queries of a row that are computed at a time: more would compute more that is then hidden."""
+BLOCK_BYTES = 2**22
+"""Most bytes of their scores, which should stay in a processor's cache; longer rows take fewer queries."""
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    position_ids: Tensor | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Queries [1, heads, T, D], keys and values [1, key heads, P + T, D] -> [1, T, heads, D].
+
+    Positions that begin anew part the rows. Keys in front of the queries (a trained prefix) are seen by every row.
+    """
+    front = key.size(2) - query.size(2)
+    if _on_gpu(query):
+        plain = not (front or kwargs.get("softcap") or (kwargs.get("dropout") and module.training))
+        rows = varlen.rows_of(position_ids, query) if plain and not _additive(attention_mask) else None
+        if rows is not None and varlen.serves(query, key, value):
+            scaling = kwargs.get("scaling")
+            return varlen.attend(query[0], key[0], value[0], rows, scaling, sliding_window)[None], None
+    edges = [] if _on_gpu(query) else _edges(position_ids, query)  # else a GPU would be waited for
+    longest = max((end - begin for begin, end in pairwise(edges)), default=0)
+    windowed = sliding_window is not None and longest > sliding_window
+    dropping = kwargs.get("dropout") and module.training
+    if edges and not (front or windowed or dropping or _additive(attention_mask)):
+        scaling = kwargs.get("scaling")
+        scale = query.size(-1) ** -0.5 if scaling is None else scaling
+        return causal_rows(query[0], key[0], value[0], edges, scale)[None], None
+    if len(edges) <= 2:
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
+        )
+    made = []
+    for begin, end in pairwise(edges):
+        keys, values = key[:, :, front + begin : front + end], value[:, :, front + begin : front + end]
+        mask = None
+        if front or (sliding_window is not None and end - begin > sliding_window) or _additive(attention_mask):
+            assert attention_mask is not None  # more than one row
+            own = attention_mask[..., begin:end, :]
+            mask = torch.cat([own[..., :front], own[..., front + begin : front + end]], -1)
+            keys, values = torch.cat([key[:, :, :front], keys], 2), torch.cat([value[:, :, :front], values], 2)
+        kwargs["is_causal"] = mask is None
+        made.append(sdpa_attention_forward(module, query[:, :, begin:end], keys, values, mask, **kwargs)[0])
+    return torch.cat(made, 1), None
+
+
+def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int], scale: float) -> Tensor:
+    """softmax(q k^T scale) v within each row: [heads, T, D], [key heads, T, D] twice -> [T, heads, D].
+
+    As sdpa's kernel it keeps no probabilities and makes them anew in the backward pass (Dao et al. 2022, arXiv
+    2205.14135); it differs in the blocks, some queries of all heads against all keys before them, which suit a CPU's
+    matrix products. All is float32: in bfloat16 the scores of Qwen2, some hundreds, would be off by whole numbers, and
+    oneDNN would compile and keep a kernel for each length of a row, which MKL does not.
+    """
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # as it does for sdpa: rotated queries may be wider than the values
+        query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+    made: Tensor = _CausalRows.apply(query, key, value, tuple(edges), scale)  # type: ignore[no-untyped-call]
+    return made
+
+
+class _CausalRows(torch.autograd.Function):
+    """Queries that share a key head stand together, token by token: [key heads, T * group, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, edges: tuple[int, ...], scale: float) -> Tensor:
+        heads, tokens, _ = query.shape
+        few, group = len(key), heads // len(key)
+        made = query.new_empty(tokens, heads, value.size(-1))
+        into = made.view(tokens, few, group, -1)
+        with torch.autocast(query.device.type, enabled=False):
+            asked, keys, values, future = _asked(query, few, scale), key.float(), value.float(), _future(query)
+            for begin, start, end in _blocks(heads, edges):
+                shares = _shares(asked[:, start * group : end * group], keys[:, begin:end], future, group)
+                mixed = torch.bmm(shares, values[:, begin:end])  # [key heads, n * group, D]
+                into[start:end] = mixed.view(few, end - start, group, -1).transpose(0, 1)
+        ctx.save_for_backward(query, key, value)
+        ctx.how = edges, scale
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        query, key, value = ctx.saved_tensors
+        edges, scale = ctx.how
+        heads, tokens, width = query.shape
+        few, group = len(key), heads // len(key)
+        with torch.autocast(query.device.type, enabled=False):
+            asked, keys, values, future = _asked(query, few, scale), key.float(), value.float(), _future(query)
+            slope = _asked(upstream.transpose(0, 1), few)
+            to_asked = torch.empty_like(asked)
+            to_key, to_value = torch.zeros_like(keys), torch.zeros_like(values)
+            for begin, start, end in _blocks(heads, edges):
+                own, seen = slice(start * group, end * group), slice(begin, end)
+                shares = _shares(asked[:, own], keys[:, seen], future, group)
+                to_value[:, seen].baddbmm_(shares.transpose(1, 2), slope[:, own])
+                to_shares = torch.bmm(slope[:, own], values[:, seen].transpose(1, 2))
+                to_scores = torch._softmax_backward_data(to_shares, shares, -1, torch.float32)
+                to_asked[:, own] = torch.bmm(to_scores, keys[:, seen])
+                to_key[:, seen].baddbmm_(to_scores.transpose(1, 2), asked[:, own])
+        to_query = to_asked.mul_(scale).view(few, tokens, group, width).transpose(1, 2).reshape(query.shape)
+        return to_query.to(query.dtype), to_key.to(key.dtype), to_value.to(value.dtype), None, None
+
+
+def _asked(query: Tensor, few: int, scale: float = 1.0) -> Tensor:
+    """[heads, T, D] -> [few, T * group, D], times `scale`, in float32."""
+    heads, tokens, width = query.shape
+    made = query.new_empty(few, tokens, heads // few, width, dtype=torch.float32)
+    made.copy_(query.reshape(few, heads // few, tokens, width).transpose(1, 2))
+    return made.mul_(scale).view(few, -1, width)
+
+
+def _blocks(heads: int, edges: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(begin of the row, begin and end of some of its queries), block by block."""
+    for begin, last in pairwise(edges):
+        size = min(BLOCK, max(16, BLOCK_BYTES // (4 * heads * (last - begin))))
+        for start in range(begin, last, size):
+            yield begin, start, min(start + size, last)
+
+
+def _future(query: Tensor) -> Tensor:
+    """[BLOCK, 1, BLOCK]: -inf where a key comes after the query."""
+    return torch.full((BLOCK, BLOCK), float("-inf"), device=query.device).triu_(1)[:, None]
+
+
+def _shares(asked: Tensor, keys: Tensor, future: Tensor, group: int) -> Tensor:
+    """Probabilities: [key heads, n * group, D], [key heads, before + n, D] -> [key heads, n * group, before + n]."""
+    scores = torch.bmm(asked, keys.transpose(1, 2))
+    n = asked.size(1) // group
+    scores.view(len(keys), n, group, -1)[..., -n:] += future[:n, :, :n]
+    return scores.softmax(-1)
+
+
+def _edges(position_ids: Tensor | None, query: Tensor) -> list[int]:
+    """Where rows begin, and the end of the last; nothing where the batch is not one sequence of packed rows.
+
+    Kept with the positions, which all layers are given.
+    """
+    if position_ids is None or query.size(0) != 1 or position_ids.shape != (1, query.size(2)):
+        return []
+    known: list[int] | None = getattr(position_ids, EDGES, None)
+    if known is None:
+        begins: list[int] = (position_ids[0] == 0).nonzero()[:, 0].tolist()
+        known = [*begins, query.size(2)] if begins[:1] == [0] else []
+        setattr(position_ids, EDGES, known)
+    return known
+
+
+def _on_gpu(query: Tensor) -> bool:
+    return query.device.type == "cuda"
+
+
+def _additive(mask: Tensor | None) -> bool:
+    """Does a mask add numbers (a gate's, a bias) and not only hide?"""
+    return mask is not None and mask.dtype != torch.bool
+
+
+@contextmanager
+def row_by_row(model: nn.Module, *, apart: bool = False) -> Iterator[None]:
+    """In here attention of packed rows is computed row by row, where the model uses sdpa; `apart` from compiled code.
+
+    A model with Flash Attention of its own (attn_implementation) keeps it: that reads rows off their positions as well.
+    """
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if getattr(getattr(base, "config", None), "_attn_implementation", "") != "sdpa":
+        yield
+        return
+    opaque: Any = torch.compiler.disable
+    AttentionInterface.register(NAME, opaque(packed_attention) if apart else packed_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    base.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        base.set_attn_implementation("sdpa")

@@ -1,0 +1,49 @@
+"""Weights that hold a NaN or an infinity are found by name, in one pass and without memory of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from luthier.core.errors import InputError
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Name of the first tensor that is not finite throughout; empty where there is none.
+
+    A NaN or an infinity never leaves a sum. A sum of finite numbers may overflow, so such a tensor is looked at twice.
+    """
+    floats = [(n, t.detach()) for n, t in tensors if t.is_floating_point() and t.device.type != "meta"]
+    sums = [tensor.sum(dtype=torch.float32) for _, tensor in floats]
+    if not sums or all(torch.stack([each.to(sums[0].device) for each in sums]).isfinite().tolist()):
+        return ""
+    suspects = (each for each, total in zip(floats, sums, strict=True) if not bool(total.isfinite()))
+    return next((name for name, tensor in suspects if not bool(tensor.isfinite().all())), "")
+
+
+def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter by name; of one packed in 8 or 4 bit its scales, for whole numbers are always finite."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter
+        state: Any = getattr(parameter, "quant_state", None)
+        for scales in (
+            getattr(parameter, "SCB", None),
+            getattr(state, "absmax", None),
+            getattr(getattr(state, "state2", None), "absmax", None),
+        ):
+            if isinstance(scales, Tensor):
+                yield name, scales
+
+
+def refuse_file(file: Path) -> None:
+    """InputError where a tensor of a safetensors file is not finite. For adapters: it reads all of the file."""
+    if name := not_finite(load_file(file).items()):
+        raise InputError(
+            f"{file}: the weight {name} holds NaN or infinity, so every answer would be NaN",
+            fix="take another adapter, or train it again with a lower train.lr",
+        )

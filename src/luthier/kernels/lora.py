@@ -1,0 +1,235 @@
+"""LoRA's linear layer in one autograd function: y = W x + b + s B A dropout(x).
+
+PEFT computes the low-rank path beside the layer as four operations, and autograd keeps a copy of the input for them,
+another of the dropped-out one and its mask, in each adapted layer. Here the path is added into the layer's own output,
+the mask is made anew in the backward pass from a seed, and kept are the layer's input, which its neighbours share,
+and A x. (Hu et al. 2021, arXiv 2106.09685, section 4; regenerated masks as in Dao et al. 2022, arXiv 2205.14135.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.kernels.frozen_linear import is_frozen_linear, is_packed, product, shaped, weight, working_type
+
+POOL = 2**22
+"""Random zeros and ones that all dropout masks are windows of."""
+BLOCK = POOL // 4
+"""Most numbers that one window masks."""
+
+
+def fuse(model: nn.Module) -> list[nn.Module]:
+    """Let the LoRA layers of a PEFT model compute so, where nothing about them asks for more; returns these layers.
+
+    A layer decides at each call. Several active adapters, DoRA, merged or disabled adapters, a base layer that is
+    hooked or trains itself, and calls with arguments of their own go PEFT's way.
+    """
+    from peft.tuners.lora.layer import LoraLayer
+
+    found: list[nn.Module] = [m for m in model.modules() if isinstance(m, LoraLayer) and _is_linear(m)]
+    for module in found:
+        module.forward = MethodType(_forward, module)
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    own = type(module)
+    return own.__module__ in ("peft.tuners.lora.layer", "peft.tuners.lora.bnb") and own.__name__.startswith("Linear")
+
+
+def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    low = None if args or kwargs else low_rank(self)
+    if low is None:
+        made: Tensor = type(self).forward(self, x, *args, **kwargs)
+        return made
+    return lora_linear(x, self.base_layer, low)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """The path beside a frozen layer: scale B A dropout(x)."""
+
+    a: Tensor
+    """[rank, in]"""
+    b: Tensor
+    """[out, rank]"""
+    scale: float
+    dropped: Dropped | None
+
+
+def low_rank(layer: Any) -> LowRank | None:
+    """The one active path of a PEFT layer, with a mask of its own; None where the layer does more, or nothing."""
+    if not _is_linear(layer):  # AdaLoRA's layer has an A and a B as well
+        return None
+    active = layer.active_adapters
+    name = active[0] if len(active) == 1 else None
+    if (
+        name not in layer.lora_A
+        or layer.disable_adapters
+        or layer.merged
+        or name in layer.lora_variant
+        or layer.lora_B[name].bias is not None
+        or not is_frozen_linear(layer.base_layer)
+    ):
+        return None
+    dropout = layer.lora_dropout[name]  # an Identity where PEFT drops nothing
+    rate = getattr(dropout, "p", 0.0) if dropout.training else 0.0
+    return LowRank(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]), Dropped.draw(rate))
+
+
+def lora_linear(x: Tensor, layer: Any, low: LowRank) -> Tensor:
+    """The frozen `layer` and the path beside it: [..., in] -> [..., out]."""
+    bias = None if is_packed(layer) else layer.bias  # may train
+    made: Tensor = _LoraLinear.apply(x, layer, bias, low.a, low.b, low.scale, low.dropped)  # type: ignore[no-untyped-call]
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A dropout mask that is never kept: a share `rate` of zeros, the same whenever it is asked for.
+
+    To draw a number for each input takes longer than LoRA's products. So zeros and ones are drawn once, and a mask is
+    a window of them at an offset that the seed says, one for each block of tokens. Where the windows begin is as good
+    as independent from call to call, and so is what they hold: of any two places, chance alone says whether both drop.
+    """
+
+    rate: float
+    seed: int
+
+    @classmethod
+    def draw(cls, rate: float) -> Dropped | None:
+        """A mask out of torch's own random state, so that a resumed run draws the same; None where nothing drops."""
+        return cls(rate, int(torch.randint(2**62, (1,)))) if rate else None
+
+    @property
+    def scale(self) -> float:
+        """What is left counts for what was dropped."""
+        return 1 / (1 - self.rate)
+
+    def blocks(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """(tokens, their mask of x's type) for the tokens of [N, width], block by block."""
+        pool = _pool(self.rate, x.dtype, x.device)
+        width = x.size(1)
+        if width > BLOCK:
+            raise ValueError(f"a layer of {width} inputs is wider than a dropout mask")
+        tokens = BLOCK // width
+        draw = torch.Generator().manual_seed(self.seed)
+        starts = range(0, len(x), tokens)
+        offsets: list[int] = torch.randint(POOL - BLOCK, (len(starts),), generator=draw).tolist()
+        for start, offset in zip(starts, offsets, strict=True):
+            part = slice(start, min(start + tokens, len(x)))
+            yield part, pool[offset : offset + (part.stop - start) * width].view(-1, width)
+
+
+@lru_cache(maxsize=4)
+def _pool(rate: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    made = torch.empty(POOL).bernoulli_(1 - rate, generator=torch.Generator().manual_seed(0))
+    return made.to(device, dtype)
+
+
+class _LoraLinear(torch.autograd.Function):
+    """The weight is frozen: it has no gradient here."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        layer: Any,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        dropped: Dropped | None,
+    ) -> Tensor:
+        dtype = working_type(layer, x)
+        with torch.autocast(x.device.type, enabled=False):
+            made, projected = forward(x.reshape(-1, x.size(-1)).to(dtype), layer, LowRank(a, b, scale, dropped))
+        ctx.save_for_backward(x, a, b, projected)
+        ctx.how = layer, dtype, scale, dropped, None if bias is None else bias.dtype
+        return shaped(made, (*x.shape[:-1], made.size(-1)))
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        x, a, b, projected = ctx.saved_tensors
+        layer, dtype, scale, dropped, bias_type = ctx.how
+        wants_x, _, wants_bias, *_ = ctx.needs_input_grad
+        with torch.autocast(x.device.type, enabled=False):
+            slope = upstream.reshape(-1, upstream.size(-1)).to(dtype)  # [N, out]
+            to_bias = slope.sum(0).to(bias_type) if wants_bias else None
+            to_x, to_a, to_b = backward(
+                slope, x.reshape(-1, x.size(-1)).to(dtype), layer, LowRank(a, b, scale, dropped), projected, wants_x
+            )
+        return None if to_x is None else to_x.to(x.dtype).view(x.shape), None, to_bias, to_a, to_b, None, None
+
+
+def forward(x: Tensor, layer: Any, low: LowRank | None) -> tuple[Tensor, Tensor | None]:
+    """([N, out], what A made of x: [N, rank]) of [N, in], in x's type and outside of autograd."""
+    made = product(layer, x)
+    if low is None:
+        return made, None
+    projected = _project(x, low.a.to(x.dtype), low.dropped)
+    made.addmm_(projected, low.b.to(x.dtype).t(), alpha=low.scale)
+    return made, projected
+
+
+def backward(
+    slope: Tensor,
+    x: Tensor,
+    layer: Any,
+    low: LowRank | None,
+    projected: Tensor | None,
+    wants_x: bool = True,
+    into: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, A and B from the output's: [N, out] -> [N, in], [rank, in], [out, rank].
+
+    That of x is added to `into`, where one is given.
+    """
+    to_x = to_a = to_b = None
+    if wants_x:
+        unpacked = weight(layer, slope.dtype)
+        to_x = slope @ unpacked if into is None else into.addmm_(slope, unpacked)
+    if low is not None and projected is not None:
+        through = (slope @ low.b.to(slope.dtype)).mul_(low.scale)  # [N, rank]
+        # The wide matrix on the right, as it lies in memory: the other way round takes a CPU several times as long.
+        to_b = (projected.t() @ slope).t().mul(low.scale).to(low.b.dtype).contiguous()
+        to_a = _slope_of_a(through, x, low.dropped).to(low.a.dtype)
+        if to_x is not None:
+            _add_low(to_x, through, low.a.to(slope.dtype), low.dropped)
+    return to_x, to_a, to_b
+
+
+def _project(x: Tensor, a: Tensor, dropped: Dropped | None) -> Tensor:
+    """A dropout(x): [N, in], [rank, in] -> [N, rank]."""
+    if dropped is None:
+        return x @ a.t()
+    low = x.new_empty(len(x), len(a))
+    for part, mask in dropped.blocks(x):
+        torch.mm(x[part] * mask, a.t(), out=low[part])
+    return low.mul_(dropped.scale)
+
+
+def _slope_of_a(through: Tensor, x: Tensor, dropped: Dropped | None) -> Tensor:
+    """Gradient of A from that of A dropout(x): [N, rank], [N, in] -> [rank, in]."""
+    if dropped is None:
+        return through.t() @ x
+    made = torch.zeros(through.size(1), x.size(1), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    for part, mask in dropped.blocks(x):
+        made += through[part].t() @ (x[part] * mask)
+    return made.mul_(dropped.scale)
+
+
+def _add_low(to_x: Tensor, through: Tensor, a: Tensor, dropped: Dropped | None) -> None:
+    """Add to the gradient of x what comes through A: [N, in], [N, rank], [rank, in]."""
+    if dropped is None:
+        to_x.addmm_(through, a)
+        return
+    for part, mask in dropped.blocks(to_x):
+        to_x[part].addcmul_(through[part] @ a, mask, value=dropped.scale)

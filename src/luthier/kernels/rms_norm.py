@@ -1,0 +1,116 @@
+"""RMSNorm in one autograd function: x / rms(x) * weight, keeping its input and one number a token.
+
+Written out in torch it keeps two copies of its input in float32 and one in the model's type for the backward pass, and
+makes some twenty passes over them. (Zhang and Sennrich 2019, arXiv 1910.07467.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.kernels.frozen_linear import shaped
+
+PART_BYTES = 2**20
+"""Bytes in float32 that are worked on at a time: they should stay in a processor's cache."""
+
+
+def fuse(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
+    """Let the RMSNorms of `model` compute so, where a trial gives their own numbers; returns these.
+
+    Without numbers (a model that is only planned) there is no `trial`.
+    """
+    found: list[nn.Module] = []
+    proved: dict[tuple[type, torch.dtype], bool | None] = {}
+    for module in model.modules():
+        norm_weight = vars(module).get("_parameters", {}).get("weight")
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        if norm_weight is None or norm_weight.ndim != 1 or eps is None or not type(module).__name__.endswith("RMSNorm"):
+            continue
+        if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+            continue
+        key = type(module), norm_weight.dtype
+        if key not in proved:
+            proved[key] = _offset(module, norm_weight, float(eps)) if trial else False
+        if proved[key] is not None:
+            module.plus_one, module.small = proved[key], float(eps)  # type: ignore[assignment]
+            module.forward = MethodType(_forward, module)
+            found.append(module)
+    return found
+
+
+@torch.no_grad()
+def _offset(module: nn.Module, weight: Tensor, eps: float) -> bool | None:
+    """Does it scale by 1 + weight, as Gemma's does, or by weight? None where it does something else."""
+    x = torch.linspace(-1.7, 2.3, 3 * len(weight), device=weight.device).mul(40).sin().view(1, 3, -1).to(weight.dtype)
+    usual = type(module).forward(module, x)
+    for plus_one in (False, True):
+        ours = rms_norm(x, weight, eps, plus_one)
+        if ours.dtype == usual.dtype and (ours.float() - usual.float()).norm() <= 1e-6 * usual.float().norm():
+            return plus_one
+    return None
+
+
+def _forward(self: Any, hidden_states: Tensor) -> Tensor:
+    return rms_norm(hidden_states, self.weight, self.small, self.plus_one)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, plus_one: bool = False) -> Tensor:
+    """Normalize: x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32: [..., H], [H] -> [..., H].
+
+    With `plus_one` by 1 + weight, rounded once, as Gemma's code does; else rounded to x's type before the weight, as
+    Llama's does.
+    """
+    made: Tensor = _RMSNorm.apply(x, weight, eps, plus_one)  # type: ignore[no-untyped-call]
+    return made
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus_one: bool) -> Tensor:
+        flat = x.reshape(-1, x.size(-1))
+        made = torch.empty(
+            flat.shape, device=x.device, dtype=x.dtype if plus_one else torch.promote_types(x.dtype, weight.dtype)
+        )
+        scales = torch.empty(len(flat), 1, device=x.device)
+        for part in _parts(flat):
+            wide = flat[part].float()
+            scales[part] = wide.square().mean(1, keepdim=True).add_(eps).rsqrt_()
+            wide = wide * scales[part]
+            made[part] = wide.mul_(1 + weight.float()) if plus_one else wide.to(x.dtype) * weight
+        ctx.save_for_backward(x, weight, scales)
+        ctx.plus_one = plus_one
+        return shaped(made, x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        x, weight, scales = ctx.saved_tensors
+        flat, slopes = x.reshape(-1, x.size(-1)), upstream.reshape(-1, x.size(-1))
+        gain = 1 + weight.float() if ctx.plus_one else weight.float()
+        to_x = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+        to_weight = torch.zeros_like(gain) if ctx.needs_input_grad[1] else None
+        for part in _parts(flat):
+            normed = flat[part].float() * scales[part]
+            slope = slopes[part].float()
+            if to_weight is not None:
+                to_weight += (slope * normed).sum(0)
+            if to_x is not None:
+                slope = slope * gain
+                along = (slope * normed).mean(1, keepdim=True)
+                to_x[part] = slope.sub_(normed.mul_(along)).mul_(scales[part])
+        return (
+            None if to_x is None else to_x.view(x.shape),
+            None if to_weight is None else to_weight.to(weight.dtype),
+            None,
+            None,
+        )
+
+
+def _parts(x: Tensor) -> Iterator[slice]:
+    """Some rows of [N, H] at a time; all at once on a GPU, where each call costs a launch."""
+    rows = len(x) if x.is_cuda else max(1, PART_BYTES // (4 * x.size(1)))
+    return (slice(start, start + rows) for start in range(0, len(x), rows))

@@ -1,0 +1,297 @@
+"""What our tuners share: finding sites, wrapping and attaching layers, and taking them off again.
+
+Two rules of PEFT 0.21 shape all files here, each learnt from a failing test:
+
+- A parameter container is named `<prefix of the tuner><short name>` and keyed by the adapter name.
+  transformers' own `load_adapter` finds weights by that prefix, and under another name loads nothing.
+- Tuner layers are never nested: PEFT skips everything below one when a second adapter comes. So a
+  prefix is a child of the attention with a hook, not a wrapper around it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier.methods.layers.module_map import Sites, sites_of
+from luthier.methods.layers.targets import block_of
+
+
+@dataclass
+class TunerConfig(PeftConfig):
+    """Fields that every configuration of ours has, beside PEFT's."""
+
+    target_modules: Any = field(default=None, metadata={"help": "Filled in from the architecture."})
+    exclude_modules: Any = field(default=None, metadata={"help": "Read by PEFT."})
+    layers_to_transform: Any = field(default=None, metadata={"help": "Read by PEFT."})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Trained and saved whole: a head."})
+
+
+def blocks_of(config: Any) -> set[int] | None:
+    """The blocks that `layers_to_transform` names, or None for all."""
+    chosen = config.layers_to_transform
+    return None if chosen is None else {chosen} if isinstance(chosen, int) else set(chosen)
+
+
+class Tuner(BaseTuner):
+    """Shared by our PEFT model classes: a subclass says where its layers go and puts one there."""
+
+    tuner_layer_cls: type[BaseTunerLayer] = BaseTunerLayer
+    target_module_mapping: dict[str, Any] = {}  # noqa: RUF012  (PEFT's own declaration)
+    mergeable: ClassVar[bool] = False
+
+    def places(self, config: Any, sites: Sites) -> dict[str, str]:
+        """Kind of layer -> regular expression of the modules it goes to."""
+        raise NotImplementedError
+
+    def inject(self, kind: str, config: Any, adapter: str, target: nn.Module, name: str, parent: nn.Module) -> None:
+        """Put the layer of `kind` on `target`, which is `parent.name`."""
+        raise NotImplementedError
+
+    @property
+    def sites(self) -> Sites:
+        return sites_of(self.get_model_config(self.model))
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        if peft_config.target_modules is None:
+            patterns = self.places(peft_config, sites_of(model_config)).values()
+            peft_config.target_modules = "|".join(f"(?:{pattern})" for pattern in patterns)
+            if (blocks := blocks_of(peft_config)) is not None:  # PEFT ignores it beside an expression
+                found = re.compile(peft_config.target_modules)
+                names = [name for name, _ in self.model.named_modules() if found.fullmatch(name)]
+                peft_config.target_modules = sorted(name for name in names if block_of(name) in blocks)
+        hidden = re.compile(peft_config.target_modules) if isinstance(peft_config.target_modules, str) else None
+        for name, _ in self.model.named_modules():
+            if hidden and ".base_layer." in name and hidden.fullmatch(name.replace(".base_layer", "")):
+                raise ValueError(
+                    f"another adapter already holds {name.partition('.base_layer')[0]}, so this one cannot reach "
+                    f"{name.rpartition('.')[2]} inside it: put the two on separate copies of the base"
+                )
+        return peft_config
+
+    def _create_and_replace(  # type: ignore[override]  # PEFT's own subclasses differ from its base as well
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        for kind, pattern in self.places(peft_config, self.sites).items():
+            if re.fullmatch(pattern, current_key):
+                self.inject(kind, peft_config, adapter_name, target, target_name, parent)
+                return
+        raise ValueError(f"{current_key} is a target but no place that {type(self).__name__} knows")
+
+    def wrap(
+        self,
+        layer: type[Any],
+        config: Any,
+        adapter: str,
+        target: nn.Module,
+        name: str,
+        parent: nn.Module,
+        **options: Any,
+    ) -> None:
+        """Add the adapter to an existing layer of ours, or put a new one around `target`."""
+        if isinstance(target, layer):
+            target.update_layer(adapter, config, **options)
+            return
+        new = layer(target, adapter, config, parent=parent, namespace=self.prefix, **options)
+        if adapter not in self.active_adapters:
+            new.requires_grad_(False)
+        # Not PEFT's _replace_module: that one expects the wrapped module to own a weight, and blocks do not.
+        setattr(parent, name, new)
+
+    def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
+        # PEFT's own expects weights of what comes back, and a block, a dropout or a whole head owns none.
+        setattr(parent, child_name, new_module)
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()  # type: ignore[no-untyped-call]
+        if not self.mergeable:
+            raise ValueError(
+                f"{type(self).__name__} changes the computation, so it cannot fold into the base's weights"
+            )
+
+    def _unload_and_optionally_merge(
+        self, merge: bool = True, progressbar: bool = False, safe_merge: bool = False, adapter_names: Any = None
+    ) -> Any:
+        if merge:
+            self._check_merge_allowed()
+        for module in list(self.model.modules()):  # the root too: it holds the shared half of a prefix
+            for name, child in list(module.named_children()):
+                if isinstance(child, TunerLayer):
+                    child.detach_hooks()
+                    if child.attached:
+                        delattr(module, name)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+
+class TunerLayer(nn.Module, BaseTunerLayer):
+    """A layer of ours. `containers` are created by `_hold`; each maps an adapter's name to its parameters."""
+
+    attached: ClassVar[bool] = False
+    """Added as a child beside what is there, rather than put around it."""
+
+    def _hold(
+        self,
+        namespace: str,
+        adapter: str,
+        where: nn.Module | None,
+        *,
+        modules: Sequence[str] = (),
+        parameters: Sequence[str] = (),
+    ) -> None:
+        self.namespace = namespace
+        self.settings: dict[str, Any] = {}
+        self.merged_adapters: list[str] = []
+        self._active_adapter = adapter
+        for short in modules:
+            self.add_module(namespace + short, nn.ModuleDict())
+        for short in parameters:
+            self.add_module(namespace + short, nn.ParameterDict())
+        self.adapter_layer_names = tuple(namespace + short for short in (*modules, *parameters))
+        self.other_param_names = ("settings",)
+        self.home = device_of(where)
+
+    def held(self, short: str) -> Any:
+        """The container `short`."""
+        return self._modules[self.namespace + short]
+
+    def _placed(self, adapter: str, config: Any) -> None:
+        """End of an update: move the adapter to the base layer's device and set what trains."""
+        self._move_adapter_to_device_of_base_layer(adapter)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
+        for container in self.adapter_layer_names:
+            held = getattr(self, container)
+            if adapter_name in held:
+                item = held[adapter_name]
+                parameters = [item] if isinstance(item, nn.Parameter) else list(item.parameters())
+                if all(p.device.type != "meta" for p in parameters):
+                    for p in parameters:
+                        p.data = p.data.to(device or self.home)
+
+    def live(self, container: str) -> Iterator[str]:
+        """Names of the switched-on adapters that this layer holds."""
+        if not self.disable_adapters:
+            yield from (name for name in self.active_adapters if name in self.held(container))
+
+    def detach_hooks(self) -> None:
+        """Take off whatever hooks the layer has put on other modules."""
+
+    @property
+    def weight(self) -> Any:
+        return self._of_base("weight")
+
+    @property
+    def bias(self) -> Any:
+        return self._of_base("bias")
+
+    def _of_base(self, name: str) -> Any:
+        base = self.get_base_layer()  # a prefix stands beside its attention and is its own base layer
+        return None if base is self else getattr(base, name, None)
+
+    def merge(self, safe_merge: bool = False, adapter_names: Any = None) -> None:
+        raise ValueError(f"{type(self).__name__} cannot be merged")
+
+    def unmerge(self) -> None:
+        raise ValueError(f"{type(self).__name__} cannot be unmerged")
+
+
+@contextmanager
+def untrained_heads(model: nn.Module) -> Iterator[None]:
+    """Within it, every module that was trained whole (a classification head) is as it was before."""
+    heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    for module in heads:
+        module.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for module in heads:
+            module.enable_adapters(True)
+
+
+def feed_heads(model: nn.Module, stored: Path | None = None) -> None:
+    """Make trained heads float32, whatever the base is, and have their input cast: autocast is not always there.
+
+    `stored` is the file that PEFT has just loaded them from, and rounded them.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for head in module.modules_to_save.values():
+                half = next(head.parameters()).dtype != torch.float32
+                head.float().register_forward_pre_hook(_in_own_dtype)
+                if stored is not None and half:
+                    with safe_open(stored, framework="pt") as file, torch.no_grad():
+                        for key, weight in head.named_parameters():
+                            weight.copy_(file.get_tensor(f"{name}.{key}"))
+
+
+def _in_own_dtype(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next(head.parameters()).dtype
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+
+
+def free_heads(model: nn.Module, *, trained: bool = True) -> None:
+    """Put the trained head, in the base's own type, or the base's own one in the place of PEFT's wrapper around it.
+
+    PEFT 0.21 does so itself when it unloads, but fails on heads that are no single layer (RoBERTa, T5).
+    """
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, ModulesToSaveWrapper):
+                own = next(child.original_module.parameters()).dtype
+                if not trained:
+                    setattr(module, name, child.original_module)
+                    continue
+                setattr(module, name, child.modules_to_save[child.active_adapters[0]].to(own))
+
+
+def transposed_layers(model: nn.Module) -> list[str]:
+    """Names of packed layers that were a Conv1D (GPT-2), which keeps its weights the other way round."""
+    found = [n for n, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D]
+    return [name.removesuffix(".base_layer") for name in found]
+
+
+def transpose_back(model: nn.Module, names: list[str]) -> None:
+    """Make those layers a Conv1D again: dequantizing leaves nn.Linear, whose weights GPT-2 would read transposed."""
+    for name in names:
+        linear: Any = model.get_submodule(name)
+        layer = Conv1D(linear.out_features, linear.in_features)
+        layer.weight, layer.bias = nn.Parameter(linear.weight.detach().T.contiguous()), linear.bias
+        model.set_submodule(name, layer)
+
+
+def device_of(module: nn.Module | None) -> torch.device:
+    """Where a module's weights lie; the CPU where it has none."""
+    return (
+        next((p.device for p in module.parameters()), torch.device("cpu"))
+        if module is not None
+        else torch.device("cpu")
+    )
+
+
+def pooled_gate(gate: nn.Linear, x: Tensor, pooling: str) -> Tensor:
+    """Gate in (0, 1) of UniPELT (Mao et al. 2022, section 3.2): [B, T, H] -> [B, 1, G] (mean) or [B, T, G] (token).
+
+    The paper's mean over the sequence lets a causal model see its future, so those take the token's own.
+    """
+    g = torch.sigmoid(gate(x.to(gate.weight.dtype)))
+    return g.mean(dim=1, keepdim=True) if pooling == "mean" else g

@@ -1,0 +1,157 @@
+"""BitFit as a PEFT method: y = base(x) + delta, delta zero at the start.
+
+Ben Zaken et al. 2021, arXiv 2106.10199. Training the delta equals training the bias itself, and leaves
+the base as it is: it can be switched off, stands beside other adapters and works on quantized bases.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier.methods.layers.base import Tuner, TunerConfig, TunerLayer, blocks_of
+from luthier.methods.layers.registry import peft_type, register
+from luthier.methods.layers.targets import NARROW, block_of, sides, why_unfit
+
+HEADS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "cls", "qa_classifier")
+SUBSETS = {
+    "query": r".*\.(query|q_proj|q)",
+    "key": r".*\.(key|k_proj|k)",
+    "value": r".*\.(value|v_proj|v)",
+    "intermediate": r".*\.(intermediate\.dense|up_proj|gate_proj|c_fc|wi|wi_\d)",
+    "output": r".*\.(output\.dense|down_proj|o_proj|c_proj|wo|o)",
+    "attention_layernorm": r".*\.(attention\.output\.LayerNorm|input_layernorm|ln_1)",
+    "output_layernorm": r".*(?<!attention)\.(output\.LayerNorm|post_attention_layernorm|ln_2)",
+}
+"""The authors' seven subsets, on BERT's names and on the decoders' (which take norms before, not after)."""
+
+
+@dataclass
+class BitFitConfig(TunerConfig):
+    """Which biases train."""
+
+    terms: list[str] | str = field(default="all", metadata={"help": "all, or names of SUBSETS."})
+    missing: str = field(default="skip", metadata={"help": "Linear layers without a bias: skip, or add a zero one."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type = peft_type("BITFIT")
+
+
+class BiasDelta(TunerLayer):
+    """Adds a vector [out] to the output [..., out] of the module it wraps."""
+
+    def __init__(self, base_layer: nn.Module, adapter: str, config: BitFitConfig, *, namespace: str, **_: Any) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self._hold(namespace, adapter, base_layer, parameters=("delta",))
+        self.made_bias = False
+        self.size = _size(self.get_base_layer())
+        self.update_layer(adapter, config)
+
+    def update_layer(self, adapter: str, config: BitFitConfig, **_: Any) -> None:
+        self.held("delta")[adapter] = nn.Parameter(torch.zeros(self.size))
+        self._placed(adapter, config)
+
+    def merge(self, safe_merge: bool = False, adapter_names: Any = None) -> None:
+        base: Any = self.get_base_layer()
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.held("delta"):
+                continue
+            delta = self.held("delta")[name].data
+            if safe_merge and not torch.isfinite(delta).all():
+                raise ValueError(f"adapter {name} holds numbers that are not finite")
+            if base.bias is None:
+                dtype = base.weight.dtype if base.weight.is_floating_point() else delta.dtype
+                base.register_parameter("bias", nn.Parameter(torch.zeros_like(delta, dtype=dtype), requires_grad=False))
+                self.made_bias = True
+            base.bias.data = base.bias.data + delta.to(base.bias.dtype)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        base: Any = self.get_base_layer()
+        while self.merged_adapters:
+            delta = self.held("delta")[self.merged_adapters.pop()].data
+            base.bias.data = base.bias.data - delta.to(base.bias.dtype)
+        if self.made_bias:
+            base.bias, self.made_bias = None, False
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        if not self.merged:
+            for name in self.live("delta"):
+                y = y + self.held("delta")[name].to(y.dtype)
+        return y
+
+
+class BitFitModel(Tuner):
+    """PEFT's view of BitFit."""
+
+    prefix = "bitfit_"
+    tuner_layer_cls: type[BaseTunerLayer] = BiasDelta
+    mergeable = True
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        if peft_config.target_modules is None:
+            blocks = blocks_of(peft_config)
+            names = {n for n in bias_places(self.model, peft_config) if blocks is None or block_of(n) in blocks}
+            if not names:
+                raise ValueError(
+                    "BitFit finds no bias to train: the linear layers of this model have none, or none of the terms "
+                    f"{peft_config.terms}; missing='add' gives every linear layer a zero bias"
+                )
+            peft_config.target_modules = names
+        return peft_config
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        self.wrap(BiasDelta, peft_config, adapter_name, target, target_name, parent)
+
+
+def bias_places(model: nn.Module, config: BitFitConfig) -> list[str]:
+    """Names of the modules whose bias trains, or would be added."""
+    modules = dict(model.named_modules())
+    return [name for name, module in modules.items() if _trains(name, module, config, modules)]
+
+
+def _trains(name: str, module: Any, config: BitFitConfig, modules: dict[str, Any]) -> bool:
+    if ".base_layer" in name or any(part in HEADS for part in name.split(".")) or not name:
+        return False
+    core = module.get_base_layer() if isinstance(module, BiasDelta) else module
+    if core is module and any(True for _ in module.children()):
+        return False
+    ndim = getattr(getattr(core, "weight", None), "ndim", 0)  # plain linear layers and norms: what else has a
+    if ndim != 1 and (ndim != 2 or why_unfit(name, core, modules)):  # bias may be read by it and never called
+        return False
+    bias = getattr(core, "bias", None)
+    has = isinstance(bias, Tensor) and bias.ndim == 1
+    addable = config.missing == "add" and isinstance(core, nn.Linear | Conv1D) and min(sides(core)) >= NARROW
+    if not has and not addable:
+        return False
+    terms = [config.terms] if isinstance(config.terms, str) else config.terms
+    return terms == ["all"] or any(re.fullmatch(SUBSETS[term], name) for term in terms)
+
+
+def _size(layer: Any) -> int:
+    if getattr(layer, "bias", None) is not None:
+        return int(layer.bias.shape[0])
+    return int(layer.nf if isinstance(layer, Conv1D) else layer.out_features)
+
+
+register("BITFIT", BitFitConfig, BitFitModel)

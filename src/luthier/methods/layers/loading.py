@@ -1,0 +1,225 @@
+"""Put an adapter's folder on a base. Every way to load one goes through here; weights that do not fit are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from luthier.core.errors import InputError, OutOfMemory
+from luthier.core.files import read_object
+from luthier.core.resources import is_out_of_memory
+from luthier.core.strict_json import to_json
+from luthier.kernels.finite import refuse_file
+
+WEIGHTS = "adapter_model.safetensors"
+FIX = "give the base that it was trained on; or the file is damaged, then restore or retrain it"
+RESTORE = "restore it from a copy, or retrain"
+SIZES = ("r", "init_r", "target_r", "num_virtual_tokens")
+"""Keys of adapter_config.json that say how large its weights are."""
+MOST_COPIES = 100
+"""Of parts of the model, in an adapter that repeats some. Each takes time to build."""
+MATCHING = 10.0
+"""Seconds that the regular expressions of an adapter may take; those of real ones take milliseconds."""
+MATCH = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    for form in ("%s", r"(.*\\.)?(%s)$", r".*\\.%s\\.(\\d+)\\."):
+        try:
+            compiled = re.compile(form % pattern)
+        except (re.error, RecursionError, OverflowError):
+            continue  # PEFT will say so
+        for name in names:
+            compiled.match(name)
+            compiled.fullmatch(name)
+"""
+
+
+def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
+    """A PeftModel of `model` with the adapter in `folder`.
+
+    InputError where its weights are not exactly those that its configuration makes on this base. PEFT ignores weights
+    without a place and initializes missing ones, both in silence: the model would answer as the base does.
+    """
+    from peft import PeftModel
+
+    shapes = shapes_of(folder)
+    refuse_file(folder / WEIGHTS)
+    _check_patterns(model, folder / "adapter_config.json")
+    try:
+        tuned: Any = PeftModel.from_pretrained(model, str(folder))
+    except SafetensorError as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged: {error}", fix=RESTORE) from None
+    except Exception as error:  # PEFT builds what the file says, and fails in many ways
+        raise _unfit(folder, error) from error
+    _check_names(tuned, shapes, folder / WEIGHTS)
+    return tuned  # type: ignore[no-any-return]
+
+
+def check_fit(skeleton: nn.Module, folder: Path) -> None:
+    """InputError as of `load_adapter`, without any weights: `skeleton` is the base on the meta device."""
+    from peft import PeftConfig, get_peft_model
+
+    shapes = shapes_of(folder)
+    _check_patterns(skeleton, folder / "adapter_config.json")
+    try:
+        with torch.device("meta"):
+            tuned = get_peft_model(skeleton, PeftConfig.from_pretrained(str(folder)))
+    except Exception as error:
+        raise _unfit(folder, error) from error
+    _check_names(tuned, shapes, folder / WEIGHTS)
+
+
+def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each weight in an adapter's file, from its header; InputError where it is a pickle, damaged, or not
+    what adapter_config.json says.
+    """
+    file, settings = folder / WEIGHTS, read_object(folder / "adapter_config.json", RESTORE)
+    if not file.is_file():  # PEFT would open a pickle instead
+        raise InputError(
+            f"{folder} holds no {WEIGHTS}; a pickle (.bin) can run code and is not opened",
+            fix="save the adapter again with PEFT, which writes safetensors",
+        )
+    refuse_imports(folder)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{file} is damaged: {error}", fix=RESTORE) from None
+    _check_numbers(settings, max(map(math.prod, shapes.values()), default=0), folder / "adapter_config.json")
+    return shapes
+
+
+def _check_numbers(settings: Mapping[str, Any], largest: int, file: Path) -> None:
+    """InputError where a number in adapter_config.json would take memory or time without end, or make NaN."""
+    if settings.get("peft_type") == "XLORA":
+        raise InputError(
+            f"{file}: an X-LoRA adapter opens other adapters that it names, pickles among them, and so is not opened",
+            fix="give one of the adapters that it is made of",
+        )
+    numbers = {key: value for key, value in settings.items() if isinstance(value, int | float)}
+    for key in ("rank_pattern", "alpha_pattern"):
+        inner = settings.get(key)
+        numbers |= {f"{key}.{name}": each for name, each in (inner.items() if isinstance(inner, dict) else ())}
+    for key, value in numbers.items():
+        if isinstance(value, int | float) and not abs(value) < torch.finfo(torch.float32).max:
+            raise InputError(f"{file}: {key} is {value}, so every answer would be NaN", fix=RESTORE)
+        # PEFT would make the memory for it before it compares.
+        if (key in SIZES or key.startswith("rank_pattern")) and isinstance(value, int) and value > largest > 0:
+            raise InputError(f"{file}: {key} is {value}, and no weight of {WEIGHTS} has so many elements", fix=RESTORE)
+    copies = settings.get("layer_replication")
+    if isinstance(copies, list) and len(copies) > MOST_COPIES:
+        raise InputError(f"{file}: layer_replication has {len(copies)} parts, which no model has", fix=RESTORE)
+
+
+def _check_patterns(model: nn.Module, file: Path) -> None:
+    """InputError where matching a regular expression of adapter_config.json on the model's names would take for ever.
+
+    That is tried in a process of its own, which can be stopped.
+    """
+    patterns = []
+    for value in read_object(file, RESTORE).values():
+        each = [value] if isinstance(value, str) else value if isinstance(value, list | dict) else ()
+        patterns += [text for text in each if isinstance(text, str) and re.search(r"[*+{]", text)]
+    if not patterns:
+        return
+    names = [name for name, _ in model.named_modules()]
+    try:
+        subprocess.run(
+            [sys.executable, "-I", "-c", MATCH],
+            input=to_json([patterns, names]),
+            text=True,
+            timeout=MATCHING,
+            check=False,
+            capture_output=True,
+        )
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"{file}: its regular expressions take more than {MATCHING:g} s on this model's names, among them "
+            f"{patterns[0][:100]!r}",
+            fix="name the layers in a list instead",
+        ) from None
+
+
+def _unfit(folder: Path, error: Exception) -> Exception:
+    if is_out_of_memory(error):
+        return OutOfMemory(
+            f"the memory is too small for the adapter {folder}", fix="a smaller base, or fewer adapters at once"
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()
+    return InputError(f"{folder} is not an adapter for this base: {' '.join(reason[:2])}", fix=FIX)
+
+
+def _check_names(tuned: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> None:
+    from peft import get_peft_model_state_dict
+
+    wanted = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    # PEFT adds the embeddings to the file where tokens were added; they are loaded by their own names.
+    own = {name.removeprefix("base_model.model."): tuple(tensor.shape) for name, tensor in tuned.state_dict().items()}
+    foreign = sorted(
+        name
+        for name, shape in shapes.items()
+        if name not in wanted and own.get(name.removeprefix("base_model.model.")) != shape
+    )
+    missing = sorted(set(wanted) - set(shapes))
+    odd = sorted(name for name in wanted if name in shapes and tuple(wanted[name].shape) != shapes[name])
+    if foreign or missing or odd:
+        told = [
+            f"{len(names)} of {total} weights {what}, among them {names[0]}"
+            for names, total, what in (
+                (foreign, len(shapes), "in it have no place in this model"),
+                (missing, len(wanted), "that the model needs are not in it"),
+                (odd, len(shapes), "in it have another shape"),
+            )
+            if names
+        ]
+        raise InputError(f"{file} is not an adapter for this base: {'; '.join(told)}", fix=FIX)
+
+
+def sort_settings(folder: Path) -> None:
+    """Sort what PEFT keeps as sets: it writes them in an order that differs from process to process."""
+    file = folder / "adapter_config.json"
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    for value in saved.values():
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            value.sort()
+    file.write_text(to_json(saved, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def check_same(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: Path) -> None:
+    """InputError where a checkpoint's weights are not exactly those of the model, by name and shape."""
+    odd = sorted(
+        name
+        for name in {*expected, *stored}
+        if name not in expected or name not in stored or expected[name].shape != stored[name].shape
+    )
+    if odd:
+        raise InputError(
+            f"{file}: {len(odd)} weights do not match this model, among them {odd[0]}",
+            fix="restore the checkpoint; or put it aside, and the run goes on from the one before",
+        )
+
+
+def refuse_imports(adapter: Path) -> None:
+    """InputError where adapter_config.json makes PEFT import a module that it names, or open a pickle that it names."""
+    file = adapter / "adapter_config.json"
+    try:
+        settings = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is no JSON object: {error}") from None
+    for key in ("megatron_config", "prompt_tuning_init_state_dict_path"):
+        if settings.get(key):
+            raise InputError(
+                f"{file}: {key} makes PEFT run or open what the file names, which Luthier does not do",
+                fix=f"set {key} to null there if the adapter works without",
+            )

@@ -1,0 +1,277 @@
+"""Prefix tuning and P-Tuning v2: trained keys and values in front of those of every attention.
+
+Li & Liang 2021, arXiv 2101.00190, section 4; Liu et al. 2022, arXiv 2110.07602. Per layer, P_k and P_v of
+shape [length, key/value heads * head size] stand before the keys and values of the real tokens; queries
+and positions stay as they are. With `reparam="mlp"` they are W_2 tanh(W_1 E) during training.
+
+PEFT's own prefix tuning hands the prefix over as a cache, which gradient checkpointing, packing and
+resume do not survive. Here a child of the attention hooks its call instead: what passes as the cache
+answers `update(k, v)` with the prefix in front, so the real cache holds real tokens only, and the mask
+grows on the left. Nothing else of the model has to know: grouped-query heads, padding, packing,
+generation, beams, classification heads and encoders all stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from luthier.methods.layers.base import Tuner, TunerConfig, TunerLayer, pooled_gate
+from luthier.methods.layers.module_map import Sites
+from luthier.methods.layers.registry import peft_type, register
+
+CHILD, SHARED = "luthier_prefix", "luthier_prefix_encoder"
+"""Names of the child of each attention, and of the root's child that holds the shared half of the MLP."""
+
+
+@dataclass
+class PrefixKVConfig(TunerConfig):
+    """Length and parametrization of the prefix."""
+
+    length: int = field(default=20, metadata={"help": "Virtual tokens per layer."})
+    reparam: str = field(default="none", metadata={"help": "none, or mlp while training."})
+    encoder_size: int = field(default=512, metadata={"help": "Hidden size of the MLP."})
+    init_std: float = field(default=0.02, metadata={"help": "Spread of the start."})
+    prefix_dropout: float = field(default=0.0, metadata={"help": "Share of the prefix dropped in training."})
+    gate: str = field(default="none", metadata={"help": "none, mean (over the sequence) or token."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type = peft_type("PREFIX_KV")
+
+
+class PrefixedCache:
+    """Stands in for the cache in one call of one attention: `update` answers with the prefix in front.
+
+    Both [B, heads, length, head size].
+    """
+
+    def __init__(self, real: Any, keys: Tensor, values: Tensor) -> None:
+        self.real, self.keys, self.values = real, keys, values
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.real is not None:
+            keys, values = self.real.update(keys, values, *args, **kwargs)
+        front = self.keys.to(keys.dtype), self.values.to(values.dtype)
+        return torch.cat([front[0], keys], dim=2), torch.cat([front[1], values], dim=2)
+
+    def __getattr__(self, name: str) -> Any:
+        if "real" not in self.__dict__ or self.__dict__["real"] is None:
+            raise AttributeError(name)
+        return getattr(self.real, name)
+
+
+def grown_mask(mask: Any, length: int, hidden: Tensor, past: int, *, causal: bool, eager: bool) -> Tensor | None:
+    """The attention mask with `length` visible columns on its left.
+
+    No mask must become an explicit causal one: without it the kernel would align its triangle with the
+    prefix. Raises NotImplementedError for flex attention's block masks.
+    """
+    queries = hidden.shape[1]
+    if mask is None:
+        if not causal or queries == 1:
+            return None
+        row = torch.arange(queries, device=hidden.device)[:, None] + past
+        seen = torch.arange(past + queries, device=hidden.device)[None, :] <= row
+        grown = torch.cat([seen.new_ones(queries, length), seen], dim=1)[None, None]
+        if eager:
+            zeros = torch.zeros(grown.shape, dtype=hidden.dtype, device=hidden.device)
+            return zeros.masked_fill(~grown, torch.finfo(hidden.dtype).min)
+        return grown
+    if not isinstance(mask, Tensor):
+        raise NotImplementedError("prefix methods cannot extend flex attention's block masks; use sdpa or eager")
+    visible = 0 if mask.is_floating_point() and mask.ndim == 4 else 1
+    return torch.cat([mask.new_full((*mask.shape[:-1], length), visible), mask], dim=-1)
+
+
+class PrefixLayer(TunerLayer):
+    """The prefix of one attention, attached as its child."""
+
+    attached: ClassVar[bool] = True
+
+    def __init__(
+        self, attention: nn.Module, adapter: str, config: Any, *, namespace: str, model: Any, causal: bool
+    ) -> None:
+        super().__init__()
+        self._hold(namespace, adapter, attention, modules=("out", "pgate"), parameters=("kv",))
+        own = model.config
+        self.hidden, self.causal, self.model_config = own.hidden_size, causal, own
+        self.heads = getattr(own, "num_key_value_heads", None) or own.num_attention_heads
+        self.head_size = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+        # Kept in a list: as an attribute it would be a child, and its weights would be listed once per layer.
+        self.root = [model]
+        self.update_layer(adapter, config)
+        self.handle = attention.register_forward_pre_hook(self._before_attention, with_kwargs=True)
+
+    def get_base_layer(self) -> nn.Module:
+        return self
+
+    def update_layer(self, adapter: str, config: Any, **_: Any) -> None:
+        size = 2 * self.heads * self.head_size
+        if config.reparam == "mlp":
+            self.held("out")[adapter] = nn.Linear(config.encoder_size, size)
+        else:
+            self.held("kv")[adapter] = nn.Parameter(torch.randn(config.length, size) * config.init_std)
+        if config.gate != "none":
+            gate = nn.Linear(self.hidden, 1)
+            nn.init.normal_(gate.weight, std=0.02)
+            self.held("pgate")[adapter] = gate
+        self.settings[adapter] = {"length": config.length, "dropout": config.prefix_dropout, "gate": config.gate}
+        self._placed(adapter, config)
+
+    def detach_hooks(self) -> None:
+        self.handle.remove()
+
+    def flat(self, name: str) -> Tensor:
+        """Keys and values of the prefix, [length, 2 * heads * head size]."""
+        if name in self.held("kv"):
+            return self.held("kv")[name]  # type: ignore[no-any-return]
+        out = self.held("out")[name]
+        return out(getattr(self.root[0], SHARED)(name).to(out.weight.dtype))  # type: ignore[no-any-return]
+
+    def forward(self, name: str, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, [B, heads, length, head size] each. A forward, so that sharded weights are gathered."""
+        settings = self.settings[name]
+        flat = nn.functional.dropout(self.flat(name), settings["dropout"], self.training)
+        both = flat.view(settings["length"], 2, self.heads, self.head_size).permute(1, 2, 0, 3)
+        keys, values = both[:, None].expand(-1, hidden.shape[0], -1, -1, -1)
+        if settings["gate"] == "mean":  # UniPELT's own form
+            gate = pooled_gate(self.held("pgate")[name], hidden, "mean")[..., None]  # [B, 1, 1, 1]
+            keys, values = keys * gate, values * gate
+        return keys, values
+
+    def _before_attention(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        names = list(self.live_names())
+        if not names:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        past = cache.get_seq_length(attention.layer_idx) if cache is not None else 0
+        for name in names:
+            keys, values = self(name, hidden)
+            length = keys.shape[2]
+            cache = PrefixedCache(cache, keys, values)
+            mask = grown_mask(
+                mask, length, hidden, past, causal=self.causal, eager=self.model_config._attn_implementation == "eager"
+            )
+            if self.settings[name]["gate"] == "token":
+                mask = self._gated_mask(name, mask, hidden, past, length)
+            past += 0 if mask is not None else length
+        return args, {**kwargs, "past_key_values": cache, "attention_mask": mask}
+
+    def live_names(self) -> Iterator[str]:
+        """Switched-on adapters of this layer, flat or not."""
+        if not self.disable_adapters:
+            yield from (name for name in self.active_adapters if name in self.settings)
+
+    def _gated_mask(self, name: str, mask: Tensor | None, hidden: Tensor, past: int, length: int) -> Tensor:
+        """UniPELT's gate for causal models: log sigmoid(w x_t + b) on the attention logits of the prefix columns.
+
+        A token's own gate, not the mean over the sequence, which would show it its future. At zero the
+        prefix is out of sight.
+        """
+        batch, queries = hidden.shape[:2]
+        if mask is None:
+            shape = (batch, 1, queries, length + past + queries)
+            mask = torch.zeros(shape, dtype=hidden.dtype, device=hidden.device)
+        elif not mask.is_floating_point():
+            blank = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device)
+            mask = blank.masked_fill(~mask.bool(), torch.finfo(hidden.dtype).min)
+        gate = self.held("pgate")[name]
+        log_gate = nn.functional.logsigmoid(gate(hidden.to(gate.weight.dtype))).to(mask.dtype)  # [B, T, 1]
+        mask = mask.expand(batch, -1, queries, -1)
+        return torch.cat([mask[..., :length] + log_gate[:, None], mask[..., length:]], dim=-1)
+
+
+class PrefixEncoder(TunerLayer):
+    """The half of the MLP that all layers share, tanh(W_1 E): [length, encoder size]. A child of the model's root."""
+
+    attached: ClassVar[bool] = True
+
+    def __init__(self, model: nn.Module, adapter: str, namespace: str) -> None:
+        super().__init__()
+        self._hold(namespace, adapter, model, modules=("emb", "in"))
+
+    def get_base_layer(self) -> nn.Module:
+        return self
+
+    def update_layer(self, adapter: str, config: Any, hidden: int, **_: Any) -> None:
+        self.held("emb")[adapter] = nn.Embedding(config.length, hidden)
+        self.held("in")[adapter] = nn.Linear(hidden, config.encoder_size)
+        self._placed(adapter, config)
+
+    def forward(self, name: str) -> Tensor:
+        return torch.tanh(self.held("in")[name](self.held("emb")[name].weight))
+
+
+def attach_prefix(tuner: Tuner, config: Any, adapter: str, attention: nn.Module) -> None:
+    """Add the adapter's prefix to one attention.
+
+    The shared encoder is made here, in the midst of PEFT's injection: a tuner layer that was there before
+    the first injection would make PEFT believe in a second adapter and thaw the whole base.
+    """
+    if not tuner.sites.prefix:
+        raise ValueError("this architecture has a relative position bias in its attention: no prefix can stand there")
+    if config.reparam == "mlp":
+        if not hasattr(tuner.model, SHARED):
+            tuner.model.add_module(SHARED, PrefixEncoder(tuner.model, adapter, tuner.prefix))
+        shared: Any = getattr(tuner.model, SHARED)
+        if adapter not in shared.held("emb"):
+            shared.update_layer(adapter, config, tuner.model.config.hidden_size)
+            if adapter not in tuner.active_adapters:
+                shared.set_requires_grad(adapter, False)
+    layer = getattr(attention, CHILD, None)
+    if layer is not None:
+        layer.update_layer(adapter, config)
+        return
+    layer = PrefixLayer(
+        attention, adapter, config, namespace=tuner.prefix, model=tuner.model, causal=tuner.sites.causal
+    )
+    attention.add_module(CHILD, layer)
+    if adapter not in tuner.active_adapters:
+        layer.requires_grad_(False)
+
+
+@contextmanager
+def flattened(model: nn.Module, config: Any, adapter: str = "default") -> Iterator[None]:
+    """Within it, every prefix of `adapter` is its plain keys and values, as it is saved and used; the MLP is away."""
+    encoders = [m for m in model.modules() if isinstance(m, PrefixEncoder) and adapter in m.held("emb")]
+    if not encoders:
+        yield
+        return
+    layers = [m for m in model.modules() if isinstance(m, PrefixLayer) and adapter in m.held("out")]
+    with torch.no_grad():
+        plain = [layer.flat(adapter).detach().clone() for layer in layers]
+    away: list[tuple[Any, str, Any]] = [(layer, "out", layer.held("out").pop(adapter)) for layer in layers]
+    away += [(encoder, short, encoder.held(short).pop(adapter)) for encoder in encoders for short in ("emb", "in")]
+    for layer, kv in zip(layers, plain, strict=True):
+        layer.held("kv")[adapter] = nn.Parameter(kv)
+    config.reparam = "none"
+    try:
+        yield
+    finally:
+        config.reparam = "mlp"
+        for layer in layers:
+            layer.held("kv").pop(adapter)
+        for held, short, module in away:
+            held.held(short)[adapter] = module
+
+
+class PrefixKVModel(Tuner):
+    """PEFT's view of prefix tuning and P-Tuning v2."""
+
+    prefix = "prefixkv_"
+
+    def places(self, config: PrefixKVConfig, sites: Sites) -> dict[str, str]:
+        return {"attention": sites.attention}
+
+    def inject(self, kind: str, config: Any, adapter: str, target: nn.Module, name: str, parent: nn.Module) -> None:
+        attach_prefix(self, config, adapter, target)
+
+
+register("PREFIX_KV", PrefixKVConfig, PrefixKVModel)

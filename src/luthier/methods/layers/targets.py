@@ -1,0 +1,215 @@
+"""Which layers of a model an adapter may go into: plain linear layers, and none that routes tokens or only gates."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import InputError, did_you_mean
+from luthier.models.heads import in_head
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from torch import nn
+
+NARROW = 8
+"""all-linear leaves out layers with fewer inputs or outputs: gates of one output, Gemma 3n's mixing coefficients."""
+READ_BY_WEIGHT = ("dt_proj", "out_proj")
+"""Of a Mamba block: its kernels take these weights and never call the layers, so an adapter there would do nothing."""
+
+
+def linear_layers(model: nn.Module) -> dict[str, Any]:
+    """Name -> module of every layer that takes an adapter: plain, quantized or Conv1D, narrow ones and heads too."""
+    return {name: layer for name, layer, why in _matrices(model) if not why}
+
+
+def unfit_layers(model: nn.Module) -> dict[str, str]:
+    """Name of every module with a matrix of weights that takes no adapter -> why."""
+    return {name: why for name, _, why in _matrices(model) if why}
+
+
+def _matrices(model: nn.Module) -> list[tuple[str, Any, str]]:
+    """(name, module, why no adapter goes there or "") of each module with a matrix of weights, but no embeddings."""
+    from torch import nn as torch_nn
+
+    modules = dict(model.named_modules())
+    return [
+        (name, module, why_unfit(name, module, modules))
+        for name, module in modules.items()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, torch_nn.Embedding)
+    ]
+
+
+def why_unfit(name: str, module: Any, modules: dict[str, Any]) -> str:
+    """Why `module`, which has a matrix of weights and stands at `name` among `modules`, takes no adapter; or empty."""
+    if _routes(name, modules):
+        return "routes tokens to experts, which an adapter must not disturb"
+    parent = modules[name.rpartition(".")[0]]
+    if name.rpartition(".")[2] in READ_BY_WEIGHT and hasattr(parent, "A_log") and hasattr(parent, "D"):
+        return "is read by its weight and never called, so an adapter there would do nothing"
+    return "" if _is_linear(module) else f"is a {type(module).__name__} and no plain linear layer"
+
+
+def _routes(name: str, modules: dict[str, Any]) -> bool:
+    """Is it a router, or a part of one? One is called so, or is the `gate` beside the `experts`."""
+    parts = name.split(".")
+    for depth, part in enumerate(parts):
+        beside = modules[".".join(parts[:depth])]
+        if "router" in part.lower() or (part == "gate" and hasattr(beside, "experts")):
+            return True
+    return False
+
+
+def _is_linear(layer: Any) -> bool:
+    """Does it give [..., out] of [..., in]? A subclass with a forward of its own is tried, unless it is quantized."""
+    import torch
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    from luthier.kernels.frozen_linear import is_packed
+
+    if not isinstance(layer, nn.Linear | Conv1D):
+        return False
+    weight: Any = layer.weight
+    usual = type(layer).forward in (nn.Linear.forward, Conv1D.forward)
+    if usual or is_packed(layer) or weight.dtype.itemsize < 2:
+        return True
+    try:
+        with torch.no_grad():
+            made = layer(weight.new_zeros(2, layer.in_features))
+    except Exception:  # whatever it is, it takes no plain input
+        return False
+    return isinstance(made, torch.Tensor) and tuple(made.shape) == (2, layer.out_features)
+
+
+def sides(layer: Any) -> tuple[int, ...]:
+    """Inputs and outputs, from the module where it says them: a packed weight has another shape."""
+    told = tuple(int(getattr(layer, side)) for side in ("in_features", "out_features") if hasattr(layer, side))
+    return told or tuple(layer.weight.shape)
+
+
+def check_targets(
+    model: nn.Module,
+    targets: tuple[str, ...] | str,
+    blocks: tuple[int, ...] = (),
+    taken: Collection[str] = (),
+    key: str = "method.targets",
+) -> dict[str, Any]:
+    """The layers that `targets` name, in the numbered `blocks` only where some are given; none of the names `taken`.
+
+    PEFT takes a list of which only one name matches, in silence: here all must hit, names and numbers.
+    """
+    every = linear_layers(model)
+    layers = {n: layer for n, layer in every.items() if not in_head(n) and n.rpartition(".")[2] not in taken}
+    if isinstance(targets, str):
+        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+        chosen = {n: each for n, each in layers.items() if each is not output and min(sides(each)) >= NARROW}
+        if not chosen:
+            raise InputError(f"{key}: this model has no linear layers to adapt", fix="method=full or method=freeze")
+    else:
+        for target in targets:
+            if not any(_named(name, target) for name in layers):
+                _refuse(model, target, layers, every, taken, key)
+        chosen = {n: layer for n, layer in layers.items() if any(_named(n, target) for target in targets)}
+    if not blocks:
+        return chosen
+    numbers = {name: block_of(name) for name in chosen}
+    if missing := sorted(set(blocks) - set(numbers.values())):
+        there = sorted({number for number in numbers.values() if number is not None})
+        raise InputError(
+            f"method.layers: no target is in layer {missing[0]}", fix=f"choose from {', '.join(map(str, there))}"
+        )
+    return {name: layer for name, layer in chosen.items() if numbers[name] in blocks}
+
+
+def _named(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def block_of(name: str) -> int | None:
+    """Number of the block that a module stands in, as PEFT counts it: the first number in its name."""
+    found = re.search(r"\.(\d+)(\.|$)", name)
+    return int(found[1]) if found else None
+
+
+def _refuse(
+    model: nn.Module, target: str, layers: Collection[str], every: Collection[str], taken: Collection[str], key: str
+) -> None:
+    short = sorted({name.rpartition(".")[2] for name in layers})
+    unfit = {name: why for name, why in unfit_layers(model).items() if _named(name, target)}
+    if target.rpartition(".")[2] in taken:
+        said = f"{target!r} takes no LoRA here: PEFT reads this name as the experts, which are no linear layers"
+    elif any(_named(name, target) for name in every):
+        said = f"{target!r} is the classification head, which trains as a whole with every method"
+    elif unfit:
+        name, why = next(iter(unfit.items()))
+        said = f"{target!r} takes no adapter: {name} {why}"
+    else:
+        said = f"no layer is named {target!r}{did_you_mean(target, short)}"
+    raise InputError(f"{key}: {said}", fix=f"choose from {', '.join(short)}, or {key}=all-linear")
+
+
+def peft_names(
+    model: nn.Module, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = (), taken: Collection[str] = ()
+) -> list[str]:
+    """`target_modules` for PEFT: the short names where they say the same, else each layer by its whole name.
+
+    PEFT's own all-linear would take routers as well, and it ignores numbers of blocks beside whole names.
+    """
+    chosen = check_targets(model, targets, blocks, taken)
+    short = not isinstance(targets, str) and all(
+        name in chosen for name, _ in model.named_modules() if any(_named(name, target) for target in targets)
+    )
+    return list(targets) if short else sorted(chosen)
+
+
+def check_rank(layers: dict[str, Any], rank: int, setting: Callable[[int], str] = "method.rank={}".format) -> None:
+    """InputError where `rank` is above a side of a layer; `fix` says what to type for the largest that fits."""
+    widths = {name: min(sides(layer)) for name, layer in layers.items()}
+    narrowest = min(widths, key=widths.__getitem__, default="")
+    if narrowest and rank > widths[narrowest]:
+        smallest = widths[narrowest]
+        fix = setting(smallest) if smallest else "another base: no rank fits into a layer of width 0"
+        raise InputError(f"method.rank: {rank} is more than the {smallest} of layer {narrowest}", fix=fix)
+
+
+def read_as_experts(model: nn.Module) -> frozenset[str]:
+    """Names that PEFT's LoRA takes for the fused experts of this model, though plain layers are called so as well.
+
+    It rewrites them so that adapters made for transformers 4 load. An adapter of the plain layers would be saved under
+    names that every PEFT reads as others. Goes when PEFT tells them apart (seen in 0.21.2).
+    """
+    from peft.utils import transformers_weight_conversion as rewritten
+
+    families: dict[str, str] = getattr(rewritten, "_MODEL_TO_CONVERSION_PATTERN", {})
+    names: dict[str, dict[str, str]] = getattr(rewritten, "_MOE_TARGET_MODULE_MAPPING", {})
+    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+    return frozenset(names.get(families.get(kind, ""), ()))
+
+
+def fused_experts(model: nn.Module, taken: Collection[str] = ()) -> str:
+    """What to say of experts that are no linear layers but tensors of all experts at once; empty where none are.
+
+    `taken` are names of plain layers that stay as they are too, since PEFT would take them for those experts.
+    """
+    from torch import nn as torch_nn
+
+    fused: dict[str, int] = {}
+    for name, module in model.named_modules():
+        called = f"{name} {type(module).__name__}".lower()  # GraniteMoeParallelExperts is called input_linear
+        if "expert" not in called or isinstance(module, torch_nn.Linear):
+            continue
+        for own, weight in module.named_parameters(recurse=False):
+            if weight.ndim >= 2:
+                short = re.sub(r"^.*?\.\d+\.", "", f"{name}.{own}")
+                fused[short] = fused.get(short, 0) + weight.numel()
+    if not fused:
+        return ""
+    share = sum(fused.values()) / sum(parameter.numel() for parameter in model.parameters())
+    beside = sorted({n.rpartition(".")[2] for n in linear_layers(model)} & set(taken))
+    said = f"; so do the plain layers {', '.join(beside)}, whose names PEFT reads as those experts" if beside else ""
+    return (
+        f"{share:.0%} of the parameters are experts held as whole tensors ({', '.join(sorted(fused))}), which are no "
+        f"linear layers and stay as they are{said}; method=full trains them, method=freeze those of some layers"
+    )

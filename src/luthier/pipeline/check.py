@@ -1,0 +1,36 @@
+"""Read the data as a run would, and say what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luthier.core.events import Progress
+from luthier.pipeline.prepare import decided
+from luthier.recipe.config import RunConfig
+
+
+def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Read the data as `train` would and say what is in it: data.html, data.json and refused.jsonl in `out`.
+
+    Loads a tokenizer and no weights. `stops` in what is returned: would train stop at this data?
+    """
+    from luthier.data.checks import survey
+    from luthier.models.load import load_tokenizer, locate, row_limit
+    from luthier.rendering.chat_template import Template
+    from luthier.reports import data_report
+
+    progress = progress or Progress()
+    data_report.refuse_run_folder(out)
+    progress.stage("reading data")
+    whole = config.data.model_copy(update={"streaming": False})  # a look at the data is a look at all of it
+    data = survey.read(whole, config.task, progress)
+    config = decided(config, data)
+    whole = config.data.model_copy(update={"streaming": False})  # with the format that was found, to be read again
+    model = config.model.model_copy(update={"init": "random"})  # its weights need not be there
+    source = locate(model)
+    progress.stage(f"tokenizing as {model.path} does")
+    template = Template(load_tokenizer(model, source))
+    limit = row_limit(model, source, template.tokenizer, config.train.max_length, config.method.positions)
+    found = survey.survey(whole, config.task, data, template, limit, progress)
+    return data_report.write(out, found, data, model.path, named="path" in model.model_fields_set)

@@ -1,0 +1,138 @@
+"""Which method to take for a task, a base and a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import InputError
+from luthier.core.events import Progress
+from luthier.pipeline.prepare import prepare_data, tokenize
+from luthier.recipe.config import RunConfig
+
+if TYPE_CHECKING:
+    from luthier.planning.advisor.evidence import Board
+    from luthier.planning.advisor.question import Wish
+    from luthier.planning.advisor.reasons import Question
+    from luthier.tasks.base import Task
+
+
+def choose(
+    config: RunConfig,
+    wish: Wish | None = None,
+    *,
+    evidence: Sequence[Path] = (),
+    given: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Which method to take, ranked, with reasons and their sources; reads the data and no weights, writes nothing.
+
+    `given` is what the user typed of the recipe, for the commands to go on with.
+    """
+    from luthier.planning.advisor import rank as choosing
+    from luthier.planning.advisor.commands import next_commands
+    from luthier.planning.advisor.question import Wish
+
+    progress, wish = progress or Progress(), wish or Wish()
+    question, task = question_of(config, wish, list(evidence), progress)
+    progress.stage("weighing methods")
+    own = config.method if "method" in config.model_fields_set else None
+    choice = choosing.choose(
+        question,
+        config.train,
+        task=task,
+        seed=config.seed,
+        own=own,
+        tell=lambda name: progress.note(f"planning {name}"),
+    )
+    data = None if wish.rows else config.data.path
+    typed = [*(given or ["--model", config.model.path])]
+    if not config.data.path or not given:
+        typed += ["--data", config.data.path or "YOUR_FILE.jsonl"]
+    commands = next_commands(choice, typed, packed=config.model.quantize)
+    return choosing.record(choice, data=data, task=task.name, next_commands=commands)
+
+
+def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: Progress) -> tuple[Question, Task]:
+    """What `choose` is asked: rows and task, read unless the wish names their number, the base's shape, the machine."""
+    from luthier.methods.base import METHODS
+    from luthier.models.load import device, family_of, locate, positions_of, skeleton, stored_bytes
+    from luthier.planning import machine
+    from luthier.planning.advisor.candidates import Base
+    from luthier.planning.advisor.evidence import relevant
+    from luthier.planning.advisor.question import assumed, facts_of
+    from luthier.planning.advisor.reasons import Question
+    from luthier.tasks.base import TASKS
+    from luthier.training.precision import precision_on
+
+    other = None
+    where = config.model.device
+    if wish.memory is not None:
+        other = machine.TargetMachine("cpu" if where == "cpu" else "cuda", wish.memory)
+    bare = config.model.model_copy(
+        update={"init": "random", "quantize": "none", "device": "cpu" if other is not None else where}
+    )
+    neutral = config.model_copy(
+        update={
+            "model": bare,
+            "method": METHODS.parse("lora"),
+            "data": config.data.model_copy(update={"streaming": False}),
+        }
+    )
+    source = locate(bare)
+    family = family_of(bare, source)
+    if wish.rows is None:
+        data = prepare_data(neutral, progress)
+        tokens = tokenize(neutral, data, progress)
+        task, labels, limit, facts = data.task, tokens.labels, tokens.max_length, facts_of(data, tokens.labels)
+    else:
+        task = config.task or TASKS.parse("chat" if family == "decoder" else "classify")
+        limit = config.train.max_length or positions_of(bare, source)
+        labels = tuple(getattr(task, "labels", ())) or None
+        facts = assumed(wish.rows, task.name, labels, config.train.max_length, limit)
+        labels = facts.labels
+    whole = skeleton(bare, source, labels=labels)  # refuses here what no method could do with this base
+    parameters, base_bytes = stored_bytes(whole)
+    on_card = other is not None and other.device == "cuda"
+    model = config.model.model_copy(update={"device": bare.device})
+    layers = getattr(whole.config, "num_hidden_layers", None)
+    if on_card and model.dtype == "auto":
+        model = model.model_copy(
+            update={"dtype": str(getattr(whole.config, "dtype", None) or "float32").split(".")[-1]}
+        )
+    precision = "bf16" if on_card and config.train.precision == "auto" else precision_on(device(bare), config.train)
+    place = other.device if other is not None else device(bare)
+    total, free = (other.memory, other.memory) if other is not None else machine.memory(place)
+    boards = _own_boards(config, evidence, task.name, progress)
+    reads = machine.reading() if isinstance(wish.latency, float) and other is None and place == "cpu" else None
+    base = Base(model, source, labels, precision, limit, layers, other)
+    question = Question(
+        base,
+        facts,
+        wish,
+        config.model.path,
+        family,
+        parameters,
+        base_bytes,
+        total,
+        free,
+        place,
+        [*boards, *relevant(facts.learns, family)],
+        reads,
+    )
+    return question, task
+
+
+def _own_boards(config: RunConfig, evidence: list[Path], task: str, progress: Progress) -> list[Board]:
+    """Comparisons that were named, which must be sound, and those in runs/, of which a broken one is told."""
+    from luthier.planning.advisor.evidence import comparisons
+
+    asked = {"model": config.model.path, "data": config.data.path, "task": task}
+    found = comparisons(evidence, **asked)
+    for file in sorted(Path("runs").glob("*/compare.json")):
+        try:
+            found += comparisons([file], **asked) if file not in evidence else []
+        except InputError as error:
+            progress.warn(f"left out: {error.message.removeprefix('--evidence: ')}")
+    return found

@@ -1,0 +1,107 @@
+"""A finished run, opened and measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import InputError
+from luthier.core.events import Progress
+from luthier.core.files import write_json
+from luthier.pipeline.measure import base_again, compare, subject_of, with_base
+from luthier.pipeline.prepare import Loaded, load_base, on_this_machine, reopen
+from luthier.pipeline.train import _next, _report
+from luthier.recipe.consent import Allow, require
+from luthier.recipe.identity import read_recipe
+from luthier.runs.folder import RunFolder
+
+
+def open_run(
+    path: Path,
+    progress: Progress | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    allow_code: Allow = False,
+    measures: bool = True,
+) -> tuple[Loaded, RunFolder]:
+    """A finished run with its tuned model, and its held-out rows as they were.
+
+    `overrides` may change how it is measured (`evaluate.key=value`), nothing else. Code and a judge that the run's
+    recipe names are refused unless `overrides` name them or `allow_code` does; without `measures` only the model's.
+    """
+    progress = progress or Progress()
+    folder = RunFolder.existing(path)
+    if other := [each for each in overrides if not each.startswith("evaluate.")]:
+        raise InputError(f"a finished run cannot change: {', '.join(other)}", fix="evaluate.KEY=VALUE, or train anew")
+    weights, config = folder.weights(), read_recipe(folder, overrides)
+    evaluate = config.evaluate
+    if not measures:
+        evaluate = evaluate.model_copy(update={"check": None, "judge": None})
+    require(folder.recipe, allow_code, config.model, evaluate, typed=overrides, blocks=("evaluate",))
+    config = config.model_copy(update={"evaluate": evaluate})
+    for changed in folder.changed_check(evaluate):
+        progress.warn(changed)
+    config = on_this_machine(config)
+    data, tokens = reopen(config, folder, progress)
+    whole = config.method.saves == "model"
+    loaded = load_base(config, data, tokens, folder, weights if whole else None)
+    if not whole:
+        loaded.model = config.method.load(loaded.model, weights)
+    loaded.model.eval()
+    return loaded, folder
+
+
+def evaluate(
+    path: Path, overrides: Sequence[str] = (), *, progress: Progress | None = None, allow_code: Allow = False
+) -> dict[str, Any]:
+    """Measure a finished run again, base against tuned, and rewrite its report and result.
+
+    `overrides` (`evaluate.generate=500`) change how it is measured this time. `allow_code`: see open_run.
+    """
+    progress = progress or Progress()
+    loaded, folder = open_run(path, progress, overrides, allow_code=allow_code)
+    result = dict(folder.read_json(folder.result))
+    folder.read_json(folder.data)  # the report needs it, and a fault in it should not cost the measuring
+    subject = subject_of(loaded, progress)
+    if subject is None:
+        raise InputError(
+            f"{path}: the run held no row out, so there is nothing to measure on", fix="data.validation=0.1"
+        )
+    with folder.held():
+        base = base_again(loaded, folder, progress)
+        progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
+        result |= compare(subject, base, folder)
+        result["next"] = _next(loaded.config, folder, loaded.data.task.name, result["lr"])
+        return _report(result, folder)
+
+
+def harness(
+    path: Path,
+    tasks: Sequence[str],
+    *,
+    folder_of_tasks: Path | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    allow_code: Allow = False,
+) -> dict[str, Any]:
+    """Tuned model and base on tasks of lm-evaluation-harness; writes harness.json in the run folder."""
+    from luthier.evaluation.harness import check_harness, measure_harness
+
+    check_harness()
+    progress = progress or Progress()
+    loaded, folder = open_run(path, progress, allow_code=allow_code, measures=False)
+    with folder.held():
+        result = measure_harness(
+            loaded.model,
+            with_base(loaded, progress),
+            loaded.template.tokenizer,
+            tasks,
+            folder_of_tasks,
+            limit,
+            loaded.config.evaluate.batch_size,
+            loaded.max_length,
+            progress,
+        )
+        write_json(folder.harness, {"run": str(path), **result})
+    return result

@@ -1,0 +1,244 @@
+"""From a finished run to a form to deploy, and the proof that it answers as the run does."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import NoSpace, Unproved
+from luthier.core.events import Progress
+from luthier.core.files import write_json
+from luthier.core.shell import public
+from luthier.exports.base import Export
+from luthier.exports.checking.players import TorchPlayer, as_module
+from luthier.exports.checking.proof import Closing, Player, Prompt, Proof, prove
+from luthier.exports.checking.tuned import Tuned
+from luthier.pipeline.prepare import Tokens, load_base, on_this_machine, reopen
+from luthier.recipe.config import RunConfig
+from luthier.recipe.consent import Allow, require
+from luthier.recipe.identity import read_recipe
+from luthier.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from luthier.data.prepared import Prepared
+
+PROMPTS = 20
+"""Held-out prompts that are replayed, unless another number is asked for."""
+ANSWER = 32
+"""Tokens of each greedy answer that are compared."""
+
+
+def export(
+    path: Path, target: Export, *, prompts: int = PROMPTS, progress: Progress | None = None, allow_code: Allow = False
+) -> dict[str, Any]:
+    """Write `target` of a run to RUN/exports/TARGET, prove it, and return what stands in its export.json.
+
+    InputError or CannotMerge where it cannot be, Unproved where it answers otherwise than the run: then nothing is left
+    under its name, and the report lies beside it. Code that the run's recipe names runs only with `allow_code`.
+    """
+    progress = progress or Progress()
+    folder = RunFolder.existing(path)
+    weights, config = folder.weights(), read_recipe(folder)
+    quiet = config.evaluate.model_copy(update={"judge": None})  # it is not asked again
+    config = config.model_copy(update={"evaluate": quiet})
+    require(folder.recipe, allow_code, config.model, quiet)
+    config = on_this_machine(config)
+    data, tokens = reopen(config, folder, progress)
+    tuned = _tuned(folder, config, data, tokens, weights)
+    target.refuse(tuned)
+    place = folder.path / "exports" / target.name
+    _refuse_small(place, target.room(tuned))
+    from luthier.core.files import staged, tidy
+
+    with folder.held():
+        place.parent.mkdir(exist_ok=True)
+        tidy(place.parent)
+        with staged(place) as staging:
+            progress.stage(f"writing {place}")
+            target.write(tuned, staging)
+            report: dict[str, Any] = {"run": str(path), "target": target.spec(), "use": target.use(tuned, str(place))}
+            report |= _held(target, tuned, staging, data, tokens, config, _prompts(data, prompts), progress)
+            report["bytes"] = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
+            if not all(each["held"] for each in report["proof"]):
+                failed = place.with_name(f"{target.name}.failed.json")
+                write_json(failed, report)
+                raise Unproved(
+                    _difference(report["proof"], path, failed), fix="see the report; another dtype or scheme may do"
+                )
+            (staging / "README.md").write_text(target.card(tuned, report["proof"], report["checked"]), encoding="utf-8")
+            kept = {"run": public(str(path)), "use": target.use(tuned, public(str(place)))}  # a folder to pass on
+            write_json(staging / "export.json", report | kept)
+        place.with_name(f"{target.name}.failed.json").unlink(missing_ok=True)
+    return report | {"path": str(place), "told": target.deliver(tuned, place)}
+
+
+def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens, weights: Path) -> Tuned:
+    from luthier.models.load import config_of, load_tokenizer, packed_as, skeleton, stored_type
+    from luthier.models.quantized import unpack
+    from luthier.rendering.chat_template import Template
+
+    whole = config.method.saves == "model"
+
+    def open_base(**changed: Any) -> nn.Module:
+        model = config.model.model_copy(update=changed)
+        return load_base(
+            config.model_copy(update={"model": model}), data, tokens, folder, weights if whole else None
+        ).model
+
+    def open_plain_base() -> nn.Module:
+        base: Any = open_base(quantize="none", dtype="float32")
+        return unpack(base) if getattr(base, "is_quantized", False) else base  # its own files may be packed
+
+    def open_plain() -> nn.Module:
+        base = open_plain_base()
+        return base if whole else config.method.load(base, weights)
+
+    template = Template(load_tokenizer(config.model, str(weights)))
+    classifies = tokens.labels is not None or data.task.model_class == "classification"
+    return Tuned(
+        run=str(folder.path),
+        weights=weights,
+        base=config.model.path,
+        method=config.method,
+        task=data.task.name,
+        classifies=classifies,
+        quantize=packed_as(config.model, tokens.source),
+        stored=stored_type(config.model, tokens.source),
+        config=config_of(config.model, tokens.source),
+        tokenizer=template.tokenizer,
+        ends=() if classifies else tuple(sorted(template.end_ids)),
+        open_base=open_base,
+        open_plain_base=open_plain_base,
+        open_plain=open_plain,
+        skeleton=lambda: skeleton(config.model, tokens.source, labels=tokens.labels),
+        facts=folder.read_json(folder.result),
+    )
+
+
+def _refuse_small(place: Path, needed: int) -> None:
+    free = shutil.disk_usage(place.parent.parent).free
+    if free < 1.05 * needed:
+        raise NoSpace(
+            f"{place} will take {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free: nothing was written",
+            fix="free some space, or make the run's folder a link to a larger disk",
+        )
+
+
+def _prompts(data: Prepared, count: int) -> list[Prompt]:
+    """Of held-out rows, or of training rows where none is held out: its tokens, and where its answer begins."""
+    from luthier.evaluation.records.generate import answer_start
+
+    _, _, rows = data.side(data.held_out_side)
+    rows = rows if len(rows) else data.rows
+    chosen = [rows[number] for number in range(min(count, len(rows)))]
+    classifies = data.task.model_class == "classification"
+    return [Prompt(row.ids, None if classifies else max(1, answer_start(row))) for row in chosen]
+
+
+def _held(
+    target: Export,
+    tuned: Tuned,
+    folder: Path,
+    data: Prepared,
+    tokens: Tokens,
+    config: RunConfig,
+    prompts: Sequence[Prompt],
+    progress: Progress,
+) -> dict[str, Any]:
+    """What lies in `folder`, opened and held to the run: {"checked", "proof", "scores"}."""
+    scores = {"run": tuned.facts.get("tuned", {})}
+    if not target.replays:
+        return {"checked": target.check(tuned, None, prompts), "proof": [], "scores": scores}
+    opened = target.open(tuned, folder)
+    try:
+        checked = target.check(tuned, opened, prompts)
+        proof = _proofs(target, tuned, opened, prompts, progress)
+        return {
+            "checked": checked,
+            "proof": proof,
+            "scores": scores | _scores(opened, tuned, data, tokens, config, progress),
+        }
+    finally:
+        if isinstance(opened, Closing):
+            opened.close()
+
+
+def _proofs(
+    target: Export, tuned: Tuned, opened: nn.Module | Player, prompts: Sequence[Prompt], progress: Progress
+) -> list[dict[str, Any]]:
+    """What was exported, `opened` anew, beside the run.
+
+    An adapter is held to the run as it was trained. What is merged is held to the adapter on the plain base; where the
+    base was packed in training, that is another model than the one that was trained, and the difference is told too.
+    """
+    import torch
+
+    pad = tuned.tokenizer.pad_token_id or 0
+
+    def player(model: nn.Module) -> TorchPlayer:
+        return TorchPlayer(model, tuned.ends, pad)
+
+    def as_trained() -> nn.Module:
+        base = tuned.open_base()
+        return base if tuned.method.saves == "model" else tuned.method.load(base, tuned.weights)
+
+    exported: Player = player(opened) if isinstance(opened, torch.nn.Module) else opened
+    packed = tuned.quantize != "none" and target.on_plain_base
+    sides: list[tuple[str, Callable[[], nn.Module], float | None]] = [("the run", as_trained, target.limit(tuned))]
+    if packed:
+        sides = [
+            ("the adapter on the base, not packed", tuned.open_plain, target.limit(tuned)),
+            (f"the run as it was trained, on the base in {tuned.quantize}", as_trained, None),
+        ]
+    made = []
+    for name, load, bound in sides:
+        progress.stage(f"replaying {len(prompts)} held-out prompts beside {name}")
+        mean = None if bound is None else target.mean_limit(tuned)
+        found: Proof = prove(
+            player(load()), exported, prompts, bound=bound, mean_bound=mean, most=ANSWER, progress=progress
+        )
+        made.append({"against": name, **found.record()})
+        gc.collect()
+    return made
+
+
+def _scores(
+    opened: nn.Module | Player, tuned: Tuned, data: Prepared, tokens: Tokens, config: RunConfig, progress: Progress
+) -> dict[str, Any]:
+    """{"export": scores} on the rows and with the settings of the run's own last scores, but without a judge."""
+    import torch
+
+    from luthier.evaluation.records.settings import EvaluateConfig
+    from luthier.evaluation.scores import evaluations, measure, scores
+    from luthier.pipeline.measure import subject_of
+    from luthier.pipeline.prepare import Loaded
+
+    measured = {**config.evaluate.model_dump(), **tuned.facts.get("measured_with", {})}
+    settings = EvaluateConfig(**{**measured, "judge": None, "check": config.evaluate.check})
+    if not isinstance(opened, torch.nn.Module):
+        opened = as_module(opened, classifies=data.task.model_class == "classification")
+        settings = settings.model_copy(
+            update={"batch_size": 1}
+        )  # its logits are made whole: [rows, tokens, vocabulary]
+    loaded = Loaded(config.model_copy(update={"evaluate": settings}), opened, tokens, data)
+    subject = subject_of(loaded, progress)
+    if subject is None:
+        return {}
+    progress.stage(f"scoring the export on {len(subject.examples)} held-out examples")
+    return {"export": scores(measure(subject), evaluations(subject))}
+
+
+def _difference(proofs: Sequence[dict[str, Any]], path: Path, report: Path) -> str:
+    worst = next(each for each in proofs if not each["held"])
+    allowed, mean = worst["bound"] * worst["spread"], worst["mean_bound"]
+    also = "" if mean is None else f" (mean {worst['mean']:.3g}, at most {mean * worst['spread']:.3g})"
+    return (
+        f"{path}: what was exported does not answer as {worst['against']} does: a logit differs by "
+        f"{worst['largest']:.3g}, rounding makes at most {allowed:.3g}{also}, and the likeliest token is the same at "
+        f"{worst['same_top']:.1%} of the places. Nothing is left of it but the report {report}"
+    )

@@ -1,0 +1,274 @@
+"""Base and tuned model on the held-out rows and on the probe for forgetting, and the difference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.events import Progress
+from luthier.evaluation.records.context import restored
+from luthier.pipeline.prepare import Loaded, load_base
+from luthier.runs.folder import RunFolder
+from luthier.runs.provenance import environment
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from luthier.evaluation.records.context import EvalContext, Record
+
+
+WORTH = 5.0
+"""Seconds of measuring the base below which doing so again costs less than an entry in the cache."""
+
+
+UNMEASURED: dict[str, Any] = {
+    "validation_examples": 0,
+    "base": {},
+    "tuned": {},
+    "difference": {},
+    "headline": "",
+    "examples": {},
+    "forgetting": {},
+    "no_forgetting": "no row is held out",
+    "counts": {"base": {}, "tuned": {}},
+    "caveats": [],
+}
+"""What `compare` would say, of a run that holds no row out."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """What one model scored."""
+
+    records: list[Record] = field(default_factory=list)
+    """One per held-out example; none where the model was not measured."""
+    probe: list[Record] = field(default_factory=list)
+    """One per general text (see evaluation.forgetting)."""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """What came from JSON holds numbers again."""
+        self.records, self.probe = restored(self.records), restored(self.probe)
+
+
+class Kept:
+    """What was measured, kept in the cache of the user's machine (see data.cache)."""
+
+    def recall(self, kind: str, decides: Mapping[str, Any]) -> Any:
+        """What was kept under these values, or None."""
+        from luthier.data import cache
+
+        found = cache.find(cache.key(kind, decides))
+        return found[1]["value"] if found else None
+
+    def keep(self, kind: str, decides: Mapping[str, Any], value: Any) -> None:
+        """Keep JSON values under all that decides what they are."""
+        from luthier.data import cache
+
+        name = cache.key(kind, decides)
+        cache.forget(name)  # verdicts of a judge grow
+        cache.keep(name, cache.begin(), {"value": value}, {})
+
+
+def subject_of(loaded: Loaded, progress: Progress | None = None) -> EvalContext | None:
+    """The test rows, else the validation rows, with the model as it is now; None where there are none."""
+    from luthier.evaluation.records.context import EvalContext, Forgetful
+
+    data, settings = loaded.data, loaded.config.evaluate
+    _, examples, rows = data.side(data.held_out_side)
+    count = len(examples) if settings.rows is None else settings.rows
+    owner = [number for number in rows.owner if number < count]  # in order
+    if not owner:
+        return None
+    labels = {*data.labels, *data.examples.labels, *examples.labels} - {None}
+    return EvalContext(
+        model=loaded.model,
+        template=loaded.template,
+        task=data.task,
+        examples=list(examples[:count]),
+        rows=rows[: len(owner)],
+        owner=owner,
+        max_length=loaded.max_length,
+        settings=settings,
+        labels=sorted(filter(None, labels)),
+        progress=progress or Progress(),
+        memory=Kept() if settings.cache else Forgetful(),
+    )
+
+
+def measure_base(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measured:
+    """The untouched base's scores, kept in before.json so that a resumed run need not measure again.
+
+    InputError where the recipe ranks by a score that these rows do not have: before anything is trained.
+    """
+    from luthier.evaluation.scores import choose, evaluations, lacking, metrics_of
+
+    subject = subject_of(loaded, progress)
+    if subject is None:
+        return Measured()
+    choose(subject, list(metrics_of(evaluations(subject))))
+    for why in lacking(subject):
+        progress.note(why)
+    if not loaded.config.evaluate.before or loaded.config.model.init != "pretrained":
+        return Measured()
+    return _measure_base(loaded, subject, folder)
+
+
+def _measure_base(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> Measured:
+    """From before.json, from the cache, or by measuring."""
+    progress = subject.progress
+    decides = _decides(loaded, subject, folder)
+    name = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+    if what := folder.ledger.fault(folder.before):
+        progress.warn(f"{folder.before} {what}: the base is measured again")
+    elif folder.before.is_file():
+        before = folder.read_json(folder.before)
+        if before.pop("of", None) == name:
+            progress.note("the base's scores are those of this run's before.json")
+            return Measured(**before)
+    known = subject.memory.recall("base", decides) if decides["base"] else None
+    if known is not None:
+        progress.note("the base's scores are those it had before on the same rows and settings (evaluate.cache)")
+        measured = Measured(**known)
+    else:
+        progress.stage(f"evaluating the base on {len(subject.examples)} held-out examples")
+        began = time.perf_counter()
+        measured = _measure(subject)
+        worth = time.perf_counter() - began >= WORTH
+        if worth and decides["base"] and "failed verdicts" not in measured.counts:
+            subject.memory.keep("base", decides, asdict(measured))
+    folder.write_json(folder.before, {"of": name, **asdict(measured)})
+    return measured
+
+
+def _measure(subject: EvalContext) -> Measured:
+    from luthier.evaluation import forgetting
+    from luthier.evaluation.scores import measure
+
+    records = measure(subject)
+    wanted = subject.settings.forgetting and not forgetting.applies(subject)
+    return Measured(records, forgetting.measure(subject) if wanted else [], dict(subject.counts))
+
+
+def _decides(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> dict[str, Any]:
+    """Everything that the base's scores follow from."""
+    from luthier import evaluation
+    from luthier.builtin import PROBE
+
+    config, settings = loaded.config, subject.settings
+    code = hashlib.sha256(PROBE.read_bytes())
+    for file in sorted(Path(evaluation.__path__[0]).rglob("*.py")):
+        code.update(file.read_bytes())
+    if settings.check is not None:
+        code.update(Path(settings.check).read_bytes())
+    rows = hashlib.sha256()
+    for row, owner in zip(subject.rows, subject.owner, strict=True):
+        example = subject.examples[owner]
+        rows.update(repr((row.ids, row.labels, owner, example.messages, example.tools, example.label)).encode())
+    where = next(loaded.model.parameters())
+    return {
+        "base": folder.base_hashes(),
+        "code": code.hexdigest(),
+        "rows": rows.hexdigest(),
+        "labels": subject.labels,
+        "task": subject.task.spec(),
+        "max_length": subject.max_length,
+        "model": config.model.model_dump(mode="json", exclude={"path", "hub", "revision"}),
+        "placed": [where.device.type, str(where.dtype)],
+        # A classification head is drawn by the seed.
+        "seed": config.seed if subject.task.model_class == "classification" else None,
+        "settings": settings.model_dump(mode="json", exclude={"before", "metric", "examples", "cache", "check"}),
+        "versions": {name: environment()["packages"][name] for name in ("torch", "transformers", "tokenizers")},
+        "installed": [find_spec(name) is not None for name in ("rouge_score", "sacrebleu")],
+    }
+
+
+def compare(subject: EvalContext, base: Measured, folder: RunFolder) -> dict[str, Any]:
+    """Measure `subject`, set it against the base and write predictions.jsonl."""
+    from luthier.evaluation import forgetting
+    from luthier.evaluation.contrast import contrast
+    from luthier.evaluation.scores import FEW, choose, differences, evaluations, lacking, scores
+
+    tuned, chosen = _measure(subject), evaluations(subject)
+    both = len(base.records) == len(tuned.records)
+    predictions = [
+        {
+            "where": e.where,
+            "text": e.text or "\n".join(m.said for m in e.messages[:-1]),
+            "answer": e.answer,
+            "base": base.records[i] if both else {},
+            "tuned": record,
+        }
+        for i, (e, record) in enumerate(zip(subject.examples, tuned.records, strict=True))
+    ]
+    folder.write_jsonl(folder.predictions, predictions)
+    found = {"base": scores(base.records, chosen) if both else {}, "tuned": scores(tuned.records, chosen)}
+    headline = choose(subject, list(found["tuned"]))
+    for name, side in found.items():
+        if headline in side:  # it comes first, wherever scores are shown
+            side[headline]["headline"] = True
+            found[name] = {headline: side[headline], **side}
+    why = forgetting.applies(subject) or ("" if subject.settings.forgetting else "evaluate.forgetting is false")
+    few = len(tuned.records) < FEW
+    return {
+        "measured_with": subject.settings.model_dump(mode="json"),
+        "validation_examples": len(tuned.records),
+        **found,
+        "headline": headline,
+        "difference": differences(base.records, tuned.records, chosen) if both else {},
+        "examples": contrast(predictions, headline, chosen, subject.settings.examples) if both else {},
+        "forgetting": forgetting.forgetting(base.probe, tuned.probe),
+        "no_forgetting": why or ("" if base.probe else "the base was not measured"),
+        "counts": {"base": base.counts, "tuned": tuned.counts},
+        "caveats": lacking(subject)
+        + ([f"fewer than {FEW} examples: the intervals are too narrow"] if few else [])
+        + _cut(subject, tuned),
+    }
+
+
+def _cut(subject: EvalContext, tuned: Measured) -> list[str]:
+    if not (cut := tuned.counts.get("cut answers", 0)):
+        return []
+    limit = subject.settings.max_new_tokens
+    return [
+        f"{cut} of {tuned.counts['answers']} answers of the tuned model did not end within {limit} tokens "
+        "(evaluate.max_new_tokens)"
+    ]
+
+
+@contextmanager
+def _untouched(loaded: Loaded) -> Iterator[Loaded]:
+    """The base of a tuned model: with the adapter switched off, or loaded anew where there is none."""
+    switch = loaded.config.method.disabled(loaded.model)
+    if switch is not None:
+        with switch:
+            yield loaded
+        return
+    yield load_base(loaded.config, loaded.data, loaded.tokens)
+
+
+def base_again(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measured:
+    """The untouched base of a finished run, on the same rows."""
+    if loaded.config.model.init == "random":
+        return Measured()
+    with _untouched(loaded) as base:
+        subject = subject_of(base, progress)
+        return _measure_base(base, subject, folder) if subject is not None else Measured()
+
+
+def with_base(loaded: Loaded, progress: Progress) -> AbstractContextManager[nn.Module] | None:
+    """A context in which the base of a tuned model is at hand; None where it is only random weights."""
+
+    @contextmanager
+    def opened() -> Iterator[nn.Module]:
+        with _untouched(loaded) as base:
+            yield base.model
+
+    return None if loaded.config.model.init == "random" else opened()

@@ -1,0 +1,270 @@
+"""What every way into a run begins with: data, tokens, what is still open decided, and the base model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import InputError
+from luthier.core.events import Progress
+from luthier.recipe.config import RunConfig
+from luthier.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from luthier.data.prepared import Prepared
+    from luthier.planning.resolve import PlanInputs, ResolvedSettings
+    from luthier.rendering.chat_template import Template
+    from luthier.training.settings import RunSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a model's tokenizer and config.json make of the data; its weights are not there yet."""
+
+    template: Template
+    source: str
+    """Folder or hub id of the base."""
+    labels: tuple[str, ...] | None
+    """Of a classifier."""
+    max_length: int
+    """Longest row in tokens."""
+
+
+@dataclass(slots=True)
+class Loaded:
+    """Base model, template and data of a run, ready to train or to measure."""
+
+    config: RunConfig
+    model: nn.Module
+    tokens: Tokens
+    data: Prepared
+
+    @property
+    def template(self) -> Template:
+        """Tokenizer and chat template."""
+        return self.tokens.template
+
+    @property
+    def max_length(self) -> int:
+        """Longest row in tokens."""
+        return self.tokens.max_length
+
+
+@dataclass(slots=True)
+class SharedInputs:
+    """What several runs of one comparison share, so that none of them makes it anew."""
+
+    data: Prepared
+    """Read, and tokenized as `tokens` says."""
+    tokens: Tokens
+    base: Callable[[RunConfig], nn.Module] | None
+    """A model of one's own to train, which may lie in the memory of a base that others use; None: it is loaded."""
+    own: Callable[[nn.Module], None]
+    """What is to be trained of it gets memory of its own."""
+    before: Path | None
+    """The base's before.json, where it has been measured."""
+    finished: Callable[[Loaded, RunFolder], None]
+    """Called with the tuned model, when it is measured and saved."""
+
+    def load(self, config: RunConfig, folder: RunFolder) -> Loaded:
+        """As `load_base`; what the base scored is put into the run's folder."""
+        folder.refuse_another_base(config.model, self.tokens.source)
+        if self.before is not None and not folder.before.is_file() and folder.before != self.before:
+            folder.write_json(folder.before, RunFolder(self.before.parent).read_json(self.before))
+        if self.base is None:
+            return load_base(config, self.data, self.tokens, folder)
+        return Loaded(config, self.base(config), self.tokens, self.data)
+
+
+def on_this_machine(config: RunConfig) -> RunConfig:
+    """The recipe with device and precision decided. Refuses what this machine cannot serve, before anything is read."""
+    from luthier.evaluation.scores import check_settings
+    from luthier.models.load import check_quantize, device
+    from luthier.training.optimizers.base import OPTIMIZERS
+    from luthier.training.precision import precision_on
+
+    where = device(config.model)
+    precision = precision_on(where, config.train)
+    check_quantize(config.model)
+    OPTIMIZERS.parse(config.train.optimizer).check(config.train.optimizer)
+    check_settings(config.evaluate)
+    if config.train.compile:
+        from luthier.kernels.compiled import check_compile
+
+        check_compile(where)
+    model = config.model.model_copy(update={"device": where})
+    return config.model_copy(update={"model": model, "train": config.train.model_copy(update={"precision": precision})})
+
+
+def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
+    """Read all rows. Comes before the model: a mistake in the data should not cost a download."""
+    progress.stage("reading data")
+    from luthier.data.prepare import load
+
+    return load(config.data, config.task, progress)
+
+
+def decided(config: RunConfig, data: Prepared) -> RunConfig:
+    """The recipe with what was guessed of the data's columns, or chosen by the user, written down."""
+    from luthier.data.prepare import decided
+    from luthier.tasks.base import TASKS
+
+    task = TASKS.parse(data.decided["task"]) if "task" in data.decided else config.task
+    return config.model_copy(update={"data": decided(config.data, data.decided), "task": task})
+
+
+def tokenize(
+    config: RunConfig, data: Prepared, progress: Progress, folder: RunFolder | None = None, positions: int | None = None
+) -> Tokens:
+    """Encode the rows in place, and refuse what cannot be trained. Comes before any weights: it can stop the run.
+
+    InputError where the base is not the one that the run in `folder` was started from. `positions` of the model are
+    left to the method: its own, unless more are asked for.
+    """
+    from luthier.data.checks.mask import refuse_endless, seen
+    from luthier.data.encode import encode
+
+    tokens = load_tokens(config, data, progress, folder, positions)
+    encode(data, tokens.template, config.data, tokens.max_length, progress=progress)
+    refuse_endless(data, tokens.template)
+    if data.decided and data.rows:
+        progress.note(f"row 1 as the model sees it, learned between \u00ab and \u00bb: {seen(data, tokens.template)}")
+    check_method(config, tokens.source, tokens.labels)
+    return tokens
+
+
+def load_tokens(
+    config: RunConfig, data: Prepared, progress: Progress, folder: RunFolder | None = None, positions: int | None = None
+) -> Tokens:
+    """What encodes the rows, and how long they may be. InputError as `tokenize` raises for another base."""
+    from luthier.models.load import load_tokenizer, locate, row_limit
+    from luthier.rendering.chat_template import Template
+
+    source = locate(config.model)
+    progress.stage(f"loading {config.model.path}")
+    if folder is not None and Path(source).is_dir():  # a hub's copy may be an older one until the model is loaded
+        folder.refuse_another_base(config.model, source)
+    template = Template(load_tokenizer(config.model, source))
+    labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
+    taken = config.method.positions if positions is None else positions
+    max_length = row_limit(config.model, source, template.tokenizer, config.train.max_length, taken)
+    return Tokens(template, source, labels, max_length)
+
+
+def reopen(config: RunConfig, folder: RunFolder, progress: Progress) -> tuple[Prepared, Tokens]:
+    """The held-out rows of a finished run as the run kept them, and its tokenizer; its data files are not read.
+
+    A run that kept none (it is older than that) has its data read again. InputError where the rows are others now.
+    """
+    from luthier.data import held_out
+
+    if folder.checked(folder.held_out).is_file():
+        data = held_out.restored(folder.held_out)
+        return data, load_tokens(config, data, progress, folder)
+    data = prepare_data(config, progress)
+    refuse_other_rows(config, data, folder)
+    return data, tokenize(config, data, progress, folder)
+
+
+def refuse_other_rows(config: RunConfig, data: Prepared, folder: RunFolder) -> None:
+    """InputError where the rows are not those that the run in `folder` was started with."""
+    if folder.checked(folder.data).is_file() and folder.read_json(folder.data)["fingerprint"] != data.fingerprint:
+        raise InputError(
+            f"{config.data.path}: the rows have changed since {folder.path} was started", fix="run=ANOTHER_DIR"
+        )
+
+
+def load_base(
+    config: RunConfig, data: Prepared, tokens: Tokens, folder: RunFolder | None = None, weights: Path | None = None
+) -> Loaded:
+    """The base model. `weights` is the folder of a whole tuned model to load instead."""
+    import torch
+
+    from luthier.models.load import load_model
+
+    torch.manual_seed(config.seed)  # a classification head starts random
+    model = load_model(
+        config.model, str(weights or tokens.source), labels=tokens.labels, tokenizer=tokens.template.tokenizer
+    )
+    if folder is not None and not Path(tokens.source).is_dir():
+        folder.refuse_another_base(config.model, tokens.source)
+    return Loaded(config, model, tokens, data)
+
+
+def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None) -> None:
+    """Refuse a method that cannot do what the recipe asks of this model, on its shape alone, before any weights."""
+    from luthier.models.load import quantization, skeleton
+
+    model = skeleton(config.model, source, labels=labels)
+    config.method.check(model, classify=labels is not None, quantize=quantization(config.model, model.config))
+
+
+def plan_inputs(config: RunConfig, data: Prepared, tokens: Tokens) -> PlanInputs:
+    """What is to be planned; device and precision are decided in the recipe."""
+    from luthier.planning.resolve import PlanInputs
+    from luthier.training.settings import total_steps
+
+    train, rows = config.train, data.rows
+    known, length = data.stream is None, tokens.max_length
+    return PlanInputs(
+        config.model,
+        config.method,
+        train,
+        data.task,
+        tokens.source,
+        rows.lengths if known else [length] * train.batch_size,
+        rows.learned if known else [length // 2] * train.batch_size,
+        total_steps(train, len(rows)),
+        train.precision,
+        tokens.labels,
+        config.seed,
+    )
+
+
+def resolve_run(
+    config: RunConfig, data: Prepared, tokens: Tokens, folder: RunFolder, progress: Progress
+) -> ResolvedSettings:
+    """Decide what the recipe leaves open, or take what was decided when the run was started, and say so."""
+    from luthier.planning.resolve import ResolvedSettings, resolve
+
+    if folder.checked(folder.plan).is_file():
+        return ResolvedSettings.again(config.train, folder.read_json(folder.plan))
+    progress.stage("planning memory and time")
+    inputs = plan_inputs(config, data, tokens)
+    resolved = resolve(inputs)
+    folder.write_json(folder.plan, resolved.record())
+    if resolved.plan is None:
+        progress.note(f"memory cannot be foretold for this model ({resolved.why})")
+    else:
+        progress.note(f"planned: {resolved.said()}")
+        if not resolved.plan.fits:
+            progress.warn("that is more than there is; luthier plan says what would make it fit")
+    return resolved
+
+
+def run_settings(resolved: ResolvedSettings, loaded: Loaded, base: nn.Module, progress: Progress) -> RunSettings:
+    """All that was left open, decided: the learning rate by the `base`, packing by a trial on the model to be trained.
+
+    InputError where the recipe insists on packing and rows of one sequence would see one another.
+    """
+    from luthier.training.packing import prove_packing
+    from luthier.training.settings import RunSettings, total_steps
+
+    config, train, pack = loaded.config, resolved.train, resolved.pack
+    if pack is not None:
+        try:
+            prove_packing(loaded.model, len(loaded.template.tokenizer))
+        except InputError as error:
+            if config.train.packing is True:
+                raise
+            progress.note(f"rows are padded, not packed: {error.message}")
+            train = train.model_copy(update={"packing": False, "micro_tokens": config.train.micro_tokens})
+            pack = None
+    lr = config.train.lr or config.method.learning_rate(base)
+    steps = total_steps(config.train, len(loaded.data.rows))
+    return RunSettings(train.model_copy(update={"lr": lr}), config.model.device, pack, steps, config.seed)

@@ -1,0 +1,262 @@
+"""Train, check, evaluate, chat: the Python API is the command line. Nothing heavy is imported before a call."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import Stopped
+from luthier.core.events import Progress
+from luthier.core.files import staged, tidy, write_text
+from luthier.core.redaction import redacted
+from luthier.core.resources import explained
+from luthier.core.shell import after_training, public
+from luthier.core.signals import Interrupted, StopRequest, watch
+from luthier.pipeline.measure import UNMEASURED, compare, measure_base, subject_of
+from luthier.pipeline.prepare import (
+    Loaded,
+    SharedInputs,
+    decided,
+    load_base,
+    on_this_machine,
+    prepare_data,
+    refuse_other_rows,
+    resolve_run,
+    run_settings,
+    tokenize,
+)
+from luthier.recipe.config import RunConfig
+from luthier.recipe.identity import begin, holds_run_of, run_path, with_found_formats
+from luthier.runs.folder import RunFolder
+from luthier.runs.provenance import environment
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from luthier.data.prepared import Prepared
+    from luthier.pipeline.measure import Measured
+    from luthier.planning.resolve import ResolvedSettings
+    from luthier.training.trainer import Outcome, Trainer
+
+
+def train(
+    config: RunConfig,
+    *,
+    recipe: Path | None = None,
+    progress: Progress | None = None,
+    shared: SharedInputs | None = None,
+) -> dict[str, Any]:
+    """Fine-tune as the recipe says and return what stands in result.json.
+
+    The same call again resumes where the run stopped. Raises InputError for what the user can fix and Stopped after a
+    signal, with everything saved. `shared` is what a comparison has made for all of its runs.
+    """
+    from luthier.planning import machine
+    from luthier.training.precision import accelerator_on
+
+    progress = progress or Progress()
+    folder = RunFolder(run_path(config, recipe))
+    with _stoppable(folder) as request:
+        config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml resumes in it
+        placed, config = on_this_machine(config), with_found_formats(folder, config)
+        data = shared.data if shared is not None else None
+        if not holds_run_of(folder, config):
+            data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
+            config = decided(config, data)
+        elif folder.result.is_file():
+            progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to retrain")
+            result = dict(folder.read_json(folder.result))
+            return result | {"next": _next(config, folder, result["task"], result["lr"])}  # not what a file says
+        with folder.held(), _begun(config, folder, progress):
+            data = data or prepare_data(config, progress)
+            config = config.model_copy(update={"model": placed.model, "train": placed.train})
+            accelerator = accelerator_on(config.model.device, config.train.precision)
+            tokens = shared.tokens if shared is not None else tokenize(config, data, progress, folder)
+            _keep_data(config, data, folder, progress)
+            resolved = resolve_run(config, data, tokens, folder, progress)
+            loaded = shared.load(config, folder) if shared else load_base(config, data, tokens, folder)
+            base = measure_base(loaded, folder, progress)
+            trainer = _trainer(loaded, resolved, accelerator, folder, progress, shared)
+            machine.watch_peak(config.model.device)
+            outcome = trainer.train(request)
+            memory = machine.peak(config.model.device)
+            result = _result(loaded, trainer, outcome, memory, base)
+            if shared is not None:
+                shared.finished(loaded, folder)
+            return _report(result, folder)
+
+
+@contextmanager
+def _stoppable(folder: RunFolder) -> Iterator[StopRequest]:
+    """Signals become Stopped; a full disk, exhausted memory and closed files say what to do about it."""
+    with watch() as request:
+        try:
+            yield request
+        except Interrupted:
+            raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
+        except Exception as error:
+            if (found := explained(error, folder.path)) is not None:
+                raise found from error
+            raise
+
+
+@contextmanager
+def _begun(config: RunConfig, folder: RunFolder, progress: Progress) -> Iterator[None]:
+    """Write what a run begins with, or resume it. A run that fails before its first step leaves no folder behind."""
+    resumes = begin(folder, config)
+    tidy(folder.path)
+    tidy(folder.checkpoints)
+    if resumes and (changed := [*folder.changes(), *folder.changed_check(config.evaluate)]):
+        progress.warn(f"not as at the start, so the run may not resume bit for bit: {'; '.join(changed)}")
+    try:
+        yield
+    except Exception:
+        if not resumes and not folder.metrics.exists():  # nothing was trained yet, so nothing is lost
+            folder.remove()
+        raise
+
+
+def _keep_data(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progress) -> None:
+    """Write data.json, held_out.jsonl and refused.jsonl. InputError where the run was started with other rows."""
+    from luthier.data import account, held_out
+
+    refuse_other_rows(config, data, folder)
+    folder.write_json(folder.data, data.account())
+    folder.write_jsonl(folder.held_out, held_out.lines(data))
+    if data.refusals and data.stream is None:  # those of a stream are kept with each checkpoint
+        folder.keep_refusals(data.refusals)
+    account.say(data, folder.refused, progress)
+
+
+def _trainer(
+    loaded: Loaded,
+    resolved: ResolvedSettings,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    progress: Progress,
+    shared: SharedInputs | None,
+) -> Trainer:
+    """The trainer with the method's model over the base, where the last checkpoint left it."""
+    from luthier.models.load import parameter_counts
+    from luthier.training.rng import seed
+    from luthier.training.settings import total_steps
+    from luthier.training.trainer import Trainer
+
+    config, data = loaded.config, loaded.data
+    seed(config.seed)
+    if caveat := config.method.caveat(loaded.model):
+        progress.warn(caveat)
+    base, loaded.model = (
+        loaded.model,
+        config.method.attach(
+            loaded.model,
+            steps=total_steps(config.train, len(data.rows)),
+            classify=data.task.model_class == "classification",
+        ),
+    )
+    if shared is not None:
+        shared.own(loaded.model)
+    trained, parameters = parameter_counts(loaded.model)
+    progress.note(f"{config.method.name}: {trained:,} of {parameters:,} parameters train ({trained / parameters:.3%})")
+    settings = run_settings(resolved, loaded, base, progress)
+    pad_id = loaded.template.tokenizer.pad_token_id or 0
+    trainer = Trainer(loaded.model, data, config.method, settings, accelerator, pad_id, folder, progress)
+    seed(config.seed)
+    trainer.resume()
+    return trainer
+
+
+def _result(loaded: Loaded, trainer: Trainer, outcome: Outcome, memory: int, base: Measured) -> dict[str, Any]:
+    """Save the tuned weights, measure them and write predictions.jsonl; returns the body of result.json."""
+    from luthier.models.load import parameter_counts
+
+    config, data, folder, progress = loaded.config, loaded.data, trainer.folder, trainer.progress
+    if data.stream is not None:
+        folder.write_json(folder.data, data.account())  # it is known only now
+    trained, parameters = parameter_counts(loaded.model)
+    plan = folder.read_json(folder.plan)["plan"] or {"bytes": None, "seconds": None}
+    result: dict[str, Any] = {
+        "run": str(folder.path),
+        "model": config.model.path,
+        "method": config.method.name,
+        "task": data.task.name,
+        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "steps": outcome.steps,
+        "batch_size": config.train.batch_size,
+        "epochs": _epochs(outcome.steps * config.train.batch_size, data),
+        "kept_step": outcome.kept_step,
+        "kept_best": outcome.kept_best,
+        "stopped_early": outcome.stopped_early,
+        "train_seconds": outcome.seconds,
+        "skipped_steps": outcome.skipped,
+        "loss_spikes": outcome.spikes,
+        "rows_per_pass": outcome.rows_per_pass,
+        "tokens": outcome.tokens,
+        "tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
+        "lr": trainer.settings.lr,
+        "train_rows": data.train.kept,
+        **UNMEASURED,
+        "measured_on": data.held_out_side,
+        "trainable": trained,
+        "parameters": parameters,
+        "weights_bytes": _save(loaded, folder, progress),
+        "memory": {"planned": plan["bytes"], "measured": memory},  # bytes, of the process or the device, in training
+        "time": {"planned": plan["seconds"], "measured": outcome.seconds},
+    }
+    context = subject_of(loaded, progress)
+    if context is not None:
+        progress.stage(f"evaluating the tuned model on {len(context.examples)} held-out examples")
+        result |= compare(context, base, folder)
+    result["next"] = _next(config, folder, data.task.name, result["lr"])
+    return result
+
+
+def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
+    """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes."""
+    from luthier.models.saving import write_words
+    from luthier.training.checkpoint import weights_bytes
+
+    progress.stage("saving")
+    method, tokenizer = loaded.config.method, loaded.template.tokenizer
+    target = folder.path / method.saves
+    with staged(target, folder.ledger.run) as staging:
+        method.save(loaded.model, staging)
+        write_words(tokenizer, sorted(loaded.template.end_ids) if loaded.data.task.name == "chat" else (), staging)
+    return weights_bytes(target)
+
+
+def _epochs(taken: int, data: Prepared) -> float | None:
+    """How often the data was seen; None where a stream did not come to its end."""
+    if data.stream is None:
+        return taken / len(data.rows)
+    return taken / data.train.windows if data.stream.epoch else None
+
+
+def _next(config: RunConfig, folder: RunFolder, task: str, lr: float) -> list[str]:
+    return after_training(folder.path, folder.recipe, config.model.path, config.method.name, task, lr)
+
+
+def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """Write loss.png, report.html and, last, result.json: its presence says that the run is finished."""
+    from luthier.reports import loss_curve, run_report
+
+    image = loss_curve.draw(
+        folder.history(), f"{public(result['run'])}: {result['method']} on {public(result['model'])}"
+    )
+    folder.loss_png.write_bytes(image)
+    lines = folder.predictions.read_text(encoding="utf-8").splitlines() if folder.predictions.is_file() else []
+    page = run_report.render(
+        result,
+        folder.read_json(folder.data),
+        image,
+        redacted(folder.recipe.read_text(encoding="utf-8")),
+        environment(),
+        [json.loads(line) for line in lines],
+    )
+    write_text(folder.report, page)
+    folder.write_json(folder.result, result)
+    return result

@@ -1,0 +1,104 @@
+"""Code and addresses that stand in a run's recipe.yaml are used only where the user says so.
+
+A recipe may name a Python file (`evaluate.check`), the code that comes with a model (`model.trust_remote_code`) and the
+address of a judge, which gets prompts, answers and a key. In a recipe of the user's own, or typed on the command line,
+that is meant. In a run folder, which may come from anybody, it is asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from luthier.builtin import BASE
+from luthier.core.errors import InputError
+from luthier.core.files import digest
+from luthier.core.shell import command, setting
+from luthier.evaluation.records.settings import EvaluateConfig
+from luthier.models.settings import ModelConfig
+
+Allow = bool | Callable[[str], bool]
+"""May all of it be used? Or who is asked about each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One thing of a recipe that runs code or sends data."""
+
+    keys: tuple[str, ...]
+    what: str
+    settings: tuple[str, ...]
+    """The keys with their values, to be typed again."""
+
+    def typed(self, overrides: Sequence[str]) -> bool:
+        """Do the overrides name all of it?"""
+        given = [override.partition("=")[0].strip() for override in overrides]
+        return all(any(key == each or key.startswith(f"{each}.") for each in given) for key in self.keys)
+
+
+def uses(model: ModelConfig, evaluate: EvaluateConfig | None = None) -> Iterator[Use]:
+    """Everything in these blocks that runs code or sends data."""
+    if model.trust_remote_code:
+        folder = BASE if model.path == "builtin" else Path(model.path).expanduser()
+        code = sorted(folder.glob("*.py")) if folder.is_dir() else []
+        known = f" ({', '.join(file.name for file in code[:5])}, SHA-256 {digest(code)})" if code else ""
+        what = f"run the Python code that comes with the model {model.path}{known}"
+        yield Use(("model.trust_remote_code",), what, ("model.trust_remote_code=true",))
+    if evaluate is None:
+        return
+    if evaluate.check is not None:
+        file = Path(evaluate.check)
+        known = f" (SHA-256 {digest([file])})" if file.is_file() else ""
+        what = f"run the Python file {file.absolute()}{known}"
+        yield Use(("evaluate.check",), what, (setting("evaluate.check", evaluate.check),))
+    if (judge := evaluate.judge) is not None:
+        key = f", and the key in ${judge.key_env}," if judge.key_env else ""
+        named = {"url": judge.url, **({"key_env": judge.key_env} if judge.key_env else {})}
+        yield Use(
+            tuple(f"evaluate.judge.{name}" for name in named),
+            f"send prompts and answers{key} to {urlsplit(judge.url).hostname}",
+            tuple(setting(f"evaluate.judge.{name}", value) for name, value in named.items()),
+        )
+
+
+def require(
+    recipe: Path,
+    allow: Allow,
+    model: ModelConfig,
+    evaluate: EvaluateConfig | None = None,
+    *,
+    typed: Sequence[str] = (),
+    blocks: Collection[str] = (),
+    flag: str = "--allow-code",
+) -> None:
+    """InputError where the recipe of a run would run code or send data and nobody allows it.
+
+    `typed` are the overrides of this command, which may be those of `blocks`; `flag` is its option that allows all.
+    """
+    for use in uses(model, evaluate):
+        key = use.keys[0]
+        if allow is True or use.typed(typed):
+            continue
+        if callable(allow) and allow(f"{key} in {recipe} would {use.what}"):
+            continue
+        ways = [flag] if flag else []
+        ways += [command(*use.settings)] if key.partition(".")[0] in blocks else []
+        raise InputError(
+            f"{key} in {recipe} would {use.what}, which nobody asked for on this command line",
+            fix=f"look at it first, then give {' or '.join(ways)} with the same command",
+        )
+
+
+def refuse_foreign(
+    recipe: Path | None, model: ModelConfig, evaluate: EvaluateConfig | None, typed: Sequence[str], allow: Allow
+) -> list[str]:
+    """What a recipe given on the command line will run or send, for the user to see.
+
+    InputError where it is the recipe.yaml of a run folder, and the user has neither typed it nor allows it.
+    """
+    beside = () if recipe is None or recipe.name != "recipe.yaml" else ("environment.json", "comparison.json")
+    if recipe is not None and any(recipe.with_name(name).exists() for name in beside):
+        require(recipe, allow, model, evaluate, typed=typed, blocks=("model", "evaluate"), flag="")
+    return [f"{use.keys[0]} will {use.what}" for use in uses(model, evaluate)]

@@ -1,0 +1,120 @@
+"""Which run a recipe is: its folder, and whether a folder holds a run of this recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier.core.errors import InputError
+from luthier.core.files import write_text
+from luthier.core.shell import command
+from luthier.recipe.config import RunConfig
+from luthier.runs.folder import RunFolder, checked
+from luthier.runs.provenance import environment
+
+MAY_CHANGE = (
+    "run",
+    "train.log_every",
+    "train.keep",
+    "train.on_nan",
+    "data.workers",
+    "data.cache",
+    "evaluate",
+)
+"""Keys and blocks that another value of which leaves the run the same."""
+
+
+def _changed(before: RunConfig, now: RunConfig) -> str:
+    """A line for each key that makes `now` another run than `before`."""
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not _may_change(key)]
+    return "".join(f"\n  - {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
+
+
+def _may_change(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+
+
+def run_path(config: RunConfig, recipe: Path | None) -> Path:
+    """`run=DIR`, or runs/<recipe or data>-<method>."""
+    return Path(config.run) if config.run else Path("runs") / f"{_stem(config, recipe)}-{config.method.name}"
+
+
+def check_path(config: RunConfig, recipe: Path | None) -> Path:
+    """runs/check-<recipe or data>: beside the runs, for a run begins in an empty folder."""
+    return Path("runs") / f"check-{_stem(config, recipe)}"
+
+
+def _stem(config: RunConfig, recipe: Path | None) -> str:
+    data = "-".join(filter(None, (Path(config.data.path.replace(":", "-")).stem or "run", config.data.subset)))
+    return recipe.stem if recipe else data
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def read_recipe(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:
+    """The recipe of the run, with `overrides`; InputError where it was edited since the run was started."""
+    now, started = RunConfig.load(folder.recipe, overrides), folder.ledger.read()["recipe"]
+    if started is not None:
+        try:
+            changed = _changed(RunConfig.model_validate(started), now)
+        except ValidationError as error:
+            raise InputError(f"{folder.ledger.path}: 'recipe' is not valid: {error}") from None
+        if changed:
+            raise InputError(
+                f"{folder.recipe} was edited after the run was started:{changed}",
+                fix=f"put it back, or start another run: {command('luthier', 'train', folder.recipe, 'run=DIR')}",
+            )
+    return now
+
+
+def with_found_formats(folder: RunFolder, config: RunConfig) -> RunConfig:
+    """The recipe with the formats that were guessed or asked for when the run in this folder was started.
+
+    They stand in its own recipe.yaml, and the command that started it leaves them open.
+    """
+    if not folder.recipe.is_file():
+        return config
+    started, data = read_recipe(folder), config.data
+    changes: dict[str, Any] = {}
+    if data.format is None and data.path == started.data.path:
+        changes["format"] = started.data.format
+    if len(data.mix) == len(started.data.mix):
+        changes["mix"] = tuple(
+            one.model_copy(update={"format": then.format}) if one.format is None and one.path == then.path else one
+            for one, then in zip(data.mix, started.data.mix, strict=True)
+        )
+    task = started.task if config.task is None and changes.get("format") is not None else config.task
+    return config.model_copy(update={"data": data.model_copy(update=changes), "task": task})
+
+
+def holds_run_of(folder: RunFolder, config: RunConfig) -> bool:
+    """Is there a run of this recipe? InputError names what differs where it is another's."""
+    if not folder.recipe.is_file():
+        return False
+    if changed := _changed(read_recipe(folder), config):
+        raise InputError(
+            f"{folder.path} holds a run of another recipe:{changed}",
+            fix="choose another folder with run=DIR, or delete this one",
+        )
+    return True
+
+
+def begin(folder: RunFolder, config: RunConfig) -> bool:
+    """Begin a run, or find one of the same recipe: True then. Only for who holds the folder."""
+    there = holds_run_of(folder, config)
+    if not there:
+        folder.ledger.begin(config.model_dump(mode="json"))
+        folder.write_json(folder.environment, environment() | checked(config.evaluate))
+        write_text(folder.recipe, config.dump())
+    return there

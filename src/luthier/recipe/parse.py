@@ -1,0 +1,152 @@
+"""YAML and overrides: read, and what is wrong with them said by key."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from luthier.core.errors import ConfigError, InputError, did_you_mean
+from luthier.core.strict_yaml import parse_value, parse_yaml
+from luthier.exports.base import EXPORTS, Export
+
+SHORT = {"model": "path", "data": "path"}
+"""`model=DIR` and `data=FILE` are short for `model.path` and `data.path`."""
+
+
+MOST_BYTES = 2**20
+"""Of a recipe; a larger file is no recipe, and reading it as one would take minutes."""
+
+
+MOST_PARTS = 8
+"""Of a key such as evaluate.judge.url."""
+
+
+def parse_export(name: str, settings: Sequence[str]) -> Export:
+    """A form to deploy with its `key=value` settings; ConfigError names what is wrong."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise InputError(f"{setting!r} is no setting", fix=f"KEY=VALUE; luthier explain export {name}")
+        try:
+            values[key] = parse_value(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--to {name}", [f"{key}: {getattr(error, 'problem', None) or error}"]) from None
+    found = EXPORTS.get(name)
+    try:
+        return found.model_validate(values)
+    except ValidationError as error:
+        told = [_problem_text(dict(each), sorted(found.model_fields)) for each in error.errors()]
+        raise ConfigError(f"--to {name}", told) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; InputError names file and line."""
+    if not path.is_file():
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
+        raise InputError(f"{path}: no such recipe{near}", fix="give a YAML file, or key.path=value settings")
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(
+            f"{path} holds {path.stat().st_size / 2**20:.1f} MiB, which is too much for a recipe",
+            fix="a YAML recipe; data goes behind --data",
+        )
+    try:
+        data = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: no valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a recipe is a mapping of keys such as model, data, method, train")
+    return {
+        key: {SHORT[key]: value} if key in SHORT and isinstance(value, str) else value for key, value in data.items()
+    }
+
+
+def _keys(path: str) -> list[str]:
+    """`train.lr` as its parts. InputError where there are more than any key of a recipe has."""
+    keys = path.strip().split(".")
+    if len(keys) > MOST_PARTS:
+        raise InputError(f"a key has at most {MOST_PARTS} parts, this one has {len(keys)}")
+    return keys
+
+
+def assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Set data[k1][k2]... = value. `method: lora` counts as `method: {name: lora}`, `data: FILE` as its path."""
+    *parents, last = keys
+    for depth, key in enumerate(parents):
+        inner = data.get(key)
+        if inner is None:
+            inner = {}
+        elif isinstance(inner, str):
+            inner = {SHORT.get(key, "name"): inner}
+        elif not isinstance(inner, dict):
+            raise InputError(f"{'.'.join(parents[: depth + 1])} is a value, not a block")
+        data[key] = inner
+        data = inner
+    if not parents and last in SHORT and isinstance(value, str | int | float):
+        data.setdefault(last, {})
+        assign(data, [last, SHORT[last]], str(value))
+    elif not parents and last == "method" and isinstance(data.get("method"), dict) and isinstance(value, str):
+        # Another method has other fields; the recipe's ones would be unknown keys there.
+        data["method"] = {**data["method"], "name": value} if data["method"].get("name") == value else value
+    else:
+        data[last] = value
+
+
+def _problems(model: type[BaseModel], error: dict[str, Any]) -> list[str]:
+    """A line for each mistake in one pydantic error: key, what is wrong, suggestion."""
+    context = error.get("ctx", {})
+    if error["type"] == "plugin_fields":
+        prefix = _key(error["loc"])
+        return [f"{prefix}.{_problem_text(dict(part), context['known'])}" for part in context["errors"]]
+    return [_problem_text(error, fields_at(model, error["loc"][:-1]))]
+
+
+def _problem_text(error: dict[str, Any], known: Sequence[str]) -> str:
+    key, kind = _key(error["loc"]), error["type"]
+    if kind == "extra_forbidden":
+        name = str(error["loc"][-1])
+        near = did_you_mean(name, known)
+        return f"{key}: unknown key{near or ('; known are ' + ', '.join(known) if known else '')}"
+    if kind == "missing":
+        return f"{key}: is needed, and has no default"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    given = error.get("input")
+    shown = (
+        f", not {given!r}"
+        if isinstance(given, str | int | float) and kind not in ("value_error", "unknown_plugin")
+        else ""
+    )
+    near = ""
+    if kind == "literal_error" and isinstance(given, str):
+        near = did_you_mean(given, re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", ""))))
+    return f"{key}: {message}{shown}{near}" if key else f"{message}{shown}"
+
+
+def _key(location: Sequence[Any]) -> str:
+    """Dotted path; pydantic adds names of union members, which are no keys."""
+    return ".".join(
+        str(part) for part in location if not re.search(r"[\[\]()]|^(str|float|int)$|^constrained", str(part))
+    )
+
+
+def fields_at(model: Any, location: Sequence[Any]) -> list[str]:
+    """Names of the keys allowed in the block at `location`, aliases left out."""
+    for part in location:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = _model_of(field.annotation) if field is not None else None
+    return sorted(model.model_fields) if model is not None else []
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return next((found for part in typing.get_args(annotation) if (found := _model_of(part))), None)
+    return None

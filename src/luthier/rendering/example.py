@@ -1,0 +1,154 @@
+"""The central record: what one row of any format becomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from luthier.core.errors import LuthierError
+
+
+class RowError(LuthierError):
+    """One row cannot be used.
+
+    `kind` is `bad` (see data.on_bad_row), `long` (see data.on_long_row), or `unwanted`: the recipe wants it left out.
+    """
+
+    def __init__(self, reason: str, *, kind: str = "bad", fix: str = "") -> None:
+        self.reason, self.kind, self.fix = reason, kind, fix
+        super().__init__(reason)
+
+
+FIXES = {
+    "long": "raise train.max_length, or data.on_long_row=truncate_prompt (keeps the answer), skip or truncate_answer",
+    "bad": "fix the row, or leave such rows out with data.on_bad_row=skip",
+}
+"""Kind of a RowError -> what to do about it, where it does not say so itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `learn`: do its tokens carry loss? A `tool` turn is what a tool gave back."""
+
+    role: str
+    content: str
+    learn: bool = False
+    tool_calls: str = ""
+    """The calls of an assistant's turn, as JSON in OpenAI's form, arguments as an object (see rendering.tools)."""
+    name: str = ""
+    """The tool that gives this result."""
+    tool_call_id: str = ""
+    """The call that this is the result of, where the data names its calls."""
+
+    @property
+    def said(self) -> str:
+        """All that the turn says: its text, and its calls as they are kept."""
+        return "\n".join(filter(None, (self.content, self.tool_calls)))
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row, in our terms. A format fills what its rows have; a task takes what it needs."""
+
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+    pair: str = ""
+    """Second text of a sentence pair (entailment, paraphrase)."""
+    label: str | None = None
+    """The class of the text; of a judged answer `true` or `false`."""
+    rejected: tuple[Message, ...] = ()
+    """The dialogue of `messages` with a worse answer, in a preference pair."""
+    tools: str = ""
+    """The tools on offer, as a JSON list in OpenAI's form (see rendering.tools)."""
+    where: str = ""
+    """File and line of the row, for messages to people."""
+    group: str = ""
+    """Rows of one group stay on one side of a split (see data.group)."""
+
+    @property
+    def content(self) -> Example:
+        """The example without where it stands: what two rows share that are the same."""
+        return replace(self, where="", group="")
+
+    @property
+    def answer(self) -> str:
+        """What a tuned model should say: the last learned message, or the label."""
+        learned = [message.said for message in self.messages if message.learn]
+        return learned[-1] if learned else (self.label or "")
+
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def chat(turns: Sequence[Message]) -> tuple[Message, ...]:
+    """The turns as a dialogue that learns every assistant turn; RowError where they make none.
+
+    Each call has its result before someone else speaks, but for calls that end the dialogue: those are the answer.
+    A result without an id or a name gets them from its call.
+    """
+    if not turns:
+        raise RowError("the dialogue has no turn")
+    made: list[Message] = []
+    last = ""
+    calls: list[Any] = []  # those that still lack a result
+    for number, turn in enumerate(turns, 1):
+        role = turn.role
+        if role not in ROLES:
+            raise RowError(f"turn {number}: unknown role {role!r}; known are {', '.join(ROLES)}")
+        if role == "system" and number > 1:
+            raise RowError(f"turn {number}: a system message must come first")
+        if turn.tool_calls and role != "assistant":
+            raise RowError(f"turn {number}: the {role} calls a tool, which only the assistant does")
+        if role == "tool":  # which may have nothing to say
+            made.append(_result(turn, number, calls, last))
+            last = role
+            continue
+        if calls:
+            raise RowError(f"turn {number}: the call of {calls[0]['function']['name']!r} before it has no result")
+        if role == last:
+            raise RowError(f"turn {number}: two {role} turns in a row")
+        if role == "assistant" and last in ("", "system"):
+            raise RowError(f"turn {number}: the assistant speaks before the user")
+        if not turn.said.strip():
+            raise RowError(f"turn {number}: the {role} message is empty")
+        calls = json.loads(turn.tool_calls or "[]")
+        last = "call" if turn.tool_calls else role
+        made.append(replace(turn, learn=role == "assistant"))
+    if last not in ("assistant", "call"):
+        raise RowError(f"the dialogue ends with a {last} turn, so there is no answer to learn")
+    return tuple(made)
+
+
+def _result(turn: Message, number: int, calls: list[Any], last: str) -> Message:
+    """A tool's result with the id and the name of its call, which leaves `calls`."""
+    if not calls:
+        fault = "more tool results than calls" if last == "tool" else "a tool result without a call before it"
+        raise RowError(f"turn {number}: {fault}")
+    names = [str(call["function"]["name"]) for call in calls]
+    if turn.tool_call_id:
+        ids = [str(call.get("id", "")) for call in calls]
+        if turn.tool_call_id not in ids:
+            there = ", ".join(map(repr, filter(None, ids))) or "none"
+            raise RowError(f"turn {number}: the tool result is of call {turn.tool_call_id!r}; open calls are {there}")
+        place = ids.index(turn.tool_call_id)
+    elif turn.name:
+        if turn.name not in names:
+            raise RowError(f"turn {number}: the tool result is of {turn.name!r}; open calls are of {', '.join(names)}")
+        place = names.index(turn.name)
+    else:
+        place = 0
+    call = calls.pop(place)
+    return replace(turn, name=turn.name or names[place], tool_call_id=turn.tool_call_id or call.get("id", ""))
+
+
+def sound(text: str, name: str) -> str:
+    """The text, where a tokenizer can take it: some stop at a NUL, and none can encode half a character."""
+    if "\0" in text:
+        raise RowError(f"{name} holds a NUL character, as damaged files and binary data do")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RowError(f"{name} holds half a character (a lone surrogate such as \\ud800)") from None
+    return text

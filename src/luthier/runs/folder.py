@@ -1,0 +1,246 @@
+"""The run folder: everything that evaluate, chat, resume and export need, under fixed names.
+
+recipe.yaml      the resolved recipe; loading it gives the same run
+environment.json versions, machine, command, hashes of the base
+run.json         which run this is, and hashes of the files that decide what comes of it
+data.json        account of every row, format, template, fingerprint
+held_out.jsonl   the held-out rows with their tokens: evaluate and export measure on these
+refused.jsonl    rows left out by policy, whole, with the reason
+plan.json        what the recipe left open, as it was decided, and the memory and time that were planned
+metrics.jsonl    a line per step, a line per evaluation
+before.json      the base's scores and answers on the validation rows
+checkpoints/     step-000100/..., each whole or not there
+adapter/         the result in PEFT's format (method full: model/), with tokenizer and template
+predictions.jsonl  what base and tuned model say on each validation row
+loss.png report.html result.json
+harness.json     what lm-evaluation-harness measured on it, where it was asked
+.lock            held by the process at work on the run
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier.core.errors import Busy, InputError, did_you_mean
+from luthier.core.files import JsonObject, as_json, digest, read_object, staging_of, sync, write_jsonl, write_text
+from luthier.core.shell import command
+from luthier.core.strict_json import to_json
+from luthier.data.store import Refusal
+from luthier.evaluation.records.settings import EvaluateConfig
+from luthier.models.settings import ModelConfig
+from luthier.runs.ledger import Ledger
+from luthier.runs.provenance import base_of, changes, environment, local_copy, refuse_another_base
+
+FIRST = {
+    ".lock",
+    "environment.json",
+    "run.json",
+    *(f".{name}.staging" for name in ("environment.json", "run.json", "recipe.yaml")),
+}
+"""What a process that was killed at the very start can have left: no reason to refuse the folder."""
+
+
+class RunFolder:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.ledger = Ledger(path / "run.json")
+        self.environment = path / "environment.json"
+        self.data = path / "data.json"
+        self.held_out = path / "held_out.jsonl"
+        self.plan = path / "plan.json"
+        self.refused = path / "refused.jsonl"
+        self.metrics = path / "metrics.jsonl"
+        self.before = path / "before.json"
+        self.checkpoints = path / "checkpoints"
+        self.predictions = path / "predictions.jsonl"
+        self.result = path / "result.json"
+        self.loss_png = path / "loss.png"
+        self.report = path / "report.html"
+        self.harness = path / "harness.json"
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """The folder of a finished or interrupted run; InputError where it is none."""
+        folder = cls(path)
+        if not folder.recipe.is_file():
+            near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+            what = "is no run folder (it has no recipe.yaml)" if path.is_dir() else f"does not exist{near}"
+            raise InputError(f"{path} {what}", fix="give the folder that `luthier train` printed")
+        return folder
+
+    def weights(self) -> Path:
+        """The finished weights, whole as they were written; InputError where they are damaged or not there yet."""
+        from luthier.core.files import fault
+
+        train = command("luthier", "train", self.recipe)
+        for name in ("adapter", "model"):
+            if (self.path / name).is_dir() and self.result.is_file():
+                if what := fault(self.path / name, run=self.ledger.run, others=True):
+                    raise InputError(
+                        f"{self.path / name} is damaged: {what}",
+                        fix=self._restore(self.result),
+                    )
+                return self.path / name
+        missing = "adapter or model folder" if self.result.is_file() else self.result.name
+        raise InputError(f"{self.path}: the run has no finished weights yet: there is no {missing}", fix=train)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder and keep every other process out. The system lets go of it when this process dies."""
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            strangers = [] if self.recipe.is_file() else sorted({each.name for each in self.path.iterdir()} - FIRST)
+            if strangers:
+                raise InputError(
+                    f"{self.path} is not empty and no run of Luthier's ({', '.join(strangers[:3])})", fix="run=DIR"
+                )
+            lock = FileLock(self.path / ".lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise Busy(
+                f"{self.path}: another process is at work on this run",
+                fix="wait for it or stop it, or choose another folder with run=DIR",
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"run: cannot write in the folder {self.path}: {error.strerror}",
+                fix="run=DIR where it is to be trained; a finished run of another user has to be copied first",
+            ) from None
+        try:
+            for left in self.path.glob(".*.staging"):  # of a process that was killed
+                left.unlink()
+            yield
+        finally:
+            lock.release()
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """Replace a JSON file of the run as a whole, and keep its hash."""
+        staging_of(path).write_text(as_json(value), encoding="utf-8")
+        self.ledger.commit(path)
+
+    def write_jsonl(self, path: Path, rows: Iterable[Any]) -> None:
+        """Replace a JSON-lines file of the run as a whole, and keep its hash."""
+        with staging_of(path).open("w", encoding="utf-8") as file:
+            file.writelines(to_json(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        self.ledger.commit(path)
+
+    def checked(self, path: Path) -> Path:
+        """`path`, a file of the run, where it is as the run wrote it; InputError else."""
+        if what := self.ledger.fault(path):
+            raise InputError(f"{path} {what}", fix=self._restore(path))
+        return path
+
+    def read_json(self, path: Path) -> JsonObject:
+        """What stands in a JSON file of the run; InputError where it is not as the run wrote it."""
+        return read_object(self.checked(path), self._restore(path))
+
+    def _restore(self, path: Path) -> str:
+        if path == self.result:
+            again = f"{command('rm', path)} && {command('luthier', 'train', self.recipe)}"
+            return f"{again}: it is written again from the checkpoint"
+        return f"restore {path.name} from a copy of the run, or train in another folder: run=DIR"
+
+    def changes(self) -> list[str]:
+        """What of versions and machine is not as at the start."""
+        return changes(self._environment())
+
+    def changed_check(self, evaluate: EvaluateConfig) -> list[str]:
+        """That evaluate.check is not the file with which the run was started, where that is so."""
+        then, now = self._environment().get("check"), checked(evaluate).get("check")
+        if evaluate.check is None or then in (None, now):
+            return []
+        return [f"evaluate.check: {evaluate.check} has SHA-256 {now}; the file at the start had {then}"]
+
+    def refuse_another_base(self, model: ModelConfig, source: str) -> None:
+        """Keep hashes of the base's files, or compare them with those kept. InputError where the base is another."""
+        there, kept = local_copy(source, model.revision), self._environment()
+        if there is None:
+            return
+        now = base_of(there, weights=model.init == "pretrained")
+        if "base" in kept:
+            if there != Path(source):  # a snapshot of a commit: what was fetched since is no change
+                now = {name: value for name, value in now.items() if name in kept["base"]}
+            refuse_another_base(kept["base"], now, model.path)
+        else:
+            self.write_json(self.environment, {**(kept or environment()), "base": now})
+
+    def base_hashes(self) -> dict[str, str] | None:
+        """A hash of each file of the base, where they are known."""
+        return self._environment().get("base")
+
+    def _environment(self) -> dict[str, Any]:
+        return self.read_json(self.environment) if self.checked(self.environment).is_file() else {}
+
+    def remove(self) -> None:
+        """Delete the folder, and the parents that held nothing else."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        for parent in self.path.parents:
+            if not parent.is_dir() or any(parent.iterdir()) or parent.resolve() == Path.cwd():
+                return
+            try:
+                parent.rmdir()
+            except OSError:  # a mount point, or no right to: cleaning up must not hide why it was needed
+                return
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl; what is no finite number is null there."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(to_json(record) + "\n")
+
+    def sync_metrics(self) -> None:
+        """Wait until metrics.jsonl is on the disk: a checkpoint must not outlive the lines that led to it."""
+        if self.metrics.is_file():
+            sync(self.metrics)
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a line cut short by a kill is left out."""
+        records = []
+        if self.metrics.is_file():
+            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    records.append(record)
+        return records
+
+    def keep_refusals(self, refusals: Iterable[Refusal]) -> None:
+        """Write refused.jsonl."""
+        write_jsonl(self.refused, map(asdict, refusals))
+
+    def refusals(self) -> Iterator[Refusal]:
+        """The lines of refused.jsonl."""
+        if self.refused.is_file():
+            with self.refused.open(encoding="utf-8") as lines:
+                for line in lines:
+                    yield Refusal(**json.loads(line))
+
+    def rewind(self, step: int, *, measured: bool = True) -> int:
+        """Drop metrics after `step`: a resumed run writes them again. Returns how many steps have no line.
+
+        Without `measured` the evaluation of that step is dropped too.
+        """
+        history = self.history()
+        kept = [r for r in history if r["step"] < step or (r["step"] == step and (measured or "loss" in r))]
+        write_text(self.metrics, "".join(to_json(record) + "\n" for record in kept))
+        return step - len({record["step"] for record in kept if "loss" in record})
+
+
+def checked(evaluate: EvaluateConfig) -> dict[str, str]:
+    """What environment.json keeps of the code that measures."""
+    file = None if evaluate.check is None else Path(evaluate.check)
+    return {"check": digest([file])} if file is not None and file.is_file() else {}

@@ -1,0 +1,73 @@
+"""run.json: which run a folder is, and hashes of the files that decide what comes of it.
+
+A hash here is no signature. It finds a file that was edited, cut short, or swapped with another run's; it does not stop
+anyone who also edits run.json. A folder from before there was a run.json is taken as it is.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from luthier.core.errors import InputError
+from luthier.core.files import put, read_object, sha256, staging_of
+from luthier.core.resources import no_access
+from luthier.core.strict_json import to_json
+
+
+class Ledger:
+    """The run.json of one run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, recipe: dict[str, Any]) -> None:
+        """Give the folder the identity of a new run with this recipe."""
+        self._write({"run": secrets.token_hex(16), "recipe": recipe, "files": {}})
+
+    def read(self) -> dict[str, Any]:
+        """{"run", "recipe", "files"}; run is "" where the folder has no run.json."""
+        if not self.path.is_file():
+            return {"run": "", "recipe": None, "files": {}}
+        found = read_object(
+            self.path, fix="restore it from a copy, or delete it: then nothing is known of edited files"
+        )
+        if not (
+            isinstance(found["run"], str) and isinstance(found["recipe"], dict) and isinstance(found["files"], dict)
+        ):
+            raise InputError(f"{self.path}: 'run' must be text, 'recipe' and 'files' objects")
+        return found
+
+    @property
+    def run(self) -> str:
+        """Identity of the run, which its checkpoints and its adapter also carry."""
+        return str(self.read()["run"])
+
+    def commit(self, path: Path) -> None:
+        """Let what stands in `staging_of(path)` take its name, and keep its hash.
+
+        The hash is kept first, beside that of the file it replaces: a kill between the two leaves either file known.
+        """
+        if self.path.is_file():
+            entries = self.read()
+            hashes = [sha256(file) for file in (staging_of(path), path) if file.is_file()]
+            self._write({**entries, "files": {**entries["files"], path.name: hashes}})
+        put(path)
+
+    def fault(self, path: Path) -> str:
+        """What is wrong with a file of the run; empty where it is as the run wrote it, or nothing is known of it."""
+        known = self.read()["files"].get(path.name)
+        if not path.is_file():
+            return "is missing" if known else ""
+        try:
+            return "was changed after the run wrote it" if known and sha256(path) not in known else ""
+        except PermissionError as error:
+            raise no_access(error) from None
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+
+    def _write(self, entries: dict[str, Any]) -> None:
+        text = to_json(entries, ensure_ascii=False, indent=1) + "\n"
+        staging_of(self.path).write_text(text, encoding="utf-8")
+        put(self.path)

@@ -1,0 +1,147 @@
+"""What can be served or talked to: a run of Luthier's, an adapter in PEFT's format, a whole model in transformers'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import InputError
+from luthier.core.files import read_object
+from luthier.core.resources import refuse_closed
+from luthier.core.shell import command
+from luthier.models.settings import ModelConfig
+from luthier.recipe.consent import Allow, require
+from luthier.recipe.identity import read_recipe
+from luthier.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model on disk. Nothing is loaded yet."""
+
+    name: str
+    """What a request calls it."""
+    path: Path
+    """As it was given."""
+    base: ModelConfig
+    """The base, as the adapter was trained on it; of a whole model itself."""
+    kind: str
+    """The method, or "model"."""
+    tokenizer: Path
+    """Folder with tokenizer and chat template."""
+    load: Callable[[nn.Module], nn.Module] | None
+    """The base with the adapter on it; None of a whole model."""
+    check: Callable[[str], None]
+    """InputError where the base in this place is another than the one it was trained on."""
+
+
+def source_of(given: str, allow_code: Allow = False) -> Source:
+    """NAME=PATH or PATH; InputError where nothing there can be served, or a run's model brings code of its own."""
+    named = not Path(given).expanduser().is_dir()  # a folder whose own name holds = is a folder
+    name, equals, rest = given.partition("=") if named else (given, "", "")
+    path = Path(rest if equals else given).expanduser()
+    name = name if equals else path.resolve().name
+    if (path / "recipe.yaml").is_file():
+        return _run(name, path, allow_code)
+    if (path / "adapter_config.json").is_file():
+        return _adapter(name, path)
+    if (path / "config.json").is_file():
+        return _whole(name, path)
+    if not path.is_dir():
+        RunFolder.existing(path)  # says what is near
+    raise InputError(
+        f"{path} is no run, no adapter and no model (recipe.yaml, adapter_config.json, config.json)",
+        fix="give the folder that `luthier train` or `luthier export` printed",
+    )
+
+
+def _run(name: str, path: Path, allow_code: Allow) -> Source:
+    folder = RunFolder.existing(path)
+    config, weights = read_recipe(folder), folder.weights()
+    if folder.read_json(folder.data)["task"]["name"] in ("classify", "regress"):
+        raise InputError(f"{path} is a classifier, which does not talk", fix=command("luthier", "evaluate", path))
+    whole = config.method.saves == "model"
+    base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if whole else config.model
+    require(folder.recipe, allow_code, base)
+
+    def check(source: str) -> None:
+        if not whole:
+            folder.refuse_another_base(config.model, source)
+
+    def load(model: nn.Module) -> nn.Module:
+        return config.method.load(model, weights)
+
+    return Source(name, path, base, config.method.name, weights, None if whole else load, check)
+
+
+def _adapter(name: str, path: Path) -> Source:
+    refuse_closed(path)
+    settings = read_object(path / "adapter_config.json")
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{path}/adapter_config.json names no base (base_model_name_or_path)")
+    if (kind := str(settings.get("task_type") or "CAUSAL_LM")) != "CAUSAL_LM":
+        raise InputError(
+            f"{path} is {'the adapter of a classifier' if kind == 'SEQ_CLS' else 'no adapter of a language model'} "
+            f"(task_type {kind}), which does not talk",
+            fix="give an adapter that was trained as a language model (CAUSAL_LM)"
+            + (
+                ", or use this one from Python: peft.AutoPeftModelForSequenceClassification"
+                if kind == "SEQ_CLS"
+                else ""
+            ),
+        )
+
+    from luthier.methods.layers.loading import shapes_of
+
+    shapes_of(path)  # before the base is loaded; vLLM would open a pickle beside it
+
+    def load(model: nn.Module) -> nn.Module:
+        from luthier.methods.layers.loading import load_adapter
+
+        return load_adapter(model, path)
+
+    own = path if (path / "tokenizer_config.json").is_file() else Path(base).expanduser()
+    kind = str(settings.get("peft_type", "adapter")).lower()
+    return Source(name, path, ModelConfig(path=str(base)), kind, own, load, lambda _: None)
+
+
+def _whole(name: str, path: Path) -> Source:
+    kind = str(read_object(path / "config.json").get("architectures") or "")
+    if "SequenceClassification" in kind:
+        raise InputError(f"{path} is a classifier ({kind}), which does not talk")
+    return Source(name, path, ModelConfig(path=str(path)), "model", path, None, lambda _: None)
+
+
+def base_of(source: Source) -> Source:
+    """The untouched base of an adapter, under the name "base", with the tokenizer and template of the run."""
+    return Source("base", source.path, source.base, "base", source.tokenizer, None, lambda _: None)
+
+
+def refuse_two_bases(sources: list[Source]) -> None:
+    """InputError where adapters were trained on different bases."""
+    adapters = [source for source in sources if source.load is not None]
+    for other in adapters[1:]:
+        mine, its = adapters[0].base.model_dump(), other.base.model_dump()
+        if differing := [key for key in mine if mine[key] != its[key]]:
+            shown = ", ".join(f"model.{key} is {mine[key]} there and {its[key]} here" for key in differing)
+            raise InputError(
+                f"{adapters[0].path} and {other.path} are adapters for different bases: {shown}",
+                fix="serve them by two processes, or merge one: luthier export RUN --to merged",
+            )
+
+
+def refuse_equal_names(sources: list[Source]) -> None:
+    """InputError where two would answer to one name."""
+    seen: dict[str, Source] = {}
+    for source in sources:
+        if source.name in seen or (source.name == "base" and source.load is not None):
+            other = seen.get(source.name)
+            what = f"{other.path} and {source.path} have the same name" if other else f"{source.path} is called"
+            raise InputError(f"{what} {source.name!r}", fix="give another one: NAME=PATH")
+        seen[source.name] = source

@@ -1,0 +1,1 @@
+"""Serving through vLLM: commands, files for Docker and Kubernetes."""

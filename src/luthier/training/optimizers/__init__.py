@@ -1,0 +1,1 @@
+"""Optimizers: one file each, by the name it has in `train.optimizer`."""

@@ -1,0 +1,49 @@
+"""What an optimizer is: how torch's object is made, and the memory that its states take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from luthier.core.errors import MissingExtra, install
+from luthier.core.registry import Family, Plugin
+
+if TYPE_CHECKING:
+    from torch import nn, optim
+
+
+class Optimizer(Plugin):
+    """An optimizer, by its name in a recipe."""
+
+    @property
+    def needs(self) -> str:
+        """The package beyond Luthier's requirements that it comes from, or nothing."""
+        return ""
+
+    def check(self, name: str) -> None:
+        """MissingExtra where its package is not installed; `name` is what the recipe calls it. Cheap: comes early."""
+        if self.needs and find_spec(self.needs) is None:
+            raise MissingExtra(
+                f"train.optimizer={name} needs {self.needs}, which is not installed",
+                fix=f"{install('quantize')}, or train.optimizer=adamw",
+            )
+
+    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> optim.Optimizer:
+        """The optimizer over parameter groups (params, lr, weight_decay); `lr` is the peak learning rate."""
+        raise NotImplementedError
+
+    def state_bytes(self, parameter: nn.Parameter) -> int:
+        """Bytes of the states that it keeps for one parameter, on the device that trains."""
+        raise NotImplementedError
+
+
+OPTIMIZERS = Family(
+    Optimizer,
+    "optimizer",
+    presets={
+        "adamw_8bit": ("adamw", {"bits": 8}),
+        "paged_adamw": ("adamw", {"paged": True}),
+        "paged_adamw_8bit": ("adamw", {"bits": 8, "paged": True}),
+    },
+)

@@ -1,0 +1,129 @@
+"""One optimizer step, and the held-out loss. The policies around them are the trainer's."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from luthier.data.prepared import Prepared
+from luthier.tasks.base import Task
+
+Batch = dict[str, Tensor]
+
+
+class Halted(Exception):
+    """Somebody asked for a stop between two micro-batches; no step was taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """What the micro-batches of a step gave; the gradient itself lies in the parameters."""
+
+    loss: float
+    """Nats per target, over all devices."""
+    norm: float
+    """Before clipping."""
+    tokens: int
+    """Tokens that were no padding, over all devices."""
+    targets: int
+    """Targets, over all devices."""
+
+    @property
+    def finite(self) -> bool:
+        """Are loss and gradient numbers?"""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Model, task, optimizer and schedule: all that a step needs.
+
+    The losses of a task are SUMS over targets: they are divided once by the targets of the whole step, over
+    micro-batches and devices, so that a run does not depend on how a step is cut.
+    """
+
+    model: nn.Module
+    task: Task
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    accelerator: Accelerator
+    clip: float = 1.0
+    penalty: Callable[[], Tensor | None] = lambda: None
+    after_step: Callable[[int], None] = lambda index: None
+
+    def gradient(self, micro: Sequence[Batch], halt: Callable[[], bool] = lambda: False) -> Gradient:
+        """Run the micro-batches of a step forward and backward, and clip. Raises Halted where `halt` says so."""
+        accelerator = self.accelerator
+        self.model.train()
+        counts = torch.stack([torch.stack([self.task.targets(b), b["attention_mask"].sum()]) for b in micro]).sum(0)
+        counts = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
+        divisor = counts[0].clamp(min=1)
+        total = torch.zeros((), device=accelerator.device)
+        for number, held in enumerate(micro, 1):
+            if halt():
+                raise Halted
+            batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in held.items()}
+            with accelerator.no_sync(self.model) if number < len(micro) else nullcontext():
+                with accelerator.autocast():
+                    summed = self.task.losses(self.model, batch)[0].sum()
+                # DDP averages gradients over devices; multiply to get the sum back.
+                scaled = summed * accelerator.num_processes / divisor
+                if number == len(micro) and (extra := self.penalty()) is not None:
+                    scaled = scaled + extra
+                accelerator.backward(scaled)
+            total += summed.detach()
+            del summed, scaled  # the graph's many small pieces lie between what the next pass could use as one
+        mean = float(accelerator.reduce(total, reduction="sum") / divisor)
+        norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.clip or float("inf")))
+        return Gradient(mean, norm, int(counts[1]), int(counts[0]))
+
+    def take(self, index: int, *, leave_out: bool = False) -> bool:
+        """Take step `index`, or leave it out: then only the schedule goes on. False where it was not taken.
+
+        With fp16 the loss's scale makes infinite gradients now and then, by design; such a step is left out by the
+        scaler itself, which lowers the scale.
+        """
+        if not leave_out or self.accelerator.scaler is not None:
+            self.optimizer.step()
+        taken = not leave_out and not getattr(self.optimizer, "step_was_skipped", False)
+        with warnings.catch_warnings():  # of a first step that was left out: torch expects one before the schedule's
+            warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
+            self.schedule.step()
+        if not taken:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.zero_()  # what counts steps (AdaLoRA's budget) sees this one, and nothing in it
+        self.after_step(index)
+        self.optimizer.zero_grad(set_to_none=True)
+        return taken
+
+
+def held_out_loss(
+    model: nn.Module,
+    data: Prepared,
+    pad_id: int,
+    batch_size: int,
+    accelerator: Accelerator,
+    halt: Callable[[], bool] = lambda: False,
+) -> float:
+    """Nats per target over all validation rows. Raises Halted where `halt` says so between two batches."""
+    rows, lengths = data.validation_rows, data.validation_rows.lengths
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    total = count = 0.0
+    model.eval()
+    with torch.inference_mode(), accelerator.autocast():
+        for start in range(0, len(rows), batch_size):
+            if halt():
+                raise Halted
+            batch = data.task.collate([rows[i] for i in order[start : start + batch_size]], pad_id)
+            sums, targets = data.task.losses(model, {k: v.to(accelerator.device) for k, v in batch.items()})
+            total += float(sums.sum())
+            count += float(targets.sum())
+    return total / max(1.0, count)

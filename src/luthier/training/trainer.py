@@ -1,0 +1,418 @@
+"""The trainer: the policies around the loop. When to log, evaluate, save, keep and stop.
+
+`state` is always that of the last whole step, and so are weights, optimizer and random states whenever something stops
+the run between two steps or inside one: a step that is broken off is as if it had never begun.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from luthier.core.errors import DataError, Diverged, InputError, OutOfMemory, Stopped
+from luthier.core.events import Progress
+from luthier.core.files import checkpoint_name, fault
+from luthier.core.resources import is_out_of_memory
+from luthier.core.signals import Interrupted, StopRequest
+from luthier.core.strict_json import number
+from luthier.data.batches import micro_batches, step_numbers, steps_per_epoch
+from luthier.data.prepared import Prepared
+from luthier.kernels.apply import fused
+from luthier.kernels.finite import not_finite
+from luthier.methods.base import Method, trainable_state
+from luthier.rendering.row import Row
+from luthier.runs.folder import RunFolder
+from luthier.training import checkpoint as checkpoints
+from luthier.training import divergence
+from luthier.training.optimizer import build_optimizer, build_schedule
+from luthier.training.rng import RandomState
+from luthier.training.settings import RunSettings
+from luthier.training.step import Batch, Halted, Loop, held_out_loss
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How training ended."""
+
+    steps: int
+    kept_step: int
+    kept_best: bool
+    stopped_early: bool
+    seconds: float
+    tokens: int
+    skipped: int
+    """Steps left out because loss or gradient was no number."""
+    spikes: int
+    """Steps whose loss was far above those before."""
+    rows_per_pass: int
+    """Fewer than the recipe's where memory ran out."""
+
+
+class Trainer:
+    """Model, data and optimizer of one run, and what has happened so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Prepared,
+        method: Method,
+        settings: RunSettings,
+        accelerator: Accelerator,
+        pad_id: int,
+        folder: RunFolder,
+        progress: Progress,
+    ) -> None:
+        self.data, self.method, self.settings, self.pad_id = data, method, settings, pad_id
+        self.accelerator, self.folder, self.progress = accelerator, folder, progress
+        self.config, self.pack, self.steps = settings.train, settings.pack, settings.steps
+        half_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision != "no"
+        self.even = max(data.rows.lengths) if half_on_cpu and data.stream is None else None
+        # Nobody knows how long a stream's epoch is: intervals are shares of the run there.
+        self.per_epoch = self.steps if data.stream else steps_per_epoch(len(data.rows), self.config.batch_size)
+        self.raw = model
+        self.model = accelerator.prepare(model)
+        optimizer = build_optimizer(model, self.config, settings.lr, method.lr_ratio_of)
+        self.schedule = build_schedule(optimizer, self.config, self.steps)
+        self.optimizer = accelerator.prepare(optimizer)
+        self.loop = Loop(
+            self.model,
+            data.task,
+            self.optimizer,
+            self.schedule,
+            accelerator,
+            self.config.clip,
+            penalty=lambda: method.penalty(model),
+            after_step=lambda index: method.after_step(model, index),
+        )
+        self.request = StopRequest()
+        self.saved: tuple[int, bool] | None = None
+        self.ruined = False
+        self.state: dict[str, Any] = {
+            "step": 0,
+            "best_step": 0,
+            "best_loss": None,
+            "without_gain": 0,
+            "seconds": 0.0,
+            "tokens": 0,
+            "unmeasured": False,  # the evaluation that belongs to this step is still to come
+            "halvings": 0,
+            "skipped": 0,
+            "skipped_in_a_row": 0,
+            "spikes": 0,
+            "recent": [],
+        }
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one."""
+        found, broken = checkpoints.newest(self.folder.checkpoints, self.folder.ledger.run)
+        for what in broken:
+            self.progress.warn(what)
+        if found is not None:
+            self.state |= checkpoints.read(
+                found,
+                lambda weights: self.method.restore(self.raw, weights),
+                self._plain_optimizer(),
+                self.schedule,
+                self.accelerator.scaler,
+            )
+            if name := self._not_finite():
+                raise divergence.ruined(self.state["step"], name, f"they lie in {found}; remove it to go on before it")
+            if self.data.stream is not None:
+                self.progress.note("reading the rows up to there once more")
+                self.data.stream.go_on(self.state["stream"], self.folder.refusals())
+            self.progress.note(f"going on from step {self.state['step']} of {self.steps}")
+            self._rotate()  # a kill may have come between a checkpoint and its rotation
+        self.saved = (self.state["step"], self.state["unmeasured"])
+        if lost := self.folder.rewind(self.state["step"], measured=not self.state["unmeasured"]):
+            self.progress.warn(f"{self.folder.metrics}: the lines of {lost} steps are lost")
+
+    def train(self, request: StopRequest | None = None) -> Outcome:
+        """Take the remaining steps, then leave the model with the weights to keep.
+
+        Raises Stopped after a signal, and what a step cannot go on from (DataError, Diverged, OutOfMemory), all with
+        the last whole step saved, unless that step ruined the weights: then the last checkpoint stays the newest.
+        """
+        self.request = request or self.request
+        state, stream = self.state, self.data.stream
+        self.progress.train_begins(state["step"], self.steps)
+        rng = RandomState.now()
+        with (
+            self.request.noted(),
+            fused(self.raw, self.pack is not None, self.config.compile),
+            self._saving(),
+        ):
+            rng.put_back()  # a trial of a layer may draw, and a resumed run makes it at another step
+            coming = stream.rows() if stream is not None else iter(())
+            if state["unmeasured"]:
+                self._measure_and_save()
+            while state["step"] < self.steps and not self._out_of_patience():
+                self._log(self._step(self._rows(coming)))
+                if stream is not None:
+                    state["stream"] = stream.state()
+                self._measure_and_save()
+        self.progress.train_ends()
+        return self._finish()
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Save the last whole step where no other follows; a stop that was asked for becomes Stopped."""
+        try:
+            yield
+        except (DataError, Diverged, OutOfMemory):
+            self._save()
+            raise
+        except Halted:
+            self._save()
+            raise Stopped(
+                f"stopped at step {self.state['step']} of {self.steps}; everything is saved", self.request.exit_code
+            ) from None
+
+    def _rows(self, coming: Iterator[Row]) -> list[Row]:
+        """The rows of the next step; those of a stream may let us wait. Raises Halted after a signal."""
+        if self.request.asked:
+            raise Halted
+        if self.data.stream is None:
+            size, step = self.config.batch_size, self.state["step"]
+            numbers = step_numbers(len(self.data.rows), step, batch_size=size, seed=self.settings.seed)
+            return [self.data.rows[number] for number in numbers]
+        try:
+            with self.request.at_once():
+                return list(islice(coming, self.config.batch_size))
+        except Interrupted:
+            raise Halted from None
+
+    def _step(self, rows: list[Row]) -> dict[str, Any]:
+        """Take the next step, or leave it out; returns its line of metrics.jsonl. Where it raises, nothing changed."""
+        state, began, before = self.state, time.perf_counter(), RandomState.now()
+        index, found = state["step"] + 1, None
+        try:
+            while found is None:
+                try:
+                    micro = [self._batch([rows[i] for i in numbers]) for numbers in self._cut(rows)]
+                    found = self.loop.gradient(micro, lambda: self.request.asked)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                if found is None:  # behind the except, whose traceback holds on to the step's tensors
+                    before.put_back()
+                    self._halve(smallest=max(map(len, self._cut(rows))) == 1)
+            scaled = self.accelerator.scaler is not None and math.isfinite(found.loss)
+            in_a_row = 0 if found.finite else state["skipped_in_a_row"] + 1
+            skips = self.config.on_nan == "skip"
+            most = divergence.IN_A_ROW_SCALED if scaled else divergence.IN_A_ROW if skips else 1
+            if in_a_row >= most:
+                raise divergence.diverged(index, found, in_a_row, skips=skips or scaled)
+        except BaseException:
+            before.put_back()
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+        lr = float(self.schedule.get_last_lr()[0])
+        taken = self._take(index, leave_out=not found.finite and not scaled)
+        state["step"], state["skipped_in_a_row"] = index, in_a_row
+        record = {
+            "step": index,
+            "epoch": round(index / self.per_epoch, 4),
+            "loss": number(found.loss),
+            "lr": lr,
+            "grad_norm": number(found.norm),
+            "tokens": found.tokens,
+            "targets": found.targets,
+            "seconds": time.perf_counter() - began,
+        }
+        if not taken:
+            state["skipped"] += 1
+            self.progress.warn(f"step {index} was left out: loss {found.loss}, gradient norm {found.norm}")
+            record["skipped"] = True
+        return record
+
+    def _take(self, index: int, *, leave_out: bool) -> bool:
+        try:
+            return self.loop.take(index, leave_out=leave_out)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(  # no OutOfMemory: some weights may have moved, so nothing is saved
+                f"step {index}: memory ran out in the optimizer ({self.config.optimizer}), whose states do not fit",
+                fix="in another folder (run=DIR): train.optimizer=adamw_8bit or sgd, or a method with fewer trainable "
+                "parameters (luthier list methods)",
+            ) from error
+
+    def _cut(self, rows: list[Row]) -> list[list[int]]:
+        """Micro-batches, smaller where memory ran out before."""
+        config, halved = self.config, self.state["halvings"]
+        return micro_batches(
+            [len(row.ids) for row in rows],
+            micro_batch=self._rows_per_pass(),
+            by_length=config.group_by_length,
+            micro_tokens=config.micro_tokens and max(1, config.micro_tokens >> halved),
+            pack=self.pack and max(1, self.pack >> halved),
+        )
+
+    def _rows_per_pass(self) -> int:
+        return max(1, self.config.rows_per_pass >> int(self.state["halvings"]))
+
+    def _halve(self, *, smallest: bool) -> None:
+        """After memory ran out: half as much in a pass from now on. OutOfMemory where it was the `smallest` pass."""
+        self.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        when = f"memory ran out behind step {self.state['step']}"
+        if smallest:
+            raise OutOfMemory(
+                f"{when}, with one row in a pass; everything up to there is saved",
+                fix="in another folder (run=DIR): train.gradient_checkpointing=true, a smaller train.max_length, a "
+                "base in 4 bit (method=qlora), or a method with fewer trainable parameters",
+            )
+        self.state["halvings"] += 1
+        size = f"{self.pack >> self.state['halvings']} tokens" if self.pack else f"{self._rows_per_pass()} rows"
+        self.progress.warn(
+            f"{when}: from here on at most {size} in a pass (the run stays the same but for rounding and dropout)"
+        )
+
+    def _batch(self, rows: list[Row]) -> Batch:
+        task = self.data.task
+        return task.pack(rows, even=True) if self.pack else task.collate(rows, self.pad_id, self.even)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        """Count a step, look at its loss, and write it down."""
+        state, loss = self.state, record["loss"]
+        state["seconds"] += record["seconds"]
+        state["tokens"] += record["tokens"]
+        if loss is not None:
+            middle = divergence.spike(state["recent"], loss)
+            if middle is not None:
+                state["spikes"] += 1
+                record["spike"] = True
+                self.progress.warn(f"step {record['step']}: the loss is {loss:.4g}, where {middle:.4g} was usual")
+            state["recent"] = [*state["recent"], loss][-divergence.WINDOW :]
+        due = state["step"] == self.steps or state["step"] % self._every(self.config.evaluate_every) == 0
+        state["unmeasured"] = bool(self.data.validation_rows) and due
+        self.folder.log(record)
+        self.progress.step(record, state["tokens"] / max(state["seconds"], 1e-9))
+
+    def _measure_and_save(self) -> None:
+        """Evaluate and save as the recipe says. Raises Halted where a signal comes before all is measured."""
+        state, config = self.state, self.config
+        better = self._evaluate() if state["unmeasured"] else False
+        due = state["step"] % self._every(config.save_every) == 0 or state["step"] == self.steps
+        if due or self._out_of_patience() or (better and config.keep_best):
+            self._save()
+
+    def _every(self, interval: float | None) -> int:
+        """Steps between two occasions: a number of steps, a share of an epoch below 1, or an epoch."""
+        if interval is None:
+            return self.per_epoch
+        return max(1, round(interval * self.per_epoch)) if interval < 1 else round(interval)
+
+    def _evaluate(self) -> bool:
+        """Measure the held-out loss; True where it is the lowest so far."""
+        began, state = time.perf_counter(), self.state
+        while (loss := self._held_out_loss()) is None:
+            self._halve(smallest=self._rows_per_pass() == 1)
+        better = math.isfinite(loss) and (state["best_loss"] is None or loss < state["best_loss"])
+        state["without_gain"] = 0 if better else state["without_gain"] + 1
+        if better:
+            state["best_loss"], state["best_step"] = loss, state["step"]
+        state["unmeasured"] = False
+        seconds = time.perf_counter() - began
+        self.folder.log({"step": state["step"], "validation_loss": number(loss), "seconds": seconds})
+        self.progress.evaluated(state["step"], loss, better)
+        last = state["step"] == self.steps or self._out_of_patience()
+        best = self.config.keep_best and state["best_step"] > 0
+        self._refuse_ruin(0.0 if self.config.on_nan == "skip" and (best or not last) else loss, last=last)
+        return better
+
+    def _held_out_loss(self) -> float | None:
+        """None where memory ran out."""
+        try:
+            return held_out_loss(
+                self.raw, self.data, self.pad_id, self._rows_per_pass(), self.accelerator, lambda: self.request.asked
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return None
+
+    def _out_of_patience(self) -> bool:
+        return bool(self.config.patience) and self.state["without_gain"] >= (self.config.patience or 0)
+
+    def _save(self) -> None:
+        """Write a checkpoint of the last whole step, unless there is one, or nothing to keep."""
+        step = self.state["step"]
+        if self.ruined or self.saved == (step, self.state["unmeasured"]):
+            return
+        self._refuse_ruin()
+        if self.data.stream is not None:
+            self.folder.keep_refusals(self.data.refusals)
+        self.folder.sync_metrics()
+        checkpoints.write(
+            self.folder.checkpoints / checkpoint_name(step),
+            lambda folder: self.method.save(self.raw, folder, training=True),
+            self._plain_optimizer(),
+            self.schedule,
+            self.accelerator.scaler,
+            self.state,
+            self.folder.ledger.run,
+        )
+        self._rotate()
+        self.saved = (step, self.state["unmeasured"])
+        self.progress.saved(step)
+
+    def _refuse_ruin(self, loss: float = 0.0, *, last: bool = False) -> None:
+        """Raise Diverged, and save nothing more, where the last step ruined the weights or the held-out loss."""
+        name = self._not_finite()
+        if name or not math.isfinite(loss):
+            self.ruined = True
+            kept = self.saved[0] if self.saved else 0
+            where = (
+                f"{self.folder.checkpoints / checkpoint_name(kept)} holds those before" if kept else "nothing was saved"
+            )
+            raise divergence.ruined(self.state["step"], name or loss, where, skips=last or self.config.on_nan == "skip")
+
+    def _not_finite(self) -> str:
+        """Name of a trained weight that is no finite number."""
+        return not_finite(trainable_state(self.raw).items())
+
+    def _rotate(self) -> None:
+        best = checkpoint_name(self.state["best_step"]) if self.config.keep_best and self.state["best_step"] else None
+        checkpoints.rotate(self.folder.checkpoints, self.config.keep, best)
+
+    def _finish(self) -> Outcome:
+        state = self.state
+        # Measured as it will be used: without the autocast that accelerate put around forward.
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        best = state["best_step"] if self.config.keep_best else 0
+        if best not in (0, state["step"]):
+            checkpoint = self.folder.checkpoints / checkpoint_name(best)
+            if what := fault(checkpoint, run=self.folder.ledger.run):
+                self.progress.warn(
+                    f"{checkpoint}, the best one, is damaged ({what}): the last weights are kept instead"
+                )
+                best = 0
+            else:
+                self.method.restore(self.raw, checkpoint / "weights")
+        return Outcome(
+            steps=state["step"],
+            kept_step=best or state["step"],
+            kept_best=best > 0,
+            stopped_early=self._out_of_patience(),
+            seconds=state["seconds"],
+            tokens=state["tokens"],
+            skipped=state["skipped"],
+            spikes=state["spikes"],
+            rows_per_pass=self._rows_per_pass(),
+        )
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizer.optimizer  # type: ignore[no-any-return]  # accelerate wraps it

@@ -1,7 +1,0 @@
-"""Tuner layers that PEFT lacks, registered as PEFT methods: bias deltas, bottlenecks, prefixes, MAM, UniPELT.
-
-Importing this package makes `get_peft_model`, `PeftModel.from_pretrained` and transformers' own
-`load_adapter` know them. `import luthier` arranges that it is imported with PEFT.
-"""
-
-from luthier.tuners import bias, bottleneck, composite, prefix  # noqa: F401  (each registers itself)
