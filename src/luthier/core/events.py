@@ -1,8 +1,8 @@
-"""What a run says while it works; the terminal, a test or a web page listens."""
+"""What a run reports while it works: the terminal, a file, a tracker, a test or a web page listens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -37,6 +37,9 @@ class Progress:
     def train_begins(self, start: int, steps: int) -> None:
         """Steps `start` + 1 to `steps` follow."""
 
+    def record(self, line: dict[str, Any]) -> None:
+        """A line for metrics.jsonl: a step that was taken or left out, or an evaluation."""
+
     def step(self, record: dict[str, Any], tokens_per_second: float) -> None:
         """One optimizer step was taken; `record` is its line of metrics.jsonl."""
 
@@ -48,3 +51,23 @@ class Progress:
 
     def train_ends(self) -> None:
         """No more steps follow."""
+
+
+class Listeners(Progress):
+    """Reports to each of a list, in order; a question is answered by the first that has an answer."""
+
+    def __init__(self, *listeners: Progress) -> None:
+        self.listeners = [*listeners]
+
+    def call(self, method: str, *values: Any) -> Any:
+        """Report one event, which is a method of Progress and its values."""
+        answers = [getattr(listener, method)(*values) for listener in self.listeners]
+        return next((answer for answer in answers if answer is not None), None)
+
+
+def _forward(name: str) -> Callable[..., Any]:
+    return lambda self, *values: self.call(name, *values)
+
+
+for _name in [name for name in vars(Progress) if not name.startswith("_")]:
+    setattr(Listeners, _name, _forward(_name))

@@ -56,6 +56,7 @@ def train(
     signal, with everything saved. `shared` is what a comparison has made for all of its runs.
     """
     from luthier.planning import machine
+    from luthier.training.listeners.base import listen
     from luthier.training.precision import accelerator_on
 
     progress = progress or Progress()
@@ -72,6 +73,7 @@ def train(
             result = dict(folder.read_json(folder.result))
             return result | {"next": _next(config, folder, result["task"], result["lr"])}  # not what a file says
         with folder.held(), _begun(config, folder, progress):
+            progress = listen(folder, config.train.listeners, progress)
             data = data or prepare_data(config, progress)
             config = config.model_copy(update={"model": placed.model, "train": placed.train})
             accelerator = accelerator_on(config.model.device, config.train.precision)

@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "train.log_every",
     "train.keep",
     "train.on_nan",
+    "train.listeners",
     "data.workers",
     "data.cache",
     "evaluate",

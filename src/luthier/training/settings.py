@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from luthier.core.registry import AUTO, Config, Count, NameOf, Share
 from luthier.data.batches import steps_per_epoch
+from luthier.training.listeners.base import LISTENERS, Listener
 from luthier.training.optimizers.base import OPTIMIZERS
 
 OPTIMIZER_SPELLINGS = {
@@ -102,6 +103,8 @@ class TrainConfig(Config):
     """End with the weights of the lowest validation loss, not the last ones."""
     patience: Count | None = None
     """Stop when this many evaluations in a row brought no lower validation loss; none never does."""
+    listeners: tuple[Annotated[Listener, LISTENERS], ...] = ()
+    """What else follows the run, beside the terminal and metrics.jsonl, for example [events]."""
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:

@@ -298,7 +298,7 @@ class Trainer:
             state["recent"] = [*state["recent"], loss][-divergence.WINDOW :]
         due = state["step"] == self.steps or state["step"] % self._every(self.config.evaluate_every) == 0
         state["unmeasured"] = bool(self.data.validation_rows) and due
-        self.folder.log(record)
+        self.progress.record(record)
         self.progress.step(record, state["tokens"] / max(state["seconds"], 1e-9))
 
     def _measure_and_save(self) -> None:
@@ -326,7 +326,7 @@ class Trainer:
             state["best_loss"], state["best_step"] = loss, state["step"]
         state["unmeasured"] = False
         seconds = time.perf_counter() - began
-        self.folder.log({"step": state["step"], "validation_loss": number(loss), "seconds": seconds})
+        self.progress.record({"step": state["step"], "validation_loss": number(loss), "seconds": seconds})
         self.progress.evaluated(state["step"], loss, better)
         last = state["step"] == self.steps or self._out_of_patience()
         best = self.config.keep_best and state["best_step"] > 0

@@ -1,0 +1,58 @@
+"""What a listener of a run is, and the list of them that a run reports to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luthier.core.events import Listeners, Progress
+from luthier.core.registry import Family, Plugin
+from luthier.runs.folder import RunFolder
+
+
+class Listener(Plugin):
+    """Something that follows a run: a file, a tracker, a page."""
+
+    def open(self, run: Path) -> Progress:
+        """What is told of the run in this folder from now on; a resumed run opens it once more."""
+        raise NotImplementedError
+
+
+LISTENERS = Family(Listener, "listener")
+
+
+class MetricsFile(Progress):
+    """Writes metrics.jsonl of the run folder: each step and each evaluation as it happens."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def record(self, line: dict[str, Any]) -> None:
+        self.folder.log(line)
+
+
+class Guarded(Listeners):
+    """A listener that may fail without ending the run: then it is reported once and left out."""
+
+    def __init__(self, name: str, listener: Progress, report: Progress) -> None:
+        super().__init__(listener)
+        self.name, self.report = name, report
+
+    def call(self, method: str, *values: Any) -> Any:
+        """As Listeners does it, but an exception costs this listener alone."""
+        try:
+            return super().call(method, *values)
+        except Exception as error:
+            self.listeners.clear()
+            self.report.warn(f"the listener {self.name} failed and is left out: {type(error).__name__}: {error}")
+
+
+def listen(folder: RunFolder, chosen: tuple[Listener, ...], progress: Progress) -> Progress:
+    """Everything that a run reports to: metrics.jsonl, `progress` (the terminal), and those that were chosen."""
+    others = []
+    for listener in chosen:
+        try:
+            others.append(Guarded(listener.name, listener.open(folder.path), progress))
+        except Exception as error:
+            progress.warn(f"the listener {listener.name} cannot start: {type(error).__name__}: {error}")
+    return Listeners(MetricsFile(folder), progress, *others)
