@@ -1,15 +1,24 @@
-# make demo: a first fine-tuning run, offline after the install. make test: the tests. Both set up .venv by themselves.
+# make demo: a first fine-tuning run, offline after the install. make quick: the tests of a minute. make test: the tests. All set up .venv by themselves.
 .POSIX:
 PYTHON = python3
 BIN = .venv/bin
+QUICK = tests/core tests/data tests/rendering tests/recipe tests/models tests/kernels tests/evaluation tests/docs tests/test_architecture.py
 
-.PHONY: demo test test-gguf test-strangers test-versions lint types check methods-table clean
+.PHONY: demo test quick test-all test-gguf test-strangers test-versions lint types check methods-table clean
 
 demo: .venv/ready
 	$(BIN)/luthier demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto
+
+# What an edit is checked with, in under a minute: what reads, renders, counts and keeps; no training.
+quick: .venv/ready
+	$(BIN)/python -m pytest -n auto -m 'not slow' $(QUICK)
+
+# Every combination of method, architecture and packing, where 'make test' takes a sample that covers each of them.
+test-all: .venv/ready
+	$(BIN)/python -m pytest -n auto --all
 
 # GGUF files played in llama.cpp, which is compiled here for 7 to 20 minutes; not a part of 'make test'.
 test-gguf: .venv/ready
@@ -36,7 +45,7 @@ check: lint types test
 
 # The table of promises in docs/methods.md, from what the tests of the methods found.
 methods-table: .venv/ready
-	$(BIN)/python -m pytest -n auto tests/methods tests/invariance/test_methods.py --methods-table docs/methods.md
+	$(BIN)/python -m pytest -n auto --all tests/methods --methods-table docs/methods.md
 
 # Rebuilt when the locked list or the project's own dependencies change.
 .venv/ready: constraints.txt pyproject.toml

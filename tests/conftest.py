@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -195,6 +196,41 @@ def kept(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--methods-table", default="", help="write the table of promises into this page")
+    parser.addoption("--all", action="store_true", help="all of each matrix, not a sample that covers it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a test marked `matrix` keep a sample in which each value of each parameter stands, if not all is asked for."""
+    if config.getoption("--all") or any("::" in word for word in config.args):
+        return
+    groups: dict[Any, list[pytest.Item]] = {}
+    for item in items:
+        if (mark := item.get_closest_marker("matrix")) is not None and hasattr(item, "callspec"):
+            groups.setdefault((item.path, item.originalname, repr(mark.kwargs)), []).append(item)
+    kept = {item for group in groups.values() for item in sample(group, group[0].get_closest_marker("matrix").kwargs)}
+    dropped = [item for group in groups.values() for item in group if item not in kept]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        gone = {*dropped}
+        items[:] = [item for item in items if item not in gone]
+
+
+def sample(items: list[Any], most: dict[str, int]) -> list[Any]:
+    """The fewest items, about, that hold every value of every parameter; of a parameter in `most` only so many values.
+
+    The order is that of a hash of the names: the same in every process, and pairs of values are mixed.
+    """
+    items = sorted(items, key=lambda item: hashlib.sha256(item.name.encode()).digest())
+    for name, number in most.items():
+        values = list(dict.fromkeys(repr(item.callspec.params[name]) for item in items))[:number]
+        items = [item for item in items if repr(item.callspec.params[name]) in values]
+    pairs = {item: {(name, repr(value)) for name, value in item.callspec.params.items()} for item in items}
+    left, chosen = set().union(*pairs.values()), []
+    while left:
+        best = max(items, key=lambda item: len(left & pairs[item]))
+        left -= pairs[best]
+        chosen.append(best)
+    return chosen
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -24,12 +24,12 @@ EXTRAS = ("quantize", "languages", "scores", "torchao", "serve")
 """Extras that install everywhere in a minute; the others are compiled or large."""
 TESTERS = ("pytest", "pytest-xdist", "hypothesis", "openai")
 QUICK = (
-    "tests/unit/test_cli.py",
-    "tests/unit/test_config.py",
-    "tests/unit/test_formats.py",
-    "tests/unit/test_checkpoint.py",
-    "tests/unit/test_planning.py",
-    "tests/unit/test_report.py",
+    "tests/cli/test_cli.py",
+    "tests/recipe/test_config.py",
+    "tests/data/test_formats.py",
+    "tests/training/test_checkpoint.py",
+    "tests/planning/test_planning.py",
+    "tests/reports/test_report.py",
     "tests/strangers",
     "tests/methods/test_promises.py",
     "tests/serving/test_server.py",

@@ -22,6 +22,7 @@ def proof(report: dict[str, Any], place: int = 0) -> dict[str, Any]:
     return dict(report["proof"][place])
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("method", ["lora", "dora", "pissa", "adalora", "ia3", "vera", "oft", "bitfit", "full"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_a_merged_model_answers_as_the_run(run: Callable[..., Path], method: str, kind: str) -> None:

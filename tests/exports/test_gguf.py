@@ -31,7 +31,7 @@ from tests.exports.gguf_models import LLAMA_CPP, TEXTS, byte_level, sentencepiec
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed: pip install gguf")
 
 UNPLAYED = "replay=false"
-LLAMA2 = (ROOT / "tests/templates/llama2.jinja").read_text()
+LLAMA2 = (ROOT / "tests/rendering/templates/llama2.jinja").read_text()
 
 
 def held(report: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def test_end_tokens_and_the_opening_one_are_those_of_the_run() -> None:
     assert vocabulary(none, 400, [1], dialogues=True).template.startswith("{%- set bos_token = '' -%}")
 
 
-TEMPLATES = {path.stem: path.read_text() for path in sorted((ROOT / "tests/templates").glob("*.jinja"))}
+TEMPLATES = {path.stem: path.read_text() for path in sorted((ROOT / "tests/rendering/templates").glob("*.jinja"))}
 NONE_OF_OLLAMA = {"mistral_nemo", "mistral_v3"}
 """These put the system text before the last question, wherever that is."""
 

@@ -34,6 +34,8 @@ from tests.methods.zoo import (
     shake,
 )
 
+pytestmark = pytest.mark.matrix
+
 KINDS = ["llama", "qwen2", "bert"]
 
 OTHER: dict[str, dict[str, Any]] = {

@@ -17,6 +17,8 @@ from luthier.recipe.config import RunConfig
 from tests.conftest import review_rows, write_jsonl
 from tests.methods.zoo import NOT_THE_BASE, REFUSALS, attached, base, ids, method, peft_names, shake
 
+pytestmark = pytest.mark.matrix
+
 KINDS = ["llama", "gpt2", "bert"]
 CELLS = [
     pytest.param(name, kind, id=f"{name}-{kind}")

@@ -29,6 +29,8 @@ from tests.methods.zoo import (
     shake,
 )
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.mark.parametrize(("name", "kind"), [pytest.param(*cell, id="-".join(cell)) for cell in REFUSALS])
 def test_a_refusal_says_why_before_any_weights(name: str, kind: str, kept: Any) -> None:

@@ -29,7 +29,6 @@ from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
 from tests.conftest import alpaca_rows, build_tokenizer, luthier, model_config, review_rows, write_jsonl
-from tests.invariance.test_training import StopAt, curve, same
 from tests.methods.test_promises import ROUNDED
 from tests.methods.zoo import (
     NOT_THE_BASE,
@@ -42,6 +41,9 @@ from tests.methods.zoo import (
     method,
     shake,
 )
+from tests.training.test_training import StopAt, curve, same
+
+pytestmark = pytest.mark.matrix
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
 

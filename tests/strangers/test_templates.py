@@ -49,7 +49,9 @@ DIALOGUE = [
 ]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "tests" / "templates").glob("*.jinja")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "tests" / "rendering" / "templates").glob("*.jinja")), ids=lambda file: file.stem
+)
 def test_every_other_renders_as_before(file: Path) -> None:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from transformers.utils import chat_template_utils as used
@@ -81,7 +83,9 @@ def test_every_other_renders_as_before(file: Path) -> None:
 
 
 def test_a_long_dialogue_stays_far_below_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    template = Template(build_tokenizer(template=(ROOT / "tests" / "templates" / "llama3_1.jinja").read_text()))
+    template = Template(
+        build_tokenizer(template=(ROOT / "tests" / "rendering" / "templates" / "llama3_1.jinja").read_text())
+    )
     turns = [Message(("user", "assistant")[n % 2], f"turn {n} " * 200) for n in range(1999)]
     assert len(template.render(turns)) > 2_000_000
     budgets: list[Budget] = []

@@ -15,8 +15,8 @@ from luthier.cli.explain import KINDS, explanation, listing
 from luthier.cli.progress import Lines
 from luthier.core import errors
 from luthier.recipe.config import RunConfig
+from tests.cli.test_cli import main
 from tests.conftest import ROOT
-from tests.unit.test_cli import main
 
 PAGES = sorted((ROOT / "src" / "luthier" / "reports").glob("*.html.jinja"))
 

@@ -1,4 +1,4 @@
-"""Records what AdapterHub computes: weights and logits of tiny models, for tests/parity/test_adapterhub.py.
+"""Records what AdapterHub computes: weights and logits of tiny models, for tests/methods/parity/test_adapterhub.py.
 
 AdapterHub (`adapters` 1.3.0, with transformers 4.57.6 and torch 2.13.0) needs another transformers than
 the project, so it lives in an environment of its own and the test reads files only:
@@ -7,7 +7,7 @@ the project, so it lives in an environment of its own and the test reads files o
     build/hubenv/bin/pip install -r tools/adapterhub/requirements.txt
     build/hubenv/bin/python tools/adapterhub/record.py
 
-Per base model, two files in tests/parity/fixtures/adapterhub/:
+Per base model, two files in tests/methods/parity/fixtures/adapterhub/:
 
     BASE.safetensors    input_ids, attention_mask, logits, base/PARAMETER, and per method METHOD/logits and
                         METHOD/weights/PARAMETER with AdapterHub's own names; fp32
@@ -44,7 +44,7 @@ from adapters import (
 from safetensors.torch import save
 from torch import Tensor, nn
 
-FOLDER = Path(__file__).resolve().parents[2] / "tests" / "parity" / "fixtures" / "adapterhub"
+FOLDER = Path(__file__).resolve().parents[2] / "tests" / "methods" / "parity" / "fixtures" / "adapterhub"
 PACKAGES = {"adapters": "1.3.0", "transformers": "4.57.6", "torch": "2.13.0"}
 ADAPTER = "tuned"
 NOISE = 0.2

@@ -17,8 +17,8 @@ from luthier.planning.advisor.candidates import ARMS, Base, Planner
 from luthier.planning.advisor.evidence import Board, Score, Source, comparisons, measured, papers, relevant, repository
 from luthier.planning.advisor.question import assumed
 from luthier.training.settings import TrainConfig
-from tests.choose.conftest import Choose
 from tests.conftest import ROOT
+from tests.planning.advisor.conftest import Choose
 
 
 def test_the_repositorys_figures_are_those_of_its_benchmark_and_say_by_which_command() -> None:

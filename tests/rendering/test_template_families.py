@@ -1,6 +1,6 @@
 """The chat templates of the families: learned are the answers and the token that ends each, and nothing else.
 
-The templates in tests/templates are written after the families' published prompt formats.
+The templates in tests/rendering/templates are written after the families' published prompt formats.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def family_tokenizer(name: str, family: Family | None = None) -> Any:
     family = family or FAMILIES[name]
     special = dict.fromkeys((*family.special, *filter(None, (family.bos, family.eos, family.end))))
     plain = [token for token in special if token not in ("<s>", "</s>")]
-    text = (ROOT / "tests" / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    text = (ROOT / "tests" / "rendering" / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
     tokenizer = build_tokenizer(template=text, special=[] if family.strips_right else plain)
     if family.strips_right:
         tokenizer.add_tokens([AddedToken(token, special=True, rstrip=True) for token in plain])
@@ -313,7 +313,7 @@ def test_white_space_that_the_role_token_takes_in_is_not_learned() -> None:
 
 
 def test_an_opening_token_written_twice_is_refused() -> None:
-    doubled = "{{ bos_token }}" + (ROOT / "tests" / "templates" / "llama2.jinja").read_text()
+    doubled = "{{ bos_token }}" + (ROOT / "tests" / "rendering" / "templates" / "llama2.jinja").read_text()
     with pytest.raises(TemplateError, match="the row opens with '<s>' twice"):
         Template(build_tokenizer(template=doubled)).rows(DIALOGUES["one turn"])
     template = Template(build_tokenizer(template=doubled.removeprefix("{{ bos_token }}"), bos=True))
@@ -389,7 +389,7 @@ def test_generation_markers_may_hold_the_opening_of_the_turn() -> None:
 
 
 def test_a_template_that_closes_no_answer_and_opens_no_turn_by_a_token_is_refused() -> None:
-    text = (ROOT / "tests" / "templates" / "glm4.jinja").read_text()
+    text = (ROOT / "tests" / "rendering" / "templates" / "glm4.jinja").read_text()
     for family_special in ((), ("[gMASK]", "<sop>")):
         with pytest.raises(TemplateError, match="no special token, so the model would never learn to stop"):
             Template(build_tokenizer(template=text, special=family_special)).rows(DIALOGUES["turns"])
@@ -413,7 +413,7 @@ def test_an_unknown_sign_is_no_special_token() -> None:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", extra_special_tokens=list(IM)
     )
-    tokenizer.chat_template = (ROOT / "tests" / "templates" / "chatml.jinja").read_text()
+    tokenizer.chat_template = (ROOT / "tests" / "rendering" / "templates" / "chatml.jinja").read_text()
     (row,) = Template(tokenizer).rows(talk("Hello?", "Yes.", "Hello", "a b"))
     said = [tokenizer.convert_ids_to_tokens(row.ids[first:past]) for first, past in stretches(row)]
     assert said == [["Y", "e", "s", ".", "<|im_end|>"], ["a", "▁", "b", "<|im_end|>"]]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.golden.record import FILE, curve
+from tests.training.record_curve import FILE, curve
 
 
 def test_the_curve_is_the_recorded_one() -> None:

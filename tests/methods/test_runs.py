@@ -15,8 +15,10 @@ from luthier.methods.base import TRAINING
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from tests.conftest import alpaca_rows, review_rows, write_jsonl
-from tests.invariance.test_training import StopAt, curve, same
 from tests.methods.zoo import SPECS, cells, method
+from tests.training.test_training import StopAt, curve, same
+
+pytestmark = pytest.mark.matrix
 
 STEPS = 8
 STOPS = {"adalora": (3, 6, 7)}

@@ -14,8 +14,8 @@ from luthier.kernels import attention, varlen
 from luthier.kernels.attention import row_by_row
 from luthier.kernels.varlen import Rows
 from luthier.tasks.base import TASKS
-from tests.invariance.test_packing import some_rows
 from tests.methods.zoo import DECODERS, attached, base, shake
+from tests.training.test_packing import some_rows
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch's kernel runs nowhere else")
 HALF = torch.bfloat16

@@ -316,7 +316,7 @@ def test_rows_with_other_tools_or_calls_are_not_the_same(tmp_path: Path) -> None
 def test_the_check_tells_calls_and_tools_apart(tmp_path: Path) -> None:
     from luthier.data.checks.audit import audit
     from luthier.rendering.chat_template import Template
-    from tests.unit.test_template_families import family_tokenizer
+    from tests.rendering.test_template_families import family_tokenizer
 
     def row(city: str, tools: list[Any]) -> dict[str, Any]:
         call = {"name": "weather", "arguments": {"city": city}}

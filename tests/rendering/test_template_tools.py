@@ -16,7 +16,7 @@ from luthier.rendering.tools import parse, read_calls, read_tools
 from luthier.tasks.chat import Chat
 from luthier.tasks.complete import Complete
 from tests.conftest import ROOT, build_tokenizer
-from tests.unit.test_template_families import FAMILIES, IM, TAGS, family_tokenizer, stretches
+from tests.rendering.test_template_families import FAMILIES, IM, TAGS, family_tokenizer, stretches
 
 TOOLS = read_tools(
     [
@@ -217,7 +217,7 @@ def test_our_own_defaults_know_no_tools(text: str) -> None:
         template.rows(DIALOGUES["result"], TOOLS)
 
 
-QWEN = (ROOT / "tests" / "templates" / "qwen2_5.jinja").read_text(encoding="utf-8")
+QWEN = (ROOT / "tests" / "rendering" / "templates" / "qwen2_5.jinja").read_text(encoding="utf-8")
 
 
 def qwen_with(old: str, new: str) -> Template:

@@ -17,8 +17,8 @@ from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from luthier.tasks.base import TASKS
 from tests.conftest import alpaca_rows, write_jsonl
-from tests.invariance.test_packing import some_rows
 from tests.methods.zoo import DECODERS, attached, base, shake
+from tests.training.test_packing import some_rows
 
 
 @pytest.fixture(scope="module")

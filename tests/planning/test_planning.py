@@ -60,6 +60,7 @@ def test_what_is_to_be_compiled_counts_as_it_is_written() -> None:
     assert planned.kept == pytest.approx(real.kept, rel=0.01) and planned.kept > 1.2 * ours.kept
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("name", ["full", "lora", "dora", "adalora", "ia3", "pfeiffer", "prefix", "prompt", "bitfit"])
 @pytest.mark.parametrize("again", [False, True])

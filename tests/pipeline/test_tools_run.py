@@ -16,7 +16,7 @@ from luthier.rendering.example import Message
 from luthier.rendering.tools import read_tools
 from luthier.serving.engine.engine import Engine
 from tests.conftest import ROOT, build_tokenizer, luthier, model_config, write_jsonl
-from tests.unit.test_template_families import IM, TAGS
+from tests.rendering.test_template_families import IM, TAGS
 
 TOOL = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {"a": {}, "b": {}}}}
 SMALL = ["train.max_steps=2", "train.batch_size=2", "train.max_length=8192", "train.log_every=1"]
@@ -49,7 +49,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.max_position_embeddings = 8192
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    template = (ROOT / "tests" / "templates" / "qwen2_5.jinja").read_text(encoding="utf-8")
+    template = (ROOT / "tests" / "rendering" / "templates" / "qwen2_5.jinja").read_text(encoding="utf-8")
     tokenizer = build_tokenizer(template=template, special=IM)
     tokenizer.add_tokens([AddedToken(tag, special=False) for tag in TAGS])
     tokenizer.save_pretrained(folder)

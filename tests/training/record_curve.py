@@ -1,6 +1,6 @@
 """Records the golden curve: a short LoRA run on the embedded base and reviews.
 
-python -m tests.golden.record
+python -m tests.training.record_curve
 """
 
 from __future__ import annotations
@@ -40,5 +40,5 @@ def curve() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    recorded = curve() | {"environment": environment() | {"command": ["python", "-m", "tests.golden.record"]}}
+    recorded = curve() | {"environment": environment() | {"command": ["python", "-m", "tests.training.record_curve"]}}
     FILE.write_text(json.dumps(recorded, indent=1) + "\n")

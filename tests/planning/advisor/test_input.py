@@ -17,8 +17,8 @@ from luthier.planning import machine
 from luthier.planning.advisor.question import Wish, latency_of, seconds_of, size_of
 from luthier.planning.plan import HOLDS, Load, plan
 from luthier.training.settings import TrainConfig
-from tests.choose.conftest import Choose
 from tests.conftest import luthier, model_config
+from tests.planning.advisor.conftest import Choose
 
 
 @pytest.mark.parametrize(

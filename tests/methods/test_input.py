@@ -12,9 +12,9 @@ import torch
 
 from luthier.core.errors import InputError
 from luthier.methods.base import METHODS
+from tests.cli.test_cli import main
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
 from tests.methods.zoo import SPECS, method
-from tests.unit.test_cli import main
 
 LAYERS = (
     "choose from down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj, or method.targets=all-linear"

@@ -10,8 +10,8 @@ import pytest
 
 from luthier.planning.advisor import rank as choosing
 from luthier.planning.advisor.candidates import ARMS
-from tests.choose.conftest import Choose
 from tests.conftest import write_jsonl
+from tests.planning.advisor.conftest import Choose
 
 
 @dataclass(frozen=True)

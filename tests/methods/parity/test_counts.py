@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from luthier.methods.base import METHODS
-from tests.parity.test_reference import SEVEN, bert_base, count, deepseek, qwen2_half_billion
+from tests.methods.parity.test_reference import SEVEN, bert_base, count, deepseek, qwen2_half_billion
+
+pytestmark = pytest.mark.matrix
 
 HEAD = 768 * 2 + 2
 """BERT's classification head with two labels: trains with every method, and counts with none."""
