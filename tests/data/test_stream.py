@@ -236,7 +236,7 @@ main()
     command = [sys.executable, "-c", killed, "train", "data=a.jsonl", *own, "run=killed"]
     assert subprocess.run(command, cwd=tmp_path, check=False, capture_output=True).returncode == 9
     again = luthier("train", "data=a.jsonl", *own, "run=killed", cwd=tmp_path)
-    assert again.returncode == 0 and "going on from step 8 of 12" in again.stdout, again.stderr
+    assert again.returncode == 0 and "resuming from step 8 of 12" in again.stdout, again.stderr
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
     for name in ("refused.jsonl", "data.json", "adapter/adapter_model.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
@@ -253,6 +253,6 @@ def test_a_row_that_stops_the_run_costs_no_step(tmp_path: Path) -> None:
     assert stopped.returncode == 2 and "a.jsonl: line 41: " in stopped.stderr, stopped.stderr
     write_jsonl(tmp_path / "a.jsonl", rows)
     fixed = luthier("train", "data=a.jsonl", *own, "run=r", cwd=tmp_path)
-    assert fixed.returncode == 0 and "going on from step 6 of 12" in fixed.stdout, fixed.stdout + fixed.stderr
+    assert fixed.returncode == 0 and "resuming from step 6 of 12" in fixed.stdout, fixed.stdout + fixed.stderr
     luthier("train", "data=a.jsonl", *own, "run=whole", cwd=tmp_path)
     assert losses(tmp_path / "r") == losses(tmp_path / "whole"), "as if the row had been right from the start"

@@ -288,7 +288,7 @@ def test_memory_that_runs_out_in_the_optimizer_saves_nothing_spoiled(
         return step(self, *given, **named)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", failing)
-    with pytest.raises(InputError, match=r"step 3: memory ran out in the optimizer \(adamw\)"):
+    with pytest.raises(InputError, match=r"step 3: out of memory in the optimizer \(adamw\)"):
         start(tmp_path / "run", *PLAIN)
     assert last(tmp_path / "run") == "step-000002"
 

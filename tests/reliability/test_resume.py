@@ -54,7 +54,7 @@ def test_every_method_goes_on_bit_for_bit(name: str, start: Start, tmp_path: Pat
     run = killed_behind(tmp_path / "whole", 3, tmp_path / "killed")
     heard = Heard()
     start(run, *own, progress=heard)
-    assert "going on from step 3 of 8" in heard.said
+    assert "resuming from step 3 of 8" in heard.said
     assert differences(tmp_path / "whole", run) == []
 
 
@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
             newest.mkdir()
     heard = Heard()
     start(run, *LORA, progress=heard)
-    assert any("step-000004 is damaged" in text for text in heard.said) and "going on from step 3 of 8" in heard.said
+    assert any("step-000004 is damaged" in text for text in heard.said) and "resuming from step 3 of 8" in heard.said
     shutil.rmtree(run / "checkpoints" / "step-000004.corrupt")
     assert differences(whole, run) == []
 

@@ -77,7 +77,7 @@ def test_in_a_step_of_many_passes_it_stops_behind_the_one_in_hand(
     assert checkpoints(tmp_path / "run")[-1] == "step-000005"
     heard = Heard()
     start(tmp_path / "run", *MANY, progress=heard)
-    assert "going on from step 5 of 8" in heard.said and passes.train == 4 * 8 + 2
+    assert "resuming from step 5 of 8" in heard.said and passes.train == 4 * 8 + 2
     (tmp_path / "whole" / "checkpoints" / "step-000005").mkdir()  # the one more that the stop left
     assert [d for d in differences(tmp_path / "whole", tmp_path / "run") if "step-000005" not in d] == []
 

@@ -255,7 +255,7 @@ def show_plan(found: Mapping[str, Any]) -> None:
 
     plan = found["plan"]
     if plan is None:
-        console.print(f"  memory cannot be foretold for this model: {escape(found['why'])}")
+        console.print(f"  memory cannot be estimated for this model: {escape(found['why'])}")
         return
     title = f"{found['method']} on {found['model']}, {found['steps']:,} steps, on the {plan['device']}"
     console.print(escape(title))

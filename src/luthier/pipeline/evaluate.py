@@ -33,7 +33,7 @@ def open_run(
     progress = progress or Progress()
     folder = RunFolder.existing(path)
     if other := [each for each in overrides if not each.startswith("evaluate.")]:
-        raise InputError(f"a finished run cannot change: {', '.join(other)}", fix="evaluate.KEY=VALUE, or train anew")
+        raise InputError(f"a finished run cannot change: {', '.join(other)}", fix="evaluate.KEY=VALUE, or retrain")
     weights, config = folder.weights(), read_recipe(folder, overrides)
     evaluate = config.evaluate
     if not measures:

@@ -171,7 +171,7 @@ def _held(
 def _proofs(
     target: Export, tuned: Tuned, opened: nn.Module | Player, prompts: Sequence[Prompt], progress: Progress
 ) -> list[dict[str, Any]]:
-    """What was exported, `opened` anew, beside the run.
+    """What was exported and `opened` again, beside the run.
 
     An adapter is held to the run as it was trained. What is merged is held to the adapter on the plain base; where the
     base was packed in training, that is another model than the one that was trained, and the difference is told too.

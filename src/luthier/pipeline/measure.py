@@ -245,7 +245,7 @@ def _cut(subject: EvalContext, tuned: Measured) -> list[str]:
 
 @contextmanager
 def _untouched(loaded: Loaded) -> Iterator[Loaded]:
-    """The base of a tuned model: with the adapter switched off, or loaded anew where there is none."""
+    """The base of a tuned model: with the adapter switched off, or loaded again where there is none."""
     switch = loaded.config.method.disabled(loaded.model)
     if switch is not None:
         with switch:

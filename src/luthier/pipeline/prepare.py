@@ -57,7 +57,7 @@ class Loaded:
 
 @dataclass(slots=True)
 class SharedInputs:
-    """What several runs of one comparison share, so that none of them makes it anew."""
+    """What several runs of one comparison share, so that none of them computes it again."""
 
     data: Prepared
     """Read, and tokenized as `tokens` says."""
@@ -239,7 +239,7 @@ def resolve_run(
     resolved = resolve(inputs)
     folder.write_json(folder.plan, resolved.record())
     if resolved.plan is None:
-        progress.note(f"memory cannot be foretold for this model ({resolved.why})")
+        progress.note(f"memory cannot be estimated for this model ({resolved.why})")
     else:
         progress.note(f"planned: {resolved.said()}")
         if not resolved.plan.fits:

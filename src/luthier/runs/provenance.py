@@ -89,7 +89,7 @@ def refuse_another_base(then: Mapping[str, str], now: Mapping[str, str], path: s
         raise InputError(
             f"model.path: {path} is not the base that the run was started from; changed: {', '.join(changed[:5])}"
             + (f" and {len(changed) - 5} more" if len(changed) > 5 else ""),
-            fix="put the base back as it was, or start anew with run=ANOTHER_DIR",
+            fix="restore the base, or start another run with run=ANOTHER_DIR",
         )
 
 

@@ -107,7 +107,7 @@ def read(
     """Put a checkpoint back, random states last; returns the state given to `write`."""
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
     tensors = load_file(checkpoint / "state.safetensors")
-    if odd := sorted(set(tensors) ^ set(state.pop("tensors"))):  # torch would start a missing one anew, in silence
+    if odd := sorted(set(tensors) ^ set(state.pop("tensors"))):  # torch would silently start a missing one from zero
         raise InputError(f"{checkpoint}: {len(odd)} tensors of state.safetensors do not match, among them {odd[0]}")
     restore(checkpoint / "weights")
     optimizer.load_state_dict(_unflatten(tensors, state.pop("optimizer")))

@@ -51,9 +51,7 @@ def ruined(step: int, what: str | float, kept: str, *, skips: bool = True) -> Di
     Weights always do, for what they were before is gone. A held-out loss does unless the run `skips` it already.
     """
     if isinstance(what, str):
-        return Diverged(
-            f"step {step} left weights that are no finite numbers, among them {what}; {kept}", fix=ELSEWHERE
-        )
+        return Diverged(f"step {step} left NaN or infinite weights, among them {what}; {kept}", fix=ELSEWHERE)
     return Diverged(
         f"step {step}: the held-out loss is {what}, with finite weights: a forward pass overflows; {kept}",
         fix=ELSEWHERE if skips else f"train.on_nan=skip goes on here without such evaluations; or {ELSEWHERE}",

@@ -50,7 +50,7 @@ class RandomState:
 
 
 def seed(number: int) -> None:
-    """Start every generator anew."""
+    """Seed every generator: Python, NumPy and torch on each device."""
     torch.manual_seed(number)
     random.seed(number)
     np.random.seed(number % 2**32)

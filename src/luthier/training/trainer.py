@@ -130,7 +130,7 @@ class Trainer:
             if self.data.stream is not None:
                 self.progress.note("reading the rows up to there once more")
                 self.data.stream.go_on(self.state["stream"], self.folder.refusals())
-            self.progress.note(f"going on from step {self.state['step']} of {self.steps}")
+            self.progress.note(f"resuming from step {self.state['step']} of {self.steps}")
             self._rotate()  # a kill may have come between a checkpoint and its rotation
         self.saved = (self.state["step"], self.state["unmeasured"])
         if lost := self.folder.rewind(self.state["step"], measured=not self.state["unmeasured"]):
@@ -242,7 +242,7 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
             raise InputError(  # no OutOfMemory: some weights may have moved, so nothing is saved
-                f"step {index}: memory ran out in the optimizer ({self.config.optimizer}), whose states do not fit",
+                f"step {index}: out of memory in the optimizer ({self.config.optimizer}), whose states do not fit",
                 fix="in another folder (run=DIR): train.optimizer=adamw_8bit or sgd, or a method with fewer trainable "
                 "parameters (luthier list methods)",
             ) from error
@@ -267,7 +267,7 @@ class Trainer:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        when = f"memory ran out behind step {self.state['step']}"
+        when = f"out of memory after step {self.state['step']}"
         if smallest:
             raise OutOfMemory(
                 f"{when}, with one row in a pass; everything up to there is saved",
@@ -277,7 +277,7 @@ class Trainer:
         self.state["halvings"] += 1
         size = f"{self.pack >> self.state['halvings']} tokens" if self.pack else f"{self._rows_per_pass()} rows"
         self.progress.warn(
-            f"{when}: from here on at most {size} in a pass (the run stays the same but for rounding and dropout)"
+            f"{when}: from now on at most {size} in a pass (the run stays the same except for rounding and dropout)"
         )
 
     def _batch(self, rows: list[Row]) -> Batch:

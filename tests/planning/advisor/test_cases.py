@@ -120,7 +120,7 @@ CASES = {
         {"rows": 3000},
         "lora",
         arms=("lora", "full", "prefix", "prompt", "mam"),
-        reasons=("memory cannot be foretold for this model",),
+        reasons=("memory cannot be estimated for this model",),
         out={"prefix": "encoder-decoder", "prompt": "encoder-decoder", "mam": "encoder-decoder"},
     ),
     "reviews judged in words": Case(

@@ -151,7 +151,7 @@ def by_memory(question: Question, one: Candidate) -> list[Reason]:
     """What it takes, by its largest parts."""
     plan = one.plan
     if plan is None:
-        return [Reason(f"memory cannot be foretold for this model ({one.why})", question.planned_by())]
+        return [Reason(f"memory cannot be estimated for this model ({one.why})", question.planned_by())]
     parts = sorted(plan.parts.items(), key=lambda part: -part[1])
     largest = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts[:3] if size)
     kept = "; activations are made twice (gradient checkpointing)" if one.checkpointing else ""
