@@ -24,7 +24,7 @@ from tests.conftest import TEXT, build_tokenizer, model_config
 LABELS = ["good", "bad", "a kettle that leaks", "very good film", "自然"]
 
 
-def subject_of(model: Any, count: int = 6, labels: list[str] = LABELS) -> EvalContext:
+def context_of(model: Any, count: int = 6, labels: list[str] = LABELS) -> EvalContext:
     template = Template(build_tokenizer())
     task = TASKS.parse("chat")
     examples = [
@@ -57,11 +57,11 @@ def model_of(kind: str, method: str | dict[str, Any] | None = None) -> Any:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "gpt2"])
 def test_the_shared_prompt_gives_the_sums_of_whole_rows(kind: str) -> None:
-    subject = subject_of(model_of(kind))
+    context = context_of(model_of(kind))
     prompts = [[5, 6, 7, 8, 9], [11, 12], [20, 21, 22, 23, 24, 25, 26, 27]]
     tails = [[[3, 1], [4, 5, 6, 1], [9]], [[3, 1], [4, 5, 6, 1], [9]], [[30, 1], [31, 32, 1], [33, 34]]]
     with torch.inference_mode():
-        shared, plain = (way(subject, prompts, tails) for way in (sums_of_shared, sums_of_rows))
+        shared, plain = (way(context, prompts, tails) for way in (sums_of_shared, sums_of_rows))
     assert torch.tensor(shared).sub(torch.tensor(plain)).abs().max() < 1e-4
 
 
@@ -80,41 +80,41 @@ def test_the_shared_prompt_gives_the_sums_of_whole_rows(kind: str) -> None:
     ids=lambda m: m if isinstance(m, str) else "lora on the head",
 )
 def test_whatever_the_tuner_the_choice_is_that_of_whole_rows(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = subject_of(model_of("llama", method))
+    context = context_of(model_of("llama", method))
     with torch.inference_mode():
-        shares = bytes_of_shared(subject, [[5, 6, 7], [8, 9, 10, 11]], [[[3, 1], [4, 5, 6, 1]]] * 2) > 0
+        shares = bytes_of_shared(context, [[5, 6, 7], [8, 9, 10, 11]], [[[3, 1], [4, 5, 6, 1]]] * 2) > 0
     assert shares == (method in ("lora", "prefix", "ia3", "parallel_adapter", "unipelt")), "PEFT's prompts cannot"
-    chosen = most_likely(subject)
+    chosen = most_likely(context)
     monkeypatch.setattr(choice, "bytes_of_shared", lambda *_: 0)
-    assert chosen == most_likely(subject)
+    assert chosen == most_likely(context)
 
 
 def test_a_cache_that_slides_is_found_out_and_goes_the_plain_way() -> None:
-    subject = subject_of(model_of("mistral"))  # its window is 8 tokens
+    context = context_of(model_of("mistral"))  # its window is 8 tokens
     prompts = [list(range(5, 45)), list(range(5, 12))]
     tails = [[[3, 4, 1], [7, 8, 9, 1]]] * 2
     with torch.inference_mode():
-        assert bytes_of_shared(subject, prompts, tails) == 0
+        assert bytes_of_shared(context, prompts, tails) == 0
 
 
 def test_few_bytes_for_the_cache_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = subject_of(model_of("llama"), 8)
-    chosen = most_likely(subject)
+    context = context_of(model_of("llama"), 8)
+    chosen = most_likely(context)
     monkeypatch.setattr(choice, "CACHE_BYTES", 1)
-    assert most_likely(subject) == chosen
+    assert most_likely(context) == chosen
 
 
 def test_the_tokens_of_the_labels_are_made_once_unless_a_row_has_others(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     encode = choice._tail
     monkeypatch.setattr(choice, "_tail", lambda *asked: made.append(asked[1]) or encode(*asked))
-    subject = subject_of(model_of("llama"))
-    whole = most_likely(subject)
+    context = context_of(model_of("llama"))
+    whole = most_likely(context)
     assert len(made) == len(LABELS)
-    row = subject.rows[2]
+    row = context.rows[2]
     end = max(i for i, label in enumerate(row.labels) if label != IGNORED)
-    subject.rows = [*subject.rows[:2], Row(row.ids[:end], row.labels[:end], row.where, cut=1), *subject.rows[3:]]
-    assert most_likely(subject) == whole and 2 in made[len(LABELS) :], "a row whose end was cut off"
+    context.rows = [*context.rows[:2], Row(row.ids[:end], row.labels[:end], row.where, cut=1), *context.rows[3:]]
+    assert most_likely(context) == whole and 2 in made[len(LABELS) :], "a row whose end was cut off"
 
 
 @pytest.mark.shared
@@ -124,14 +124,14 @@ def test_150_labels_are_affordable(shared: Path) -> None:
     rows = [json.loads(line) for line in (shared / "clinc150" / "test.jsonl").read_text().splitlines()]
     labels = sorted({row["label_text"] for row in rows})
     assert len(labels) == 150
-    subject = subject_of(model_of("llama"), 40, labels)
+    context = context_of(model_of("llama"), 40, labels)
     begun = time.perf_counter()
-    chosen = most_likely(subject)
+    chosen = most_likely(context)
     took = time.perf_counter() - begun
-    prompts = [row.ids[: choice.answer_start(row)] for row in subject.rows]
-    tails = [[choice._tail(subject, 0, label) for label in labels]] * 3
+    prompts = [row.ids[: choice.answer_start(row)] for row in context.rows]
+    tails = [[choice._tail(context, 0, label) for label in labels]] * 3
     begun = time.perf_counter()
     with torch.inference_mode():
-        plain = sums_of_rows(subject, prompts[:3], tails)
+        plain = sums_of_rows(context, prompts[:3], tails)
     assert [labels[sums.index(min(sums))] for sums in plain] == chosen[:3]
     assert took / 40 < (time.perf_counter() - begun) / 3, "the shared way should be cheaper for each prompt"

@@ -20,11 +20,19 @@ from luthier.evaluation.forgetting import forgetting, probe
 from luthier.evaluation.metrics.base import EVALUATIONS, SumMetric
 from luthier.evaluation.metrics.exact_match import plain
 from luthier.evaluation.metrics.labels import accuracy, macro_f1, mcc
-from luthier.evaluation.metrics.perplexity import loss
 from luthier.evaluation.records.context import EvalContext
 from luthier.evaluation.records.generate import answer_start
 from luthier.evaluation.records.words import bleu_tokenizer, words
-from luthier.evaluation.scores import choose, differences, evaluations, headline, lacking, resamples, scores
+from luthier.evaluation.scores import (
+    choose,
+    counted,
+    differences,
+    evaluations,
+    lacking,
+    primary_metric,
+    resamples,
+    scores,
+)
 from luthier.rendering.example import Example, Message
 from luthier.rendering.row import Row
 from luthier.tasks.base import TASKS
@@ -46,7 +54,7 @@ def test_accuracy_and_macro_f1_are_scikit_learns(classes: int) -> None:
 
 def test_loss_is_weighted_by_targets() -> None:
     records = [{"loss_sum": 2.0, "targets": 1}, {"loss_sum": 6.0, "targets": 3}]
-    assert loss(records) == 2.0
+    assert EVALUATIONS.get("perplexity")().metrics()["loss"](records) == 2.0
     assert EVALUATIONS.get("perplexity")().metrics()["perplexity"](records) == pytest.approx(math.exp(2))
 
 
@@ -118,7 +126,7 @@ def test_a_resample_of_sums_is_the_metric_of_the_drawn_records() -> None:
         }
         for _ in range(40)
     ]
-    counts = next(resamples(len(records)))[:20]
+    counts = next(counted(len(records)))[:20]
     for name in ("labels", "perplexity", "correlation", "exact_match"):
         for metric, function in EVALUATIONS.get(name)().metrics().items():
             if isinstance(function, SumMetric):
@@ -126,16 +134,25 @@ def test_a_resample_of_sums_is_the_metric_of_the_drawn_records() -> None:
                 for draw, value in zip(counts, fast, strict=True):
                     drawn = [record for record, times in zip(records, draw, strict=True) for _ in range(int(times))]
                     assert function(drawn) == pytest.approx(value), metric
-    whole = np.concatenate(list(resamples(30)))
+    whole = np.concatenate(list(counted(30)))
     assert whole.shape == (1000, 30) and (whole.sum(1) == 30).all() and whole.std(0).min() > 0.8
+
+
+def test_resamples_are_the_same_however_they_are_cut_and_draw_runs_as_well() -> None:
+    one = np.concatenate([places for places, _ in resamples(7, 50)])
+    rng = np.random.default_rng(0)
+    assert (one == np.stack([rng.integers(0, 7, 7) for _ in range(50)])).all()
+    rng = np.random.default_rng(5)
+    for places, runs in resamples(7, 50, runs=3, seed=5):
+        assert (places[0] == rng.integers(0, 7, 7)).all() and (runs[0] == rng.integers(0, 3, 3)).all()
 
 
 ENGLISH = [("The cat sat on the mat.", "A cat sat on a mat!"), ("It isn't 3.5 km.", "it is 3,5 km"), ("", "nothing")]
 CHINESE = [("我叫琴匠，很高兴认识你。", "我叫琴匠。"), ("今天天气很好", "今天的天气很好"), ("你好", "你好")]
 
 
-def subject_of(pairs: Sequence[tuple[str, Sequence[str]]]) -> EvalContext:
-    """A subject that has answered already: (said, references)."""
+def context_of(pairs: Sequence[tuple[str, Sequence[str]]]) -> EvalContext:
+    """A context that has answered already: (said, references)."""
     answers: list[dict[str, Any]] = [
         {"said": said, "answer": answer[0], "references": list(answer)} for said, answer in pairs
     ]
@@ -151,14 +168,14 @@ def test_rouge_is_rouge_scores_for_english_and_not_zero_for_chinese() -> None:
 
     rouge = EVALUATIONS.get("rouge")()
     theirs = RougeScorer(["rouge1", "rouge2", "rougeL"])
-    for (said, answer), record in zip(ENGLISH, rouge.measure(subject_of([(a, [b]) for a, b in ENGLISH])), strict=True):
+    for (said, answer), record in zip(ENGLISH, rouge.measure(context_of([(a, [b]) for a, b in ENGLISH])), strict=True):
         for name, value in theirs.score(answer, said).items():
             assert record[name.replace("rouge", "rouge_").lower()] == pytest.approx(value.fmeasure)
-    (same,) = rouge.measure(subject_of([(CHINESE[0][0], [CHINESE[0][0]])]))
+    (same,) = rouge.measure(context_of([(CHINESE[0][0], [CHINESE[0][0]])]))
     assert (
         same["rouge_1"] == same["rouge_l"] == 1 and theirs.score(CHINESE[0][0], CHINESE[0][0])["rougeL"].fmeasure == 0
     )
-    (best,) = rouge.measure(subject_of([("a b c d", ["x y", "a b c d", "a x"])]))
+    (best,) = rouge.measure(context_of([("a b c d", ["x y", "a b c d", "a x"])]))
     assert best["rouge_2"] == 1, "the best reference counts"
 
 
@@ -169,7 +186,7 @@ def test_bleu_and_chrf_are_sacrebleus_over_the_whole_set(pairs: list[tuple[str, 
     import sacrebleu
 
     bleu = EVALUATIONS.get("bleu")()
-    records = bleu.measure(subject_of([(said, [answer]) for said, answer in pairs]))
+    records = bleu.measure(context_of([(said, [answer]) for said, answer in pairs]))
     said, references = [a for a, _ in pairs], [[b for _, b in pairs]]
     assert bleu_tokenizer(references[0]) == tokenize
     found = bleu.metrics()
@@ -188,30 +205,30 @@ def test_several_references_count_as_sacrebleu_counts_them() -> None:
     said = ["the cat sat on the mat today", "a dog ran"]
     streams = [["a cat sat on the mat", "the dog ran off"], ["the cat sat on a mat today", "one dog ran away"]]
     bleu = EVALUATIONS.get("bleu")()
-    records = bleu.measure(subject_of(list(zip(said, zip(*streams, strict=True), strict=True))))
+    records = bleu.measure(context_of(list(zip(said, zip(*streams, strict=True), strict=True))))
     assert bleu.metrics()["bleu"](records) == pytest.approx(sacrebleu.corpus_bleu(said, streams).score)
     assert bleu.metrics()["chrf"](records) == pytest.approx(sacrebleu.corpus_chrf(said, streams).score)
 
 
 def test_without_its_package_a_score_is_left_out_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    subject = subject_of([("a b", ["one two three four five six seven"])] * 3)
-    assert lacking(subject) == [] and "rouge_l" in {m for e in evaluations(subject) for m in e.metrics()}
-    for module in ("rouge", "bleu"):
-        monkeypatch.setattr(f"luthier.evaluation.metrics.{module}.find_spec", lambda name: None)
-    left = [name for e in evaluations(subject) for name in e.metrics()]
-    assert "rouge_l" not in left and "bleu" not in left and len(lacking(subject)) == 2
-    assert all("pip install 'rouge-score>=0.1.2'" in why for why in lacking(subject))
-    assert choose(subject, left) == "perplexity", "exact match of long answers ranks nothing"
+    context = context_of([("a b", ["one two three four five six seven"])] * 3)
+    assert lacking(context) == [] and "rouge_l" in {m for e in evaluations(context) for m in e.metrics()}
+    monkeypatch.setattr("luthier.evaluation.metrics.base.find_spec", lambda name: None)
+    left = [name for e in evaluations(context) for name in e.metrics()]
+    assert "rouge_l" not in left and "bleu" not in left and len(lacking(context)) == 2
+    assert all("pip install 'rouge-score>=0.1.2'" in why for why in lacking(context))
+    assert choose(context, left) == "perplexity", "exact match of long answers ranks nothing"
 
 
-def test_the_headline_is_the_marked_score_else_the_first_in_order() -> None:
+def test_the_primary_metric_is_the_marked_score_else_the_first_in_order() -> None:
     def score(**more: Any) -> dict[str, Any]:
         return {"value": 1.0, **more}
 
-    assert headline({"loss": score(), "exact_match": score(), "rouge_l": score()}) == "rouge_l"
-    assert headline({"accuracy": score(), "pass_rate": score(), "judge": score()}) == "pass_rate"
-    assert headline({"accuracy": score(), "mcc": score(headline=True)}) == "mcc"
-    assert headline({"own": score()}) == "own" and headline({}) == ""
+    assert primary_metric({"loss": score(), "exact_match": score(), "rouge_l": score()}) == "rouge_l"
+    assert primary_metric({"accuracy": score(), "pass_rate": score(), "judge": score()}) == "pass_rate"
+    assert primary_metric({"accuracy": score(), "mcc": score(primary_metric=True)}) == "mcc"
+    assert primary_metric({"accuracy": score(), "mcc": score(headline=True)}) == "mcc", "as older runs have it"
+    assert primary_metric({"own": score()}) == "own" and primary_metric({}) == ""
 
 
 def test_examples_are_ranked_by_what_the_run_is_ranked_by() -> None:

@@ -18,8 +18,8 @@ from luthier.recipe.parse import parse_export
 from tests.conftest import luthier
 
 
-def proof(report: dict[str, Any], place: int = 0) -> dict[str, Any]:
-    return dict(report["proof"][place])
+def parity(report: dict[str, Any], place: int = 0) -> dict[str, Any]:
+    return dict(report["parity"][place])
 
 
 @pytest.mark.matrix
@@ -30,10 +30,10 @@ def test_a_merged_model_answers_as_the_run(run: Callable[..., Path], method: str
         pytest.skip("Llama has no biases to tune")
     folder = run(f"method={method}", kind=kind)
     report = export(folder, parse_export("merged", []))
-    assert proof(report)["held"] and proof(report)["largest"] < 1e-3 * proof(report)["spread"]
-    assert proof(report)["same_top"] == 1 and proof(report)["same_answers"] == 1
+    assert parity(report)["held"] and parity(report)["largest"] < 1e-3 * parity(report)["spread"]
+    assert parity(report)["same_top"] == 1 and parity(report)["same_answers"] == 1
     place = folder / "exports/merged"
-    assert json.loads((place / "export.json").read_text())["proof"] == report["proof"]
+    assert json.loads((place / "export.json").read_text())["parity"] == report["parity"]
     for name, score in report["scores"]["export"].items():
         assert score["value"] == pytest.approx(report["scores"]["run"][name]["value"], rel=1e-3), name
     assert (place / "README.md").read_text().startswith("---\n") and (place / "chat_template.jinja").is_file()
@@ -48,7 +48,7 @@ def test_a_merged_model_answers_as_the_run(run: Callable[..., Path], method: str
 def test_an_adapter_answers_as_the_run(run: Callable[..., Path], method: str) -> None:
     folder = run(f"method={method}")
     report = export(folder, parse_export("adapter", []))
-    assert proof(report)["held"] and proof(report)["same_answers"] == 1
+    assert parity(report)["held"] and parity(report)["same_answers"] == 1
     settings = json.loads((folder / "exports/adapter/adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == RunConfig.load(folder / "recipe.yaml").model.path
     assert any(line.startswith("import luthier") for line in report["use"]) is (method not in ("lora", "prompt"))
@@ -57,16 +57,16 @@ def test_an_adapter_answers_as_the_run(run: Callable[..., Path], method: str) ->
 def test_a_packed_run_merges_into_the_plain_base_and_says_what_that_changes(run: Callable[..., Path]) -> None:
     pytest.importorskip("bitsandbytes")
     report = export(run("method=qlora"), parse_export("merged", []))
-    assert proof(report)["held"] and "not packed" in proof(report)["against"]
-    assert proof(report, 1)["bound"] is None, "only told, and no number that JSON has no word for"
-    assert proof(report, 1)["largest"] > 10 * proof(report)["largest"] and "nf4" in proof(report, 1)["against"]
+    assert parity(report)["held"] and "not packed" in parity(report)["against"]
+    assert parity(report, 1)["bound"] is None, "only reported, and JSON has a word for it"
+    assert parity(report, 1)["largest"] > 10 * parity(report)["largest"] and "nf4" in parity(report, 1)["against"]
 
 
 def test_a_classifier_keeps_its_head_and_labels(run: Callable[..., Path]) -> None:
     folder = run(task="classify")
     report = export(folder, parse_export("merged", []))
     was, now = report["scores"]["run"]["accuracy"], report["scores"]["export"]["accuracy"]
-    assert proof(report)["held"] and now["value"] == was["value"]
+    assert parity(report)["held"] and now["value"] == was["value"]
     config = json.loads((folder / "exports/merged/config.json").read_text())
     assert sorted(config["id2label"].values()) == ["0", "1"]
 
@@ -74,7 +74,7 @@ def test_a_classifier_keeps_its_head_and_labels(run: Callable[..., Path]) -> Non
 def test_half_precision_is_held_to_its_own_rounding(run: Callable[..., Path]) -> None:
     folder = run()
     report = export(folder, parse_export("merged", ["dtype=bfloat16"]))
-    assert proof(report)["held"] and proof(report)["largest"] > 1e-5
+    assert parity(report)["held"] and parity(report)["largest"] > 1e-5
     import transformers
 
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder / "exports/merged", dtype="auto")
@@ -102,7 +102,7 @@ def test_a_wrong_export_leaves_nothing_but_its_report(
     with pytest.raises(Unproved, match="does not answer as the run does"):
         export(folder, parse_export("merged", []))
     assert (folder / "exports/merged/model.safetensors").read_bytes() == before, "the good one stays"
-    assert not json.loads((folder / "exports/merged.failed.json").read_text())["proof"][0]["held"]
+    assert not json.loads((folder / "exports/merged.failed.json").read_text())["parity"][0]["held"]
     assert sorted(each.name for each in (folder / "exports").iterdir()) == ["merged", "merged.failed.json"]
 
 
@@ -141,7 +141,7 @@ def test_a_run_of_whole_weights_has_no_adapter(run: Callable[..., Path]) -> None
         export(run("method=full"), parse_export("adapter", []))
 
 
-def test_the_command_line_shows_the_proof(run: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_command_line_shows_the_parity_check(run: Callable[..., Path], tmp_path: Path) -> None:
     done = luthier("export", run(), "--to", "merged", "dtype=float16", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "same answers" in done.stdout and "exports/merged" in done.stdout and "from_pretrained" in done.stdout

@@ -1,4 +1,4 @@
-"""GGUF files, with and without llama.cpp to play them: weights, tokens, template, adapter, Modelfile."""
+"""GGUF files, with and without llama.cpp to run them: weights, tokens, template, adapter, Modelfile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from luthier.core.errors import CannotMerge, InputError, MissingExtra, Unproved
-from luthier.exports.checking.players import TorchPlayer
+from luthier.exports.checking.runners import TorchRunner
 from luthier.exports.llama_cpp import file as gguf_file
 from luthier.exports.llama_cpp import vocabulary as gguf_vocab
 from luthier.exports.llama_cpp.file import refuse_model, write_model
@@ -35,10 +35,10 @@ LLAMA2 = (ROOT / "tests/rendering/templates/llama2.jinja").read_text()
 
 
 def held(report: dict[str, Any]) -> dict[str, Any]:
-    """The proof, which held."""
-    (proof,) = report["proof"]
-    assert proof["held"] and proof["prompts"] > 3
-    return dict(proof)
+    """The parity check, which held."""
+    (parity,) = report["parity"]
+    assert parity["held"] and parity["prompts"] > 3
+    return dict(parity)
 
 
 def fields(file: Path) -> dict[str, Any]:
@@ -49,14 +49,14 @@ def fields(file: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0"])
-def test_a_file_that_is_not_played_is_read_back_and_says_what_is_not_proved(
+def test_a_file_that_is_not_played_is_read_back_and_says_what_is_not_verified(
     run: Callable[..., Path], kind: str
 ) -> None:
     folder = run()
     report = export(folder, parse_export("gguf", [f"type={kind}", UNPLAYED]))
-    assert report["proof"] == [] and "same tokens" in report["checked"]["not_proved"]
+    assert report["parity"] == [] and "same tokens" in report["checked"]["not_verified"]
     file = folder / "exports/gguf/model.gguf"
-    assert "Not proved" in (folder / "exports/gguf/README.md").read_text()
+    assert "Not verified" in (folder / "exports/gguf/README.md").read_text()
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     assert found["blk.0.attn_q.weight"].tensor_type.name == kind.upper()
     assert found["blk.1.ffn_norm.weight"].tensor_type.name == "F32"
@@ -68,7 +68,9 @@ def test_a_file_that_is_not_played_is_read_back_and_says_what_is_not_proved(
     assert len(told["tokenizer.ggml.tokens"]) == 400 and told["tokenizer.ggml.tokens"][-1] == "[PAD399]"
     size = sum(tensor.n_bytes for tensor in found.values())
     facts = type("Tuned", (), {"facts": json.loads((folder / "result.json").read_text())})
-    assert size <= parse_export("gguf", [f"type={kind}"]).room(facts) < 1.5 * size, "with the adapter's own weights"  # type: ignore[arg-type]
+    assert size <= parse_export("gguf", [f"type={kind}"]).required_bytes(facts) < 1.5 * size, (
+        "with the adapter's own weights"
+    )  # type: ignore[arg-type]
 
 
 def test_a_file_that_holds_other_weights_leaves_nothing(run: Callable[..., Path], monkeypatch: Any) -> None:
@@ -152,7 +154,8 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused_by_name() -> None:
             vocabulary(tokenizer, 400, [1], dialogues=False)
 
     refused(byte_level([r"\p{L}+|\d"], False), re.escape("cuts by " + repr(r"\p{L}+|\d")))
-    refused(byte_level([gguf_vocab.QWEN2], True), "with ignore_merges")
+    qwen2 = next(cuts for (cuts, _), name in NAMES.items() if name == "qwen2")
+    refused(byte_level(qwen2, True), "with ignore_merges")
     lower = build_tokenizer()
     from tokenizers import normalizers
 
@@ -197,7 +200,7 @@ def test_ollama_gets_the_runs_template_or_none(name: str) -> None:
         return template.render([Message(role, content) for role, content in dialogue], prompt=prompt)
 
     if name in NONE_OF_OLLAMA:
-        with pytest.raises(InputError, match=r"no template of Ollama's[\s\S]*--to gguf"):
+        with pytest.raises(InputError, match=r"no Ollama template[\s\S]*--to gguf"):
             go_template(render)
         return
     made, _ = go_template(render)
@@ -237,11 +240,11 @@ def test_a_modelfile_has_template_stops_and_system_text(run: Callable[..., Path]
 
 
 @pytest.mark.parametrize("task", ["chat", "classify", "complete"])
-def test_any_player_is_scored_as_the_run_was(run: Callable[..., Path], monkeypatch: Any, task: str) -> None:
+def test_any_runner_is_scored_as_the_run_was(run: Callable[..., Path], monkeypatch: Any, task: str) -> None:
     opened = Merged.open
 
     def played(self: Merged, tuned: Any, folder: Path) -> Any:
-        return TorchPlayer(opened(self, tuned, folder), tuned.ends, 1)  # type: ignore[arg-type]
+        return TorchRunner(opened(self, tuned, folder), tuned.ends, 1)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Merged, "open", played)
     report = export(run(task=task), parse_export("merged", []))
@@ -257,9 +260,9 @@ def test_any_player_is_scored_as_the_run_was(run: Callable[..., Path], monkeypat
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_llama_cpp_answers_as_the_run(run: Callable[..., Path], kind: str) -> None:
     report = export(run(kind=kind), parse_export("gguf", ["type=f32"]))
-    proof = held(report)
-    assert proof["largest"] < 1e-4 * proof["spread"] and proof["same_answers"] == 1
-    assert "same tokens" in report["checked"]["proved"] and "not_proved" not in report["checked"]
+    parity = held(report)
+    assert parity["largest"] < 1e-4 * parity["spread"] and parity["same_answers"] == 1
+    assert "same tokens" in report["checked"]["verified"] and "not_verified" not in report["checked"]
     for name, score in report["scores"]["export"].items():
         assert score["value"] == pytest.approx(report["scores"]["run"][name]["value"], rel=1e-3), name
 
@@ -303,8 +306,8 @@ def _write(folder: Path, model: Any, tokenizer: Any, kind: Any = "f32") -> Path:
 def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, whole_words: bool, name: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.checking.proof import Prompt
-    from luthier.exports.llama_cpp.player import LlamaPlayer, same_tokens
+    from luthier.exports.checking.parity import Prompt
+    from luthier.exports.llama_cpp.runner import LlamaRunner, same_tokens
 
     tokenizer = byte_level(cuts, whole_words)
     file = _write(tmp_path, AutoModelForCausalLM.from_config(model_config("llama")), tokenizer)
@@ -312,7 +315,7 @@ def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, w
     prompts = [
         Prompt(tokenizer(text)["input_ids"], 1) for text in [*TEXTS, "I'LL  go\n\n\n 1234567 times！？ Ünïcödé</s>再见"]
     ]
-    assert same_tokens(LlamaPlayer(file, [1]), tokenizer, prompts) == 10
+    assert same_tokens(LlamaRunner(file, [1]), tokenizer, prompts) == 10
 
 
 @LLAMA_CPP
@@ -354,7 +357,7 @@ def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, w
 def test_settings_of_an_architecture_are_the_same_there(tmp_path: Path, kind: str, changed: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.llama_cpp.player import LlamaPlayer
+    from luthier.exports.llama_cpp.runner import LlamaRunner
 
     config = type(model_config(kind))(**(model_config(kind).to_dict() | changed))
     refuse_model(config)
@@ -364,8 +367,8 @@ def test_settings_of_an_architecture_are_the_same_there(tmp_path: Path, kind: st
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.3)
     ids = list(range(2, 202))
-    ours = TorchPlayer(model, [1], 1)
-    theirs = LlamaPlayer(_write(tmp_path, model, build_tokenizer()), [1])
+    ours = TorchRunner(model, [1], 1)
+    theirs = LlamaRunner(_write(tmp_path, model, build_tokenizer()), [1])
     wanted, found = ours.logits(ids), theirs.logits(ids)
     assert np.abs(wanted - found).max() < 1e-3 * wanted.std()
     assert theirs.answer(ids, 12) == ours.answer(ids, 12)
@@ -375,15 +378,15 @@ def test_settings_of_an_architecture_are_the_same_there(tmp_path: Path, kind: st
 def test_a_prompt_longer_than_the_first_context_gets_one_of_its_size(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.llama_cpp.player import SMALLEST, LlamaPlayer
+    from luthier.exports.llama_cpp.runner import SMALLEST, LlamaRunner
 
     config = model_config("qwen3")
     config.max_position_embeddings = 2048
     model = AutoModelForCausalLM.from_config(config)
-    player = LlamaPlayer(_write(tmp_path, model, build_tokenizer()), [1])
+    runner = LlamaRunner(_write(tmp_path, model, build_tokenizer()), [1])
     ids = [2 + i % 300 for i in range(SMALLEST + 190)]
-    wanted = TorchPlayer(model, [1], 1).logits(ids)
-    assert np.abs(player.logits(ids) - wanted).max() < 1e-3 * wanted.std()
+    wanted = TorchRunner(model, [1], 1).logits(ids)
+    assert np.abs(runner.logits(ids) - wanted).max() < 1e-3 * wanted.std()
 
 
 @LLAMA_CPP
@@ -405,8 +408,8 @@ def test_a_spoiled_file_and_other_tokens_are_found_out(run: Callable[..., Path],
 @pytest.mark.parametrize("method", ["lora", "rslora", "pissa"])
 def test_lora_lies_over_its_base_in_llama_cpp(run: Callable[..., Path], kind: str, method: str) -> None:
     folder = run(f"method={method}", "method.rank=6", kind=kind)
-    proof = held(export(folder, parse_export("gguf_adapter", [])))
-    assert proof["largest"] < 1e-4 * proof["spread"] and proof["same_answers"] == 1
+    parity = held(export(folder, parse_export("gguf_adapter", [])))
+    assert parity["largest"] < 1e-4 * parity["spread"] and parity["same_answers"] == 1
     names = {tensor.name for tensor in gguf.GGUFReader(folder / "exports/gguf_adapter/adapter.gguf").tensors}
     assert {"blk.0.attn_q.weight.lora_a", "blk.1.ffn_down.weight.lora_b"} <= names
     assert not [each for each in (folder / "exports").iterdir() if each.name.startswith(".")]
@@ -423,8 +426,8 @@ def test_the_base_can_be_written_beside_its_adapter(run: Callable[..., Path]) ->
 def test_a_run_on_a_packed_base_is_held_to_its_adapter_on_the_plain_one(run: Callable[..., Path]) -> None:
     pytest.importorskip("bitsandbytes")
     report = export(run("method=qlora"), parse_export("gguf_adapter", []))
-    assert report["proof"][0]["held"] and "not packed" in report["proof"][0]["against"]
-    assert report["proof"][1]["bound"] is None
+    assert report["parity"][0]["held"] and "not packed" in report["parity"][0]["against"]
+    assert report["parity"][1]["bound"] is None
 
 
 @LLAMA_CPP
@@ -475,11 +478,11 @@ def test_layers_with_a_strength_of_their_own_keep_it(run: Callable[..., Path], t
     place.mkdir()
     target.refuse(tuned)
     target.write(tuned, place)
-    player: Any = target.open(tuned, place)
+    runner: Any = target.open(tuned, place)
     ids = list(range(2, 60))
-    wanted = TorchPlayer(tuned_model, [1], 1).logits(ids)
-    assert np.abs(TorchPlayer(base, [1], 1).logits(ids) - wanted).max() > 0.01 * wanted.std()
-    assert np.abs(player.logits(ids) - wanted).max() < 1e-3 * wanted.std()
+    wanted = TorchRunner(tuned_model, [1], 1).logits(ids)
+    assert np.abs(TorchRunner(base, [1], 1).logits(ids) - wanted).max() > 0.01 * wanted.std()
+    assert np.abs(runner.logits(ids) - wanted).max() < 1e-3 * wanted.std()
 
 
 @LLAMA_CPP
@@ -509,7 +512,7 @@ def test_chat_in_llama_cpp_and_ollama_starts_from_the_runs_prompt(run: Callable[
 
 
 @LLAMA_CPP
-def test_the_command_line_shows_what_was_proved(run: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_command_line_shows_what_was_verified(run: Callable[..., Path], tmp_path: Path) -> None:
     done = luthier("export", run(), "--to", "gguf", "type=q8_0", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (

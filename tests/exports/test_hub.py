@@ -56,13 +56,13 @@ def test_a_dry_run_tells_all_and_calls_nobody(
     monkeypatch.setattr(huggingface_hub, "HfApi", unasked)
     settings = ["repo=me/first", f"form={form}", "base=org/base", "license=apache-2.0"]
     report = export(run, parse_export("hub", settings))
-    assert report["proof"][0]["held"]
-    told = "\n".join(report["told"])
-    assert "https://huggingface.co/me/first (private; licence: apache-2.0)" in told
+    assert report["parity"][0]["held"]
+    told = "\n".join(report["messages"])
+    assert "https://huggingface.co/me/first (private; license: apache-2.0)" in told
     weights = "adapter_model.safetensors" if form == "adapter" else "model.safetensors"
     place = run / "exports/hub"
     assert f"{weights}  {(place / weights).stat().st_size:,} bytes" in told and "export.json" not in told
-    command = report["told"][-1].strip()
+    command = report["messages"][-1].strip()
     chosen = "" if form == "adapter" else " form=merged"
     assert command == f"luthier export {run} --to hub repo=me/first{chosen} base=org/base license=apache-2.0 push=true"
     page = (place / "README.md").read_text()
@@ -85,8 +85,8 @@ def test_push_uploads_what_was_told_and_no_more(run: Path, api: Any, model_folde
     text = sent(place, names)
     for secret in (str(run), str(model_folder("llama")), TOKEN):
         assert secret not in text, secret
-    told = "\n".join(report["told"])
-    assert told.startswith("uploaded to https://huggingface.co/me/first (private; licence: none stated")
+    told = "\n".join(report["messages"])
+    assert told.startswith("uploaded to https://huggingface.co/me/first (private; license: none stated")
     assert all(name in told for name in names)
     assert TOKEN not in told + (place / "export.json").read_text() + (run / "recipe.yaml").read_text()
 
@@ -119,7 +119,7 @@ def test_what_would_give_away_this_machine_is_refused(run: Path, monkeypatch: py
             (folder / "notes.txt").write_text(f"made in {text}")
 
         monkeypatch.setattr(Adapter, "write", leaking)
-        with pytest.raises(InputError, match=rf"notes\.txt holds {what}"):
+        with pytest.raises(InputError, match=rf"notes\.txt contains {what}"):
             export(run, parse_export("hub", ["repo=me/first", "base=org/base"]))
         assert not (run / "exports/hub").exists()
 
@@ -181,7 +181,7 @@ def test_modelscope_gets_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     report = export(run, parse_export("hub", settings))
     assert calls[0] == ("create", ("me/first", 1, "mit"))
     assert calls[1][1][:2] == ("me/first", str(run / "exports/hub")) and "export.json" not in calls[1][1][2]
-    assert report["told"][0].startswith("uploaded to https://modelscope.cn/models/me/first (private")
+    assert report["messages"][0].startswith("uploaded to https://modelscope.cn/models/me/first (private")
     assert 'snapshot_download("me/first")' in (run / "exports/hub/README.md").read_text()
     HubApi.there = True
     with pytest.raises(InputError, match="visibility is not known"):

@@ -45,27 +45,27 @@ def in_batch(session: Any, rows: list[list[int]]) -> Any:
 def test_a_causal_model_answers_by_its_cache(run: Callable[..., Path], kind: str, tmp_path: Path) -> None:
     folder = run(kind=kind)
     report = export(folder, parse_export("onnx", []))
-    told = report["proof"][0]
+    told = report["parity"][0]
     assert told["held"] and told["largest"] < 1e-4 * told["spread"] and told["same_answers"] == 1
-    player = form.OnnxPlayer(folder / "exports/onnx", ends=())
-    names = [each.name for each in player.session.get_inputs()]
+    runner = form.OnnxRunner(folder / "exports/onnx", ends=())
+    names = [each.name for each in runner.session.get_inputs()]
     assert {"input_ids", "attention_mask", "past_key_values.0.key", "past_key_values.1.value"} <= set(names)
-    assert {"logits", "present.0.key", "present.1.value"} <= set(player.outputs)
+    assert {"logits", "present.0.key", "present.1.value"} <= set(runner.outputs)
 
     rows = [[5, 9, 30, 77, 120, 200, 11, 12, 13, 14, 15], [40, 41, 42]]  # the first is longer than Mistral's window
-    both = in_batch(player.session, rows)
+    both = in_batch(runner.session, rows)
     for row, made in zip(rows, both, strict=True):
-        alone = player.logits(row)
+        alone = runner.logits(row)
         assert abs(made[: len(row)] - alone).max() < 1e-5
     # One token at a time behind the cache gives what all at once give.
     import numpy as np
 
-    past, step = player._empty(), []
+    past, step = runner._empty(), []
     for place, token in enumerate(rows[0]):
-        out = player._run([token], past, place)
+        out = runner._run([token], past, place)
         past = {name: out[name.replace("past_key_values", "present")] for name in past}
         step.append(out["logits"][0, -1])
-    assert abs(np.stack(step) - player.logits(rows[0])).max() < 1e-5
+    assert abs(np.stack(step) - runner.logits(rows[0])).max() < 1e-5
 
     (tmp_path / "use.py").write_text("\n".join([*report["use"], "import sys", "assert 'torch' not in sys.modules"]))
     done = subprocess.run([sys.executable, tmp_path / "use.py"], capture_output=True, text=True, check=False)
@@ -78,13 +78,13 @@ def test_a_causal_model_answers_by_its_cache(run: Callable[..., Path], kind: str
 def test_a_classifier_takes_padded_batches(run: Callable[..., Path], kind: str, tmp_path: Path) -> None:
     folder = run(task="classify", kind=kind)
     report = export(folder, parse_export("onnx", []))
-    assert report["proof"][0]["held"] and report["proof"][0]["same_top"] == 1
-    player = form.OnnxPlayer(folder / "exports/onnx", ends=())
+    assert report["parity"][0]["held"] and report["parity"][0]["same_top"] == 1
+    runner = form.OnnxRunner(folder / "exports/onnx", ends=())
     rows = [[5, 9, 30, 77, 120], [40, 41], [7, 8, 9]]
-    both = in_batch(player.session, rows)
+    both = in_batch(runner.session, rows)
     assert both.shape == (3, 2)
     for row, made in zip(rows, both, strict=True):
-        assert abs(made - player.logits(row)[0]).max() < 1e-5
+        assert abs(made - runner.logits(row)[0]).max() < 1e-5
     (tmp_path / "use.py").write_text("\n".join(report["use"]))
     subprocess.run([sys.executable, tmp_path / "use.py"], check=True)
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
 ) -> None:
     folder = run()
     monkeypatch.setattr(form, "find_spec", lambda name: None if name == "onnxscript" else True)
-    with pytest.raises(MissingExtra, match=r"needs onnxscript, not installed here\n.*pip install .*'onnxscript>="):
+    with pytest.raises(MissingExtra, match=r"needs onnxscript, which is not installed\n.*pip install .*'onnxscript>="):
         export(folder, parse_export("onnx", []))
     monkeypatch.setattr(form, "find_spec", lambda name: True)
     monkeypatch.setattr(Merged, "write", lambda *_: pytest.fail("nothing may be loaded"))

@@ -37,7 +37,7 @@ def test_it_is_near_to_the_run_and_smaller(run: Callable[..., Path], scheme: str
     need(scheme)
     folder = run()
     report = export(folder, parse_export("quantized", [f"scheme={scheme}"]))
-    told, allowed = report["proof"][0], quantized.SCHEMES[scheme]
+    told, allowed = report["parity"][0], quantized.SCHEMES[scheme]
     assert told["held"] and 0 < told["largest"] <= allowed.bound * told["spread"]
     assert told["mean_bound"] == allowed.mean and told["mean"] <= allowed.mean * told["spread"]
     assert report["scores"]["export"]["loss"]["value"] == pytest.approx(
@@ -74,7 +74,7 @@ def test_a_classifier_keeps_its_head_unpacked(run: Callable[..., Path], scheme: 
     need(scheme)
     folder = run(task="classify", kind=kind)
     report = export(folder, parse_export("quantized", [f"scheme={scheme}"]))
-    assert report["proof"][0]["held"]
+    assert report["parity"][0]["held"]
     import transformers
     from safetensors import safe_open
 
@@ -89,8 +89,8 @@ def test_a_classifier_keeps_its_head_unpacked(run: Callable[..., Path], scheme: 
 def test_a_run_on_a_packed_base_is_quantized_from_the_plain_merge(run: Callable[..., Path]) -> None:
     need("nf4")
     report = export(run("method=qlora"), parse_export("quantized", ["scheme=nf4"]))
-    assert report["proof"][0]["held"] and "not packed" in report["proof"][0]["against"]
-    assert "nf4" in report["proof"][1]["against"] and report["proof"][1]["bound"] is None
+    assert report["parity"][0]["held"] and "not packed" in report["parity"][0]["against"]
+    assert "nf4" in report["parity"][1]["against"] and report["parity"][1]["bound"] is None
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -108,11 +108,11 @@ def test_a_base_whose_own_files_are_packed_is_seen_as_packed(
     build_tokenizer().save_pretrained(tmp_path / "packed")
     folder = run(f"model={tmp_path / 'packed'}", "method=lora")
     report = export(folder, parse_export("merged", ["dtype=float32"]))
-    assert report["proof"][0]["held"] and "not packed" in report["proof"][0]["against"]
-    assert f"the base in {kind}" in report["proof"][1]["against"]
-    assert report["proof"][1]["bound"] is None
+    assert report["parity"][0]["held"] and "not packed" in report["parity"][0]["against"]
+    assert f"the base in {kind}" in report["parity"][1]["against"]
+    assert report["parity"][1]["bound"] is None
     # int8 rounds activations as well; 4 bit with float32 around it computes with the unpacked weights.
-    assert report["proof"][1]["largest"] >= report["proof"][0]["largest"] * (10 if kind == "int8" else 1)
+    assert report["parity"][1]["largest"] >= report["parity"][0]["largest"] * (10 if kind == "int8" else 1)
     config = json.loads((folder / "exports/merged/config.json").read_text())
     assert "quantization_config" not in config, "the merged model is plain"
     plain = AutoModelForCausalLM.from_pretrained(folder / "exports/merged")
@@ -122,7 +122,7 @@ def test_a_base_whose_own_files_are_packed_is_seen_as_packed(
 def test_another_packing_does_not_merge(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run()
     monkeypatch.setattr("luthier.models.load.quantization", lambda config, model: "gptq")
-    with pytest.raises(CannotMerge, match=r"packed as gptq.*\n.*--to adapter"):
+    with pytest.raises(CannotMerge, match=r"quantized as gptq.*\n.*--to adapter"):
         export(folder, parse_export("merged", []))
 
 
@@ -170,7 +170,7 @@ def test_torchao_cannot_pack_gpt2_and_bitsandbytes_can(run: Callable[..., Path])
     folder = run(kind="gpt2")
     with pytest.raises(InputError, match=r"a gpt2 has none\n.*scheme=nf4"):
         export(folder, parse_export("quantized", ["scheme=int8"]))
-    assert export(folder, parse_export("quantized", ["scheme=nf4"]))["proof"][0]["held"]
+    assert export(folder, parse_export("quantized", ["scheme=nf4"]))["parity"][0]["held"]
 
 
 def test_torchao_s_four_bits_take_as_much_as_its_eight(model_folder: Callable[..., Path], tmp_path: Path) -> None:

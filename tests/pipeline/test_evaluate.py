@@ -67,14 +67,14 @@ def test_open_answers_are_generated_once_for_all_scores(
     ask = asking.generate
 
     def count(*arguments: Any, **options: Any) -> Any:
-        calls.append(len(arguments[2]))
+        calls.append(len(arguments[1]))
         return ask(*arguments, **options)
 
     monkeypatch.setattr(asking, "generate", count)
     result = train(settings(open_rows(24), "evaluate.generate=5"))
     assert calls == [5, 5], "once the base, once the tuned model"
     assert {"exact_match", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf", "perplexity"} <= set(result["tuned"])
-    assert result["headline"] == "rouge_l" and result["tuned"]["rouge_l"]["headline"]
+    assert result["primary_metric"] == "rouge_l" and result["tuned"]["rouge_l"]["primary_metric"]
     assert any("evaluate.max_new_tokens" in caveat for caveat in result["caveats"]), "random weights do not stop"
     lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     asked = [line for line in lines if "said" in line["tuned"]]
@@ -117,7 +117,7 @@ def test_every_score_of_labels_is_measured_and_the_verdict_is_in_words(
 ) -> None:
     config = settings(review_rows(60), "task=chat", "train.lr=1e-9")
     result = train(config)
-    assert result["headline"] == "accuracy" and {"mcc", "macro_f1"} <= set(result["difference"])
+    assert result["primary_metric"] == "accuracy" and {"mcc", "macro_f1"} <= set(result["difference"])
     assert result["difference"]["accuracy"]["verdict"] == "within noise"
     assert result["forgetting"]["all"]["difference"]["verdict"] == "within noise"
     assert set(result["forgetting"]) == {"all", "english", "chinese", "code", "arithmetic", "dialogue", "facts"}
@@ -138,7 +138,7 @@ def test_numbers_are_learned_and_judged_by_correlation(settings: Callable[..., R
     rows = [{"text": f"{'good ' * (i % 5)}film {i}", "label": (i % 5) / 2} for i in range(60)]
     overrides = ["task=regress", "method=full", "train.steps=60", "train.lr=3e-3", "train.batch_size=8"]
     result = train(settings(rows, *overrides))
-    assert set(result["tuned"]) == {"pearson", "spearman", "squared_error"} and result["headline"] == "pearson"
+    assert set(result["tuned"]) == {"pearson", "spearman", "squared_error"} and result["primary_metric"] == "pearson"
     assert result["tuned"]["pearson"]["value"] > 0.8 and result["difference"]["squared_error"]["verdict"] == "better"
     assert result["tuned"]["squared_error"]["higher_is_better"] is False
     assert "regress" in result["task"] and (tmp_path / "run" / "report.html").is_file()
@@ -166,7 +166,7 @@ def test_a_function_of_the_users_own_is_the_score_and_its_errors_are_counted(
     (tmp_path / "mine.py").write_text(CHECK)
     notes = Notes()
     result = train(settings(open_rows(20), f"evaluate.check={tmp_path / 'mine.py'}"), progress=notes)
-    assert result["headline"] == "pass_rate"
+    assert result["primary_metric"] == "pass_rate"
     lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     wrong = [line for line in lines if line["text"].endswith("3.")]
     expected = [not line["text"].endswith("3.") and len(line["tuned"]["said"]) % 2 == 0 for line in lines]
@@ -204,7 +204,7 @@ def test_the_score_to_rank_by_is_checked_before_training(settings: Callable[...,
         train(settings(open_rows(20), "evaluate.metric=accuracy"))
     assert not (tmp_path / "run").exists()
     result = train(settings(open_rows(20), "evaluate.metric=chrf"))
-    assert result["headline"] == "chrf" and result["examples"]["by"] == "chrf"
+    assert result["primary_metric"] == "chrf" and result["examples"]["by"] == "chrf"
 
 
 def test_a_finished_run_changes_only_in_how_it_is_measured(settings: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_judge_grades_each_answer_once_and_its_key_stands_nowhere(
     settings: Callable[..., RunConfig], judge: SimpleNamespace, tmp_path: Path
 ) -> None:
     result = train(settings(open_rows(20), *judge.settings))
-    assert result["headline"] == "judge" and set(judge.keys) == {"Bearer sesame-4711"}
+    assert result["primary_metric"] == "judge" and set(judge.keys) == {"Bearer sesame-4711"}
     lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     grades = [sum(map(int, filter(str.isdigit, line["text"]))) % 11 for line in lines]
     assert [line["tuned"]["judge"] for line in lines] == grades
@@ -277,7 +277,7 @@ def test_a_judge_that_fails_is_counted_and_a_redirect_is_not_followed(
     held = write_jsonl(tmp_path / "held.jsonl", open_rows(6))
     result = train(settings(open_rows(20), f"data.validation={held}", *judge.settings), progress=notes)
     assert result["counts"]["tuned"]["failed verdicts"] == 2
-    assert any("2 of 6 verdicts could not be had: HTTP 302" in text for text in notes.said)
+    assert any("2 of 6 grades are missing: HTTP 302" in text for text in notes.said)
     lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
     assert ["judge" in line["tuned"] for line in lines] == [True, True, True, False, False, True]
     judge.fail, before = (lambda text: 0), len(judge.asked)
@@ -296,7 +296,7 @@ def test_a_judge_without_its_key_or_with_one_in_clear_is_refused_at_the_start(
     monkeypatch.setenv("NO_SUCH_KEY", "sesame")
     with pytest.raises(InputError, match="unencrypted"):
         train(settings(open_rows(20), "evaluate.judge.url=http://judge.example/v1", *given))
-    with pytest.raises(ConfigError, match=r"evaluate\.judge\.url: must hold no user, password"):
+    with pytest.raises(ConfigError, match=r"evaluate\.judge\.url: must have no user, password"):
         settings(open_rows(20), "evaluate.judge.url=https://me:sesame@judge.example/v1", *given)
     assert not (tmp_path / "run").exists()
 
@@ -305,7 +305,7 @@ def test_a_run_without_held_out_rows_has_a_report_all_the_same(
     settings: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     result = train(settings(open_rows(12), "data.validation=none"))
-    assert result["tuned"] == {} and result["headline"] == "" and (tmp_path / "run" / "report.html").is_file()
+    assert result["tuned"] == {} and result["primary_metric"] == "" and (tmp_path / "run" / "report.html").is_file()
     show_result(result)
 
 
@@ -318,7 +318,7 @@ def test_without_the_base_there_is_nothing_to_compare_with(settings: Callable[..
 
 def test_short_answers_rank_by_exact_match(settings: Callable[..., RunConfig]) -> None:
     result = train(settings(alpaca_rows(40)))
-    assert result["headline"] == "exact_match" and "bleu" not in result["tuned"]
+    assert result["primary_metric"] == "exact_match" and "bleu" not in result["tuned"]
 
 
 @pytest.mark.shared

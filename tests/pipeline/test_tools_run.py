@@ -74,9 +74,9 @@ def test_rows_with_tools_are_trained_on_and_asked_with_their_tools(
     prompts: list[str] = []
     ask = asking.generate
 
-    def listen(model: Any, template: Any, ids: Any, **options: Any) -> Any:
-        prompts.extend(template.tokenizer.decode(each) for each in ids)
-        return ask(model, template, ids, **options)
+    def listen(context: Any, ids: Any, most: int) -> Any:
+        prompts.extend(context.template.tokenizer.decode(each) for each in ids)
+        return ask(context, ids, most)
 
     monkeypatch.setattr(asking, "generate", listen)
     file = write_jsonl(tmp_path / "tools.jsonl", adding(20))

@@ -128,7 +128,7 @@ def test_export_runs_a_check_that_is_allowed(foreign: Path) -> None:
 
 def test_a_judge_out_of_a_run_folder_gets_no_key(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "sk-secret")
-    monkeypatch.setattr("luthier.evaluation.metrics.judge.verdict_on", lambda *_: pytest.fail("it was asked"))
+    monkeypatch.setattr("luthier.evaluation.metrics.judge.grade", lambda *_: pytest.fail("it was asked"))
     run = tmp_path / "run"
     shutil.copytree(own, run)
     config = RunConfig.load(

@@ -274,4 +274,4 @@ def test_scores_that_were_no_numbers_can_be_read_and_shown_again() -> None:
     assert math.isnan(Measured(records=kept).records[0]["loss_sum"])
     good = {"loss_sum": 1.0, "targets": 2}
     assert worst([{"tuned": good}, {"tuned": kept[0]}])[0]["tuned"] is kept[0]
-    assert figure("loss", None) == figure("loss", float("nan")) == figure("accuracy", None, sign=True) == "no number"
+    assert figure("loss", None) == figure("loss", float("nan")) == figure("accuracy", None, sign=True) == "NaN"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from luthier.cli.progress import console
 from luthier.reports.data_report import shown
-from luthier.reports.run_report import SPANS, figure, shift
+from luthier.reports.run_report import figure, scale_of, shift
 
 COLOURS = {"better": "green", "worse": "red", "within noise": "dim"}
 SHOWN = 2
@@ -54,16 +54,17 @@ def show_result(result: Mapping[str, Any]) -> None:
 
 def _show_scores(result: Mapping[str, Any]) -> None:
     """Base, tuned and difference of each score; the one that ranks is bold."""
-    console.print(f"{result['validation_examples']} held-out examples; below each value its 95 % interval")
+    console.print(f"{result['validation_examples']} held-out examples; 95 % CI below each value")
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("metric")
     sides = [name for name in ("base", "tuned", "difference") if result[name]]
     for name in sides:
         table.add_column(name, justify="right")
+    primary = result.get("primary_metric", result.get("headline"))
     for metric in result["tuned"]:
         words = metric.replace("_", " ")
-        span = f"\n[dim]{SPANS[metric]}[/]" if metric in SPANS else ""
-        cells = [(f"[bold]{words}[/]" if metric == result.get("headline") else words) + span]
+        span = f"\n[dim]{scale}[/]" if (scale := scale_of(metric)) else ""
+        cells = [(f"[bold]{words}[/]" if metric == primary else words) + span]
         cells += [_cell(metric, result[name][metric], sign=name == "difference") for name in sides]
         table.add_row(*cells)
     console.print(table)
@@ -115,11 +116,11 @@ def _short(text: str) -> str:
 
 
 def show_export(report: Mapping[str, Any]) -> None:
-    """What was written, the proof, and how to load it."""
+    """What was written, the parity check, and how to load it."""
     table = Table(box=SIMPLE)
     for title in ("beside", "prompts", "largest difference", "allowed", "same top token", "same answers"):
         table.add_column(title, justify="left" if title == "beside" else "right")
-    for each in report["proof"]:
+    for each in report["parity"]:
         allowed = "-" if each["bound"] is None else f"{each['bound'] * each['spread']:.3g}"
         table.add_row(
             each["against"],
@@ -129,11 +130,11 @@ def show_export(report: Mapping[str, Any]) -> None:
             f"{each['same_top']:.2%}",
             f"{each['same_answers']:.0%}",
         )
-    if report["proof"]:
+    if report["parity"]:
         console.print(table)
     for key, text in report["checked"].items():
         console.print(
-            f"  [yellow]! not proved: {escape(text)}[/]" if key == "not_proved" else f"  {key}: {escape(text)}"
+            f"  [yellow]! not verified: {escape(text)}[/]" if key == "not_verified" else f"  {key}: {escape(text)}"
         )
     for name, score in report["scores"].get("export", {}).items():
         before = report["scores"]["run"].get(name)
@@ -143,7 +144,7 @@ def show_export(report: Mapping[str, Any]) -> None:
     console.print(f"[bold]> {escape(report['path'])}[/] ({report['bytes'] / 1e6:,.1f} MB)")
     for line in report["use"]:
         console.print(f"    {escape(line)}", soft_wrap=True)
-    for line in report["told"]:
+    for line in report["messages"]:
         console.print(escape(line))
 
 

@@ -310,10 +310,10 @@ def _left(seconds: float, done: int, total: int) -> str:
 
 
 def _short(result: dict[str, Any]) -> str:
-    from luthier.evaluation.scores import headline
+    from luthier.evaluation.scores import primary_metric
     from luthier.reports.run_report import figure
 
-    name = headline(result["tuned"])
+    name = primary_metric(result["tuned"])
     return f"{name.replace('_', ' ')} {figure(name, result['tuned'][name]['value'])}, {result['train_seconds']:.0f} s"
 
 

@@ -14,7 +14,7 @@ from luthier.comparison.significance import Draws, differences, draws, metric, p
 from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.evaluation.records.context import Record, restored
-from luthier.evaluation.scores import headline
+from luthier.evaluation.scores import primary_metric
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 
@@ -41,7 +41,7 @@ def rows_of(
             "best": "",
             "rows": [_missing(name, config, reason, seeds, failed) for name, config, reason in arms],
         }
-    name_of_score = headline(first["tuned"])
+    name_of_score = primary_metric(first["tuned"])
     function, higher = metric(name_of_score)
     found: dict[str, Draws] = {}
     for name, own in runs.items():

@@ -1,9 +1,9 @@
 """EleutherAI's lm-evaluation-harness on a run: the tuned model and its base on the same tasks.
 
 The models are those in memory, so no weights are written or downloaded. A task is a name that the harness knows, or one
-of your own YAML files in a folder; what a task downloads is the harness's and the task's affair. A difference is called
-within noise where its 95 % interval, 1.96 sqrt(se_base^2 + se_tuned^2) on either side, holds zero: the harness gives
-standard errors per model, not per pair, so this interval is wider than a paired one would be.
+of your own YAML files in a folder; what a task downloads is up to the harness and the task. A difference is within
+noise if its 95 % interval, 1.96 sqrt(se_base^2 + se_tuned^2) on either side, contains zero: the harness gives standard
+errors per model, not per pair, so this interval is wider than a paired one would be.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def check_harness() -> None:
-    """MissingExtra where the harness is not installed."""
+    """Raise MissingExtra if the harness is not installed."""
     if find_spec("lm_eval") is None:
         raise MissingExtra("lm-evaluation-harness is not installed", fix=install("harness"))
 
@@ -41,24 +41,23 @@ def measure_harness(
     max_length: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """{tasks, limit, version, scores: {task: {metric: {base, tuned, difference, verdict, ...}}}}.
+    """{tasks, limit, lm_eval, scores: {task: {metric: {base, tuned, difference, noise, ...}}}}.
 
-    InputError for a task that is not there, and for a classifier, which the harness cannot ask.
+    InputError for an unknown task, and for a classifier, which the harness cannot evaluate.
     """
     check_harness()
     if not hasattr(tuned, "generate") or tuned.get_output_embeddings() is None:  # type: ignore[operator]
-        raise InputError("the run is a classifier: the harness asks language models", fix="luthier evaluate RUN")
+        raise InputError("the run is a classifier: the harness evaluates language models", fix="luthier evaluate RUN")
     manager = _manager(tasks, folder)
 
     def measured(model: nn.Module, who: str) -> dict[str, Any]:
-        progress.stage(f"asking the {who} with lm-evaluation-harness: {', '.join(tasks)}")
-        return _ask(model, tokenizer, tasks, manager, limit, batch_size, max_length)
+        progress.stage(f"evaluating the {who} with lm-evaluation-harness: {', '.join(tasks)}")
+        return _ask(model.eval(), tokenizer, tasks, manager, limit, batch_size, max_length)
 
-    after = measured(tuned.eval(), "tuned model")
-    before: dict[str, Any] = {}
+    after, before = measured(tuned, "tuned model"), {}
     if base is not None:
         with base as model:
-            before = measured(model.eval(), "base")
+            before = measured(model, "base")
     scores = {task: _scores(before.get(task, {}), metrics) for task, metrics in after.items()}
     return {"tasks": list(tasks), "limit": limit, "lm_eval": metadata.version("lm_eval"), "scores": scores}
 
@@ -69,10 +68,9 @@ def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
     if folder is not None and not folder.is_dir():
         raise InputError(f"--harness-path: there is no folder {folder}", fix="give the folder of your task files")
     manager = TaskManager(include_path=None if folder is None else str(folder))
-    known = manager.all_tasks
-    if unknown := [task for task in tasks if task not in known]:
+    if unknown := [task for task in tasks if task not in manager.all_tasks]:
         raise InputError(
-            f"lm-evaluation-harness has no task {unknown[0]!r}{did_you_mean(unknown[0], known)}",
+            f"lm-evaluation-harness has no task {unknown[0]!r}{did_you_mean(unknown[0], manager.all_tasks)}",
             fix="--harness-path=DIR for tasks of your own, or one that `lm-eval ls tasks` shows",
         )
     return manager
@@ -91,9 +89,8 @@ def _ask(
     from lm_eval.models.huggingface import HFLM
 
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
-    found = simple_evaluate(
-        wrapped, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False, bootstrap_iters=1000
-    )
+    options = {"task_manager": manager, "limit": limit, "log_samples": False, "bootstrap_iters": 1000}
+    found = simple_evaluate(wrapped, tasks=list(tasks), **options)
     return dict(found["results"]) if found else {}
 
 
@@ -104,22 +101,15 @@ def _scores(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
         name, _, how = key.partition(",")
         if not isinstance(value, int | float) or not how or name.endswith("_stderr"):
             continue
-        label = name if how == "none" else f"{name} ({how})"
-        error = f"{name}_stderr,{how}"
-        errors = [_number(side.get(error)) for side in (before, after)]
-        score: dict[str, Any] = {
-            "base": before.get(key),
-            "tuned": value,
-            "tuned_error": errors[1],
-            "base_error": errors[0],
-        }
-        if isinstance(score["base"], int | float):
-            score["difference"] = value - score["base"]
+        base, errors = before.get(key), [_number(side.get(f"{name}_stderr,{how}")) for side in (before, after)]
+        score: dict[str, Any] = {"base": base, "tuned": value, "tuned_error": errors[1], "base_error": errors[0]}
+        if isinstance(base, int | float):
+            score["difference"] = value - base
             if None not in errors:
                 half = 1.96 * math.hypot(*(each or 0.0 for each in errors))
                 score |= {"low": score["difference"] - half, "high": score["difference"] + half}
                 score["noise"] = abs(score["difference"]) <= half
-        made[label] = score
+        made[name if how == "none" else f"{name} ({how})"] = score
     return made
 
 

@@ -1,94 +1,82 @@
-"""Scores with 95 % confidence intervals, base against tuned, and which of them a comparison ranks by.
+"""Scores with 95 % confidence intervals, base against tuned, and the primary metric that a comparison ranks by.
 
-Intervals are percentiles of the bootstrap over examples (Efron 1979): the held-out examples are drawn anew with
-replacement, and the score is made from each draw. For a difference base and tuned model are drawn alike (paired), which
-takes out what is hard for both. A difference whose interval holds zero is within noise.
+Intervals are percentiles of the bootstrap over examples (Efron 1979): held-out examples are resampled with replacement,
+and the score is computed on each resample. For a difference base and tuned model share the resamples (paired), which
+cancels what is hard for both. A difference whose interval contains zero is within noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from luthier.core.errors import InputError, did_you_mean
-from luthier.evaluation.metrics.base import EVALUATIONS, Evaluation, MetricFunction, SumMetric
+from luthier.evaluation.metrics.base import Evaluation, MetricFunction, SumMetric, known_evaluations, known_metrics
 from luthier.evaluation.records.context import EvalContext, Record
-from luthier.evaluation.records.generate import open_answers
 from luthier.evaluation.records.settings import EvaluateConfig
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 RESAMPLES = 1000
 FEW = 20
-"""Examples below which an interval of the bootstrap is too narrow to lean on."""
-
-ORDER = ("pass_rate", "judge", "pearson", "accuracy", "rouge_l", "exact_match", "perplexity", "loss")
-"""Scores that a comparison ranks by, the first there is. What the user brought comes first; exact match of long
-answers does not count (see `choose`)."""
+"""Examples below which an interval of the bootstrap is too narrow to rely on."""
 
 
-def evaluations(subject: EvalContext) -> list[Evaluation]:
-    """Every evaluation that fits the subject's task and rows."""
-    known = [EVALUATIONS.get(name)() for name in EVALUATIONS.names()]
-    return [evaluation for evaluation in known if evaluation.applies(subject)]
+def evaluations(context: EvalContext) -> list[Evaluation]:
+    """Every evaluation that fits the context's task and rows and can run here."""
+    return [each for each in known_evaluations() if each.applies(context) and not each.missing()]
 
 
-def lacking(subject: EvalContext) -> list[str]:
+def lacking(context: EvalContext) -> list[str]:
     """What would fit and cannot be measured here, with the fix."""
-    known = [EVALUATIONS.get(name)() for name in EVALUATIONS.names()]
-    return [why for evaluation in known if (why := evaluation.lacks(subject))]
+    return [each.missing() for each in known_evaluations() if each.applies(context) and each.missing()]
 
 
 def check_settings(settings: EvaluateConfig) -> None:
-    """Refuse, before anything is read, what cannot work for any data: no such metric, check file or key."""
-    known = [metric for name in EVALUATIONS.names() for metric in EVALUATIONS.get(name)().metrics()]
+    """Refuse, before anything is read, what cannot work for any data: an unknown metric, a missing file or key."""
+    known = list(known_metrics())
     if settings.metric is not None and settings.metric not in known:
         raise InputError(
             f"evaluate.metric: there is no score {settings.metric!r}{did_you_mean(settings.metric, known)}",
             fix=f"one of: {', '.join(known)}",
         )
-    if settings.check is not None:
-        from luthier.evaluation.metrics.check import load_check
-
-        load_check(settings.check)
-    if settings.judge is not None:
-        from luthier.evaluation.metrics.judge import key_of
-
-        key_of(settings.judge)
+    for each in known_evaluations():
+        each.check_settings(settings)
 
 
-def choose(subject: EvalContext, measured: Sequence[str]) -> str:
-    """The score of these that a comparison ranks by. InputError where the recipe names one that is not measured."""
-    wanted = subject.settings.metric
+def choose(context: EvalContext, measured: Sequence[str]) -> str:
+    """The primary metric among `measured`. InputError if the recipe names one that is not measured."""
+    wanted = context.settings.metric
     if wanted is not None and wanted not in measured:
+        why = "; ".join([f"task {context.task.name}", *lacking(context)])
         raise InputError(
-            f"evaluate.metric: {wanted} is not measured on these rows (task {subject.task.name}"
-            + ("".join(f"; {why}" for why in lacking(subject)) + ")"),
-            fix=f"one of: {', '.join(measured)}",
+            f"evaluate.metric: {wanted} is not measured on these rows ({why})", fix=f"one of: {', '.join(measured)}"
         )
-    if wanted is not None:
-        return wanted
-    # A long answer that is not word for word the data's may be as good.
-    fit = [name for name in measured if name != "exact_match" or not open_answers(subject)]
-    return next((name for name in ORDER if name in fit), next(iter(fit), ""))
+    barred = {name for each in known_evaluations() if not each.may_rank(context) for name in each.table}
+    return wanted or _first(name for name in measured if name not in barred)
 
 
-def headline(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """The one score a comparison ranks by: that marked `headline`, as `compare` marks what `choose` says.
+def primary_metric(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """The metric that a comparison ranks by: the one marked `primary_metric` (`headline` in older runs).
 
-    Where none is marked, as in results of older runs, the first of ORDER. "" where there is no score at all.
+    If none is marked, the one with the best rank. "" if there are no scores.
     """
-    marked = (name for name, score in scores.items() if score.get("headline"))
-    return next(marked, None) or next((name for name in ORDER if name in scores), next(iter(scores), ""))
+    marked = (name for name, score in scores.items() if score.get("primary_metric") or score.get("headline"))
+    return next(marked, None) or _first(scores)
 
 
-def measure(subject: EvalContext) -> list[Record]:
-    """One record per held-out example with what all fitting evaluations measured."""
-    records: list[Record] = [{} for _ in subject.examples]
-    subject.model.eval()
-    for evaluation in evaluations(subject):
-        for record, new in zip(records, evaluation.measure(subject), strict=True):
+def _first(names: Iterable[str]) -> str:
+    ranks = {name: metric.rank for name, metric in known_metrics().items() if metric.rank is not None}
+    return min(names, key=lambda name: ranks.get(name, len(ranks)), default="")
+
+
+def measure(context: EvalContext) -> list[Record]:
+    """One record per held-out example, with the measurements of all fitting evaluations."""
+    records: list[Record] = [{} for _ in context.examples]
+    context.model.eval()
+    for evaluation in evaluations(context):
+        for record, new in zip(records, evaluation.measure(context), strict=True):
             record.update(new)
     return records
 
@@ -97,7 +85,7 @@ def scores(records: Sequence[Record], chosen: Sequence[Evaluation]) -> dict[str,
     """{metric: {value, low, high, higher_is_better}}; low to high is the bootstrap's 95 % interval over examples."""
     result = {}
     for name, (function, higher) in metrics_of(chosen).items():
-        low, high = _interval(_drawn([records], function)[0])
+        low, high = _interval(_resampled([records], function)[0])
         result[name] = {"value": function(records), "low": low, "high": high, "higher_is_better": higher}
     return result
 
@@ -107,60 +95,62 @@ def differences(
 ) -> dict[str, dict[str, Any]]:
     """{metric: {value, low, high, verdict}}: tuned minus base with the paired bootstrap's 95 % interval.
 
-    The verdict is `better` or `worse`, or `within noise` where the interval holds zero.
+    The verdict is `better` or `worse`, or `within noise` if the interval contains zero.
     """
     result = {}
     for name, (function, higher) in metrics_of(chosen).items():
-        before, after = _drawn([base, tuned], function)
+        before, after = _resampled([base, tuned], function)
         result[name] = difference(function(tuned) - function(base), after - before, higher=higher)
     return result
 
 
-def difference(value: float, drawn: NDArray[Any], *, higher: bool) -> dict[str, Any]:
+def difference(value: float, resampled: NDArray[Any], *, higher: bool) -> dict[str, Any]:
     """A difference with its interval, from resamples of it, in numbers and in a word."""
-    low, high = _interval(drawn)
+    low, high = _interval(resampled)
     sure = low > 0 or high < 0
     verdict = ("better" if (value > 0) == higher else "worse") if sure else "within noise"
     return {"value": value, "low": low, "high": high, "verdict": verdict}
 
 
 def metrics_of(chosen: Sequence[Evaluation]) -> dict[str, tuple[MetricFunction, bool]]:
-    """Name -> (metric, is more better?)."""
-    return {name: (function, e.higher(name)) for e in chosen for name, function in e.metrics().items()}
+    """Name -> (metric, whether more is better)."""
+    return {name: (metric.function, metric.higher) for each in chosen for name, metric in each.table.items()}
 
 
-def _drawn(sides: Sequence[Sequence[Record]], function: MetricFunction) -> list[NDArray[Any]]:
-    """The metric of each resample, for each side; all sides are drawn alike."""
-    import numpy as np
-
+def _resampled(sides: Sequence[Sequence[Record]], function: MetricFunction) -> list[NDArray[Any]]:
+    """The metric of each resample, for each side; all sides share the resamples."""
+    size = len(sides[0])
     if isinstance(function, SumMetric):
         terms = [function.terms(records) for records in sides]
-        return [np.concatenate([function.value(counts @ each) for counts in resamples(len(each))]) for each in terms]
-    # Without sums every draw is a loop. Thousands of rows have narrow intervals already: fewer draws give the same.
-    count = RESAMPLES if len(sides[0]) <= 500 else max(100, RESAMPLES * 500 // len(sides[0]))
-    rng = np.random.default_rng(0)
-    places = [rng.integers(0, len(sides[0]), len(sides[0])) for _ in range(count)]
-    return [np.array([function([records[i] for i in drawn]) for drawn in places]) for records in sides]
+        return [np.concatenate([function.value(counts @ each) for counts in counted(len(each))]) for each in terms]
+    # Without sums every resample is a loop. Thousands of rows have narrow intervals already: fewer give the same.
+    count = RESAMPLES if size <= 500 else max(100, RESAMPLES * 500 // size)
+    drawn = [places for chunk, _ in resamples(size, count) for places in chunk]
+    return [np.array([function([records[i] for i in places]) for places in drawn]) for records in sides]
 
 
-def resamples(size: int) -> Iterator[NDArray[Any]]:
-    """How often each of `size` examples is drawn: [draws, size], some draws at a time, the same for every call."""
-    import numpy as np
+def resamples(
+    size: int, count: int = RESAMPLES, runs: int = 1, seed: int = 0
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Yield `count` bootstrap resamples in chunks, the same for every call with the same arguments.
 
-    rng, left = np.random.default_rng(0), RESAMPLES
-    while left:
-        draws = min(left, max(1, 2_000_000 // max(1, size)))
-        places = rng.integers(0, size, (draws, size)) + size * np.arange(draws)[:, None]
-        yield np.bincount(places.ravel(), minlength=draws * size).reshape(draws, size).astype(float)
-        left -= draws
-
-
-def _interval(drawn: NDArray[Any]) -> tuple[float, float]:
-    import numpy as np
-
-    ordered = np.sort(drawn)
-    return tuple(float(ordered[round(share * (len(ordered) - 1))]) for share in (0.025, 0.975))  # type: ignore[return-value]
+    Each chunk has the examples drawn, [draws, size], and the runs drawn (one per seed of a comparison), [draws, runs].
+    """
+    rng = np.random.default_rng(seed)
+    step = 1 if runs > 1 else max(1, 2_000_000 // max(1, size))
+    for done in range(0, count, step):
+        draws = min(step, count - done)
+        yield rng.integers(0, size, (draws, size)), rng.integers(0, runs, (draws, runs))
 
 
-EACH = {"pearson": "squared_error", "spearman": "squared_error", "mcc": "accuracy", "macro_f1": "accuracy"}
-"""Scores that a single example has none of -> the one that tells its share in them."""
+def counted(size: int) -> Iterator[NDArray[Any]]:
+    """The same resamples as how often each example is drawn: [draws, size]."""
+    for places, _ in resamples(size):
+        flat = places + size * np.arange(len(places))[:, None]
+        yield np.bincount(flat.ravel(), minlength=places.size).reshape(places.shape).astype(float)
+
+
+def _interval(resampled: NDArray[Any]) -> tuple[float, float]:
+    ordered = np.sort(resampled)
+    low, high = (float(ordered[round(share * (len(ordered) - 1))]) for share in (0.025, 0.975))
+    return low, high

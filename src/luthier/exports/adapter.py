@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.core.shell import home, literal
 from luthier.core.strict_json import to_json
-from luthier.exports.base import Export
-from luthier.exports.checking.proof import Player
-from luthier.exports.checking.tuned import Tuned
-
-if TYPE_CHECKING:
-    from torch import nn
+from luthier.exports.base import Export, Opened, Tuned
 
 
 class Adapter(Export):
-    """PEFT's format, to be loaded beside the base; for forty variants of one base this is forty small folders."""
+    """PEFT's format, loaded beside the base; for forty variants of one base this is forty small folders."""
 
     @property
-    def needs(self) -> Literal["adapter", "merged"]:
-        return "adapter"
+    def on_plain_base(self) -> bool:
+        return False
 
     def refuse(self, tuned: Tuned) -> None:
         if tuned.method.saves != "adapter":
@@ -32,7 +26,7 @@ class Adapter(Export):
                 fix=tuned.export_command("merged"),
             )
 
-    def room(self, tuned: Tuned) -> int:
+    def required_bytes(self, tuned: Tuned) -> int:
         return sum(file.stat().st_size for file in tuned.weights.rglob("*") if file.is_file())
 
     def write(self, tuned: Tuned, folder: Path) -> None:
@@ -40,11 +34,10 @@ class Adapter(Export):
             if file.is_file() and file.name not in ("manifest.json", "README.md"):
                 shutil.copyfile(file, folder / file.name)
         settings = folder / "adapter_config.json"
-        config = read_object(settings)
-        config["base_model_name_or_path"] = home(tuned.base)
+        config = read_object(settings) | {"base_model_name_or_path": home(tuned.base)}
         settings.write_text(to_json(config, indent=2, sort_keys=True), encoding="utf-8")
 
-    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
+    def open(self, tuned: Tuned, folder: Path) -> Opened:
         from luthier.methods.layers.loading import load_adapter
 
         return load_adapter(tuned.open_base(), folder)
@@ -53,22 +46,18 @@ class Adapter(Export):
         from peft import PeftConfig
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-        kind = PeftConfig.from_pretrained(str(tuned.weights))
-        own = PEFT_TYPE_TO_CONFIG_MAPPING[kind.peft_type].__module__.startswith("luthier.")
-        auto = "AutoPeftModelForSequenceClassification" if tuned.classifies else "AutoPeftModelForCausalLM"
+        kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftConfig.from_pretrained(str(tuned.weights)).peft_type]
+        own = kind.__module__.startswith("luthier.")
+        task = "SequenceClassification" if tuned.classifies else "CausalLM"
+        load = [f"from peft import AutoPeftModelFor{task}"]
+        load.append(f"model = AutoPeftModelFor{task}.from_pretrained({literal(folder)})")
         base = home(tuned.base)
         if base.startswith("~"):  # PEFT would look for a folder of that name
-            plain = auto.replace("Peft", "")
             load = [
                 "from pathlib import Path",
                 "from peft import PeftModel",
-                f"from transformers import {plain}",
-                f"base = {plain}.from_pretrained(Path({literal(base)}).expanduser())",
+                f"from transformers import AutoModelFor{task}",
+                f"base = AutoModelFor{task}.from_pretrained(Path({literal(base)}).expanduser())",
                 f"model = PeftModel.from_pretrained(base, {literal(folder)})",
             ]
-        else:
-            load = [f"from peft import {auto}", f"model = {auto}.from_pretrained({literal(folder)})"]
-        return [
-            *(["import luthier  # registers this adapter type with PEFT"] if own else []),
-            *load,
-        ]
+        return [*(["import luthier  # registers this adapter type with PEFT"] if own else []), *load]

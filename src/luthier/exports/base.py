@@ -1,109 +1,91 @@
 """What an export is: a form of a tuned model on disk, and how the program that will use it opens it.
 
-An export writes, and then its result is opened anew and asked the run's own held-out prompts (see proof): what is
-deployed has to be what was trained.
+After an export is written it is opened and replays held-out prompts of the run (see checking.parity): what is deployed
+has to answer as what was trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from luthier.core.errors import CannotMerge
 from luthier.core.registry import Family, Plugin
-from luthier.exports.checking.proof import Player
+from luthier.exports.checking.card import card
+from luthier.exports.checking.parity import Prompt, Runner
 from luthier.exports.checking.tuned import Tuned
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from luthier.exports.checking.proof import Prompt
-
-
+__all__ = ["EXPORTS", "Export", "Opened", "Prompt", "Tuned"]
+Opened: TypeAlias = "nn.Module | Runner"
 UNPACKS = ("none", "int8", "nf4", "fp4")
-"""How a base may be packed for the tuned weights to be merged."""
+"""Quantizations of a base that can be undone, so that the tuned weights can be merged into it."""
 
 
 class Export(Plugin):
-    """One form."""
+    """One form. This class describes a merged model; other forms override `refuse`."""
 
     base_layout: ClassVar[bool] = True
-    """A merged model in it has the weights of the base's architecture, and no others."""
-
-    @property
-    def needs(self) -> Literal["adapter", "merged"]:
-        """Does it keep the adapter beside its base, or fold it in?"""
-        return "merged"
+    """Whether a merged model has the weights of the base's architecture, and no others."""
 
     @property
     def on_plain_base(self) -> bool:
-        """Does it belong to the base as it is, not packed?"""
-        return self.needs == "merged"
+        """Whether it belongs to the unquantized base."""
+        return True
 
     @property
     def replays(self) -> bool:
-        """Is it opened, to replay the held-out prompts?"""
-        return True
+        """Whether held-out prompts are replayed; a form with a field `replay` lets the user switch that off."""
+        return bool(getattr(self, "replay", True))
 
     def refuse(self, tuned: Tuned) -> None:
-        """Raise InputError or CannotMerge where this form cannot hold the run, before anything is loaded."""
-        if self.needs == "merged" and not tuned.method.mergeable:
-            raise CannotMerge(
-                f"method {tuned.method.name} changes what the model computes, not only its weights: it does not "
-                f"fold into the base\n  fix: {tuned.export_command('adapter')}"
+        """Raise InputError or CannotMerge if this form cannot hold the run, before anything is loaded."""
+        why = ""
+        if not tuned.method.mergeable:
+            why = (
+                f"method {tuned.method.name} changes what the model computes, not only its weights: it cannot be merged"
             )
-        if self.needs == "merged" and tuned.quantize not in UNPACKS:
-            raise CannotMerge(
-                f"{tuned.run}: the files of the base are packed as {tuned.quantize}, which is not unpacked here, "
-                f"so nothing folds into them\n  fix: {tuned.export_command('adapter')}"
-            )
-        if self.base_layout and self.needs == "merged" and (why := tuned.method.unmergeable(tuned.skeleton())):
+        elif tuned.quantize not in UNPACKS:
+            why = f"the base's files are quantized as {tuned.quantize}, which cannot be undone here to merge weights"
+        elif self.base_layout:
+            why = tuned.method.unmergeable(tuned.skeleton())
+        if why:
             raise CannotMerge(f"{tuned.run}: {why}\n  fix: {tuned.export_command('adapter')}")
 
-    def room(self, tuned: Tuned) -> int:
-        """Bytes that will be written, about."""
+    def required_bytes(self, tuned: Tuned) -> int:
+        """Estimated bytes on disk."""
         raise NotImplementedError
 
-    def limit(self, tuned: Tuned) -> float:
-        """Largest difference of two logits, as a share of their spread over the vocabulary, that rounding may make."""
-        return 1e-3
-
-    def mean_limit(self, tuned: Tuned) -> float | None:
-        """Mean difference of two logits, as a share of the same spread, at most; None where `limit` says enough."""
-        return None
+    def bounds(self, tuned: Tuned) -> tuple[float, float | None]:
+        """Allowed (largest, mean) difference of two logits, as a share of their spread; None: no bound on the mean."""
+        return 1e-3, None
 
     def write(self, tuned: Tuned, folder: Path) -> None:
         """Write everything that the program needs into `folder`, which is empty."""
         raise NotImplementedError
 
-    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
-        """What was written, opened by the program that will use it."""
+    def open(self, tuned: Tuned, folder: Path) -> Opened:
+        """Open what was written, with the program that will use it."""
         raise NotImplementedError
 
     def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        """What is held to the run beside its answers, for export.json; Unproved where it does not hold.
-
-        `opened` is what `open` gave, or None where nothing is replayed.
-        """
+        """Further checks, for export.json; Unproved if one fails. `opened` is None if nothing is replayed."""
         return {}
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         """Lines that load what lies in `folder`."""
         raise NotImplementedError
 
-    def card(self, tuned: Tuned, proof: Sequence[dict[str, Any]], checked: Mapping[str, Any]) -> str:
-        """The README.md of the folder; `checked` is what `check` gave."""
-        from luthier.exports.checking.card import card
+    def card(self, tuned: Tuned, parity: Sequence[dict[str, Any]], checked: Mapping[str, Any]) -> str:
+        """README.md of the folder; `checked` is the result of `check`."""
+        return card(tuned, self.name, self.use(tuned, "PATH_OF_THIS_FOLDER"), parity, checked)
 
-        return card(tuned, self.name, self.use(tuned, "PATH_OF_THIS_FOLDER"), proof, checked)
-
-    def deliver(self, tuned: Tuned, place: Path) -> list[str]:
-        """What is to be done with the folder once it lies in its place, and lines that tell it; most do nothing."""
+    def publish(self, tuned: Tuned, place: Path) -> list[str]:
+        """Send the finished folder to where it belongs, and return lines that report it; most forms do nothing."""
         return []
 
 
-EXPORTS = Family(
-    Export,
-    "export",
-)
+EXPORTS = Family(Export, "export")

@@ -1,17 +1,16 @@
-"""LoRA as a GGUF file, which llama.cpp lays over a GGUF of the base: one base in memory for many small adapters."""
+"""LoRA as a GGUF file, which llama.cpp applies to a GGUF of the base: one base in memory for many small adapters."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import InputError
 from luthier.core.shell import command, literal
-from luthier.exports.base import Export
-from luthier.exports.checking.proof import Player
-from luthier.exports.checking.tuned import Tuned
+from luthier.exports.base import Export, Opened, Prompt, Tuned
 from luthier.exports.llama_cpp.file import (
     BITS,
     LIMITS,
@@ -20,39 +19,33 @@ from luthier.exports.llama_cpp.file import (
     in_order,
     name_of,
     refuse_gguf,
-    vocabulary_of,
-    write_model,
+    write_gguf,
     write_tensors,
 )
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import nn
 
-    from luthier.exports.checking.proof import Prompt
-
-FILE, BASE = "adapter.gguf", "base.gguf"
+FILE, BASE, WEIGHTS = "adapter.gguf", "base.gguf", "adapter_model.safetensors"
+UNSUPPORTED = {
+    "use_dora": "trains magnitudes (DoRA)",
+    "modules_to_save": "has whole modules beside it (modules_to_save)",
+    "trainable_token_indices": "trains single tokens (trainable_token_indices)",
+    "bias": "trains biases",
+    "lora_bias": "trains biases",
+    "layer_replication": "repeats layers (layer_replication)",
+    "target_parameters": "adapts bare parameters (target_parameters)",
+}
+"""Setting in adapter_config.json -> what it means."""
 
 
 class GgufAdapter(Export):
-    """An adapter for a base that is there as GGUF already, or is written beside it."""
-
-    @property
-    def needs(self) -> Literal["adapter", "merged"]:
-        return "adapter"
-
-    @property
-    def on_plain_base(self) -> bool:
-        return True
+    """An adapter for a base that exists as GGUF already, or is written beside it."""
 
     base: Literal["none", "f32", "f16", "bf16", "q8_0"] = "none"
-    """Write the untouched base too, as base.gguf in this type; none where you have it. The proof plays it then."""
+    """Write the untouched base too, as base.gguf in this type, and check parity with it; none if you have it."""
     replay: bool = True
-    """Play adapter and base in llama.cpp as a proof. Without it the adapter is only read back and compared."""
-
-    @property
-    def replays(self) -> bool:
-        return self.replay
+    """Run the parity check in llama.cpp. Otherwise the adapter is only read back and compared."""
 
     @property
     def _kind(self) -> Kind:
@@ -61,35 +54,27 @@ class GgufAdapter(Export):
     def refuse(self, tuned: Tuned) -> None:
         refuse_gguf(tuned, replay=self.replay)
         settings = _settings(tuned)
-        told = {
-            "trains the size of each output apart (DoRA)": settings.get("use_dora"),
-            "keeps whole modules beside it (modules_to_save)": settings.get("modules_to_save"),
-            "trains single tokens (trainable_token_indices)": settings.get("trainable_token_indices"),
-            "trains biases": settings.get("bias", "none") != "none" or settings.get("lora_bias"),
-            "repeats layers (layer_replication)": settings.get("layer_replication"),
-            "adapts bare parameters (target_parameters)": settings.get("target_parameters"),
-        }
-        why = next((text for text, found in told.items() if found), "")
         if settings.get("peft_type") != "LORA":
-            why = f"is of method {tuned.method.name}, and llama.cpp knows LoRA alone"
-        elif not why and (
-            odd := [key for key in _pairs(tuned) if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
-        ):
-            why = f"holds {odd[0]}"
-        elif tuned.config.tie_word_embeddings and any(".lm_head." in key for key in _pairs(tuned)):
-            why = "adapts lm_head, which in this base is the embeddings: llama.cpp has no such layer"
+            why = f"is of method {tuned.method.name}, and llama.cpp supports only LoRA"
+        elif found := [key for key in UNSUPPORTED if settings.get(key) not in (None, False, "none", [], {})]:
+            why = UNSUPPORTED[found[0]]
+        else:
+            keys = _keys(tuned)
+            odd = [key for key in keys if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
+            why = f"contains {odd[0]}" if odd else ""
+            if not why and tuned.config.tie_word_embeddings and any(".lm_head." in key for key in keys):
+                why = "adapts lm_head, which in this base is the embeddings: llama.cpp has no such layer"
         if why:
-            raise InputError(
-                f"{tuned.run}: GGUF cannot hold this adapter, which {why}", fix=tuned.export_command("gguf")
-            )
+            text = f"{tuned.run}: GGUF cannot hold this adapter, which {why}"
+            raise InputError(text, fix=tuned.export_command("gguf"))
 
-    def room(self, tuned: Tuned) -> int:
+    def required_bytes(self, tuned: Tuned) -> int:
         adapter = sum(file.stat().st_size for file in tuned.weights.glob("adapter_model*.safetensors"))
         whole = self.replay or self.base != "none"
         return int(adapter + (BITS[self._kind] / 8 * tuned.facts["parameters"] if whole else 0))
 
-    def limit(self, tuned: Tuned) -> float:
-        return LIMITS[self._kind]
+    def bounds(self, tuned: Tuned) -> tuple[float, float | None]:
+        return LIMITS[self._kind], None
 
     def write(self, tuned: Tuned, folder: Path) -> None:
         import gguf
@@ -102,23 +87,21 @@ class GgufAdapter(Export):
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, _alpha(settings))
         write_tensors(folder / FILE, writer, _tensors(tuned, settings), "f32")
         if self.base != "none":
-            _write_base(tuned, folder / BASE, self.base)
+            write_gguf(tuned, tuned.open_plain_base(), folder / BASE, self.base, tuned.base)
 
-    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
-        from tempfile import mkdtemp
-
-        from luthier.exports.llama_cpp.player import LlamaPlayer
+    def open(self, tuned: Tuned, folder: Path) -> Opened:
+        from luthier.exports.llama_cpp.runner import LlamaRunner
 
         if self.base != "none":
-            return LlamaPlayer(folder / BASE, tuned.ends, folder / FILE)
+            return LlamaRunner(folder / BASE, tuned.ends, folder / FILE)
         own = Path(mkdtemp(prefix=".staging-base-", dir=folder.parent))
-        _write_base(tuned, own / BASE, "f32")
-        return LlamaPlayer(own / BASE, tuned.ends, folder / FILE, own)
+        write_gguf(tuned, tuned.open_plain_base(), own / BASE, "f32", tuned.base)
+        return LlamaRunner(own / BASE, tuned.ends, folder / FILE, own)
 
     def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        from luthier.exports.llama_cpp.player import told
+        from luthier.exports.llama_cpp.runner import verified
 
-        return told(tuned.tokenizer, opened, prompts)
+        return verified(tuned.tokenizer, opened, prompts)
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         base = "BASE.gguf" if self.base == "none" else f"{folder}/{BASE}"
@@ -131,51 +114,48 @@ class GgufAdapter(Export):
 
 
 def _settings(tuned: Tuned) -> dict[str, Any]:
-    """adapter_config.json of the run; empty where it has none."""
+    """adapter_config.json of the run; empty if it has none."""
     file = tuned.weights / "adapter_config.json"
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
-def _pairs(tuned: Tuned) -> list[str]:
-    """Keys of the adapter's file."""
+def _keys(tuned: Tuned) -> list[str]:
     from safetensors import safe_open
 
-    with safe_open(tuned.weights / "adapter_model.safetensors", framework="np") as stored:
+    with safe_open(tuned.weights / WEIGHTS, framework="np") as stored:
         return list(stored.keys())
 
 
 def _alpha(settings: dict[str, Any]) -> float:
-    """llama.cpp multiplies by alpha / rank: rsLoRA's alpha / sqrt(rank) needs a larger one."""
+    """llama.cpp multiplies by alpha / rank, so alpha / sqrt(rank) of rsLoRA needs a larger alpha."""
     return float(settings["lora_alpha"]) * (float(settings["r"]) ** 0.5 if settings.get("use_rslora") else 1.0)
 
 
 def _tensors(tuned: Tuned, settings: dict[str, Any]) -> dict[str, Callable[[], NDArray[Any]]]:
-    """{llama.cpp's name: how to get A or B in float32}."""
+    """{llama.cpp's name: function that returns A or B in float32}."""
     from peft.utils.other import get_pattern_key
     from safetensors.numpy import load_file
 
     from luthier.kernels.finite import refuse_file
 
-    refuse_file(tuned.weights / "adapter_model.safetensors")
-    state = load_file(tuned.weights / "adapter_model.safetensors")
+    def own(name: str, layer: str, default: Any) -> Any:
+        patterns = settings.get(f"{name}_pattern") or {}
+        return patterns.get(get_pattern_key(list(patterns), layer)) or default
+
+    refuse_file(tuned.weights / WEIGHTS)
     tensors: dict[str, Callable[[], NDArray[Any]]] = {}
-    for key, numbers in state.items():
+    for key, numbers in load_file(tuned.weights / WEIGHTS).items():
         layer, _, part = key.removeprefix("base_model.model.").partition(".lora_")
-        weight = f"{layer}.weight"
-        made = numbers.astype("float32")
+        weight, made = f"{layer}.weight", numbers.astype("float32")
         if part.startswith("B."):
-            # A file has one alpha: what a layer has of its own (alpha_pattern, rank_pattern) goes into its B.
-            own = {name: settings.get(f"{name}_pattern") or {} for name in ("alpha", "rank")}
-            alpha, rank = (own[name].get(get_pattern_key(list(own[name]), layer)) for name in ("alpha", "rank"))
-            rank = rank or settings["r"]
-            alpha = _alpha({**settings, "r": rank, **({"lora_alpha": alpha} if alpha else {})})
+            # A file has one alpha: if a layer has its own (alpha_pattern, rank_pattern), that goes into its B.
+            changed = {
+                "r": own("rank", layer, settings["r"]),
+                "lora_alpha": own("alpha", layer, settings["lora_alpha"]),
+            }
+            alpha = _alpha(settings | changed)
             if alpha != _alpha(settings):
                 made = (made * (alpha / _alpha(settings))).astype("float32")
             made = in_order(tuned.config, weight, made)
         tensors[f"{name_of(tuned.config, weight)}.lora_{part[0].lower()}"] = lambda made=made: made  # type: ignore[misc]
     return tensors
-
-
-def _write_base(tuned: Tuned, path: Path, kind: Kind) -> None:
-    """The untouched base, not packed."""
-    write_model(path, tuned.open_plain_base(), vocabulary_of(tuned), kind, Path(tuned.base).name)

@@ -1,45 +1,39 @@
-"""One plain model: the tuned weights folded into the base's own, in transformers' layout, sharded safetensors."""
+"""One plain model: the tuned weights merged into the base's own, in transformers' layout, sharded safetensors."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from luthier.exports.base import Export
-from luthier.exports.checking.layout import lines, open_model, write_merged
-from luthier.exports.checking.proof import Player
-from luthier.exports.checking.tuned import Tuned
-
-if TYPE_CHECKING:
-    from torch import nn
+from luthier.exports.base import Export, Opened, Tuned
+from luthier.exports.checking.layout import load_lines, open_model, write_merged
 
 BOUNDS = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
-"""Largest difference of two logits as a share of their spread, where weights are rounded to this type once."""
+"""Largest difference of two logits as a share of their spread, if weights are rounded to this type once."""
 
 
 class Merged(Export):
-    """A model like the base, as fast as the base, that knows nothing of adapters."""
+    """A model like the base, as fast as the base, without an adapter."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights on disk; auto takes that of the base's files. It is merged in float32 and rounded once."""
+    """Type of the weights on disk; auto takes that of the base's files. Merged in float32 and rounded once."""
     shard: str = "5GB"
-    """Largest file."""
+    """Size of the largest file."""
 
-    def room(self, tuned: Tuned) -> int:
-        size = {"float32": 4}.get(self._type(tuned), 2)
-        return size * int(tuned.facts["parameters"])
+    def required_bytes(self, tuned: Tuned) -> int:
+        return (4 if self._type(tuned) == "float32" else 2) * int(tuned.facts["parameters"])
 
-    def limit(self, tuned: Tuned) -> float:
-        return BOUNDS[self._type(tuned)]
+    def bounds(self, tuned: Tuned) -> tuple[float, float | None]:
+        return BOUNDS[self._type(tuned)], None
 
     def write(self, tuned: Tuned, folder: Path) -> None:
         write_merged(tuned, self._type(tuned), folder, shard=self.shard)
 
-    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
+    def open(self, tuned: Tuned, folder: Path) -> Opened:
         return open_model(tuned, folder, dtype="auto")
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
-        return lines(tuned, folder, ', dtype="auto"')
+        return load_lines(tuned, folder, ', dtype="auto"')
 
     def _type(self, tuned: Tuned) -> str:
         return tuned.stored if self.dtype == "auto" else self.dtype

@@ -5,38 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from luthier.core.errors import InputError
 from luthier.core.shell import command
-from luthier.exports.checking.tuned import Tuned
+from luthier.exports.base import Prompt, Tuned
 from luthier.exports.gguf import FILE, Gguf
 from luthier.exports.llama_cpp.file import vocabulary_of
 from luthier.exports.llama_cpp.ollama_template import Dialogue, go_template
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Message
 
-if TYPE_CHECKING:
-    from luthier.exports.checking.proof import Prompt
-
 
 class Ollama(Gguf):
-    """The Modelfile's template is proved to render dialogues as the run's own; the file is played in llama.cpp."""
+    """The Modelfile's template is verified to render dialogues as the run's own; the file runs in llama.cpp."""
 
     system: str = ""
-    """System message of a dialogue that brings none."""
+    """System message of a dialogue that has none."""
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """0 takes the likeliest token, as the scores of the run were made."""
+    """0 takes the most likely token, as the scores of the run do."""
 
     def refuse(self, tuned: Tuned) -> None:
         super().refuse(tuned)
         if tuned.task != "chat":
-            raise InputError(
-                f"{tuned.run} was trained on task {tuned.task}, and Ollama holds dialogues",
-                fix=tuned.export_command("gguf"),
-            )
+            why = f"{tuned.run} was trained on task {tuned.task}, and Ollama holds dialogues"
+            raise InputError(why, fix=tuned.export_command("gguf"))
         self._modelfile(tuned)
 
     def write(self, tuned: Tuned, folder: Path) -> None:
@@ -45,7 +40,7 @@ class Ollama(Gguf):
 
     def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
         facts = super().check(tuned, opened, prompts)
-        facts["proved"] += "; the Modelfile's template renders dialogues as the run's own"
+        facts["verified"] += "; the Modelfile's template renders dialogues as the run's own"
         return facts
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
@@ -53,13 +48,13 @@ class Ollama(Gguf):
         return [command("ollama", "create", name, "-f", f"{folder}/Modelfile"), command("ollama", "run", name)]
 
     def _modelfile(self, tuned: Tuned) -> str:
-        """InputError where no template of Ollama's is the run's, or the template has no place for a system message."""
+        """InputError if no Ollama template matches the run's, or the template has no place for a system message."""
         template = Template(tuned.tokenizer)
         opens = tuned.tokenizer.bos_token if vocabulary_of(tuned).add_bos else ""
 
         def render(dialogue: Dialogue, prompt: bool) -> str:
             text = template.render([Message(role, content) for role, content in dialogue], prompt=prompt)
-            return text.removeprefix(opens)  # llama.cpp puts it there
+            return text.removeprefix(opens)  # llama.cpp adds it
 
         made, knows_system = go_template(render)
         if self.system and not knows_system:
@@ -73,5 +68,5 @@ class Ollama(Gguf):
 
 def _quoted(text: str) -> str:
     if '"""' in text or text.endswith('"'):
-        raise InputError(f"a Modelfile cannot hold the text {text[-40:]!r}, for its quotation marks")
+        raise InputError(f"a Modelfile cannot hold the text {text[-40:]!r}, because of its quotation marks")
     return f'"""{text}"""'

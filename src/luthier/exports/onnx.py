@@ -1,26 +1,22 @@
-"""ONNX for onnxruntime, where no PyTorch is: a classifier, or a causal model with its cache of keys and values."""
+"""ONNX for onnxruntime, without PyTorch: a classifier, or a causal model with its KV cache."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.core.errors import InputError, MissingExtra, install
 from luthier.core.shell import literal
-from luthier.exports.base import Export
-from luthier.exports.checking.proof import Player
-from luthier.exports.checking.tuned import Tuned
+from luthier.exports.base import Export, Opened, Tuned
 from luthier.models.saving import write_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
-    from torch import nn
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 FILE = "model.onnx"
@@ -28,10 +24,10 @@ PAST, PRESENT = "past_key_values", "present"
 
 
 class Onnx(Export):
-    """One graph in float32: `model.onnx`, its weights beside it, so that no model is too large.
+    """One graph in float32: `model.onnx`, with its weights in a file beside it, so that no model is too large.
 
-    A causal model takes the keys and values of what it has read (`past_key_values.N.key`, `.value`; of length 0 at the
-    start) and gives them back longer (`present.N.key`, `.value`): the names that runtimes for such graphs expect.
+    A causal model takes its KV cache as `past_key_values.N.key` and `.value` (of length 0 at the start) and returns the
+    longer one as `present.N.key` and `.value`: the names that runtimes for such graphs expect.
     """
 
     base_layout: ClassVar[bool] = False
@@ -40,19 +36,16 @@ class Onnx(Export):
         super().refuse(tuned)
         missing = [name for name in NEEDED if find_spec(name) is None]
         if missing:
-            raise MissingExtra(f"--to onnx needs {', '.join(missing)}, not installed here", fix=install("onnx"))
+            raise MissingExtra(f"--to onnx needs {', '.join(missing)}, which is not installed", fix=install("onnx"))
         model: Any = tuned.skeleton()
         config = model.config
         kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
-        stateful = getattr(model, "_is_stateful", False)
-        if config.is_encoder_decoder or kinds or stateful:
-            what = "is an encoder with a decoder" if config.is_encoder_decoder else "keeps more than keys and values"
-            raise InputError(
-                f"{tuned.run}: a {config.model_type} {what}, for which no ONNX is written here",
-                fix=tuned.export_command("merged"),
-            )
+        if config.is_encoder_decoder or kinds or getattr(model, "_is_stateful", False):
+            what = "is an encoder-decoder" if config.is_encoder_decoder else "keeps more than keys and values"
+            why = f"{tuned.run}: a {config.model_type} {what}, which is not supported for ONNX here"
+            raise InputError(why, fix=tuned.export_command("merged"))
 
-    def room(self, tuned: Tuned) -> int:
+    def required_bytes(self, tuned: Tuned) -> int:
         return int(4.2 * tuned.facts["parameters"])
 
     def write(self, tuned: Tuned, folder: Path) -> None:
@@ -77,8 +70,8 @@ class Onnx(Export):
         model.config.save_pretrained(folder)
         write_words(tuned.tokenizer, tuned.ends, folder)
 
-    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
-        return OnnxPlayer(folder, tuned.ends)
+    def open(self, tuned: Tuned, folder: Path) -> Opened:
+        return OnnxRunner(folder, tuned.ends)
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         start = [
@@ -87,20 +80,14 @@ class Onnx(Export):
             f"session = onnxruntime.InferenceSession({literal(f'{folder}/{FILE}')})",
             f"tokenizer = Tokenizer.from_file({literal(f'{folder}/tokenizer.json')})",
         ]
-        if tuned.classifies:
-            return [
-                *start,
-                'ids = numpy.array([tokenizer.encode("TEXT").ids])',
-                'session.run(["logits"], {"input_ids": ids, "attention_mask": numpy.ones_like(ids)})',
-            ]
-        return [
-            *start,
-            "# PROMPT as the chat template writes it; the cache is empty at first, then what came back as present",
-            *LOOP.format(ends=list(tuned.ends)).splitlines(),
-        ]
+        return start + (CLASSIFY if tuned.classifies else GENERATE.format(ends=list(tuned.ends))).splitlines()
 
 
-LOOP = """\
+CLASSIFY = """\
+ids = numpy.array([tokenizer.encode("TEXT").ids])
+session.run(["logits"], {"input_ids": ids, "attention_mask": numpy.ones_like(ids)})"""
+GENERATE = """\
+# PROMPT as the chat template writes it; the cache is empty at first, then what was returned as present
 ids, answer, past = tokenizer.encode("PROMPT", add_special_tokens=False).ids, [], {{}}
 for each in session.get_inputs():
     if each.name.startswith("past"):
@@ -117,8 +104,8 @@ while len(answer) < 64 and (not answer or answer[-1] not in {ends}):
 print(tokenizer.decode(answer))"""
 
 
-class OnnxPlayer:
-    """onnxruntime on a CPU."""
+class OnnxRunner:
+    """A model in onnxruntime on a CPU."""
 
     def __init__(self, folder: Path, ends: Sequence[int]) -> None:
         import onnxruntime
@@ -129,12 +116,12 @@ class OnnxPlayer:
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def logits(self, ids: Sequence[int]) -> NDArray[Any]:
-        """[tokens, vocabulary], of a classifier [1, labels]."""
+        """[tokens, vocabulary]; of a classifier [1, labels]."""
         made = self._run(ids, self._empty(), 0)["logits"]
         return made[0] if made.ndim == 3 else made
 
     def answer(self, ids: Sequence[int], most: int) -> list[int]:
-        """Greedy, each new token behind the kept keys and values."""
+        """Greedy tokens, with the KV cache."""
         if not self.ends:
             return []
         answer: list[int] = []
@@ -150,14 +137,11 @@ class OnnxPlayer:
     def _empty(self) -> dict[str, NDArray[Any]]:
         import numpy as np
 
-        return {
-            name: np.zeros((1, shape[1], 0, shape[3]), np.float32)
-            for name, shape in self.inputs.items()
-            if name.startswith(PAST)
-        }
+        sizes = {name: (1, size[1], 0, size[3]) for name, size in self.inputs.items() if name.startswith(PAST)}
+        return {name: np.zeros(size, np.float32) for name, size in sizes.items()}
 
     def _run(self, ids: Sequence[int], past: dict[str, NDArray[Any]], seen: int) -> dict[str, NDArray[Any]]:
-        """One row of new tokens behind `seen` ones."""
+        """Outputs for one row of new tokens after `seen` cached ones."""
         import numpy as np
 
         feed = {
@@ -170,23 +154,21 @@ class OnnxPlayer:
 
 
 def _example(model: Any, *, caches: bool) -> dict[str, Any]:
-    """Two rows of four tokens, one padded, with `caches` behind three that were read: no axis is 1 or like another."""
+    """Inputs to trace: 2 rows of 4 tokens, one padded, with `caches` after 3 read ones: no two axes are alike."""
     import inspect
 
     import torch
     from transformers import DynamicCache
 
     ids = torch.arange(8).reshape(2, 4) + 3
+    mask = torch.ones(2, 7 if caches else 4, dtype=torch.long)
+    mask[0, 0 if caches else -1] = 0
+    example: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if not caches:
-        mask = torch.ones_like(ids)
-        mask[0, -1] = 0
-        return {"input_ids": ids, "attention_mask": mask}
-    cache = DynamicCache()
+        return example
+    example["past_key_values"] = DynamicCache()
     with torch.no_grad():
-        model(input_ids=ids[:, :3], use_cache=True, past_key_values=cache)
-    mask = torch.ones(2, 7, dtype=torch.long)
-    mask[0, 0] = 0
-    example = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+        model(input_ids=ids[:, :3], use_cache=True, past_key_values=example["past_key_values"])
     if "position_ids" in inspect.signature(model.forward).parameters:
         example["position_ids"] = torch.arange(3, 7).expand(2, -1).contiguous()
     return example
@@ -210,21 +192,18 @@ def _rename(graph: Any, *, caches: bool) -> None:
 
 
 def _number(size: Any) -> Any:
-    """Sizes that are the model's own come as text where the exporter took them for an axis that varies."""
+    """A fixed size as int, also where the exporter took it for a dynamic axis and wrote it as text."""
     text = str(size).strip("'")
     return int(text) if text.isdigit() else size
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters tell on stdout and in the log what concerns those who write them."""
-    import io
-    from contextlib import redirect_stdout
-
+    """Silence the exporters' messages to their own developers, on stdout and in the log."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(StringIO()):
             yield
     finally:
         logging.disable(before)

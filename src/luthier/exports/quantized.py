@@ -1,4 +1,4 @@
-"""The merged model in 8 or 4 bit, by torchao or bitsandbytes: transformers opens it on a CPU or GPU as it lies."""
+"""The merged model in 8 or 4 bit, by torchao or bitsandbytes, for transformers on a CPU or GPU."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from luthier.core.errors import InputError, MissingExtra, install
-from luthier.exports.base import Export
-from luthier.exports.checking.layout import lines, open_model, write_merged
-from luthier.exports.checking.proof import Player
-from luthier.exports.checking.tuned import Tuned
+from luthier.exports.base import Export, Opened, Tuned
+from luthier.exports.checking.layout import load_lines, open_model, write_merged
 from luthier.methods.layers.targets import linear_layers
 from luthier.models.heads import UNPACKED, in_head
 from luthier.models.saving import write_words
@@ -21,15 +19,12 @@ if TYPE_CHECKING:
 
 
 class Scheme(NamedTuple):
-    """How weights are packed, and what rounding may make of it (measured; see docs/export.md)."""
+    """How weights are quantized, and which rounding is allowed (measured; see docs/export.md)."""
 
     library: str
-    size: float
-    """Bytes of a packed weight, its scales included."""
-    bound: float
-    """Largest difference of two logits as a share of their spread."""
-    mean: float
-    """Their mean difference, likewise: the sharper of the two where many numbers are compared."""
+    size: float  # bytes of a quantized weight, including its scales
+    bound: float  # largest difference of two logits, as a share of their spread
+    mean: float  # mean difference of two logits, likewise: the sharper test if many are compared
 
 
 SCHEMES = {
@@ -41,11 +36,11 @@ SCHEMES = {
 
 
 class Quantized(Export):
-    """A model of a half or a quarter of the size, close to the run but not the same: the proof says how close."""
+    """A model of a half or a quarter of the size, close to the run: the parity check says how close."""
 
     scheme: Literal["int8", "int8_dynamic", "llm_int8", "nf4"] = "int8"
-    """int8: weights in 8 bit, the closest (torchao). int8_dynamic: activations too (torchao). llm_int8: both but for
-    outliers (bitsandbytes). nf4: weights in 4 bit, as QLoRA has them (bitsandbytes)."""
+    """int8: weights in 8 bit, the closest (torchao). int8_dynamic: activations too (torchao). llm_int8: both except
+    outliers (bitsandbytes). nf4: weights in 4 bit, as in QLoRA (bitsandbytes)."""
 
     def refuse(self, tuned: Tuned) -> None:
         super().refuse(tuned)
@@ -56,47 +51,42 @@ class Quantized(Export):
         model = tuned.skeleton()
         if not self._packable(model):
             kind = model.config.model_type  # type: ignore[union-attr]
-            raise InputError(
-                f"{tuned.run}: {library} packs torch's linear layers, and a {kind} has none", fix="scheme=nf4"
-            )
+            why = f"{tuned.run}: {library} quantizes torch's linear layers, and a {kind} has none"
+            raise InputError(why, fix="scheme=nf4")
 
-    def room(self, tuned: Tuned) -> int:
-        # The plain model stands beside it while it is packed.
-        plain = 4 if tuned.stored == "float32" else 2
+    def required_bytes(self, tuned: Tuned) -> int:
+        plain = 4 if tuned.stored == "float32" else 2  # the plain model is on disk too for a while
         return int((plain + SCHEMES[self.scheme].size + 0.3) * tuned.facts["parameters"])
 
-    def limit(self, tuned: Tuned) -> float:
-        return SCHEMES[self.scheme].bound
-
-    def mean_limit(self, tuned: Tuned) -> float | None:
-        return SCHEMES[self.scheme].mean
+    def bounds(self, tuned: Tuned) -> tuple[float, float | None]:
+        return SCHEMES[self.scheme].bound, SCHEMES[self.scheme].mean
 
     def write(self, tuned: Tuned, folder: Path) -> None:
-        from luthier.models.quantized import repair
+        import torch
 
         plain = folder / "plain"
         write_merged(tuned, tuned.stored, plain)
-        place = "cuda" if _on_gpu() else "cpu"
-        packed: Any = open_model(
-            tuned, plain, dtype="auto", quantization_config=self._settings(tuned), device_map={"": place}
-        )
+        place = {"": "cuda" if torch.cuda.is_available() else "cpu"}
+        made = self._open(tuned, plain, dtype="auto", quantization_config=self._settings(tuned), device_map=place)
         shutil.rmtree(plain)
-        repair(packed)
-        packed.save_pretrained(folder)  # before it is asked anything: see ops.packed
+        made.save_pretrained(folder)  # before any forward pass: see models.quantized
         write_words(tuned.tokenizer, tuned.ends, folder)
 
-    def open(self, tuned: Tuned, folder: Path) -> nn.Module | Player:
+    def open(self, tuned: Tuned, folder: Path) -> Opened:
+        return self._open(tuned, folder)  # type: ignore[no-any-return]
+
+    def _open(self, tuned: Tuned, folder: Path, **options: Any) -> Any:
         from luthier.models.quantized import repair
 
-        model = open_model(tuned, folder)
+        model = open_model(tuned, folder, **options)
         repair(model)
         return model
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
-        return [f"# pip install {SCHEMES[self.scheme].library}", *lines(tuned, folder)]
+        return [f"# pip install {SCHEMES[self.scheme].library}", *load_lines(tuned, folder)]
 
     def _packable(self, model: nn.Module) -> bool:
-        """Is there a layer that the library packs? bitsandbytes takes GPT-2's transposed ones, torchao does not."""
+        """Whether there is a layer to quantize; bitsandbytes takes GPT-2's transposed ones, torchao does not."""
         from torch import nn
 
         heads = getattr(model, "get_output_embeddings", lambda: None)()
@@ -106,28 +96,22 @@ class Quantized(Export):
         return any(each is not heads for each in layers)
 
     def _settings(self, tuned: Tuned) -> Any:
-        """Configuration for transformers. None leaves the output embedding of a language model unpacked."""
+        """Settings for transformers, with the heads left as they are; None does that for a language model's output."""
         import torch
         from transformers import BitsAndBytesConfig, TorchAoConfig
 
-        unpacked = UNPACKED if tuned.classifies else None
+        heads = UNPACKED if tuned.classifies else None
         if self.scheme == "llm_int8":
-            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=unpacked)
+            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
         if self.scheme == "nf4":
             return BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 # A CPU computes in float16 some 25 times slower.
                 bnb_4bit_compute_dtype=torch.float32 if tuned.stored == "float32" else torch.bfloat16,
-                llm_int8_skip_modules=unpacked,
+                llm_int8_skip_modules=heads,
             )
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 
         kinds = {"int8": Int8WeightOnlyConfig, "int8_dynamic": Int8DynamicActivationInt8WeightConfig}
-        return TorchAoConfig(kinds[self.scheme](), modules_to_not_convert=unpacked)
-
-
-def _on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+        return TorchAoConfig(kinds[self.scheme](), modules_to_not_convert=heads)

@@ -1,10 +1,11 @@
-"""From a finished run to a form to deploy, and the proof that it answers as the run does."""
+"""From a finished run to a form to deploy, and the parity check that it answers as the run does."""
 
 from __future__ import annotations
 
 import gc
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ from luthier.core.events import Progress
 from luthier.core.files import write_json
 from luthier.core.shell import public
 from luthier.exports.base import Export
-from luthier.exports.checking.players import TorchPlayer, as_module
-from luthier.exports.checking.proof import Closing, Player, Prompt, Proof, prove
+from luthier.exports.checking.parity import Prompt, Runner, check_parity
+from luthier.exports.checking.runners import TorchRunner, as_module
 from luthier.exports.checking.tuned import Tuned
 from luthier.pipeline.prepare import Tokens, load_base, on_this_machine, reopen
 from luthier.recipe.config import RunConfig
@@ -36,7 +37,7 @@ ANSWER = 32
 def export(
     path: Path, target: Export, *, prompts: int = PROMPTS, progress: Progress | None = None, allow_code: Allow = False
 ) -> dict[str, Any]:
-    """Write `target` of a run to RUN/exports/TARGET, prove it, and return what stands in its export.json.
+    """Write `target` of a run to RUN/exports/TARGET, check its parity, and return what stands in its export.json.
 
     InputError or CannotMerge where it cannot be, Unproved where it answers otherwise than the run: then nothing is left
     under its name, and the report lies beside it. Code that the run's recipe names runs only with `allow_code`.
@@ -52,7 +53,7 @@ def export(
     tuned = _tuned(folder, config, data, tokens, weights)
     target.refuse(tuned)
     place = folder.path / "exports" / target.name
-    _refuse_small(place, target.room(tuned))
+    _refuse_small(place, target.required_bytes(tuned))
     from luthier.core.files import staged, tidy
 
     with folder.held():
@@ -64,17 +65,19 @@ def export(
             report: dict[str, Any] = {"run": str(path), "target": target.spec(), "use": target.use(tuned, str(place))}
             report |= _held(target, tuned, staging, data, tokens, config, _prompts(data, prompts), progress)
             report["bytes"] = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
-            if not all(each["held"] for each in report["proof"]):
+            if not all(each["held"] for each in report["parity"]):
                 failed = place.with_name(f"{target.name}.failed.json")
                 write_json(failed, report)
                 raise Unproved(
-                    _difference(report["proof"], path, failed), fix="see the report; another dtype or scheme may do"
+                    _difference(report["parity"], path, failed), fix="see the report; another dtype or scheme may do"
                 )
-            (staging / "README.md").write_text(target.card(tuned, report["proof"], report["checked"]), encoding="utf-8")
+            (staging / "README.md").write_text(
+                target.card(tuned, report["parity"], report["checked"]), encoding="utf-8"
+            )
             kept = {"run": public(str(path)), "use": target.use(tuned, public(str(place)))}  # a folder to pass on
             write_json(staging / "export.json", report | kept)
         place.with_name(f"{target.name}.failed.json").unlink(missing_ok=True)
-    return report | {"path": str(place), "told": target.deliver(tuned, place)}
+    return report | {"path": str(place), "messages": target.publish(tuned, place)}
 
 
 def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens, weights: Path) -> Tuned:
@@ -150,26 +153,26 @@ def _held(
     prompts: Sequence[Prompt],
     progress: Progress,
 ) -> dict[str, Any]:
-    """What lies in `folder`, opened and held to the run: {"checked", "proof", "scores"}."""
+    """What lies in `folder`, opened and held to the run: {"checked", "parity", "scores"}."""
     scores = {"run": tuned.facts.get("tuned", {})}
     if not target.replays:
-        return {"checked": target.check(tuned, None, prompts), "proof": [], "scores": scores}
+        return {"checked": target.check(tuned, None, prompts), "parity": [], "scores": scores}
     opened = target.open(tuned, folder)
     try:
         checked = target.check(tuned, opened, prompts)
-        proof = _proofs(target, tuned, opened, prompts, progress)
+        parity = _parity_checks(target, tuned, opened, prompts, progress)
         return {
             "checked": checked,
-            "proof": proof,
+            "parity": parity,
             "scores": scores | _scores(opened, tuned, data, tokens, config, progress),
         }
     finally:
-        if isinstance(opened, Closing):
-            opened.close()
+        if close := getattr(opened, "close", None):
+            close()
 
 
-def _proofs(
-    target: Export, tuned: Tuned, opened: nn.Module | Player, prompts: Sequence[Prompt], progress: Progress
+def _parity_checks(
+    target: Export, tuned: Tuned, opened: nn.Module | Runner, prompts: Sequence[Prompt], progress: Progress
 ) -> list[dict[str, Any]]:
     """What was exported and `opened` again, beside the run.
 
@@ -180,35 +183,34 @@ def _proofs(
 
     pad = tuned.tokenizer.pad_token_id or 0
 
-    def player(model: nn.Module) -> TorchPlayer:
-        return TorchPlayer(model, tuned.ends, pad)
+    def runner(model: nn.Module) -> TorchRunner:
+        return TorchRunner(model, tuned.ends, pad)
 
     def as_trained() -> nn.Module:
         base = tuned.open_base()
         return base if tuned.method.saves == "model" else tuned.method.load(base, tuned.weights)
 
-    exported: Player = player(opened) if isinstance(opened, torch.nn.Module) else opened
+    exported: Runner = runner(opened) if isinstance(opened, torch.nn.Module) else opened
     packed = tuned.quantize != "none" and target.on_plain_base
-    sides: list[tuple[str, Callable[[], nn.Module], float | None]] = [("the run", as_trained, target.limit(tuned))]
+    bounds: tuple[float | None, float | None] = target.bounds(tuned)
+    sides: list[tuple[str, Callable[[], nn.Module], tuple[float | None, float | None]]]
+    sides = [("the run", as_trained, bounds)]
     if packed:
         sides = [
-            ("the adapter on the base, not packed", tuned.open_plain, target.limit(tuned)),
-            (f"the run as it was trained, on the base in {tuned.quantize}", as_trained, None),
+            ("the adapter on the base, not packed", tuned.open_plain, bounds),
+            (f"the run as it was trained, on the base in {tuned.quantize}", as_trained, (None, None)),
         ]
     made = []
-    for name, load, bound in sides:
+    for name, load, allowed in sides:
         progress.stage(f"replaying {len(prompts)} held-out prompts beside {name}")
-        mean = None if bound is None else target.mean_limit(tuned)
-        found: Proof = prove(
-            player(load()), exported, prompts, bound=bound, mean_bound=mean, most=ANSWER, progress=progress
-        )
-        made.append({"against": name, **found.record()})
+        found = check_parity(runner(load()), exported, prompts, allowed, ANSWER, progress)
+        made.append({"against": name, **asdict(found)})
         gc.collect()
     return made
 
 
 def _scores(
-    opened: nn.Module | Player, tuned: Tuned, data: Prepared, tokens: Tokens, config: RunConfig, progress: Progress
+    opened: nn.Module | Runner, tuned: Tuned, data: Prepared, tokens: Tokens, config: RunConfig, progress: Progress
 ) -> dict[str, Any]:
     """{"export": scores} on the rows and with the settings of the run's own last scores, but without a judge."""
     import torch
@@ -233,12 +235,12 @@ def _scores(
     return {"export": scores(measure(subject), evaluations(subject))}
 
 
-def _difference(proofs: Sequence[dict[str, Any]], path: Path, report: Path) -> str:
-    worst = next(each for each in proofs if not each["held"])
+def _difference(checks: Sequence[dict[str, Any]], path: Path, report: Path) -> str:
+    worst = next(each for each in checks if not each["held"])
     allowed, mean = worst["bound"] * worst["spread"], worst["mean_bound"]
     also = "" if mean is None else f" (mean {worst['mean']:.3g}, at most {mean * worst['spread']:.3g})"
     return (
         f"{path}: what was exported does not answer as {worst['against']} does: a logit differs by "
-        f"{worst['largest']:.3g}, rounding makes at most {allowed:.3g}{also}, and the likeliest token is the same at "
+        f"{worst['largest']:.3g}, rounding makes at most {allowed:.3g}{also}, and the most likely token is the same at "
         f"{worst['same_top']:.1%} of the places. Nothing is left of it but the report {report}"
     )

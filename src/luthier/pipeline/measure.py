@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.events import Progress
-from luthier.evaluation.records.context import restored
+from luthier.evaluation.records.context import Memory, restored
 from luthier.pipeline.prepare import Loaded, load_base
 from luthier.runs.folder import RunFolder
 from luthier.runs.provenance import environment
@@ -33,7 +33,7 @@ UNMEASURED: dict[str, Any] = {
     "base": {},
     "tuned": {},
     "difference": {},
-    "headline": "",
+    "primary_metric": "",
     "examples": {},
     "forgetting": {},
     "no_forgetting": "no row is held out",
@@ -58,7 +58,7 @@ class Measured:
         self.records, self.probe = restored(self.records), restored(self.probe)
 
 
-class Kept:
+class Kept(Memory):
     """What was measured, kept in the cache of the user's machine (see data.cache)."""
 
     def recall(self, kind: str, decides: Mapping[str, Any]) -> Any:
@@ -79,7 +79,7 @@ class Kept:
 
 def subject_of(loaded: Loaded, progress: Progress | None = None) -> EvalContext | None:
     """The test rows, else the validation rows, with the model as it is now; None where there are none."""
-    from luthier.evaluation.records.context import EvalContext, Forgetful
+    from luthier.evaluation.records.context import EvalContext
 
     data, settings = loaded.data, loaded.config.evaluate
     _, examples, rows = data.side(data.held_out_side)
@@ -99,7 +99,7 @@ def subject_of(loaded: Loaded, progress: Progress | None = None) -> EvalContext 
         settings=settings,
         labels=sorted(filter(None, labels)),
         progress=progress or Progress(),
-        memory=Kept() if settings.cache else Forgetful(),
+        memory=Kept() if settings.cache else Memory(),
     )
 
 
@@ -210,20 +210,20 @@ def compare(subject: EvalContext, base: Measured, folder: RunFolder) -> dict[str
     ]
     folder.write_jsonl(folder.predictions, predictions)
     found = {"base": scores(base.records, chosen) if both else {}, "tuned": scores(tuned.records, chosen)}
-    headline = choose(subject, list(found["tuned"]))
+    primary = choose(subject, list(found["tuned"]))
     for name, side in found.items():
-        if headline in side:  # it comes first, wherever scores are shown
-            side[headline]["headline"] = True
-            found[name] = {headline: side[headline], **side}
+        if primary in side:  # it comes first, wherever scores are shown
+            side[primary]["primary_metric"] = True
+            found[name] = {primary: side[primary], **side}
     why = forgetting.applies(subject) or ("" if subject.settings.forgetting else "evaluate.forgetting is false")
     few = len(tuned.records) < FEW
     return {
         "measured_with": subject.settings.model_dump(mode="json"),
         "validation_examples": len(tuned.records),
         **found,
-        "headline": headline,
+        "primary_metric": primary,
         "difference": differences(base.records, tuned.records, chosen) if both else {},
-        "examples": contrast(predictions, headline, chosen, subject.settings.examples) if both else {},
+        "examples": contrast(predictions, primary, chosen, subject.settings.examples) if both else {},
         "forgetting": forgetting.forgetting(base.probe, tuned.probe),
         "no_forgetting": why or ("" if base.probe else "the base was not measured"),
         "counts": {"base": base.counts, "tuned": tuned.counts},

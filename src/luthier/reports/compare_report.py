@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
-from luthier.core.shell import public
 from luthier.core.units import duration, gigabytes
-from luthier.reports import compare_plots
+from luthier.reports import page
 from luthier.reports.run_report import figure
 
 
 def render(body: Mapping[str, Any]) -> str:
-    """The page of what stands in compare.json. All texts are escaped; it loads nothing and runs no script."""
-    from jinja2 import Environment, StrictUndefined
-
-    pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {
-        "public": public,
+    """The page of what stands in compare.json."""
+    filters = {
         "figure": figure,
         "bytes": kilobytes,
         "duration": duration,
@@ -29,17 +23,16 @@ def render(body: Mapping[str, Any]) -> str:
         "milliseconds": lambda seconds: f"{1e3 * seconds:.3g} ms",
     }
     done = [row for row in body["rows"] if row["status"] == "done"]
-    plots = {}
+    plots: dict[str, bytes] = {}
     if done:
-        plots = {
-            "Score against trainable parameters": compare_plots.scatter(
-                body, "trainable", "trainable parameters", log=True
-            ),
-            "Score against training time": compare_plots.scatter(body, "seconds", "seconds of training", log=False),
-            "Loss": compare_plots.curves(body),
-        }
-    source = resources.files("luthier.reports").joinpath("compare_report.html.jinja").read_text(encoding="utf-8")
-    return pages.from_string(source).render(
+        from luthier.reports.compare_plots import curves, scatter
+
+        plots["Score against trainable parameters"] = scatter(body, "trainable", "trainable parameters", log=True)
+        plots["Score against training time"] = scatter(body, "seconds", "seconds of training", log=False)
+        plots["Loss"] = curves(body)
+    return page.render(
+        "compare_report",
+        filters,
         body=body,
         done=done,
         missing=[row for row in body["rows"] if row["status"] != "done"],
@@ -57,12 +50,12 @@ def count(number: float) -> str:
 
 
 def kilobytes(size: float) -> str:
-    """As `gigabytes`, but `8 kB` where it is less than a megabyte."""
+    """As `gigabytes`, but `8 kB` if it is less than a megabyte."""
     return gigabytes(size) if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def share(part: float) -> str:
-    """A share in percent with what digits it has."""
+    """A share in percent with three significant digits."""
     return f"{100 * part:.3g} %"
 
 

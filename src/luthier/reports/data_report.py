@@ -1,23 +1,22 @@
-"""One self-contained HTML page about the data: what is refused, long, alike, unbalanced, and what is learned of it."""
+"""One self-contained HTML page about the data: what is refused, long, similar or unbalanced, and what is learned."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InputError
 from luthier.core.files import write_json, write_jsonl, write_text
-from luthier.core.shell import public
 from luthier.data.checks.audit import Audit, as_json
 from luthier.data.prepared import Prepared
+from luthier.reports import page
 from luthier.runs.folder import RunFolder
 
 MOST_REFUSALS = 1_000
-"""Refused rows that the page lists; refused.jsonl and data.json have all."""
+"""Refused rows listed on the page; refused.jsonl and data.json have all."""
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 KINDS = {
     "learned": "learned: the model is trained to say this",
@@ -29,13 +28,13 @@ KINDS = {
 
 
 def refuse_run_folder(out: Path) -> None:
-    """InputError where `out` is the folder of a run, whose data.json the report's would replace."""
+    """Raise InputError if `out` is the folder of a run, whose data.json the report's would replace."""
     if RunFolder(out).recipe.exists():
         raise InputError(f"{out} is the folder of a run", fix="choose another folder with --out DIR")
 
 
 def write(out: Path, found: Audit, data: Prepared, model: str, *, named: bool) -> dict[str, Any]:
-    """Write data.html, data.json and refused.jsonl; returns data.json's content. `named`: did the user name it?"""
+    """Write data.html, data.json and refused.jsonl; returns data.json. `named`: whether the user named the model."""
     notes = [
         f"read as train would, with the tokenizer of {model}"
         + ("" if named else ", because no model is named: --model M counts with yours"),
@@ -53,22 +52,17 @@ def write(out: Path, found: Audit, data: Prepared, model: str, *, named: bool) -
 
 
 def render(found: Mapping[str, Any]) -> str:
-    """The page of an audit. All texts are escaped; it loads nothing and runs no script."""
-    from jinja2 import Environment, StrictUndefined
-
-    pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"public": public, "shown": shown, "piece": piece, "count": lambda number: f"{number:,}"}
-    source = resources.files("luthier.reports").joinpath("data_report.html.jinja").read_text(encoding="utf-8")
-    return pages.from_string(source).render(
-        found=found, kinds=KINDS, parts=found["account"], most_refusals=MOST_REFUSALS
-    )
+    """The page of an audit."""
+    filters = {"shown": shown, "piece": piece, "count": lambda number: f"{number:,}"}
+    values = {"found": found, "kinds": KINDS, "parts": found["account"], "most_refusals": MOST_REFUSALS}
+    return page.render("data_report", filters, **values)
 
 
 def shown(text: str) -> str:
-    """A text of the data with what has no sign of its own made visible: it could move the cursor or turn the line."""
+    """A text of the data with control characters made visible: they could move the cursor or reverse the line."""
     return UNSEEN.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def piece(text: str) -> str:
-    """A token's text; a line end gets a sign, for it can be learned as well."""
+    """A token's text; a line end gets an arrow, because it can be learned as well."""
     return shown(text).replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n")

@@ -21,22 +21,37 @@ FONTS = (
     "Heiti TC",
     "Arial Unicode MS",
 )
-"""With Chinese, Japanese and Korean signs, on Linux, Windows and macOS; matplotlib's own font has none."""
+"""Fonts with Chinese, Japanese and Korean, on Linux, Windows and macOS; matplotlib's own font has none."""
 FILES = r"(sans|gothic).*cjk.*regular|sourcehansans.*regular|wqy|msyh|simhei|pingfang|hiragino|heiti|arial ?unicode"
 """Names of the files of these."""
 GREY, BLUE, ORANGE = "#b8c0cc", "#1f5fa8", "#d1602a"
 
 
-def draw(history: Sequence[dict[str, Any]], title: str) -> bytes:
-    """PNG of the lines of metrics.jsonl. A run without a single step gives an empty frame."""
+def new_axes(width: float, height: float, *, grid: str) -> Any:
+    """Axes of a new figure, in inches, with a `grid` along "x", "y" or "both"."""
     # No pyplot: it keeps global state and looks for a screen.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 4.2), dpi=120, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes: Any = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color="#e6e9ee", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def png(axes: Any) -> bytes:
+    """The figure as a PNG."""
+    buffer = BytesIO()
+    axes.figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def draw(history: Sequence[dict[str, Any]], title: str) -> bytes:
+    """PNG of the lines of metrics.jsonl. A run without a single step gives an empty frame."""
+    axes = new_axes(8, 4.2, grid="y")
     steps = [(r["step"], r["loss"]) for r in history if r.get("loss") is not None]
     held_out = [(r["step"], r["validation_loss"]) for r in history if r.get("validation_loss") is not None]
     if steps:
@@ -44,38 +59,30 @@ def draw(history: Sequence[dict[str, Any]], title: str) -> bytes:
         axes.plot(x, y, color=GREY, linewidth=1, label="training, each step")
         axes.plot(x, smooth(y), color=BLUE, linewidth=2, label="training, smoothed")
     if held_out:
-        x, y = zip(*held_out, strict=True)
-        axes.plot(x, y, "o-", color=ORANGE, linewidth=1.5, markersize=5, label="held out")
+        axes.plot(*zip(*held_out, strict=True), "o-", color=ORANGE, linewidth=1.5, markersize=5, label="held out")
         low = min(held_out, key=lambda point: point[1])
         axes.annotate(f"{low[1]:.3f}", low, xytext=(0, -14), textcoords="offset points", ha="center", color=ORANGE)
     title, families = readable(title)
     axes.set_title(title, loc="left", fontsize=11, fontfamily=families, parse_math=False)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per target)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e9ee", linewidth=0.8)
-    axes.set_axisbelow(True)
+    axes.set(xlabel="step", ylabel="loss (nats per target)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(y=0.12)
     if steps or held_out:
         axes.legend(frameon=False, fontsize=9)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(axes)
 
 
 def readable(text: str) -> tuple[str, list[str]]:
-    """`text` and the fonts for it. What no font here can draw becomes three dots, where matplotlib draws boxes."""
+    """`text` and the fonts for it. What no font here can draw becomes an ellipsis, where matplotlib draws boxes."""
     from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
 
     families = ["DejaVu Sans"]  # comes with matplotlib
     known = set(get_font(findfont(families[0])).get_charmap())
-    installed = {font.name for font in fontManager.ttflist}
-    if not installed.intersection(FONTS) and not known.issuperset(map(ord, text)):
+    if not known.issuperset(map(ord, text)) and not {font.name for font in fontManager.ttflist}.intersection(FONTS):
         for file in findSystemFonts():  # matplotlib's list is as old as its first use on this machine
             if re.search(FILES, Path(file).name, re.IGNORECASE):
                 fontManager.addfont(file)
-        installed = {font.name for font in fontManager.ttflist}
+    installed = {font.name for font in fontManager.ttflist}
     for family in FONTS:
         if family in installed and not known.issuperset(map(ord, text)):
             families.append(family)
@@ -85,7 +92,7 @@ def readable(text: str) -> tuple[str, list[str]]:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential mean over about a twentieth of the run, unbiased at the start."""
+    """Exponential moving average over about a twentieth of the run, unbiased at the start."""
     decay = 1 - 1 / max(1.0, len(values) / 20)
     total = weight = 0.0
     result = []

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from functools import cache
 from typing import Any
 
-from luthier.core.shell import public
 from luthier.evaluation.contrast import words_of
+from luthier.evaluation.metrics.base import known_metrics
+from luthier.reports import page
 
 
 def render(
@@ -20,20 +21,15 @@ def render(
     environment: Mapping[str, Any],
     predictions: Sequence[Mapping[str, Any]],
 ) -> str:
-    """The page. All texts of data and model are escaped; the page loads nothing and runs no script."""
-    from jinja2 import Environment, StrictUndefined
-
-    pages = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters["figure"] = figure
-    source = resources.files("luthier.reports").joinpath("run_report.html.jinja").read_text(encoding="utf-8")
-    pages.filters |= {"public": public, "shift": shift, "said": words_of}
-    return pages.from_string(source).render(
+    """The page of a run, from what its folder has."""
+    return page.render(
+        "run_report",
+        {"figure": figure, "shift": shift, "said": words_of, "scale": scale_of},
         result=result,
         data=data,
         recipe=recipe,
         environment=environment,
         worst=worst(predictions),
-        spans=SPANS,
         loss_png=base64.b64encode(loss_png).decode(),
     )
 
@@ -50,23 +46,18 @@ def worst(predictions: Sequence[Mapping[str, Any]], count: int = 12) -> list[Map
     return sorted(predictions, key=badness, reverse=True)[:count]
 
 
-NUMBERS = ("loss", "perplexity", "mcc", "pearson", "spearman", "squared_error", "bits_per_byte")
-"""Scores that are no shares; they have three decimals."""
-TENS = ("bleu", "chrf", "judge")
-"""Scores from 0 to 100 (sacrebleu's) or 0 to 10, with two decimals."""
-SPANS = {
-    "bleu": "0 to 100",
-    "chrf": "0 to 100",
-    "judge": "0 to 10",
-    "mcc": "-1 to 1",
-    "pearson": "-1 to 1",
-    "spearman": "-1 to 1",
-}
-"""Where a score could be taken for another scale."""
+@cache
+def _scales() -> dict[str, str | None]:
+    return {name: metric.scale for name, metric in known_metrics().items()} | {"bits_per_byte": ""}
+
+
+def scale_of(name: str) -> str | None:
+    """The range of a metric that is not a share, such as "0 to 100", or ""; None for a share."""
+    return _scales().get(name)
 
 
 def shift(name: str, before: float, after: float) -> str:
-    """What one example scored before and after; right or wrong in words."""
+    """The score of one example before and after; right or wrong in words."""
     if name in ("accuracy", "exact_match", "pass_rate") and {before, after} <= {0, 1}:
         return " → ".join("right" if each else "wrong" for each in (before, after))
     return f"{figure(name, before)} → {figure(name, after)}"
@@ -75,10 +66,10 @@ def shift(name: str, before: float, after: float) -> str:
 def figure(name: str, value: float | None, *, sign: bool = False) -> str:
     """A metric for people: shares in percent (points, with a sign, for a difference), the rest as numbers."""
     if value is None or not math.isfinite(value):
-        return "no number"
-    plus = "+" if sign else ""
-    if name in NUMBERS:
-        return f"{value:{plus}.3f}" if abs(value) < 1000 else f"{value:{plus}.3g}"
-    if name in TENS:
+        return "NaN"
+    plus, scale = "+" if sign else "", scale_of(name)
+    if scale is None:
+        return f"{100 * value:{plus}.1f}" + (" points" if sign else " %")
+    if scale.startswith("0 to"):
         return f"{value:{plus}.2f}"
-    return f"{100 * value:{plus}.1f}" + (" points" if sign else " %")
+    return f"{value:{plus}.3f}" if abs(value) < 1000 else f"{value:{plus}.3g}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from luthier.core.errors import install_anywhere
 from luthier.core.registry import Family, Plugin
 from luthier.evaluation.records.context import EvalContext, Record
+from luthier.evaluation.records.settings import EvaluateConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
 
 MetricFunction = Callable[[Sequence[Record]], float]
 
@@ -24,9 +26,11 @@ class SumMetric:
     """[records, terms]: what is summed."""
     value: Callable[[NDArray[Any]], NDArray[Any]]
     """[draws, terms] -> [draws]: the metric of each sum."""
+    key: str = ""
+    """Key of the records that have this metric; "" if all have it."""
 
     def __call__(self, records: Sequence[Record]) -> float:
-        """The metric of these records; 0 of none."""
+        """The metric of these records; 0 if there are none."""
         return float(self.value(self.terms(records).sum(0, keepdims=True))[0]) if records else 0.0
 
 
@@ -37,36 +41,70 @@ def mean_of(key: str) -> SumMetric:
     def terms(records: Sequence[Record]) -> NDArray[Any]:
         return np.array([[float(r[key]), 1.0] if key in r else [0.0, 0.0] for r in records]).reshape(-1, 2)
 
-    return SumMetric(terms, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1))
+    return SumMetric(terms, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1), key)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A function of records, and how its value is read."""
+
+    function: MetricFunction
+    rank: int | None = None  # of the measured metrics, the one with the lowest rank is primary; None: only if asked for
+    higher: bool = True  # whether more is better
+    scale: str | None = None  # None: a share, shown in percent; else a number with this range, "" if it has none
+    per_example: str = ""  # the metric that stands for it on a single example
+
+
+Table = Mapping[str, Metric]
 
 
 class Evaluation(Plugin):
-    """One way to measure a model."""
+    """One way to evaluate a model, with one or more metrics."""
 
-    higher_is_better: ClassVar[bool] = True
+    table: ClassVar[Table]
+    """Its metrics by name."""
+    package: ClassVar[str] = ""
+    """Package of the extra `scores` that it needs."""
 
-    def applies(self, subject: EvalContext) -> bool:
-        """Can these rows be measured this way?"""
+    def applies(self, context: EvalContext) -> bool:
+        """Whether these rows can be evaluated this way."""
         raise NotImplementedError
 
-    def lacks(self, subject: EvalContext) -> str:
-        """What keeps an evaluation that would fit from being made, with the fix; mostly nothing."""
-        return ""
+    def may_rank(self, context: EvalContext) -> bool:
+        """Whether runs on these rows may be ranked by it."""
+        return True
 
-    def measure(self, subject: EvalContext) -> list[Record]:
-        """One record per example, in order; all evaluations of an example share one record in the end."""
+    def check_settings(self, settings: EvaluateConfig) -> None:
+        """Raise InputError for settings that cannot work for any data."""
+
+    def missing(self) -> str:
+        """Why it cannot be measured here, with the fix; "" if nothing is missing."""
+        if not self.package or find_spec(self.package):
+            return ""
+        names = ", ".join(self.table)
+        return f"{names}: not measured, {self.package} is not installed ({install_anywhere('scores')})"
+
+    def measure(self, context: EvalContext) -> list[Record]:
+        """One record per example, in order; the records of all evaluations are merged in the end."""
         raise NotImplementedError
 
     def metrics(self) -> dict[str, MetricFunction]:
-        """Metric names and how each follows from the records."""
-        raise NotImplementedError
+        """Metric names and the function of the records for each."""
+        return {name: metric.function for name, metric in self.table.items()}
 
     def higher(self, metric: str) -> bool:
-        """Is more of this metric better?"""
-        return self.higher_is_better
+        """Whether more of this metric is better."""
+        return self.table[metric].higher
 
 
-EVALUATIONS = Family(
-    Evaluation,
-    "evaluation",
-)
+EVALUATIONS = Family(Evaluation, "evaluation")
+
+
+def known_evaluations() -> list[Evaluation]:
+    """Every evaluation there is, sorted by name."""
+    return [EVALUATIONS.get(name)() for name in EVALUATIONS.names()]
+
+
+def known_metrics() -> dict[str, Metric]:
+    """Every metric there is, by name."""
+    return {name: metric for each in known_evaluations() for name, metric in each.table.items()}

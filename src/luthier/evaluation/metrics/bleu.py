@@ -11,74 +11,53 @@ arXiv 1804.08771.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from luthier.core.errors import install_anywhere
-from luthier.evaluation.metrics.base import Evaluation, MetricFunction, SumMetric
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table
 from luthier.evaluation.records.context import EvalContext, Record
 from luthier.evaluation.records.generate import answered, asks, open_answers, references_of
 from luthier.evaluation.records.words import bleu_tokenizer
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 COUNTS = {"bleu": 10, "chrf": 18}
 """Numbers that sacrebleu sums: lengths, and hits and n-grams of four orders; three for each of six orders."""
 
 
+def _metric(name: str) -> SumMetric:
+    key, nothing = f"{name}_counts", [0] * COUNTS[name]
+
+    def terms(records: Sequence[Record]) -> NDArray[Any]:
+        return np.array([r.get(key, nothing) for r in records], dtype=float).reshape(-1, len(nothing))
+
+    def value(sums: NDArray[Any]) -> NDArray[Any]:
+        import sacrebleu
+
+        scorer: Any = sacrebleu.BLEU() if name == "bleu" else sacrebleu.CHRF()
+        return np.array([scorer._compute_score_from_stats(row).score for row in sums.round().astype(int).tolist()])
+
+    return SumMetric(terms, value, key)
+
+
 class Bleu(Evaluation):
     """Overlap of n-grams with the references, over the whole set."""
 
-    def applies(self, subject: EvalContext) -> bool:
-        return asks(subject) and open_answers(subject) and find_spec("sacrebleu") is not None
+    table: ClassVar[Table] = {name: Metric(_metric(name), scale="0 to 100") for name in COUNTS}
+    package: ClassVar[str] = "sacrebleu"
 
-    def lacks(self, subject: EvalContext) -> str:
-        missing = asks(subject) and open_answers(subject) and find_spec("sacrebleu") is None
-        return (
-            f"BLEU and chrF are not measured: sacrebleu is not installed ({install_anywhere('scores')})"
-            if missing
-            else ""
-        )
+    def applies(self, context: EvalContext) -> bool:
+        return asks(context) and open_answers(context)
 
-    def measure(self, subject: EvalContext) -> list[Record]:
+    def measure(self, context: EvalContext) -> list[Record]:
         from sacrebleu import BLEU, CHRF
 
-        answers = answered(subject)
+        answers = answered(context)
         tokenize = bleu_tokenizer(text for record in answers if record for text in references_of(record))
         scorers: dict[str, Any] = {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF()}
-        made: list[Record] = []
-        for record in answers:
-            counts = {}
+        made: list[Record] = [{} for _ in answers]
+        for counts, record in zip(made, answers, strict=True):
             for name, scorer in scorers.items() if record else ():
                 references = [[text] for text in references_of(record)]
                 counts[f"{name}_counts"] = list(scorer._extract_corpus_statistics([record["said"]], references)[0])
-            made.append(counts)
         return made
-
-    def metrics(self) -> dict[str, MetricFunction]:
-        return {name: SumMetric(_counts(name), _score(name)) for name in COUNTS}
-
-
-def _counts(name: str) -> Any:
-    import numpy as np
-
-    nothing = [0] * COUNTS[name]
-
-    def terms(records: Sequence[Record]) -> NDArray[Any]:
-        return np.array([r.get(f"{name}_counts", nothing) for r in records], dtype=float).reshape(-1, len(nothing))
-
-    return terms
-
-
-def _score(name: str) -> Any:
-    import numpy as np
-
-    def value(sums: NDArray[Any]) -> NDArray[Any]:
-        from sacrebleu import BLEU, CHRF
-
-        scorer: Any = BLEU() if name == "bleu" else CHRF()
-        rows = sums.round().astype(int).tolist()
-        return np.array([scorer._compute_score_from_stats(row).score for row in rows])
-
-    return value

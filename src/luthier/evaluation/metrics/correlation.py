@@ -1,51 +1,23 @@
-"""Pearson's and Spearman's correlation and the mean squared error, where a number is learned (task regress).
+"""Pearson's and Spearman's correlation and the mean squared error of predicted numbers (task regress).
 
 Pearson's r = cov(x, y) / (sd x sd y), over the predicted and the true numbers; Spearman's rho is r of their ranks, ties
-with the mean of their ranks. A model that says the same number always has no correlation; that counts as 0.
+with the mean of their ranks. A model that always predicts the same number has no correlation; that counts as 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from luthier.evaluation.metrics.base import Evaluation, MetricFunction, SumMetric, mean_of
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table, mean_of
 from luthier.evaluation.records.context import EvalContext, Record
 from luthier.evaluation.records.losses import losses
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-
-class Correlation(Evaluation):
-    """How well the predicted numbers follow the true ones."""
-
-    def applies(self, subject: EvalContext) -> bool:
-        return subject.task.numeric
-
-    def measure(self, subject: EvalContext) -> list[Record]:
-        import torch
-
-        records = losses(subject)
-        with torch.inference_mode():
-            for numbers, batch in subject.batches(subject.rows, "held-out rows"):
-                logits = subject.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-                for number, value in zip(numbers, logits[:, 0].float().tolist(), strict=True):
-                    owner = subject.owner[number]
-                    true = float(subject.examples[owner].label or "nan")
-                    records[owner] |= {"number": true, "guess": value, "squared": (value - true) ** 2}
-        return records
-
-    def metrics(self) -> dict[str, MetricFunction]:
-        return {"pearson": SumMetric(_moments, _pearson), "spearman": spearman, "squared_error": mean_of("squared")}
-
-    def higher(self, metric: str) -> bool:
-        return metric != "squared_error"
-
 
 def _moments(records: Sequence[Record]) -> NDArray[Any]:
-    import numpy as np
-
     if not records:
         return np.zeros((0, 6))
     pairs = np.array([[r["guess"], r["number"]] for r in records])
@@ -54,8 +26,6 @@ def _moments(records: Sequence[Record]) -> NDArray[Any]:
 
 
 def _pearson(sums: NDArray[Any]) -> NDArray[Any]:
-    import numpy as np
-
     n, x, y, xx, yy, xy = sums.T
     n = np.maximum(n, 1)
     spread = np.sqrt(np.maximum(xx - x * x / n, 0) * np.maximum(yy - y * y / n, 0))
@@ -67,14 +37,32 @@ def spearman(records: Sequence[Record]) -> float:
     """Pearson's r of the ranks."""
     if not records:
         return 0.0
-    guesses, numbers = _ranks([r["guess"] for r in records]), _ranks([r["number"] for r in records])
+    guesses, numbers = (_ranks([r[key] for r in records]) for key in ("guess", "number"))
     ranked = [{"guess": a, "number": b} for a, b in zip(guesses, numbers, strict=True)]
     return float(_pearson(_moments(ranked).sum(0, keepdims=True))[0])
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    import numpy as np
-
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     ends = counts.cumsum()
     return list(((ends - counts + ends - 1) / 2)[inverse])
+
+
+class Correlation(Evaluation):
+    """How well the predicted numbers follow the true ones."""
+
+    table: ClassVar[Table] = {
+        "pearson": Metric(SumMetric(_moments, _pearson), rank=2, scale="-1 to 1", per_example="squared_error"),
+        "spearman": Metric(spearman, scale="-1 to 1", per_example="squared_error"),
+        "squared_error": Metric(mean_of("squared"), higher=False, scale=""),
+    }
+
+    def applies(self, context: EvalContext) -> bool:
+        return context.task.numeric
+
+    def measure(self, context: EvalContext) -> list[Record]:
+        records = losses(context)
+        for owner, logits in context.logits():
+            value, true = float(logits[0]), float(context.examples[owner].label or "nan")
+            records[owner] |= {"number": true, "guess": value, "squared": (value - true) ** 2}
+        return records

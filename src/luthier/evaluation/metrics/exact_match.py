@@ -1,31 +1,35 @@
-"""Exact match: the model answers held-out prompts in its own words, greedily, and must say what the data says.
+"""Exact match: the model answers held-out prompts with free text, greedily, and must write what the data has.
 
-Upper and lower case, white space at the edges and a final full stop do not count. Where the held-out rows have one
-prompt several times, any of their answers is right.
+Case, white space at the edges and a final full stop do not count. If the held-out rows have one prompt several times,
+any of their answers is right.
 """
 
 from __future__ import annotations
 
-from luthier.evaluation.metrics.base import Evaluation, MetricFunction, mean_of
+from typing import ClassVar
+
+from luthier.evaluation.metrics.base import Evaluation, Metric, Table, mean_of
 from luthier.evaluation.records.context import EvalContext, Record
-from luthier.evaluation.records.generate import answered, asks, references_of
+from luthier.evaluation.records.generate import answered, asks, open_answers, references_of
 
 
 class ExactMatch(Evaluation):
     """Share of generated answers that equal the data's."""
 
-    def applies(self, subject: EvalContext) -> bool:
-        return asks(subject)
+    table: ClassVar[Table] = {"exact_match": Metric(mean_of("exact"), rank=5)}
 
-    def measure(self, subject: EvalContext) -> list[Record]:
-        return [{**record, "exact": exact(record)} if record else {} for record in answered(subject)]
+    def applies(self, context: EvalContext) -> bool:
+        return asks(context)
 
-    def metrics(self) -> dict[str, MetricFunction]:
-        return {"exact_match": mean_of("exact")}
+    def may_rank(self, context: EvalContext) -> bool:
+        return not open_answers(context)  # a long answer that differs in a word may be as good
+
+    def measure(self, context: EvalContext) -> list[Record]:
+        return [{**record, "exact": exact(record)} if record else {} for record in answered(context)]
 
 
 def exact(record: Record) -> int:
-    """Is what was said one of the references? 1 or 0."""
+    """1 if the answer is one of the references, else 0."""
     return int(plain(record["said"]) in map(plain, references_of(record)))
 
 

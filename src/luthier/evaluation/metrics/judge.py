@@ -1,9 +1,9 @@
 """A judge: another model grades each generated answer from 0 to 10, over any endpoint that speaks OpenAI's protocol.
 
 Off unless the recipe has `evaluate.judge`. Each answer is graded alone beside the data's answer (Zheng et al. 2023,
-arXiv 2306.05685, section 3.1: single answer grading with a reference), so there is no first or second place to favour;
-a judge may still favour length, or its own style. The score is the mean grade. What cannot be had, or holds no grade,
-is counted and left out, and stops nothing. Verdicts are kept, so the same answer is not sent twice.
+arXiv 2306.05685, section 3.1: single answer grading with a reference), so there is no first or second place to favor;
+a judge may still favor length, or its own style. The score is the mean grade. Requests that fail, and responses without
+a grade, are counted and left out, and stop nothing. Grades are cached, so the same answer is not sent twice.
 
 The key comes from the environment variable that `key_env` names, is sent to that one address, never follows a redirect,
 and is written nowhere.
@@ -18,126 +18,116 @@ import threading
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from luthier.core.errors import InputError
 from luthier.core.strict_json import to_json
-from luthier.evaluation.metrics.base import Evaluation, MetricFunction, mean_of
+from luthier.evaluation.metrics.base import Evaluation, Metric, Table, mean_of
 from luthier.evaluation.records.context import EvalContext, Record
 from luthier.evaluation.records.generate import answered, asks
-from luthier.evaluation.records.settings import JudgeConfig
+from luthier.evaluation.records.settings import EvaluateConfig, JudgeConfig
 
 _GRADE = re.compile(r"\[\[\s*(10|[0-9])(?:\.0+)?\s*\]\]")
 MOST_BYTES = 2**22
-"""Of a response; more is no verdict."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Largest response that is read."""
 
 
 class Judge(Evaluation):
     """Mean grade that another model gives the answers."""
 
-    def applies(self, subject: EvalContext) -> bool:
-        return asks(subject) and subject.settings.judge is not None
+    table: ClassVar[Table] = {"judge": Metric(mean_of("judge"), rank=1, scale="0 to 10")}
 
-    def measure(self, subject: EvalContext) -> list[Record]:
-        settings = subject.settings.judge
+    def applies(self, context: EvalContext) -> bool:
+        return asks(context) and context.settings.judge is not None
+
+    def check_settings(self, settings: EvaluateConfig) -> None:
+        if settings.judge is not None:
+            key_of(settings.judge)
+
+    def measure(self, context: EvalContext) -> list[Record]:
+        settings = context.settings.judge
         assert settings is not None
-        records = answered(subject)
-        questions = {
-            i: _fill(settings.question, subject.examples[i].messages[:-1], record)
-            for i, record in enumerate(records)
-            if record
-        }
-        decides = {
-            "url": settings.url,
-            "model": settings.model,
-            "max_tokens": settings.max_tokens,
-            "questions": sorted(set(questions.values())),
-        }
-        known: dict[str, int] = dict(subject.memory.recall("judge", decides) or {})
-        asked = [question for question in dict.fromkeys(questions.values()) if question not in known]
-        if asked:
-            subject.progress.stage(
-                f"asking {settings.model} at {urlsplit(settings.url).hostname} about {len(asked)} answers"
-            )
-            known |= self._ask(subject, settings, asked)
-            subject.memory.keep("judge", decides, known)
-        elif questions:
-            subject.progress.note("the judge's verdicts are those it gave before on the same answers")
-        return [{"judge": known[questions[i]]} if questions.get(i) in known else {} for i in range(len(records))]
+        questions = [
+            _fill(settings.question, example.messages[:-1], record) if record else ""
+            for example, record in zip(context.examples, answered(context), strict=True)
+        ]
+        asked = [question for question in dict.fromkeys(questions) if question]
+        decides = {name: getattr(settings, name) for name in ("url", "model", "max_tokens")}
+        decides["questions"] = sorted(asked)
+        known: dict[str, int] = dict(context.memory.recall("judge", decides) or {})
+        if new := [question for question in asked if question not in known]:
+            host = urlsplit(settings.url).hostname
+            context.progress.stage(f"asking {settings.model} at {host} about {len(new)} answers")
+            known |= self._ask(context, settings, new)
+            context.memory.keep("judge", decides, known)
+        elif asked:
+            context.progress.note("the judge's grades are those it gave before for the same answers")
+        return [{"judge": known[question]} if question in known else {} for question in questions]
 
-    def _ask(self, subject: EvalContext, settings: JudgeConfig, asked: list[str]) -> dict[str, int]:
-        """The grades that were given. Failures are counted in the subject and told."""
-        key = key_of(settings)
+    def _ask(self, context: EvalContext, settings: JudgeConfig, asked: list[str]) -> dict[str, int]:
+        """The grades that were given. Failures are counted in the context and reported."""
+        key, stop = key_of(settings), threading.Event()
         found: dict[str, int] = {}
         failures: list[str] = []
-        stop = threading.Event()
         pool = ThreadPoolExecutor(settings.at_once)
         try:
-            verdicts = pool.map(lambda each: verdict_on(each, settings, key, stop), asked)
-            for done, (question, verdict) in enumerate(zip(asked, verdicts, strict=True), 1):
-                if isinstance(verdict, int):
-                    found[question] = verdict
+            grades = pool.map(lambda question: grade(question, settings, key, stop), asked)
+            for question, made in zip(asked, grades, strict=True):
+                if isinstance(made, int):
+                    found[question] = made
                 else:
-                    failures.append(verdict)
-                subject.progress.measured("verdicts", done, len(asked))
+                    failures.append(made)
+                context.progress.measured("grades", len(found) + len(failures), len(asked))
         finally:  # a signal must not wait for requests that were not sent yet
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
         if failures:
-            subject.counts["failed verdicts"] = subject.counts.get("failed verdicts", 0) + len(failures)
-            subject.progress.warn(f"{len(failures)} of {len(asked)} verdicts could not be had: {failures[0]}")
+            context.counts["failed verdicts"] = context.counts.get("failed verdicts", 0) + len(failures)
+            context.progress.warn(f"{len(failures)} of {len(asked)} grades are missing: {failures[0]}")
         return found
-
-    def metrics(self) -> dict[str, MetricFunction]:
-        return {"judge": mean_of("judge")}
 
 
 def _fill(question: str, turns: Any, record: Record) -> str:
-    """The question with the texts in place, in one pass: a text that holds {answer} is not filled in again."""
+    """The question with the texts in place, in one pass: a text that contains {answer} is not filled in again."""
     prompt = "\n".join(f"{turn.role}: {turn.said}" for turn in turns) if len(turns) > 1 else turns[-1].said
     texts = {"prompt": prompt, "answer": record["said"], "reference": record["answer"]}
     return re.sub(r"\{(prompt|answer|reference)\}", lambda found: texts[found[1]], question)
 
 
 def key_of(settings: JudgeConfig) -> str:
-    """The key. InputError where its variable is empty, or the key would travel in clear."""
+    """The API key. InputError if its variable is empty, or the key would be sent unencrypted."""
     if not settings.key_env:
         return ""
-    key = os.environ.get(settings.key_env, "").strip()
+    name, parts = settings.key_env, urlsplit(settings.url)
+    key = os.environ.get(name, "").strip()
     if not key:
+        raise InputError(f"evaluate.judge: the environment variable {name} is not set", fix=f"export {name}=...")
+    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
         raise InputError(
-            f"evaluate.judge: the environment variable {settings.key_env} is not set",
-            fix=f"export {settings.key_env}=...",
-        )
-    parts = urlsplit(settings.url)
-    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        raise InputError(
-            f"evaluate.judge.url: the key would travel to {parts.hostname} unencrypted",
+            f"evaluate.judge.url: the key would be sent to {parts.hostname} unencrypted",
             fix="an https address, or no key_env for a server that needs none",
         )
     return key
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key and the texts to an address that nobody named."""
+    """A redirect would send the key and the texts to an address that nobody named."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-def verdict_on(question: str, settings: JudgeConfig, key: str, stop: threading.Event) -> int | str:
-    """The grade, or why there is none. The key stands in no such reason."""
+def grade(question: str, settings: JudgeConfig, key: str, stop: threading.Event) -> int | str:
+    """The grade, or why there is none; the key is not in that text."""
     body = {
         "model": settings.model,
         "messages": [{"role": "user", "content": question}],
         "temperature": 0,
         "max_tokens": settings.max_tokens,
     }
-    request = urllib.request.Request(
-        f"{settings.url}/chat/completions", to_json(body).encode(), {"Content-Type": "application/json"}
-    )
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{settings.url}/chat/completions", to_json(body).encode(), headers)
     if key:
         request.add_unredirected_header("Authorization", f"Bearer {key}")
     opener = urllib.request.build_opener(_NoRedirect)
@@ -147,15 +137,16 @@ def verdict_on(question: str, settings: JudgeConfig, key: str, stop: threading.E
             break
         try:
             with opener.open(request, timeout=settings.timeout) as response:
-                said = json.loads(response.read(MOST_BYTES))["choices"][0]["message"]["content"]
-            grades = _GRADE.findall(str(said))
-            return int(grades[-1]) if grades else "the judge's answer ends with no grade such as [[5]]"
+                text = json.loads(response.read(MOST_BYTES))["choices"][0]["message"]["content"]
+            grades = _GRADE.findall(str(text))
+            return int(grades[-1]) if grades else "the judge's answer does not end with a grade such as [[5]]"
         except urllib.error.HTTPError as error:
             why = f"HTTP {error.code}"
             error.close()
             if error.code < 500 and error.code not in (408, 429):  # asking again would not help
                 break
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            reason = getattr(error, "reason", None) or error
-            why = type(error).__name__ if isinstance(error, KeyError | IndexError | TypeError) else str(reason)[:200]
+        except (KeyError, IndexError, TypeError) as error:
+            why = type(error).__name__
+        except (OSError, ValueError) as error:
+            why = str(getattr(error, "reason", None) or error)[:200]
     return why.replace(key, "***") if key else why

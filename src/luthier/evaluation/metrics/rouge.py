@@ -7,47 +7,33 @@ each score its own. Chinese characters are words (see words.py). Lin 2004, aclan
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import ClassVar
 
-from luthier.core.errors import install_anywhere
-from luthier.evaluation.metrics.base import Evaluation, MetricFunction, mean_of
+from luthier.evaluation.metrics.base import Evaluation, Metric, Table, mean_of
 from luthier.evaluation.records.context import EvalContext, Record
 from luthier.evaluation.records.generate import answered, asks, open_answers, references_of
 from luthier.evaluation.records.words import words
 
-NAMES = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
-"""rouge-score's name -> ours."""
+NAMES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+"""Our name -> rouge-score's."""
 
 
 class Rouge(Evaluation):
     """Overlap of words with the reference."""
 
-    def applies(self, subject: EvalContext) -> bool:
-        return asks(subject) and open_answers(subject) and find_spec("rouge_score") is not None
+    table: ClassVar[Table] = {name: Metric(mean_of(name), rank=4 if name == "rouge_l" else None) for name in NAMES}
+    package: ClassVar[str] = "rouge_score"
 
-    def lacks(self, subject: EvalContext) -> str:
-        missing = asks(subject) and open_answers(subject) and find_spec("rouge_score") is None
-        return f"ROUGE is not measured: rouge-score is not installed ({install_anywhere('scores')})" if missing else ""
+    def applies(self, context: EvalContext) -> bool:
+        return asks(context) and open_answers(context)
 
-    def measure(self, subject: EvalContext) -> list[Record]:
+    def measure(self, context: EvalContext) -> list[Record]:
         from rouge_score.rouge_scorer import RougeScorer
 
-        scorer = RougeScorer(list(NAMES), tokenizer=_Words())
+        scorer = RougeScorer(list(NAMES.values()), tokenizer=SimpleNamespace(tokenize=words))
         made: list[Record] = []
-        for record in answered(subject):
-            if not record:
-                made.append({})
-                continue
-            each = [scorer.score(reference, record["said"]) for reference in references_of(record)]
-            made.append({name: max(score[theirs].fmeasure for score in each) for theirs, name in NAMES.items()})
+        for record in answered(context):
+            each = [scorer.score(reference, record["said"]) for reference in references_of(record)] if record else []
+            made.append({name: max(score[theirs].fmeasure for score in each) for name, theirs in NAMES.items() if each})
         return made
-
-    def metrics(self) -> dict[str, MetricFunction]:
-        return {name: mean_of(name) for name in NAMES.values()}
-
-
-class _Words:
-    """Our words, as rouge-score asks for them."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return words(text)

@@ -1,10 +1,10 @@
-"""Which of many answers a causal model finds likeliest behind a prompt.
+"""Which of many answers a causal model finds most likely after a prompt.
 
-An answer's score is the sum of log p over its tokens, the end token included. The prompt is read once, its keys and
-values are kept, and all labels follow it as a batch of continuations; the first token of every label is read off one
-distribution. So a prompt of P tokens with L labels of A tokens costs P + L A tokens instead of L (P + A). Not every
-model can: some tuners put tokens in front, some caches slide. Each is asked once, on its longest prompts, whether both
-ways give the same sums, and else goes the plain way.
+An answer's score is the sum of log p over its tokens, including the end token. The prompt is read once into a KV cache,
+and all labels follow it as a batch of continuations; the first token of every label is read off one distribution. So a
+prompt of P tokens with L labels of A tokens costs P + L A tokens instead of L (P + A). Not every model can: some tuners
+put tokens in front, some caches slide. Each is tested once, on its longest prompts, for whether both ways give the same
+sums; if not, each pair of prompt and label is a row.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     """For each prompt -log p of each label."""
 
 CACHE_BYTES = 2**29
-"""Most bytes of keys and values that the prompts of one pass, repeated for each label of it, may take."""
+"""Most bytes of KV cache for the prompts of one pass, repeated for each label of it."""
 TRIAL_ROWS = 3
 NEAR = 2e-2
-"""Nats of an answer within which two ways are the same; half precision rounds a logit in its second decimal."""
+"""Nats of an answer within which both ways are the same; half precision rounds a logit in its second decimal."""
 
 
-def most_likely(subject: EvalContext) -> list[str]:
-    """For each example the likeliest label of `subject.labels`; the first of equally likely ones."""
+def most_likely(context: EvalContext) -> list[str]:
+    """For each example the most likely label of `context.labels`; the first of equally likely ones."""
     import torch
 
-    last = dict(zip(subject.owner, subject.rows, strict=True))  # a dialogue is judged by its last answer
+    last = dict(zip(context.owner, context.rows, strict=True))  # a dialogue is judged by its last answer
     numbers = sorted(last)
     starts = {number: answer_start(last[number]) for number in numbers}
     prompts = {number: last[number].ids[: starts[number]] for number in numbers}
@@ -44,94 +44,91 @@ def most_likely(subject: EvalContext) -> list[str]:
 
     def tails(number: int) -> list[list[int]]:
         """The tokens of each label as the answer; those of another example, where its own label agrees with them."""
-        row, label = last[number], subject.examples[number].label
-        if common and label in subject.labels:
+        row, label = last[number], context.examples[number].label
+        if common and label in context.labels:
             own = [token for token in row.labels[starts[number] :] if token != IGNORED]
-            if own == common[subject.labels.index(label)]:
+            if own == common[context.labels.index(label)]:
                 return common
-        made = [_tail(subject, number, label) for label in subject.labels]
+        made = [_tail(context, number, label) for label in context.labels]
         common[:] = common or made
         return made
 
-    chosen = [""] * len(subject.examples)
+    chosen = [""] * len(context.examples)
     with torch.inference_mode():
         trial = sorted(numbers, key=lambda number: -len(prompts[number]))[:TRIAL_ROWS]
-        size = bytes_of_shared(subject, [prompts[i] for i in trial], [tails(i) for i in trial])
-        settings = subject.settings
+        size = bytes_of_shared(context, [prompts[i] for i in trial], [tails(i) for i in trial])
+        settings, way = context.settings, sums_of_shared if size else sums_of_rows
         if size:
-            room = max(1, CACHE_BYTES // (size * len(subject.labels)))
+            room = max(1, CACHE_BYTES // (size * len(context.labels)))
             settings = settings.model_copy(update={"batch_tokens": min(settings.batch_tokens, room)})
         done = 0
         for places in by_length([len(prompts[number]) for number in numbers], settings):
             batch = [numbers[place] for place in places]
-            way = sums_of_shared if size else sums_of_rows
-            for number, sums in zip(
-                batch, way(subject, [prompts[i] for i in batch], [tails(i) for i in batch]), strict=True
-            ):
-                chosen[number] = subject.labels[sums.index(min(sums))]
+            found = way(context, [prompts[i] for i in batch], [tails(i) for i in batch])
+            for number, sums in zip(batch, found, strict=True):
+                chosen[number] = context.labels[sums.index(min(sums))]
             done += len(batch)
-            subject.progress.measured("prompts with all labels", done, len(numbers))
+            context.progress.measured("prompts with all labels", done, len(numbers))
     return chosen
 
 
-def _tail(subject: EvalContext, number: int, label: str) -> list[int]:
-    """The learned tokens of the last turn, were it this label."""
-    example = subject.examples[number]
-    said = replace(example.messages[-1], content=label, tool_calls="")
-    made = subject.template.encode([*example.messages[:-1], said], example.tools)
+def _tail(context: EvalContext, number: int, label: str) -> list[int]:
+    """The learned tokens of the last turn, if its content were this label."""
+    example = context.examples[number]
+    last = replace(example.messages[-1], content=label, tool_calls="")
+    made = context.template.encode([*example.messages[:-1], last], example.tools)
     start = answer_start(Row(made.ids, made.labels, ""))
     return [token for token in made.labels[start:] if token != IGNORED]
 
 
-def bytes_of_shared(subject: EvalContext, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]]) -> int:
-    """Bytes of keys and values for a token of a prompt; 0 where the model cannot continue one prompt in many ways."""
+def bytes_of_shared(context: EvalContext, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]]) -> int:
+    """Bytes of KV cache for a token of a prompt; 0 if the model cannot continue one prompt in many ways."""
     some = [labels[:TRIAL_ROWS] for labels in tails]
     sizes: list[int] = []
     try:
-        shared = sums_of_shared(subject, prompts, some, sizes)
+        shared = sums_of_shared(context, prompts, some, sizes)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
-        return 0  # whatever a model or a tuner has against it: the plain way is always there
-    plain = sums_of_rows(subject, prompts, some)
+        return 0  # whatever the model or the tuner raised: rows for each pair always work
+    plain = sums_of_rows(context, prompts, some)
     pairs = [pair for one, other in zip(shared, plain, strict=True) for pair in zip(one, other, strict=True)]
     near = all(abs(a - b) < NEAR * max(1.0, abs(b) / 10) for a, b in pairs)
     return max(1, sizes[0]) if near else 0
 
 
-def sums_of_rows(subject: EvalContext, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]]) -> Sums:
-    """-log p of each label behind each prompt, by a row for each pair."""
+def sums_of_rows(context: EvalContext, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]]) -> Sums:
+    """-log p of each label after each prompt, by a row for each pair."""
     pairs = [(i, j) for i, labels in enumerate(tails) for j in range(len(labels))]
     rows = [Row(prompts[i] + tails[i][j], [IGNORED] * len(prompts[i]) + tails[i][j], "") for i, j in pairs]
     sums = [[0.0] * len(labels) for labels in tails]
-    where = next(subject.model.parameters()).device
-    pad = subject.template.tokenizer.pad_token_id or 0
-    for numbers in by_length([len(row.ids) for row in rows], subject.settings):
-        batch = {k: v.to(where) for k, v in subject.task.collate([rows[n] for n in numbers], pad).items()}
-        for n, total in zip(numbers, subject.task.losses(subject.model, batch)[0].tolist(), strict=True):
+    for numbers in by_length([len(row.ids) for row in rows], context.settings):
+        batch = context.collate([rows[n] for n in numbers])
+        for n, total in zip(numbers, context.task.losses(context.model, batch)[0].tolist(), strict=True):
             sums[pairs[n][0]][pairs[n][1]] = total
     return sums
 
 
 def sums_of_shared(
-    subject: EvalContext, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]], sizes: list[int] | None = None
+    context: EvalContext, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]], sizes: list[int] | None = None
 ) -> Sums:
-    """The same, with each prompt read once. `sizes` receives the bytes of keys and values for a token."""
+    """The same, with each prompt read once. The bytes of KV cache for a token are appended to `sizes`."""
     import torch
 
     from luthier.kernels.cross_entropy import without_head
 
-    model, where = subject.model, next(subject.model.parameters()).device
+    model, where = context.model, context.device
     width = max(map(len, prompts))
     ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts], device=where)  # [B, P]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=where)
     mask = (torch.arange(width, device=where) < lengths[:, None]).long()
     with without_head(model) as head:
         if head is None:
-            raise NotImplementedError("logits that are more than a linear head's")
+            raise NotImplementedError("logits that are not a linear head's")
         out = model(input_ids=ids, attention_mask=mask, use_cache=True)
         hidden = out.logits[torch.arange(len(prompts), device=where), lengths - 1]  # [B, H]
-        first = torch.log_softmax(head_of(head, hidden), -1)  # [B, vocab]
+        logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+        first = torch.log_softmax(logits.float(), -1)  # [B, vocab]
         cache = out.past_key_values
-        size = sum(each.numel() * each.element_size() for each in _tensors(cache))
+        size = sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
         if sizes is not None:
             sizes.append(size // (len(prompts) * width))
         heads = ids.new_tensor([[tail[0] for tail in labels] for labels in tails])  # [B, L]
@@ -139,25 +136,14 @@ def sums_of_shared(
         step = max(1, CACHE_BYTES // max(1, size))
         for start in range(0, len(tails[0]), step):
             part = [labels[start : start + step] for labels in tails]
-            for i, more in enumerate(_behind(model, head, copy.deepcopy(cache), mask, lengths, part)):
+            for i, more in enumerate(_after(model, head, copy.deepcopy(cache), mask, lengths, part)):
                 for j, value in enumerate(more):
                     sums[i][start + j] += value
     return sums
 
 
-def head_of(head: Any, hidden: Tensor) -> Tensor:
-    """Logits in float32 of hidden states, by the head that `without_head` took out: [B, H] -> [B, vocab]."""
-    import torch.nn.functional as F
-
-    return F.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
-
-
-def _tensors(cache: Any) -> list[Tensor]:
-    return [each for layer in cache.layers for each in (layer.keys, layer.values)]
-
-
-def _behind(model: Any, head: Any, cache: Any, mask: Tensor, lengths: Tensor, tails: list[list[list[int]]]) -> Sums:
-    """-log p of the tokens of each label behind its first one; the cache is used up."""
+def _after(model: Any, head: Any, cache: Any, mask: Tensor, lengths: Tensor, tails: list[list[list[int]]]) -> Sums:
+    """-log p of the tokens of each label after its first one; the cache is consumed."""
     import torch
 
     from luthier.kernels.cross_entropy import linear_cross_entropy
@@ -173,9 +159,8 @@ def _behind(model: Any, head: Any, cache: Any, mask: Tensor, lengths: Tensor, ta
     cache.batch_repeat_interleave(each)
     whole = torch.cat([mask.repeat_interleave(each, 0), kept.long()], 1)
     places = lengths.repeat_interleave(each)[:, None] + torch.arange(width, device=mask.device)
-    hidden = model(
-        input_ids=ids, attention_mask=whole, position_ids=places, past_key_values=cache, use_cache=True
-    ).logits  # [B x L, A, H]
+    inputs = {"input_ids": ids, "attention_mask": whole, "position_ids": places}
+    hidden = model(**inputs, past_key_values=cache, use_cache=True).logits  # [B x L, A, H]
     losses = linear_cross_entropy(hidden[kept], head, targets[kept])
     sums = losses.new_zeros(len(flat)).index_add(0, kept.nonzero()[:, 0], losses)
     return sums.view(-1, each).tolist()

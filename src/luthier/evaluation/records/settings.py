@@ -32,22 +32,21 @@ class JudgeConfig(Config):
     """A model that grades answers from 0 to 10, behind any endpoint that speaks OpenAI's chat completions."""
 
     url: str
-    """Address up to and with the version, for example http://localhost:8000/v1. Prompts, answers and references are
-    sent there."""
+    """Address including the version, for example http://localhost:8000/v1. Prompts, answers and references go there."""
     model: str
     """Name of the model, as the endpoint knows it."""
     key_env: str = ""
-    """Environment variable that holds the key; the key itself stands in no recipe. Empty sends none."""
+    """Environment variable with the API key; the key itself is in no recipe. Empty sends none."""
     question: str = QUESTION
-    """What the judge is asked; {prompt}, {reference} and {answer} stand for the texts, [[5]] for the grade it gives."""
+    """Prompt for the judge; {prompt}, {reference} and {answer} stand for the texts, [[5]] for the grade it gives."""
     max_tokens: Count = 512
-    """Longest verdict, in tokens; models that think first need more."""
+    """Longest answer of the judge, in tokens; models that think first need more."""
     timeout: Annotated[float, Field(gt=0, le=86_400)] = 60.0
-    """Seconds to wait for one verdict."""
+    """Seconds to wait for one answer."""
     retries: Annotated[int, Field(ge=0, le=100)] = 2
-    """How often a request that failed is sent again."""
+    """How often a failed request is sent again."""
     at_once: Annotated[int, Field(gt=0, le=1024)] = 4
-    """Requests under way at the same time."""
+    """Parallel requests."""
 
     @field_validator("url")
     @classmethod
@@ -56,7 +55,7 @@ class JudgeConfig(Config):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("must be an http or https address, for example http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
-            raise ValueError("must hold no user, password or query: a key comes from the variable that key_env names")
+            raise ValueError("must have no user, password or query: a key comes from the variable that key_env names")
         return value.rstrip("/")
 
     @field_validator("question")
@@ -68,31 +67,31 @@ class JudgeConfig(Config):
 
 
 class EvaluateConfig(Config):
-    """What is measured on the held-out rows, before and after training."""
+    """What is evaluated on the held-out rows, before and after training."""
 
     before: bool = True
     """Evaluate the untouched base first, so that the gain is known."""
     rows: Count | None = None
-    """Measure loss and labels on at most this many held-out rows; none takes all."""
+    """Evaluate loss and labels on at most this many held-out rows; none takes all."""
     generate: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100
-    """Let the model answer this many held-out prompts, once, for all scores of answers (task chat); 0 skips it."""
+    """Generate answers to this many held-out prompts, once for all scores of answers (task chat); 0 skips it."""
     max_new_tokens: Count = 64
-    """Longest generated answer, in tokens; how many were cut there is told."""
+    """Longest generated answer, in tokens; how many were cut there is reported."""
     batch_size: Count = 16
-    """Most rows of a forward pass."""
+    """Most rows in a forward pass."""
     batch_tokens: Count = 16_384
-    """Most tokens of a forward pass, padding and answers counted; one row is a pass however long it is."""
+    """Most tokens in a forward pass, including padding and answers; a longer row is a pass of its own."""
     metric: Annotated[str | None, AUTO] = None
-    """The score that ranks runs and picks the examples to show; auto takes the first there is of pass_rate, judge,
+    """Primary metric, which ranks runs and picks the examples to show; auto: the first there is of pass_rate, judge,
     pearson, accuracy, rouge_l (answers of more than a few words), exact_match (short ones), perplexity."""
     check: str | None = None
-    """A Python file of yours with check(prompt, answer, reference) -> bool or a share of 1: the score pass_rate. It is
-    run in this process, as any code of yours. none: no such score."""
+    """A Python file of yours with check(prompt, answer, reference) -> bool or a number from 0 to 1: score pass_rate.
+    It runs in this process, as any code of yours. none: no such score."""
     judge: JudgeConfig | None = None
-    """A model that grades the answers; none asks nobody."""
+    """A model that grades the answers; none: no judge."""
     forgetting: bool = True
-    """Measure bits per byte on 120 short general texts that come with Luthier, before and after."""
+    """Evaluate bits per byte on 120 short general texts that come with Luthier, before and after."""
     cache: bool = True
-    """Keep what the base scored, and a judge's verdicts, for the next run on the same base, rows and settings."""
+    """Cache the base's scores and a judge's grades for the next run on the same base, rows and settings."""
     examples: Annotated[int, Field(ge=0, le=50)] = 8
-    """Worst regressions and best gains to show as text, of each at most this many."""
+    """How many of the worst regressions and of the best gains to show as text."""

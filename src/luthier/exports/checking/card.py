@@ -14,7 +14,7 @@ LIBRARIES = {"adapter": "peft", "gguf": "gguf", "gguf_adapter": "gguf", "ollama"
 
 
 def is_local(base: str) -> bool:
-    """Is it a folder here or the embedded model, and no hub id?"""
+    """Whether it is a folder of this machine or the embedded model, not a hub id."""
     return base == "builtin" or base.startswith((".", "/", "~")) or Path(base).is_dir()
 
 
@@ -22,7 +22,7 @@ def card(
     tuned: Tuned,
     target: str,
     use: Sequence[str],
-    proof: Sequence[dict[str, Any]],
+    parity: Sequence[dict[str, Any]],
     checked: Mapping[str, Any],
     **more: str,
 ) -> str:
@@ -38,12 +38,8 @@ def card(
     }
     # JSON is YAML, and quotes what must be quoted.
     lines = ["---", *(f"{key}: {to_json(value, ensure_ascii=False)}" for key, value in head.items()), "---", ""]
-    lines += [
-        f"# {Path(tuned.run).name}",
-        "",
-        f"`{origin}`, fine-tuned with {tuned.method.name} by Luthier {__version__}.",
-        "",
-    ]
+    lines += [f"# {Path(tuned.run).name}", ""]
+    lines += [f"`{origin}`, fine-tuned with {tuned.method.name} by Luthier {__version__}.", ""]
     lines += ["```sh" if target == "ollama" else "```python", *use, "```", "", "## Training", "", "| | |", "|---|---|"]
     shown = {
         "task": tuned.task,
@@ -55,25 +51,19 @@ def card(
     }
     lines += [f"| {key} | {value} |" for key, value in shown.items() if value is not None]
     if facts.get("tuned"):
-        lines += [
-            "",
-            f"## On {facts['validation_examples']} held-out examples",
-            "",
-            "| score | base | tuned | 95 % interval |",
-        ]
-        lines.append("|---|---|---|---|")
-        for name, score in facts["tuned"].items():
-            base = facts.get("base", {}).get(name)
-            before = f"{base['value']:.4g}" if base else ""
-            lines.append(f"| {name} | {before} | {score['value']:.4g} | {score['low']:.4g} to {score['high']:.4g} |")
-    lines += ["", "## This export beside the run", ""]
-    for key, text in checked.items():
-        lines.append(f"- {key.capitalize().replace('_', ' ')}: {text}.")
-    for each in proof:
+        lines += ["", f"## On {facts['validation_examples']} held-out examples", ""]
+        lines += ["| score | base | tuned | 95 % CI |", "|---|---|---|---|"]
+    for name, score in facts.get("tuned", {}).items():
+        base = facts.get("base", {}).get(name)
+        before = f"{base['value']:.4g}" if base else ""
+        lines.append(f"| {name} | {before} | {score['value']:.4g} | {score['low']:.4g} to {score['high']:.4g} |")
+    lines += ["", "## Parity with the run", ""]
+    lines += [f"- {key.capitalize().replace('_', ' ')}: {text}." for key, text in checked.items()]
+    for each in parity:
         lines.append(
             f"- Against {each['against']}, {each['prompts']} held-out prompts: largest difference of a logit "
-            f"{each['largest']:.3g} (spread {each['spread']:.3g}), the same likeliest token at "
-            f"{each['same_top']:.2%} of {each['positions']} places, the same greedy answer to "
+            f"{each['largest']:.3g} (spread {each['spread']:.3g}), the same most likely token at "
+            f"{each['same_top']:.2%} of {each['positions']} positions, the same greedy answer to "
             f"{each['same_answers']:.0%} of the prompts."
         )
     return "\n".join(lines) + "\n"

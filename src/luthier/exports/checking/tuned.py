@@ -21,36 +21,31 @@ class Tuned:
     run: str
     weights: Path
     """Folder of the run with the adapter or the whole tuned model, its tokenizer and generation settings."""
-    base: str
-    """Folder or hub id, as the recipe has it."""
+    base: str  # folder or hub id, as in the recipe
     method: Method
     task: str
-    classifies: bool
-    """Has it a classification head?"""
+    classifies: bool  # whether it has a classification head
     quantize: str
-    """How the base was packed while the adapter was trained, by the recipe or in its own files; "none" if not."""
-    stored: str
-    """Type of the base's weights in its files: float32, bfloat16 or float16."""
-    config: Any
-    """The base's config.json, as transformers reads it."""
+    """Quantization of the base during training, by the recipe or in its own files; "none" if there was none."""
+    stored: str  # type of the base's weights in its files: float32, bfloat16 or float16
+    config: Any  # the base's config.json, as transformers reads it
     tokenizer: Any
-    ends: tuple[int, ...]
-    """Tokens that end an answer; none of a model that does not answer."""
-    open_base: Callable[[], nn.Module]
-    """The untouched base as it was in training, packed where it was packed then, loaded anew."""
-    open_plain_base: Callable[[], nn.Module]
-    """The untouched base in float32, not packed."""
-    open_plain: Callable[[], nn.Module]
-    """The tuned model on the base in float32, not packed."""
-    skeleton: Callable[[], nn.Module]
-    """The base's modules and shapes, without weights."""
-    facts: dict[str, Any]
-    """What stands in the run's result.json."""
+    ends: tuple[int, ...]  # tokens that end an answer; empty for a classifier
+    open_base: Callable[[], nn.Module]  # loads the untouched base as it was in training
+    open_plain_base: Callable[[], nn.Module]  # loads the untouched base in float32, unquantized
+    open_plain: Callable[[], nn.Module]  # loads the tuned model on the base in float32, unquantized
+    skeleton: Callable[[], nn.Module]  # builds the base's modules and shapes, without weights
+    facts: dict[str, Any]  # the run's result.json
+
+    @property
+    def auto_class(self) -> str:
+        """Name of transformers' class that loads it."""
+        return "AutoModelForSequenceClassification" if self.classifies else "AutoModelForCausalLM"
 
     def export_command(self, form: str) -> str:
         """What to type for another form of this run."""
         return command("luthier", "export", Path(self.run), "--to", form)
 
     def merged(self) -> nn.Module:
-        """The plain base with the tuned weights folded in."""
+        """The plain base with the tuned weights merged in."""
         return self.method.merge(self.open_plain())

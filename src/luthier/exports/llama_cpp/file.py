@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
 BITS: dict[str, float] = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5}
-"""Of a weight in a file; q8_0 has a scale of 16 bits for 32 weights."""
+"""Bits of a weight in a file; q8_0 has a scale of 16 bits for 32 weights."""
 LIMITS: dict[str, float] = {"f32": 1e-3, "f16": 0.05, "bf16": 0.3, "q8_0": 0.5}
 """Largest difference of two logits as a share of their spread. llama.cpp rounds what it multiplies to the weights' type
 too: f32 keeps 24 bits of a number, f16 11, bf16 8, q8_0 7 to 8 of the largest of 32."""
@@ -26,25 +25,25 @@ ROUNDING: dict[str, float] = {"F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 
 """Largest difference of a weight from the model's, as a share of the largest in its row."""
 NAMES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 """model_type -> llama.cpp's architecture."""
-
-
-def need_gguf(*, replay: bool) -> None:
-    """MissingExtra where a package is not installed; nothing was written yet."""
-    if find_spec("gguf") is None:
-        raise MissingExtra("a GGUF file is written with the package gguf, which is not installed", fix=install("gguf"))
-    if replay and find_spec("llama_cpp") is None:
-        raise MissingExtra(
-            "the proof plays the file in llama.cpp, whose package llama-cpp-python is not installed",
-            fix=f"{install('gguf')}, which compiles it in 7 to 20 minutes; or replay=false, which reads the "
-            "file back and compares every weight, and leaves unproved that llama.cpp answers as the run",
-        )
+ROPE = {"rope_theta", "rope_type", "factor", "original_max_position_embeddings", "partial_rotary_factor"}
+YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True} | dict.fromkeys(
+    ("attention_factor", "mscale", "mscale_all_dim")
+)
+"""The only values that llama.cpp has for further settings of YaRN."""
 
 
 def refuse_gguf(tuned: Tuned, *, replay: bool) -> None:
-    """Raise InputError where no GGUF file can hold the run, before anything is loaded."""
-    need_gguf(replay=replay)
+    """Raise InputError if no GGUF file can hold the run or a package is missing, before anything is loaded."""
+    if find_spec("gguf") is None:
+        raise MissingExtra("a GGUF file needs the package gguf, which is not installed", fix=install("gguf"))
+    if replay and find_spec("llama_cpp") is None:
+        raise MissingExtra(
+            "the parity check needs llama.cpp, whose package llama-cpp-python is not installed",
+            fix=f"{install('gguf')}, which compiles it in 7 to 20 minutes; or replay=false, which reads the "
+            "file back and compares every weight, but does not verify that llama.cpp answers as the run",
+        )
     if tuned.classifies:
-        raise _cannot("a classification head: llama.cpp plays models that write")
+        raise _cannot("a classification head: llama.cpp runs models that generate text")
     refuse_model(tuned.config)
     vocabulary_of(tuned)
 
@@ -54,49 +53,35 @@ def vocabulary_of(tuned: Tuned) -> Vocabulary:
     return vocabulary(tuned.tokenizer, tuned.config.vocab_size, tuned.ends, dialogues=tuned.task == "chat")
 
 
-def write_gguf(tuned: Tuned, path: Path, kind: Kind) -> None:
-    """The merged model of a run."""
-    write_model(path, tuned.merged(), vocabulary_of(tuned), kind, Path(tuned.run).name)
+def write_gguf(tuned: Tuned, model: nn.Module, path: Path, kind: Kind, name: str) -> None:
+    """Write a model with the tokenizer of a run; `name` is a path, whose last part is stored."""
+    write_model(path, model, vocabulary_of(tuned), kind, Path(name).name)
 
 
 def refuse_model(config: Any) -> None:
-    """InputError, by name, where llama.cpp's architecture of this name computes something else than the model."""
+    """Raise InputError, by name, if llama.cpp's architecture of this name computes something else than the model."""
     kind = config.model_type
     if kind not in NAMES:
-        raise _cannot(f"architecture {kind}; {', '.join(sorted(NAMES))} can be written")
-    if getattr(config, "quantization_config", None):
-        raise _cannot("a base whose weights are stored packed")
-    if config.hidden_act not in ("silu", "swish"):
-        raise _cannot(f"activation {config.hidden_act} in a {kind}")
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise _cannot("attention in a sliding window, which llama.cpp does not have for this architecture")
-    if kind == "qwen3" and config.attention_bias:
-        raise _cannot("attention biases in a qwen3")
-    heads, size = config.num_attention_heads, head_size(config)
-    if kind == "qwen2" and size * heads != config.hidden_size:
-        raise _cannot(f"heads of {size} in a qwen2 of {config.hidden_size} with {heads} heads")
-    rope = config.rope_parameters
+        raise _cannot(f"architecture {kind}; {', '.join(sorted(NAMES))} are supported")
+    heads, size, rope = config.num_attention_heads, head_size(config), config.rope_parameters
     how = rope.get("rope_type", "default")
-    if how not in ("default", "linear", "yarn", *(["llama3"] if kind == "llama" else [])):
-        raise _cannot(f"positions scaled by {how} in a {kind}")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise _cannot("positions in a part of each head")
-    plain = {"rope_theta", "rope_type", "factor", "original_max_position_embeddings", "partial_rotary_factor"}
-    usual = {
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "attention_factor": None,
-        "truncate": True,
-        "mscale": None,
-        "mscale_all_dim": None,
-    }
-    odd = [
-        key
-        for key, value in rope.items()
-        if key not in plain and usual.get(key, value if how != "yarn" else ...) != value
-    ]
-    if how == "yarn" and odd:
-        raise _cannot(f"yarn with {odd[0]}={rope[odd[0]]}")
+    odd = (
+        [key for key, value in rope.items() if key not in ROPE and YARN.get(key, ...) != value] if how == "yarn" else []
+    )
+    layers = getattr(config, "layer_types", None) or ()
+    scalings = ("default", "linear", "yarn", "llama3") if kind == "llama" else ("default", "linear", "yarn")
+    for found, what in (
+        (getattr(config, "quantization_config", None), "a base whose weights are stored quantized"),
+        (config.hidden_act not in ("silu", "swish"), f"activation {config.hidden_act} in a {kind}"),
+        ("sliding_attention" in layers, "attention in a sliding window, which llama.cpp lacks for this architecture"),
+        (kind == "qwen3" and config.attention_bias, "attention biases in a qwen3"),
+        (kind == "qwen2" and size * heads != config.hidden_size, f"heads of {size} in a qwen2 with {heads} heads"),
+        (how not in scalings, f"positions scaled by {how} in a {kind}"),
+        (rope.get("partial_rotary_factor", 1.0) != 1.0, "positions in a part of each head"),
+        (odd, f"yarn with {', '.join(f'{key}={rope[key]}' for key in odd)}"),
+    ):
+        if found:
+            raise _cannot(what)
 
 
 def _cannot(what: str) -> InputError:
@@ -109,36 +94,25 @@ def head_size(config: Any) -> int:
 
 
 def write_model(path: Path, model: nn.Module, vocabulary: Vocabulary, kind: Kind, name: str) -> None:
-    """The whole model as one file, tensor by tensor; Unproved where the file does not hold its weights."""
+    """Write the whole model as one file, tensor by tensor; Unproved if the file does not hold its weights."""
     import gguf
 
     config: Any = model.config
+    size, rope = head_size(config), config.rope_parameters
     writer = gguf.GGUFWriter(path, NAMES[config.model_type].lower())
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
-    _shape(writer, config)
-    types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
-    writer.add_file_type(gguf.LlamaFileType[types[kind]])
-    vocabulary.write(writer)
-    write_tensors(path, writer, dict(_tensors(model)), kind)
-
-
-def _shape(writer: Any, config: Any) -> None:
-    """What the graph follows from."""
-    import gguf
-
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(head_size(config))
-    writer.add_value_length(head_size(config))
+    writer.add_key_length(size)
+    writer.add_value_length(size)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_dimension_count(head_size(config))
-    rope = config.rope_parameters
+    writer.add_rope_dimension_count(size)
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     how = rope.get("rope_type", "default")
     if how in ("linear", "yarn"):
@@ -147,22 +121,22 @@ def _shape(writer: Any, config: Any) -> None:
     if how == "yarn":
         length = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         writer.add_rope_scaling_orig_ctx_len(int(length))
+    types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+    writer.add_file_type(gguf.LlamaFileType[types[kind]])
+    vocabulary.write(writer)
+    write_tensors(path, writer, dict(_tensors(model)), kind)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Callable[[], NDArray[Any]]]]:
-    """(llama.cpp's name, how to get the numbers in float32) of every weight; a tied head is left out."""
+    """(llama.cpp's name, function that returns the numbers in float32) of every weight except a tied head."""
     config: Any = model.config
     state = model.state_dict()
     tied = state["model.embed_tokens.weight"].data_ptr() == state["lm_head.weight"].data_ptr()
     if config.rope_parameters.get("rope_type") == "llama3":
-        yield "rope_freqs.weight", lambda: _stretch(config)
+        yield "rope_freqs.weight", lambda: _llama3_factors(config)
     for key, tensor in state.items():
         if not (tied and key == "lm_head.weight"):
-            yield name_of(config, key), partial(_ordered, config, key, tensor)
-
-
-def _ordered(config: Any, key: str, tensor: Tensor) -> NDArray[Any]:
-    return in_order(config, key, _numbers(tensor))
+            yield name_of(config, key), lambda key=key, tensor=tensor: in_order(config, key, _numbers(tensor))
 
 
 def name_of(config: Any, key: str) -> str:
@@ -177,9 +151,9 @@ def name_of(config: Any, key: str) -> str:
 
 
 def in_order(config: Any, key: str, numbers: NDArray[Any]) -> NDArray[Any]:
-    """Rows as llama.cpp wants them: [out, ...] -> [out, ...].
+    """Rows in llama.cpp's order: [out, ...] -> [out, ...].
 
-    Its Llama turns neighbouring numbers of a head, transformers' those half a head apart, so rows of Q and K move.
+    Its Llama rotates adjacent numbers of a head, transformers' those half a head apart, so rows of Q and K move.
     """
     which = key.rpartition(".")[0].rpartition(".")[2]
     if config.model_type != "llama" or which not in ("q_proj", "k_proj"):
@@ -193,8 +167,8 @@ def _numbers(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().float().cpu().numpy()
 
 
-def _stretch(config: Any) -> NDArray[Any]:
-    """By what Llama 3's scaling divides each frequency: [head / 2]."""
+def _llama3_factors(config: Any) -> NDArray[Any]:
+    """The divisors of each frequency in Llama 3's scaling: [head / 2]."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
@@ -204,13 +178,15 @@ def _stretch(config: Any) -> NDArray[Any]:
 
 
 def write_tensors(path: Path, writer: Any, tensors: Mapping[str, Callable[[], NDArray[Any]]], kind: Kind) -> None:
-    """Header, then one tensor after the other; then all are read back."""
+    """Write header and tensors one by one, then read all back."""
     import gguf
 
     kinds = {}
     for name, numbers in tensors.items():
         made = numbers()
-        kinds[name] = _stored(gguf, made, kind)
+        # Vectors (norms, biases) stay in f32; rows that q8_0 cannot cut into blocks of 32 are f16, as in llama.cpp.
+        uneven = kind == "q8_0" and made.shape[-1] % 32
+        kinds[name] = gguf.GGMLQuantizationType["F32" if made.ndim < 2 else "F16" if uneven else kind.upper()]
         block, size = gguf.GGML_QUANT_SIZES[kinds[name]]
         writer.add_tensor_info(name, made.shape, made.dtype, made.size // block * size, kinds[name])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -220,27 +196,17 @@ def write_tensors(path: Path, writer: Any, tensors: Mapping[str, Callable[[], ND
     for name, numbers in tensors.items():
         writer.write_tensor_data(gguf.quants.quantize(numbers(), kinds[name]))
     writer.close()
-    read_back(path, tensors)
+    _read_back(path, tensors)
 
 
-def _stored(gguf: Any, numbers: NDArray[Any], kind: Kind) -> Any:
-    """Vectors (norms, biases) stay in f32; rows that q8_0 cannot cut into blocks of 32 are f16, as llama.cpp has it."""
-    if numbers.ndim < 2:
-        return gguf.GGMLQuantizationType.F32
-    uneven = kind == "q8_0" and numbers.shape[-1] % 32
-    return gguf.GGMLQuantizationType["F16" if uneven else kind.upper()]
-
-
-def read_back(path: Path, tensors: Mapping[str, Callable[[], NDArray[Any]]]) -> None:
-    """Unproved where a tensor in the file is not the model's, to the rounding of its type."""
+def _read_back(path: Path, tensors: Mapping[str, Callable[[], NDArray[Any]]]) -> None:
+    """Raise Unproved if a tensor in the file is not the model's, to the rounding of its type."""
     import gguf
     import numpy as np
 
-    reader = gguf.GGUFReader(path)
-    found = {tensor.name: tensor for tensor in reader.tensors}
-    if set(found) != set(tensors):
-        odd = sorted(set(found) ^ set(tensors))[0]
-        raise Unproved(f"{path.name}: the tensor {odd} is in the file or in the model alone")
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    if odd := sorted(set(found) ^ set(tensors)):
+        raise Unproved(f"{path.name}: the tensor {odd[0]} is only in the file or only in the model")
     for name, numbers in tensors.items():
         wanted = numbers()
         stored = gguf.quants.dequantize(found[name].data, found[name].tensor_type)

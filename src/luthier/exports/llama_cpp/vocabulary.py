@@ -1,63 +1,36 @@
 """A run's tokenizer in llama.cpp's terms: the same text has to become the same tokens there.
 
-llama.cpp cuts text by code of its own, which a file names: byte-level BPE by the name of its pre-tokenizer,
-sentencepiece's BPE by a score for each token. What has no name there is refused, for a near one makes a worse model
-without a word.
+llama.cpp splits text by code of its own, which a file names: byte-level BPE by the name of its pre-tokenizer,
+sentencepiece's BPE by a score for each token. What has no name there is refused, because a similar one makes a worse
+model without any error.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
+
+import yaml
 
 from luthier.core.errors import InputError
 from luthier.rendering.template_limits import apply_chat_template
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What ByteLevel cuts by itself."""
-SHORT_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-QWEN2 = rf"{SHORT_WORDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{REST}"
-LLAMA3 = rf"{SHORT_WORDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{REST}"
-QWEN35 = (
-    rf"{SHORT_WORDS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|"
-    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 DIGIT, DIGITS = "one digit", "digits"
-LINES, HAN = "[\r\n]", "[一-龥ࠀ-一가-퟿]+"
-LETTERS = (
-    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-"
-    r"ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
-)
-"""Of alphabets, as DeepSeek lists them."""
-MARKS = r"\s?[!-/:-~！-／：-～‘-‟　-。]+"
-V3 = (
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^"""
-    "\r\n"
-    r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+["
-    "\r\n"
-    r"]*|\s*["
-    "\r\n"
-    r"]+|\s+(?!\S)|\s+"
-)
-
+_TABLE = yaml.safe_load(resources.files(__package__).joinpath("pre_tokenizers.yaml").read_text(encoding="utf-8"))
 NAMES: dict[tuple[tuple[str, ...], bool], str] = {
-    ((GPT2,), False): "gpt-2",
-    ((DIGIT, GPT2), False): "smollm",
-    ((QWEN2,), False): "qwen2",
-    ((QWEN35,), False): "qwen35",
-    ((LLAMA3,), True): "llama-bpe",
-    ((LLAMA3,), False): "dbrx",
-    ((LINES, LETTERS, MARKS, r"\s+$", HAN, DIGIT), False): "deepseek-llm",
-    ((LINES, r"\s?\p{L}+", r"\s?\p{P}+", HAN, DIGIT), False): "deepseek-coder",
-    ((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", V3), False): "deepseek-v3",
+    (tuple(each["cuts"]), each["ignore_merges"]): name for name, each in _TABLE.items()
 }
-"""(expressions that cut text, in order; is a word that is a token left whole?) -> llama.cpp's name for both."""
+"""(expressions that cut text, in order; whether a word that is a token stays whole) -> llama.cpp's name for both."""
 
 SPACE = "▁"
 """What sentencepiece writes for a space."""
+BYTE = re.compile("<0x..>", re.DOTALL)
 PROBES = (
     "The quick brown fox, 12345 times; it's HERE'S, we'll see...",
     "你好，世界！今天是2024年。琴匠修好了小提琴。",
@@ -65,30 +38,26 @@ PROBES = (
     "  two spaces\n\n\tand  a tab\r\nfor i in range(10): print(i)  ",
     "Привет мир 안녕하세요 こんにちは مرحبا",
 )
-"""Texts that llama.cpp has to cut as the run does, beside the run's own."""
+"""Texts that llama.cpp has to split as the run does, beside the run's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """Lists with an entry per row of the embeddings, and what goes with them."""
 
-    model: str
-    """gpt2 (byte-level BPE) or llama (sentencepiece's BPE)."""
-    pre: str
+    model: str  # gpt2 (byte-level BPE) or llama (sentencepiece's BPE)
+    pre: str  # name of the pre-tokenizer
     tokens: list[str]
     types: list[int]
     scores: list[float] = field(default_factory=list)
     merges: list[str] = field(default_factory=list)
-    prefix: bool = False
-    """Does a text get a space in front?"""
-    add_bos: bool = False
-    """Is the opening token put in front of a text that does not have it?"""
-    ids: Mapping[str, int] = field(default_factory=dict)
-    """bos, eos, eot, eom, unk, pad: those there are."""
+    prefix: bool = False  # whether a text gets a space in front
+    add_bos: bool = False  # whether a text without the BOS token gets it in front
+    ids: Mapping[str, int] = field(default_factory=dict)  # of bos, eos, eot, eom, unk, pad: those that exist
     template: str = ""
 
     def write(self, writer: Any) -> None:
-        """Into a GGUFWriter."""
+        """Add it to a GGUFWriter."""
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
@@ -107,23 +76,23 @@ class Vocabulary:
 
 
 def vocabulary(tokenizer: Any, rows: int, ends: Sequence[int], *, dialogues: bool) -> Vocabulary:
-    """Of a fast tokenizer; `rows` of the embeddings, `ends` that end an answer. InputError where llama.cpp has no such.
+    """Convert a fast tokenizer; `rows` of the embeddings, `ends` that end an answer. InputError if llama.cpp cannot.
 
-    With `dialogues` the model was trained on what the chat template writes, which has an opening token or has none.
+    With `dialogues` the model was trained on what the chat template writes, which has a BOS token or does not.
     """
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     model = spec["model"]
     if model["type"] != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise _foreign(f"its model is {model['type']}, not a BPE of bytes or of sentencepiece")
+        raise _unsupported(f"its model is {model['type']}, not a BPE of bytes or of sentencepiece")
     added = {token["id"]: token for token in spec["added_tokens"]}
     for token in added.values():
         if token["lstrip"] or token["rstrip"] or token["single_word"]:
-            raise _foreign(f"its token {token['content']!r} takes white space with it (lstrip, rstrip or single_word)")
+            raise _unsupported(f"its token {token['content']!r} strips white space (lstrip, rstrip or single_word)")
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     names = {number: text for text, number in model["vocab"].items()}
     names |= {number: token["content"] for number, token in added.items()}
     if max(names) >= rows:
-        raise _foreign(f"it has token {max(names)}, and the embeddings have {rows} rows")
+        raise _unsupported(f"it has token {max(names)}, and the embeddings have {rows} rows")
     sentencepiece = bool(model.get("byte_fallback"))
     tokens, types = _tokens(names, added, rows, model.get("unk_token"), sentencepiece)
     bos, template = tokenizer.bos_token, str(tokenizer.chat_template or "") if dialogues else ""
@@ -133,25 +102,20 @@ def vocabulary(tokenizer: Any, rows: int, ends: Sequence[int], *, dialogues: boo
         "types": types,
         "ids": _special(tokenizer, ends),
         "add_bos": opens and (not template or _written(tokenizer).startswith(bos)),
-        # llama.cpp takes some token for the opening one where a file names none, and a template would write it.
+        # llama.cpp takes some token as BOS if a file names none, and a template would write it.
         "template": "{%- set bos_token = '' -%}" + template if template and bos is None else template,
     }
     if sentencepiece:
-        scores = _scores(model["vocab"], merges, set(added))
-        return Vocabulary(
-            "llama",
-            "default",
-            prefix=_prefix(spec, template, tokenizer),
-            scores=[scores.get(text, 0.0) for text in tokens],
-            **shared,
-        )
+        by_token = _scores(model["vocab"], merges, set(added))
+        scores, prefix = [by_token.get(text, 0.0) for text in tokens], _prefix(spec, template, tokenizer)
+        return Vocabulary("llama", "default", prefix=prefix, scores=scores, **shared)
     pre = _pre_tokenizer(spec, bool(model.get("ignore_merges")))
     return Vocabulary("gpt2", pre, merges=[" ".join(merge) for merge in merges], **shared)
 
 
-def _foreign(why: str) -> InputError:
+def _unsupported(why: str) -> InputError:
     return InputError(
-        f"llama.cpp cannot cut text as this tokenizer does: {why}",
+        f"llama.cpp cannot split text as this tokenizer does: {why}",
         fix="luthier export RUN --to merged, for programs that use tokenizer.json",
     )
 
@@ -162,7 +126,7 @@ def _written(tokenizer: Any) -> str:
 
 
 def _special(tokenizer: Any, ends: Sequence[int]) -> dict[str, int]:
-    """The tokens with a part to play. llama.cpp ends an answer at eos, eot and eom."""
+    """Token ids with a role. llama.cpp ends an answer at eos, eot and eom."""
     found = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
     ids = {name: int(number) for name, number in found.items() if number is not None}
     others = [number for number in ends if number != ids.get("eos")]
@@ -171,7 +135,7 @@ def _special(tokenizer: Any, ends: Sequence[int]) -> dict[str, int]:
             ids[name] = others.pop(0)
     if others:
         text = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(others)))
-        raise _foreign(f"an answer may end with four tokens or more, and a file names three: {text} are left")
+        raise _unsupported(f"an answer may end with four tokens or more, and a file names three: {text} are left")
     return ids
 
 
@@ -185,34 +149,29 @@ def _tokens(
     for number in range(rows):
         text = names.get(number)
         if text is None:
-            text = f"[PAD{number}]"
+            text, kind = f"[PAD{number}]", TokenType.UNUSED
             while text in taken:
                 text = f"[{text}]"
-            kind = TokenType.UNUSED
         elif sentencepiece and text == unknown:
             kind = TokenType.UNKNOWN
         elif number in added:
             kind = TokenType.CONTROL if added[number]["special"] else TokenType.USER_DEFINED
         else:
-            kind = TokenType.BYTE if sentencepiece and _is_byte(text) else TokenType.NORMAL
+            kind = TokenType.BYTE if sentencepiece and BYTE.fullmatch(text) else TokenType.NORMAL
         taken.add(text)
         tokens.append(text)
         types.append(int(kind))
     if len(set(tokens)) < len(tokens) or "" in tokens:  # llama.cpp would end the process
         double = next(text for text in tokens if not text or tokens.count(text) > 1)
-        raise _foreign(f"it has the token {double!r} twice, or one without text")
+        raise _unsupported(f"it has the token {double!r} twice, or one without text")
     return tokens, types
 
 
-def _is_byte(text: str) -> bool:
-    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
-
-
 def _pre_tokenizer(spec: Mapping[str, Any], whole_words: bool) -> str:
-    """llama.cpp's name for the way a byte-level tokenizer cuts text before it merges."""
+    """llama.cpp's name for the way a byte-level tokenizer splits text before it merges."""
     for step in _steps(spec["normalizer"], "normalizers"):
-        if step["type"] != "NFC":  # llama.cpp takes text as it comes, which is mostly in this form
-            raise _foreign(f"it normalizes text by {step['type']}")
+        if step["type"] != "NFC":  # llama.cpp does not normalize, and most text is in this form
+            raise _unsupported(f"it normalizes text by {step['type']}")
     cuts = []
     steps = _steps(spec["pre_tokenizer"], "pretokenizers")
     for step in steps:
@@ -224,70 +183,64 @@ def _pre_tokenizer(spec: Mapping[str, Any], whole_words: bool) -> str:
         elif kind == "ByteLevel" and not step["add_prefix_space"]:
             cuts += [GPT2] if step["use_regex"] else []
         else:
-            raise _foreign(f"its pre-tokenizer has the step {json.dumps(step, ensure_ascii=False)}")
+            raise _unsupported(f"its pre-tokenizer has the step {json.dumps(step, ensure_ascii=False)}")
     if not steps or steps[-1]["type"] != "ByteLevel":
-        raise _foreign("its pre-tokenizer does not end with ByteLevel")
+        raise _unsupported("its pre-tokenizer does not end with ByteLevel")
     name = NAMES.get((tuple(cuts), whole_words))
     if name is None:
-        told = " then ".join(map(repr, cuts)) + (", with ignore_merges" if whole_words else "")
-        raise _foreign(f"no pre-tokenizer is known there that cuts by {told}")
+        how = " then ".join(map(repr, cuts)) + (", with ignore_merges" if whole_words else "")
+        raise _unsupported(f"no pre-tokenizer is known there that cuts by {how}")
     return name
 
 
 def _steps(part: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:
-    """A step, or those of a sequence."""
+    """A step as a list, or those of a sequence."""
     if part is None:
         return []
     return list(part[key]) if part["type"] == "Sequence" else [part]
 
 
 def _prefix(spec: Mapping[str, Any], template: str, tokenizer: Any) -> bool:
-    """Whether sentencepiece's tokenizer puts a space before each stretch of text. InputError where it does more."""
-    steps = [*_steps(spec["normalizer"], "normalizers"), *_steps(spec["pre_tokenizer"], "pretokenizers")]
+    """Whether sentencepiece's tokenizer puts a space before each stretch of text. InputError if it does more."""
     prefix = spaces = False
-    for step in steps:
+    for step in [*_steps(spec["normalizer"], "normalizers"), *_steps(spec["pre_tokenizer"], "pretokenizers")]:
         if step["type"] == "Prepend" and step["prepend"] == SPACE:
             prefix = True
         elif step["type"] == "Replace" and step["pattern"] == {"String": " "} and step["content"] == SPACE:
             spaces = True
         elif step["type"] == "Metaspace" and step["replacement"] == SPACE and not step.get("split", True):
-            spaces = True
-            scheme = step["prepend_scheme"]
-            # Only the start of a text gets the space: none where the chat template starts with a special token.
-            first = scheme == "first" and not _starts_special(template, tokenizer)
-            prefix = prefix or scheme == "always" or first
+            # "first": only the start of a text gets it, so none does if the chat template starts with a special token.
+            special = template and _written(tokenizer).startswith(tuple(tokenizer.all_special_tokens))
+            scheme, spaces = step["prepend_scheme"], True
+            prefix = prefix or scheme == "always" or (scheme == "first" and not special)
         else:
-            raise _foreign(f"it prepares text by {json.dumps(step, ensure_ascii=False)}")
+            raise _unsupported(f"it prepares text by {json.dumps(step, ensure_ascii=False)}")
     if not spaces:
-        raise _foreign(f"it does not write a space as {SPACE!r}")
+        raise _unsupported(f"it does not write a space as {SPACE!r}")
     return prefix
-
-
-def _starts_special(template: str, tokenizer: Any) -> bool:
-    return bool(template) and _written(tokenizer).startswith(tuple(tokenizer.all_special_tokens))
 
 
 def _scores(vocab: Mapping[str, int], merges: Sequence[tuple[str, ...]], added: set[int]) -> dict[str, float]:
     """A score for each token that a merge makes, higher for earlier ones.
 
-    llama.cpp joins two neighbours where the result is a token, the best score first; tokenizer.json lists pairs. They
-    are the same where the list has every pair that makes a token, those of one token together, as it is made from
-    a sentencepiece model. Else InputError.
+    llama.cpp joins two neighbors if the result is a token, the best score first; tokenizer.json lists pairs. They are
+    the same if the list has every pair that makes a token, those of one token together, as it does when made from a
+    sentencepiece model. Otherwise InputError.
     """
     scores: dict[str, float] = {}
     last = ""
     for left, right in merges:
         made = left + right
         if made != last and made in scores:
-            raise _foreign(f"pairs that make the token {made!r} stand apart in its list of merges")
+            raise _unsupported(f"pairs that make the token {made!r} stand apart in its list of merges")
         scores.setdefault(made, -float(len(scores)))
         last = made
     pairs = set(merges)
     for text, number in vocab.items():
-        if number in added or _is_byte(text):
+        if number in added or BYTE.fullmatch(text):
             continue
         for cut in range(1, len(text)):
             left, right = text[:cut], text[cut:]
             if (left, right) not in pairs and left in vocab and right in vocab:
-                raise _foreign(f"its list of merges lacks {left!r} with {right!r}, which llama.cpp would join")
+                raise _unsupported(f"its list of merges lacks {left!r} with {right!r}, which llama.cpp would join")
     return scores
