@@ -89,12 +89,14 @@ def test_the_base_is_the_base(run: Path, tmp_path: Path) -> None:
     assert plain is not None
     with plain:
         manager = module._manager(["film_verdicts"], folder)
-        alone = module._ask(loaded.model, loaded.template.tokenizer, ["film_verdicts"], manager, None, 8, 256)
+        alone = module._ask(
+            loaded.model, loaded.template.tokenizer, ["film_verdicts"], manager, None, batch_size=8, max_length=256
+        )
     assert alone["film_verdicts"]["brier_score,none"] == pytest.approx(both["base"])
     assert both["base"] != both["tuned"], "or the adapter was not on"
 
 
-def test_without_the_package_the_mend_is_told_before_the_run_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_fix_is_reported_before_the_run_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("luthier.evaluation.harness.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'lm-eval>=0.4.9'"):
         harness(Path("nowhere"), ["arc_easy"])

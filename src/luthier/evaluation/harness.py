@@ -50,9 +50,9 @@ def measure_harness(
         raise InputError("the run is a classifier: the harness evaluates language models", fix="luthier evaluate RUN")
     manager = _manager(tasks, folder)
 
-    def measured(model: nn.Module, who: str) -> dict[str, Any]:
+    def measured(model: nn.Module, who: str) -> Any:
         progress.stage(f"evaluating the {who} with lm-evaluation-harness: {', '.join(tasks)}")
-        return _ask(model.eval(), tokenizer, tasks, manager, limit, batch_size, max_length)
+        return _ask(model.eval(), tokenizer, tasks, manager, limit, batch_size=batch_size, max_length=max_length)
 
     after, before = measured(tuned, "tuned model"), {}
     if base is not None:
@@ -76,22 +76,14 @@ def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
     return manager
 
 
-def _ask(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[str],
-    manager: Any,
-    limit: int | None,
-    batch_size: int,
-    max_length: int,
-) -> dict[str, Any]:
+def _ask(model: nn.Module, tokenizer: Any, tasks: Sequence[str], manager: Any, limit: int | None, **sizes: int) -> Any:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, **sizes)
     options = {"task_manager": manager, "limit": limit, "log_samples": False, "bootstrap_iters": 1000}
     found = simple_evaluate(wrapped, tasks=list(tasks), **options)
-    return dict(found["results"]) if found else {}
+    return found["results"] if found else {}
 
 
 def _scores(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from luthier.core.errors import CannotMerge
 from luthier.core.registry import Family, Plugin
 from luthier.exports.checking.card import card
-from luthier.exports.checking.parity import Prompt, Runner
+from luthier.exports.checking.parity import Bounds, Prompt, Runner
 from luthier.exports.checking.tuned import Tuned
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["EXPORTS", "Export", "Opened", "Prompt", "Tuned"]
+__all__ = ["EXPORTS", "Bounds", "Export", "Opened", "Prompt", "Tuned"]
 Opened: TypeAlias = "nn.Module | Runner"
 UNPACKS = ("none", "int8", "nf4", "fp4")
 """Quantizations of a base that can be undone, so that the tuned weights can be merged into it."""
@@ -59,8 +59,8 @@ class Export(Plugin):
         """Estimated bytes on disk."""
         raise NotImplementedError
 
-    def bounds(self, tuned: Tuned) -> tuple[float, float | None]:
-        """Allowed (largest, mean) difference of two logits, as a share of their spread; None: no bound on the mean."""
+    def bounds(self, tuned: Tuned) -> Bounds:
+        """Allowed differences of logits; None as the second: no bound on the mean."""
         return 1e-3, None
 
     def write(self, tuned: Tuned, folder: Path) -> None:

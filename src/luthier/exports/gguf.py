@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.shell import literal
-from luthier.exports.base import Export, Opened, Prompt, Tuned
+from luthier.exports.base import Bounds, Export, Opened, Prompt, Tuned
 from luthier.exports.llama_cpp.file import BITS, LIMITS, Kind, refuse_gguf, write_gguf
 
 FILE = "model.gguf"
@@ -28,7 +28,7 @@ class Gguf(Export):
     def required_bytes(self, tuned: Tuned) -> int:
         return int(BITS[self.type] / 8 * tuned.facts["parameters"])
 
-    def bounds(self, tuned: Tuned) -> tuple[float, float | None]:
+    def bounds(self, tuned: Tuned) -> Bounds:
         return LIMITS[self.type], None
 
     def write(self, tuned: Tuned, folder: Path) -> None:

@@ -10,18 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import InputError
 from luthier.core.shell import command, literal
-from luthier.exports.base import Export, Opened, Prompt, Tuned
-from luthier.exports.llama_cpp.file import (
-    BITS,
-    LIMITS,
-    NAMES,
-    Kind,
-    in_order,
-    name_of,
-    refuse_gguf,
-    write_gguf,
-    write_tensors,
-)
+from luthier.exports.base import Bounds, Export, Opened, Prompt, Tuned
+from luthier.exports.llama_cpp import file as gguf_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,11 +38,11 @@ class GgufAdapter(Export):
     """Run the parity check in llama.cpp. Otherwise the adapter is only read back and compared."""
 
     @property
-    def _kind(self) -> Kind:
+    def _kind(self) -> gguf_file.Kind:
         return "f32" if self.base == "none" else self.base
 
     def refuse(self, tuned: Tuned) -> None:
-        refuse_gguf(tuned, replay=self.replay)
+        gguf_file.refuse_gguf(tuned, replay=self.replay)
         settings = _settings(tuned)
         if settings.get("peft_type") != "LORA":
             why = f"is of method {tuned.method.name}, and llama.cpp supports only LoRA"
@@ -71,23 +61,23 @@ class GgufAdapter(Export):
     def required_bytes(self, tuned: Tuned) -> int:
         adapter = sum(file.stat().st_size for file in tuned.weights.glob("adapter_model*.safetensors"))
         whole = self.replay or self.base != "none"
-        return int(adapter + (BITS[self._kind] / 8 * tuned.facts["parameters"] if whole else 0))
+        return int(adapter + (gguf_file.BITS[self._kind] / 8 * tuned.facts["parameters"] if whole else 0))
 
-    def bounds(self, tuned: Tuned) -> tuple[float, float | None]:
-        return LIMITS[self._kind], None
+    def bounds(self, tuned: Tuned) -> Bounds:
+        return gguf_file.LIMITS[self._kind], None
 
     def write(self, tuned: Tuned, folder: Path) -> None:
         import gguf
 
         settings = _settings(tuned)
-        writer = gguf.GGUFWriter(folder / FILE, NAMES[tuned.config.model_type].lower())
+        writer = gguf.GGUFWriter(folder / FILE, gguf_file.NAMES[tuned.config.model_type].lower())
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_name(Path(tuned.run).name)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, _alpha(settings))
-        write_tensors(folder / FILE, writer, _tensors(tuned, settings), "f32")
+        gguf_file.write_tensors(folder / FILE, writer, _tensors(tuned, settings), "f32")
         if self.base != "none":
-            write_gguf(tuned, tuned.open_plain_base(), folder / BASE, self.base, tuned.base)
+            gguf_file.write_gguf(tuned, tuned.open_plain_base(), folder / BASE, self.base, tuned.base)
 
     def open(self, tuned: Tuned, folder: Path) -> Opened:
         from luthier.exports.llama_cpp.runner import LlamaRunner
@@ -95,7 +85,7 @@ class GgufAdapter(Export):
         if self.base != "none":
             return LlamaRunner(folder / BASE, tuned.ends, folder / FILE)
         own = Path(mkdtemp(prefix=".staging-base-", dir=folder.parent))
-        write_gguf(tuned, tuned.open_plain_base(), own / BASE, "f32", tuned.base)
+        gguf_file.write_gguf(tuned, tuned.open_plain_base(), own / BASE, "f32", tuned.base)
         return LlamaRunner(own / BASE, tuned.ends, folder / FILE, own)
 
     def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
@@ -156,6 +146,6 @@ def _tensors(tuned: Tuned, settings: dict[str, Any]) -> dict[str, Callable[[], N
             alpha = _alpha(settings | changed)
             if alpha != _alpha(settings):
                 made = (made * (alpha / _alpha(settings))).astype("float32")
-            made = in_order(tuned.config, weight, made)
-        tensors[f"{name_of(tuned.config, weight)}.lora_{part[0].lower()}"] = lambda made=made: made  # type: ignore[misc]
+            made = gguf_file.in_order(tuned.config, weight, made)
+        tensors[f"{gguf_file.name_of(tuned.config, weight)}.lora_{part[0].lower()}"] = lambda made=made: made  # type: ignore[misc]
     return tensors

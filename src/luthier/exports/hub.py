@@ -14,7 +14,7 @@ from pydantic import AfterValidator
 
 from luthier.core.errors import InputError, MissingExtra, install
 from luthier.core.shell import command
-from luthier.exports.base import EXPORTS, Export, Opened, Tuned
+from luthier.exports.base import EXPORTS, Bounds, Export, Opened, Tuned
 from luthier.exports.checking.card import card, is_local
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -72,13 +72,12 @@ class Hub(Export):
             if constants.HF_HUB_OFFLINE:
                 raise InputError("push=true: HF_HUB_OFFLINE is set, so uploads are off", fix="unset HF_HUB_OFFLINE")
             if get_token() is None:
-                fix = "hf auth login, or set HF_TOKEN"
-                raise InputError("push=true: there is no token of Hugging Face's hub", fix=fix)
+                raise InputError("push=true: no token for Hugging Face's hub", fix="hf auth login, or set HF_TOKEN")
 
     def required_bytes(self, tuned: Tuned) -> int:
         return self._form().required_bytes(tuned)
 
-    def bounds(self, tuned: Tuned) -> tuple[float, float | None]:
+    def bounds(self, tuned: Tuned) -> Bounds:
         return self._form().bounds(tuned)
 
     def write(self, tuned: Tuned, folder: Path) -> None:
@@ -176,9 +175,8 @@ def _refuse_secrets(tuned: Tuned, folder: Path) -> None:
     folders = [Path(tuned.run), tuned.weights, BASE]
     if is_local(tuned.base) and tuned.base != "builtin":
         folders.append(Path(tuned.base).expanduser())
-    secrets = {str(each.resolve()): "a folder of this machine" for each in folders} | dict.fromkeys(
-        _tokens(), "a token"
-    )
+    secrets = dict.fromkeys(_tokens(), "a token")
+    secrets |= {str(each.resolve()): "a folder of this machine" for each in folders}
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.name not in KEPT_BACK and file.suffix != ".safetensors":
             text = file.read_text(encoding="utf-8", errors="replace")

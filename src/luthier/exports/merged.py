@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from luthier.exports.base import Export, Opened, Tuned
-from luthier.exports.checking.layout import load_lines, open_model, write_merged
+from luthier.core.shell import literal
+from luthier.exports.base import Bounds, Export, Opened, Tuned
+from luthier.models.saving import write_words
 
 BOUNDS = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
 """Largest difference of two logits as a share of their spread, if weights are rounded to this type once."""
@@ -23,7 +24,7 @@ class Merged(Export):
     def required_bytes(self, tuned: Tuned) -> int:
         return (4 if self._type(tuned) == "float32" else 2) * int(tuned.facts["parameters"])
 
-    def bounds(self, tuned: Tuned) -> tuple[float, float | None]:
+    def bounds(self, tuned: Tuned) -> Bounds:
         return BOUNDS[self._type(tuned)], None
 
     def write(self, tuned: Tuned, folder: Path) -> None:
@@ -37,3 +38,29 @@ class Merged(Export):
 
     def _type(self, tuned: Tuned) -> str:
         return tuned.stored if self.dtype == "auto" else self.dtype
+
+
+def write_merged(tuned: Tuned, dtype: str, folder: Path, *, shard: str = "5GB") -> None:
+    """Write the plain model with the tuned weights merged in, rounded once to `dtype`, and its tokenizer."""
+    import torch
+
+    model: Any = tuned.merged().to(getattr(torch, dtype))
+    model.config.dtype = getattr(torch, dtype)
+    model.save_pretrained(folder, max_shard_size=shard)
+    write_words(tuned.tokenizer, tuned.ends, folder)
+
+
+def open_model(tuned: Tuned, folder: Path, **options: Any) -> Any:
+    """Load it with transformers, from safetensors."""
+    import transformers
+
+    return getattr(transformers, tuned.auto_class).from_pretrained(str(folder), use_safetensors=True, **options)
+
+
+def load_lines(tuned: Tuned, folder: str, options: str = "") -> list[str]:
+    """Python lines that load it."""
+    return [
+        f"from transformers import {tuned.auto_class}, AutoTokenizer",
+        f"model = {tuned.auto_class}.from_pretrained({literal(folder)}{options})",
+        f"tokenizer = AutoTokenizer.from_pretrained({literal(folder)})",
+    ]

@@ -74,34 +74,10 @@ class Onnx(Export):
         return OnnxRunner(folder, tuned.ends)
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
-        start = [
-            "import numpy, onnxruntime",
-            "from tokenizers import Tokenizer",
-            f"session = onnxruntime.InferenceSession({literal(f'{folder}/{FILE}')})",
-            f"tokenizer = Tokenizer.from_file({literal(f'{folder}/tokenizer.json')})",
-        ]
-        return start + (CLASSIFY if tuned.classifies else GENERATE.format(ends=list(tuned.ends))).splitlines()
+        from jinja2 import Template
 
-
-CLASSIFY = """\
-ids = numpy.array([tokenizer.encode("TEXT").ids])
-session.run(["logits"], {"input_ids": ids, "attention_mask": numpy.ones_like(ids)})"""
-GENERATE = """\
-# PROMPT as the chat template writes it; the cache is empty at first, then what was returned as present
-ids, answer, past = tokenizer.encode("PROMPT", add_special_tokens=False).ids, [], {{}}
-for each in session.get_inputs():
-    if each.name.startswith("past"):
-        past[each.name] = numpy.zeros((1, each.shape[1], 0, each.shape[3]), "float32")
-names, new, seen = [each.name for each in session.get_outputs()], ids, 0
-while len(answer) < 64 and (not answer or answer[-1] not in {ends}):
-    seen += len(new)
-    feed = {{"input_ids": [new], "attention_mask": [[1] * seen], "position_ids": [list(range(seen - len(new), seen))]}}
-    feed = {{each.name: numpy.array(feed[each.name]) for each in session.get_inputs() if each.name in feed}}
-    out = dict(zip(names, session.run(None, feed | past)))
-    past = {{name: out[name.replace("past_key_values", "present")] for name in past}}
-    new = [int(out["logits"][0, -1].argmax())]
-    answer += new
-print(tokenizer.decode(answer))"""
+        page = Template(Path(__file__).with_name("onnx_use.py.jinja").read_text(encoding="utf-8"), trim_blocks=True)
+        return page.render(tuned=tuned, folder=folder, literal=literal, file=FILE).splitlines()
 
 
 class OnnxRunner:

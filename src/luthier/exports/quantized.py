@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from luthier.core.errors import InputError, MissingExtra, install
-from luthier.exports.base import Export, Opened, Tuned
-from luthier.exports.checking.layout import load_lines, open_model, write_merged
+from luthier.exports.base import Bounds, Export, Opened, Tuned
+from luthier.exports.merged import load_lines, open_model, write_merged
 from luthier.methods.layers.targets import linear_layers
 from luthier.models.heads import UNPACKED, in_head
 from luthier.models.saving import write_words
@@ -58,7 +58,7 @@ class Quantized(Export):
         plain = 4 if tuned.stored == "float32" else 2  # the plain model is on disk too for a while
         return int((plain + SCHEMES[self.scheme].size + 0.3) * tuned.facts["parameters"])
 
-    def bounds(self, tuned: Tuned) -> tuple[float, float | None]:
+    def bounds(self, tuned: Tuned) -> Bounds:
         return SCHEMES[self.scheme].bound, SCHEMES[self.scheme].mean
 
     def write(self, tuned: Tuned, folder: Path) -> None:

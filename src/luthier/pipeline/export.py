@@ -14,7 +14,7 @@ from luthier.core.events import Progress
 from luthier.core.files import write_json
 from luthier.core.shell import public
 from luthier.exports.base import Export
-from luthier.exports.checking.parity import Prompt, Runner, check_parity
+from luthier.exports.checking.parity import Bounds, Prompt, Runner, check_parity
 from luthier.exports.checking.runners import TorchRunner, as_module
 from luthier.exports.checking.tuned import Tuned
 from luthier.pipeline.prepare import Tokens, load_base, on_this_machine, reopen
@@ -192,9 +192,8 @@ def _parity_checks(
 
     exported: Runner = runner(opened) if isinstance(opened, torch.nn.Module) else opened
     packed = tuned.quantize != "none" and target.on_plain_base
-    bounds: tuple[float | None, float | None] = target.bounds(tuned)
-    sides: list[tuple[str, Callable[[], nn.Module], tuple[float | None, float | None]]]
-    sides = [("the run", as_trained, bounds)]
+    bounds = target.bounds(tuned)
+    sides: list[tuple[str, Callable[[], nn.Module], Bounds]] = [("the run", as_trained, bounds)]
     if packed:
         sides = [
             ("the adapter on the base, not packed", tuned.open_plain, bounds),

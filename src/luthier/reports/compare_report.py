@@ -13,7 +13,7 @@ from luthier.reports.run_report import figure
 
 def render(body: Mapping[str, Any]) -> str:
     """The page of what stands in compare.json."""
-    filters = {
+    filters: dict[str, Any] = {
         "figure": figure,
         "bytes": kilobytes,
         "duration": duration,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from luthier.core.shell import public
 
 
-def render(name: str, filters: dict[str, Callable[..., Any]], **values: Any) -> str:
+def render(name: str, filters: dict[str, Any], **values: Any) -> str:
     """Fill in NAME.html.jinja. All texts are escaped; the page loads nothing and runs no script."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader, options = PackageLoader("luthier.reports", "."), {"trim_blocks": True, "lstrip_blocks": True}
-    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **options)
+    loader = PackageLoader("luthier.reports", ".")
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"public": public, **filters}
     return pages.get_template(f"{name}.html.jinja").render(values)

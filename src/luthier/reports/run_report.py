@@ -12,32 +12,23 @@ from luthier.evaluation.contrast import words_of
 from luthier.evaluation.metrics.base import known_metrics
 from luthier.reports import page
 
+Json = Mapping[str, Any]
+
 
 def render(
-    result: Mapping[str, Any],
-    data: Mapping[str, Any],
-    loss_png: bytes,
-    recipe: str,
-    environment: Mapping[str, Any],
-    predictions: Sequence[Mapping[str, Any]],
+    result: Json, data: Json, loss_png: bytes, recipe: str, environment: Json, predictions: Sequence[Json]
 ) -> str:
     """The page of a run, from what its folder has."""
-    return page.render(
-        "run_report",
-        {"figure": figure, "shift": shift, "said": words_of, "scale": scale_of},
-        result=result,
-        data=data,
-        recipe=recipe,
-        environment=environment,
-        worst=worst(predictions),
-        loss_png=base64.b64encode(loss_png).decode(),
-    )
+    filters = {"figure": figure, "shift": shift, "said": words_of, "scale": scale_of}
+    values = {"result": result, "data": data, "recipe": recipe, "environment": environment}
+    image = base64.b64encode(loss_png).decode()
+    return page.render("run_report", filters, **values, worst=worst(predictions), loss_png=image)
 
 
-def worst(predictions: Sequence[Mapping[str, Any]], count: int = 12) -> list[Mapping[str, Any]]:
+def worst(predictions: Sequence[Json], count: int = 12) -> list[Json]:
     """Wrong answers first, then the highest loss per target."""
 
-    def badness(row: Mapping[str, Any]) -> tuple[bool, float]:
+    def badness(row: Json) -> tuple[bool, float]:
         tuned = row["tuned"]
         wrong = "chosen" in tuned and tuned["chosen"] != tuned["label"]
         loss = tuned.get("loss_sum", 0.0)

@@ -6,8 +6,7 @@ your rights, once per run. An exception in it counts as not passed; their number
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,18 +65,12 @@ def load_check(path: str) -> Callable[[str, str, str], Any]:
     fix = "give a Python file with: def check(prompt: str, answer: str, reference: str) -> bool"
     if not Path(path).is_file():
         raise InputError(f"evaluate.check: there is no file {path}", fix=fix)
-    spec = importlib.util.spec_from_file_location("luthier_check", path)
-    if spec is None or spec.loader is None:
+    if Path(path).suffix not in (".py", ".pyc"):
         raise InputError(f"evaluate.check: {path} is not a Python file", fix=fix)
-    module = importlib.util.module_from_spec(spec)
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
-        spec.loader.exec_module(module)
+        check = runpy.run_path(path, run_name="luthier_check").get("check")
     except Exception as error:
         raise InputError(f"evaluate.check: {path}: {type(error).__name__}: {error}", fix=fix) from error
-    finally:
-        sys.dont_write_bytecode = writes
-    check = getattr(module, "check", None)
     if not callable(check):
         raise InputError(f"evaluate.check: {path} has no function check", fix=fix)
     return check  # type: ignore[no-any-return]

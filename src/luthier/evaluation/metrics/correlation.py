@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table, mean_of
 from luthier.evaluation.records.context import EvalContext, Record
-from luthier.evaluation.records.losses import losses
 
 
 def _moments(records: Sequence[Record]) -> NDArray[Any]:
@@ -61,7 +60,7 @@ class Correlation(Evaluation):
         return context.task.numeric
 
     def measure(self, context: EvalContext) -> list[Record]:
-        records = losses(context)
+        records = context.losses()
         for owner, logits in context.logits():
             value, true = float(logits[0]), float(context.examples[owner].label or "nan")
             records[owner] |= {"number": true, "guess": value, "squared": (value - true) ** 2}

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table
 from luthier.evaluation.records.context import EvalContext, Record
-from luthier.evaluation.records.losses import losses
 
 
 def _terms(records: Sequence[Record]) -> NDArray[Any]:
@@ -40,4 +39,4 @@ class Perplexity(Evaluation):
         return not context.task.numeric  # whose loss is not a likelihood; see correlation
 
     def measure(self, context: EvalContext) -> list[Record]:
-        return losses(context)
+        return context.losses()

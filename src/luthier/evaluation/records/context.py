@@ -81,6 +81,19 @@ class EvalContext:
         """A batch of these rows, on the model's device."""
         return {key: value.to(self.device) for key, value in self.task.collate(list(rows), self.pad).items()}
 
+    def losses(self) -> list[Record]:
+        """For each example the task's own loss, summed over its targets, and their number."""
+        import torch
+
+        records: list[Record] = [{"loss_sum": 0.0, "targets": 0} for _ in self.examples]
+        with torch.inference_mode():
+            for numbers, batch in self.batches(self.rows, "held-out rows"):
+                sums, targets = self.task.losses(self.model, batch)
+                for number, total, count in zip(numbers, sums.tolist(), targets.tolist(), strict=True):
+                    records[self.owner[number]]["loss_sum"] += total
+                    records[self.owner[number]]["targets"] += count
+        return records
+
     def logits(self) -> list[tuple[int, Tensor]]:
         """(number of its example, logits [labels] in float32) of each row, for models with a head for labels."""
         import torch

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+Bounds = tuple[float | None, float | None]
+"""Allowed (largest, mean) difference of two logits, as a share of their spread; None: differences are reported."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A held-out row."""
@@ -47,12 +51,7 @@ class ParityCheck:
 
 
 def check_parity(
-    trained: Runner,
-    exported: Runner,
-    prompts: Sequence[Prompt],
-    bounds: tuple[float | None, float | None],
-    most: int,
-    progress: Progress,
+    trained: Runner, exported: Runner, prompts: Sequence[Prompt], bounds: Bounds, most: int, progress: Progress
 ) -> ParityCheck:
     """Compare both on all prompts, with answers of `most` tokens. AssertionError if logits differ in shape."""
     import numpy as np

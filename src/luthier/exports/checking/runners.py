@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import GenerationConfig
 
 from luthier.exports.checking.parity import Runner
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import nn
 
 
 class TorchRunner:
@@ -22,8 +23,6 @@ class TorchRunner:
 
     def logits(self, ids: Sequence[int]) -> NDArray[Any]:
         """[tokens, vocabulary] in float32; of a classifier [1, labels]."""
-        import torch
-
         with torch.inference_mode():
             made = self.model(**self._inputs(ids)).logits
         made = made[0] if made.dim() == 3 else made
@@ -32,9 +31,6 @@ class TorchRunner:
 
     def answer(self, ids: Sequence[int], most: int) -> list[int]:
         """Greedy tokens."""
-        import torch
-        from transformers import GenerationConfig
-
         if not self.ends:
             return []
         options = GenerationConfig(do_sample=False, max_new_tokens=most, eos_token_id=self.ends, pad_token_id=self.pad)
@@ -43,16 +39,12 @@ class TorchRunner:
         return made[0, len(ids) :].tolist()  # type: ignore[no-any-return]
 
     def _inputs(self, ids: Sequence[int]) -> dict[str, Any]:
-        import torch
-
         row = torch.tensor([list(ids)], device=next(self.model.parameters()).device)
         return {"input_ids": row, "attention_mask": torch.ones_like(row)}
 
 
 def as_module(runner: Runner, *, classifies: bool) -> nn.Module:
     """A runner as a PyTorch model that evaluations can call: row by row, without padding."""
-    import torch
-    from torch import nn
 
     def texts(input_ids: Any, attention_mask: Any) -> list[list[int]]:
         return [row[kept.bool()].tolist() for row, kept in zip(input_ids, attention_mask, strict=True)]
@@ -74,10 +66,8 @@ def as_module(runner: Runner, *, classifies: bool) -> nn.Module:
         def generate(self, input_ids: Any, attention_mask: Any, generation_config: Any) -> Any:
             """The prompts with their greedy answers: [B, T + longest answer]."""
             most, pad = generation_config.max_new_tokens, generation_config.pad_token_id
-            answers = [
-                torch.tensor(runner.answer(ids, most), dtype=torch.long) for ids in texts(input_ids, attention_mask)
-            ]
+            answers = [input_ids.new_tensor(runner.answer(ids, most)) for ids in texts(input_ids, attention_mask)]
             padded = nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=pad)
-            return torch.cat([input_ids, padded.to(input_ids)], 1)
+            return torch.cat([input_ids, padded], 1)
 
     return Module()

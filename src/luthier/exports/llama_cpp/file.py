@@ -136,7 +136,12 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Callable[[], NDArray[Any]]
         yield "rope_freqs.weight", lambda: _llama3_factors(config)
     for key, tensor in state.items():
         if not (tied and key == "lm_head.weight"):
-            yield name_of(config, key), lambda key=key, tensor=tensor: in_order(config, key, _numbers(tensor))
+            yield (
+                name_of(config, key),
+                lambda key=key, tensor=tensor: in_order(  # type: ignore[misc]
+                    config, key, _numbers(tensor)
+                ),
+            )
 
 
 def name_of(config: Any, key: str) -> str:

@@ -92,49 +92,38 @@ def _candidates(render: Render, knows_system: bool) -> list[str]:
     return made
 
 
-def rendered(template: str, dialogue: Dialogue) -> str:
-    """What Ollama makes of a dialogue: Go's actions, as far as our templates have them, translated to Jinja's.
+ACTIONS = {
+    "if .System": "{% if System %}",
+    "if not $first": "{% if not own.first %}",
+    'if eq .Role "user"': "{% if message.Role == 'user' %}",
+    'else if eq .Role "assistant"': "{% elif message.Role == 'assistant' %}",
+    "else": "{% else %}",
+    "end": "{% endif %}",
+    "range .Messages": "{% for message in Messages %}",
+    "$first := true": "{% set own.first = true %}",
+    "$first = false": "{% set own.first = false %}",
+    ".System": "{{ System }}",
+    ".Content": "{{ message.Content }}",
+}
+"""Go's actions, as far as our templates have them -> Jinja's."""
 
-    .System is all system messages, .Messages all messages. ValueError for any other action.
+
+def rendered(template: str, dialogue: Dialogue) -> str:
+    """What Ollama makes of a dialogue, by the same template of Jinja. ValueError for any other action.
+
+    .System is all system messages, .Messages all messages; the last `end` is that of `range`.
     """
     from jinja2 import Environment, TemplateError
 
-    pieces, opened = re.split(r"\{\{ (.*?) \}\}", template), []  # texts at even places, actions at odd ones
-    for place, action in enumerate(pieces[1::2]):
-        if action.startswith(("if ", "range ")):
-            opened.append("if" if action.startswith("if ") else "for")
-        pieces[2 * place + 1] = _jinja(action, opened)
-        if action == "end":
-            opened.pop()
+    pieces = re.split(r"\{\{ (.*?) \}\}", template)  # texts at even places, actions at odd ones
     texts = {f"text_{place}": text for place, text in enumerate(pieces[::2])}
-    pieces[::2] = [f"{{{{ {name} }}}}" for name in texts]
     messages = [{"Role": role, "Content": content} for role, content in dialogue]
     system = "\n\n".join(content for role, content in dialogue if role == "system")
     try:
-        made = Environment().from_string("{% set own = namespace() %}" + "".join(pieces))
+        pieces[1::2] = [ACTIONS[action] for action in pieces[1::2]]
+        pieces[::2] = [f"{{{{ {name} }}}}" for name in texts]
+        body, _, prompt = "".join(pieces).rpartition("{% endif %}")
+        made = Environment().from_string("{% set own = namespace() %}" + body + "{% endfor %}" + prompt)
         return made.render(texts, System=system, Messages=messages)
-    except TemplateError as error:
-        raise ValueError(str(error)) from None
-
-
-def _jinja(action: str, opened: Sequence[str]) -> str:
-    if action == "end" and opened:
-        return f"{{% end{opened[-1]} %}}"
-    for pattern, made in ACTIONS.items():
-        if found := re.fullmatch(pattern, action):
-            return found.expand(made)
-    raise ValueError(f"unknown action: {action!r}")
-
-
-ACTIONS = {
-    r"range \.Messages": "{% for message in Messages %}",
-    r"if \.System": "{% if System %}",
-    r"if not \$(\w+)": r"{% if not own.\1 %}",
-    r'if eq \.Role "(\w+)"': r'{% if message.Role == "\1" %}',
-    r'else if eq \.Role "(\w+)"': r'{% elif message.Role == "\1" %}',
-    "else": "{% else %}",
-    r"\$(\w+) :?= (true|false)": r"{% set own.\1 = \2 %}",
-    r"\.System": "{{ System }}",
-    r"\.Content": "{{ message.Content }}",
-}
-"""Go's actions, as regular expressions -> Jinja's."""
+    except (KeyError, TemplateError) as error:
+        raise ValueError(f"not a template that is known here: {error}") from None
