@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import stats
 from sklearn import metrics
 
 from luthier.builtin import PROBE
+from luthier.core.errors import InputError
 from luthier.evaluation.contrast import contrast
 from luthier.evaluation.forgetting import forgetting, probe
 from luthier.evaluation.metrics.base import EVALUATIONS, SumMetric
@@ -22,8 +24,10 @@ from luthier.evaluation.metrics.exact_match import plain
 from luthier.evaluation.metrics.labels import accuracy, macro_f1, mcc
 from luthier.evaluation.records.context import EvalContext
 from luthier.evaluation.records.generate import answer_start
+from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.evaluation.records.words import bleu_tokenizer, words
 from luthier.evaluation.scores import (
+    check_settings,
     choose,
     counted,
     differences,
@@ -35,6 +39,7 @@ from luthier.evaluation.scores import (
 )
 from luthier.rendering.example import Example, Message
 from luthier.rendering.row import Row
+from luthier.reports import run_report
 from luthier.tasks.base import TASKS
 
 pearson = EVALUATIONS.get("correlation")().metrics()["pearson"]
@@ -229,6 +234,30 @@ def test_the_primary_metric_is_the_marked_score_else_the_first_in_order() -> Non
     assert primary_metric({"accuracy": score(), "mcc": score(primary_metric=True)}) == "mcc"
     assert primary_metric({"accuracy": score(), "mcc": score(headline=True)}) == "mcc", "as older runs have it"
     assert primary_metric({"own": score()}) == "own" and primary_metric({}) == ""
+
+
+def test_a_metric_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name, rank, scale, settings check and stand-in for one example are read from its own module."""
+    (tmp_path / "brevity.py").write_text(
+        "from luthier.core.errors import InputError\n"
+        "from luthier.evaluation.metrics.base import Evaluation, Metric, mean_of\n"
+        "class Brevity(Evaluation):\n"
+        "    'Shorter is better.'\n"
+        "    table = {'brevity': Metric(mean_of('length'), rank=-1, higher=False, scale='0 to 9')}\n"
+        "    def applies(self, context): return True\n"
+        "    def check_settings(self, settings):\n"
+        "        if settings.metric == 'brevity': raise InputError('never by brevity')\n"
+    )
+    import luthier.evaluation.metrics as package
+
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    run_report._scales.cache_clear()
+    assert primary_metric({"accuracy": {}, "brevity": {}}) == "brevity" and run_report.figure("brevity", 3) == "3.00"
+    with pytest.raises(InputError, match="never by brevity"):
+        check_settings(EvaluateConfig(metric="brevity"))
+    found = scores([{"length": 3}, {"length": 5}], [EVALUATIONS.get("brevity")()])["brevity"]
+    assert found["value"] == 4 and not found["higher_is_better"]
+    run_report._scales.cache_clear()
 
 
 def test_examples_are_ranked_by_what_the_run_is_ranked_by() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from luthier.core.shell import literal
 from luthier.exports.base import Bounds, Export, Opened, Prompt, Tuned
-from luthier.exports.llama_cpp.file import BITS, LIMITS, Kind, refuse_gguf, write_gguf
+from luthier.exports.llama_cpp.file import BITS, LIMITS, Kind, refuse_gguf, vocabulary_of, write_model
 
 FILE = "model.gguf"
 
@@ -32,7 +32,7 @@ class Gguf(Export):
         return LIMITS[self.type], None
 
     def write(self, tuned: Tuned, folder: Path) -> None:
-        write_gguf(tuned, tuned.merged(), folder / FILE, self.type, tuned.run)
+        write_model(folder / FILE, tuned.merged(), vocabulary_of(tuned), self.type, tuned.run)
 
     def open(self, tuned: Tuned, folder: Path) -> Opened:
         from luthier.exports.llama_cpp.runner import LlamaRunner

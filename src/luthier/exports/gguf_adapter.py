@@ -77,7 +77,11 @@ class GgufAdapter(Export):
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, _alpha(settings))
         gguf_file.write_tensors(folder / FILE, writer, _tensors(tuned, settings), "f32")
         if self.base != "none":
-            gguf_file.write_gguf(tuned, tuned.open_plain_base(), folder / BASE, self.base, tuned.base)
+            self._write_base(tuned, folder / BASE)
+
+    def _write_base(self, tuned: Tuned, path: Path) -> None:
+        vocabulary = gguf_file.vocabulary_of(tuned)
+        gguf_file.write_model(path, tuned.open_plain_base(), vocabulary, self._kind, tuned.base)
 
     def open(self, tuned: Tuned, folder: Path) -> Opened:
         from luthier.exports.llama_cpp.runner import LlamaRunner
@@ -85,7 +89,7 @@ class GgufAdapter(Export):
         if self.base != "none":
             return LlamaRunner(folder / BASE, tuned.ends, folder / FILE)
         own = Path(mkdtemp(prefix=".staging-base-", dir=folder.parent))
-        gguf_file.write_gguf(tuned, tuned.open_plain_base(), own / BASE, "f32", tuned.base)
+        self._write_base(tuned, own / BASE)
         return LlamaRunner(own / BASE, tuned.ends, folder / FILE, own)
 
     def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Merged(Export):
         write_merged(tuned, self._type(tuned), folder, shard=self.shard)
 
     def open(self, tuned: Tuned, folder: Path) -> Opened:
-        return open_model(tuned, folder, dtype="auto")
+        return open_model(tuned, folder, dtype="auto")  # type: ignore[no-any-return]
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         return load_lines(tuned, folder, ', dtype="auto"')

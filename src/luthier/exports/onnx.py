@@ -77,7 +77,7 @@ class Onnx(Export):
         from jinja2 import Template
 
         page = Template(Path(__file__).with_name("onnx_use.py.jinja").read_text(encoding="utf-8"), trim_blocks=True)
-        return page.render(tuned=tuned, folder=folder, literal=literal, file=FILE).splitlines()
+        return str(page.render(tuned=tuned, folder=folder, literal=literal, file=FILE)).splitlines()
 
 
 class OnnxRunner:

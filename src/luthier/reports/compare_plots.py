@@ -49,28 +49,32 @@ def scatter(body: Mapping[str, Any], cost: str, label: str, *, log: bool) -> byt
 def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
     """Write each name where it covers no other name and no point, if there is such a place."""
     from matplotlib.patheffects import Normal, Stroke
+    from matplotlib.text import Text
 
     axes.figure.canvas.draw()
+    renderer = axes.figure.canvas.get_renderer()
     taken: list[Any] = []
     spots = [axes.transData.transform((x, y)) for x, y, _ in points]
     frame = axes.get_window_extent()
-    style = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "color": INK}
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "color": INK}
     style["path_effects"] = [Stroke(linewidth=2.5, foreground="white"), Normal()]
     for x, y, name in points:
-        tried: list[tuple[int, int, Any, Any]] = []
-        for number, (dx, dy) in enumerate(_places()):
+        tried: list[tuple[int, Any, Any]] = []
+        for dx, dy in _places():
             side, line = "left" if dx > 1 else "right" if dx < -1 else "center", LINE if dx**2 + dy**2 > 20**2 else None
             text = axes.annotate(name, (x, y), xytext=(dx, dy), ha=side, arrowprops=line, **style)
-            box = text.get_window_extent()
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text)  # without the line to its point
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             clash = sum(box.overlaps(other) for other in taken) + sum(box.padded(3).contains(*spot) for spot in spots)
-            tried.append((clash + 5 * (not inside), number, text, box))
+            tried.append((clash + 5 * (not inside), text, box))
             if not tried[-1][0]:
                 break
-        tried.sort(key=lambda each: each[:2])
-        taken.append(tried[0][3])
-        for _, _, text, _ in tried[1:]:
-            text.remove()
+        kept = min(tried, key=lambda each: each[0])
+        taken.append(kept[2])
+        for each in tried:
+            if each is not kept:
+                each[1].remove()
 
 
 def _places() -> Iterator[tuple[float, float]]:

@@ -19,7 +19,7 @@ def render(
     result: Json, data: Json, loss_png: bytes, recipe: str, environment: Json, predictions: Sequence[Json]
 ) -> str:
     """The page of a run, from what its folder has."""
-    filters = {"figure": figure, "shift": shift, "said": words_of, "scale": scale_of}
+    filters = {"figure": figure, "shift": shift, "output": words_of, "scale": scale_of}
     values = {"result": result, "data": data, "recipe": recipe, "environment": environment}
     image = base64.b64encode(loss_png).decode()
     return page.render("run_report", filters, **values, worst=worst(predictions), loss_png=image)

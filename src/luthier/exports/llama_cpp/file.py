@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,11 +54,6 @@ def vocabulary_of(tuned: Tuned) -> Vocabulary:
     return vocabulary(tuned.tokenizer, tuned.config.vocab_size, tuned.ends, dialogues=tuned.task == "chat")
 
 
-def write_gguf(tuned: Tuned, model: nn.Module, path: Path, kind: Kind, name: str) -> None:
-    """Write a model with the tokenizer of a run; `name` is a path, whose last part is stored."""
-    write_model(path, model, vocabulary_of(tuned), kind, Path(name).name)
-
-
 def refuse_model(config: Any) -> None:
     """Raise InputError, by name, if llama.cpp's architecture of this name computes something else than the model."""
     kind = config.model_type
@@ -94,14 +90,17 @@ def head_size(config: Any) -> int:
 
 
 def write_model(path: Path, model: nn.Module, vocabulary: Vocabulary, kind: Kind, name: str) -> None:
-    """Write the whole model as one file, tensor by tensor; Unproved if the file does not hold its weights."""
+    """Write the whole model as one file, tensor by tensor; Unproved if the file does not hold its weights.
+
+    `name` may be a path, of which the last part is stored.
+    """
     import gguf
 
     config: Any = model.config
     size, rope = head_size(config), config.rope_parameters
     writer = gguf.GGUFWriter(path, NAMES[config.model_type].lower())
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(name)
+    writer.add_name(Path(name).name)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -133,15 +132,14 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Callable[[], NDArray[Any]]
     state = model.state_dict()
     tied = state["model.embed_tokens.weight"].data_ptr() == state["lm_head.weight"].data_ptr()
     if config.rope_parameters.get("rope_type") == "llama3":
-        yield "rope_freqs.weight", lambda: _llama3_factors(config)
+        yield "rope_freqs.weight", partial(_llama3_factors, config)
     for key, tensor in state.items():
         if not (tied and key == "lm_head.weight"):
-            yield (
-                name_of(config, key),
-                lambda key=key, tensor=tensor: in_order(  # type: ignore[misc]
-                    config, key, _numbers(tensor)
-                ),
-            )
+            yield name_of(config, key), partial(_weight, config, key, tensor)
+
+
+def _weight(config: Any, key: str, tensor: Tensor) -> NDArray[Any]:
+    return in_order(config, key, _numbers(tensor))
 
 
 def name_of(config: Any, key: str) -> str:
