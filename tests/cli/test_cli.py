@@ -151,7 +151,7 @@ def test_a_run_from_the_command_line_alone(
         (["train", "data=good.jsonl", "model.device=cuda"], ["there is no cuda on this machine"]),
         (["train", "data=good.jsonl", "model=MODEL", "run=taken"], ["taken is not empty and no run of Luthier's"]),
         (["evaluate", "nowhere"], ["nowhere does not exist"]),
-        (["chat", "taken"], ["taken is no run, no adapter and no model"]),
+        (["chat", "taken"], ["taken is not a run, an adapter or a model"]),
         (["list", "methds"], ["did you mean 'methods'?"]),
         (["explain", "method", "loar"], ["unknown method 'loar' (did you mean 'lora'?)"]),
         (["trian"], ["No such command 'trian'. Did you mean 'train'?"]),
@@ -219,7 +219,7 @@ def test_a_fault_of_ours_says_so_with_exit_code_1(
 
     monkeypatch.setattr("luthier.pipeline.train.train", broken)
     code, _, err = main(["train", "data=x.jsonl"], capsys)
-    assert code == 1 and "ZeroDivisionError: oops" in err and "our fault" in err and "Traceback" not in err
+    assert code == 1 and "ZeroDivisionError: oops" in err and "a bug in Luthier" in err and "Traceback" not in err
 
 
 def test_skipped_rows_are_counted_named_and_kept(model_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from luthier.recipe.config import RunConfig
 from luthier.rendering.example import Message
 from luthier.rendering.tools import read_tools
 from luthier.serving.engine.engine import Engine
+from luthier.serving.engine.requests import SamplingParams
 from tests.conftest import ROOT, build_tokenizer, luthier, model_config, write_jsonl
 from tests.rendering.test_template_families import IM, TAGS
 
@@ -92,11 +93,15 @@ def test_rows_with_tools_are_trained_on_and_asked_with_their_tools(
     )
     engine = Engine.load(tmp_path / "run")
     seen = []
-    template = next(iter(engine.variants.values())).template
+    template = next(iter(engine.models.values())).template
     encode = template.encode_text
     monkeypatch.setattr(template, "encode_text", lambda text: seen.append(text) or encode(text))
     assert list(
-        engine.stream([Message("user", "What is 1 and 1?")], tools=read_tools([TOOL], "tools"), max_new_tokens=2)
+        engine.stream(
+            [Message("user", "What is 1 and 1?")],
+            tools=read_tools([TOOL], "tools"),
+            sampling=SamplingParams(max_tokens=2),
+        )
     )
     assert '"description": "Adds."' in seen[0], "use shows the tools as training did"
     data = json.loads((tmp_path / "run" / "data.json").read_text())

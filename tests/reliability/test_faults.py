@@ -482,4 +482,4 @@ def test_the_terminal_bears_a_step_without_numbers(capsys: pytest.CaptureFixture
 
     record = {"step": 2, "loss": None, "grad_norm": None, "lr": 1e-3}
     Terminal(1).step(record, 10.0)
-    assert "step 2/0  loss no number  lr 1.00e-03  grad no number" in capsys.readouterr().out
+    assert "step 2/0  loss NaN  lr 1.00e-03  grad NaN" in capsys.readouterr().out

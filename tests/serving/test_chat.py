@@ -22,11 +22,11 @@ from luthier.core.errors import InputError, LuthierError
 from luthier.rendering.example import Message
 from luthier.serving.client import KEYS
 from luthier.serving.engine.engine import Engine
-from luthier.serving.settings import Asking
+from luthier.serving.engine.requests import SamplingParams
 from tests.conftest import luthier
 from tests.serving.small import Stub, served, tuned_adapter
 
-SHORT = Asking(most=12)
+SHORT = SamplingParams(max_tokens=12, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def piped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         raw = "".join(f"{line}\n" for line in lines).encode()
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="ascii"))
         capsys.readouterr()
-        talk(given, **{"asking": SHORT, **options})
+        talk(given, **{"sampling": SHORT, **options})
         return capsys.readouterr().out.splitlines()[1:]
 
     return run
@@ -82,16 +82,16 @@ def said(engine: Engine, model: str, *texts: str, most: int = 12) -> str:
     """What the engine answers to the last of these turns."""
     roles = ("user", "assistant")
     messages = [Message(roles[number % 2], text) for number, text in enumerate(texts)]
-    return "".join(engine.stream(messages, max_new_tokens=most, model=model))
+    return "".join(engine.stream(messages, sampling=SamplingParams(max_tokens=most), model=model))
 
 
 def test_a_prompt_is_answered_by_the_model_and_by_its_base(
     tuned: Path, engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for base, name in ((False, "tuned"), (True, "base")):
-        talk(str(tuned), base=base, prompt="Hello", asking=SHORT)
+        talk(str(tuned), base=base, prompt="Hello", sampling=SHORT)
         assert capsys.readouterr().out == said(engine, name, "Hello") + "\n"
-    talk(str(tuned), prompt="Hello", system="Be brief.", asking=SHORT)
+    talk(str(tuned), prompt="Hello", system="Be brief.", sampling=SHORT)
     assert capsys.readouterr().out.strip()
 
 
@@ -115,14 +115,16 @@ def test_models_over_different_bases_stand_side_by_side_too(
     tuned: Path, model_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str], engine: Engine
 ) -> None:
     other = model_folder("llama")
-    talk(str(tuned), beside=f"other={other}", prompt="Hello", asking=SHORT)
+    talk(str(tuned), beside=f"other={other}", prompt="Hello", sampling=SHORT)
     out = capsys.readouterr().out
     assert out.startswith(f"tuned: {said(engine, 'tuned', 'Hello')}\nother: ")
 
 
 def test_a_seed_draws_the_same_answer_again(tuned: Path, piped: Callable[..., list[str]]) -> None:
     def draw(seed: int) -> list[str]:
-        return piped(str(tuned), "Hello", "/new", "Hello", asking=Asking(temperature=1.2, most=20, seed=seed))
+        return piped(
+            str(tuned), "Hello", "/new", "Hello", sampling=SamplingParams(temperature=1.2, max_tokens=20, seed=seed)
+        )
 
     four = draw(4)
     assert four[: len(four) // 2] == four[len(four) // 2 :] and four == draw(4) != draw(5)
@@ -217,16 +219,14 @@ def test_a_busy_endpoint_is_asked_again(
     busy = (429, {"retry-after": "0"}, {"error": {"message": "too many"}})
     there = stub(busy, busy, ["at last", ""])
     lines = piped(there.url, "Hello", model="one")
-    assert (
-        lines[-1] == "at last" and len(there.seen) == 3 and sum("is busy; asking again" in line for line in lines) == 2
-    )
+    assert lines[-1] == "at last" and len(there.seen) == 3 and sum("is busy; retrying" in line for line in lines) == 2
     there = stub(busy)
     with pytest.raises(InputError, match=r"is busy \(HTTP 429: too many\)"):
         piped(there.url, "Hello", model="one")
     assert len(there.seen) == 4
 
 
-def test_what_an_endpoint_refuses_is_said_with_the_mend(
+def test_what_an_endpoint_refuses_is_reported_with_the_fix(
     url: str, stub: Callable[..., Stub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(given: str, model: str | None = "one", **options: Any) -> InputError:
@@ -235,24 +235,24 @@ def test_what_an_endpoint_refuses_is_said_with_the_mend(
         return caught.value
 
     error = refused(url, "tuned")
-    assert "wants a key (HTTP 401" in error.message and "export LUTHIER_API_KEY" in error.fix
+    assert "requires an API key (HTTP 401" in error.message and "export LUTHIER_API_KEY" in error.fix
     monkeypatch.setenv("LUTHIER_API_KEY", "wrong-word")
     error = refused(url, "tuned")
-    assert "does not take the key in LUTHIER_API_KEY" in error.message and "wrong-word" not in str(error)
+    assert "rejects the key in LUTHIER_API_KEY" in error.message and "wrong-word" not in str(error)
     monkeypatch.setenv("LUTHIER_API_KEY", "hidden-word")
     assert "there is no model 'tund' at" in refused(url, "tund").message
     assert "there are: base, tuned" in refused(url, "tund").message
     error = refused(url, None)
     assert "which model? there are: base, tuned" in error.message and error.fix == "--model NAME"
     assert f"such addresses end in /v1: {url}" in refused(url.removesuffix("/v1")).message
-    assert "refused the request (HTTP 400" in refused(url, "tuned", asking=Asking(temperature=3)).message
+    assert "refused the request (HTTP 400" in refused(url, "tuned", sampling=SamplingParams(temperature=3)).message
     echo = stub((500, {}, {"error": {"message": "key hidden-word is odd"}}))
     assert "HTTP 500: key *** is odd" in refused(echo.url).message, "the key is never shown"
     away = stub((307, {"location": "http://elsewhere.example/v1"}, {}))
-    assert "points elsewhere: http://elsewhere.example/v1" in refused(away.url).message
+    assert "redirects to http://elsewhere.example/v1" in refused(away.url).message
     assert "cannot be reached: Connection refused" in refused("http://127.0.0.1:9/v1").message
-    assert "would travel to far.example unencrypted" in refused("http://far.example/v1").message
-    assert "is no address" in refused("http://me:secret@127.0.0.1/v1").message
+    assert "would be sent to far.example unencrypted" in refused("http://far.example/v1").message
+    assert "is not a valid endpoint address" in refused("http://me:secret@127.0.0.1/v1").message
 
 
 @pytest.mark.parametrize(
@@ -335,10 +335,10 @@ def test_a_wide_terminal_shows_two_columns_and_a_narrow_one_turns(stub: Callable
         beside = [line for line in shown.splitlines() if line.count("你好，世界") == 2]
         assert bool(beside) == wide and shown.count("你好，世界") >= 2, shown
         person.types("/new\n")
-        person.reads("a new dialogue")
+        person.reads("a new conversation")
         person.reads("you:")
         person.types("/help\n")
-        person.reads("/new starts a new dialogue")
+        person.reads("/new starts a new conversation")
         person.reads("you:")
         person.types("/hlep\n")
         person.reads("did you mean '/help'?")

@@ -100,7 +100,7 @@ def test_a_run_whose_base_has_moved_or_changed_is_refused(
     )
     engine = Engine.open([str(tmp_path / "run")])
     engine.close()
-    assert list(engine.variants) == ["base", "run"]
+    assert list(engine.models) == ["base", "run"]
     config = base / "config.json"
     config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
     with pytest.raises(InputError, match=r"is not the base that the run was started from; changed: config\.json"):

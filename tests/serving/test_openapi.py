@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from luthier.serving.engine.engine import Engine
-from luthier.serving.http.server import Limits
+from luthier.serving.http.settings import ServerLimits
 
 
 @pytest.fixture(scope="module")
 def described(adapter: Callable[..., Path], serving: Callable[..., str]) -> Any:
     engine = Engine.open([f"one={adapter('lora')}", f"two={adapter('houlsby')}"], rows=4, waiting=64)
-    url = serving(engine, limits=Limits(tokens=8, body=50_000))
+    url = serving(engine, limits=ServerLimits(max_tokens=8, max_body=50_000))
     return schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 

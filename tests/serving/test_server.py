@@ -19,10 +19,10 @@ import openai
 import pytest
 
 from luthier.serving.engine.engine import Engine
-from luthier.serving.http.server import Limits
+from luthier.serving.http.settings import ServerLimits
 
 HI = [{"role": "user", "content": "Is it good?"}]
-LIMITS = Limits(prompt=120, tokens=200, body=20_000)
+LIMITS = ServerLimits(max_prompt=120, max_tokens=200, max_body=20_000)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_stream_says_what_an_answer_says(client: openai.OpenAI, model: str) ->
 def test_a_dialogue_is_rendered_by_the_models_own_template(client: openai.OpenAI, engine: Engine) -> None:
     from luthier.rendering.example import Message
 
-    template = engine.variants["one"].template
+    template = engine.models["one"].template
     ids = template.prompt_ids([Message("system", "Be brief."), Message("user", "Is it good?")])
     messages: Any = [
         {"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]},
@@ -157,14 +157,14 @@ def test_more_than_may_wait_are_told_to_come_back(client: openai.OpenAI, engine:
         try:
             client.chat.completions.create(model="base", messages=HI, max_tokens=60, extra_body={"ignore_eos": True})
         except openai.RateLimitError as full:
-            assert int(full.response.headers["retry-after"]) >= 1 and "wait already" in full.message
+            assert int(full.response.headers["retry-after"]) >= 1 and "already waiting" in full.message
             return "full"
         return "answered"
 
     with ThreadPoolExecutor(30) as pool:
         found = list(pool.map(ask, range(30)))
     assert found.count("answered") >= 10 and found.count("full") >= 1
-    assert not engine.waiting and not engine.jobs
+    assert not engine.waiting and not engine.running
 
 
 def test_who_leaves_is_not_worked_for(client: openai.OpenAI, engine: Engine, url: str) -> None:
@@ -173,7 +173,7 @@ def test_who_leaves_is_not_worked_for(client: openai.OpenAI, engine: Engine, url
     stream = client.chat.completions.create(**options, stream=True)
     next(iter(stream))
     stream.close()
-    wait_for(lambda: engine.counts.cancelled == before + 1 and not engine.jobs)
+    wait_for(lambda: engine.counts.cancelled == before + 1 and not engine.running)
 
     body = json.dumps({"model": "one", "messages": HI, "max_tokens": 190, "ignore_eos": True}).encode()
     host, port = url.removeprefix("http://").split(":")
@@ -182,8 +182,8 @@ def test_who_leaves_is_not_worked_for(client: openai.OpenAI, engine: Engine, url
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n" % len(body) + body
         )
-        wait_for(lambda: bool(engine.jobs))
-    wait_for(lambda: engine.counts.cancelled == before + 2 and not engine.jobs)
+        wait_for(lambda: bool(engine.running))
+    wait_for(lambda: engine.counts.cancelled == before + 2 and not engine.running)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_bad_request_is_told_what_is_wrong(url: str, change: dict[str, Any], s
 
 def test_bodies_that_are_none(url: str) -> None:
     where = f"{url}/v1/chat/completions"
-    assert post(where, b"{")[0] == 400 and "no JSON" in post(where, b"{")[1]["error"]["message"]
+    assert post(where, b"{")[0] == 400 and "invalid JSON" in post(where, b"{")[1]["error"]["message"]
     assert post(where, b"\xff\xfe")[0] == 400 and post(where, b"")[0] == 400 and post(where, b"[]")[0] == 400
     assert post(where, b'{"temperature": NaN, "model": "one", "messages": [{"role":"user","content":"a"}]}')[0] == 400
     assert post(where, b"[" * 9000)[0] == 400
@@ -256,7 +256,7 @@ def test_pages_of_other_names_may_not_ask(url: str) -> None:
 
 
 def test_a_key_is_asked_for_where_there_is_one(engine: Engine, serving: Callable[..., str], url: str) -> None:
-    keyed = serving(Engine(list(engine.variants.values())[3:]), key="sesame", local=False)
+    keyed = serving(Engine(list(engine.models.values())[3:]), key="sesame", local=False)
     right = openai.OpenAI(base_url=f"{keyed}/v1", api_key="sesame", max_retries=0)
     wrong = openai.OpenAI(base_url=f"{keyed}/v1", api_key="sesam", max_retries=0)
     assert [model.id for model in right.models.list()] == ["bottle"]
@@ -286,12 +286,12 @@ def test_a_fault_of_the_model_ends_its_own_answers_only(
 ) -> None:
     engine = Engine.open([f"one={adapter('lora')}", f"bottle={adapter('houlsby')}"])
     url = serving(engine)
-    lane = engine.variants["bottle"].lane
-    lane.step = lambda: (_ for _ in ()).throw(RuntimeError("out of memory"))  # type: ignore[method-assign]
+    scheduler = engine.models["bottle"].scheduler
+    scheduler.decode = lambda: (_ for _ in ()).throw(RuntimeError("out of memory"))  # type: ignore[method-assign]
     status, answer, _ = post(f"{url}/v1/chat/completions", {"model": "bottle", "messages": HI, "max_tokens": 9})
     assert status == 500 and "RuntimeError" in answer["error"]["message"] and "memory" not in str(answer)
     assert post(f"{url}/v1/chat/completions", {"model": "one", "messages": HI, "max_tokens": 9})[0] == 200
-    assert not lane.rows and not engine.jobs
+    assert not scheduler.rows and not engine.running
 
 
 def test_stopping_lets_running_answers_end(adapter: Callable[..., Path]) -> None:
@@ -300,7 +300,7 @@ def test_stopping_lets_running_answers_end(adapter: Callable[..., Path]) -> None
     from luthier.serving.http.server import application
 
     engine = Engine.open([f"one={adapter('lora')}"])
-    server = uvicorn.Server(uvicorn.Config(application(engine, patience=20), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(application(engine, ServerLimits(grace=20)), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_for(lambda: server.started)

@@ -10,22 +10,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.serving.engine.detokenizer import Text
-from luthier.serving.engine.requests import Sampling
-from luthier.serving.engine.sampling import Drawer, draw, scored
+from luthier.serving.engine.detokenizer import Detokenizer
+from luthier.serving.engine.requests import SamplingParams
+from luthier.serving.engine.sampling import Sampler, sample, scored
 from tests.conftest import build_tokenizer
 
 TOKENIZER = build_tokenizer()
 
 
 def pieces(ids: list[int], stop: tuple[str, ...] = ()) -> tuple[list[str], bool]:
-    text = Text(TOKENIZER, stop)
+    text = Detokenizer(TOKENIZER, stop)
     made = []
     for token in ids:
         made.append(text.add(token))
         if text.stopped:
             return made, True
-    return [*made, text.end()], False
+    return [*made, text.finish()], False
 
 
 @settings(max_examples=200, deadline=None)
@@ -46,7 +46,7 @@ def test_half_a_character_waits_for_its_other_half() -> None:
 
 def test_bytes_that_never_become_a_character_do_not_pile_up() -> None:
     half = [TOKENIZER.convert_tokens_to_ids("ä")]  # the byte 0xE4, which begins a character
-    text = Text(TOKENIZER)
+    text = Detokenizer(TOKENIZER)
     shown = "".join(text.add(half[0]) for _ in range(100))
     assert len(shown) > 80 and set(shown) == {"\ufffd"}
 
@@ -64,25 +64,28 @@ def test_an_answer_ends_before_the_first_stop_text_and_nothing_of_it_is_shown(sa
 
 
 def test_what_may_be_the_beginning_of_a_stop_text_is_held_back() -> None:
-    text = Text(TOKENIZER, ("ab!",))
+    text = Detokenizer(TOKENIZER, ("ab!",))
     shown = "".join(text.add(token) for token in TOKENIZER("x ab")["input_ids"])
-    assert shown == "x " and text.end() == "ab"
+    assert shown == "x " and text.finish() == "ab"
 
 
 def test_the_same_seed_draws_the_same() -> None:
     logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    drawn = [[drawer.draw(logits) for _ in range(20)] for drawer in (Drawer(Sampling(1.0, seed=7)) for _ in range(2))]
-    other = Drawer(Sampling(1.0, seed=8))
-    assert drawn[0] == drawn[1] != [other.draw(logits) for _ in range(20)]
-    free = [[Drawer(Sampling(1.0)).draw(logits) for _ in range(20)] for _ in range(2)]
+    drawn = [
+        [sampler.sample(logits) for _ in range(20)]
+        for sampler in (Sampler(SamplingParams(1.0, seed=7)) for _ in range(2))
+    ]
+    other = Sampler(SamplingParams(1.0, seed=8))
+    assert drawn[0] == drawn[1] != [other.sample(logits) for _ in range(20)]
+    free = [[Sampler(SamplingParams(1.0)).sample(logits) for _ in range(20)] for _ in range(2)]
     assert free[0] != free[1]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_tokens_are_drawn_by_their_share(temperature: float) -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    drawer, times = Drawer(Sampling(temperature, seed=1)), 20_000
-    seen = Counter(drawer.draw(logits) for _ in range(times))
+    sampler, times = Sampler(SamplingParams(temperature, seed=1)), 20_000
+    seen = Counter(sampler.sample(logits) for _ in range(times))
     for token, share in enumerate(torch.softmax(logits / temperature, -1).tolist()):
         assert seen[token] / times == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / times))
 
@@ -93,19 +96,19 @@ def test_top_p_keeps_the_smallest_set_with_that_share(size: int) -> None:
     shares[:4] = torch.tensor([0.5, 0.3, 0.15, 0.05])
     logits = shares.log()
     for most, kept in ((0.4, {0}), (0.49, {0}), (0.51, {0, 1}), (0.79, {0, 1}), (0.81, {0, 1, 2})):
-        drawer = Drawer(Sampling(1.0, top_p=most, seed=2))
-        assert {drawer.draw(logits) for _ in range(400)} == kept, most
-    even = Drawer(Sampling(1.0, top_p=0.9, seed=3))  # a nucleus wider than what is looked at first
-    assert len({even.draw(torch.zeros(2000)) for _ in range(3000)}) > 1200
+        sampler = Sampler(SamplingParams(1.0, top_p=most, seed=2))
+        assert {sampler.sample(logits) for _ in range(400)} == kept, most
+    even = Sampler(SamplingParams(1.0, top_p=0.9, seed=3))  # a nucleus wider than what is looked at first
+    assert len({even.sample(torch.zeros(2000)) for _ in range(3000)}) > 1200
 
 
 def test_penalties_keep_from_saying_it_again() -> None:
     logits = torch.tensor([1.0, 0.9, 0.8])
-    drawer = Drawer(Sampling(0.0, frequency=0.3))
-    assert [drawer.draw(logits) for _ in range(5)] == [0, 1, 2, 0, 1]
-    plain, present = Drawer(Sampling(0.0)), Drawer(Sampling(0.0, presence=1.0))
-    assert draw(logits.expand(2, 3), [plain, present]) == [0, 0]
-    assert draw(logits.expand(2, 3), [plain, present]) == [0, 1]
+    sampler = Sampler(SamplingParams(0.0, frequency_penalty=0.3))
+    assert [sampler.sample(logits) for _ in range(5)] == [0, 1, 2, 0, 1]
+    plain, present = Sampler(SamplingParams(0.0)), Sampler(SamplingParams(0.0, presence_penalty=1.0))
+    assert sample(logits.expand(2, 3), [plain, present]) == [0, 0]
+    assert sample(logits.expand(2, 3), [plain, present]) == [0, 1]
 
 
 def test_log_probabilities_are_the_models_own() -> None:

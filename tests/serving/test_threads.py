@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from luthier.core.events import Progress
 from luthier.kernels.threads import SPINS, call_apart
-from luthier.serving.engine import engine
+from luthier.serving.engine.engine import Engine
 
 
 def test_it_gives_the_result_and_the_thread_ends() -> None:
@@ -30,6 +33,7 @@ def test_it_raises_what_was_raised(error: BaseException) -> None:
 
 TRIAL = """
 import os, time, torch
+from luthier.core.events import Progress
 from luthier.kernels.threads import call_apart
 threads = lambda: len(os.listdir("/proc/self/task"))
 def compute():
@@ -62,7 +66,7 @@ def asked():
     spins()
 launch.sleep_soon = asked
 try:
-    launch.serve(["nowhere"], launch.Place("127.0.0.1", 0, None), launch.Sizes(), dtype="auto", progress=None)
+    launch.serve(["nowhere"], launch.ServerAddress("127.0.0.1", 0, None), launch.ServerLimits(), dtype="auto", progress=None)
 except Exception as error:
     print(type(error).__name__, os.environ.get("GOMP_SPINCOUNT"))
 """
@@ -77,13 +81,12 @@ def test_the_servers_workers_sleep_soon_unless_told_otherwise(given: dict[str, s
     assert made.stdout.split() == ["InputError", found]
 
 
-def test_the_engine_loads_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_loads_apart(model_folder: Callable[..., Path]) -> None:
     seen = []
 
-    def opened(*_: object, **__: object) -> list[object]:
-        seen.append(threading.current_thread())
-        return []
+    class Listener(Progress):
+        def stage(self, text: str) -> None:
+            seen.append(threading.current_thread())
 
-    monkeypatch.setattr(engine, "open_variants", opened)
-    engine.Engine.open([]).close()
+    Engine.open([str(model_folder())], progress=Listener()).close()
     assert len(seen) == 1 and seen[0] is not threading.main_thread() and not seen[0].is_alive()

@@ -15,10 +15,10 @@ import torch
 from luthier.core.errors import InputError
 from luthier.rendering.row import even_length
 from luthier.serving.engine.engine import Engine
-from luthier.serving.engine.models import APART, BATCHED, PLAIN
-from luthier.serving.engine.multi_adapter import Mixer, Terms, terms_of
-from luthier.serving.engine.requests import Ask, Piece, Sampling
-from luthier.serving.engine.scheduler import CHUNK, PlainLane, Row, Start
+from luthier.serving.engine.models import SEPARATE, SEQUENTIAL, SHARED
+from luthier.serving.engine.multi_adapter import AdapterDelta, MultiAdapter, deltas_of
+from luthier.serving.engine.requests import Chunk, GenerationRequest, SamplingParams
+from luthier.serving.engine.scheduler import CHUNK, PrefixState, Row, SequentialScheduler
 from luthier.serving.engine.sources import source_of
 from tests.methods import zoo
 
@@ -72,17 +72,17 @@ def alone(path: Path | None, base: Path, prompts: Sequence[list[int]], most: int
 
 def answers(engine: Engine, asked: Sequence[tuple[str, list[int]]], **options: Any) -> list[list[int]]:
     """Tokens of each greedy answer; all are asked at once."""
-    boxes: list[SimpleQueue[Piece]] = []
+    boxes: list[SimpleQueue[Chunk]] = []
     for model, ids in asked:
-        box: SimpleQueue[Piece] = SimpleQueue()
+        box: SimpleQueue[Chunk] = SimpleQueue()
         boxes.append(box)
-        engine.submit([Ask(model, ids, Sampling(logprobs=0, ignore_end=True, **options), box.put)])
+        engine.submit([GenerationRequest(model, ids, SamplingParams(logprobs=0, ignore_eos=True, **options), box.put)])
     made = []
     for box in boxes:
         tokens: list[int] = []
         while True:
             piece = box.get(timeout=60)
-            tokens += [each.token for each in piece.scored]
+            tokens += [each.token for each in piece.logprobs]
             if piece.finish is not None:
                 assert piece.finish in ("stop", "length"), piece.error
                 break
@@ -97,13 +97,13 @@ def test_every_adapter_answers_beside_all_others_as_it_does_alone(
     names = [name for name in TUNERS if (name, kind) not in zoo.REFUSALS]
     folders = {f"v{number}": adapter(name, kind) for number, name in enumerate(names)}
     engine = Engine.open([f"{key}={folder}" for key, folder in folders.items()], rows=7, waiting=1000)
-    tokenizer = engine.variants["base"].template.tokenizer
+    tokenizer = engine.models["base"].template.tokenizer
     prompts = [list(tokenizer(text)["input_ids"]) for text in PROMPTS]
     try:
-        questions = [(name, ids) for name in engine.variants for ids in prompts]
+        questions = [(name, ids) for name in engine.models for ids in prompts]
         random.Random(1).shuffle(questions)
-        found = answers(engine, questions, most=5)
-        right = {name: alone(folders.get(name), model_folder(kind), prompts, 5) for name in engine.variants}
+        found = answers(engine, questions, max_tokens=5)
+        right = {name: alone(folders.get(name), model_folder(kind), prompts, 5) for name in engine.models}
         compared = 0
         for (name, ids), said in zip(questions, found, strict=True):
             wanted = right[name][prompts.index(ids)]
@@ -117,11 +117,11 @@ def test_every_adapter_answers_beside_all_others_as_it_does_alone(
 
 def test_what_folds_is_computed_together_and_the_rest_apart(adapter: Callable[..., Path]) -> None:
     engine = Engine.open([f"{name.replace(' ', '-')}={adapter(name)}" for name in TUNERS])
-    how = {name: engine.variants[name.replace(" ", "-")].how for name in TUNERS}
+    how = {name: engine.models[name.replace(" ", "-")].how for name in TUNERS}
     engine.close()
-    assert {name for name, way in how.items() if way == BATCHED} == TOGETHER
-    assert {way for name, way in how.items() if name not in TOGETHER} == {APART}
-    assert len({engine.variants[name.replace(" ", "-")].lane for name in TOGETHER}) == 1
+    assert {name for name, way in how.items() if way == SHARED} == TOGETHER
+    assert {way for name, way in how.items() if name not in TOGETHER} == {SEPARATE}
+    assert len({engine.models[name.replace(" ", "-")].scheduler for name in TOGETHER}) == 1
 
 
 @pytest.mark.parametrize("tokens", [1, 40])
@@ -131,25 +131,25 @@ def test_rows_are_turned_as_pefts_oft_turns_them_each_by_its_own_adapter(tokens:
 
     torch.manual_seed(0)
     plain = torch.nn.Sequential(torch.nn.Linear(64, 96)).to(kind)
-    mixer, turned = Mixer(copy.deepcopy(plain)), []
+    adapters, turned = MultiAdapter(copy.deepcopy(plain)), []
     for _ in range(2):
         config = OFTConfig(r=0, oft_block_size=16, use_cayley_neumann=False, target_modules=["0"])
         model = get_peft_model(copy.deepcopy(plain), config).eval()
         torch.nn.init.normal_(next(each for name, each in model.named_parameters() if "oft_R" in name), std=0.3)
-        terms = terms_of(model)
+        terms = deltas_of(model)
         assert terms is not None
-        turned.append((mixer.add(terms), model))
+        turned.append((adapters.add(terms), model))
     scale = torch.rand(64) + 0.5
-    scaled = mixer.add({"0": Terms(into=scale)})
+    scaled = adapters.add({"0": AdapterDelta(input_scale=scale)})
     (one, first), (two, second) = turned
     x = torch.randn(5, tokens, 64, dtype=kind)
-    mixer.use([two, 0, one, scaled, two])
+    adapters.select([two, 0, one, scaled, two])
     with torch.no_grad():
-        made = mixer.model(x)
+        made = adapters.model(x)
         right = torch.stack([second(x[0]), plain(x[1]), first(x[2]), plain(x[3] * scale.to(kind)), second(x[4])])
         assert (right[0] - plain(x[0])).abs().max() > 0.1
-        mixer.use([one])
-        only = mixer.model(x[2:3])
+        adapters.select([one])
+        only = adapters.model(x[2:3])
     near = 1e-5 if kind == torch.float32 else 2**-6
     assert made.dtype == kind
     assert (made - right).abs().max() < near * right.abs().max()
@@ -163,47 +163,47 @@ def test_in_half_precision_small_products_are_those_of_float32_and_large_ones_as
 ) -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(64, 96)).to(torch.bfloat16)
-    mixer = Mixer(model)
-    both = [Terms(torch.randn(rank, 64) / 8, torch.randn(96, rank) / rank**0.5) for _ in range(2)]
-    numbers = [mixer.add({"0": terms}) for terms in both]
+    adapters = MultiAdapter(model)
+    both = [AdapterDelta(torch.randn(rank, 64) / 8, torch.randn(96, rank) / rank**0.5) for _ in range(2)]
+    numbers = [adapters.add({"0": terms}) for terms in both]
     x = torch.randn(3, tokens, 64).bfloat16()
     plain = model(x)  # no adapter is in use
-    mixer.use([numbers[1], 0, numbers[0]])
+    adapters.select([numbers[1], 0, numbers[0]])
     made = model(x)
     assert made.dtype == torch.bfloat16 and torch.equal(made[1], plain[1])
     for row, terms in ((0, both[1]), (2, both[0])):
         assert terms.down is not None and terms.up is not None
         right = plain[row].float() + x[row].float() @ terms.down.T @ terms.up.T
         assert (made[row].float() - right).abs().max() < 2**-6 * right.abs().max()
-    layer = mixer.layers["0"]
+    layer = adapters.layers["0"]
     *_, kind = layer.joined
     held = [each for pair in layer.joined.values() for each in pair]
-    assert not any(terms.down is not None or terms.up is not None for terms in layer.terms.values())
+    assert not any(terms.down is not None or terms.up is not None for terms in layer.deltas.values())
     assert sum(each.nbytes for each in held) == (4 + 2 * (kind == torch.bfloat16)) * 2 * rank * (64 + 96), "kept once"
     assert kind == (torch.float32 if tokens == 1 and rank == 4 else torch.bfloat16)
 
 
 def test_a_step_of_rows_with_different_adapters_is_one_call(adapter: Callable[..., Path]) -> None:
     engine = Engine.open([f"a={adapter('lora')}", f"b={adapter('lora', seed=5)}", f"c={adapter('dora')}"], rows=8)
-    lane, calls = engine.variants["a"].lane, []
-    lane.model.register_forward_pre_hook(
+    scheduler, calls = engine.models["a"].scheduler, []
+    scheduler.model.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    answers(engine, [(name, [5, 6, 7 + i]) for i in range(2) for name in ("a", "b", "c", "base")], most=6)
+    answers(engine, [(name, [5, 6, 7 + i]) for i in range(2) for name in ("a", "b", "c", "base")], max_tokens=6)
     engine.close()
     assert (8, 1) in calls and len(calls) < 20, "eight answers of six tokens would be 48 calls one by one"
 
 
 def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others(adapter: Callable[..., Path]) -> None:
     engine = Engine.open([str(adapter("lora"))], rows=4)
-    lane, sizes = engine.variants["base"].lane, []
-    lane.chunk = 16
-    lane.model.register_forward_pre_hook(
+    scheduler, sizes = engine.models["base"].scheduler, []
+    scheduler.chunk = 16
+    scheduler.model.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     short, long = [5, 6, 7], [5 + i % 50 for i in range(150)]
-    both = answers(engine, [("base", short), ("base", long)], most=20)
-    apart = [answers(engine, [("base", ids)], most=20)[0] for ids in (short, long)]
+    both = answers(engine, [("base", short), ("base", long)], max_tokens=20)
+    apart = [answers(engine, [("base", ids)], max_tokens=20)[0] for ids in (short, long)]
     engine.close()
     assert both == apart and max(sizes) <= 16
     first, last = sizes.index(16), len(sizes) - 1 - sizes[::-1].index(16)
@@ -212,19 +212,19 @@ def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others(adapter: Ca
 
 def test_prompts_of_all_lengths_are_read_as_few_numbers_of_tokens(adapter: Callable[..., Path]) -> None:
     engine = Engine.open([str(adapter("lora")), f"p={adapter('prompt')}"], rows=8, waiting=100)
-    lane, seen = engine.variants["base"].lane, set()
+    scheduler, seen = engine.models["base"].scheduler, set()
 
     def count(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
         shape = (kwargs["input_ids"] if "input_ids" in kwargs else kwargs["inputs_embeds"]).shape
         if shape[1] > 1:
             seen.add(shape[0] * shape[1])
 
-    lane.model.register_forward_pre_hook(count, with_kwargs=True)
+    scheduler.model.register_forward_pre_hook(count, with_kwargs=True)
     chance = random.Random(0)
-    names = ["base", engine.variants["base"].name, "p"]
+    names = ["base", engine.models["base"].name, "p"]
     for _ in range(25):
         many = chance.randrange(1, 9)
-        answers(engine, [(chance.choice(names), [5] * chance.randrange(1, 200)) for _ in range(many)], most=1)
+        answers(engine, [(chance.choice(names), [5] * chance.randrange(1, 200)) for _ in range(many)], max_tokens=1)
     engine.close()
     evened = {tokens: even_length(tokens, CHUNK) for tokens in range(1, CHUNK + 1)}
     assert seen <= {*evened.values()} and len(seen) > 10
@@ -239,9 +239,9 @@ def test_a_prompt_that_fills_the_models_positions_is_read(
     """GPT-2 has a row of weights for each position and no more."""
     folder = adapter(method, "gpt2")
     engine = Engine.open([f"a={folder}"], rows=4)
-    limit = engine.variants["a"].limit
+    limit = engine.models["a"].limit
     prompts = [[5 + (7 * i) % 300 for i in range(limit - 1 - less)] for less in (0, 3, 60)]
-    said = answers(engine, [("a", ids) for ids in prompts], most=1)
+    said = answers(engine, [("a", ids) for ids in prompts], max_tokens=1)
     engine.close()
     right = alone(folder, model_folder("gpt2"), prompts, 1)
     assert all(own[: len(wanted)] == wanted for own, wanted in zip(said, right, strict=True)) and any(right)
@@ -258,45 +258,47 @@ def test_rows_come_and_go_in_any_order(adapter: Callable[..., Path], model_folde
     for number in range(80):
         which, model = chance.randrange(12), chance.choice([name, "l"])
         most, box = chance.randrange(1, 12), SimpleQueue()
-        ask = Ask(model, prompts[which], Sampling(logprobs=0, ignore_end=True, most=most), box.put)
+        ask = GenerationRequest(
+            model, prompts[which], SamplingParams(logprobs=0, ignore_eos=True, max_tokens=most), box.put
+        )
         engine.submit([ask])
         boxes.append((model, which, most, box, ask))
         if number % 4 == 0:
-            chance.choice(boxes)[-1].cancel()
+            chance.choice(boxes)[-1].cancelled.set()
     cancelled = 0
     for model, which, most, box, _ in boxes:
         tokens, finish = [], None
         while finish is None:
             piece = box.get(timeout=60)
-            tokens += [each.token for each in piece.scored]
+            tokens += [each.token for each in piece.logprobs]
             finish = piece.finish
         cancelled += finish == "cancelled"
         wanted = right[model][which]
         assert tokens[: len(wanted)] == wanted[: len(tokens)]
         assert finish == "cancelled" or len(tokens) == most
-    assert 0 < cancelled < 40 and not engine.jobs and not engine.lanes[0].rows
+    assert 0 < cancelled < 40 and not engine.running and not engine.schedulers[0].rows
     engine.close()
 
 
 def test_rows_that_have_not_begun_may_leave(adapter: Callable[..., Path]) -> None:
     engine = Engine.open([str(adapter("lora"))])
-    lane = engine.variants["base"].lane
+    scheduler = engine.models["base"].scheduler
     engine.close()
     said: list[torch.Tensor] = []
     with torch.inference_mode():
         for first in range(3):
-            rows = [Row([5 + number, 6, 7], Start()) for number in range(9)]
-            lane.take(rows[0])
-            [(ready, _)] = lane.feed()
+            rows = [Row([5 + number, 6, 7], PrefixState()) for number in range(9)]
+            scheduler.admit(rows[0])
+            [(ready, _)] = scheduler.prefill()
             for row in rows[1:]:
-                lane.take(row)
+                scheduler.admit(row)
             for row in [*rows[first:4], *rows[5:], *rows[:first]]:
-                lane.drop(row)
-            assert lane.rows == [rows[4]] and lane.count == 0 and ready is rows[0]
-            [(row, logits)] = lane.feed()
+                scheduler.evict(row)
+            assert scheduler.rows == [rows[4]] and scheduler.count == 0 and ready is rows[0]
+            [(row, logits)] = scheduler.prefill()
             said.append(logits)
             assert row is rows[4]
-            lane.drop(row)
+            scheduler.evict(row)
     assert torch.equal(said[0], said[1]) and torch.equal(said[1], said[2])
 
 
@@ -325,10 +327,10 @@ def test_a_model_with_another_kind_of_cache_is_served_row_by_row(
         if "token" in file.name or file.name.endswith(".jinja"):
             (tmp_path / "gemma2" / file.name).write_bytes(file.read_bytes())
     engine = Engine.open([str(tmp_path / "gemma2")])
-    variant = engine.variants["gemma2"]
-    assert variant.how == PLAIN and isinstance(variant.lane, PlainLane)
+    variant = engine.models["gemma2"]
+    assert variant.how == SEQUENTIAL and isinstance(variant.scheduler, SequentialScheduler)
     prompts = [[5, 6, 7], [8, 9] * 10]
-    found = answers(engine, [("gemma2", ids) for ids in prompts], most=6)
+    found = answers(engine, [("gemma2", ids) for ids in prompts], max_tokens=6)
     engine.close()
     right = alone(None, tmp_path / "gemma2", prompts, 6)
     assert [said[: len(wanted)] for said, wanted in zip(found, right, strict=True)] == right and all(right)
@@ -360,7 +362,7 @@ def test_names_paths_and_pickles(adapter: Callable[..., Path], tmp_path: Path) -
     with pytest.raises(InputError, match="does not exist"):
         Engine.open([str(tmp_path / "nothing")])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="is no run, no adapter and no model"):
+    with pytest.raises(InputError, match="is not a run, an adapter or a model"):
         Engine.open([str(tmp_path / "empty")])
     import shutil
 

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from luthier.builtin import BASE
 from luthier.core.errors import InputError
 from luthier.core.events import Progress
-from luthier.serving.settings import Place, Sizes
+from luthier.serving.http.settings import ServerAddress, ServerLimits
 from luthier.serving.vllm import files
 from luthier.serving.vllm.command import GUARD, arguments, plan_of
 from luthier.serving.vllm.launch import find
@@ -92,11 +92,11 @@ def changed(source: Path, target: Path, **settings: Any) -> Path:
     return target
 
 
-def command(given: Sequence[str], sizes: Sizes | None = None, dtype: str = "auto") -> list[str]:
+def command(given: Sequence[str], sizes: ServerLimits | None = None, dtype: str = "auto") -> list[str]:
     plan = plan_of(given)
     return arguments(
         plan,
-        sizes or Sizes(),
+        sizes or ServerLimits(),
         dtype,
         tokenizer=str(plan.tokenizer) if plan.tokenizer else None,
         adapters={name: str(path) for name, path in plan.adapters.items()},
@@ -120,7 +120,7 @@ def test_the_command_names_adapters_rank_template_and_end_tokens(tuned: Path, tm
         side = 0 if "lora_A" in name else 1
         tensors[name] = tensor.repeat_interleave(130, side)[:130] if side == 0 else tensor.repeat(1, 130)[:, :130]
     save_file({k: v.contiguous() for k, v in tensors.items()}, wide / "adapter_model.safetensors")
-    words = command([f"one={tuned}", str(wide)], Sizes(rows=9, prompt=100, tokens=50, patience=7))
+    words = command([f"one={tuned}", str(wide)], ServerLimits(max_batch=9, max_prompt=100, max_tokens=50, grace=7))
     assert after(words, "--served-model-name") == "base" and "--enable-lora" in words
     at = words.index("--lora-modules")
     assert words[at + 1 : at + 3] == [f"one={tuned}", f"wide={wide}"]
@@ -131,7 +131,9 @@ def test_the_command_names_adapters_rank_template_and_end_tokens(tuned: Path, tm
     assert json.loads(after(words, "--override-generation-config")) == {"max_new_tokens": 50}
     assert after(words, "--shutdown-timeout") == "7" and after(words, "--dtype") == "auto"
     assert not {"--api-key", "--quantization", "--trust-remote-code"} & set(words)
-    assert after(command([str(tuned)], Sizes(prompt=500, tokens=500)), "--max-model-len") == "512", "the model's own"
+    assert after(command([str(tuned)], ServerLimits(max_prompt=500, max_tokens=500)), "--max-model-len") == "512", (
+        "the model's own"
+    )
     assert after(command([str(tuned)], dtype="float16"), "--dtype") == "float16"
 
 
@@ -184,8 +186,8 @@ def test_what_vllm_cannot_load_is_refused_before_anything_is_written(
     with pytest.raises(InputError) as caught:
         become(
             [str(tuned), str(odd)],
-            Place(),
-            Sizes(),
+            ServerAddress(),
+            ServerLimits(),
             dtype="auto",
             vllm=None,
             write=tmp_path / "out",
@@ -227,7 +229,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return make
 
 
-def test_a_run_is_served_by_its_recipe_and_refused_with_its_own_mend(runs: Callable[..., Path]) -> None:
+def test_a_run_is_served_by_its_recipe_and_refused_with_its_own_fix(runs: Callable[..., Path]) -> None:
     lora = runs("lora", "method=lora", "method.rank=4")
     plan = plan_of([str(lora)])
     assert plan.adapters == {"lora": lora / "adapter"} and plan.folder == BASE and plan.rank == 4
@@ -255,9 +257,11 @@ def test_a_base_packed_in_nf4_is_packed_again_and_other_packings_are_refused(
         if packing == "nf4":
             words = command([str(run)])
             assert after(words, "--quantization") == after(words, "--load-format") == "bitsandbytes"
-            assert "vllm-bnb-plugin==" in files.containerfile(plan_of([str(run)]))
+            assert (
+                "vllm-bnb-plugin==" in files.render(plan_of([str(run)]), ServerLimits(), "packed", [])["Containerfile"]
+            )
             continue
-        with pytest.raises(InputError, match="in int8; vLLM packs" if packing == "int8" else "init=random") as caught:
+        with pytest.raises(InputError, match="in int8; vLLM only quantizes" if packing == "int8" else "init=random") as caught:
             plan_of([str(run)])
         assert "--to merged" in caught.value.fix
 
@@ -305,10 +309,10 @@ def _wait(url: str, process: subprocess.Popen[str], seconds: float = 60) -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--engine", "vllm"], "vLLM is not installed here"),
-        (["--engine", "vllm", "--vllm", "/nowhere/vllm"], "--vllm /nowhere/vllm is no program"),
-        (["--engine", "vllm", "--max-waiting", "3"], "--max-waiting says nothing to vLLM"),
-        (["--engine", "vlm"], "--engine vlm: there are luthier and vllm"),
+        (["--engine", "vllm"], "vLLM is not installed"),
+        (["--engine", "vllm", "--vllm", "/nowhere/vllm"], "--vllm /nowhere/vllm is not a program"),
+        (["--engine", "vllm", "--max-waiting", "3"], "--max-waiting has no effect on vLLM"),
+        (["--engine", "vlm"], "--engine vlm is unknown; there are luthier and vllm"),
         (["--write", "out"], "--write belongs to --engine vllm"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -326,7 +330,15 @@ def test_what_cannot_be_started_is_said_in_one_message(
 
 def test_a_key_is_needed_where_others_can_ask(tuned: Path, fake: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match="needs an API key"):
-        become([str(tuned)], Place("0.0.0.0"), Sizes(), dtype="auto", vllm=str(fake()), write=None, progress=Progress())
+        become(
+            [str(tuned)],
+            ServerAddress("0.0.0.0"),
+            ServerLimits(),
+            dtype="auto",
+            vllm=str(fake()),
+            write=None,
+            progress=Progress(),
+        )
 
 
 @pytest.fixture
@@ -334,7 +346,15 @@ def written(tuned: Path, tmp_path: Path) -> Path:
     """All files for two adapters with odd names, in a folder with an odd name."""
     folder = tmp_path / "it's my $HOME" / "Für alle"
     given = [f"客服, 一={tuned}", f'bel\'s "two"={tuned}']
-    become(given, Place(), Sizes(prompt=100, tokens=40), dtype="float16", vllm=None, write=folder, progress=Progress())
+    become(
+        given,
+        ServerAddress(),
+        ServerLimits(max_prompt=100, max_tokens=40),
+        dtype="float16",
+        vllm=None,
+        write=folder,
+        progress=Progress(),
+    )
     return folder
 
 
@@ -383,7 +403,9 @@ def test_the_script_starts_the_same_command(
     names = ["客服, 一", 'bel\'s "two"']
     plan = plan_of([f"{names[0]}={tuned}", f"{names[1]}={tuned}"])
     places = dict(zip(names, ["adapters/adapter", "adapters/bel-s-two"], strict=True))
-    expected = arguments(plan, Sizes(prompt=100, tokens=40), "float16", tokenizer="tokenizer", adapters=places)
+    expected = arguments(
+        plan, ServerLimits(max_prompt=100, max_tokens=40), "float16", tokenizer="tokenizer", adapters=places
+    )
     done, seen = start("--gpu-memory-utilization", "0.5")
     assert done.returncode == 0, done.stderr
     assert seen["argv"] == [
@@ -452,7 +474,15 @@ def test_the_manifest_has_what_a_cluster_needs(written: Path) -> None:
 
 def test_a_base_on_a_hub_is_named_and_downloaded_there(tuned: Path, tmp_path: Path) -> None:
     hub = changed(tuned, tmp_path / "hub", base_model_name_or_path="Qwen/Qwen2.5-0.5B-Instruct")
-    become([str(hub)], Place(), Sizes(), dtype="auto", vllm=None, write=tmp_path / "out", progress=Progress())
+    become(
+        [str(hub)],
+        ServerAddress(),
+        ServerLimits(),
+        dtype="auto",
+        vllm=None,
+        write=tmp_path / "out",
+        progress=Progress(),
+    )
     assert "model=Qwen/Qwen2.5-0.5B-Instruct\n" in (tmp_path / "out" / "serve.sh").read_text()
     service = yaml.safe_load((tmp_path / "out" / "compose.yaml").read_text())["services"]["vllm"]
     assert "SERVE_MODEL" not in service["environment"] and service["environment"]["HF_TOKEN"] == "${HF_TOKEN:-}"
@@ -461,18 +491,20 @@ def test_a_base_on_a_hub_is_named_and_downloaded_there(tuned: Path, tmp_path: Pa
 
 def test_no_half_folder_and_no_lost_folder(tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(folder: Path) -> None:
-        become([str(tuned)], Place(), Sizes(), dtype="auto", vllm=None, write=folder, progress=Progress())
+        become(
+            [str(tuned)], ServerAddress(), ServerLimits(), dtype="auto", vllm=None, write=folder, progress=Progress()
+        )
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").write_text("dear")
-    with pytest.raises(InputError, match="there is something already"):
+    with pytest.raises(InputError, match="already exists and is not empty"):
         write(tmp_path / "mine")
     assert (tmp_path / "mine" / "letter").read_text() == "dear"
 
     def fails(*_: Any) -> str:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(files, "readme", fails)
+    monkeypatch.setattr(files, "render", fails)
     with pytest.raises(OSError, match="the disk is gone"):
         write(tmp_path / "new" / "out")
     assert list((tmp_path / "new").iterdir()) == []

@@ -24,6 +24,7 @@ from luthier.recipe.parse import parse_export
 from luthier.rendering.example import Message
 from luthier.runs.folder import RunFolder
 from luthier.serving.engine.engine import Engine
+from luthier.serving.engine.requests import SamplingParams
 from tests.conftest import alpaca_rows, write_jsonl
 from tests.strangers.conftest import LARGE, copied
 
@@ -63,7 +64,9 @@ def merge(run: Path) -> Any:
 def answer(run: Path) -> Any:
     engine = Engine.load(run)
     try:
-        return "".join(engine.stream([Message("user", "Say number 3 and boots.")], max_new_tokens=8))
+        return "".join(
+            engine.stream([Message("user", "Say number 3 and boots.")], sampling=SamplingParams(max_tokens=8))
+        )
     finally:
         engine.close()
 

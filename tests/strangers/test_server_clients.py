@@ -33,12 +33,13 @@ def engine(finished: Path) -> Iterator[Engine]:
 def port(engine: Engine) -> Iterator[int]:
     import uvicorn
 
-    from luthier.serving.http.connections import protocol
-    from luthier.serving.http.server import Limits, application
+    from luthier.serving.http.connections import limited_protocol
+    from luthier.serving.http.server import application
+    from luthier.serving.http.settings import ServerLimits
 
-    app = application(engine, limits=Limits(requests=MOST - 8))
+    app = application(engine, limits=ServerLimits(max_requests=MOST - 8))
     config = uvicorn.Config(
-        app, port=0, log_level="critical", http=protocol(MOST, PATIENCE), timeout_graceful_shutdown=2
+        app, port=0, log_level="critical", http=limited_protocol(MOST, PATIENCE), timeout_graceful_shutdown=2
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -173,7 +174,7 @@ def test_half_a_character_is_the_clients_mistake(where: str, port: int) -> None:
         status, error = ask(port, messages=[{"role": "user", "content": half}])
     else:
         status, error = ask(port, **{**CHAT, where: half})
-    assert status == 400 and "half a character" in error["message"]
+    assert status == 400 and "lone surrogate" in error["message"]
     assert ask(port, **{**CHAT, "user": "a \\ud800 that is only spelled, and 😀"})[0] == 200
 
 

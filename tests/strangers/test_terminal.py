@@ -90,7 +90,7 @@ def test_explain_finds_a_bare_name(name: str, begins: str) -> None:
 
 
 def test_a_name_of_several_things_lists_them() -> None:
-    with pytest.raises(errors.InputError, match=r"say which:\n  luthier explain"):
+    with pytest.raises(errors.InputError, match=r"choose one:\n  luthier explain"):
         explanation("path", "")  # model.path and data.path
 
 

@@ -1,4 +1,4 @@
-"""`luthier list` and `luthier explain`: help made from the same docstrings as errors and docs."""
+"""`luthier list` and `luthier explain`: help generated from docstrings and settings."""
 
 from __future__ import annotations
 
@@ -25,71 +25,61 @@ from luthier.methods.base import METHODS, QUANTIZED, Method
 from luthier.recipe.config import FAMILIES, RunConfig
 
 KINDS: dict[str, Family[Any]] = {**FAMILIES, "evaluation": EVALUATIONS, "export": EXPORTS}
-
-
-WIDEST = 100
-"""Columns of a text, at most."""
-UNKNOWN = 80
-"""Columns of a text that goes into a file or a pager."""
+MAX_WIDTH, FILE_WIDTH = 100, 80
+"""Maximum width of a text, and its width in a file or a pager."""
 NARROWEST = 30
-"""Columns that the text of a row needs at least to stand beside what it explains."""
+"""Minimum width of a text next to its name."""
 
 
 def _columns() -> int:
-    """Of the terminal; 0 where there is none."""
+    """Return the width of the terminal; 0 if there is none."""
     return shutil.get_terminal_size((0, 0)).columns
 
 
 def _row(head: str, text: str) -> str:
-    """`head` and what is said of it: in one line where there is room or no terminal, else the text wraps by itself."""
+    """Format a name and its text: one line if there is space or no terminal, otherwise with the text wrapped."""
     columns = _columns()
     if not columns or len(head) + len(text) <= columns:
         return head + text
-    indent = " " * (len(head) if columns - len(head) >= NARROWEST else 4)
-    lines = textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent)
-    if len(indent) == len(head):
-        lines[0] = head + lines[0].lstrip()
-    else:
-        lines.insert(0, head.rstrip())
-    return "\n".join(lines)
+    if columns - len(head) >= NARROWEST:
+        return textwrap.fill(text, columns, initial_indent=head, subsequent_indent=" " * len(head))
+    return f"{head.rstrip()}\n{textwrap.fill(text, columns, initial_indent='    ', subsequent_indent='    ')}"
 
 
 def _wrapped(text: str) -> str:
-    """Paragraphs of a docstring for the terminal's width; a formula, which is indented, breaks at its gaps only."""
-    columns = _columns() or UNKNOWN
+    """Wrap the paragraphs of a docstring; indented formulas are only broken at wide gaps."""
+    columns = _columns() or FILE_WIDTH
     made = []
     for paragraph in text.split("\n\n"):
         if any(line.startswith((" ", "*", "-")) for line in paragraph.split("\n")):
             made += [re.sub(r"(?<=\S) {3,}", "\n    ", paragraph) if len(paragraph) > columns else paragraph]
         else:
-            made += [textwrap.fill(paragraph, min(columns, WIDEST), break_on_hyphens=False)]
+            made += [textwrap.fill(paragraph, min(columns, MAX_WIDTH), break_on_hyphens=False)]
     return "\n\n".join(made)
 
 
 def listing(kind: str) -> str:
-    """One line for each member of a kind."""
+    """Return one line for each name of a kind."""
     singular = kind.removesuffix("s")
     if kind == "data":
         return "\n".join(f"builtin:{name}" for name in data_names())
     if singular == "model":
         return (
-            f"{_row('builtin      ', 'the embedded small base model (Qwen2 architecture), English and Chinese')}\n"
-            "FOLDER       a model folder in Hugging Face's layout\n"
-            "ORG/NAME     a hub id that transformers loads"
+            f"{_row('builtin      ', 'the small built-in base model (Qwen2 architecture), English and Chinese')}\n"
+            "FOLDER       a model folder in Hugging Face format\n"
+            "ORG/NAME     a hub id that transformers can load"
         )
     if singular not in KINDS:
         known = [*(f"{name}s" for name in KINDS), "data", "models"]
         raise InputError(f"nothing to list as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known)}")
     if singular == "method":
         return _methods()
-    lines = []
-    for name in KINDS[singular].names():
-        lines.append(_row(f"{name:<18} ", _first_line(KINDS[singular].get(name))))
-    return "\n".join(lines)
+    family = KINDS[singular]
+    return "\n".join(_row(f"{name:<18} ", _first_line(family.get(name))) for name in family.names())
 
 
 def _methods() -> str:
-    """The methods as a table, then the names of the field that are settings of one."""
+    """Return the methods as a table, then names that are presets of a method."""
     lines = [f"{'method':<17}{'paper':<12}{'share':>7}  {'merges':<7}{'quant.':<7}tasks"]
     for name in METHODS.names():
         found = METHODS.get(name)
@@ -110,13 +100,13 @@ def _methods() -> str:
 
 
 def _meaning(preset: str) -> str:
-    """What a recipe would say without the preset."""
+    """Return the settings that a preset stands for."""
     name, values = METHODS.presets[preset]
-    said = [f"method={name}", *(f"method.{key}={typed(value)}" for key, value in values.items())]
+    settings = [f"method={name}", *(f"method.{key}={typed(value)}" for key, value in values.items())]
     if preset in QUANTIZED:
         quantize, optimizer = QUANTIZED[preset]
-        said += [f"model.quantize={quantize}", *([f"train.optimizer={optimizer}"] if optimizer else [])]
-    return " ".join(said)
+        settings += [f"model.quantize={quantize}", *([f"train.optimizer={optimizer}"] if optimizer else [])]
+    return " ".join(settings)
 
 
 def _share(share: float) -> str:
@@ -128,7 +118,7 @@ def _yes(value: bool) -> str:
 
 
 def explanation(kind: str, name: str) -> str:
-    """Idea, formula, paper and fields of one plugin, or the fields of one block of a recipe."""
+    """Return idea, formula, paper and fields of one plugin, or the fields of one block of a recipe."""
     singular = kind.removesuffix("s") if kind.removesuffix("s") in KINDS else kind
     if singular in KINDS:
         family = KINDS[singular]
@@ -140,9 +130,8 @@ def explanation(kind: str, name: str) -> str:
             lines.insert(0, f"{name} is {_meaning(name)}\n")
         if issubclass(found, Method):
             lines += _facts(found)
-        return "\n".join(
-            [*lines, "", fields(found, "" if singular in ("evaluation", "export") else f"{_key(singular)}.")]
-        ).rstrip()
+        prefix = {"evaluation": "", "export": "", "format": "data.format."}.get(singular, f"{singular}.")
+        return "\n".join([*lines, "", fields(found, prefix)]).rstrip()
     if kind not in RunConfig.model_fields:
         return _by_name(kind)
     block = RunConfig.model_fields[kind].annotation
@@ -156,7 +145,7 @@ def _is_block(annotation: Any) -> TypeGuard[type[Config]]:
 
 
 def _by_name(name: str) -> str:
-    """What has this name, of whichever kind: `lora` is a method, `train.lr` or `lr` a key of a recipe."""
+    """Explain a name of any kind: `lora` is a method, `train.lr` or `lr` a key of a recipe."""
     families = {kind: [*family.names(), *family.presets] for kind, family in KINDS.items()}
     blocks = {key: field.annotation for key, field in RunConfig.model_fields.items()}
     keys = {f"{block}.{key}": made for block, made in blocks.items() if _is_block(made) for key in made.model_fields}
@@ -164,11 +153,11 @@ def _by_name(name: str) -> str:
     found += [key for key in keys if name in (key, key.partition(".")[2])]
     if len(found) > 1:
         each = "".join(f"\n  luthier explain {one}" for one in found)
-        raise InputError(f"{name!r} is the name of several things; say which:{each}")
+        raise InputError(f"{name!r} has several meanings; choose one:{each}")
     if not found:
         known = [*KINDS, *blocks, *(one for names in families.values() for one in names), *keys]
         raise InputError(
-            f"nothing to explain is called {name!r}{did_you_mean(name, known)}",
+            f"nothing is called {name!r}{did_you_mean(name, known)}",
             fix=f"luthier list methods (or {', '.join(f'{kind}s' for kind in KINDS if kind != 'method')}) has the "
             f"names; blocks of a recipe are {', '.join(blocks)}",
         )
@@ -181,11 +170,11 @@ def _by_name(name: str) -> str:
 
 
 def _facts(found: type[Method]) -> list[str]:
-    """What the table of methods says, in words."""
+    """Return the properties of a method, one per line."""
     encoder = found.suggested_lr_encoder or found.suggested_lr
     facts = [
         f"Trains: {_share(found.typical_share)} of Qwen2-0.5B with the defaults",
-        f"Learning rate when the recipe gives none: {found.suggested_lr:g}, on encoders {encoder:g}",
+        f"Default learning rate: {found.suggested_lr:g}, on encoders {encoder:g}",
         f"Merges into the base: {_yes(found.mergeable)}",
         f"Base in 8 or 4 bit (model.quantize): {_yes(found.quantized_base)}",
         f"Encoder-decoders such as T5: {_yes(found.encoder_decoder)}",
@@ -193,35 +182,28 @@ def _facts(found: type[Method]) -> list[str]:
     return ["", *([f"Paper: https://arxiv.org/abs/{found.paper}"] if found.paper else []), *facts]
 
 
-def _key(kind: str) -> str:
-    return "data.format" if kind == "format" else kind
-
-
 def fields(block: type[Config], prefix: str) -> str:
-    """Each field with its default and what it is for."""
+    """Return each field with its default and description."""
     spellings: dict[str, list[str]] = {}
     for alias, field_name in block.aliases.items():
         spellings.setdefault(field_name, []).append(alias)
-    lines = []
-    for field_name, field in block.model_fields.items():
-        lines.append(_field(f"{prefix}{field_name}", field, spellings.get(field_name, ())))
-    return "\n".join(lines) if lines else "(no fields)"
+    lines = [_field(f"{prefix}{key}", field, spellings.get(key, ())) for key, field in block.model_fields.items()]
+    return "\n".join(lines) or "(no fields)"
 
 
 def _field(key: str, field: FieldInfo, spellings: Sequence[str] = ()) -> str:
-    """One key with its default, which can be typed as it stands, and what it is for."""
-    default = (
-        "" if field.is_required() else f" = {typed(field.get_default(call_default_factory=True), word_for_none(field))}"
-    )
+    """Return a key with its default, as it can be typed, and its description."""
+    value = "" if field.is_required() else typed(field.get_default(call_default_factory=True), word_for_none(field))
+    default = f" = {value}" if value else ""
     text = " ".join((field.description or "").split())
-    text += f" Also read as: {', '.join(spellings)}." if spellings else ""
+    text += f" Alias: {', '.join(spellings)}." if spellings else ""
     return f"{key}{default}\n" + textwrap.fill(
-        text, min(_columns() or UNKNOWN, WIDEST), initial_indent="    ", subsequent_indent="    "
+        text, min(_columns() or FILE_WIDTH, MAX_WIDTH), initial_indent="    ", subsequent_indent="    "
     )
 
 
 def typed(value: Any, none: str = "none") -> str:
-    """`value` as one types it behind `key=` in a shell."""
+    """Return `value` as it is typed after `key=` in a shell."""
     if value == "":
         return '""'
     text = _as_yaml(value, none)

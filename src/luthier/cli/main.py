@@ -1,4 +1,4 @@
-"""The command line: thin commands over luthier.pipeline.train, which load torch only when they need it."""
+"""The command line: thin commands over luthier.pipeline that load torch only when they need it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli import use
-from luthier.core.errors import InputError, LuthierError, Stopped
-from luthier.core.shell import command
+from luthier.core.errors import InputError, LuthierError
 from luthier.core.version import __version__
 
 app = typer.Typer(
@@ -24,11 +23,24 @@ app = typer.Typer(
     epilog="Any command with --debug shows the full traceback of an error.",
 )
 
+Recipe = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="A YAML recipe and key.path=value overrides, for example train.steps=100. A file whose name contains = "
+        "is read as a file if it exists.",
+        metavar="[RECIPE] [KEY.PATH=VALUE]...",
+    ),
+]
+Model = Annotated[str | None, typer.Option(help="Base model: folder, hub id, or builtin.")]
+Data = Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")]
+Method = Annotated[str | None, typer.Option(help="Fine-tuning method; see luthier list methods.")]
+Task = Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")]
+
 INTERRUPTED = 130
-"""What typer makes of ctrl-C where no run is under way that could save itself."""
+"""Typer's exit code for ctrl-C outside of a run, which would save its state."""
 USAGE_ERROR: type[BaseException] = typer.BadParameter.__mro__[-4]
-"""The base of all errors about the command line. It is click's up to typer 0.25 and typer's own later, and only typer
-0.27.1 and newer give it a public name, so it is found above an error that all of them export."""
+"""The base class of all usage errors. It is click's up to typer 0.25 and typer's own later, and only typer 0.27.1 and
+newer export it, so it is taken from the bases of an error that all of them export."""
 
 
 def _version(wanted: bool) -> None:
@@ -49,10 +61,11 @@ def _main(
 @app.command()
 def demo(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key.path=value, over the demo's recipe.", metavar="[KEY.PATH=VALUE]...")
+        list[str] | None,
+        typer.Argument(help="key.path=value overrides of the demo's recipe.", metavar="[KEY.PATH=VALUE]..."),
     ] = None,
 ) -> None:
-    """Fine-tune the embedded base on embedded reviews, offline, in two minutes."""
+    """Fine-tune the built-in base on built-in reviews, offline, in two minutes."""
     from luthier.builtin import DEMO
 
     _train([str(DEMO), *(overrides or [])], {"run": "runs/demo"}, fresh=True)
@@ -60,25 +73,14 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="A YAML recipe and key.path=value overrides, for example train.steps=100. A file whose name holds = "
-            "counts as a file where it is there.",
-            metavar="[RECIPE] [KEY.PATH=VALUE]...",
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Base model: folder, hub id, or builtin.")] = None,
-    data: Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")] = None,
-    method: Annotated[str | None, typer.Option(help="How to tune; see luthier list methods.")] = None,
-    task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
+    recipe: Recipe = None, model: Model = None, data: Data = None, method: Method = None, task: Task = None
 ) -> None:
-    """Train. The same command again goes on where it stopped."""
+    """Train. Rerun the same command to resume a stopped run."""
     _train(recipe or [], {"model": model, "data": data, "method": method, "task": task})
 
 
 def _train(arguments: list[str], options: dict[str, str | None], *, fresh: bool = False) -> None:
-    from luthier.cli.progress import Terminal, consent, console, starting
+    from luthier.cli.progress import Terminal, consent, resumable, starting
     from luthier.recipe.config import RunConfig
     from luthier.recipe.consent import refuse_foreign
     from luthier.recipe.identity import run_path
@@ -86,27 +88,18 @@ def _train(arguments: list[str], options: dict[str, str | None], *, fresh: bool 
     recipe, overrides = split_arguments(arguments, options)
     notes: list[str] = []
     config = RunConfig.load(recipe, overrides, notes)
-    told = refuse_foreign(recipe, config.model, config.evaluate, overrides, consent())
+    notes += refuse_foreign(recipe, config.model, config.evaluate, overrides, consent())
     if fresh:
         config = _fresh(config)
     terminal = Terminal(config.train.log_every)
     starting("demo" if fresh else "train", f"{config.method.name} on {config.sources}", run_path(config, recipe))
-    for note in [*notes, *told]:
+    for note in notes:
         terminal.note(note)
     from luthier.cli.show_result import show_result
     from luthier.pipeline.train import train
 
-    try:
-        result = train(config, recipe=recipe, progress=terminal)
-    except Stopped as stop:
-        terminal.train_ends()
-        console.print(f"{stop}. To go on, give the same command again:")
-        console.print(f"  [bold]{_same_command()}[/]", soft_wrap=True)
-        raise typer.Exit(stop.exit_code) from None
-    except BaseException:
-        terminal.train_ends()
-        raise
-    show_result(result)
+    with resumable(terminal):
+        show_result(train(config, recipe=recipe, progress=terminal))
 
 
 @app.command()
@@ -118,11 +111,11 @@ def check(
             metavar="[RECIPE_OR_DATA] [KEY.PATH=VALUE]...",
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Whose tokenizer counts: folder, hub id, or builtin.")] = None,
-    task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; default runs/check-<recipe or data>.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model whose tokenizer to use: folder, hub id, or builtin.")] = None,
+    task: Task = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: runs/check-<recipe or data>).")] = None,
 ) -> None:
-    """Look at the data before training: exit code 2 where train would stop at it, with every row at fault."""
+    """Check the data before training: exit code 2 if train would stop, with every row that is at fault."""
     from luthier.cli.progress import Terminal, consent, show_check, starting
     from luthier.recipe.config import RunConfig
     from luthier.recipe.consent import refuse_foreign
@@ -130,7 +123,7 @@ def check(
 
     source, overrides = split_arguments(data or [])
     recipe = source if source and source.suffix in (".yaml", ".yml") else None
-    # As it was typed: a path object would drop a leading ./, which tells a file from a hub id.
+    # Not a Path, which would drop a leading ./ that distinguishes a file from a hub id.
     typed = next((argument for argument in data or [] if not is_override(argument)), None)
     overrides = given_options({"data": None if recipe else typed, "model": model, "task": task}) + overrides
     config = RunConfig.load(recipe, overrides)
@@ -139,24 +132,17 @@ def check(
     refuse_foreign(recipe, config.model, None, overrides, consent())
     from luthier.pipeline.check import check as check_data
 
-    result = check_data(config, out, progress=Terminal())
-    show_check(result)
-    if result["stops"]:
+    found = check_data(config, out, progress=Terminal())
+    show_check(found)
+    if found["stops"]:
         raise typer.Exit(2)
 
 
 @app.command()
 def plan(
-    recipe: Annotated[
-        list[str] | None,
-        typer.Argument(help="As for train: a YAML recipe and overrides.", metavar="[RECIPE] [KEY.PATH=VALUE]..."),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Base model: folder, hub id, or builtin.")] = None,
-    data: Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")] = None,
-    method: Annotated[str | None, typer.Option(help="How to tune; see luthier list methods.")] = None,
-    task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
+    recipe: Recipe = None, model: Model = None, data: Data = None, method: Method = None, task: Task = None
 ) -> None:
-    """Say what memory and time a run will take before any weights are downloaded: exit code 2 where it will not fit."""
+    """Estimate memory and time of a run before any weights are downloaded: exit code 2 if it will not fit."""
     from luthier.cli.progress import Terminal, consent, show_plan, starting
     from luthier.recipe.config import RunConfig
     from luthier.recipe.consent import refuse_foreign
@@ -181,61 +167,91 @@ def compare_(
             help="As for train: a YAML recipe, or demo, and overrides.", metavar="[RECIPE] [KEY.PATH=VALUE]..."
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Base model: folder, hub id, or builtin.")] = None,
-    data: Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")] = None,
-    task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
-    methods: Annotated[str, typer.Option(help="all, or names with commas; see luthier list methods.")] = "all",
-    budget: Annotated[str | None, typer.Option(help="Time for everything: 10m, 2h.", metavar="TIME")] = None,
+    model: Model = None,
+    data: Data = None,
+    task: Task = None,
+    methods: Annotated[str, typer.Option(help="all, or comma-separated names; see luthier list methods.")] = "all",
+    budget: Annotated[str | None, typer.Option(help="Time limit for all runs: 10m, 2h.", metavar="TIME")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, max=10**15, help="Training tokens of each run.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each method, with seeds one above another.")] = 1,
-    tune: Annotated[bool, typer.Option("--tune", help="Search each method's rate and size first.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, max=1000, help="Runs at a time; as many as are faster.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each method, with consecutive seeds.")] = 1,
+    tune: Annotated[bool, typer.Option("--tune", help="First search each method's learning rate and size.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, max=1000, help="Parallel runs (default: auto).")] = None,
 ) -> None:
-    """Train every method on the same base, data and tokens, and say which differences are real."""
-    from luthier.cli.compare import compare_command
+    """Train every method on the same base, data and tokens, and test which differences are significant."""
+    from luthier.builtin import DEMO
+    from luthier.cli.progress import Terminal, consent, resumable, starting
+    from luthier.recipe.config import RunConfig
+    from luthier.recipe.consent import refuse_foreign
 
     path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "task": task})
-    compare_command(path, overrides, methods, budget, tokens, seeds, tune=tune, workers=workers)
+    if path == Path("demo") and not path.is_file():  # a folder of that name is not a recipe
+        path, overrides = DEMO, ["run=runs/compare-demo", *overrides]
+    terminal = Terminal()
+    config = RunConfig.load(path, overrides)
+    starting("compare", f"methods {methods} on {config.sources}")
+    for note in refuse_foreign(path, config.model, config.evaluate, overrides, consent()):
+        terminal.note(note)
+    from luthier.cli.show_compare import show
+    from luthier.comparison.budget import seconds_of
+    from luthier.comparison.compare import compare
+    from luthier.comparison.runner import CompareConfig
+
+    options = CompareConfig(methods, None if budget is None else seconds_of(budget), tokens, seeds, tune, workers)
+    with resumable(terminal):
+        show(compare(config, options, recipe=path, progress=terminal))
 
 
 @app.command()
 def choose(
-    recipe: Annotated[
-        list[str] | None,
-        typer.Argument(help="As for train: a YAML recipe and overrides.", metavar="[RECIPE] [KEY.PATH=VALUE]..."),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Base model: folder, hub id, or builtin.")] = None,
-    data: Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")] = None,
-    task: Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")] = None,
-    variants: Annotated[int | None, typer.Option(help="Tuned models to be kept and served over one base.")] = None,
-    latency: Annotated[str | None, typer.Option(help="Milliseconds a token, or merged: as fast as the base.")] = None,
+    recipe: Recipe = None,
+    model: Model = None,
+    data: Data = None,
+    task: Task = None,
+    variants: Annotated[int | None, typer.Option(help="Tuned models to keep and serve over one base.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Max ms per token, or 'merged' (as fast as the base).")] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Of another machine's GPU (or CPU, with model.device=cpu), such as 12GB.")
+        str | None, typer.Option(help="Memory of another machine's GPU (or CPU, with model.device=cpu), such as 12GB.")
     ] = None,
-    devices: Annotated[int | None, typer.Option(help="How many of them there are.")] = None,
-    time: Annotated[str | None, typer.Option(help="Longest training, such as 45min or 2h.")] = None,
-    rows: Annotated[int | None, typer.Option(help="Training rows; then no data is read.")] = None,
+    devices: Annotated[int | None, typer.Option(help="Number of such GPUs.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit of training, such as 45min or 2h.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Training rows, instead of reading data.")] = None,
     evidence: Annotated[
-        list[Path] | None, typer.Option(help="A compare.json; runs/*/compare.json count anyway.")
+        list[Path] | None, typer.Option(help="A compare.json; runs/*/compare.json are always used.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON and nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")] = False,
 ) -> None:
-    """Say which method to take, with reasons that can be checked; loads no weights. Exit code 2 where nothing fits."""
-    from luthier.cli.choose import choose_command
+    """Recommend a method, with verifiable reasons, without loading weights; exit code 2 if nothing fits."""
+    from luthier.cli.progress import Terminal, consent, console, starting
+    from luthier.core.events import Progress
+    from luthier.core.strict_json import to_json
     from luthier.planning.advisor.question import Wish
+    from luthier.recipe.config import RunConfig
+    from luthier.recipe.consent import refuse_foreign
 
     wish = Wish.said(variants=variants, latency=latency, memory=memory, devices=devices, time=time, rows=rows)
     options = {"model": model, "data": data, "task": task}
     path, overrides = split_arguments(recipe or [], options)
     given = [*(recipe or []), *(word for key, value in options.items() if value for word in (f"--{key}", value))]
-    choose_command(path, overrides, wish, evidence or [], given, as_json=as_json)
+    config = RunConfig.load(path, overrides)
+    if not as_json:
+        starting("choose", f"a method for {config.sources}")
+    from luthier.pipeline.choose import choose as rank
+    from luthier.planning.advisor.commands import show
+
+    refuse_foreign(path, config.model, None, overrides, consent())
+    progress = Progress() if as_json else Terminal()
+    found = rank(config, wish, evidence=evidence or [], given=given, progress=progress)
+    if as_json:
+        typer.echo(to_json(found, indent=1, ensure_ascii=False))
+    else:
+        show(found, console)
+    if not found["ranked"]:
+        raise typer.Exit(2)
 
 
 @app.command()
-def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Delete all of it.")] = False,
-) -> None:
-    """Show what was read and tokenized before and is kept for the next start; LUTHIER_CACHE says where."""
+def cache(clear: Annotated[bool, typer.Option("--clear", help="Delete all of it.")] = False) -> None:
+    """Show the cache of tokenized data; LUTHIER_CACHE sets its folder."""
     from luthier.cli.progress import show_cache
     from luthier.data import cache as kept
 
@@ -243,7 +259,7 @@ def cache(
 
 
 def _fresh(config: Any) -> Any:
-    """A demo always runs: the first free one of runs/demo, runs/demo-2, ..."""
+    """Use the first unused folder of runs/demo, runs/demo-2, ..., so that a demo always runs."""
     from luthier.runs.folder import RunFolder
 
     base, number = config.run, 1
@@ -253,17 +269,10 @@ def _fresh(config: Any) -> Any:
     return config
 
 
-def _same_command() -> str:
-    return command("luthier", *sys.argv[1:])
-
-
 def split_arguments(
     arguments: list[str], options: dict[str, str | None] | None = None
 ) -> tuple[Path | None, list[str]]:
-    """(recipe or None, overrides): the recipe is the one argument that is no override.
-
-    Options that were given come first among the overrides.
-    """
+    """Return (recipe or None, overrides, options first): the recipe is the one argument that is not an override."""
     recipes = [argument for argument in arguments if not is_override(argument)]
     if len(recipes) > 1:
         raise InputError(
@@ -274,13 +283,13 @@ def split_arguments(
 
 
 def is_override(argument: str) -> bool:
-    """Is it key.path=value? A file of that very name that is there is a file, and so is what reads as a path."""
+    """Is it key.path=value? An existing file of that name is a file, and so is anything with a slash in the key."""
     key, equals, _ = argument.partition("=")
-    return bool(equals) and not {"/", os.sep} & set(key) and not os.path.isfile(argument)  # noqa: PTH113 (it raises nothing)
+    return bool(equals) and not {"/", os.sep} & set(key) and not os.path.isfile(argument)  # noqa: PTH113 (never raises)
 
 
 def given_options(options: dict[str, str | None]) -> list[str]:
-    """Options as overrides; a name or path counts as it stands, whatever YAML would make of it."""
+    """Return options as overrides; names and paths are quoted, so that YAML reads them as text."""
     return [
         f"{key}={json.dumps(value, ensure_ascii=False) if key in ('model', 'data') else value}"
         for key, value in options.items()
@@ -298,7 +307,7 @@ app.command()(use.chat)
 def list_(
     kind: Annotated[str, typer.Argument(help="methods, tasks, formats, evaluations, exports, data or models.")],
 ) -> None:
-    """Name what there is of a kind, with a line about each."""
+    """List the names of a kind, each with a description."""
     from luthier.cli.explain import listing
 
     typer.echo(listing(kind))
@@ -312,20 +321,20 @@ def explain(
             help="method, task, format, evaluation, export, the name of one, or a block of a recipe such as train."
         ),
     ],
-    name: Annotated[str, typer.Argument(help="Which one of the kind, for example lora.")] = "",
+    name: Annotated[str, typer.Argument(help="Name, for example lora.")] = "",
 ) -> None:
-    """Say what something is: idea, formula, paper, and every field."""
+    """Explain a name: idea, formula, paper, and every field."""
     from luthier.cli.explain import explanation
 
     typer.echo(explanation(kind, name))
 
 
 def main() -> None:
-    """Entry point: errors of ours become one message and an exit code; --debug anywhere shows the traceback."""
+    """Run the command line: errors become one message and an exit code; --debug shows the traceback."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     if len(sys.argv) == 1:
-        sys.argv.append("--help")  # typer's no_args_is_help is an error here, and not the same one in every version
+        sys.argv.append("--help")  # typer's no_args_is_help raises an error that depends on its version
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
@@ -335,22 +344,13 @@ def main() -> None:
     except Exception as error:
         code = _report(error, debug)
     if code == INTERRUPTED:
-        print("stopped; the same command again goes on from the last checkpoint, if there is one", file=sys.stderr)
+        print("stopped; rerun the same command to resume from the last checkpoint, if there is one", file=sys.stderr)
         code = 75
     sys.exit(code)
 
 
-def _usage(kind: str, message: str) -> int:
-    """A command line that typer does not understand, or that says nothing."""
-    if kind == "NoArgsIsHelpError":
-        print(message)
-        return 0
-    print(f"error: {message}\n  fix: luthier --help, or luthier COMMAND --help", file=sys.stderr)
-    return 2
-
-
 def _report(error: Exception, debug: bool) -> int:
-    """Print one message; returns the exit code: 2 the user's input, 1 our fault."""
+    """Print one message; return the exit code: 2 for errors in the user's input, 1 for internal errors."""
     if debug:
         import traceback
 
@@ -358,19 +358,18 @@ def _report(error: Exception, debug: bool) -> int:
     if isinstance(error, typer.Abort):
         return 75
     if isinstance(error, USAGE_ERROR):
-        return _usage(type(error).__name__, error.format_message() if hasattr(error, "format_message") else str(error))
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        print(f"error: {message}\n  fix: luthier --help, or luthier COMMAND --help", file=sys.stderr)
+        return 2
     from luthier.cli.progress import show_error
-
-    if isinstance(error, LuthierError):
-        show_error(str(error))
-        return error.exit_code
     from luthier.core.resources import explained
 
-    if (told := explained(error)) is not None:
-        show_error(str(told))
-        return told.exit_code
+    known = error if isinstance(error, LuthierError) else explained(error)
+    if known is not None:
+        show_error(str(known))
+        return known.exit_code
     if isinstance(error, OSError) and error.errno is not None:
         show_error(f"{error.strerror}: {error.filename}" if error.filename else str(error))
         return 2
-    show_error(f"{type(error).__name__}: {error}\n  This is our fault. --debug shows where; please report it.")
+    show_error(f"{type(error).__name__}: {error}\n  This is a bug in Luthier. --debug shows where; please report it.")
     return 1

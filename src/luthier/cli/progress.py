@@ -1,4 +1,4 @@
-"""What a run looks like on a terminal: a bar with step, loss, tokens/s and time left; plain lines in a log file."""
+"""Progress on the terminal: a bar with step, loss, tokens/s and time left; plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -6,35 +6,39 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
 
+from luthier.core.errors import Stopped
 from luthier.core.events import Progress
 from luthier.core.redaction import redacted
+from luthier.core.shell import command
 from luthier.reports.data_report import piece, shown
 
 WIDE = 140
-"""Columns of a table where no terminal says how many it has."""
+"""Width of a table in a file."""
 LEAD = re.compile(r"\s*(?:[!+>-] )?")
-"""What a line that is continued below is indented by."""
+"""The indentation of a wrapped line."""
 
 
 class Lines(Console):
-    """A console whose messages wrap between words, below their beginning; a file gets each on one line, for grep."""
+    """A console that wraps messages between words with a hanging indent; in a file each is one line, for grep."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich prints. What is to be pasted, such as a command, takes soft_wrap=True: nothing is put into it."""
+        """Print as rich does. Use soft_wrap=True for text to copy, such as commands: it gets no line breaks."""
         if options or len(objects) != 1 or not isinstance(objects[0], str) or self.soft_wrap:
             super().print(*objects, **options)
             return
@@ -59,7 +63,7 @@ console, errors = _lines(), _lines(stderr=True)
 
 
 def starting(command: str, what: str, into: Path | str = "") -> None:
-    """The first line of a command, printed before torch is loaded: that takes seconds."""
+    """Print the first line of a command, before torch is loaded, which takes seconds."""
     console.print(
         f"[bold]luthier {command}[/]: {escape(redacted(what))}" + (f" -> {escape(str(into))}" if into else "")
     )
@@ -76,19 +80,18 @@ class Terminal(Progress):
     def __init__(self, log_every: int = 1) -> None:
         self.log_every = log_every
         self.bar: Bar | None = None
-        self.total = 0
-        self.began = 0.0
-        self.told = 0.0
         self.what = ""
+        self.total = 0
+        self.began = self.last_line = 0.0
 
     def stage(self, text: str) -> None:
         self._close()
-        self.began = self.told = time.perf_counter()
+        self.began = self.last_line = time.perf_counter()
         console.print(f"[bold]>[/] {escape(redacted(text))}")
 
     def note(self, text: str) -> None:
         self._close()
-        console.print(f"  [dim]{_safe(redacted(text))}[/]")
+        console.print(f"  [dim]{safe(redacted(text))}[/]")
 
     def warn(self, text: str) -> None:
         console.print(f"  [yellow]! {escape(redacted(text))}[/]")
@@ -97,114 +100,50 @@ class Terminal(Progress):
         self._close()
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             return None
-        console.print(f"[bold]?[/] {_safe(question)}")
+        console.print(f"[bold]?[/] {safe(question)}")
         for number, answer in enumerate(answers, 1):
-            console.print(f"  {number}. {_safe(answer)}")
+            console.print(f"  {number}. {safe(answer)}")
         while True:
             given = console.input(f"  which? (1 to {len(answers)}) \\[1] ").strip() or "1"
             if given.isdecimal() and 1 <= int(given) <= len(answers):
                 return int(given) - 1
 
     def rows(self, done: int, total: int | None) -> None:
-        if self.bar is None:
-            if not console.is_terminal or time.perf_counter() - self.began < 1:  # a short wait needs no bar
-                return
-            self.bar = Bar(
-                TextColumn("  {task.completed:,} rows"),
-                BarColumn(bar_width=None),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
-            self.bar.start()
-            self.bar.add_task("rows", total=total)
-        self.bar.update(self.bar.task_ids[0], completed=done, total=total)
-        if done == total:
-            self._close()
-
-    def runs(self, done: float, total: int, text: str) -> None:
-        if not console.is_terminal:
-            return
-        if self.bar is None:
-            self.bar = Bar(
-                TextColumn("  {task.fields[count]} of {task.total:.0f} runs"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.fields[text]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
-            self.bar.start()
-            self.bar.add_task("runs", total=total, text="", count=0)
-        self.bar.update(self.bar.task_ids[0], completed=done, text=escape(text), count=int(done))
-
-    def said(self, text: str) -> None:
-        """A line above the bar, which stays."""
-        console.print(f"  {escape(text)}")
+        if self.bar is not None or (console.is_terminal and time.perf_counter() - self.began >= 1):
+            self._count("rows", done, total)  # a short wait needs no bar
 
     def measured(self, what: str, done: int, total: int) -> None:
-        if not console.is_terminal:
-            if done < total and time.perf_counter() - self.told > LINE_EVERY:
-                self.told = time.perf_counter()
-                console.print(f"  {done:,} of {total:,} {what}")
-            return
-        if self.bar is None or self.what != what:
-            self._close()
-            self.what = what
-            self.bar = Bar(
-                TextColumn("  {task.completed:,} {task.description}"),
-                BarColumn(bar_width=None),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
-            self.bar.start()
-            self.bar.add_task(what, total=total)
-        self.bar.update(self.bar.task_ids[0], completed=done, total=total)
-        if done == total:
-            self._close()
+        if console.is_terminal:
+            self._count(what, done, total)
+        elif done < total and time.perf_counter() - self.last_line > LINE_EVERY:
+            self.last_line = time.perf_counter()
+            console.print(f"  {done:,} of {total:,} {what}")
 
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+    def runs(self, done: float, total: int, text: str) -> None:
+        if console.is_terminal:
+            count = "  {task.fields[count]} of {task.total:.0f} runs"
+            self._update(
+                "runs", total, (count, "{task.fields[text]}"), completed=done, text=escape(text), count=int(done)
+            )
+
+    def said(self, text: str) -> None:
+        """Print a line above the bar."""
+        console.print(f"  {escape(text)}")
 
     def train_begins(self, start: int, steps: int) -> None:
         self.total = steps
         self.stage(f"training, {steps - start} steps")
-        if not console.is_terminal:
-            return
-        self.bar = Bar(
-            TextColumn("  step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[speed]} tokens/s"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=False,
-        )
-        self.bar.start()
-        self.bar.add_task("train", total=steps, completed=start, loss="-", speed="-")
+        if console.is_terminal:
+            self._step(start, "-", "-")
 
     def step(self, record: dict[str, Any], tokens_per_second: float) -> None:
+        step, speed = record["step"], f"{tokens_per_second:,.0f}"
         if self.bar is not None:
-            task = self.bar.task_ids[0]
-            self.bar.update(
-                task, completed=record["step"], loss=_number(record["loss"], ".3f"), speed=f"{tokens_per_second:,.0f}"
-            )
-        elif record["step"] % self.log_every == 0 or record["step"] == self.total:
+            self._step(step, _number(record["loss"], ".3f"), speed)
+        elif step % self.log_every == 0 or step == self.total:
             console.print(
-                f"  step {record['step']}/{self.total}  loss {_number(record['loss'], '.4f')}  lr {record['lr']:.2e}  "
-                f"grad {_number(record['grad_norm'], '.2f')}  {tokens_per_second:,.0f} tokens/s"
+                f"  step {step}/{self.total}  loss {_number(record['loss'], '.4f')}  lr {record['lr']:.2e}  "
+                f"grad {_number(record['grad_norm'], '.2f')}  {speed} tokens/s"
             )
 
     def evaluated(self, step: int, loss: float, best: bool) -> None:
@@ -213,16 +152,43 @@ class Terminal(Progress):
     def train_ends(self) -> None:
         self._close()
 
+    def _step(self, step: int, loss: str, speed: str) -> None:
+        texts = ("  step {task.completed}/{task.total}", "loss {task.fields[loss]}", "{task.fields[speed]} tokens/s")
+        self._update("steps", self.total, texts, completed=step, loss=loss, speed=speed)
+
+    def _count(self, what: str, done: int, total: int | None) -> None:
+        self._update(what, total, ("  {task.completed:,} {task.description}",), completed=done)
+        if done == total:
+            self._close()
+
+    def _update(self, what: str, total: int | None, texts: Sequence[str], **values: Any) -> None:
+        """Update the bar for `what`, or open it: the first text, the bar, the other texts, the time."""
+        if self.bar is None or self.what != what:
+            self._close()
+            self.what = what
+            before, *after = map(TextColumn, texts)
+            columns = (before, BarColumn(bar_width=None), *after)
+            timing = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            self.bar = Bar(*columns, *timing, console=console, transient=what != "steps")
+            self.bar.start()
+            self.bar.add_task(what, **{"total": total, **values})
+        self.bar.update(self.bar.task_ids[0], total=total, **values)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
 
 def consent(given: bool = False) -> bool | Callable[[str], bool]:
-    """What the user allows of what a run folder names: all of it by an option, else each that a person says yes to."""
+    """Return what of a run folder's code and judge the user allows: all with the option, else what they confirm."""
     if given or not sys.stdin.isatty():
         return given
     answers: dict[str, bool] = {}
 
     def ask(what: str) -> bool:
         if what not in answers:
-            console.print(f"[yellow]! {_safe(what)}[/]")
+            console.print(f"[yellow]! {safe(what)}[/]")
             try:
                 answers[what] = Confirm.ask("  Allow it this time?", console=console, default=False)
             except EOFError:
@@ -232,25 +198,48 @@ def consent(given: bool = False) -> bool | Callable[[str], bool]:
     return ask
 
 
+@contextmanager
+def resumable(terminal: Terminal) -> Iterator[None]:
+    """Close the progress bar on an error; if a signal stopped the run, print the command that resumes it."""
+    try:
+        yield
+    except Stopped as stop:
+        terminal.train_ends()
+        console.print(f"{stop}. Rerun the same command to resume:")
+        console.print(f"  [bold]{command('luthier', *sys.argv[1:])}[/]", soft_wrap=True)
+        raise typer.Exit(stop.exit_code) from None
+    except BaseException:
+        terminal.train_ends()
+        raise
+
+
+def table(*columns: str, **options: Any) -> Table:
+    """Return a table without borders; columns whose name begins with > are aligned right."""
+    made = Table(box=SIMPLE, pad_edge=False, **options)
+    for name in columns:
+        made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+    return made
+
+
 def _number(value: float | None, form: str) -> str:
-    """A figure of a step; a step that was left out has none."""
-    return "no number" if value is None else format(value, form)
+    """Format a value of a step; a skipped step has none."""
+    return "NaN" if value is None else format(value, form)
 
 
 def show_cache(folder: str, entries: Sequence[tuple[Path, int, float]], freed: int | None) -> None:
-    """The entries of the cache, or how much was freed."""
+    """Show the entries of the cache, or how much was freed."""
     if freed is not None:
-        console.print(f"{_safe(folder)}: {freed / 2**20:,.0f} MiB freed")
+        console.print(f"{safe(folder)}: {freed / 2**20:,.0f} MiB freed")
         return
     total = sum(size for _, size, _ in entries)
-    console.print(f"{_safe(folder)}: {len(entries)} entries, {total / 2**20:,.0f} MiB")
+    console.print(f"{safe(folder)}: {len(entries)} entries, {total / 2**20:,.0f} MiB")
     for entry, size, used in entries:
         day = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
         console.print(f"  {entry.name}  {size / 2**20:,.1f} MiB, last used {day}")
 
 
 def show_plan(found: Mapping[str, Any]) -> None:
-    """What a run will need, by component, and what else would do."""
+    """Show what a run will need, by component, and alternatives."""
     from luthier.core.units import duration, gigabytes
 
     plan = found["plan"]
@@ -259,43 +248,41 @@ def show_plan(found: Mapping[str, Any]) -> None:
         return
     title = f"{found['method']} on {found['model']}, {found['steps']:,} steps, on the {plan['device']}"
     console.print(escape(title))
-    table = Table(box=SIMPLE, pad_edge=False, show_footer=True)
-    table.add_column("memory", footer="at most")
-    table.add_column("", justify="right", footer=gigabytes(plan["bytes"]))
+    parts = table("memory", ">")
     for part, size in plan["parts"].items():
-        table.add_row(part, gigabytes(size))
-    console.print(table)
-    room = found["room"]
-    kept = "made twice (gradient checkpointing)" if found["train"]["gradient_checkpointing"] else "kept"
-    console.print(
-        f"  {'packed' if found['pack'] else 'padded'} rows, activations {kept}; "
-        f"about [bold]{duration(plan['seconds'])}[/] of training"
-    )
+        parts.add_row(part, gigabytes(size))
+    parts.add_section()
+    parts.add_row("peak", gigabytes(plan["bytes"]))
+    console.print(parts)
+    packing = f"packing {'on' if found['pack'] else 'off'}"
+    checkpointing = f"{'' if found['train']['gradient_checkpointing'] else 'no '}gradient checkpointing"
+    console.print(f"  {packing}, {checkpointing}; about [bold]{duration(plan['seconds'])}[/] of training")
     verdict = "[green]it fits[/]" if found["fits"] else "[bold red]it does not fit[/]"
+    room = found["room"]
     console.print(f"  {verdict}: {gigabytes(room['free'])} of {gigabytes(room['total'])} are free")
     if found["alternatives"]:
-        table = Table(box=SIMPLE, pad_edge=False)
-        for name in ("instead", "memory", "training", ""):
-            table.add_column(name, justify="right" if name in ("memory", "training") else "left")
+        others = table("alternative", ">memory", ">training", "")
         for other in found["alternatives"]:
             fits = "fits" if other["fits"] else "does not fit"
-            table.add_row(other["change"], gigabytes(other["bytes"]), duration(other["seconds"]), fits)
-        console.print(table)
+            others.add_row(other["change"], gigabytes(other["bytes"]), duration(other["seconds"]), fits)
+        console.print(others)
 
 
+COLORS = {"better": "green", "worse": "red", "within noise": "dim"}
 MASK_STYLES = {"learned": "green", "end": "bold reverse green", "special": "magenta", "plain": "", "gap": "dim italic"}
+FINDING_STYLES = {"stop": ("bold red", "train would stop: "), "warn": ("yellow", "! "), "note": ("dim", "- ")}
 FIRST_REFUSALS, FIRST_PIECES = 10, 160
 
 
 def show_check(found: Mapping[str, Any]) -> None:
-    """What a check found, shortly: counts, lengths, labels, scripts, the loss mask, refusals, findings."""
+    """Show a summary of a check: counts, lengths, labels, scripts, the loss mask, refusals, findings."""
     account, lengths = found["account"], found["lengths"]
     for note in found["notes"]:
-        console.print(f"  [dim]{_safe(note)}[/]")
+        console.print(f"  [dim]{safe(note)}[/]")
     reader, task = account["format"]["name"], account["task"]["name"]
-    console.print(f"  format {reader} ({_safe(account['format_why'])}), task {task}, template: {account['template']}")
+    console.print(f"  format {reader} ({safe(account['format_why'])}), task {task}, template: {account['template']}")
     for each in account["files"]:
-        console.print(f"  {_safe(each['file'])}: {each['encoding']}")
+        console.print(f"  {safe(each['file'])}: {each['encoding']}")
     for name in ("train", "validation", "test")[: 3 if account["test"]["source"] else 2]:
         part = account[name]
         console.print(
@@ -304,43 +291,38 @@ def show_check(found: Mapping[str, Any]) -> None:
         )
     if lengths:
         console.print(
-            f"  tokens of a row: half have at most {lengths['p50']:,}, 90 % {lengths['p90']:,}, "
-            f"95 % {lengths['p95']:,}, 99 % {lengths['p99']:,}; the longest has {lengths['max']:,}"
+            f"  tokens per row: median {lengths['p50']:,}, p90 {lengths['p90']:,}, p95 {lengths['p95']:,}, "
+            f"p99 {lengths['p99']:,}, max {lengths['max']:,}"
         )
         cuts = [f"{c['max_length']:,}: {c['rows']:,} rows ({c['share']:.1%})" for c in found["limits"]]
         console.print("  longer than " + ", ".join(cuts))
     labels = {f"labels, {side}": counts for side, counts in found["labels"].items()}
     for name, counts in {**labels, "scripts": found["scripts"], "languages": found["languages"]}.items():
         if counts:
-            shown = ", ".join(f"{_safe(str(key)[:40])} {count:,}" for key, count in list(counts.items())[:8])
+            shown = ", ".join(f"{safe(str(key)[:40])} {count:,}" for key, count in list(counts.items())[:8])
             more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
             console.print(f"  {name}: {shown}{more}")
     if not found["languages"]:
-        console.print(f"  languages: {_safe(found['languages_how'])}")
+        console.print(f"  languages: {safe(found['languages_how'])}")
     _show_masks(found["masks"])
     for refusal in found["refusals"][:FIRST_REFUSALS]:
-        console.print(f"  refused: {_safe(refusal['where'])}: {_safe(refusal['reason'])}")
+        console.print(f"  refused: {safe(refusal['where'])}: {safe(refusal['reason'])}")
     if len(found["refusals"]) > FIRST_REFUSALS:
-        console.print(f"  and {len(found['refusals']) - FIRST_REFUSALS:,} more in {_safe(found['out'])}/refused.jsonl")
+        console.print(f"  and {len(found['refusals']) - FIRST_REFUSALS:,} more in {safe(found['out'])}/refused.jsonl")
     for finding in found["findings"]:
-        style, sign = {"stop": ("bold red", "train would stop: "), "warn": ("yellow", "! "), "note": ("dim", "- ")}[
-            finding["level"]
-        ]
-        console.print(f"  [{style}]{sign}{_safe(finding['text'])}[/]")
+        style, sign = FINDING_STYLES[finding["level"]]
+        console.print(f"  [{style}]{sign}{safe(finding['text'])}[/]")
     if not found["stops"]:
-        console.print("  [green]nothing here would stop train[/]")
-    console.print(f"  report: [bold]{_safe(found['out'])}/data.html[/]")
+        console.print("  [green]no problems found[/]")
+    console.print(f"  report: [bold]{safe(found['out'])}/data.html[/]")
 
 
 def _show_masks(masks: Sequence[Mapping[str, Any]]) -> None:
-    """The first and the longest row; what is learned stands in green between marks, so that it shows without colour."""
-    if not masks:
-        return
-    for mask in dict.fromkeys((0, len(masks) - 1)):
-        row = masks[mask]
+    """Show the first and the longest row; learned text is green and between marks, so that it shows without color."""
+    for row in [*masks[:1], *masks[1:][-1:]]:
         learned = f"{row['learned']:,} learned, between \u00ab and \u00bb"
         what = f"learned is the label {row['label']!r}" if row["label"] else learned
-        console.print(f"  [bold]{row['why']}[/], {_safe(row['where'])}: {row['tokens']:,} tokens, {_safe(what)}")
+        console.print(f"  [bold]{row['why']}[/], {safe(row['where'])}: {row['tokens']:,} tokens, {safe(what)}")
         text, inside = Text(), False
         for words, kind in row["pieces"][:FIRST_PIECES]:
             if inside != (kind in ("learned", "end")):
@@ -352,13 +334,13 @@ def _show_masks(masks: Sequence[Mapping[str, Any]]) -> None:
         console.print(Padding(text, (0, 0, 0, 4)), soft_wrap=False)
 
 
-def _safe(text: str) -> str:
-    """Text of the data: no markup, and nothing that could move the cursor."""
+def safe(text: str) -> str:
+    """Return text of the data without markup and characters that could move the cursor."""
     return escape(shown(text))
 
 
 def show_error(text: str) -> None:
-    """One clear message on standard error; what fixes it may be pasted, so it gets no line ends."""
+    """Print a message to standard error; its fix may be copied, so it gets no line breaks."""
     sys.stdout.flush()
     what, *fixes = re.split(r"\n(?=  fix: )", redacted(text))
     errors.print(f"[bold red]error:[/] {escape(what)}")

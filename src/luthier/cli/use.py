@@ -1,16 +1,17 @@
-"""Commands for a finished run: measure it, export it, serve it, talk to it."""
+"""Commands for a finished run: evaluate, export, chat and serve."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from luthier.core.errors import InputError
 
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Use the code and the judge that the run's recipe.yaml names; look first.")
+    bool,
+    typer.Option("--allow-code", help="Allow the code and the judge that the run's recipe.yaml names; look first."),
 ]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
 
@@ -19,54 +20,47 @@ def evaluate(
     run: RunArgument,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="How to measure this time: evaluate.KEY=VALUE.", metavar="[EVALUATE.KEY=VALUE]..."),
+        typer.Argument(help="Settings of this evaluation: evaluate.KEY=VALUE.", metavar="[EVALUATE.KEY=VALUE]..."),
     ] = None,
     harness: Annotated[
-        str | None, typer.Option(help="Tasks of lm-evaluation-harness instead, with commas between.", metavar="TASKS")
+        str | None,
+        typer.Option(help="Tasks of lm-evaluation-harness instead, as comma-separated names.", metavar="TASKS"),
     ] = None,
-    harness_path: Annotated[Path | None, typer.Option(help="Folder of task files (YAML) of your own.")] = None,
-    harness_limit: Annotated[
-        int | None, typer.Option(min=1, max=10**9, help="Only this many rows of each task.")
-    ] = None,
+    harness_path: Annotated[Path | None, typer.Option(help="Folder with your own task files (YAML).")] = None,
+    harness_limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="Maximum rows of each task.")] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Measure a run on its held-out rows, base against tuned, or on tasks of lm-evaluation-harness."""
+    """Measure a run on its held-out rows, base and tuned model, or on tasks of lm-evaluation-harness."""
     from luthier.cli.progress import Terminal, consent, starting
 
     starting("evaluate", str(run))
     from luthier.cli.show_result import show_harness, show_result
-    from luthier.pipeline import evaluate as finished
+    from luthier.pipeline import evaluate as stage
 
     if harness is None:
         if harness_path or harness_limit:
             raise InputError("--harness-path and --harness-limit belong to --harness TASKS")
-        show_result(finished.evaluate(run, overrides or [], progress=Terminal(), allow_code=consent(allow_code)))
+        show_result(stage.evaluate(run, overrides or [], progress=Terminal(), allow_code=consent(allow_code)))
         return
     if overrides:
-        raise InputError(f"{overrides[0]} says nothing to the harness", fix="leave it out, or leave --harness out")
+        raise InputError(f"{overrides[0]} has no effect on the harness", fix="leave it out, or leave --harness out")
     tasks = [task.strip() for task in harness.split(",") if task.strip()]
-    found = finished.harness(
-        run,
-        tasks,
-        folder_of_tasks=harness_path,
-        limit=harness_limit,
-        progress=Terminal(),
-        allow_code=consent(allow_code),
-    )
-    show_harness(found, str(run))
+    allowed = consent(allow_code)
+    limits: dict[str, Any] = {"folder_of_tasks": harness_path, "limit": harness_limit}
+    show_harness(stage.harness(run, tasks, **limits, progress=Terminal(), allow_code=allowed), str(run))
 
 
 def export_(
     run: RunArgument,
     settings: Annotated[
         list[str] | None,
-        typer.Argument(help="KEY=VALUE of the form, as explain export shows them.", metavar="[KEY=VALUE]..."),
+        typer.Argument(help="KEY=VALUE of the format, as explain export lists them.", metavar="[KEY=VALUE]..."),
     ] = None,
-    to: Annotated[str, typer.Option(help="What to make; see luthier list exports.")] = "merged",
-    prompts: Annotated[int, typer.Option(min=1, max=10**6, help="Held-out prompts to replay as a proof.")] = 20,
+    to: Annotated[str, typer.Option(help="Export format; see luthier list exports.")] = "merged",
+    prompts: Annotated[int, typer.Option(min=1, max=10**6, help="Held-out prompts for the parity check.")] = 20,
     allow_code: AllowCode = False,
 ) -> None:
-    """Write a run in a form to deploy, and prove by its held-out prompts that it answers as the run does."""
+    """Write a run in a format for deployment, and check on its held-out prompts that it answers as the run does."""
     from luthier.cli.progress import Terminal, consent, starting
 
     starting("export", f"{run} to {to}")
@@ -85,83 +79,77 @@ def chat(
             help="Run, export, adapter or model folder, or an endpoint: http://HOST:PORT/v1.", metavar="RUN"
         ),
     ],
-    base: Annotated[bool, typer.Option("--base", help="Talk to the untouched base instead.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Chat with the base model instead.")] = False,
     beside: Annotated[
-        str | None, typer.Option(help="Another to answer the same: base, a folder, an endpoint, a model there.")
+        str | None, typer.Option(help="Second model, side by side: base, a folder, an endpoint, or a model there.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Which model of an endpoint.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Answer this one message and end.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of an endpoint.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answer this message and exit.")] = None,
     system: Annotated[str, typer.Option(help="System message.")] = "",
-    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="0 takes the likeliest token.")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Longest answer, in tokens.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same one draws the same answer.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="Sampling temperature; 0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Maximum tokens of an answer.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")] = 0,
     allow_code: AllowCode = False,
 ) -> None:
-    """Talk to a run or an endpoint. /new starts a new dialogue, /quit or ctrl-D ends."""
+    """Chat with a run or an endpoint. /new starts a new conversation, /quit or ctrl-D ends."""
     from luthier.cli.chat import talk
     from luthier.cli.progress import consent
-    from luthier.serving.settings import Asking
+    from luthier.serving.engine.requests import SamplingParams
 
-    asking = Asking(temperature, max_new_tokens, seed)
-    talk(
-        run,
-        base=base,
-        beside=beside,
-        model=model,
-        prompt=prompt,
-        system=system,
-        asking=asking,
-        allow_code=consent(allow_code),
-    )
+    sampling, allowed = SamplingParams(temperature, max_new_tokens, seed), consent(allow_code)
+    who: dict[str, Any] = {"base": base, "beside": beside, "model": model}
+    talk(run, **who, prompt=prompt, system=system, sampling=sampling, allow_code=allowed)
 
 
 def serve(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="Runs, exports, PEFT adapters or whole models; NAME=PATH gives another name.", metavar="RUN..."
+            help="Runs, exports, PEFT adapters or full models; NAME=PATH sets another name.", metavar="RUN..."
         ),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on; another than loopback needs a key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 selects a free one.")] = 8000,
     api_key: Annotated[
-        str | None, typer.Option(envvar="LUTHIER_API_KEY", show_envvar=True, help="Whoever asks must send it.")
+        str | None, typer.Option(envvar="LUTHIER_API_KEY", show_envvar=True, help="API key that clients must send.")
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, max=10_000, help="Answers made at a time.")] = 16,
-    max_waiting: Annotated[int, typer.Option(min=0, max=10**6, help="Requests that may wait; more get 429.")] = 64,
+    max_batch: Annotated[int, typer.Option(min=1, max=10_000, help="Requests answered at the same time.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=0, max=10**6, help="Requests in the queue; more get 429.")] = 64,
     max_prompt: Annotated[
-        int | None, typer.Option(min=1, max=10**9, help="Tokens of a prompt; what the model takes.")
+        int | None, typer.Option(min=1, max=10**9, help="Maximum tokens of a prompt (default: the model's limit).")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, max=10**9, help="Tokens of an answer.")] = 4096,
-    max_body: Annotated[int, typer.Option(min=1024, max=2**31, help="Bytes of a request.")] = 2**20,
+    max_tokens: Annotated[int, typer.Option(min=1, max=10**9, help="Maximum tokens of an answer.")] = 4096,
+    max_body: Annotated[int, typer.Option(min=1024, max=2**31, help="Maximum bytes of a request.")] = 2**20,
     grace: Annotated[
-        float, typer.Option(min=0, max=10**6, help="Seconds for running answers when it is stopped.")
+        float, typer.Option(min=0, max=10**6, help="Seconds for running answers to finish on shutdown.")
     ] = 30.0,
-    dtype: Annotated[str, typer.Option(help="Of the weights: auto, float32, bfloat16 or float16.")] = "auto",
-    engine: Annotated[str, typer.Option(help="What computes: luthier, or vllm for production on a GPU.")] = "luthier",
+    dtype: Annotated[str, typer.Option(help="Type of the weights: auto, float32, bfloat16 or float16.")] = "auto",
+    engine: Annotated[str, typer.Option(help="luthier, or vllm for production on a GPU.")] = "luthier",
     vllm: Annotated[
-        str | None, typer.Option(envvar="LUTHIER_VLLM", show_envvar=True, help="The program vllm, in its environment.")
+        str | None,
+        typer.Option(envvar="LUTHIER_VLLM", show_envvar=True, help="Path of the vllm program in its environment."),
     ] = None,
     write: Annotated[
-        Path | None, typer.Option(help="Start nothing: write vLLM's command, container and Kubernetes files.")
+        Path | None, typer.Option(help="Do not start: write vLLM's command, container and Kubernetes files.")
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Answer over HTTP as OpenAI's API does: the base and any number of tuned models, chosen by `model`."""
+    """Serve the base and any number of tuned models over OpenAI's HTTP API; `model` in a request selects one."""
     from luthier.cli.progress import Terminal, consent
-    from luthier.serving.launch import serve as start
-    from luthier.serving.settings import Place, Sizes
+    from luthier.serving.http.settings import ServerAddress, ServerLimits
 
-    sizes = Sizes(max_batch, max_waiting, max_body, max_prompt, max_tokens, grace)
-    place = Place(host, port, api_key)
+    address = ServerAddress(host, port, api_key)
+    limits = ServerLimits(max_batch, max_waiting, max_body, max_prompt, max_tokens, grace)
+    common: dict[str, Any] = {"dtype": dtype, "progress": Terminal(), "allow_code": consent(allow_code)}
     if engine == "vllm":
-        from luthier.serving.vllm.launch import serve as become
+        from luthier.serving.vllm.launch import serve as serve_vllm
 
-        allowed = consent(allow_code)
-        become(runs, place, sizes, dtype=dtype, vllm=vllm, write=write, progress=Terminal(), allow_code=allowed)
+        serve_vllm(runs, address, limits, vllm=vllm, write=write, **common)
         return
     if engine != "luthier":
-        raise InputError(f"--engine {engine}: there are luthier and vllm")
+        raise InputError(f"--engine {engine} is unknown; there are luthier and vllm")
     if write is not None:
         raise InputError("--write belongs to --engine vllm")
-    start(runs, place, sizes, dtype=dtype, progress=Terminal(), allow_code=consent(allow_code))
+    from luthier.serving.launch import serve as serve_luthier
+
+    serve_luthier(runs, address, limits, **common)

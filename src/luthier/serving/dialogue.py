@@ -1,4 +1,4 @@
-"""Who answers in a dialogue: a model in this process, or one behind an endpoint. Both are asked in the same way."""
+"""Chat backends: a model in this process, or one behind an endpoint, with the same interface."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ from typing import TYPE_CHECKING, Protocol
 from luthier.core.errors import InputError
 from luthier.recipe.consent import Allow
 from luthier.rendering.example import Message
-from luthier.serving.settings import Asking
+from luthier.serving.client import RemoteBackend
+from luthier.serving.engine.requests import SamplingParams
 
 if TYPE_CHECKING:
     from luthier.serving.engine.engine import Engine
 
 
-class Speaker(Protocol):
-    """Answers a dialogue."""
+class ChatBackend(Protocol):
+    """Answers a conversation."""
 
     name: str
 
-    def say(self, messages: Sequence[Message], asking: Asking) -> Iterator[str]:
-        """The answer piece by piece. Leaving the loop stops the work."""
+    def stream(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]:
+        """Yield the answer's text as it is generated; closing the iterator stops the generation."""
 
 
-class Local:
+class LocalBackend:
     """A model of an engine in this process."""
 
-    def __init__(self, engine: Engine, model: str) -> None:
-        self.engine, self.name = engine, model
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.engine, self.name = engine, name
 
-    def say(self, messages: Sequence[Message], asking: Asking) -> Iterator[str]:
-        """As the engine streams it."""
-        return self.engine.stream(
-            messages, max_new_tokens=asking.most, temperature=asking.temperature, seed=asking.seed, model=self.name
-        )
+    def stream(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]:
+        """Stream from the engine."""
+        return self.engine.stream(messages, sampling=sampling, model=self.name)
 
 
 def is_endpoint(given: str) -> bool:
@@ -42,73 +41,64 @@ def is_endpoint(given: str) -> bool:
     return given.startswith(("http://", "https://"))
 
 
-def open_speakers(
+def open_backends(
     given: str,
     *,
     base: bool,
     beside: str | None,
     model: str | None,
-    told: Callable[[str], None] = lambda _: None,
+    notify: Callable[[str], None] = lambda _: None,
     allow_code: Allow = False,
-) -> list[Speaker]:
-    """The one that was asked for, and the one beside it; InputError where they cannot be had."""
+) -> list[ChatBackend]:
+    """Open the requested model, and the one to compare it with; InputError if that is not possible."""
     if base and beside:
-        raise InputError("--base and --beside are two ways to hear another model", fix="leave one of them out")
+        raise InputError("--base and --beside both select another model", fix="leave one of them out")
     if is_endpoint(given):
-        return _remote(given, base, beside, model, told, allow_code)
+        if base and model is not None:
+            raise InputError("--base and --model select two models", fix="leave one of them out")
+        backends: list[ChatBackend] = [first := RemoteBackend(given, "base" if base else model, notify)]
+        if beside is not None and Path(beside).expanduser().is_dir():
+            backends.append(_local(beside, False, allow_code))
+        elif beside is not None:
+            other, name = (beside, None) if is_endpoint(beside) else (first.url, beside)
+            backends.append(RemoteBackend(other, name, notify))
+        return backends
     if model is not None:
         raise InputError(f"--model belongs to an endpoint (http://...), and {given} is a folder", fix="leave it out")
     if beside is None:
-        from luthier.serving.engine.engine import Engine
-
-        engine = Engine.load(Path(given), base=base, allow_code=allow_code)
-        return [Local(engine, next(iter(engine.variants)))]
+        return [_local(given, base, allow_code)]
     if is_endpoint(beside):
-        from luthier.serving.client import Remote
-
-        other = Remote(beside, None, told)  # first, for it is quicker to fail
-        return [*open_speakers(given, base=False, beside=None, model=None, allow_code=allow_code), other]
-    return _both(given, beside, allow_code)
+        other = RemoteBackend(beside, None, notify)  # first, because it fails sooner
+        return [_local(given, False, allow_code), other]
+    return _two_local(given, beside, allow_code)
 
 
-def _remote(
-    given: str, base: bool, beside: str | None, model: str | None, told: Callable[[str], None], allow_code: Allow
-) -> list[Speaker]:
-    from luthier.serving.client import Remote
+def _local(given: str, base: bool, allow_code: Allow) -> LocalBackend:
+    from luthier.serving.engine.engine import Engine
 
-    if base and model is not None:
-        raise InputError("--base and --model name two models", fix="leave one of them out")
-    first = Remote(given, "base" if base else model, told)
-    if beside is None:
-        return [first]
-    if is_endpoint(beside):
-        return [first, Remote(beside, None, told)]
-    if Path(beside).expanduser().is_dir():
-        return [first, *open_speakers(beside, base=False, beside=None, model=None, allow_code=allow_code)]
-    return [first, Remote(first.url, beside, told)]
+    engine = Engine.load(Path(given), base=base, allow_code=allow_code)
+    return LocalBackend(engine, next(iter(engine.models)))
 
 
-def _both(given: str, beside: str, allow_code: Allow) -> list[Speaker]:
-    """Two models in this process, over one base in one batch where they have the same."""
+def _two_local(given: str, beside: str, allow_code: Allow) -> list[ChatBackend]:
+    """Open two models in this process, in one batch over one base if they have the same."""
     from luthier.serving.engine.engine import Engine
     from luthier.serving.engine.sources import refuse_equal_names, refuse_two_bases, source_of
 
     source = source_of(given, allow_code)
+    names, folders = ["base", source.name], [given]
     if beside == "base":
         if source.load is None:
-            raise InputError(
-                f"{given} holds whole weights: its base is another model", fix="--beside FOLDER_OF_THE_BASE"
-            )
-        engine = Engine.open([given], rows=2, allow_code=allow_code)
-        return [Local(engine, "base"), Local(engine, source.name)]
-    other = source_of(beside, allow_code)
-    refuse_equal_names([source, other])
-    try:
-        refuse_two_bases([source, other])
-    except InputError:  # each over its own
-        return [
-            Local(Engine.open([each], rows=1, allow_code=allow_code), name)
-            for each, name in ((given, source.name), (beside, other.name))
-        ]
-    engine = Engine.open([given, beside], rows=2, allow_code=allow_code)
-    return [Local(engine, source.name), Local(engine, other.name)]
+            message = f"{given} holds full weights: its base is another model"
+            raise InputError(message, fix="--beside FOLDER_OF_THE_BASE")
+    else:
+        other = source_of(beside, allow_code)
+        refuse_equal_names([source, other])
+        names, folders = [source.name, other.name], [given, beside]
+        try:
+            refuse_two_bases([source, other])
+        except InputError:  # one engine for each
+            engines = [Engine.open([each], rows=1, allow_code=allow_code) for each in folders]
+            return [LocalBackend(engine, name) for engine, name in zip(engines, names, strict=True)]
+    engine = Engine.open(folders, rows=2, allow_code=allow_code)
+    return [LocalBackend(engine, name) for name in names]

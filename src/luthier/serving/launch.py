@@ -1,82 +1,73 @@
-"""`luthier serve`: checks first, then loads, then listens."""
+"""`luthier serve`: check the options first, then load the models, then listen."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 from luthier.core.errors import MissingExtra, install
 from luthier.core.events import Progress
 from luthier.kernels.threads import sleep_soon
 from luthier.recipe.consent import Allow
 from luthier.serving.http.guard import is_loopback
-from luthier.serving.settings import Place, Sizes
+from luthier.serving.http.settings import ServerAddress, ServerLimits
 
 
 def serve(
-    given: Sequence[str], place: Place, sizes: Sizes, *, dtype: str, progress: Progress, allow_code: Allow = False
+    given: Sequence[str],
+    address: ServerAddress,
+    limits: ServerLimits,
+    *,
+    dtype: str,
+    progress: Progress,
+    allow_code: Allow = False,
 ) -> None:
-    """Serve until a signal says stop. What cannot work is said before anything is loaded."""
+    """Serve until SIGTERM or ctrl-C. Errors in the options are reported before anything is loaded."""
     try:
         import fastapi  # noqa: F401
         import uvicorn
     except ImportError:
         raise MissingExtra("serve needs FastAPI and uvicorn", fix=install("serve")) from None
-    place.check()
+    address.check()
     sleep_soon()
     from luthier.serving.engine.engine import Engine
-    from luthier.serving.http.connections import SPARE, protocol
-    from luthier.serving.http.server import Limits, application
+    from luthier.serving.http.connections import SPARE, limited_protocol
+    from luthier.serving.http.server import application
 
-    engine = Engine.open(
-        given, rows=sizes.rows, waiting=sizes.waiting, dtype=dtype, progress=progress, allow_code=allow_code
-    )
-    requests = 4 * (sizes.rows + sizes.waiting) + 64
-    limits = Limits(sizes.prompt, sizes.tokens, sizes.body, requests)
-    app = application(engine, key=place.key, limits=limits, local=is_loopback(place.host), patience=sizes.patience)
-    socket_ = place.bound()
-    socket_.listen(1024)  # from here on whoever asks waits, and is not sent away
-    for variant in engine.variants.values():
-        progress.note(f"{variant.name} ({variant.kind}): {variant.how}; {variant.limit} tokens")
-    host, port = socket_.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    progress.note(f"listening on http://{shown}:{port}/v1  (ctrl-C stops)")
-    logging.getLogger("uvicorn.error").addFilter(_no_noise)
+    rows, waiting = limits.max_batch, limits.max_waiting
+    engine = Engine.open(given, rows=rows, waiting=waiting, dtype=dtype, progress=progress, allow_code=allow_code)
+    app = application(engine, limits, key=address.key, local=is_loopback(address.host))
+    bound = address.bind()
+    bound.listen(1024)  # from here on clients wait instead of being refused
+    for model in engine.models.values():
+        progress.note(f"{model.name} ({model.kind}): {model.how}; {model.limit} tokens")
+    host, port = bound.getsockname()[:2]
+    progress.note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1  (ctrl-C stops)")
+    # uvicorn logs requests that a client cancels as errors.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "Cancel" not in record.getMessage())
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, int(sizes.patience)),
-        http=protocol(requests + SPARE),
+        timeout_graceful_shutdown=max(1, int(limits.grace)),
+        http=limited_protocol(limits.requests + SPARE),
         ws="none",
     )
     server = uvicorn.Server(config)
-    # The collector need not look at what is loaded, for it stays. So a full collection is short, and comes before
-    # closed connections, which stand in cycles, have piled up.
+    # Nothing loaded so far will be freed, so the collector can skip it. Then a full collection is quick, and comes
+    # before too many closed connections, which are reference cycles, have accumulated.
     gc.freeze()
-    with _until_told(server):
-        server.run(sockets=[socket_])
-    progress.note("stopped")
-
-
-@contextmanager
-def _until_told(server: Any) -> Iterator[None]:
-    """SIGTERM and ctrl-C stop the server, a second one at once. uvicorn itself would end the process by the signal."""
-    server.capture_signals = nullcontext
-    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+    # SIGTERM and ctrl-C stop the server, a second one at once. uvicorn itself would end the process by the signal.
+    server.capture_signals = nullcontext  # type: ignore[method-assign, assignment]
+    handlers = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        server.run(sockets=[bound])
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _no_noise(record: Any) -> bool:
-    """What uvicorn says of requests that a client broke off is left out."""
-    return "Cancel" not in record.getMessage()
+    progress.note("stopped")

@@ -1,4 +1,4 @@
-"""The thread that computes: it lets questions in, steps all lanes in turn, and hands out what they say."""
+"""The engine: one thread that admits requests, steps every scheduler in turn and delivers the chunks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from luthier.kernels.allocator import give_back_freed_memory, keep_freed_memory
 from luthier.kernels.threads import call_apart
 from luthier.recipe.consent import Allow
 from luthier.rendering.example import Message
-from luthier.serving.engine.detokenizer import Text
-from luthier.serving.engine.models import Variant, open_variants
-from luthier.serving.engine.requests import Ask, Finish, Piece, QueueFull, Sampling, Scored
-from luthier.serving.engine.sampling import Drawer, draw, scored
-from luthier.serving.engine.scheduler import Lane, Row
+from luthier.serving.engine.detokenizer import Detokenizer
+from luthier.serving.engine.models import ServedModel, open_models
+from luthier.serving.engine.requests import Chunk, Finish, GenerationRequest, QueueFull, SamplingParams, ScoredToken
+from luthier.serving.engine.sampling import Sampler, sample, scored
+from luthier.serving.engine.scheduler import Row, Scheduler
 from luthier.serving.engine.sources import base_of, refuse_equal_names, refuse_two_bases, source_of
 
 if TYPE_CHECKING:
@@ -32,43 +32,43 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class Job:
-    """A question at work."""
+class Running:
+    """A request that has been admitted to the batch."""
 
-    ask: Ask
-    variant: Variant
+    request: GenerationRequest
+    model: ServedModel
     row: Row
-    drawer: Drawer
-    text: Text
-    made: int = 0
-    kept: list[Scored] = field(default_factory=list)
+    sampler: Sampler
+    text: Detokenizer
+    tokens: int = 0
+    logprobs: list[ScoredToken] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Counts:
-    """What the engine has done so far."""
+    """Totals since the engine started."""
 
     asked: int = 0
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
     prompt_tokens: int = 0
-    tokens: int = 0
+    completion_tokens: int = 0
 
 
 class Engine:
-    """Answers questions to several models at once; `rows` of them in one step, and `waiting` behind them."""
+    """Serves several models at once: `rows` requests in a batch, and `waiting` more in the queue."""
 
-    def __init__(self, variants: Sequence[Variant], *, rows: int = 16, waiting: int = 64) -> None:
-        self.variants = {variant.name: variant for variant in variants}
-        self.most_rows, self.most_waiting = rows, waiting
-        self.lanes = list(dict.fromkeys(variant.lane for variant in variants))
-        self.jobs: dict[Row, Job] = {}
-        self.waiting: deque[Ask] = deque()
+    def __init__(self, models: Sequence[ServedModel], *, rows: int = 16, waiting: int = 64) -> None:
+        self.models = {model.name: model for model in models}
+        self.max_rows, self.max_waiting = rows, waiting
+        self.schedulers = list(dict.fromkeys(model.scheduler for model in models))
+        self.running: dict[Row, Running] = {}
+        self.waiting: deque[GenerationRequest] = deque()
         self.counts = Counts()
         self.closing = False
-        give_back_freed_memory()  # what opening has left
-        keep_freed_memory()  # a step asks for the same sizes as the one before
+        give_back_freed_memory()  # left over from loading
+        keep_freed_memory()  # every step allocates the same sizes again
         self.wake = Condition()
         self.thread = Thread(target=self._work, daemon=True, name="luthier-engine")
         self.thread.start()
@@ -84,47 +84,51 @@ class Engine:
         progress: Progress | None = None,
         allow_code: Allow = False,
     ) -> Engine:
-        """Serve what lies in these folders (NAME=PATH or PATH), adapters over one base."""
+        """Serve the models in these folders (NAME=PATH or PATH); adapters share one base."""
         sources = [source_of(each, allow_code) for each in given]
         refuse_two_bases(sources)
         refuse_equal_names(sources)
-        variants = call_apart(lambda: open_variants(sources, progress or Progress(), dtype=dtype))
-        return cls(variants, rows=rows, waiting=waiting)
+        models = call_apart(lambda: open_models(sources, progress or Progress(), dtype=dtype))
+        return cls(models, rows=rows, waiting=waiting)
 
     @classmethod
     def load(cls, path: Path, *, base: bool = False, allow_code: Allow = False) -> Engine:
-        """One run, adapter or model; with `base` the model that an adapter starts from."""
+        """Load one run, adapter or model; with `base`, the base model of an adapter."""
         source = source_of(str(path), allow_code)
-        if base and source.load is None:
-            raise InputError(f"{path} holds whole weights: its base is another model", fix="chat with the base itself")
         if base:
+            if source.load is None:
+                raise InputError(
+                    f"{path} holds full weights: its base is another model", fix="chat with the base itself"
+                )
             source = base_of(source)
-        return cls(call_apart(lambda: open_variants([source], Progress()))[-1:], rows=1)
+        return cls(call_apart(lambda: open_models([source], Progress()))[-1:], rows=1)
 
-    def submit(self, asks: Sequence[Ask]) -> None:
-        """Let questions in, all or none. InputError where one is too long, QueueFull where too many wait."""
-        for ask in asks:
-            limit = self.variants[ask.model].limit
-            if len(ask.ids) >= limit:
-                raise InputError(f"the dialogue has {len(ask.ids)} tokens, and the model takes {limit} with the answer")
+    def submit(self, requests: Sequence[GenerationRequest]) -> None:
+        """Queue all requests or none. InputError if one is too long, QueueFull if too many are waiting."""
+        for request in requests:
+            limit = self.models[request.model].limit
+            if len(request.ids) >= limit:
+                raise InputError(
+                    f"the conversation has {len(request.ids)} tokens; the model's limit is {limit} with the answer"
+                )
         with self.wake:
             if self.closing:
                 raise QueueFull("the server is stopping")
-            if len(self.waiting) + len(asks) > self.most_waiting + max(0, self.most_rows - len(self.jobs)):
-                raise QueueFull(f"{len(self.waiting)} requests wait already: ask again in a moment")
-            self.waiting.extend(asks)
-            self.counts.asked += len(asks)
+            if len(self.waiting) + len(requests) > self.max_waiting + max(0, self.max_rows - len(self.running)):
+                raise QueueFull(f"{len(self.waiting)} requests are already waiting: retry in a moment")
+            self.waiting.extend(requests)
+            self.counts.asked += len(requests)
             self.wake.notify()
 
-    def close(self, *, patience: float = 0.0) -> None:
-        """Take no more, finish what is there within `patience` seconds, and stop."""
+    def close(self, *, grace: float = 0.0) -> None:
+        """Accept no more requests, wait up to `grace` seconds for the current ones, and stop."""
         with self.wake:
             self.closing = True
             self.wake.notify()
-        self.thread.join(timeout=patience)
+        self.thread.join(timeout=grace)
         with self.wake:
-            for ask in [*self.waiting, *(job.ask for job in list(self.jobs.values()))]:
-                ask.cancel()
+            for request in [*self.waiting, *(running.request for running in list(self.running.values()))]:
+                request.cancelled.set()
             self.wake.notify()
         self.thread.join()
 
@@ -133,126 +137,121 @@ class Engine:
         messages: Sequence[Message],
         *,
         tools: str = "",
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        seed: int = 0,
+        sampling: SamplingParams | None = None,
         model: str | None = None,
     ) -> Iterator[str]:
-        """The answer piece by piece; temperature 0 takes the likeliest token. Leaving the loop stops the work.
+        """Yield the answer's text as it is generated; closing the iterator cancels the request.
 
-        `tools` are those on offer, as Example.tools has them.
+        `tools` are the available tools, in the form of Example.tools.
         """
-        variant = self.variants[model] if model else next(iter(self.variants.values()))
-        ids = variant.template.prompt_ids(messages, tools)
-        pieces: SimpleQueue[Piece] = SimpleQueue()
-        sampling = Sampling(temperature=temperature, seed=seed, most=max_new_tokens)
-        ask = Ask(variant.name, ids, sampling, pieces.put)
-        self.submit([ask])
+        served = self.models[model] if model else next(iter(self.models.values()))
+        ids = served.template.prompt_ids(messages, tools)
+        chunks: SimpleQueue[Chunk] = SimpleQueue()
+        request = GenerationRequest(served.name, ids, sampling or SamplingParams(), chunks.put)
+        self.submit([request])
         try:
-            while True:
-                piece = pieces.get()
-                if piece.text:
-                    yield piece.text
-                if piece.finish == "error":
-                    raise RuntimeError(piece.error)
-                if piece.finish is not None:
-                    return
+            finish = None
+            while finish is None:
+                chunk = chunks.get()
+                finish = chunk.finish
+                if chunk.text:
+                    yield chunk.text
+                if finish == "error":
+                    raise RuntimeError(chunk.error)
         finally:
-            ask.cancel()
+            request.cancelled.set()
 
     def _work(self) -> None:
         with torch.inference_mode():
             while True:
                 with self.wake:
-                    while not (self.waiting or self.jobs or self.closing):
+                    while not (self.waiting or self.running or self.closing):
                         self.wake.wait()
-                    if self.closing and not self.waiting and not self.jobs:
+                    if not (self.waiting or self.running):
                         return
-                    self._let_in()
-                for lane in self.lanes:
+                    self._admit()
+                for scheduler in self.schedulers:
                     try:
-                        self._step(lane)
-                    except Exception as error:  # one lane's fault must not end the others'
-                        traceback.print_exc(file=sys.stderr)
-                        self._fail(lane, error)
+                        self._step(scheduler)
+                    except Exception as error:  # a failure of one model must not affect the others
+                        self._fail(scheduler, error)
 
-    def _let_in(self) -> None:
-        for ask in [ask for ask in self.waiting if ask.cancelled.is_set()]:
-            self.waiting.remove(ask)
-            self._deliver_end(ask, 0, "cancelled")
-        while self.waiting and len(self.jobs) < self.most_rows:
-            ask = self.waiting.popleft()
-            variant = self.variants[ask.model]
-            row = Row(ask.ids, variant.start)
-            tokenizer = variant.template.tokenizer
-            self.jobs[row] = Job(ask, variant, row, Drawer(ask.sampling), Text(tokenizer, ask.sampling.stop))
-            self.counts.prompt_tokens += len(ask.ids)
+    def _admit(self) -> None:
+        for request in [request for request in self.waiting if request.cancelled.is_set()]:
+            self.waiting.remove(request)
+            self._deliver_last(request, Chunk("", 0, finish="cancelled"))
+        while self.waiting and len(self.running) < self.max_rows:
+            request = self.waiting.popleft()
+            model = self.models[request.model]
+            row = Row(request.ids, model.prefix)
+            text = Detokenizer(model.template.tokenizer, request.sampling.stop)
+            self.running[row] = Running(request, model, row, Sampler(request.sampling), text)
+            self.counts.prompt_tokens += len(request.ids)
             try:
-                variant.lane.take(row)
-            except Exception as error:  # no memory for its trained keys
-                traceback.print_exc(file=sys.stderr)
-                self._fail(variant.lane, error)
+                model.scheduler.admit(row)
+            except Exception as error:  # out of memory for a trained prefix
+                self._fail(model.scheduler, error)
 
-    def _step(self, lane: Lane) -> None:
-        for row in [row for row in lane.rows if self.jobs[row].ask.cancelled.is_set()]:
-            self._end(self.jobs[row], "cancelled")
-        if not lane.rows:
+    def _step(self, scheduler: Scheduler) -> None:
+        for row in [row for row in scheduler.rows if self.running[row].request.cancelled.is_set()]:
+            self._finish(self.running[row], "cancelled")
+        if not scheduler.rows:
             return
-        fed = lane.feed()
-        if fed:
-            self._said([row for row, _ in fed], torch.stack([logits for _, logits in fed]))
-        if lane.count:
-            self._said(lane.ready, lane.step())
+        if prefilled := scheduler.prefill():
+            self._sample([row for row, _ in prefilled], torch.stack([logits for _, logits in prefilled]))
+        if scheduler.count:
+            self._sample(scheduler.ready, scheduler.decode())
 
-    def _said(self, rows: Sequence[Row], logits: Tensor) -> None:
-        """The next token of each row, from its logits [rows, vocabulary]."""
-        jobs = [self.jobs[row] for row in rows]
-        for job, token, own in zip(jobs, draw(logits, [job.drawer for job in jobs]), logits, strict=True):
-            self._took(job, token, own)
+    def _sample(self, rows: Sequence[Row], logits: Tensor) -> None:
+        """Sample the next token of each row from logits [rows, vocabulary]."""
+        running = [self.running[row] for row in rows]
+        tokens = sample(logits, [each.sampler for each in running])
+        for each, token, own in zip(running, tokens, logits, strict=True):
+            self._add(each, token, own)
 
-    def _took(self, job: Job, token: int, logits: Tensor) -> None:
-        sampling = job.ask.sampling
-        job.row.token = token
-        job.made += 1
-        self.counts.tokens += 1
-        ended = token in job.variant.template.end_ids and not sampling.ignore_end
+    def _add(self, running: Running, token: int, logits: Tensor) -> None:
+        sampling, row = running.request.sampling, running.row
+        row.token = token
+        running.tokens += 1
+        self.counts.completion_tokens += 1
+        ended = token in running.model.template.end_ids and not sampling.ignore_eos
         if sampling.logprobs is not None and not ended:
-            job.kept.append(scored(logits, token, sampling.logprobs))
-        text = "" if ended else job.text.add(token)
-        if ended or job.text.stopped:
-            self._end(job, "stop", text)
-        elif job.made >= sampling.most or job.row.whole + job.made >= job.variant.limit + job.row.start.virtual:
-            self._end(job, "length", text)
-        elif text or job.kept:
-            job.ask.deliver(Piece(text, job.made, self._scores(job)))
+            running.logprobs.append(scored(logits, token, sampling.logprobs))
+        text = "" if ended else running.text.add(token)
+        if ended or running.text.stopped:
+            self._finish(running, "stop", text)
+        elif running.tokens >= sampling.max_tokens or row.total + running.tokens >= (
+            running.model.limit + row.prefix.virtual_tokens
+        ):
+            self._finish(running, "length", text)
+        elif text or running.logprobs:
+            running.request.deliver(self._chunk(running, text))
 
-    def _scores(self, job: Job) -> tuple[Scored, ...]:
-        kept, job.kept = tuple(job.kept), []
-        return kept
+    def _chunk(self, running: Running, text: str, finish: Finish | None = None, error: str = "") -> Chunk:
+        logprobs, running.logprobs = tuple(running.logprobs), []
+        return Chunk(text, running.tokens, logprobs, finish, error)
 
-    def _end(self, job: Job, finish: Finish, text: str = "") -> None:
-        job.variant.lane.drop(job.row)
-        del self.jobs[job.row]
-        rest = "" if finish == "cancelled" else job.text.end()
-        self._deliver_end(job.ask, job.made, finish, text + rest, self._scores(job))
+    def _finish(self, running: Running, finish: Finish, text: str = "") -> None:
+        running.model.scheduler.evict(running.row)
+        del self.running[running.row]
+        rest = "" if finish == "cancelled" else running.text.finish()
+        self._deliver_last(running.request, self._chunk(running, text + rest, finish))
 
-    def _deliver_end(
-        self, ask: Ask, made: int, finish: Finish, text: str = "", kept: tuple[Scored, ...] = (), error: str = ""
-    ) -> None:
-        match finish:
-            case "cancelled":
-                self.counts.cancelled += 1
-            case "error":
-                self.counts.failed += 1
-            case _:
-                self.counts.finished += 1
-        ask.deliver(Piece(text, made, kept, finish, error))
+    def _deliver_last(self, request: GenerationRequest, chunk: Chunk) -> None:
+        if chunk.finish == "cancelled":
+            self.counts.cancelled += 1
+        elif chunk.finish == "error":
+            self.counts.failed += 1
+        else:
+            self.counts.finished += 1
+        request.deliver(chunk)
 
-    def _fail(self, lane: Lane, error: Exception) -> None:
-        """End all answers of a lane, whose rows may be in any state."""
-        rows = list(lane.rows)
-        lane.clear()
+    def _fail(self, scheduler: Scheduler, error: Exception) -> None:
+        """Log the error and end all requests of a scheduler, whose rows may be in any state."""
+        traceback.print_exception(error, file=sys.stderr)
+        rows = list(scheduler.rows)
+        scheduler.clear()
         for row in rows:
-            if (job := self.jobs.pop(row, None)) is not None:
+            if (running := self.running.pop(row, None)) is not None:
                 message = f"the model failed on this batch ({type(error).__name__})"
-                self._deliver_end(job.ask, job.made, "error", "", self._scores(job), message)
+                self._deliver_last(running.request, self._chunk(running, "", "error", message))

@@ -1,11 +1,11 @@
-"""Keys and values of many rows side by side, each of its own length: a cache for rows that come and go.
+"""A KV cache whose rows have lengths of their own, for batches that rows join and leave at any step.
 
-transformers' caches pad rows to one length, and to let one in or out copies all of them. Here each row has a place of
-its own and begins there at 0, so nothing is padded on the left, a row that ends costs one copy (the last one moves into
-its place), and a step reads the rows as one slice. The mask says how far each has come. Attention takes the heads that
-share keys as one block of queries, so keys are not repeated for them.
+The caches of transformers pad rows to one length, so adding or removing a row copies all of them. Here each row starts
+at position 0 of its own index: there is no left padding, removing a row costs one copy (the last row takes its index),
+and a step reads the rows as one slice. The mask says how long each row is. In attention, the heads that share a key
+head form one block of queries, so keys are not repeated.
 
-Registered with transformers as `luthier_slots`.
+Registered with transformers as `luthier_rows`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
-NAME = "luthier_slots"
+NAME = "luthier_rows"
 STEP = 128
-"""Tokens by which a row's place grows at least."""
+"""The capacity of a row grows by a multiple of this many tokens."""
 
 
-class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer: [places, heads, room, head size]."""
+class RowCacheLayer(CacheLayerMixin):
+    """Keys and values of one layer: [rows, heads, capacity, head size]."""
 
     is_sliding = False
 
-    def __init__(self, owner: SlotCache) -> None:
+    def __init__(self, owner: RowCache) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.owner = owner
 
@@ -38,119 +38,104 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def _empty(self, like: Tensor) -> Tensor:
-        return like.new_zeros(self.owner.places, like.size(1), self.owner.room, like.size(3))
+        return like.new_zeros(self.owner.rows, like.size(1), self.owner.capacity, like.size(3))
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write [rows, heads, T, head size] behind what the rows of this step have, and return all they have."""
+    def tensors(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values, allocated like [rows, heads, T, head size] when first needed."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        first, starts, longest = self.owner.now
-        rows = slice(first, first + len(starts))
-        keys, values = self.keys[rows], self.values[rows]
-        if key_states.size(2) == 1:
-            each = torch.arange(len(starts), device=key_states.device)
-            keys[each, :, self.owner.at] = key_states[:, :, 0]
-            values[each, :, self.owner.at] = value_states[:, :, 0]
-        else:
-            for row, start in enumerate(starts):
-                keys[row, :, start : start + key_states.size(2)] = key_states[row]
-                values[row, :, start : start + key_states.size(2)] = value_states[row]
-        return keys[:, :, :longest], values[:, :, :longest]
+        return self.keys, self.values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append [rows, heads, T, head size] to the rows of this step and return all that they have."""
+        first, starts, longest = self.owner.step
+        kept = [each[first : first + len(starts)] for each in self.tensors(key_states, value_states)]
+        for own, new in zip(kept, (key_states, value_states), strict=True):
+            if new.size(2) == 1:
+                own[self.owner.indices, :, self.owner.positions] = new[:, :, 0]
+            else:
+                for row, start in enumerate(starts):
+                    own[row, :, start : start + new.size(2)] = new[row]
+        return kept[0][:, :, :longest], kept[1][:, :, :longest]
 
     def grow(self) -> None:
-        """Take the owner's size, keeping what is there."""
-        if not self.is_initialized:
-            return
-        assert self.keys is not None and self.values is not None
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            new = self._empty(old)
-            places, room = min(len(old), len(new)), min(old.size(2), new.size(2))
-            new[:places, :, :room] = old[:places, :, :room]
-            setattr(self, name, new)
-
-    def put(self, place: int, keys: Tensor, values: Tensor) -> None:
-        """Begin a row with these, [heads, length, head size]."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys[None], values[None])
-        assert self.keys is not None and self.values is not None
-        self.keys[place, :, : keys.size(1)] = keys
-        self.values[place, :, : values.size(1)] = values
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy `length` tokens of one place to another."""
+        """Reallocate to the owner's size, keeping the content."""
         if self.keys is not None and self.values is not None:
-            for kept in (self.keys, self.values):
-                kept[target, :, :length] = kept[source, :, :length]
+            old = self.keys, self.values
+            self.lazy_initialization(*old)
+            for new, kept in zip((self.keys, self.values), old, strict=True):
+                new[: len(kept), :, : kept.size(2)] = kept
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.owner.now[2], 0
+        return self.owner.step[2], 0
 
     def get_seq_length(self) -> int:
-        return max(self.owner.now[1])
+        return max(self.owner.step[1])
 
     def get_max_length(self) -> int:
         return -1
 
 
-class SlotCache(Cache):
-    """A cache for transformers' models. Say with `step` which rows a call is about."""
+class RowCache(Cache):
+    """A cache for transformers models. Call `prepare` before each forward pass to say which rows it is about."""
 
     def __init__(self, layers: int) -> None:
-        self.places, self.room = 1, STEP
-        self.now: tuple[int, list[int], int] = (0, [0], 0)
-        """(first place, tokens each row has already, tokens of the longest with the new ones)."""
-        self.at = torch.zeros(1, dtype=torch.long)
-        """Where the new token of each row goes, on the device."""
-        self.own = [SlotLayer(self) for _ in range(layers)]
+        self.rows, self.capacity = 1, STEP
+        self.step: tuple[int, list[int], int] = (0, [0], 0)
+        """(first row, tokens that each row has already, length of the longest row including new tokens)."""
+        self.indices = self.positions = torch.zeros(1, dtype=torch.long)
+        """Index within the step, and position of the new token, of each row; on the device."""
+        self.own = [RowCacheLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.own))
 
-    def step(self, first: int, starts: list[int], new: int, device: torch.device) -> None:
-        """The next call adds `new` tokens to each of the rows from place `first` on, which have `starts` tokens."""
+    def prepare(self, first: int, starts: list[int], new: int, device: torch.device) -> None:
+        """The next call appends `new` tokens to the rows from index `first` on, which have `starts` tokens."""
         longest = max(starts) + new
-        self.ensure(first + len(starts), longest)
-        self.now, self.at = (first, starts, longest), torch.tensor(starts, device=device)
+        self.reserve(first + len(starts), longest)
+        self.step = first, starts, longest
+        self.indices, self.positions = torch.arange(len(starts), device=device), torch.tensor(starts, device=device)
 
-    def ensure(self, places: int, room: int) -> None:
-        """Make place for so many rows of so many tokens."""
-        if places <= self.places and room <= self.room:
+    def reserve(self, rows: int, capacity: int) -> None:
+        """Grow to at least this many rows of this many tokens."""
+        if rows <= self.rows and capacity <= self.capacity:
             return
-        while self.places < places:
-            self.places *= 2
-        if room > self.room:
-            self.room = -(-max(room, self.room * 5 // 4) // STEP) * STEP
+        while self.rows < rows:
+            self.rows *= 2
+        if capacity > self.capacity:
+            self.capacity = -(-max(capacity, self.capacity * 5 // 4) // STEP) * STEP
         for layer in self.own:
             layer.grow()
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the row of one place to another; one without tokens may not be in the cache yet."""
+        """Copy a row to another index; a row without tokens may not be in the cache yet."""
         if source != target and length:
-            for layer in self.own:
-                layer.move(source, target, length)
+            for kept in (each for layer in self.own for each in (layer.keys, layer.values)):
+                if kept is not None:
+                    kept[target, :, :length] = kept[source, :, :length]
 
-    def put(self, place: int, keys: list[Tensor], values: list[Tensor]) -> None:
-        """Begin a row with keys and values of its own, per layer [heads, length, head size] (a trained prefix)."""
-        self.ensure(place + 1, keys[0].size(1))
-        for layer, own_keys, own_values in zip(self.own, keys, values, strict=True):
-            layer.put(place, own_keys, own_values)
+    def put(self, row: int, keys: list[Tensor], values: list[Tensor]) -> None:
+        """Start a row with keys and values per layer, [heads, length, head size] (a trained prefix)."""
+        self.reserve(row + 1, keys[0].size(1))
+        for layer, *own in zip(self.own, keys, values, strict=True):
+            for kept, new in zip(layer.tensors(*(each[None] for each in own)), own, strict=True):
+                kept[row, :, : new.size(1)] = new
 
     def clear(self) -> None:
-        """Give the memory back; only where no row is kept."""
-        self.places, self.room = 1, STEP
+        """Free the memory; only valid while no row is kept."""
+        self.rows, self.capacity = 1, STEP
         for layer in self.own:
             layer.keys = layer.values = None
             layer.is_initialized = False
 
 
-def visible(starts: list[int], new: int, device: torch.device) -> Tensor:
-    """[rows, 1, new, longest]: True where a new token of a row sees one of the cache, which is up to itself."""
-    places = torch.tensor(starts, device=device)[:, None] + torch.arange(new, device=device)
-    seen = torch.arange(max(starts) + new, device=device)
-    return (seen <= places[..., None])[:, None]
+def causal_mask(starts: list[int], new: int, device: torch.device) -> Tensor:
+    """Return [rows, 1, new, longest]: True where a new token of a row attends to a cached one (up to itself)."""
+    positions = torch.tensor(starts, device=device)[:, None] + torch.arange(new, device=device)
+    return (torch.arange(max(starts) + new, device=device) <= positions[..., None])[:, None]
 
 
-def slot_attention(
+def row_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -164,7 +149,7 @@ def slot_attention(
 ) -> tuple[Tensor, None]:
     """Queries [rows, heads, T, D], keys and values [rows, key heads, longest, D] -> [rows, T, heads, D].
 
-    NotImplementedError where a model asks for more than hiding keys (Gemma 2 caps its scores).
+    NotImplementedError if a model needs more than masking (Gemma 2 caps its scores).
     """
     if softcap is not None or kwargs.get("s_aux") is not None or attention_mask is None:
         raise NotImplementedError("attention with capped scores or sinks")
@@ -172,17 +157,18 @@ def slot_attention(
         hidden = attention_mask.sum(-1, keepdim=True) - sliding_window
         attention_mask = attention_mask & (torch.arange(key.size(2), device=key.device) >= hidden)
     rows, heads, tokens, width = query.shape
-    few = key.size(1)
+    groups = key.size(1)
     if rows == 1 and tokens > 1 and key.size(2) == tokens and sliding_window is None:
-        made = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=few != heads)
-        return made.transpose(1, 2), None
-    asked = query.reshape(rows, few, -1, width)  # [rows, key heads, heads that share them * T, D]
+        grouped = groups != heads
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+        return output.transpose(1, 2), None
+    query = query.reshape(rows, groups, -1, width)  # [rows, key heads, heads that share them * T, D]
     mask = attention_mask
-    if heads != few and tokens > 1:
-        mask = mask[:, :, None].expand(-1, -1, heads // few, -1, -1).flatten(2, 3)
-    made = F.scaled_dot_product_attention(asked, key, value, attn_mask=mask, scale=scaling)
-    return made.reshape(rows, heads, tokens, width).transpose(1, 2), None
+    if heads != groups and tokens > 1:
+        mask = mask[:, :, None].expand(-1, -1, heads // groups, -1, -1).flatten(2, 3)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    return output.reshape(rows, heads, tokens, width).transpose(1, 2), None
 
 
-AttentionInterface.register(NAME, slot_attention)
+AttentionInterface.register(NAME, row_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)

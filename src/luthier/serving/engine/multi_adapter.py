@@ -1,19 +1,19 @@
-"""Many adapters over one base in one step: each row gets its own.
+"""Multi-adapter inference: the rows of one batch share a base model and each has its own adapter.
 
-What an adapter does to a linear layer, folded into a few terms,
+What an adapter does to a linear layer is expressed by a few tensors,
 
     y' = s * (W R (c * x) + B A x) + b
 
-with W of the base: A [rank, in], B [out, rank], s and b [out], c [in], R [in, in] in blocks. LoRA and its kin have A
-and B, DoRA also s (its magnitudes over the norms of W + BA, arXiv 2402.09353, section 4.1), (IA)3 s or c, BitFit b,
-OFT R. The A of all adapters stand in one matrix and so do the B, so a step costs two products however many adapters its
-rows have; what belongs to another row's adapter is zeroed between the two.
+with W of the base: A [rank, in], B [out, rank], s and b [out], c [in], R [in, in] block-diagonal. LoRA and its variants
+have A and B, DoRA also s (its magnitudes over the norms of W + BA, arXiv 2402.09353, section 4.1), (IA)3 s or c, BitFit
+b, OFT R. The A of all adapters are concatenated into one matrix, and so are the B, so a step costs two products however
+many adapters its rows have; columns of other rows' adapters are zeroed between the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,45 +21,44 @@ from torch import Tensor, nn
 
 
 @dataclass(slots=True)
-class Terms:
-    """What one adapter does to one layer; None is nothing."""
+class AdapterDelta:
+    """What one adapter does to one layer; None means nothing."""
 
     down: Tensor | None = None
     """A, [rank, in]."""
     up: Tensor | None = None
     """B times the adapter's scaling, [out, rank]."""
-    scale: Tensor | None = None
+    output_scale: Tensor | None = None
     """s, [out]."""
-    shift: Tensor | None = None
+    bias: Tensor | None = None
     """b, [out]."""
-    into: Tensor | None = None
-    """c, [in]; with it there is no A."""
-    turn: Tensor | None = None
-    """R less 1, [blocks, size, size], which a block of x multiplies from the left; with it there is no A."""
+    input_scale: Tensor | None = None
+    """c, [in]; there is no A with it."""
+    rotation: Tensor | None = None
+    """R - 1, [blocks, size, size], which a block of x multiplies from the left; there is no A with it."""
 
 
-def terms_of(model: nn.Module, name: str = "default") -> dict[str, Terms] | None:
-    """Name of a layer -> what the adapter of a loaded PEFT model does there; None where it does not fold so."""
+def deltas_of(model: nn.Module, name: str = "default") -> dict[str, AdapterDelta] | None:
+    """Return layer name -> delta of a loaded PEFT model; None if the adapter cannot be expressed as deltas."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
-    if getattr(model.active_peft_config, "bias", "none") not in (None, "none"):  # biases of the base, written over
+    if getattr(model.active_peft_config, "bias", "none") not in (None, "none"):  # overwritten biases of the base
         return None
     base: Any = model.get_base_model()  # type: ignore[operator]
-    found: dict[str, Terms] = {}
-    for place, module in base.named_modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):  # whole modules trained beside the adapter
+    found: dict[str, AdapterDelta] = {}
+    for layer, module in base.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):  # fully trained modules
             return None
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        made = _terms(module, name)
-        if made is None:
-            return None
-        found[place] = made
+        if isinstance(module, BaseTunerLayer):
+            delta = _delta(module, name)
+            if delta is None:
+                return None
+            found[layer] = delta
     return found
 
 
-def _terms(layer: Any, name: str) -> Terms | None:  # noqa: PLR0911 (one for each kind)
+def _delta(layer: Any, name: str) -> AdapterDelta | None:  # noqa: PLR0911 (one for each kind)
     from peft.tuners.adalora import SVDLinear
     from peft.tuners.ia3 import IA3Layer
     from peft.tuners.lora import LoraLayer
@@ -68,85 +67,90 @@ def _terms(layer: Any, name: str) -> Terms | None:  # noqa: PLR0911 (one for eac
 
     from luthier.methods.layers.bias import BiasDelta
 
-    if not hasattr(layer.get_base_layer(), "weight") or isinstance(layer.get_base_layer(), nn.Embedding):
-        return None
-    if layer.merged or name not in layer.active_adapters:
+    base = layer.get_base_layer()
+    if (
+        not hasattr(base, "weight")
+        or isinstance(base, nn.Embedding)
+        or layer.merged
+        or name not in layer.active_adapters
+    ):
         return None
     if isinstance(layer, SVDLinear):
         down = layer.lora_A[name] * layer.lora_E[name]
-        return Terms(down, layer.lora_B[name] * (layer.scaling[name] / (layer.ranknum[name] + 1e-5)))
+        return AdapterDelta(down, layer.lora_B[name] * (layer.scaling[name] / (layer.ranknum[name] + 1e-5)))
     if isinstance(layer, LoraLayer):
-        return _low_rank(layer, name)
+        return _lora(layer, name)
     if isinstance(layer, VeraLayer) and layer.vera_A is not None and layer.vera_B is not None:
         rank, size_in, size_out = len(layer.vera_lambda_d[name]), layer.in_features, layer.out_features
         down = layer.vera_A[name][:rank, :size_in] * layer.vera_lambda_d[name][:, None]
-        return Terms(down, layer.vera_B[name][:size_out, :rank] * layer.vera_lambda_b[name][:, None])
+        return AdapterDelta(down, layer.vera_B[name][:size_out, :rank] * layer.vera_lambda_b[name][:, None])
     if isinstance(layer, IA3Layer):
         factor = layer.ia3_l[name].flatten()
-        return Terms(into=factor) if layer.is_feedforward else Terms(scale=factor)
+        return AdapterDelta(input_scale=factor) if layer.is_feedforward else AdapterDelta(output_scale=factor)
     if isinstance(layer, BiasDelta):
-        return Terms(shift=layer.held("delta")[name])
+        return AdapterDelta(bias=layer.held("delta")[name])
     if isinstance(layer, OFTLayer) and layer.oft_R[name].weight.ndim == 2:
-        return Terms(turn=_turn(layer.oft_R[name]))
+        return AdapterDelta(rotation=_rotation(layer.oft_R[name]))
     return None
 
 
-def _turn(rotation: Any) -> Tensor:
-    """R less 1 of one of PEFT's rotations, [blocks, size, size]: made once, where PEFT makes it anew at each call."""
-    size: int = rotation.block_size
-    whole: Tensor = rotation.get_weight()
-    blocks = len(whole) // size
-    each = torch.arange(blocks)
-    return whole.view(blocks, size, blocks, size)[each, :, each] - torch.eye(size, device=whole.device)
+def _rotation(oft: Any) -> Tensor:
+    """R - 1 of a PEFT rotation, [blocks, size, size], computed once; PEFT computes it in every call."""
+    size: int = oft.block_size
+    full: Tensor = oft.get_weight()
+    each = torch.arange(len(full) // size)
+    return full.view(len(each), size, len(each), size)[each, :, each] - torch.eye(size, device=full.device)
 
 
-def _low_rank(layer: Any, name: str) -> Terms | None:
-    if layer.lora_variant and not layer.use_dora.get(name):
+def _lora(layer: Any, name: str) -> AdapterDelta | None:
+    dora = layer.use_dora.get(name)
+    if layer.lora_variant and not dora:
         return None
     if layer.lora_bias.get(name) or name not in layer.lora_A or layer.lora_A[name].weight.ndim != 2:
         return None
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight * layer.scaling[name]
-    if not layer.use_dora.get(name):
-        return Terms(down, up)
-    base, magnitude = layer.get_base_layer(), layer.lora_magnitude_vector[name]
+    if not dora:
+        return AdapterDelta(down, up)
     from peft.utils.integrations import dequantize_module_weight
     from transformers.pytorch_utils import Conv1D
 
+    base = layer.get_base_layer()
     weight = dequantize_module_weight(base).to(up.dtype)
     weight = weight.T if isinstance(base, Conv1D) else weight
-    scale = magnitude.weight / torch.linalg.norm(weight + up @ down, dim=1)
-    # DoRA scales the product alone, and the base's bias is in y.
-    shift = None if base.bias is None else (1 - scale) * base.bias.to(scale.dtype)
-    return Terms(down, up, scale, shift)
+    scale = layer.lora_magnitude_vector[name].weight / torch.linalg.norm(weight + up @ down, dim=1)
+    # DoRA scales only the product, and y contains the base's bias.
+    bias = None if base.bias is None else (1 - scale) * base.bias.to(scale.dtype)
+    return AdapterDelta(down, up, scale, bias)
 
 
-class Mixer:
-    """Adapters over the linear layers of one model; `use` says which row has which."""
+class MultiAdapter:
+    """Adapters over the linear layers of one model; `select` says which row has which adapter."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.layers: dict[str, MixedLayer] = {}
+        self.layers: dict[str, MultiAdapterLayer] = {}
         self.number = 0
         self.rows: tuple[int, ...] = ()
         self.masks: dict[tuple[Any, ...], Tensor] = {}
 
-    def add(self, terms: dict[str, Terms]) -> int:
-        """Take an adapter over; its number, from 1 on. The base is 0."""
+    def add(self, deltas: dict[str, AdapterDelta]) -> int:
+        """Add an adapter and return its number, from 1 on; the base is 0."""
         self.number += 1
-        for name, own in terms.items():
+        for name, delta in deltas.items():
             if name not in self.layers:
-                self.layers[name] = MixedLayer(self.model.get_submodule(name), self)
-            self.layers[name].add(self.number, own)
+                self.layers[name] = MultiAdapterLayer(self.model.get_submodule(name), self)
+            self.layers[name].add(self.number, delta)
         return self.number
 
-    def use(self, rows: Sequence[int]) -> None:
-        """Rows of the next step have the adapters of these numbers."""
+    def select(self, rows: Sequence[int]) -> None:
+        """Set the adapter number of each row of the next step."""
         self.rows = tuple(rows)
 
-    def own(self, columns: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
-        """[rows, 1, columns]: 1 where a column belongs to the row's adapter. `columns`: (adapter, how many), in order.
+    def mask(self, columns: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
+        """Return [rows, 1, columns]: 1 where a column belongs to the row's adapter.
 
-        Most layers have the same columns, so there is one mask for all of them.
+        `columns` are pairs (adapter number, number of columns), in order. Most layers have the same columns, so they
+        share one mask.
         """
         key = (self.rows, columns, like.dtype)
         if key not in self.masks:
@@ -159,155 +163,151 @@ class Mixer:
 
 
 KEPT = 4
-"""Sets of rows for which a layer keeps what it does: rows that are ready and rows that are read in take turns."""
+"""Sets of rows for which a layer caches its batch: steps for ready rows and for rows being prefilled alternate."""
 
 FEW = 128
-"""Rows times columns of A below which a CPU multiplies sooner in float32 than in half types.
+"""Rows times columns of A below which a CPU multiplies faster in float32 than in half precision.
 
-A product in a half type costs 15 microseconds before it begins there; from then on it reads half as much, and many
-tokens take an eighth of the time.
+A product in half precision has an overhead of 15 microseconds on a CPU; beyond that it reads half as much memory, and
+products with many tokens take an eighth of the time.
 """
 
 
 @dataclass(slots=True)
-class _Now:
-    """What a layer does in a step, made once for as long as the rows stay the same."""
+class _Batch:
+    """What a layer applies in a step; cached for as long as the rows stay the same."""
 
     down: Tensor | None = None
-    """A of all, [in, columns]."""
+    """A of all adapters, [in, columns]."""
     up: Tensor | None = None
-    """B of all, [columns, out]."""
-    own: Tensor | None = None
-    """[rows, 1, columns]: 1 where a column belongs to the row's adapter; None where all do."""
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    into: Tensor | None = None
-    turns: list[tuple[Tensor | None, Tensor]] = field(default_factory=list)
-    """Rows (None: all) and the turn of their adapter."""
+    """B of all adapters, [columns, out]."""
+    mask: Tensor | None = None
+    """[rows, 1, columns]: 1 where a column belongs to the row's adapter; None if all do."""
+    output_scale: Tensor | None = None
+    bias: Tensor | None = None
+    input_scale: Tensor | None = None
+    rotations: list[tuple[Tensor | None, Tensor]] = field(default_factory=list)
+    """(rows, or None for all rows; rotation of their adapter)."""
 
 
-class MixedLayer:
+class MultiAdapterLayer:
     """The adapters of one linear layer."""
 
-    def __init__(self, layer: nn.Module, mixer: Mixer) -> None:
-        self.mixer = mixer
-        self.terms: dict[int, Terms] = {}
-        """Those of each adapter, but for A and B."""
+    def __init__(self, layer: nn.Module, adapters: MultiAdapter) -> None:
+        self.adapters = adapters
+        self.deltas: dict[int, AdapterDelta] = {}
+        """Adapter number -> its delta without A and B."""
         self.ranks: dict[int, int] = {}
-        """Of the adapters with A and B, in the order in which these are joined."""
+        """Rank of the adapters with A and B, in the order in which these are concatenated."""
         self.joined: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
-        """A of all [columns, in] and B of all [columns, out], in float32 and in the types that were asked for."""
-        self.now: dict[tuple[Any, ...], _Now] = {}
+        """A of all adapters [columns, in] and B of all [columns, out], in float32 and in each type used so far."""
+        self.batches: dict[tuple[Any, ...], _Batch] = {}
         self.layer, self.changes_input = layer, False
         layer.register_forward_hook(self._after)
 
-    def add(self, number: int, terms: Terms) -> None:
-        given = {each.name: getattr(terms, each.name) for each in fields(Terms) if each.name not in ("down", "up")}
-        kept = {name: term.detach().clone() for name, term in given.items() if term is not None}
-        self.terms[number] = Terms(**kept)
-        if terms.down is not None and terms.up is not None:
-            self.ranks[number] = len(terms.down)
+    def add(self, number: int, delta: AdapterDelta) -> None:
+        """Add the delta of an adapter; its tensors are copied."""
+        own = {key: getattr(delta, key) for key in ("output_scale", "bias", "input_scale", "rotation")}
+        self.deltas[number] = AdapterDelta(**{key: t.detach().clone() for key, t in own.items() if t is not None})
+        if delta.down is not None and delta.up is not None:
+            self.ranks[number] = len(delta.down)
             others = [self.joined[torch.float32]] if self.joined else []
-            downs, ups = zip(*others, (terms.down, terms.up.T), strict=True)
+            downs, ups = zip(*others, (delta.down, delta.up.T), strict=True)
             down, up = (torch.cat([each.detach().float() for each in parts]) for parts in (downs, ups))
-            self.joined = {torch.float32: (down, up)}  # both by column: a part of them is a slice
-        self.now = {}
-        if (terms.into is not None or terms.turn is not None) and not self.changes_input:
+            self.joined = {torch.float32: (down, up)}  # both by column, so that an adapter's part is a slice
+        self.batches = {}
+        if (delta.input_scale is not None or delta.rotation is not None) and not self.changes_input:
             self.layer.register_forward_pre_hook(self._before)
             self.changes_input = True
 
     def _before(self, layer: nn.Module, args: tuple[Any, ...]) -> Any:
-        x, now = args[0], self._now(args[0])
-        if now is None:
+        x, batch = args[0], self._batch(args[0])
+        if batch is None:
             return None
-        # An adapter that changes the input has no A and B (see Terms), so it may be changed for the base's product.
-        if now.into is not None:
-            x = x * now.into
-        for rows, turn in now.turns:
-            x = turned(x, turn) if rows is None else x.index_copy(0, rows, turned(x[rows], turn))
+        # An adapter that changes the input has no A and B, so only the base's product sees the change.
+        if batch.input_scale is not None:
+            x = x * batch.input_scale
+        for rows, rotation in batch.rotations:
+            x = rotated(x, rotation) if rows is None else x.index_copy(0, rows, rotated(x[rows], rotation))
         return (x, *args[1:])
 
-    def _after(self, layer: nn.Module, args: tuple[Any, ...], made: Tensor) -> Tensor:
-        x, now = args[0], self._now(args[0])
-        if now is None:
-            return made
-        if now.down is not None and now.up is not None:
-            low = x.to(now.down.dtype) @ now.down  # [rows, T, columns]
-            if now.own is not None:
-                low = low * now.own
-            if made.dtype == now.up.dtype and made.is_contiguous():
-                made = made.view(-1, made.size(-1)).addmm_(low.view(-1, low.size(-1)), now.up).view(made.shape)
+    def _after(self, layer: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+        x, batch = args[0], self._batch(args[0])
+        if batch is None:
+            return y
+        if batch.down is not None and batch.up is not None:
+            low = x.to(batch.down.dtype) @ batch.down  # [rows, T, columns]
+            if batch.mask is not None:
+                low = low * batch.mask
+            if y.dtype == batch.up.dtype and y.is_contiguous():
+                y = y.view(-1, y.size(-1)).addmm_(low.view(-1, low.size(-1)), batch.up).view(y.shape)
             else:
-                made = made.add_(low @ now.up)
-        if now.scale is not None:
-            made = made * now.scale
-        return made if now.shift is None else made + now.shift
+                y = y.add_(low @ batch.up)
+        if batch.output_scale is not None:
+            y = y * batch.output_scale
+        return y if batch.bias is None else y + batch.bias
 
-    def _now(self, x: Tensor) -> _Now | None:
-        rows = self.mixer.rows
+    def _batch(self, x: Tensor) -> _Batch | None:
+        rows = self.adapters.rows
         key = (rows, x.size(1) == 1)
-        found = self.now.get(key)
-        if found is None:
-            if not any(row in self.terms for row in rows):
+        if key not in self.batches:
+            if not any(row in self.deltas for row in rows):
                 return None
-            if len(self.now) >= KEPT:
-                self.now.clear()
-            found = self.now[key] = self._made(rows, x)
-        return found
+            if len(self.batches) >= KEPT:
+                self.batches.clear()
+            self.batches[key] = self._new_batch(rows, x)
+        return self.batches[key]
 
-    def _made(self, rows: tuple[int, ...], x: Tensor) -> _Now:
-        now = _Now()
+    def _new_batch(self, rows: tuple[int, ...], x: Tensor) -> _Batch:
+        batch, keys = _Batch(), ("output_scale", "bias", "input_scale")
+        batch.output_scale, batch.bias, batch.input_scale = (self._stack(key, rows, x) for key in keys)
         single = x.size(1) == 1 and x.device.type == "cpu"
         active = [number for number in self.ranks if number in rows]
         if active:
-            # Few of many are taken out of the matrix of all; else it serves whichever rows come and go.
+            # A few of many are taken out of the matrix of all; otherwise it serves whichever rows come and go.
             chosen = active if len(active) == 1 or 2 * len(active) < len(self.ranks) else list(self.ranks)
             columns = tuple((number, self.ranks[number]) for number in chosen)
             few = single and len(rows) * sum(many for _, many in columns) < FEW
-            kind = torch.float32 if few else x.dtype
-            now.down, now.up = self._columns(chosen, x.device, kind)
+            batch.down, batch.up = self._columns(chosen, x.device, torch.float32 if few else x.dtype)
             if len(chosen) > 1 or any(row != chosen[0] for row in rows):
-                now.own = self.mixer.own(columns, now.down)
-        now.scale, now.shift, now.into = (self._each(key, rows, x) for key in ("scale", "shift", "into"))
-        for number, terms in self.terms.items():
-            if terms.turn is None or number not in rows:
-                continue
-            own = [place for place, row in enumerate(rows) if row == number]
-            places = None if len(own) == len(rows) else torch.tensor(own, device=x.device)
-            kind = torch.float32 if single else x.dtype  # see FEW
-            now.turns.append((places, terms.turn.to(device=x.device, dtype=kind)))
-        return now
+                batch.mask = self.adapters.mask(columns, batch.down)
+        for number, delta in self.deltas.items():
+            if delta.rotation is not None and number in rows:
+                own = [index for index, row in enumerate(rows) if row == number]
+                indices = None if len(own) == len(rows) else torch.tensor(own, device=x.device)
+                dtype = torch.float32 if single else x.dtype  # see FEW
+                batch.rotations.append((indices, delta.rotation.to(device=x.device, dtype=dtype)))
+        return batch
 
-    def _columns(self, chosen: Sequence[int], device: torch.device, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A [in, columns] and B [columns, out] of the chosen ones, out of those of all that have them."""
-        if kind not in self.joined:
+    def _columns(self, chosen: Sequence[int], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A [in, columns] and B [columns, out] of the chosen adapters."""
+        if dtype not in self.joined:
             down, up = self.joined[torch.float32]
-            self.joined[kind] = down.to(device=device, dtype=kind), up.to(device=device, dtype=kind)
-        down, up = self.joined[kind]
+            self.joined[dtype] = down.to(device=device, dtype=dtype), up.to(device=device, dtype=dtype)
+        down, up = self.joined[dtype]
         if len(chosen) < len(self.ranks):
             order = list(self.ranks)
-            places = [order.index(number) for number in chosen]
-            down, up = (_some(torch.split(of_all, list(self.ranks.values())), places) for of_all in (down, up))
+            parts = [order.index(number) for number in chosen]
+            down, up = (_take(torch.split(of_all, list(self.ranks.values())), parts) for of_all in (down, up))
         return down.T, up
 
-    def _each(self, key: str, rows: Sequence[int], x: Tensor) -> Tensor | None:
-        """[rows, 1, size], neutral for rows without the term; None where none has it."""
-        there = {
-            row: term for row in set(rows) if row in self.terms and (term := getattr(self.terms[row], key)) is not None
-        }
-        if not there:
+    def _stack(self, key: str, rows: Sequence[int], x: Tensor) -> Tensor | None:
+        """[rows, 1, size], neutral for rows without this tensor; None if no row has it."""
+        found = {row: getattr(self.deltas[row], key) for row in set(rows) if row in self.deltas}
+        found = {row: tensor for row, tensor in found.items() if tensor is not None}
+        if not found:
             return None
-        any_one = next(iter(there.values()))
-        neutral = torch.zeros_like(any_one) if key == "shift" else torch.ones_like(any_one)
-        return torch.stack([there.get(row, neutral) for row in rows])[:, None].to(device=x.device, dtype=x.dtype)
+        one = next(iter(found.values()))
+        neutral = torch.zeros_like(one) if key == "bias" else torch.ones_like(one)
+        return torch.stack([found.get(row, neutral) for row in rows])[:, None].to(device=x.device, dtype=x.dtype)
 
 
-def turned(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn x [rows, T, in] block by block: x and x times (R less 1), which half types round less than x R."""
-    each = x.reshape(-1, *turn.shape[:2]).transpose(0, 1).to(turn.dtype)  # [blocks, rows * T, size]
-    return x + torch.bmm(each, turn).transpose(0, 1).reshape(x.shape).to(x.dtype)
+def rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate x [rows, T, in] block by block as x + x (R - 1), which rounds less in half precision than x R."""
+    each = x.reshape(-1, *rotation.shape[:2]).transpose(0, 1).to(rotation.dtype)  # [blocks, rows * T, size]
+    return x + torch.bmm(each, rotation).transpose(0, 1).reshape(x.shape).to(x.dtype)
 
 
-def _some(parts: Sequence[Tensor], places: Sequence[int]) -> Tensor:
-    """Those parts as one; a single one stays where it is."""
-    return parts[places[0]] if len(places) == 1 else torch.cat([parts[place] for place in places])
+def _take(parts: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
+    """Concatenate the selected parts; a single one is not copied."""
+    return parts[indices[0]] if len(indices) == 1 else torch.cat([parts[index] for index in indices])

@@ -1,4 +1,4 @@
-"""What is asked of a model, and what comes back piece by piece."""
+"""Generation requests, their sampling parameters, and the chunks that come back."""
 
 from __future__ import annotations
 
@@ -13,32 +13,31 @@ Finish = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is drawn."""
+class SamplingParams:
+    """How the tokens of an answer are sampled."""
 
     temperature: float = 0.0
-    """0 takes the likeliest."""
-    top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability (Holtzman et al. 2020, arXiv 1904.09751)."""
+    """0 is greedy."""
+    max_tokens: int = 256
     seed: int | None = None
-    """The same seed draws the same tokens from the same logits; None draws anew each time."""
-    most: int = 256
-    """Longest answer in tokens."""
+    """The same seed samples the same tokens from the same logits; None uses a fresh random state."""
+    top_p: float = 1.0
+    """Nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751)."""
     stop: tuple[str, ...] = ()
-    """Texts that end the answer; they are not part of it."""
+    """Strings that end the answer; they are not part of it."""
     logprobs: int | None = None
-    """With each token its log probability and those of so many likeliest; None gives none."""
-    presence: float = 0.0
-    """Taken from the logits of tokens that the answer has already (OpenAI's presence_penalty)."""
-    frequency: float = 0.0
-    """Taken for each time that the answer has them (frequency_penalty)."""
-    ignore_end: bool = False
-    """Go on behind an end token, for measurements of speed."""
+    """Return the log probability of each token and of this many most likely ones; None returns none."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that are in the answer already."""
+    frequency_penalty: float = 0.0
+    """Subtracted once for each time that a token is in the answer."""
+    ignore_eos: bool = False
+    """Continue after an end token, for speed measurements."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """A token of the answer with its log probability, and the likeliest in its place."""
+class ScoredToken:
+    """A generated token with its log probability and the most likely alternatives."""
 
     token: int
     logprob: float
@@ -46,33 +45,29 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Some text of the answer; the last piece says why it ends."""
+class Chunk:
+    """Part of an answer's text; the last chunk has a finish reason."""
 
     text: str
     tokens: int
-    """Tokens made so far, with the end token."""
-    scored: tuple[Scored, ...] = ()
-    """Of the tokens since the last piece, where log probabilities were asked for."""
+    """Tokens generated so far, including the end token."""
+    logprobs: tuple[ScoredToken, ...] = ()
+    """Tokens since the last chunk, if log probabilities were requested."""
     finish: Finish | None = None
     error: str = ""
 
 
 class QueueFull(LuthierError):
-    """More questions wait than are allowed to."""
+    """The waiting queue is full."""
 
 
 @dataclass(slots=True, eq=False)
-class Ask:
-    """One question to one model."""
+class GenerationRequest:
+    """One prompt for one model."""
 
     model: str
     ids: list[int]
-    sampling: Sampling
-    deliver: Callable[[Piece], None]
-    """Called from the engine's thread with each piece; must not wait."""
+    sampling: SamplingParams
+    deliver: Callable[[Chunk], None]
+    """Called with each chunk from the engine's thread; must not block."""
     cancelled: Event = field(default_factory=Event)
-
-    def cancel(self) -> None:
-        """Stop the work; the last piece says so."""
-        self.cancelled.set()

@@ -1,4 +1,4 @@
-"""A lane steps the rows of one model: their prompts first, piece by piece, then a token for each at a time."""
+"""Schedulers step the rows of one model: prompts are prefilled in chunks, then each step decodes one token per row."""
 
 from __future__ import annotations
 
@@ -11,63 +11,63 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.rendering.row import even_length
-from luthier.serving.engine.kv_cache import NAME, SlotCache, visible
-from luthier.serving.engine.multi_adapter import Mixer
+from luthier.serving.engine.kv_cache import NAME, RowCache, causal_mask
+from luthier.serving.engine.multi_adapter import MultiAdapter
 
 CHUNK = 512
-"""Tokens of prompts in one step: a long prompt must not keep the answers of others waiting."""
+"""Prompt tokens per step: a long prompt must not delay the answers of other requests."""
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """What a row of a variant begins with; nothing for most methods."""
+class PrefixState:
+    """The state in which a model's rows start; empty for most methods."""
 
     adapter: int = 0
-    """Its number in the lane's mixer; 0 is the base."""
+    """Adapter number in the scheduler's MultiAdapter; 0 is the base."""
     embeds: Tensor | None = None
-    """Virtual tokens in front of the text, [length, hidden] (prompt and P-tuning)."""
+    """Virtual tokens before the text, [length, hidden] (prompt tuning, P-tuning)."""
     keys: list[Tensor] = field(default_factory=list)
-    """Trained keys of each layer, [heads, length, head size] (prefix tuning, P-tuning v2)."""
+    """Trained keys per layer, [heads, length, head size] (prefix tuning, P-tuning v2)."""
     values: list[Tensor] = field(default_factory=list)
 
     @property
-    def front(self) -> int:
-        """Places of the cache taken by trained keys, which have no positions."""
+    def cached(self) -> int:
+        """Cache positions taken by trained keys, which have no position ids."""
         return self.keys[0].size(1) if self.keys else 0
 
     @property
-    def virtual(self) -> int:
-        """Positions taken by virtual tokens."""
+    def virtual_tokens(self) -> int:
+        """Position ids taken by virtual tokens."""
         return 0 if self.embeds is None else len(self.embeds)
 
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A row in a lane."""
+    """A sequence in a scheduler's batch."""
 
     ids: list[int]
     """The prompt."""
-    start: Start
+    prefix: PrefixState
     done: int = 0
-    """Tokens in the cache that have a position: virtual ones, then text."""
+    """Tokens in the cache that have a position id: virtual tokens, then text."""
     token: int = 0
-    """The token it said last, which the next step takes in."""
+    """The last generated token, which is the input of the next step."""
     cache: Any = None
-    """Where each row has a cache of its own."""
+    """The row's own cache, in a SequentialScheduler."""
 
     @property
-    def whole(self) -> int:
-        """Tokens of the prompt with the virtual ones."""
-        return self.start.virtual + len(self.ids)
+    def total(self) -> int:
+        """Prompt tokens including virtual ones."""
+        return self.prefix.virtual_tokens + len(self.ids)
 
     @property
-    def kept(self) -> int:
-        """Places taken in the cache."""
-        return self.start.front + self.done
+    def cached(self) -> int:
+        """Cache positions in use."""
+        return self.prefix.cached + self.done
 
 
-class Lane:
-    """Rows over one model: those that are ready stand before those whose prompts are still being read."""
+class Scheduler:
+    """The rows of one model. Rows that are ready (prefilled) come before rows whose prompts are still being read."""
 
     chunk = CHUNK
 
@@ -76,75 +76,75 @@ class Lane:
         self.device = next(model.parameters()).device
         self.rows: list[Row] = []
         self.count = 0
-        """Rows that are ready."""
+        """Number of ready rows."""
 
     @property
     def ready(self) -> list[Row]:
         """Rows that get a token in each step."""
         return self.rows[: self.count]
 
-    def take(self, row: Row) -> None:
-        """Let a row in."""
+    def admit(self, row: Row) -> None:
+        """Add a row."""
         self.rows.append(row)
 
-    def drop(self, row: Row) -> None:
-        """Let a row out: the last one of its kind takes its place."""
-        place = self.rows.index(row)
-        if place < self.count:
+    def evict(self, row: Row) -> None:
+        """Remove a row; the last one of its kind takes its index."""
+        at = self.rows.index(row)
+        if at < self.count:
             self.count -= 1
-            self._move(self.count, place)
-            place = self.count
-        self._move(len(self.rows) - 1, place)
+            self._move(self.count, at)
+            at = self.count
+        self._move(len(self.rows) - 1, at)
         self.rows.pop()
 
     def clear(self) -> None:
-        """Let all out, in whatever state they are."""
+        """Remove all rows, whatever their state."""
         self.rows, self.count = [], 0
 
-    def feed(self) -> list[tuple[Row, Tensor]]:
-        """Read up to CHUNK tokens of prompts: the rows that are ready now, with their first logits [vocabulary]."""
+    def prefill(self) -> list[tuple[Row, Tensor]]:
+        """Read up to CHUNK prompt tokens; return the rows that are now ready with their first logits [vocabulary]."""
         raise NotImplementedError
 
-    def step(self) -> Tensor:
-        """Each ready row takes in its token: logits [rows, vocabulary] of the next ones."""
+    def decode(self) -> Tensor:
+        """Feed each ready row its last token; return logits [rows, vocabulary] of the next ones."""
         raise NotImplementedError
 
     def _move(self, source: int, target: int) -> None:
         self.rows[target] = self.rows[source]
 
-    def _exchange(self, one: int, other: int) -> None:
-        self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
-
-    def _is_ready(self, row: Row) -> None:
-        self._exchange(self.rows.index(row), self.count)
+    def _mark_ready(self, row: Row) -> None:
+        self._swap(self.rows.index(row), self.count)
         self.count += 1
 
-    def _entered(self, row: Row, begin: int, end: int) -> dict[str, Tensor]:
-        """Tokens `begin` to `end` of a prompt, virtual ones in front counted: ids, or embeddings where it has such."""
-        virtual = row.start.virtual
+    def _swap(self, one: int, other: int) -> None:
+        self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
+
+    def _inputs(self, row: Row, begin: int, end: int) -> dict[str, Tensor]:
+        """Prompt tokens `begin` to `end`, counting virtual ones: ids, or embeddings if there are virtual tokens."""
+        virtual, embeds = row.prefix.virtual_tokens, row.prefix.embeds
         text = torch.tensor([row.ids[max(0, begin - virtual) : max(0, end - virtual)]], device=self.device).long()
-        if row.start.embeds is None:
+        if embeds is None:
             return {"input_ids": text}
         real = self.model.get_input_embeddings()(text)
-        return {"inputs_embeds": torch.cat([row.start.embeds[None, begin:end].to(real), real], 1)}
+        return {"inputs_embeds": torch.cat([embeds[None, begin:end].to(real), real], 1)}
 
 
-class SlotLane(Lane):
-    """All rows of a model in one cache and one call; with a mixer each has an adapter of its own."""
+class BatchScheduler(Scheduler):
+    """All rows of a model in one cache and one call; with `adapters`, each row has its own adapter."""
 
-    def __init__(self, model: nn.Module, mixer: Mixer | None = None) -> None:
+    def __init__(self, model: nn.Module, adapters: MultiAdapter | None = None) -> None:
         super().__init__(model)
         self.model.set_attn_implementation(NAME)
-        self.mixer = mixer
-        self.cache = SlotCache(self.model.config.get_text_config().num_hidden_layers)
+        self.adapters = adapters
+        self.cache = RowCache(self.model.config.get_text_config().num_hidden_layers)
 
-    def take(self, row: Row) -> None:
-        super().take(row)
-        if row.start.keys:
-            self.cache.put(len(self.rows) - 1, row.start.keys, row.start.values)
+    def admit(self, row: Row) -> None:
+        super().admit(row)
+        if row.prefix.keys:
+            self.cache.put(len(self.rows) - 1, row.prefix.keys, row.prefix.values)
 
-    def drop(self, row: Row) -> None:
-        super().drop(row)
+    def evict(self, row: Row) -> None:
+        super().evict(row)
         if not self.rows:
             self.cache.clear()
 
@@ -152,111 +152,104 @@ class SlotLane(Lane):
         super().clear()
         self.cache.clear()
 
-    def feed(self) -> list[tuple[Row, Tensor]]:
+    def prefill(self) -> list[tuple[Row, Tensor]]:
         group = self._group()
         if not group:
             return []
-        longest = max(row.whole - row.done for row in group)
-        # For each number of tokens oneDNN compiles kernels and keeps them: a server would grow with each new length.
+        longest = max(row.total - row.done for row in group)
+        # oneDNN compiles and keeps kernels for each number of tokens: memory would grow with every new length.
         size = min(even_length(longest, self.chunk), max(1, self.chunk // len(group)))
-        if group[0].start.embeds is not None:
-            entered = self._entered(group[0], group[0].done, group[0].done + size)
-            entered = {name: F.pad(own, (0, 0, 0, size - own.size(1))) for name, own in entered.items()}
+        if group[0].prefix.embeds is not None:
+            inputs = self._inputs(group[0], group[0].done, group[0].done + size)
+            inputs = {name: F.pad(own, (0, 0, 0, size - own.size(1))) for name, own in inputs.items()}
         else:
             texts = [row.ids[row.done : row.done + size] for row in group]
-            entered = {"input_ids": torch.tensor([ids + [0] * (size - len(ids)) for ids in texts], device=self.device)}
-        # Where each prompt ends, if it does in this piece; logits are made for these places alone.
-        ends = {row: row.whole - row.done - 1 for row in group if row.whole - row.done <= size}
-        wanted = sorted({*ends.values()}) or [size - 1]
-        logits = self._forward(group, self.count, size, entered, torch.tensor(wanted, device=self.device))
+            inputs = {"input_ids": torch.tensor([ids + [0] * (size - len(ids)) for ids in texts], device=self.device)}
+        # Index of the last prompt token of the rows that end in this chunk; only these get logits.
+        ends = {row: row.total - row.done - 1 for row in group if row.total - row.done <= size}
+        keep = sorted({*ends.values()}) or [size - 1]
+        logits = self._forward(group, self.count, size, inputs, torch.tensor(keep, device=self.device))
         for row in group:
-            row.done = min(row.whole, row.done + size)
-        made = [(row, logits[group.index(row), wanted.index(end)]) for row, end in ends.items()]
+            row.done = min(row.total, row.done + size)
+        finished = [(row, logits[group.index(row), keep.index(end)]) for row, end in ends.items()]
         for row in ends:
-            self._is_ready(row)
-        return made
+            self._mark_ready(row)
+        return finished
 
-    def step(self) -> Tensor:
+    def decode(self) -> Tensor:
         rows = self.ready
-        entered = {"input_ids": torch.tensor([[row.token] for row in rows], device=self.device)}
-        logits = self._forward(rows, 0, 1, entered, 1)
+        inputs = {"input_ids": torch.tensor([[row.token] for row in rows], device=self.device)}
+        logits = self._forward(rows, 0, 1, inputs, 1)
         for row in rows:
             row.done += 1
         return logits[:, -1]
 
     def _move(self, source: int, target: int) -> None:
-        self.cache.move(source, target, self.rows[source].kept)
+        self.cache.move(source, target, self.rows[source].cached)
         super()._move(source, target)
 
-    def _exchange(self, one: int, other: int) -> None:
+    def _swap(self, one: int, other: int) -> None:
         if one == other:
             return
         spare = len(self.rows)
-        self.cache.ensure(spare + 1, 1)
-        self.cache.move(other, spare, self.rows[other].kept)
-        self.cache.move(one, other, self.rows[one].kept)
-        self.cache.move(spare, one, self.rows[other].kept)
-        super()._exchange(one, other)
+        self.cache.reserve(spare + 1, 1)
+        for source, target, row in ((other, spare, other), (one, other, one), (spare, one, other)):
+            self.cache.move(source, target, self.rows[row].cached)
+        super()._swap(one, other)
 
     def _group(self) -> list[Row]:
-        """New rows whose prompts are read together: the first, and those behind it that fit a chunk beside it.
+        """New rows to prefill together: the first one and those after it that fit into the chunk.
 
-        A power of two, so that all tokens together are as even as those of one row.
+        Their number is a power of two, so that the number of tokens is as even as that of a single row.
         """
         group: list[Row] = []
         for row in self.rows[self.count :]:
-            if group and (row.start.embeds is not None or group[0].start.embeds is not None):
+            if group and (row.prefix.embeds is not None or group[0].prefix.embeds is not None):
                 break
-            longest = max(each.whole - each.done for each in [*group, row])
+            longest = max(each.total - each.done for each in [*group, row])
             if group and even_length(longest, self.chunk) * (len(group) + 1) > self.chunk:
                 break
             group.append(row)
         return group[: 1 << len(group).bit_length() - 1] if group else group
 
     def _forward(
-        self, rows: Sequence[Row], first: int, size: int, entered: dict[str, Tensor], keep: int | Tensor
+        self, rows: Sequence[Row], first: int, size: int, inputs: dict[str, Tensor], keep: int | Tensor
     ) -> Tensor:
-        """Logits [rows, kept, vocabulary] of the next `size` tokens; behind the end of a prompt they mean nothing."""
-        starts = [row.kept for row in rows]
-        places = torch.tensor([[row.done] for row in rows], device=self.device) + torch.arange(size, device=self.device)
-        if size > 1:  # behind the end of a prompt are positions that the model may not have
-            places = places.minimum(torch.tensor([[row.whole - 1] for row in rows], device=self.device))
-        if self.mixer is not None:
-            self.mixer.use([row.start.adapter for row in rows])
-        self.cache.step(first, starts, size, self.device)
-        made = self.model(
-            **entered,
-            attention_mask=visible(starts, size, self.device),
-            past_key_values=self.cache,
-            use_cache=True,
-            position_ids=places,
-            logits_to_keep=keep,
-        )
-        logits: Tensor = made.logits
+        """Logits [rows, kept, vocabulary] for the next `size` tokens; past the end of a prompt they are meaningless."""
+        starts = [row.cached for row in rows]
+        positions = torch.tensor([[row.done] for row in rows], device=self.device)
+        positions = positions + torch.arange(size, device=self.device)
+        if size > 1:  # past the end of a prompt, position ids may exceed those of the model
+            positions = positions.minimum(torch.tensor([[row.total - 1] for row in rows], device=self.device))
+        if self.adapters is not None:
+            self.adapters.select([row.prefix.adapter for row in rows])
+        self.cache.prepare(first, starts, size, self.device)
+        inputs |= {"attention_mask": causal_mask(starts, size, self.device), "position_ids": positions}
+        logits: Tensor = self.model(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=keep).logits
         return logits
 
 
-class PlainLane(Lane):
-    """Row by row, each with the model's own kind of cache: for models that slots do not serve."""
+class SequentialScheduler(Scheduler):
+    """One row at a time, each with the model's own kind of cache: for models that RowCache does not support."""
 
-    def feed(self) -> list[tuple[Row, Tensor]]:
+    def prefill(self) -> list[tuple[Row, Tensor]]:
         if self.count == len(self.rows):
             return []
         row = self.rows[self.count]
-        end = min(row.whole, row.done + self.chunk)
-        logits = self._forward(row, end, self._entered(row, row.done, end))
-        if row.done < row.whole:
+        end = min(row.total, row.done + self.chunk)
+        logits = self._forward(row, end, self._inputs(row, row.done, end))
+        if row.done < row.total:
             return []
-        self._is_ready(row)
+        self._mark_ready(row)
         return [(row, logits)]
 
-    def step(self) -> Tensor:
+    def decode(self) -> Tensor:
         tokens = [{"input_ids": torch.tensor([[row.token]], device=self.device)} for row in self.ready]
         return torch.stack([self._forward(row, row.done + 1, own) for row, own in zip(self.ready, tokens, strict=True)])
 
-    def _forward(self, row: Row, end: int, entered: dict[str, Tensor]) -> Tensor:
+    def _forward(self, row: Row, end: int, inputs: dict[str, Tensor]) -> Tensor:
         mask = torch.ones(1, end, dtype=torch.long, device=self.device)
-        made = self.model(**entered, attention_mask=mask, past_key_values=row.cache, use_cache=True)
-        row.cache, row.done = made.past_key_values, end
-        logits: Tensor = made.logits[0, -1]
+        output = self.model(**inputs, attention_mask=mask, past_key_values=row.cache, use_cache=True)
+        row.cache, row.done = output.past_key_values, end
+        logits: Tensor = output.logits[0, -1]
         return logits

@@ -1,4 +1,4 @@
-"""What can be served or talked to: a run of Luthier's, an adapter in PEFT's format, a whole model in transformers'."""
+"""Sources of served models: a Luthier run, an adapter in PEFT's format, or a full model in transformers' format."""
 
 from __future__ import annotations
 
@@ -22,27 +22,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model on disk. Nothing is loaded yet."""
+    """A model on disk that is not loaded yet."""
 
     name: str
-    """What a request calls it."""
+    """The `model` of a request."""
     path: Path
-    """As it was given."""
     base: ModelConfig
-    """The base, as the adapter was trained on it; of a whole model itself."""
+    """The base that the adapter was trained on, or the full model itself."""
     kind: str
     """The method, or "model"."""
     tokenizer: Path
-    """Folder with tokenizer and chat template."""
+    """Folder of the tokenizer and chat template."""
     load: Callable[[nn.Module], nn.Module] | None
-    """The base with the adapter on it; None of a whole model."""
+    """Loads the adapter onto the base; None for a full model."""
     check: Callable[[str], None]
-    """InputError where the base in this place is another than the one it was trained on."""
+    """Raises InputError if the base in this folder is not the one that it was trained on."""
 
 
 def source_of(given: str, allow_code: Allow = False) -> Source:
-    """NAME=PATH or PATH; InputError where nothing there can be served, or a run's model brings code of its own."""
-    named = not Path(given).expanduser().is_dir()  # a folder whose own name holds = is a folder
+    """Read NAME=PATH or PATH; InputError if it cannot be served or contains code that is not allowed."""
+    named = not Path(given).expanduser().is_dir()  # a folder whose name contains = is a folder
     name, equals, rest = given.partition("=") if named else (given, "", "")
     path = Path(rest if equals else given).expanduser()
     name = name if equals else path.resolve().name
@@ -51,11 +50,11 @@ def source_of(given: str, allow_code: Allow = False) -> Source:
     if (path / "adapter_config.json").is_file():
         return _adapter(name, path)
     if (path / "config.json").is_file():
-        return _whole(name, path)
+        return _full(name, path)
     if not path.is_dir():
-        RunFolder.existing(path)  # says what is near
+        RunFolder.existing(path)  # its error suggests similar names
     raise InputError(
-        f"{path} is no run, no adapter and no model (recipe.yaml, adapter_config.json, config.json)",
+        f"{path} is not a run, an adapter or a model (no recipe.yaml, adapter_config.json or config.json)",
         fix="give the folder that `luthier train` or `luthier export` printed",
     )
 
@@ -64,19 +63,19 @@ def _run(name: str, path: Path, allow_code: Allow) -> Source:
     folder = RunFolder.existing(path)
     config, weights = read_recipe(folder), folder.weights()
     if folder.read_json(folder.data)["task"]["name"] in ("classify", "regress"):
-        raise InputError(f"{path} is a classifier, which does not talk", fix=command("luthier", "evaluate", path))
-    whole = config.method.saves == "model"
-    base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if whole else config.model
+        raise InputError(f"{path} is a classifier, which cannot chat", fix=command("luthier", "evaluate", path))
+    full = config.method.saves == "model"
+    base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if full else config.model
     require(folder.recipe, allow_code, base)
 
     def check(source: str) -> None:
-        if not whole:
+        if not full:
             folder.refuse_another_base(config.model, source)
 
     def load(model: nn.Module) -> nn.Module:
         return config.method.load(model, weights)
 
-    return Source(name, path, base, config.method.name, weights, None if whole else load, check)
+    return Source(name, path, base, config.method.name, weights, None if full else load, check)
 
 
 def _adapter(name: str, path: Path) -> Source:
@@ -86,20 +85,15 @@ def _adapter(name: str, path: Path) -> Source:
     if not base:
         raise InputError(f"{path}/adapter_config.json names no base (base_model_name_or_path)")
     if (kind := str(settings.get("task_type") or "CAUSAL_LM")) != "CAUSAL_LM":
-        raise InputError(
-            f"{path} is {'the adapter of a classifier' if kind == 'SEQ_CLS' else 'no adapter of a language model'} "
-            f"(task_type {kind}), which does not talk",
-            fix="give an adapter that was trained as a language model (CAUSAL_LM)"
-            + (
-                ", or use this one from Python: peft.AutoPeftModelForSequenceClassification"
-                if kind == "SEQ_CLS"
-                else ""
-            ),
-        )
+        what, fix = "not an adapter of a language model", "give an adapter of a language model (CAUSAL_LM)"
+        if kind == "SEQ_CLS":
+            what = "the adapter of a classifier"
+            fix += ", or use this one from Python: peft.AutoPeftModelForSequenceClassification"
+        raise InputError(f"{path} is {what} (task_type {kind}), which cannot chat", fix=fix)
 
     from luthier.methods.layers.loading import shapes_of
 
-    shapes_of(path)  # before the base is loaded; vLLM would open a pickle beside it
+    shapes_of(path)  # before the base is loaded; vLLM would also read a pickle in this folder
 
     def load(model: nn.Module) -> nn.Module:
         from luthier.methods.layers.loading import load_adapter
@@ -111,20 +105,20 @@ def _adapter(name: str, path: Path) -> Source:
     return Source(name, path, ModelConfig(path=str(base)), kind, own, load, lambda _: None)
 
 
-def _whole(name: str, path: Path) -> Source:
+def _full(name: str, path: Path) -> Source:
     kind = str(read_object(path / "config.json").get("architectures") or "")
     if "SequenceClassification" in kind:
-        raise InputError(f"{path} is a classifier ({kind}), which does not talk")
+        raise InputError(f"{path} is a classifier ({kind}), which cannot chat")
     return Source(name, path, ModelConfig(path=str(path)), "model", path, None, lambda _: None)
 
 
 def base_of(source: Source) -> Source:
-    """The untouched base of an adapter, under the name "base", with the tokenizer and template of the run."""
+    """Return the unmodified base of an adapter, named "base", with the tokenizer and template of the run."""
     return Source("base", source.path, source.base, "base", source.tokenizer, None, lambda _: None)
 
 
 def refuse_two_bases(sources: list[Source]) -> None:
-    """InputError where adapters were trained on different bases."""
+    """Raise InputError if adapters were trained on different bases."""
     adapters = [source for source in sources if source.load is not None]
     for other in adapters[1:]:
         mine, its = adapters[0].base.model_dump(), other.base.model_dump()
@@ -132,12 +126,12 @@ def refuse_two_bases(sources: list[Source]) -> None:
             shown = ", ".join(f"model.{key} is {mine[key]} there and {its[key]} here" for key in differing)
             raise InputError(
                 f"{adapters[0].path} and {other.path} are adapters for different bases: {shown}",
-                fix="serve them by two processes, or merge one: luthier export RUN --to merged",
+                fix="serve them in two processes, or merge one: luthier export RUN --to merged",
             )
 
 
 def refuse_equal_names(sources: list[Source]) -> None:
-    """InputError where two would answer to one name."""
+    """Raise InputError if two models have the same name."""
     seen: dict[str, Source] = {}
     for source in sources:
         if source.name in seen or (source.name == "base" and source.load is not None):

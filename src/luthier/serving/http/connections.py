@@ -1,8 +1,8 @@
-"""Connections that wait for nothing: who connects must ask, and who asks must come to the end of it.
+"""A connection limit for uvicorn: idle connections are closed in favour of those that send requests.
 
-uvicorn counts every connection as work and gives a client without a whole request as long as it likes, so a few hundred
-silent ones shut out everybody else. Here a connection without a whole request has a time limit, and where too many are
-open, the one that has been idle for longest makes room.
+uvicorn counts every connection and gives a client without a complete request unlimited time, so a few hundred silent
+ones would shut out everybody else. Here a connection without a complete request has a time limit, and if too many are
+open, the one that has been idle for the longest time is closed.
 """
 
 from __future__ import annotations
@@ -13,29 +13,28 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from luthier.core.strict_json import to_json
+from luthier.serving.http.guard import ApiError
 
-HEADERS = 10.0
-"""Seconds that the head of a request may take to arrive."""
+HEADER_SECONDS = 10.0
+"""Time limit for the head of a request to arrive."""
 SPARE = 128
-"""Connections beyond those with a request in work."""
+"""Connections beyond those with a request in progress."""
 
 
-def protocol(most: int, patience: float = HEADERS) -> type[H11Protocol]:
-    """H11Protocol for at most `most` open connections."""
+def limited_protocol(most: int, seconds: float = HEADER_SECONDS) -> type[H11Protocol]:
+    """Return an H11Protocol with at most `most` open connections and `seconds` for the head of a request."""
 
-    class Bounded(H11Protocol):
-        """Closes a connection that does not ask in time, and the one idle for longest where there are too many."""
+    class Limited(H11Protocol):
+        """Closes a connection that sends no request in time, and the longest idle one if there are too many."""
 
-        waiting: asyncio.TimerHandle | None = None
+        timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self.since = self.loop.time()
             self._watch()
             if len(self.connections) > most:
-                idle = [
-                    each for each in self.connections if isinstance(each, Bounded) and each.idle and each is not self
-                ]
+                idle = [c for c in self.connections if isinstance(c, Limited) and c.idle and c is not self]
                 (min(idle, key=lambda each: each.since) if idle else self).transport.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -52,26 +51,25 @@ def protocol(most: int, patience: float = HEADERS) -> type[H11Protocol]:
 
         @property
         def idle(self) -> bool:
-            """Has it no whole request that is being answered?"""
+            """Has it no complete request that is being answered?"""
             return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
         def _watch(self) -> None:
             if self.cycle is not None and not self.cycle.response_complete:
-                self._unwatch()  # its head is there; Guard limits the time of its body
-            elif self.waiting is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():
-                self.waiting = self.loop.call_later(patience, self.transport.abort)
+                self._unwatch()  # the head has arrived; Guard limits the time for the body
+            elif self.timer is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+                self.timer = self.loop.call_later(seconds, self.transport.abort)
 
         def _unwatch(self) -> None:
-            if self.waiting is not None:
-                self.waiting.cancel()
-                self.waiting = None
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
 
         def send_400_response(self, msg: str) -> None:
-            """In OpenAI's form, as every other error."""
-            error = {"message": msg, "type": "invalid_request_error", "param": None, "code": "invalid_http"}
-            body = to_json({"error": error}).encode()
+            """Send the error in OpenAI's format."""
+            body = to_json(ApiError(400, msg, "invalid_http").body).encode()
             head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
             self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
             self.transport.close()
 
-    return Bounded
+    return Limited

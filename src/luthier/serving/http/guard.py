@@ -1,4 +1,4 @@
-"""What stands before the application: who may ask, and how much."""
+"""The guard in front of the application: who may send requests, and how many bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from luthier.core.strict_json import to_json
@@ -15,21 +15,33 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-OPEN = ("/health",)
-"""Paths that need no key."""
-PATIENCE = 30.0
-"""Seconds that a body may take to arrive."""
+BODY_SECONDS = 30.0
+"""Time limit for the body of a request to arrive."""
+
+
+class ApiError(Exception):
+    """A request that is answered with an error in OpenAI's format."""
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, param: str | None = None, **headers: str
+    ) -> None:
+        """Names of `headers` have an underscore for each dash."""
+        super().__init__(message)
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status)
+        kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
+        self.status, self.headers = status, {name.replace("_", "-"): value for name, value in headers.items()}
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class Guard:
-    """Checks host, key and size of every request, and hands it on with its whole body.
+    """ASGI middleware that checks host, key and size of each request and passes it on with its complete body.
 
-    On loopback without a key the Host header must be a name of this machine, else a page in the user's browser could
-    ask under a name that it has pointed here (DNS rebinding).
+    On loopback without a key, the Host header must be a name of this machine. Otherwise a web page in the user's
+    browser could send requests under a name that it points here (DNS rebinding).
     """
 
-    def __init__(self, app: Any, *, key: str | None, body: int, local: bool, requests: int) -> None:
-        self.app, self.key, self.body, self.local = app, key, body, local
+    def __init__(self, app: Any, *, key: str | None, max_body: int, local: bool, requests: int) -> None:
+        self.app, self.key, self.max_body, self.local = app, key, max_body, local
         self.requests, self.running = requests, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,113 +50,93 @@ class Guard:
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
-            self._admit(scope["path"], headers)
-            body = await self._whole(headers, receive)
-        except Refusal as no:
-            await refuse(send, no.status, no.message, no.code, no.headers)
+            self._check(scope["path"], headers)
+            body = await self._body(headers, receive)
+        except ApiError as error:
+            await _send_error(send, error)
             return
-        if body is None:  # gone before it had asked
+        if body is None:  # disconnected before the request was complete
             return
-        given = False
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def once() -> MutableMapping[str, Any]:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return next(messages, None) or await receive()
 
-        self.running += 1  # not while its body was on the way: a slow one is no work
+        self.running += 1  # not while its body is still arriving
         try:
             await self.app(scope, once, send)
         finally:
             self.running -= 1
 
-    def _admit(self, path: str, headers: dict[bytes, bytes]) -> None:
-        """Refusal of who may not ask, or not now."""
+    def _check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
+        """Raise ApiError if the client may not send requests, or not now."""
         if self.local and self.key is None and not is_loopback(_host(headers.get(b"host", b""))):
-            raise Refusal(403, "this server answers only under a name of this machine", "invalid_host")
-        if path in OPEN:
+            raise ApiError(403, "this server only answers under a name of this machine", "invalid_host")
+        if path == "/health":
             return
-        if self.key is not None and not self._knows(headers.get(b"authorization", b"")):
-            message = "no API key, or a wrong one; send it as Authorization: Bearer KEY"
-            raise Refusal(401, message, "invalid_api_key", {"www-authenticate": "Bearer"})
+        if self.key is not None:
+            scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.key.encode()):
+                message = "missing or wrong API key; send it as Authorization: Bearer KEY"
+                raise ApiError(401, message, "invalid_api_key", www_authenticate="Bearer")
         if self.running >= self.requests:
-            message = f"{self.running} requests are in work, and more are not taken: ask again in a moment"
-            raise Refusal(503, message, "overloaded", {"retry-after": "1", "connection": "close"})
+            message = f"{self.running} requests are in progress, which is the limit: retry in a moment"
+            raise ApiError(503, message, "overloaded", retry_after="1", connection="close")
 
-    def _knows(self, header: bytes) -> bool:
-        assert self.key is not None
-        scheme, _, key = header.partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self.key.encode())
-
-    async def _whole(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
-        """The body, None where the client has left; Refusal as soon as it is too long, too slow, or no text."""
-        length, closes = headers.get(b"content-length", b"0"), {"connection": "close"}
-        too_large = Refusal(413, f"the body has more than {self.body} bytes", "request_too_large", closes)
-        if not length.isdigit() or int(length) > self.body:
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
+        """Read the body; None if the client disconnects, ApiError if it is too long, too slow or invalid Unicode."""
+        length = headers.get(b"content-length", b"0")
+        message = f"the body has more than {self.max_body} bytes"
+        too_large = ApiError(413, message, "request_too_large", connection="close")
+        if not length.isdigit() or int(length) > self.max_body:
             raise too_large
-        parts = bytearray()
+        body = bytearray()
         try:
-            async with asyncio.timeout(PATIENCE):
-                while (message := await receive())["type"] != "http.disconnect":
-                    parts += message.get("body", b"")
-                    if len(parts) > self.body:
+            async with asyncio.timeout(BODY_SECONDS):
+                more = True
+                while more:
+                    part = await receive()
+                    if part["type"] == "http.disconnect":
+                        return None
+                    body += part.get("body", b"")
+                    if len(body) > self.max_body:
                         raise too_large
-                    if not message.get("more_body"):
-                        break
-                else:
-                    return None
+                    more = part.get("more_body", False)
         except TimeoutError:
-            raise Refusal(408, "the body did not arrive in time", "timeout", closes) from None
-        if b"\\u" in parts and _half_characters(parts):
-            half = "a text of the body holds half a character (a lone surrogate such as \\ud800)"
-            raise Refusal(400, half, "invalid_unicode")
-        return bytes(parts)
+            raise ApiError(408, "the body did not arrive in time", "timeout", connection="close") from None
+        if b"\\u" in body and _lone_surrogate(body):
+            raise ApiError(400, "a string contains a lone surrogate such as \\ud800", "invalid_unicode")
+        return bytes(body)
 
 
-class Refusal(Exception):
-    """A request that is answered by an error before it reaches the application."""
-
-    def __init__(self, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
-        self.status, self.message, self.code, self.headers = status, message, code, headers
-        super().__init__(message)
-
-
-def _half_characters(body: bytearray) -> bool:
-    """Does JSON escape a surrogate without its other half? No tokenizer can encode that."""
+def _lone_surrogate(body: bytearray) -> bool:
+    """Does the JSON escape half of a surrogate pair, which no tokenizer can encode?"""
     try:
         to_json(json.loads(body), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return True
-    except (ValueError, RecursionError):  # no JSON: whoever reads it will say so
-        return False
+    except (ValueError, RecursionError):  # invalid JSON is reported by the application
+        pass
     return False
 
 
-async def refuse(send: Send, status: int, message: str, code: str, headers: dict[str, str] | None = None) -> None:
-    """Answer with an error in OpenAI's form."""
-    kind = "authentication_error" if status == 401 else "server_error" if status >= 500 else "invalid_request_error"
-    body = to_json({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
-    told = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
-    raw = [(name.encode(), value.encode()) for name, value in told.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
+async def _send_error(send: Send, error: ApiError) -> None:
+    body = to_json(error.body).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
 
 
 def is_loopback(host: str) -> bool:
-    """Is it a name or address that only this machine answers to?"""
-    if host == "localhost":
-        return True
+    """Is it a name or address of this machine that no other machine can reach?"""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
 def _host(header: bytes) -> str:
-    """Name or address of a Host header, without its port."""
+    """Return name or address of a Host header, without the port."""
     text = header.decode("latin-1").strip().lower()
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0]
+    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]

@@ -1,64 +1,49 @@
-"""OpenAI's API as far as it is served here: what a request may hold, and what comes back.
+"""The supported part of OpenAI's API: schemas of requests and responses.
 
-Fields that would change the answer and are not served are refused, never ignored.
+Unsupported fields that would change the answer are rejected, never ignored.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+from luthier.serving.engine.requests import SamplingParams
 
 
-def _whole(given: Any) -> Any:
-    """JSON has one kind of number: 1.0 is a whole one."""
+def _integer(given: Any) -> Any:
+    """Read 1.0 as 1: JSON has only one kind of number."""
     return int(given) if isinstance(given, float) and given.is_integer() else given
 
 
-WHOLE = BeforeValidator(_whole)
+INTEGER = BeforeValidator(_integer)
+Text = Annotated[str, Field(min_length=1)]
+ShortText = Annotated[str, Field(min_length=1, max_length=200)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31), INTEGER]
+Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=2**20, fail_fast=True)]
+MaxTokens = Annotated[int, Field(ge=1), INTEGER]
+TopLogprobs = Annotated[int, Field(ge=0, le=20), INTEGER]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 
 
-def _wholes(given: Any) -> Any:
-    return [_whole(each) for each in given] if isinstance(given, list) else given
+class Strict(BaseModel):
+    """Part of a request. Unknown fields are an error: a misspelled one would silently have its default."""
 
-
-Tokens = Annotated[
-    list[Annotated[int, Field(ge=0, lt=2**31)]],
-    Field(min_length=1, max_length=2**20, fail_fast=True),
-    BeforeValidator(_wholes),
-]
-Text = Annotated[str, StringConstraints(min_length=1)]
-
-
-class Asked(BaseModel):
-    """A request. Unknown fields are an error: a misspelt one would else be a default in silence."""
-
-    # strict: "5" is no number and 1 no truth, as in OpenAI's own API.
+    # strict: "5" is not a number and 1 not a boolean, as in OpenAI's own API.
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod
     def _one_unknown_field(cls, given: Any) -> Any:
-        """An error for the first unknown field; one for each of ten thousand takes seconds and memory."""
+        """Keep only the first unknown field: errors for ten thousand take seconds and memory."""
         if isinstance(given, dict) and len(unknown := [key for key in given if key not in cls.model_fields]) > 1:
             return {key: value for key, value in given.items() if key in cls.model_fields or key == unknown[0]}
         return given
 
 
 def _form(given: Any) -> str | None:
-    """Which of the forms of a field is meant, by its type and that of its first element."""
+    """Return the tag of the form that is meant, by the type of a value and of its first element."""
     if isinstance(given, str):
         return "a text"
     if not isinstance(given, list):
@@ -69,86 +54,95 @@ def _form(given: Any) -> str | None:
     return "a list of texts" if isinstance(first, str) else "a list of tokens"
 
 
-def _form_of_content(given: Any) -> str | None:
+def _content_form(given: Any) -> str | None:
     return "a text" if isinstance(given, str) else "a list of parts" if isinstance(given, list) else None
 
 
-class TextPart(Asked):
-    """A piece of a message."""
+class TextPart(Strict):
+    """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(Asked):
-    """A turn. `developer` is another word for system."""
+class ChatMessage(Strict):
+    """A message; `developer` is an alias of system."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         Annotated[str, Tag("a text")]
         | Annotated[list[TextPart], Field(min_length=1, max_length=1000, fail_fast=True), Tag("a list of parts")],
         Discriminator(
-            _form_of_content, custom_error_type="form", custom_error_message="should be a text or a list of text parts"
+            _content_form, custom_error_type="form", custom_error_message="should be a text or a list of text parts"
         ),
     ]
     name: str | None = None
-    """Not shown to the model."""
+    """Ignored."""
 
     @property
     def text(self) -> str:
-        """All of its content."""
+        """The content as one string."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(Asked):
-    """What a stream ends with."""
+class StreamOptions(Strict):
+    """Options of a stream."""
 
     include_usage: bool = False
 
 
-class Drawn(Asked):
-    """Fields that both kinds of request have."""
+class GenerationBody(Strict):
+    """Common fields of all requests."""
 
-    model: Name
+    model: ShortText
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    """0 takes the likeliest token; 1 if nothing is said, as in OpenAI's API."""
+    """0 is greedy; the default is 1, as in OpenAI's API."""
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=8, fail_fast=True)] | None = None
-    n: Annotated[int, Field(ge=1, le=8), WHOLE] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), INTEGER] | None = None
+    stop: ShortText | Annotated[list[ShortText], Field(max_length=8, fail_fast=True)] | None = None
+    n: Annotated[int, Field(ge=1, le=8), INTEGER] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     ignore_eos: bool = False
-    """Go on behind an end token (vLLM's field), to measure speed."""
-    user: Annotated[str, StringConstraints(max_length=1000)] | None = None
-    """Not looked at."""
+    """Continue after an end token (a field of vLLM), for speed measurements."""
+    user: Annotated[str, Field(max_length=1000)] | None = None
+    """Ignored."""
 
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """Texts that end the answer."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+    def sampling(self, max_tokens: int, logprobs: int | None) -> SamplingParams:
+        """Return the sampling parameters, with OpenAI's defaults."""
+        return SamplingParams(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            max_tokens=max_tokens,
+            seed=self.seed,
+            top_p=self.top_p or 1.0,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            logprobs=logprobs,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            ignore_eos=self.ignore_eos,
+        )
 
 
-class TextFormat(Asked):
-    """Plain text: no other format is served."""
+class TextFormat(Strict):
+    """Plain text, the only supported format."""
 
     type: Literal["text"]
 
 
-class ChatRequest(Drawn):
+class ChatRequest(GenerationBody):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2000, fail_fast=True)]
-    max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
+    max_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
+    top_logprobs: TopLogprobs | None = None
     response_format: TextFormat | None = None
 
     @model_validator(mode="after")
-    def _says_one_thing(self) -> ChatRequest:
+    def _consistent(self) -> ChatRequest:
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ")
         if self.top_logprobs is not None and not self.logprobs:
@@ -156,7 +150,7 @@ class ChatRequest(Drawn):
         return self
 
 
-class CompletionRequest(Drawn):
+class CompletionRequest(GenerationBody):
     """POST /v1/completions."""
 
     prompt: Annotated[
@@ -170,49 +164,41 @@ class CompletionRequest(Drawn):
             custom_error_message="should be a text, a list of texts, a list of token ids, or a list of such lists",
         ),
     ]
-    """A text, its tokens, or several of either."""
-    max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
-    """16 if nothing is said, as in OpenAI's API."""
-    logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
+    """A text, its token ids, or several of either."""
+    max_tokens: MaxTokens | None = None
+    """The default is 16, as in OpenAI's API."""
+    logprobs: TopLogprobs | None = None
     echo: Literal[False] | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Each prompt."""
+        """The prompts as a list."""
         given: Any = self.prompt
         return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
 
 
-class Usage(BaseModel):
-    """Tokens of a request."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
 class ModelCard(BaseModel):
-    """One of the models."""
+    """A served model."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
     root: str
-    """How the base was tuned: the method."""
+    """The fine-tuning method."""
     max_model_len: int
     """Tokens of prompt and answer together."""
 
 
 class ModelList(BaseModel):
-    """GET /v1/models."""
+    """Response of GET /v1/models."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class ErrorBody(BaseModel):
-    """What went wrong."""
+    """Description of an error."""
 
     message: str
     type: str
@@ -221,13 +207,13 @@ class ErrorBody(BaseModel):
 
 
 class Error(BaseModel):
-    """Every answer that is not 200."""
+    """Every response other than 200."""
 
     error: ErrorBody
 
 
 class Health(BaseModel):
-    """GET /health."""
+    """Response of GET /health."""
 
     status: Literal["ok", "stopping"]
     running: int
@@ -241,7 +227,7 @@ class Health(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """A token that might have stood there."""
+    """A likely token and its log probability."""
 
     token: str
     logprob: float
@@ -249,43 +235,15 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the answer."""
+    """A token of the answer with its alternatives."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(BaseModel):
-    """Log probabilities of a chat's answer."""
+    """Log probabilities of a chat answer."""
 
     content: list[TokenLogprob]
-
-
-class Said(BaseModel):
-    """The answer's message."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class ChatChoice(BaseModel):
-    """One answer."""
-
-    index: int
-    message: Said
-    logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatAnswer(BaseModel):
-    """Of POST /v1/chat/completions."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
 
 
 class Logprobs(BaseModel):
@@ -297,21 +255,61 @@ class Logprobs(BaseModel):
     text_offset: list[int]
 
 
-class CompletionChoice(BaseModel):
-    """One completion."""
+class AnswerMessage(BaseModel):
+    """The message of a chat answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """Common fields of all choices."""
 
     index: int
-    text: str
-    logprobs: Logprobs | None
     finish_reason: Literal["stop", "length"]
 
 
-class CompletionAnswer(BaseModel):
-    """Of POST /v1/completions."""
+class ChatChoice(Choice):
+    """One answer of a chat."""
+
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+
+
+class CompletionChoice(Choice):
+    """One completion."""
+
+    text: str
+    logprobs: Logprobs | None
+
+
+class Usage(BaseModel):
+    """Token counts of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Answer(BaseModel):
+    """Common fields of all answers."""
 
     id: str
-    object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
-    choices: list[CompletionChoice]
     usage: Usage
+
+
+class ChatAnswer(Answer):
+    """Response of POST /v1/chat/completions."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+
+
+class CompletionAnswer(Answer):
+    """Response of POST /v1/completions."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[CompletionChoice]

@@ -1,174 +1,86 @@
-"""From pieces of an answer to OpenAI's JSON, whole or as a stream of events."""
+"""Replies in OpenAI's JSON: from the chunks of an answer to one response, or to a stream of events."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import secrets
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from luthier.core.strict_json import to_json
-from luthier.serving.engine.requests import Piece, Scored
-from luthier.serving.http.protocol import (
-    ChatAnswer,
-    ChatChoice,
-    ChatLogprobs,
-    CompletionAnswer,
-    CompletionChoice,
-    Logprobs,
-    Said,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
+from luthier.serving.engine.models import ServedModel
+from luthier.serving.engine.requests import Chunk, ScoredToken
 
 
-@dataclass(slots=True)
-class Answer:
-    """What has come of one choice so far."""
-
-    pieces: list[Piece] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
-
-    @property
-    def scored(self) -> list[Scored]:
-        return [each for piece in self.pieces for each in piece.scored]
-
-    @property
-    def last(self) -> Piece:
-        return self.pieces[-1]
-
-
-@dataclass(frozen=True, slots=True)
 class Reply:
-    """How one request is answered."""
+    """Builds the reply to one request; `chat` selects chat completions or plain completions."""
 
-    id: str
-    created: int
-    model: str
-    tokenizer: Any
-    prompt_tokens: int
-    logprobs: bool
+    def __init__(self, model: ServedModel, prompt_tokens: int, *, chat: bool, logprobs: bool) -> None:
+        self.tokenizer, self.prompt_tokens = model.template.tokenizer, prompt_tokens
+        self.chat, self.logprobs = chat, logprobs
+        name = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
+        self.frame = {"id": name, "created": int(time.time()), "model": model.name}
 
-    def usage(self, answers: Iterable[Answer]) -> Usage:
-        made = sum(answer.last.tokens for answer in answers)
-        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=made, total_tokens=self.prompt_tokens + made)
+    def answer(self, answers: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
+        """Return the complete response; each answer is the list of its chunks."""
+        choices = []
+        for number, chunks in enumerate(answers):
+            text = "".join(chunk.text for chunk in chunks)
+            tokens = [token for chunk in chunks for token in chunk.logprobs]
+            content = {"message": {"content": text}} if self.chat else {"text": text}
+            choices.append(self._choice(number, content, chunks[-1].finish, tokens if self.logprobs else None))
+        return {**self.frame, "choices": choices, "usage": self.usage([chunks[-1] for chunks in answers])}
 
-    def token(self, number: int) -> str:
-        """The token's text, for log probabilities."""
-        return str(self.tokenizer.decode([number], skip_special_tokens=False))
-
-    def whole(self, answers: Sequence[Answer]) -> ChatAnswer | CompletionAnswer:
-        """All answers at once."""
-        raise NotImplementedError
-
-    def chunk(self, number: int, piece: Piece) -> dict[str, Any]:
-        """A piece of answer `number`."""
-        raise NotImplementedError
-
-    def opening(self, number: int) -> dict[str, Any] | None:
-        """What the stream of answer `number` begins with."""
-        return None
-
-
-class ChatReply(Reply):
-    """Of a chat."""
-
-    __slots__ = ()
-
-    def whole(self, answers: Sequence[Answer]) -> ChatAnswer:
-        choices = [
-            ChatChoice(
-                index=number,
-                message=Said(content=answer.text),
-                finish_reason=_reason(answer.last),
-                logprobs=self._logprobs(answer.scored) if self.logprobs else None,
-            )
-            for number, answer in enumerate(answers)
-        ]
-        return ChatAnswer(
-            id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage(answers)
-        )
+    def usage(self, last: Sequence[Chunk]) -> dict[str, int]:
+        """Return the token counts; `last` are the last chunks of the answers."""
+        tokens = sum(chunk.tokens for chunk in last)
+        total = self.prompt_tokens + tokens
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": tokens, "total_tokens": total}
 
     def opening(self, number: int) -> dict[str, Any]:
-        return self._event(number, {"role": "assistant", "content": ""}, None, None)
+        """Return the first event of a chat answer in a stream."""
+        return self.event([self._choice(number, {"delta": {"role": "assistant", "content": ""}}, None, None)])
 
-    def chunk(self, number: int, piece: Piece) -> dict[str, Any]:
-        logprobs = self._logprobs(piece.scored).model_dump() if self.logprobs and piece.scored else None
-        return self._event(number, {"content": piece.text} if piece.text else {}, piece.finish, logprobs)
+    def chunk(self, number: int, chunk: Chunk) -> dict[str, Any]:
+        """Return the event for a chunk of an answer."""
+        delta = {"delta": {"content": chunk.text} if chunk.text else {}}
+        content = delta if self.chat else {"text": chunk.text}
+        tokens = chunk.logprobs if self.logprobs and chunk.logprobs else None
+        return self.event([self._choice(number, content, chunk.finish, tokens)])
 
-    def _event(self, number: int, delta: dict[str, Any], finish: str | None, logprobs: Any) -> dict[str, Any]:
-        choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return {**_frame(self, "chat.completion.chunk"), "choices": [choice]}
+    def event(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """Return an event of the stream."""
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        return {**self.frame, "object": kind, "choices": choices, **more}
 
-    def _logprobs(self, tokens: Sequence[Scored]) -> ChatLogprobs:
-        return ChatLogprobs(
-            content=[
-                TokenLogprob(
-                    **self._one(each.token, each.logprob),
-                    top_logprobs=[TopLogprob(**self._one(*pair)) for pair in each.top],
-                )
-                for each in tokens
-            ]
-        )
+    def _choice(
+        self, number: int, content: dict[str, Any], finish: str | None, tokens: Sequence[ScoredToken] | None
+    ) -> dict[str, Any]:
+        logprobs = None if tokens is None else self._chat_logprobs(tokens) if self.chat else self._logprobs(tokens)
+        return {"index": number, **content, "logprobs": logprobs, "finish_reason": finish}
 
-    def _one(self, number: int, logprob: float) -> dict[str, Any]:
-        text = self.token(number)
-        return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
+    def _chat_logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+        def one(number: int, logprob: float) -> dict[str, Any]:
+            text = self._text(number)
+            return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
+        content = [{**one(t.token, t.logprob), "top_logprobs": [one(*pair) for pair in t.top]} for t in tokens]
+        return {"content": content}
 
-class CompletionReply(Reply):
-    """Of a completion."""
+    def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+        texts = [self._text(each.token) for each in tokens]
+        return {
+            "tokens": texts,
+            "token_logprobs": [each.logprob for each in tokens],
+            "top_logprobs": [{self._text(number): value for number, value in each.top} for each in tokens],
+            "text_offset": [sum(map(len, texts[:number])) for number in range(len(texts))],
+        }
 
-    __slots__ = ()
-
-    def whole(self, answers: Sequence[Answer]) -> CompletionAnswer:
-        choices = [
-            CompletionChoice(
-                index=number,
-                text=answer.text,
-                finish_reason=_reason(answer.last),
-                logprobs=self._logprobs(answer.scored) if self.logprobs else None,
-            )
-            for number, answer in enumerate(answers)
-        ]
-        return CompletionAnswer(
-            id=self.id, created=self.created, model=self.model, choices=choices, usage=self.usage(answers)
-        )
-
-    def chunk(self, number: int, piece: Piece) -> dict[str, Any]:
-        logprobs = self._logprobs(piece.scored).model_dump() if self.logprobs and piece.scored else None
-        choice = {"index": number, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}
-        return {**_frame(self, "text_completion"), "choices": [choice]}
-
-    def _logprobs(self, tokens: Sequence[Scored]) -> Logprobs:
-        texts = [self.token(each.token) for each in tokens]
-        offsets = [sum(map(len, texts[:number])) for number in range(len(texts))]
-        return Logprobs(
-            tokens=texts,
-            token_logprobs=[each.logprob for each in tokens],
-            top_logprobs=[{self.token(number): value for number, value in each.top} for each in tokens],
-            text_offset=offsets,
-        )
+    def _text(self, token: int) -> str:
+        return str(self.tokenizer.decode([token], skip_special_tokens=False))
 
 
-def event(data: dict[str, Any] | str) -> bytes:
-    """A server-sent event."""
+def encoded(data: dict[str, Any] | str) -> bytes:
+    """Return a server-sent event."""
     text = data if isinstance(data, str) else to_json(data, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
-
-
-def usage_event(reply: Reply, answers: Iterable[Answer]) -> dict[str, Any]:
-    """The last chunk of a stream that asked for it."""
-    kind = "chat.completion.chunk" if isinstance(reply, ChatReply) else "text_completion"
-    return {**_frame(reply, kind), "choices": [], "usage": reply.usage(answers).model_dump()}
-
-
-def _frame(reply: Reply, kind: str) -> dict[str, Any]:
-    return {"id": reply.id, "object": kind, "created": reply.created, "model": reply.model}
-
-
-def _reason(piece: Piece) -> Any:
-    return piece.finish

@@ -1,13 +1,13 @@
-"""OpenAI's HTTP API over the engine. Nothing of a request ever becomes a path: `model` is looked up in a dictionary."""
+"""OpenAI's HTTP API over the engine. No request field becomes a path: `model` is looked up in a dictionary."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,270 +19,226 @@ from luthier.core.errors import InputError
 from luthier.core.version import __version__
 from luthier.rendering.example import Message, RowError
 from luthier.serving.engine.engine import Engine
-from luthier.serving.engine.models import Variant
-from luthier.serving.engine.requests import Ask, Piece, QueueFull, Sampling
-from luthier.serving.http.guard import Guard
+from luthier.serving.engine.models import ServedModel
+from luthier.serving.engine.requests import Chunk, GenerationRequest, QueueFull, SamplingParams
+from luthier.serving.http.guard import ApiError, Guard
 from luthier.serving.http.protocol import (
     ChatAnswer,
     ChatRequest,
     CompletionAnswer,
     CompletionRequest,
-    Drawn,
     Error,
+    GenerationBody,
     Health,
     ModelCard,
     ModelList,
 )
-from luthier.serving.http.replies import Answer, ChatReply, CompletionReply, Reply, event, usage_event
+from luthier.serving.http.replies import Reply, encoded
+from luthier.serving.http.settings import ServerLimits
 
-BODY = 2**20
-"""Bytes of a request, unless another limit is given."""
-RETRY = 1
-"""Seconds after which a client that found the queue full may ask again."""
+STOPPING = "the server is stopping"
 
 
-class Refused(Exception):
-    """A request that is answered by an error."""
+class Generation:
+    """The answers to one HTTP request: submits them to the engine and receives their chunks."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
-        self.status, self.message, self.code, self.param = status, message, code, param
-        super().__init__(message)
+    def __init__(
+        self, engine: Engine, model: ServedModel, prompts: Sequence[list[int]], sampling: SamplingParams
+    ) -> None:
+        """ApiError if the engine does not accept the request."""
+        capacity = engine.max_rows + engine.max_waiting
+        if len(prompts) > capacity:
+            message = f"the request asks for {len(prompts)} answers, and this server takes {capacity} at a time"
+            raise ApiError(400, f"{message}: send fewer prompts, or a smaller n", None, "n")
+        self.loop = asyncio.get_running_loop()
+        self.chunks: asyncio.Queue[tuple[int, Chunk]] = asyncio.Queue()
+        self.requests = []
+        for number, ids in enumerate(prompts):
+            # With a seed, each choice has another seed.
+            own = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + number)
+            self.requests.append(GenerationRequest(model.name, ids, own, partial(self._deliver, number)))
+        try:
+            engine.submit(self.requests)
+        except QueueFull as full:
+            status, code = (503, "stopping") if engine.closing else (429, "queue_full")
+            raise ApiError(status, str(full), code, retry_after="1") from None
+        except InputError as error:
+            raise ApiError(400, error.message) from None
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a request may ask for."""
-
-    prompt: int | None = None
-    """Tokens of a prompt; None takes what the model takes."""
-    tokens: int = 4096
-    """Tokens of an answer."""
-    body: int = BODY
-    requests: int = 384
-    """Requests in work, beyond which others are told to come back."""
-
-
-@dataclass(slots=True)
-class Answering:
-    """Pieces of all answers to one request, in the order they come."""
-
-    asks: list[Ask] = field(default_factory=list)
-    pieces: asyncio.Queue[tuple[int, Piece]] = field(default_factory=asyncio.Queue)
+    def _deliver(self, number: int, chunk: Chunk) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.chunks.put_nowait, (number, chunk))
+        except RuntimeError:  # the server has stopped, so the client is gone
+            return
 
     def cancel(self) -> None:
-        for ask in self.asks:
-            ask.cancel()
+        """Stop generating."""
+        for request in self.requests:
+            request.cancelled.set()
 
-    async def all(self) -> AsyncIterator[tuple[int, Piece]]:
-        """Until every answer has ended; a consumer that leaves stops the work."""
-        open_ = len(self.asks)
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
+        """Yield (number of the answer, chunk) until every answer has ended; closing the iterator cancels them."""
+        open_ = len(self.requests)
         try:
             while open_:
-                number, piece = await self.pieces.get()
-                open_ -= piece.finish is not None
-                yield number, piece
+                number, chunk = await self.chunks.get()
+                open_ -= chunk.finish is not None
+                yield number, chunk
         finally:
             self.cancel()
 
+    async def whole(self, http: Request) -> list[list[Chunk]]:
+        """Return the chunks of each answer. If the client disconnects, generation stops."""
+
+        async def watch() -> None:
+            while (await http.receive())["type"] != "http.disconnect":
+                pass
+            self.cancel()
+
+        answers: list[list[Chunk]] = [[] for _ in self.requests]
+        watching = asyncio.create_task(watch())
+        try:
+            async for number, chunk in self:
+                answers[number].append(chunk)
+        finally:
+            watching.cancel()
+        for last in (chunks[-1] for chunks in answers):
+            if last.finish == "error":
+                raise ApiError(500, last.error, "engine_error")
+            if last.finish == "cancelled":
+                raise ApiError(503, STOPPING, "stopping", retry_after="1")
+        return answers
+
+    async def events(self, reply: Reply, *, usage: bool) -> AsyncIterator[bytes]:
+        """Yield the server-sent events of a stream."""
+        last: dict[int, Chunk] = {}
+        if reply.chat:
+            for number in range(len(self.requests)):
+                yield encoded(reply.opening(number))
+        async for number, chunk in self:
+            if chunk.finish in ("error", "cancelled"):
+                yield encoded(ApiError(500, chunk.error or STOPPING, "engine_error").body)
+                self.cancel()
+                return
+            last[number] = chunk
+            yield encoded(reply.chunk(number, chunk))
+        if usage:
+            yield encoded(reply.event([], usage=reply.usage(list(last.values()))))
+        yield encoded("[DONE]")
+
 
 class Service:
-    """The endpoints."""
+    """The endpoints. Their docstrings are part of the OpenAPI description."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: ServerLimits) -> None:
         self.engine, self.limits = engine, limits
-        self.began = int(time.time())
+        self.started = int(time.time())
 
-    def variant(self, name: str) -> Variant:
-        found = self.engine.variants.get(name)
-        if found is None:
-            known = ", ".join(self.engine.variants)
-            raise Refused(404, f"there is no model {name!r} here; there are: {known}", "model_not_found", "model")
-        return found
+    async def health(self) -> Health:
+        """Return the state of the server and its counts."""
+        status = "stopping" if self.engine.closing else "ok"
+        running, waiting = len(self.engine.running), len(self.engine.waiting)
+        return Health(status=status, running=running, waiting=waiting, **asdict(self.engine.counts))
 
-    def card(self, variant: Variant) -> ModelCard:
-        return ModelCard(
-            id=variant.name, created=self.began, owned_by="luthier", root=variant.kind, max_model_len=variant.limit
-        )
+    async def models(self) -> ModelList:
+        """List the base and all fine-tuned models."""
+        return ModelList(data=[await self.model(name) for name in self.engine.models])
 
-    async def chat(self, asked: ChatRequest, request: Request) -> Any:
-        variant = self.variant(asked.model)
-        most = asked.max_completion_tokens or asked.max_tokens
-        ids = await asyncio.to_thread(_dialogue, variant, asked)
-        room = self._room(variant, ids, most)
-        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        answering = self._ask(variant, [ids] * (asked.n or 1), asked, room, logprobs)
-        reply = ChatReply(
-            _id("chatcmpl"), int(time.time()), variant.name, variant.template.tokenizer, len(ids), logprobs is not None
-        )
-        return await self._answer(reply, answering, asked, request)
+    async def model(self, model: str) -> ModelCard:
+        """Describe one model."""
+        found = self._find(model)
+        limit = found.limit
+        return ModelCard(id=model, created=self.started, owned_by="luthier", root=found.kind, max_model_len=limit)
 
-    async def complete(self, asked: CompletionRequest, request: Request) -> Any:
-        variant = self.variant(asked.model)
-        prompts = await asyncio.to_thread(_prompts, variant, asked)
-        room = min(self._room(variant, ids, asked.max_tokens or 16) for ids in prompts)
-        each = [ids for ids in prompts for _ in range(asked.n or 1)]
-        answering = self._ask(variant, each, asked, room, asked.logprobs)
-        reply = CompletionReply(
-            _id("cmpl"),
-            int(time.time()),
-            variant.name,
-            variant.template.tokenizer,
-            sum(map(len, prompts)),
-            asked.logprobs is not None,
-        )
-        return await self._answer(reply, answering, asked, request)
+    async def chat(self, body: ChatRequest, http: Request) -> Any:
+        """Answer a conversation, in the model's own chat template."""
+        model = self._find(body.model)
+        ids = await asyncio.to_thread(_chat_ids, model, body)
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        max_tokens = self._max_tokens(model, ids, body.max_completion_tokens or body.max_tokens)
+        return await self._answer(model, [ids], body.sampling(max_tokens, logprobs), body, http)
 
-    def _room(self, variant: Variant, ids: Sequence[int], wanted: int | None) -> int:
-        """Tokens that the answer may have; Refused where there is no room for one, or for as many as were asked for."""
-        most = min(variant.limit, (self.limits.prompt or variant.limit) + 1)
-        if len(ids) >= most:
-            raise Refused(
-                400, f"the prompt has {len(ids)} tokens, and {most - 1} are the most here", "context_length_exceeded"
-            )
-        room = variant.limit - len(ids)
+    async def complete(self, body: CompletionRequest, http: Request) -> Any:
+        """Continue a text."""
+        model = self._find(body.model)
+        prompts = await asyncio.to_thread(_prompt_ids, model, body)
+        max_tokens = min(self._max_tokens(model, ids, body.max_tokens or 16) for ids in prompts)
+        return await self._answer(model, prompts, body.sampling(max_tokens, body.logprobs), body, http)
+
+    def _find(self, name: str) -> ServedModel:
+        if name not in self.engine.models:
+            known = ", ".join(self.engine.models)
+            raise ApiError(404, f"there is no model {name!r} here; there are: {known}", "model_not_found", "model")
+        return self.engine.models[name]
+
+    def _max_tokens(self, model: ServedModel, ids: Sequence[int], wanted: int | None) -> int:
+        """Return how many tokens the answer may have; ApiError if none, or if fewer than requested."""
+        longest = min(model.limit - 1, self.limits.max_prompt or model.limit)
+        if len(ids) > longest:
+            message = f"the prompt has {len(ids)} tokens, and the limit is {longest}"
+            raise ApiError(400, message, "context_length_exceeded")
+        room = model.limit - len(ids)
         if wanted is not None and wanted > room:
-            raise Refused(
-                400,
-                f"{len(ids)} tokens of prompt and {wanted} of answer are more than the model's {variant.limit}",
-                "context_length_exceeded",
-                "max_tokens",
-            )
-        if wanted is not None and wanted > self.limits.tokens:
-            raise Refused(400, f"an answer has at most {self.limits.tokens} tokens here", None, "max_tokens")
-        return wanted or min(room, self.limits.tokens)
+            message = f"{len(ids)} prompt tokens and {wanted} answer tokens are more than the model's {model.limit}"
+            raise ApiError(400, message, "context_length_exceeded", "max_tokens")
+        if wanted is not None and wanted > self.limits.max_tokens:
+            message = f"an answer has at most {self.limits.max_tokens} tokens on this server"
+            raise ApiError(400, message, None, "max_tokens")
+        return wanted or min(room, self.limits.max_tokens)
 
-    def _ask(
-        self, variant: Variant, prompts: Sequence[list[int]], asked: Drawn, most: int, logprobs: int | None
-    ) -> Answering:
-        sampling = Sampling(
-            temperature=1.0 if asked.temperature is None else asked.temperature,
-            top_p=asked.top_p or 1.0,
-            seed=asked.seed,
-            most=most,
-            stop=asked.stops,
-            logprobs=logprobs,
-            presence=asked.presence_penalty or 0.0,
-            frequency=asked.frequency_penalty or 0.0,
-            ignore_end=asked.ignore_eos,
-        )
-        loop, answering, engine = asyncio.get_running_loop(), Answering(), self.engine
-        if len(prompts) > engine.most_rows + engine.most_waiting:
-            raise Refused(
-                400,
-                f"the request asks for {len(prompts)} answers, and this server takes "
-                f"{engine.most_rows + engine.most_waiting} at a time: fewer prompts, or a smaller n",
-                None,
-                "n",
-            )
-
-        def deliverer(number: int) -> Callable[[Piece], None]:
-            def deliver(piece: Piece) -> None:
-                try:
-                    loop.call_soon_threadsafe(answering.pieces.put_nowait, (number, piece))
-                except RuntimeError:  # the server is gone, and so is who asked
-                    return
-
-            return deliver
-
-        for number, ids in enumerate(prompts):
-            # A seed draws another answer for each choice.
-            own = sampling if asked.seed is None else replace(sampling, seed=asked.seed + number)
-            answering.asks.append(Ask(variant.name, ids, own, deliverer(number)))
-        try:
-            self.engine.submit(answering.asks)
-        except QueueFull as full:
-            status, code = (503, "stopping") if engine.closing else (429, "queue_full")
-            raise Refused(status, str(full), code) from None
-        except InputError as error:
-            raise Refused(400, error.message) from None
-        return answering
-
-    async def _answer(self, reply: Reply, answering: Answering, asked: Drawn, request: Request) -> Any:
-        if asked.stream:
-            usage = asked.stream_options is not None and asked.stream_options.include_usage
-            return StreamingResponse(_events(reply, answering, usage=usage), media_type="text/event-stream")
-        answers = [Answer() for _ in answering.asks]
-        gone = asyncio.create_task(_gone(request, answering))
-        try:
-            async for number, piece in answering.all():
-                answers[number].pieces.append(piece)
-        finally:
-            gone.cancel()
-        for answer in answers:
-            if answer.last.finish == "error":
-                raise Refused(500, answer.last.error, "engine_error")
-            if answer.last.finish == "cancelled":
-                raise Refused(503, "the server is stopping", "stopping")
-        return reply.whole(answers)
+    async def _answer(
+        self,
+        model: ServedModel,
+        prompts: Sequence[list[int]],
+        sampling: SamplingParams,
+        body: GenerationBody,
+        http: Request,
+    ) -> Any:
+        repeated = [ids for ids in prompts for _ in range(body.n or 1)]
+        generation = Generation(self.engine, model, repeated, sampling)
+        is_chat = isinstance(body, ChatRequest)
+        reply = Reply(model, sum(map(len, prompts)), chat=is_chat, logprobs=sampling.logprobs is not None)
+        if body.stream:
+            usage = body.stream_options is not None and body.stream_options.include_usage
+            return StreamingResponse(generation.events(reply, usage=usage), media_type="text/event-stream")
+        return reply.answer(await generation.whole(http))
 
 
-async def _events(reply: Reply, answering: Answering, *, usage: bool) -> AsyncIterator[bytes]:
-    answers = [Answer() for _ in answering.asks]
-    for number in range(len(answers)):
-        if (first := reply.opening(number)) is not None:
-            yield event(first)
-    async for number, piece in answering.all():
-        answers[number].pieces = [piece]
-        if piece.finish in ("error", "cancelled"):
-            message = piece.error or "the server is stopping"
-            yield event({"error": {"message": message, "type": "server_error", "param": None, "code": "engine_error"}})
-            answering.cancel()
-            return
-        yield event(reply.chunk(number, piece))
-    if usage:
-        yield event(usage_event(reply, answers))
-    yield event("[DONE]")
-
-
-async def _gone(request: Request, answering: Answering) -> None:
-    """Stop the work as soon as nobody waits for it."""
-    while True:
-        if (await request.receive())["type"] == "http.disconnect":
-            answering.cancel()
-            return
-
-
-def _dialogue(variant: Variant, asked: ChatRequest) -> list[int]:
-    messages = [
-        Message("system" if message.role == "developer" else message.role, message.text) for message in asked.messages
-    ]
+def _chat_ids(model: ServedModel, body: ChatRequest) -> list[int]:
+    messages = [Message("system" if each.role == "developer" else each.role, each.text) for each in body.messages]
     try:
-        # Text that spells a special token could end a turn or forge one.
-        variant.template.refuse_special(messages, "")
-        return variant.template.prompt_ids(messages)
+        # Text with a special token could end a turn or fake one.
+        model.template.refuse_special(messages, "")
+        return model.template.prompt_ids(messages)
     except (RowError, InputError) as error:
-        raise Refused(400, str(error).split("\n  fix:")[0], None, "messages") from None
+        raise ApiError(400, str(error).split("\n  fix:")[0], None, "messages") from None
 
 
-def _prompts(variant: Variant, asked: CompletionRequest) -> list[list[int]]:
-    tokenizer = variant.template.tokenizer
-    made = [list(tokenizer(each)["input_ids"]) if isinstance(each, str) else each for each in asked.prompts]
-    # A tokenizer that closes every text (T5's) would end it before the answer begins.
-    made = [
-        ids[:-1] if isinstance(each, str) and ids[-1:] == [tokenizer.eos_token_id] and len(ids) > 1 else ids
-        for each, ids in zip(asked.prompts, made, strict=True)
-    ]
-    if not all(made):
-        raise Refused(400, "the prompt has no tokens", None, "prompt")
-    if any(token >= len(tokenizer) for ids in made for token in ids):
-        raise Refused(400, f"the prompt has a token beyond the {len(tokenizer)} of the tokenizer", None, "prompt")
-    return made
-
-
-def _id(kind: str) -> str:
-    return f"{kind}-{secrets.token_hex(12)}"
+def _prompt_ids(model: ServedModel, body: CompletionRequest) -> list[list[int]]:
+    tokenizer = model.template.tokenizer
+    prompts = []
+    for prompt in body.prompts:
+        ids = list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
+        # A tokenizer that appends an end token to every text (T5's) would end it before the answer.
+        closed = isinstance(prompt, str) and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+        prompts.append(ids[:-1] if closed else ids)
+    if not all(prompts):
+        raise ApiError(400, "the prompt has no tokens", None, "prompt")
+    if any(token >= len(tokenizer) for ids in prompts for token in ids):
+        raise ApiError(400, f"the prompt has a token beyond the {len(tokenizer)} of the tokenizer", None, "prompt")
+    return prompts
 
 
 def application(
-    engine: Engine, *, key: str | None = None, limits: Limits | None = None, local: bool = True, patience: float = 30.0
-) -> Any:
-    """The ASGI application over an engine, which it closes when it stops. `local`: bound to this machine alone."""
-    limits = limits or Limits()
+    engine: Engine, limits: ServerLimits | None = None, *, key: str | None = None, local: bool = True
+) -> Guard:
+    """Return the ASGI application over an engine, which it closes on shutdown. `local`: bound to loopback only."""
+    limits = limits or ServerLimits()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(engine.close, patience=patience)
+        await asyncio.to_thread(engine.close, grace=limits.grace)
 
     app = FastAPI(
         title="Luthier",
@@ -290,103 +246,65 @@ def application(
         docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
-        description="Base and tuned models under OpenAI's API; `model` says which one answers.",
+        description="The base and fine-tuned models under OpenAI's API; `model` selects one.",
     )
     _routes(app, Service(engine, limits))
-    _errors(app)
-    describe(app, list(engine.variants), limits.tokens, keyed=key is not None)
-    return Guard(app, key=key, body=limits.body, local=local, requests=limits.requests)
+    _handle_errors(app)
+    _describe(app, list(engine.models), limits.max_tokens, keyed=key is not None)
+    return Guard(app, key=key, max_body=limits.max_body, local=local, requests=limits.requests)
 
 
 def _routes(app: FastAPI, service: Service) -> None:
-    said: dict[int | str, dict[str, Any]] = {
-        status: {"model": Error} for status in (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
-    }
-    event_ = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
-    said[200] = {"content": {"text/event-stream": {"schema": event_}}}
-    read: dict[int | str, dict[str, Any]] = {status: {"model": Error} for status in (401, 403, 404, 413)}
+    def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+        return {status: {"model": Error} for status in statuses}
 
-    @app.get("/health", responses={403: {"model": Error}, 413: {"model": Error}})
-    async def health() -> Health:
-        """Is it up, and what has it done."""
-        engine, counts = service.engine, service.engine.counts
-        return Health(
-            status="stopping" if engine.closing else "ok",
-            running=len(engine.jobs),
-            waiting=len(engine.waiting),
-            asked=counts.asked,
-            finished=counts.finished,
-            cancelled=counts.cancelled,
-            failed=counts.failed,
-            prompt_tokens=counts.prompt_tokens,
-            completion_tokens=counts.tokens,
-        )
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    generated = errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
+    generated[200] = {"content": {"text/event-stream": {"schema": event}}}
 
-    @app.get("/v1/models", responses=read)
-    async def models() -> ModelList:
-        """The base and every tuned model."""
-        return ModelList(data=[service.card(variant) for variant in service.engine.variants.values()])
-
-    @app.get("/v1/models/{model}", responses=read)
-    async def model(model: str) -> ModelCard:
-        """One of them."""
-        return service.card(service.variant(model))
-
-    @app.post("/v1/chat/completions", response_model=ChatAnswer, responses=said)
-    async def chat(asked: ChatRequest, request: Request) -> Any:
-        """Answer a dialogue, in the model's own chat template."""
-        return await service.chat(asked, request)
-
-    @app.post("/v1/completions", response_model=CompletionAnswer, responses=said)
-    async def complete(asked: CompletionRequest, request: Request) -> Any:
-        """Go on with a text."""
-        return await service.complete(asked, request)
+    listed = errors(401, 403, 404, 413)
+    app.get("/health", responses=errors(403, 413))(service.health)
+    app.get("/v1/models", responses=listed)(service.models)
+    app.get("/v1/models/{model}", responses=listed)(service.model)
+    app.post("/v1/chat/completions", response_model=ChatAnswer, responses=generated)(service.chat)
+    app.post("/v1/completions", response_model=CompletionAnswer, responses=generated)(service.complete)
 
 
-def _errors(app: FastAPI) -> None:
-    def told(status: int, message: str, code: str | None, param: str | None, headers: Any = None) -> JSONResponse:
-        kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
-        error = {"message": message, "type": kind, "param": param, "code": code}
-        return JSONResponse({"error": error}, status, headers=headers)
-
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
-        headers = {"retry-after": str(RETRY)} if error.status in (429, 503) else None
-        return told(error.status, error.message, error.code, error.param, headers)
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body, error.status, headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(http: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:] if not isinstance(part, str) or part.isidentifier())
         unknown = first["type"] == "extra_forbidden"
-        if first["type"] == "model_attributes_type" and len(first["loc"]) == 1 and not _is_json(request):
-            return told(415, "send the body as content-type: application/json", None, None)
+        if first["type"] == "model_attributes_type" and len(first["loc"]) == 1:
+            kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind != "application/json" and not kind.endswith("+json"):
+                return await refused(http, ApiError(415, "send the body as content-type: application/json"))
         message = f"{where}: {first['msg']}" if where else str(first["msg"])
         if first["type"] == "json_invalid":
-            where, message = "", f"the body is no JSON: {first.get('ctx', {}).get('error', '')}"
-        return told(400, message, "unsupported_parameter" if unknown else None, where or None)
+            where, message = "", f"invalid JSON: {first.get('ctx', {}).get('error', '')}"
+        return await refused(http, ApiError(400, message, "unsupported_parameter" if unknown else None, where or None))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return told(error.status_code, str(error.detail), None, None, error.headers)
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(ApiError(error.status_code, str(error.detail)).body, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
-    async def fault(_: Request, error: Exception) -> JSONResponse:
-        return told(500, f"this is our fault ({type(error).__name__}); the server's log says more", None, None)
+    async def fault(http: Request, error: Exception) -> JSONResponse:
+        return await refused(http, ApiError(500, f"internal error ({type(error).__name__}); see the server's log"))
 
 
-def _is_json(request: Request) -> bool:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return kind == "application/json" or kind.endswith("+json")
+def _describe(app: FastAPI, models: Sequence[str], max_tokens: int, *, keyed: bool) -> None:
+    """Adapt the OpenAPI description to the server: models, longest answer, no 422, and the key if one is needed."""
+    default = app.openapi
 
-
-def describe(app: FastAPI, models: Sequence[str], tokens: int, *, keyed: bool) -> None:
-    """The OpenAPI description as the server behaves: models, longest answer, no 422, the key where one is needed."""
-    usual = app.openapi
-
-    def made() -> dict[str, Any]:
+    def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = usual()
+            schema = default()
             for path, operations in schema["paths"].items():
                 for operation in operations.values():
                     operation["responses"].pop("422", None)
@@ -395,12 +313,12 @@ def describe(app: FastAPI, models: Sequence[str], tokens: int, *, keyed: bool) -
             for name in ("ChatRequest", "CompletionRequest"):
                 fields = schema["components"]["schemas"][name]["properties"]
                 fields["model"]["enum"] = list(models)
-                for field_ in (fields[key] for key in ("max_tokens", "max_completion_tokens") if key in fields):
-                    field_["anyOf"][0]["maximum"] = tokens
+                for key in {"max_tokens", "max_completion_tokens"} & fields.keys():
+                    fields[key]["anyOf"][0]["maximum"] = max_tokens
             schema["paths"]["/v1/models/{model}"]["get"]["parameters"][0]["schema"]["enum"] = list(models)
             if keyed:
                 schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             app.openapi_schema = schema
         return app.openapi_schema
 
-    app.openapi = made  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]

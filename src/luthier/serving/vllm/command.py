@@ -1,6 +1,6 @@
-"""The command with which vLLM serves runs, adapters and models: what it cannot serve is refused before it starts.
+"""The vLLM command that serves runs, adapters and models; what vLLM cannot serve is refused before it starts.
 
-vLLM pins versions of torch and transformers of its own, so it lives in another environment and is only ever started.
+vLLM pins its own versions of torch and transformers, so it is installed in another environment and run as a program.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from luthier.builtin import BASE
 from luthier.core.errors import InputError
+from luthier.core.files import read_object
 from luthier.core.shell import command
 from luthier.core.strict_json import to_json
 from luthier.methods.layers.loading import check_fit, shapes_of
@@ -22,22 +23,22 @@ from luthier.recipe.consent import Allow
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
 from luthier.serving.engine.sources import Source, refuse_equal_names, refuse_two_bases, source_of
-from luthier.serving.settings import Sizes
+from luthier.serving.http.settings import ServerLimits
 
 VERSION, PLUGIN = "0.33.0", "0.0.3"
-"""Of vLLM, and of vllm-bnb-plugin, which packs a base in 4 bit there."""
+"""Versions of vLLM and of vllm-bnb-plugin, which quantizes a base to 4 bit there."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's --max-lora-rank may be."""
-MOST_AT_ONCE = 8
-"""Adapters in one step of vLLM's: each holds memory on the GPU; the others wait in the machine's."""
+"""Values of vLLM's --max-lora-rank."""
+MAX_LORAS = 8
+"""Adapters in one step of vLLM: each takes GPU memory; others wait in CPU memory."""
 GUARD = Path(__file__).parent / "guard"
 MIDDLEWARE = "luthier_vllm_guard.OnlyV1"
 
-UNKNOWN_TO_VLLM = {
+UNSUPPORTED = {
     "use_dora": "DoRA",
-    "modules_to_save": "modules trained whole (modules_to_save)",
-    "rank_pattern": "ranks of their own for some layers (rank_pattern)",
-    "alpha_pattern": "scales of their own for some layers (alpha_pattern)",
+    "modules_to_save": "fully trained modules (modules_to_save)",
+    "rank_pattern": "different ranks per layer (rank_pattern)",
+    "alpha_pattern": "different scales per layer (alpha_pattern)",
     "lora_bias": "a bias in the update (lora_bias)",
     "layer_replication": "repeated layers (layer_replication)",
     "alora_invocation_tokens": "aLoRA",
@@ -50,56 +51,56 @@ UNKNOWN_TO_VLLM = {
     "target_parameters": "updates of bare parameters (target_parameters)",
     "trainable_token_indices": "trained token embeddings (trainable_token_indices)",
 }
-"""Setting of a LoRA adapter -> what vLLM refuses or, worse, leaves out in silence."""
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Beginnings of a LoRA that leave the base's weights as they are."""
+"""Settings of a LoRA adapter that vLLM refuses or, worse, ignores."""
+PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Initializations of LoRA that do not change the base's weights."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What one vLLM serves. Nothing of it is loaded."""
+class VllmPlan:
+    """What one vLLM process serves. Nothing is loaded yet."""
 
     base: ModelConfig
     name: str
-    """What a request calls the model that is loaded: "base", or the name of a whole one."""
+    """Name of the loaded model in requests: "base", or that of a full model."""
     adapters: Mapping[str, Path]
-    """Name -> folder in PEFT's format; empty where a whole model is served."""
+    """Name -> folder in PEFT's format; empty for a full model."""
+    limit: int | None
+    """Tokens that the model takes, if its config.json is on this machine."""
     rank: int = 0
-    """The largest of the adapters' ranks."""
+    """The largest rank of the adapters."""
     tokenizer: Path | None = None
-    """Folder with the runs' tokenizer; None where it is the base's own."""
-    template: bool = False
-    """Is a chat template in that folder?"""
-    ends: bool = False
-    """Does that folder say which tokens end an answer, and nothing of sampling?"""
-    limit: int | None = None
-    """Tokens that the model takes, where its config.json is at hand."""
+    """Folder of the runs' tokenizer; None if it is the base's own."""
 
     @property
     def folder(self) -> Path | None:
-        """Where the model's files lie; None where vLLM asks a hub for them."""
+        """Absolute folder of the base; None if vLLM downloads it."""
         return model_folder(self.base)
 
 
 def model_folder(base: ModelConfig) -> Path | None:
-    """Folder of a model on this machine, absolute; None of a hub id."""
-    if base.path == "builtin":
-        return BASE
-    folder = Path(base.path).expanduser()
+    """Return the absolute folder of a model on this machine; None for a hub id."""
+    folder = BASE if base.path == "builtin" else Path(base.path).expanduser()
     return folder.resolve() if folder.is_dir() else None
 
 
-def plan_of(given: Sequence[str], allow_code: Allow = False) -> Plan:
-    """What lies in these folders (NAME=PATH or PATH) as one vLLM serves it; InputError where it cannot."""
+def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
+    """Plan how one vLLM serves these folders (NAME=PATH or PATH); InputError if it cannot."""
     sources = [source_of(each, allow_code) for each in given]
     refuse_two_bases(sources)
     refuse_equal_names(sources)
-    whole = [source for source in sources if source.load is None]
-    if whole:
-        return _whole(whole[0], sources)
-    settings = {source.name: _settings(source) for source in sources}
-    for source in sources:
-        _refuse_adapter(source, settings[source.name])
+    if full := next((source for source in sources if source.load is None), None):
+        if len(sources) > 1:
+            other = next(each for each in sources if each is not full)
+            raise InputError(
+                f"one vLLM serves one model with its adapters: {full.path} is a full model, and {other.path} is "
+                + ("an adapter" if other.load is not None else "another"),
+                fix="start one for each, with another --port",
+            )
+        _refuse_base(full)
+        locate(full.base)  # refuses pickles and code, which vLLM would open
+        return VllmPlan(full.base, full.name, {}, _limit(full.base))
+    ranks = [_checked_rank(source) for source in sources]
     first = sources[0]
     _refuse_base(first)
     for source in sources:
@@ -107,128 +108,75 @@ def plan_of(given: Sequence[str], allow_code: Allow = False) -> Plan:
             source.check(locate(source.base))
             check_fit(skeleton(source.base, locate(source.base), labels=None), adapter_folder(source))
         else:
-            shapes_of(adapter_folder(source))  # vLLM would open a pickle
-        _refuse_another_template(first, source)
-    own = first.tokenizer if _holds_tokenizer(first.tokenizer) else None
-    return Plan(
-        first.base,
-        "base",
-        {source.name: adapter_folder(source).resolve() for source in sources},
-        rank=max(int(each["r"]) for each in settings.values()),
-        tokenizer=own.resolve() if own else None,
-        template=own is not None and _template(own) is not None,
-        ends=own is not None and _only_ends(own),
-        limit=_limit(first.base),
-    )
-
-
-def _whole(source: Source, sources: Sequence[Source]) -> Plan:
-    if len(sources) > 1:
-        other = next(each for each in sources if each is not source)
-        raise InputError(
-            f"one vLLM serves one model with adapters for it: {source.path} is a whole model, and {other.path} is "
-            + ("an adapter" if other.load is not None else "another"),
-            fix="start one for each, with another --port",
-        )
-    _refuse_base(source)
-    locate(source.base)  # refuses pickles and code, which vLLM would open
-    return Plan(source.base, source.name, {}, limit=_limit(source.base))
+            shapes_of(adapter_folder(source))  # refuses pickles, which vLLM would open
+        if _template(source.tokenizer) != _template(first.tokenizer):
+            raise InputError(
+                f"{first.path} and {source.path} have different chat templates, and one vLLM has one for all models",
+                fix="start one for each, with another --port",
+            )
+    names = ("adapter_config.json", "tokenizer_config.json")
+    tokenizer = first.tokenizer.resolve() if all((first.tokenizer / name).is_file() for name in names) else None
+    adapters = {source.name: adapter_folder(source).resolve() for source in sources}
+    return VllmPlan(first.base, "base", adapters, _limit(first.base), max(ranks), tokenizer)
 
 
 def adapter_folder(source: Source) -> Path:
-    """Where adapter_config.json lies."""
+    """Return the folder of adapter_config.json."""
     return source.tokenizer if (source.tokenizer / "adapter_config.json").is_file() else source.path
 
 
-def _settings(source: Source) -> dict[str, Any]:
-    file = adapter_folder(source) / "adapter_config.json"
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{file} is no JSON object: {error}") from None
-
-
-def _refuse_adapter(source: Source, settings: Mapping[str, Any]) -> None:
-    """InputError where vLLM cannot load it, or would leave a part of it out."""
-    kind = str(settings.get("peft_type", ""))
+def _checked_rank(source: Source) -> int:
+    """Return the adapter's rank; InputError if vLLM cannot load it, or would ignore a part of it."""
+    settings = read_object(adapter_folder(source) / "adapter_config.json")
     if settings.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"):
-        raise InputError(
-            f"{source.path} is a classifier, which does not talk", fix=command("luthier", "evaluate", source.path)
-        )
-    if kind != "LORA":
-        raise InputError(f"{source.path}: vLLM loads plain LoRA alone, and this is {source.kind}", fix=_mend(source))
-    held = [what for key, what in UNKNOWN_TO_VLLM.items() if settings.get(key)]
+        fix = command("luthier", "evaluate", source.path)
+        raise InputError(f"{source.path} is a classifier, which cannot chat", fix=fix)
+    if str(settings.get("peft_type", "")) != "LORA":
+        raise _refusal(source, f"vLLM only loads plain LoRA, and this is {source.kind}")
+    found = [what for key, what in UNSUPPORTED.items() if settings.get(key)]
     if settings.get("bias", "none") != "none":
-        held.append(f"trained biases (bias={settings['bias']})")
-    if settings.get("init_lora_weights") not in PLAIN_STARTS:
-        held.append(f"a start out of the base's weights (init_lora_weights={settings['init_lora_weights']})")
-    if held:
-        raise InputError(
-            f"{source.path}: vLLM loads plain LoRA alone, and this has {', '.join(held)}", fix=_mend(source)
-        )
-    if not isinstance(settings.get("r"), int) or not 1 <= settings["r"] <= RANKS[-1]:
-        raise InputError(
-            f"{source.path}: its rank is {settings.get('r')}, and vLLM takes at most {RANKS[-1]}", fix=_mend(source)
-        )
+        found.append(f"trained biases (bias={settings['bias']})")
+    if settings.get("init_lora_weights") not in PLAIN_INITS:
+        found.append(f"an initialization from the base's weights (init_lora_weights={settings['init_lora_weights']})")
+    if found:
+        raise _refusal(source, f"vLLM only loads plain LoRA, and this has {', '.join(found)}")
+    rank = settings.get("r")
+    if not isinstance(rank, int) or not 1 <= rank <= RANKS[-1]:
+        raise _refusal(source, f"its rank is {rank}, and vLLM takes at most {RANKS[-1]}")
+    return rank
 
 
 def _refuse_base(source: Source) -> None:
-    """InputError where the base is none that vLLM can load as it was in training."""
+    """Raise InputError if vLLM cannot load the base as it was in training."""
     base, folder = source.base, model_folder(source.base)
     if base.init == "random":
-        raise InputError(
-            f"{source.path} was trained on weights that were drawn anew (model.init=random), which vLLM cannot do",
-            fix=_mend(source),
-        )
+        raise _refusal(source, "it was trained on random weights (model.init=random), which vLLM cannot reproduce")
     if base.quantize not in ("none", "nf4"):
-        raise InputError(
-            f"{source.path} was trained on a base in {base.quantize}; vLLM packs one in nf4 alone", fix=_mend(source)
-        )
+        raise _refusal(source, f"it was trained on a base in {base.quantize}; vLLM only quantizes to nf4")
     settings = _read(folder / "config.json") if folder else {}
     kind = (settings.get("architectures") or [""])[0]
     if settings.get("is_encoder_decoder") or kind.endswith("ForMaskedLM"):
-        raise InputError(
-            f"{source.path}: vLLM serves decoders, and {base.path} is {kind}",
-            fix=command("luthier", "serve", source.path),
-        )
+        fix = command("luthier", "serve", source.path)
+        raise InputError(f"{source.path}: vLLM serves decoders, and {base.path} is {kind}", fix=fix)
 
 
-def _mend(source: Source) -> str:
-    """A merged export where its weights fold into the base; else our own engine."""
+def _refusal(source: Source, why: str) -> InputError:
+    """Suggest a merged export if the method can be merged, and Luthier's own engine otherwise."""
     if (source.path / "recipe.yaml").is_file() and read_recipe(RunFolder(source.path)).method.mergeable:
-        return f"{command('luthier', 'export', source.path, '--to', 'merged')}, and serve what it writes"
-    return f"{command('luthier', 'serve', source.path)}, whose own engine serves it"
-
-
-def _refuse_another_template(first: Source, other: Source) -> None:
-    """InputError where two adapters were trained with different chat templates: vLLM has one for all."""
-    mine, its = (_template(each.tokenizer) for each in (first, other))
-    if mine != its:
-        raise InputError(
-            f"{first.path} and {other.path} have different chat templates, and a vLLM has one for all its models",
-            fix="start one for each, with another --port",
-        )
-
-
-def _holds_tokenizer(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file() and (folder / "tokenizer_config.json").is_file()
+        fix = f"{command('luthier', 'export', source.path, '--to', 'merged')}, and serve the result"
+    else:
+        fix = f"{command('luthier', 'serve', source.path)}, whose own engine serves it"
+    return InputError(f"{source.path}: {why}", fix=fix)
 
 
 def _template(folder: Path) -> str | None:
-    """The chat template that lies there, also of the embedded base."""
+    """Return the chat template in a folder, or of the built-in base."""
     folder = BASE if str(folder) == "builtin" else folder
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
     found = _read(folder / "tokenizer_config.json").get("chat_template")
     return found if isinstance(found, str) else None
-
-
-def _only_ends(folder: Path) -> bool:
-    """As Luthier writes generation_config.json; another's may change how a request is sampled."""
-    known = {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
-    found = _read(folder / "generation_config.json")
-    return "eos_token_id" in found and set(found) <= known
 
 
 def _limit(base: ModelConfig) -> int | None:
@@ -245,47 +193,51 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
 
 
-def arguments(plan: Plan, sizes: Sizes, dtype: str, *, tokenizer: str | None, adapters: Mapping[str, str]) -> list[str]:
-    """Options of `vllm serve MODEL`, without address and key. Paths are as vLLM will see them: a name's, and one for
-    the tokenizer.
-    """
+def arguments(
+    plan: VllmPlan, limits: ServerLimits, dtype: str, *, tokenizer: str | None, adapters: Mapping[str, str]
+) -> list[str]:
+    """Return the options of `vllm serve MODEL` without address and key; paths are those that vLLM will see."""
     base = plan.base
-    made = ["--served-model-name", plan.name]
+    words = ["--served-model-name", plan.name]
     if plan.adapters:
-        at_once = min(len(adapters), MOST_AT_ONCE)
-        made += ["--enable-lora", "--lora-modules", *(_module(name, path) for name, path in adapters.items())]
-        made += ["--max-loras", str(at_once), "--max-cpu-loras", str(len(adapters))]
-        made += ["--max-lora-rank", str(next(rank for rank in RANKS if rank >= plan.rank))]
-    if tokenizer is not None:
-        made += ["--tokenizer", tokenizer]
-        if plan.template and plan.tokenizer and (plan.tokenizer / "chat_template.jinja").is_file():
-            made += ["--chat-template", f"{tokenizer}/chat_template.jinja"]
-    # "vllm" leaves the base's sampling defaults out, and keeps its end tokens; a run's own may be others.
-    made += ["--generation-config", tokenizer if tokenizer is not None and plan.ends else "vllm"]
-    made += ["--override-generation-config", to_json({"max_new_tokens": sizes.tokens})]
-    made += ["--dtype", base.dtype if dtype == "auto" else dtype, "--max-num-seqs", str(sizes.rows)]
-    if sizes.prompt is not None:
-        wanted = sizes.prompt + sizes.tokens
-        made += ["--max-model-len", str(min(wanted, plan.limit) if plan.limit else wanted)]
+        words += ["--enable-lora", "--lora-modules", *(_module(name, path) for name, path in adapters.items())]
+        words += ["--max-loras", str(min(len(adapters), MAX_LORAS)), "--max-cpu-loras", str(len(adapters))]
+        words += ["--max-lora-rank", str(next(rank for rank in RANKS if rank >= plan.rank))]
+    # "vllm" ignores the base's sampling defaults and keeps its end tokens. A run's own end tokens may differ: Luthier
+    # writes only those into generation_config.json, while a file of somebody else may change sampling.
+    generation = "vllm"
+    if tokenizer is not None and plan.tokenizer is not None:
+        words += ["--tokenizer", tokenizer]
+        if (plan.tokenizer / "chat_template.jinja").is_file():
+            words += ["--chat-template", f"{tokenizer}/chat_template.jinja"]
+        keys = {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
+        own = _read(plan.tokenizer / "generation_config.json")
+        generation = tokenizer if "eos_token_id" in own and set(own) <= keys else generation
+    words += ["--generation-config", generation]
+    words += ["--override-generation-config", to_json({"max_new_tokens": limits.max_tokens})]
+    words += ["--dtype", base.dtype if dtype == "auto" else dtype, "--max-num-seqs", str(limits.max_batch)]
+    if limits.max_prompt is not None:
+        wanted = limits.max_prompt + limits.max_tokens
+        words += ["--max-model-len", str(min(wanted, plan.limit) if plan.limit else wanted)]
     if base.quantize == "nf4":
-        made += ["--quantization", "bitsandbytes", "--load-format", "bitsandbytes"]
+        words += ["--quantization", "bitsandbytes", "--load-format", "bitsandbytes"]
     if base.revision and plan.folder is None:
-        made += ["--revision", base.revision]
+        words += ["--revision", base.revision]
     if base.trust_remote_code:
-        made.append("--trust-remote-code")
-    return [*made, "--shutdown-timeout", str(int(sizes.patience)), "--middleware", MIDDLEWARE]
+        words.append("--trust-remote-code")
+    return [*words, "--shutdown-timeout", str(int(limits.grace)), "--middleware", MIDDLEWARE]
 
 
 def _module(name: str, path: str) -> str:
-    """NAME=PATH as vLLM reads it, or JSON where one of them has a sign that it would read otherwise."""
+    """Return NAME=PATH, or JSON if it contains characters that vLLM would split at."""
     if "=" in path or "," in name + path:
         return to_json({"name": name, "path": path}, ensure_ascii=False)
     return f"{name}={path}"
 
 
-def environment(plan: Plan, key: str | None) -> dict[str, str]:
-    """What vLLM reads from its environment. The key stands there alone: everybody sees a command line."""
-    made = {"VLLM_NO_USAGE_STATS": "1"}
+def environment(plan: VllmPlan, key: str | None) -> dict[str, str]:
+    """Return vLLM's environment variables, including the key: command lines are visible to other users."""
+    found = {"VLLM_NO_USAGE_STATS": "1"}
     if plan.base.hub == "modelscope" and plan.folder is None:
-        made["VLLM_USE_MODELSCOPE"] = "True"
-    return made | ({"VLLM_API_KEY": key} if key else {})
+        found["VLLM_USE_MODELSCOPE"] = "True"
+    return found | ({"VLLM_API_KEY": key} if key else {})

@@ -1,4 +1,4 @@
-"""`luthier serve --engine vllm`: finds vLLM, starts it, or writes the files that start it elsewhere."""
+"""`luthier serve --engine vllm`: start vLLM, or write the files that start it elsewhere."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from luthier.core.errors import InputError, MissingExtra
 from luthier.core.events import Progress
 from luthier.core.shell import command
 from luthier.recipe.consent import Allow
-from luthier.serving.settings import Place, Sizes
+from luthier.serving.http.settings import ServerAddress, ServerLimits
 from luthier.serving.vllm.command import GUARD, PLUGIN, VERSION, arguments, environment, plan_of
 
 
 def serve(
     given: Sequence[str],
-    place: Place,
-    sizes: Sizes,
+    address: ServerAddress,
+    limits: ServerLimits,
     *,
     dtype: str,
     vllm: str | None,
@@ -27,63 +27,44 @@ def serve(
     progress: Progress,
     allow_code: Allow = False,
 ) -> None:
-    """Become vLLM, or write all that another machine needs to start it. What cannot work is said before that."""
-    for option, held, usual in (
-        ("--max-waiting", sizes.waiting, Sizes().waiting),
-        ("--max-body", sizes.body, Sizes().body),
-    ):
-        if held != usual:
-            raise InputError(f"{option} says nothing to vLLM", fix="leave it out, or --engine luthier")
+    """Replace this process by vLLM, or write all that another machine needs to start it; errors are reported first."""
+    for name in ("max_waiting", "max_body"):
+        if getattr(limits, name) != getattr(ServerLimits(), name):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} has no effect on vLLM", fix="leave it out, or --engine luthier")
     plan = plan_of(given, allow_code)
     if write is not None:
         from luthier.serving.vllm.files import write as write_files
 
-        write_files(plan, sizes, dtype, write, progress)
+        write_files(plan, limits, dtype, write, progress)
         return
     program = find(vllm)
-    place.check()
-    port = place.port or _free(place)
-    words = [
-        program,
-        "serve",
-        str(plan.folder or plan.base.path),
-        *arguments(
-            plan,
-            sizes,
-            dtype,
-            tokenizer=str(plan.tokenizer) if plan.tokenizer else None,
-            adapters={name: str(path) for name, path in plan.adapters.items()},
-        ),
-        "--host",
-        place.host,
-        "--port",
-        str(port),
-    ]
+    address.check()
+    with address.bind() as free:  # a free port if it is 0
+        port: int = free.getsockname()[1]
+    tokenizer = str(plan.tokenizer) if plan.tokenizer else None
+    adapters = {name: str(path) for name, path in plan.adapters.items()}
+    options = arguments(plan, limits, dtype, tokenizer=tokenizer, adapters=adapters)
+    where = ["--host", address.host, "--port", str(port)]
+    words = [program, "serve", str(plan.folder or plan.base.path), *options, *where]
     if plan.base.quantize == "nf4":
-        progress.note(f"a base in 4 bit: vLLM needs vllm-bnb-plugin for it (pip install vllm-bnb-plugin=={PLUGIN})")
+        progress.note(f"the base is quantized: vLLM needs a plugin (pip install vllm-bnb-plugin=={PLUGIN})")
     progress.stage(command(*words))
     inherited = {name: value for name, value in os.environ.items() if name != "LUTHIER_API_KEY"}
     path = os.pathsep.join(filter(None, (str(GUARD), inherited.get("PYTHONPATH"))))
     sys.stdout.flush()
-    os.execve(program, words, inherited | environment(plan, place.key) | {"PYTHONPATH": path})
+    os.execve(program, words, inherited | environment(plan, address.key) | {"PYTHONPATH": path})
 
 
 def find(vllm: str | None) -> str:
-    """The program; MissingExtra, which says how to come by it, where there is none."""
+    """Return the path of the vllm program; MissingExtra, with the commands that install it, if there is none."""
     found = shutil.which(Path(vllm).expanduser() if vllm else "vllm")
     if found:
         return str(Path(found).absolute())
     if vllm:
-        raise InputError(f"--vllm {vllm} is no program", fix="give the path of vllm in its environment's bin folder")
+        raise InputError(f"--vllm {vllm} is not a program", fix="give the path of vllm in its environment's bin folder")
     raise MissingExtra(
-        "vLLM is not installed here; it pins a torch of its own and needs an environment for itself",
+        "vLLM is not installed; it pins its own version of torch and needs a separate environment",
         fix=f"python -m venv vllm && vllm/bin/pip install vllm=={VERSION}, then --vllm vllm/bin/vllm; "
         "or --write DIR, which writes all that another machine needs",
     )
-
-
-def _free(place: Place) -> int:
-    made = place.bound()
-    port: int = made.getsockname()[1]
-    made.close()
-    return port

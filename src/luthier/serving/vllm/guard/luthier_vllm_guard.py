@@ -1,7 +1,7 @@
-"""What vLLM loads before its own application: only what needs its key, and what tells nothing of a request.
+"""Middleware for vLLM that only serves the paths that need its key, and those that reveal nothing about requests.
 
-vLLM asks for its key under /v1 and a few other paths, and serves more, /invocations among them, which answers anybody.
-This file stands alone in its folder, for that folder becomes a part of vLLM's PYTHONPATH; it imports nothing of ours.
+vLLM checks its key under /v1 and a few other paths, but serves more without it, such as /invocations. This file is
+alone in its folder, which is added to vLLM's PYTHONPATH, and imports nothing of Luthier.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ class OnlyV1:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Hand on what may pass."""
+        """Pass on the requests that are allowed."""
         path = scope.get("path", "")
         if scope["type"] == "lifespan" or path in OPEN or path.startswith("/v1/"):
             await self.app(scope, receive, send)

@@ -1,0 +1,71 @@
+"""Where a server listens and its limits."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from luthier.core.errors import InputError
+from luthier.serving.http.guard import is_loopback
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """Where to listen."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    key: str | None = None
+    """API key that clients must send; required if other machines can connect."""
+
+    def check(self) -> None:
+        """Raise InputError if the address must not or cannot be bound."""
+        if not is_loopback(self.host) and not self.key:
+            raise InputError(
+                f"--host {self.host} lets other machines connect, so it needs an API key",
+                fix="LUTHIER_API_KEY=... luthier serve ..., or --host 127.0.0.1",
+            )
+        self.bind().close()
+
+    def bind(self) -> socket.socket:
+        """Return a socket bound to host and port; InputError if that fails."""
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            bound = socket.socket(*found[0][:3])
+        except OSError as error:
+            raise InputError(f"--host {self.host}: {error.strerror or error}") from None
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(found[0][4])
+        except OSError as error:
+            bound.close()
+            where = f"{self.host}:{self.port}"
+            raise InputError(
+                f"{where} cannot be bound: {error.strerror}", fix="another --port, or stop what is listening there"
+            ) from None
+        return bound
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Limits of a server."""
+
+    max_batch: int = 16
+    """Requests that are answered at the same time."""
+    max_waiting: int = 64
+    """Requests in the queue behind them."""
+    max_body: int = 2**20
+    """Bytes of a request body."""
+    max_prompt: int | None = None
+    """Tokens of a prompt; None is the model's limit."""
+    max_tokens: int = 4096
+    """Tokens of an answer."""
+    grace: float = 30.0
+    """Seconds for running requests to finish when the server stops."""
+    max_requests: int | None = None
+    """Requests in progress, beyond which clients get 503; None derives it from the batch and the queue."""
+
+    @property
+    def requests(self) -> int:
+        """Requests in progress at most."""
+        return self.max_requests or 4 * (self.max_batch + self.max_waiting) + 64
