@@ -261,7 +261,9 @@ def test_a_base_packed_in_nf4_is_packed_again_and_other_packings_are_refused(
                 "vllm-bnb-plugin==" in files.render(plan_of([str(run)]), ServerLimits(), "packed", [])["Containerfile"]
             )
             continue
-        with pytest.raises(InputError, match="in int8; vLLM only quantizes" if packing == "int8" else "init=random") as caught:
+        with pytest.raises(
+            InputError, match="in int8; vLLM only quantizes" if packing == "int8" else "init=random"
+        ) as caught:
             plan_of([str(run)])
         assert "--to merged" in caught.value.fix
 

@@ -175,9 +175,7 @@ def test_a_trained_head_of_a_classifier_is_refused_whatever_its_settings_say(fin
 def test_an_adapter_of_a_classifier_does_not_talk(finished: Path, tmp_path: Path) -> None:
     adapter = copied(finished / "adapter", tmp_path / "adapter")
     change(adapter, task_type="SEQ_CLS")
-    with pytest.raises(
-        InputError, match=r"adapter of a classifier \(task_type SEQ_CLS\), which cannot chat"
-    ) as caught:
+    with pytest.raises(InputError, match=r"adapter of a classifier \(task_type SEQ_CLS\), which cannot chat") as caught:
         Engine.load(adapter)
     assert "AutoPeftModelForSequenceClassification" in caught.value.fix
 

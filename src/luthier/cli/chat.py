@@ -1,7 +1,5 @@
 """`luthier chat`: a conversation on the terminal with one model or two side by side, answers streamed."""
 
-from __future__ import annotations
-
 import re
 import sys
 import threading

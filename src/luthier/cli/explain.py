@@ -1,7 +1,5 @@
 """`luthier list` and `luthier explain`: help generated from docstrings and settings."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import re

@@ -1,7 +1,5 @@
 """The command line: thin commands over luthier.pipeline that load torch only when they need it."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

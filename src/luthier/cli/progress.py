@@ -1,7 +1,5 @@
 """Progress on the terminal: a bar with step, loss, tokens/s and time left; plain lines in a log file."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -1,7 +1,5 @@
 """The table of a comparison on the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

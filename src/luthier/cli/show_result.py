@@ -1,7 +1,5 @@
 """The results of a run on the terminal: scores, examples, forgetting, exports and the harness."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

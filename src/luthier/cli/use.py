@@ -1,7 +1,5 @@
 """Commands for a finished run: evaluate, export, chat and serve."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """A chat backend for any endpoint with OpenAI's chat completions, streamed with the standard library only."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

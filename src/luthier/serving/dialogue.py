@@ -32,7 +32,6 @@ class LocalBackend:
         self.engine, self.name = engine, name
 
     def stream(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]:
-        """Stream from the engine."""
         return self.engine.stream(messages, sampling=sampling, model=self.name)
 
 
@@ -60,8 +59,8 @@ def open_backends(
         if beside is not None and Path(beside).expanduser().is_dir():
             backends.append(_local(beside, False, allow_code))
         elif beside is not None:
-            other, name = (beside, None) if is_endpoint(beside) else (first.url, beside)
-            backends.append(RemoteBackend(other, name, notify))
+            url, name = (beside, None) if is_endpoint(beside) else (first.url, beside)
+            backends.append(RemoteBackend(url, name, notify))
         return backends
     if model is not None:
         raise InputError(f"--model belongs to an endpoint (http://...), and {given} is a folder", fix="leave it out")

@@ -1,7 +1,5 @@
 """`luthier serve`: check the options first, then load the models, then listen."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import signal

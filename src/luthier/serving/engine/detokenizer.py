@@ -1,7 +1,5 @@
 """Incremental detokenization: only whole characters are emitted, and nothing past a stop string."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

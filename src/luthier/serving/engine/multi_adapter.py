@@ -10,8 +10,6 @@ b, OFT R. The A of all adapters are concatenated into one matrix, and so are the
 many adapters its rows have; columns of other rows' adapters are zeroed between the two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

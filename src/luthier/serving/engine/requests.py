@@ -1,7 +1,5 @@
 """Generation requests, their sampling parameters, and the chunks that come back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event

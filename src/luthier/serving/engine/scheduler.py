@@ -1,7 +1,5 @@
 """Schedulers step the rows of one model: prompts are prefilled in chunks, then each step decodes one token per row."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,7 +82,6 @@ class Scheduler:
         return self.rows[: self.count]
 
     def admit(self, row: Row) -> None:
-        """Add a row."""
         self.rows.append(row)
 
     def evict(self, row: Row) -> None:

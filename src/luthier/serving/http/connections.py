@@ -5,8 +5,6 @@ ones would shut out everybody else. Here a connection without a complete request
 open, the one that has been idle for the longest time is closed.
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

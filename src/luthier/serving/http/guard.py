@@ -1,7 +1,5 @@
 """The guard in front of the application: who may send requests, and how many bytes."""
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import ipaddress

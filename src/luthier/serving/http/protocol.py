@@ -81,7 +81,6 @@ class ChatMessage(Strict):
 
     @property
     def text(self) -> str:
-        """The content as one string."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
@@ -172,7 +171,6 @@ class CompletionRequest(GenerationBody):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts as a list."""
         given: Any = self.prompt
         return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
 

@@ -1,7 +1,5 @@
 """Replies in OpenAI's JSON: from the chunks of an answer to one response, or to a stream of events."""
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections.abc import Sequence
@@ -49,7 +47,6 @@ class Reply:
         return self.event([self._choice(number, content, chunk.finish, tokens)])
 
     def event(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """Return an event of the stream."""
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         return {**self.frame, "object": kind, "choices": choices, **more}
 

@@ -1,7 +1,5 @@
 """OpenAI's HTTP API over the engine. No request field becomes a path: `model` is looked up in a dictionary."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -72,7 +70,6 @@ class Generation:
             return
 
     def cancel(self) -> None:
-        """Stop generating."""
         for request in self.requests:
             request.cancelled.set()
 

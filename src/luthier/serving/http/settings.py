@@ -1,7 +1,5 @@
 """Where a server listens and its limits."""
 
-from __future__ import annotations
-
 import socket
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 vLLM pins its own versions of torch and transformers, so it is installed in another environment and run as a program.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

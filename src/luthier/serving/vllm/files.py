@@ -3,8 +3,6 @@
 It contains the adapters and no secrets. The base is given by its hub id, or mounted if it is a folder.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

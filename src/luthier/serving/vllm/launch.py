@@ -1,7 +1,5 @@
 """`luthier serve --engine vllm`: start vLLM, or write the files that start it elsewhere."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
