@@ -246,4 +246,4 @@ def test_the_command_line_stops_a_step_of_minutes_behind_its_first_pass(shelf: P
             break
     rest, _ = process.communicate(timeout=120)
     assert process.returncode == 138, said + rest
-    assert rest.count("PASS") <= 1 and "everything is saved" in rest and "give the same command again" in rest
+    assert rest.count("PASS") <= 1 and "everything is saved" in rest and "Rerun the same command to resume" in rest
