@@ -159,7 +159,7 @@ def test_plugins_stand_alone(path: Path) -> None:
         "luthier.pipeline.train",
         "luthier.pipeline.evaluate",
         "luthier.pipeline.plan",
-        "luthier.cli.explain",
+        "luthier.cli.terminal.explain",
     ],
 )
 def test_starting_up_imports_nothing_heavy(module: str) -> None:

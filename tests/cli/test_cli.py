@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from luthier.cli.main import split_arguments
+from luthier.cli.terminal.arguments import split_arguments
 from luthier.core.errors import InputError
 from tests.conftest import alpaca_rows, luthier
 

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import pytest
 
-from luthier.cli.explain import KINDS, explanation, listing
+from luthier.cli.terminal.explain import KINDS, explanation, listing
 from luthier.core.errors import UnknownPlugin
 from luthier.methods.base import METHODS, Method
 from luthier.recipe.config import FAMILIES

@@ -11,7 +11,8 @@ import pytest
 import typer.main
 from packaging.requirements import Requirement
 
-from luthier.cli.main import app, split_arguments
+from luthier.cli.main import app
+from luthier.cli.terminal.arguments import split_arguments
 from luthier.recipe.config import RunConfig
 from tests.conftest import ROOT
 

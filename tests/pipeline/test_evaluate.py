@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from luthier.cli.show_result import show_result
+from luthier.cli.terminal.show_result import show_result
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.events import Progress
 from luthier.pipeline.evaluate import evaluate

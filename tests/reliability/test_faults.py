@@ -478,7 +478,7 @@ def test_a_folder_that_may_not_be_written(shelf: Path, start: Start, tmp_path: P
 
 
 def test_the_terminal_bears_a_step_without_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    from luthier.cli.progress import Terminal
+    from luthier.cli.terminal.progress import Terminal
 
     record = {"step": 2, "loss": None, "grad_norm": None, "lr": 1e-3}
     Terminal(1).step(record, 10.0)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from luthier.cli.chat import talk
+from luthier.cli.terminal.chat import talk
 from luthier.core.errors import InputError, LuthierError
 from luthier.rendering.example import Message
 from luthier.serving.client import KEYS
@@ -274,7 +274,7 @@ def test_options_that_cannot_go_together_are_refused(
 def test_an_endpoint_needs_no_torch(stub: Callable[..., Stub]) -> None:
     there = stub(["light", ""])
     code = (
-        "import sys; from luthier.cli.chat import talk; "
+        "import sys; from luthier.cli.terminal.chat import talk; "
         f"talk({there.url!r}, model='one', prompt='a'); print(*{{'torch', 'transformers'}} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

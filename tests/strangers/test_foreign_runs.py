@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from luthier.cli import progress
 from luthier.cli.main import app
+from luthier.cli.terminal import progress
 from luthier.core.errors import InputError
 from luthier.core.events import Progress
 from luthier.methods.layers.loading import refuse_imports

@@ -12,8 +12,9 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from luthier.cli.explain import KINDS, explanation
-from luthier.cli.main import app, split_arguments
+from luthier.cli.main import app
+from luthier.cli.terminal.arguments import split_arguments
+from luthier.cli.terminal.explain import KINDS, explanation
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.registry import Config
 from luthier.data.settings import Source

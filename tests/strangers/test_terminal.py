@@ -11,8 +11,8 @@ import warnings
 
 import pytest
 
-from luthier.cli.explain import KINDS, explanation, listing
-from luthier.cli.progress import Lines
+from luthier.cli.terminal.explain import KINDS, explanation, listing
+from luthier.cli.terminal.progress import Lines
 from luthier.core import errors
 from luthier.recipe.config import RunConfig
 from tests.cli.test_cli import main

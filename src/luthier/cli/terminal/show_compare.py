@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from luthier.cli.progress import COLORS, console, table
+from luthier.cli.terminal.progress import COLORS, console, table
 from luthier.core.units import duration, gigabytes
 from luthier.reports.compare_report import count, kilobytes, share
 from luthier.reports.run_report import figure

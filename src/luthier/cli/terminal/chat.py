@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from luthier.cli.progress import Terminal, console, show_error
+from luthier.cli.terminal.progress import Terminal, console, show_error
 from luthier.core.errors import LuthierError, did_you_mean
 from luthier.recipe.consent import Allow
 from luthier.rendering.example import Message

@@ -1,0 +1,36 @@
+"""`luthier chat`: talk to a run."""
+
+from typing import Annotated, Any
+
+import typer
+
+from luthier.cli.terminal.arguments import AllowCode
+
+
+def command(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="Run, export, adapter or model folder, or an endpoint: http://HOST:PORT/v1.", metavar="RUN"
+        ),
+    ],
+    base: Annotated[bool, typer.Option("--base", help="Chat with the base model instead.")] = False,
+    beside: Annotated[
+        str | None, typer.Option(help="Second model, side by side: base, a folder, an endpoint, or a model there.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model of an endpoint.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Answer this message and exit.")] = None,
+    system: Annotated[str, typer.Option(help="System message.")] = "",
+    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="Sampling temperature; 0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Maximum tokens of an answer.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")] = 0,
+    allow_code: AllowCode = False,
+) -> None:
+    """Chat with a run or an endpoint. /new starts a new conversation, /quit or ctrl-D ends."""
+    from luthier.cli.terminal.chat import talk
+    from luthier.cli.terminal.progress import consent
+    from luthier.serving.engine.requests import SamplingParams
+
+    sampling, allowed = SamplingParams(temperature, max_new_tokens, seed), consent(allow_code)
+    who: dict[str, Any] = {"base": base, "beside": beside, "model": model}
+    talk(run, **who, prompt=prompt, system=system, sampling=sampling, allow_code=allowed)

@@ -1,0 +1,48 @@
+"""`luthier check`: look at the data first."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli.terminal.arguments import (
+    Task,
+    given_options,
+    is_override,
+    split_arguments,
+)
+
+
+def command(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A YAML recipe or the data itself (file, folder, hub id, builtin:NAME), and key.path=value overrides.",
+            metavar="[RECIPE_OR_DATA] [KEY.PATH=VALUE]...",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model whose tokenizer to use: folder, hub id, or builtin.")] = None,
+    task: Task = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder (default: runs/check-<recipe or data>).")] = None,
+) -> None:
+    """Check the data before training: exit code 2 if train would stop, with every row that is at fault."""
+    from luthier.cli.terminal.progress import Terminal, consent, show_check, starting
+    from luthier.recipe.config import RunConfig
+    from luthier.recipe.consent import refuse_foreign
+    from luthier.recipe.identity import check_path
+
+    source, overrides = split_arguments(data or [])
+    recipe = source if source and source.suffix in (".yaml", ".yml") else None
+    # Not a Path, which would drop a leading ./ that distinguishes a file from a hub id.
+    typed = next((argument for argument in data or [] if not is_override(argument)), None)
+    overrides = given_options({"data": None if recipe else typed, "model": model, "task": task}) + overrides
+    config = RunConfig.load(recipe, overrides)
+    out = out or check_path(config, recipe)
+    starting("check", config.sources, out)
+    refuse_foreign(recipe, config.model, None, overrides, consent())
+    from luthier.pipeline.check import check as check_data
+
+    found = check_data(config, out, progress=Terminal())
+    show_check(found)
+    if found["stops"]:
+        raise typer.Exit(2)

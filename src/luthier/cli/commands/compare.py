@@ -1,0 +1,54 @@
+"""`luthier compare`: methods side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli.terminal.arguments import (
+    Data,
+    Model,
+    Task,
+    split_arguments,
+)
+
+
+def command(
+    recipe: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="As for train: a YAML recipe, or demo, and overrides.", metavar="[RECIPE] [KEY.PATH=VALUE]..."
+        ),
+    ] = None,
+    model: Model = None,
+    data: Data = None,
+    task: Task = None,
+    methods: Annotated[str, typer.Option(help="all, or comma-separated names; see luthier list methods.")] = "all",
+    budget: Annotated[str | None, typer.Option(help="Time limit for all runs: 10m, 2h.", metavar="TIME")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, max=10**15, help="Training tokens of each run.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each method, with consecutive seeds.")] = 1,
+    tune: Annotated[bool, typer.Option("--tune", help="First search each method's learning rate and size.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, max=1000, help="Parallel runs (default: auto).")] = None,
+) -> None:
+    """Train every method on the same base, data and tokens, and test which differences are significant."""
+    from luthier.builtin import DEMO
+    from luthier.cli.terminal.progress import Terminal, consent, resumable, starting
+    from luthier.recipe.config import RunConfig
+    from luthier.recipe.consent import refuse_foreign
+
+    path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "task": task})
+    if path == Path("demo") and not path.is_file():  # a folder of that name is not a recipe
+        path, overrides = DEMO, ["run=runs/compare-demo", *overrides]
+    terminal = Terminal()
+    config = RunConfig.load(path, overrides)
+    starting("compare", f"methods {methods} on {config.sources}")
+    for note in refuse_foreign(path, config.model, config.evaluate, overrides, consent()):
+        terminal.note(note)
+    from luthier.cli.terminal.show_compare import show
+    from luthier.comparison.budget import seconds_of
+    from luthier.comparison.compare import compare
+    from luthier.comparison.runner import CompareConfig
+
+    options = CompareConfig(methods, None if budget is None else seconds_of(budget), tokens, seeds, tune, workers)
+    with resumable(terminal):
+        show(compare(config, options, recipe=path, progress=terminal))

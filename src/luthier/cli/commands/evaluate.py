@@ -1,0 +1,46 @@
+"""`luthier evaluate`: measure a finished run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from luthier.cli.terminal.arguments import (
+    AllowCode,
+    RunArgument,
+)
+from luthier.core.errors import InputError
+
+
+def command(
+    run: RunArgument,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings of this evaluation: evaluate.KEY=VALUE.", metavar="[EVALUATE.KEY=VALUE]..."),
+    ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-evaluation-harness instead, as comma-separated names.", metavar="TASKS"),
+    ] = None,
+    harness_path: Annotated[Path | None, typer.Option(help="Folder with your own task files (YAML).")] = None,
+    harness_limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="Maximum rows of each task.")] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Measure a run on its held-out rows, base and tuned model, or on tasks of lm-evaluation-harness."""
+    from luthier.cli.terminal.progress import Terminal, consent, starting
+
+    starting("evaluate", str(run))
+    from luthier.cli.terminal.show_result import show_harness, show_result
+    from luthier.pipeline import evaluate as stage
+
+    if harness is None:
+        if harness_path or harness_limit:
+            raise InputError("--harness-path and --harness-limit belong to --harness TASKS")
+        show_result(stage.evaluate(run, overrides or [], progress=Terminal(), allow_code=consent(allow_code)))
+        return
+    if overrides:
+        raise InputError(f"{overrides[0]} has no effect on the harness", fix="leave it out, or leave --harness out")
+    tasks = [task.strip() for task in harness.split(",") if task.strip()]
+    allowed = consent(allow_code)
+    limits: dict[str, Any] = {"folder_of_tasks": harness_path, "limit": harness_limit}
+    show_harness(stage.harness(run, tasks, **limits, progress=Terminal(), allow_code=allowed), str(run))

@@ -1,0 +1,65 @@
+"""`luthier serve`: answer over HTTP."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from luthier.cli.terminal.arguments import (
+    AllowCode,
+)
+from luthier.core.errors import InputError
+
+
+def command(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Runs, exports, PEFT adapters or full models; NAME=PATH sets another name.", metavar="RUN..."
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 selects a free one.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="LUTHIER_API_KEY", show_envvar=True, help="API key that clients must send.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=10_000, help="Requests answered at the same time.")] = 16,
+    max_waiting: Annotated[int, typer.Option(min=0, max=10**6, help="Requests in the queue; more get 429.")] = 64,
+    max_prompt: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="Maximum tokens of a prompt (default: the model's limit).")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, max=10**9, help="Maximum tokens of an answer.")] = 4096,
+    max_body: Annotated[int, typer.Option(min=1024, max=2**31, help="Maximum bytes of a request.")] = 2**20,
+    grace: Annotated[
+        float, typer.Option(min=0, max=10**6, help="Seconds for running answers to finish on shutdown.")
+    ] = 30.0,
+    dtype: Annotated[str, typer.Option(help="Type of the weights: auto, float32, bfloat16 or float16.")] = "auto",
+    engine: Annotated[str, typer.Option(help="luthier, or vllm for production on a GPU.")] = "luthier",
+    vllm: Annotated[
+        str | None,
+        typer.Option(envvar="LUTHIER_VLLM", show_envvar=True, help="Path of the vllm program in its environment."),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Do not start: write vLLM's command, container and Kubernetes files.")
+    ] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Serve the base and any number of tuned models over OpenAI's HTTP API; `model` in a request selects one."""
+    from luthier.cli.terminal.progress import Terminal, consent
+    from luthier.serving.http.settings import ServerAddress, ServerLimits
+
+    address = ServerAddress(host, port, api_key)
+    limits = ServerLimits(max_batch, max_waiting, max_body, max_prompt, max_tokens, grace)
+    common: dict[str, Any] = {"dtype": dtype, "progress": Terminal(), "allow_code": consent(allow_code)}
+    if engine == "vllm":
+        from luthier.serving.vllm.launch import serve as serve_vllm
+
+        serve_vllm(runs, address, limits, vllm=vllm, write=write, **common)
+        return
+    if engine != "luthier":
+        raise InputError(f"--engine {engine} is unknown; there are luthier and vllm")
+    if write is not None:
+        raise InputError("--write belongs to --engine vllm")
+    from luthier.serving.launch import serve as serve_luthier
+
+    serve_luthier(runs, address, limits, **common)

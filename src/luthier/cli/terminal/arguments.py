@@ -1,0 +1,56 @@
+"""What several commands take from the command line: recipe, overrides, options."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.core.errors import InputError
+
+Recipe = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="A YAML recipe and key.path=value overrides, for example train.steps=100. A file whose name contains = "
+        "is read as a file if it exists.",
+        metavar="[RECIPE] [KEY.PATH=VALUE]...",
+    ),
+]
+Model = Annotated[str | None, typer.Option(help="Base model: folder, hub id, or builtin.")]
+Data = Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")]
+Method = Annotated[str | None, typer.Option(help="Fine-tuning method; see luthier list methods.")]
+Task = Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Allow the code and the judge that the run's recipe.yaml names; look first."),
+]
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
+
+
+def split_arguments(
+    arguments: list[str], options: dict[str, str | None] | None = None
+) -> tuple[Path | None, list[str]]:
+    """Return (recipe or None, overrides, options first): the recipe is the one argument that is not an override."""
+    recipes = [argument for argument in arguments if not is_override(argument)]
+    if len(recipes) > 1:
+        raise InputError(
+            f"one recipe is one run, these are {len(recipes)}: {', '.join(recipes)}", fix="key.path=value sets a value"
+        )
+    overrides = given_options(options or {}) + [argument for argument in arguments if is_override(argument)]
+    return (Path(recipes[0]) if recipes else None), overrides
+
+
+def is_override(argument: str) -> bool:
+    """Is it key.path=value? An existing file of that name is a file, and so is anything with a slash in the key."""
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and not {"/", os.sep} & set(key) and not os.path.isfile(argument)  # noqa: PTH113 (never raises)
+
+
+def given_options(options: dict[str, str | None]) -> list[str]:
+    """Return options as overrides; names and paths are quoted, so that YAML reads them as text."""
+    return [
+        f"{key}={json.dumps(value, ensure_ascii=False) if key in ('model', 'data') else value}"
+        for key, value in options.items()
+        if value is not None
+    ]
