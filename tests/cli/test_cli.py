@@ -113,7 +113,7 @@ def test_a_run_from_the_command_line_alone(
         (["train"], ["no data given", "data=FILE"]),
         (["train", "data=missing.jsonl"], ["missing.jsonl: no such file", "data.path"]),
         (["train", "data=empty.jsonl"], ["empty.jsonl: the file is empty"]),
-        (["train", "data=middle.jsonl"], ["middle.jsonl: line 3: no valid JSON", "data.on_bad_row=skip"]),
+        (["train", "data=middle.jsonl"], ["middle.jsonl: line 3: invalid JSON", "data.on_bad_row=skip"]),
         (
             ["train", "data=good.jsonl", "data.format.name=alpaca", "data.format.output=answer"],
             ["good.jsonl: line 1: there is no column 'answer'", "data.format.output=COLUMN"],

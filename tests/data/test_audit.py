@@ -11,7 +11,7 @@ import pytest
 
 from luthier.core.errors import DataError
 from luthier.data.checks.audit import Audit, as_json
-from luthier.data.checks.duplicates import groups, near, normalised
+from luthier.data.checks.duplicates import groups, near, normalized
 from luthier.data.checks.languages import languages
 from luthier.data.checks.mask import mask, refuse_endless
 from luthier.data.checks.scripts import script
@@ -20,7 +20,7 @@ from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
 from luthier.data.rows import Encoded, Rows
 from luthier.data.settings import DataConfig
-from luthier.data.store import Place
+from luthier.data.store import DataFolder
 from luthier.rendering.chat_template import IGNORED, Template
 from luthier.rendering.row import Row
 from luthier.tasks.base import TASKS
@@ -63,7 +63,7 @@ def test_every_refused_row_is_named_and_the_first_stops_train(tmp_path: Path) ->
     file.write_text("\n".join(lines), encoding="utf-8")
     found, _ = looked(file)
     assert [refusal["where"].rpartition(" ")[2] for refusal in found.refusals] == ["4", "13", "16"]
-    assert found.stops and "line 4: no valid JSON" in found.findings[0].text and "3 rows" in found.findings[0].text
+    assert found.stops and "line 4: invalid JSON" in found.findings[0].text and "3 rows" in found.findings[0].text
     assert "empty" in what(found), "an empty answer is named as such"
     skipping, _ = looked(file, on_bad_row="skip", on_long_row="skip")
     assert not skipping.stops and len(skipping.refusals) == 3, "the recipe says so"
@@ -140,7 +140,7 @@ def test_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [{"text": f"{text} {i}"} for i in range(10) for text in texts.values()])
     found, _ = looked(file, validation="none")
     assert found.languages == dict.fromkeys(texts, 10) and "py3langid" in found.languages_how
-    monkeypatch.setattr("luthier.data.checks.audit.MOST_LANGUAGE_TEXTS", 8)
+    monkeypatch.setattr("luthier.data.checks.audit.MOST_TEXTS", 8)
     found, _ = looked(file, validation="none")
     assert sum(found.languages.values()) == 8 and "of 8 rows evenly spaced" in found.languages_how
     monkeypatch.setattr("luthier.data.checks.audit.available", lambda: False)
@@ -155,7 +155,7 @@ def test_equal_rows_are_found_across_case_and_space(tmp_path: Path) -> None:
     found, _ = looked(write_jsonl(tmp_path / "a.jsonl", rows), validation="none")
     assert found.exact_rows == 1 and {"duplicates"} <= what(found, "warn")
     assert (found.exact[0].a[-6:], found.exact[0].b[-7:]) == ("line 8", "line 16")
-    assert normalised("Ａ\u3000b\n C") == "a b c" and groups([3, 0, 5, 0, 3, 5]) == [[0, 4], [2, 5]]
+    assert normalized("Ａ\u3000b\n C") == "a b c" and groups([3, 0, 5, 0, 3, 5]) == [[0, 4], [2, 5]]
 
 
 def hashes(texts: list[str]) -> list[int]:
@@ -165,12 +165,12 @@ def hashes(texts: list[str]) -> list[int]:
 def test_near_duplicates_are_found_and_others_are_not(tmp_path: Path) -> None:
     base = "".join(LONG.format(i) for i in (3, 14, 159))
     half = base[: len(base) // 2] + "An entirely other ending, about kettles that leak and boots that last. " * 2
-    keys = [normalised(text) for text in (base, base.replace("14", "15"), half, base[:-1] + "!", "你好，你是谁？")]
-    result = near(keys, hashes(keys))
+    keys = [normalized(text) for text in (base, base.replace("14", "15"), half, base[:-1] + "!", "你好，你是谁？")]
+    result = near(keys.__getitem__, hashes(keys))
     assert {(a, b) for a, b, _ in result.pairs} == {(0, 1), (0, 3), (1, 3)} and result.whole and result.texts == 5
     assert all(0.8 <= similarity < 1 for _, _, similarity in result.pairs)
-    assert near(keys, hashes(keys)).pairs == result.pairs, "the same every time"
-    assert near(["ab", "ab", "", "abc"], [7, 7, 0, 8]).texts == 2 and near([], []).pairs == []
+    assert near(keys.__getitem__, hashes(keys)).pairs == result.pairs, "the same every time"
+    assert near(["ab", "ab", "", "abc"].__getitem__, [7, 7, 0, 8]).texts == 2 and near([].__getitem__, []).pairs == []
     rows = distinct(20)
     rows[4]["output"], rows[9]["output"] = base, base.replace("14", "15")
     rows[4]["instruction"] = rows[9]["instruction"] = "Tell me of the fox."
@@ -182,13 +182,15 @@ def test_near_duplicates_are_found_and_others_are_not(tmp_path: Path) -> None:
 def test_work_on_near_duplicates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("luthier.data.checks.duplicates.MOST_TEXTS", 20)
     monkeypatch.setattr("luthier.data.checks.duplicates.MOST_PAIRS", 30)
-    alike = [normalised(LONG.format(i) + LONG.format(i + 1)) for i in range(400)]
-    result = near(alike, hashes(alike))
+    alike = [normalized(LONG.format(i) + LONG.format(i + 1)) for i in range(400)]
+    result = near(alike.__getitem__, hashes(alike))
     assert result.texts == 20 and not result.whole and len(result.pairs) <= 30
     texts = [chr(0x4E00 + 11 * i) * 8 + chr(0x5E00 + 7 * i) * 8 for i in range(60)]
     texts[41] = LONG.format(7) * 3
     texts[55] = LONG.format(7) * 3 + "!"
-    assert [pair[:2] for pair in near(texts, hashes(texts), 41).pairs] == [(41, 55)], "validation rows are all compared"
+    assert [pair[:2] for pair in near(texts.__getitem__, hashes(texts), 41).pairs] == [(41, 55)], (
+        "validation rows are all compared"
+    )
 
 
 def test_validation_rows_that_training_has(tmp_path: Path) -> None:
@@ -206,7 +208,7 @@ def test_validation_rows_that_training_has(tmp_path: Path) -> None:
     assert {"overlap", "conflicts"} <= what(found, "warn") and found.conflict_groups == 2
     assert {(p.a[-6:], p.b[-6:]) for p in found.overlap} == {("line 3", "line 1"), ("line 6", "line 2")}
     stopping, _ = looked(tmp_path / "a.jsonl", validation=str(other), max_length=1024, on_leak="stop")
-    assert stopping.stops and "stands in the training rows too" in stopping.findings[0].text
+    assert stopping.stops and "is a training row too" in stopping.findings[0].text
 
 
 def test_short_answers_and_repeated_ones(tmp_path: Path) -> None:
@@ -283,7 +285,7 @@ def test_an_end_that_is_never_learned_stops_and_train_stops_as_well(tmp_path: Pa
 
 
 def put_rows(data: Prepared, rows: list[Row]) -> None:
-    made, encoded = Rows(Place(), "train"), Encoded()
+    made, encoded = Rows(DataFolder(), "train"), Encoded()
     for number, row in enumerate(rows):
         encoded.add(row, number)
     made.extend(encoded, list(encoded.owner))

@@ -76,17 +76,17 @@ def packed(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"instruction": "Q", "output', "no valid JSON: Unterminated string starting at character 22"),
-        ('{"instruction": "Q", "output": NaN}', "NaN is no number of JSON"),
-        ('{"instruction": "Q", "output": Infinity}', "Infinity is no number of JSON"),
-        ('{"instruction": "Q", "output": -Infinity}', "-Infinity is no number of JSON"),
-        ('{"instruction": "Q", "output": "A", "output": "B"}', "the key 'output' stands twice in one object"),
-        ('{"a": {"b": 1, "b": 2}}', "the key 'b' stands twice"),
+        ('{"instruction": "Q", "output', "invalid JSON: Unterminated string starting at character 22"),
+        ('{"instruction": "Q", "output": NaN}', "NaN is not a number in JSON"),
+        ('{"instruction": "Q", "output": Infinity}', "Infinity is not a number in JSON"),
+        ('{"instruction": "Q", "output": -Infinity}', "-Infinity is not a number in JSON"),
+        ('{"instruction": "Q", "output": "A", "output": "B"}', "the key 'output' is there twice in one object"),
+        ('{"a": {"b": 1, "b": 2}}', "the key 'b' is there twice"),
         (r'{"instruction": "Q", "output": "\ud800"}', "'output' holds half a character (a lone surrogate"),
         (r'{"instruction": "Q", "output": "A", "other": [{"x": "\uDC00"}]}', "'other' holds half a character"),
         (r'{"instruction": "Q", "output": "A", "\udfff": 1}', r"'\udfff' holds half a character"),
-        (DEEP, "stand more than 64 deep"),
-        ('{"a": ' + "[" * 70 + "]" * 70 + "}", "stand more than 64 deep"),
+        (DEEP, "nested more than 64 deep"),
+        ('{"a": ' + "[" * 70 + "]" * 70 + "}", "nested more than 64 deep"),
         ('{"instruction": "Q", "output": ' + "1" * 5000 + "}", "more digits than Python reads"),
         ('{"instruction": "Q", "output": ' + "1" * 4000 + "}", "output should be text, not int"),
         ('{"instruction": "Q", "output": 1e999}', "output should be text, not float"),
@@ -139,7 +139,7 @@ def test_a_bad_line_is_named_and_the_others_are_kept(tmp_path: Path, text: str, 
         ('{"role": "assistant"}', "content of turn 2 is null"),
         ('{"content": "A"}', "turn 2 of messages has no role"),
         ('"A"', "turn 2 of messages has no role"),
-        ('{"role": "assistant", "content": [{"type": "image"}]}', "has parts that are no text"),
+        ('{"role": "assistant", "content": [{"type": "image"}]}', "has parts that are not text"),
     ],
 )
 def test_a_dialogue_that_is_none(tmp_path: Path, turns: str, said: str) -> None:
@@ -165,10 +165,10 @@ def test_mixed_schemas_are_counted(tmp_path: Path) -> None:
         ("a.csv", b"\xef\xbb\xbf", "the file has no header line"),
         ("a.jsonl", b"\xef\xbb\xbf\n", "the file has no rows"),
         ("a.jsonl", packed(b""), "the file has no rows"),
-        ("a.json", b'[{"a": 1}, {"a": 2', "no valid JSON array: it ends within row 2, without the closing ]"),
+        ("a.json", b'[{"a": 1}, {"a": 2', "invalid JSON array: it ends within row 2, without the closing ]"),
         ("a.json", b'[{"a": "x', "it ends within row 1"),
-        ("a.json", b'[{"a": 1}] {"a": 2}', "more stands behind the closing ], after row 1"),
-        ("a.json", b'[{"a": 1}}]', "a } that nothing opened stands behind row 1"),
+        ("a.json", b'[{"a": 1}] {"a": 2}', "there is more after the closing ], after row 1"),
+        ("a.json", b'[{"a": 1}}]', "a } without its { is after row 1"),
         ("a.json", b"[\n]\n", "the file has no rows"),
         ("a.json", b'{"data": [\n{"a": 1}\n]}', "holds one object, not rows (its keys: 'data')"),
         ("a.jsonl", b'{"a": 1, \n"b": 2}', "holds one object, not rows (its keys: 'a', 'b')"),
@@ -176,8 +176,8 @@ def test_mixed_schemas_are_counted(tmp_path: Path) -> None:
         ("a.csv", b'text,label\na,1\n"b"c,2\n', "line 3: ',' expected after '\"'"),
         ("a.csv", b'"text,label\na,1\n', "line 1: a quote opens"),
         ("a.csv", b"text,la\xff\xffbel\na,1\n", "line 1"),
-        ("a.parquet", b"PAR1 and then nothing PAR1", "no valid parquet file"),
-        ("a.arrow", b"ARROW1 and then nothing", "no valid arrow file"),
+        ("a.parquet", b"PAR1 and then nothing PAR1", "invalid parquet file"),
+        ("a.arrow", b"ARROW1 and then nothing", "invalid arrow file"),
         ("a.arrow", b"FEA1 of long ago", "feather of version 1"),
         ("a.parquet.gz", b"whatever", "a .parquet file is packed within"),
         ("a.csv", b"PAR1....", "this is a parquet file"),
@@ -225,7 +225,7 @@ def test_a_last_line_that_is_cut_off_says_so(tmp_path: Path) -> None:
     assert bad.problem.endswith("the file ends here, so it may have been cut off")
     text = "第一句话。第二句话。".encode()
     (row,) = read(write(tmp_path / "a.txt", text[:-1]))
-    assert row.problem == f"holds bytes that are no UTF-8, the first at byte {len(text) - 2} of the line", (
+    assert row.problem == f"holds bytes that are not UTF-8, the first at byte {len(text) - 2} of the line", (
         "and it is not taken for GB18030"
     )
     assert "第一句话" in row.values["raw"]
@@ -449,7 +449,7 @@ def test_a_parquet_file_with_nested_lists_and_cells_that_python_cannot_hold(tmp_
     broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xff")])
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, pa.schema({"a": pa.string()})) as w:
         w.write_batch(pa.record_batch([broken], names=["a"]))
-    refused(tmp_path / "a.arrow", "no valid arrow file: ")
+    refused(tmp_path / "a.arrow", "invalid arrow file: ")
 
 
 def test_tables_that_lie_about_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,7 +520,7 @@ def test_labels_of_several_kinds(tmp_path: Path) -> None:
         (None, "label is empty"),
         ("  ", "label is empty"),
         ([1], "label should be a text or a number, not list"),
-        (math.nan, "label is nan, which is no class"),
+        (math.nan, "label is nan, which is not a class"),
         ("a\0", "label holds a NUL character"),
     ],
 )

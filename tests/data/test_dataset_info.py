@@ -281,7 +281,7 @@ def test_a_table_that_is_damaged_or_of_another_tool(tmp_path: Path) -> None:
         assert resolve(block) == (block, ""), "datasets' own file of that name is another thing"
     assert load(config.model_copy(update={"validation": "none"}), None).format.name == "text"
     (tmp_path / "dataset_info.json").write_text("{")
-    with pytest.raises(DataError, match=r"dataset_info\.json: no valid JSON"):
+    with pytest.raises(DataError, match=r"dataset_info\.json: invalid JSON"):
         read(tmp_path, "mine")
 
 

@@ -70,7 +70,7 @@ def test_every_row_is_in_the_account(tmp_path: Path) -> None:
     data = prepared(file, on_bad_row="skip", on_long_row="skip")
     reasons = {refusal.where.rpartition(" ")[2]: refusal.reason for refusal in data.refusals}
     assert set(reasons) == {"11", "21", "26"}
-    assert "no valid JSON" in reasons["11"] and "is empty" in reasons["21"] and "max_length is 256" in reasons["26"]
+    assert "invalid JSON" in reasons["11"] and "is empty" in reasons["21"] and "max_length is 256" in reasons["26"]
     assert data.refusals[0].row == {"raw": lines[10]}, "a refused row is kept whole"
     kept = data.train.kept + data.validation.kept
     assert data.train.read + data.validation.read == 30 == kept + data.train.refused + data.validation.refused
@@ -78,7 +78,7 @@ def test_every_row_is_in_the_account(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("{broken", "line 4: no valid JSON"), ('{"instruction": "a"}', "line 4: there is no column 'output'")],
+    [("{broken", "line 4: invalid JSON"), ('{"instruction": "a"}', "line 4: there is no column 'output'")],
 )
 def test_a_bad_row_stops_by_default_and_names_its_line(tmp_path: Path, line: str, said: str) -> None:
     lines = [json.dumps(row) for row in alpaca_rows(6)]

@@ -13,7 +13,7 @@ import pytest
 from luthier.core.errors import ConfigError, DataError, InputError
 from luthier.data.encode import encode
 from luthier.data.prepare import load
-from luthier.data.prepared import Part, Prepared
+from luthier.data.prepared import Prepared, SplitCounts
 from luthier.data.split import split
 from luthier.data.store import Examples
 from luthier.recipe.config import DataConfig, RunConfig
@@ -30,7 +30,7 @@ def prepared(path: Path, **fields: Any) -> Prepared:
     return data
 
 
-def adds_up(part: Part) -> bool:
+def adds_up(part: SplitCounts) -> bool:
     return part.read == part.kept + part.refused + part.duplicates + part.over_limit + part.leaks
 
 
@@ -85,7 +85,7 @@ def test_stratify_is_the_default_for_labels_and_refused_without(tmp_path: Path, 
     data = prepared(file, validation=0.2)
     assert data.validation.labels == {"often": 19, "rare": 1} and data.train.labels == {"often": 76, "rare": 4}
     assert data.fingerprint == prepared(file, validation=0.2, stratify=True).fingerprint
-    with pytest.raises(InputError, match=r"data\.stratify: .*line 1 has no label to go by"):
+    with pytest.raises(InputError, match=r"data\.stratify: .*line 1 has no label"):
         prepared(alpaca_file, stratify=True)
     assert prepared(alpaca_file, stratify=False).fingerprint == prepared(alpaca_file).fingerprint
 
@@ -183,9 +183,8 @@ def test_a_leak_is_told_dropped_from_training_or_stops(tmp_path: Path) -> None:
     assert adds_up(data.train) and adds_up(data.validation)
     with pytest.raises(DataError) as caught:
         prepared(train, validation=str(held_out), on_leak="stop")
-    assert (
-        f"{held_out}: line 1: this validation row stands in the training rows too, at {train}: line 5; 2 of 4 do"
-        in (caught.value.message)
+    assert f"{held_out}: line 1: this validation row is a training row too, at {train}: line 5; 2 of 4 are" in (
+        caught.value.message
     )
     assert "data.on_leak=drop" in caught.value.fix
 

@@ -13,7 +13,7 @@ import pytest
 
 from luthier.core.errors import DataError, InputError
 from luthier.data import cache
-from luthier.data.encode import encode, piece
+from luthier.data.encode import encode, encode_piece
 from luthier.data.parallel import in_order
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
@@ -103,7 +103,7 @@ def test_a_second_start_gives_the_same_and_reads_nothing(
     account = first["account"]
     assert account["train"]["refused"] and account["validation"]["kept"] and account["test"]["kept"]
     monkeypatch.setattr("luthier.data.prepare.open_set", lambda *_: pytest.fail("read again"))
-    monkeypatch.setattr("luthier.data.encode.piece", lambda *_: pytest.fail("tokenized again"))
+    monkeypatch.setattr("luthier.data.encode.encode_piece", lambda *_: pytest.fail("tokenized again"))
     assert everything(prepared(file, **POLICIES)) == first
     again = prepared(file, **POLICIES)
     again.refusals.append(Refusal("x", "y", None))
@@ -263,7 +263,7 @@ def test_a_row_that_learns_nothing_is_refused(tmp_path: Path) -> None:
             return [Row([1, 2], [-100, -100], example.where)]
 
     data = load(DataConfig(path=str(write_jsonl(tmp_path / "a.jsonl", alpaca_rows(10)))), None)
-    made = piece(Silent(), Template(build_tokenizer()), 64, "stop", False, list(data.examples.records()))
+    made = encode_piece(Silent(), Template(build_tokenizer()), 64, "stop", False, list(data.examples.records()))
     assert {failure.reason for failure in made.failures} >= {"no token of the row carries loss"}
     assert len(made.failures) == len(data.examples) and not made.rows.lengths
 
@@ -294,7 +294,7 @@ def test_test_rows_of_a_file_that_train_too_are_told_dropped_or_stop(tmp_path: P
     data = prepared(file, test=str(other), on_leak="drop")
     assert data.test.kept == 5 and data.train.leaks == told.test.in_training
     assert "the same as the test row" in data.refusals[0].reason
-    with pytest.raises(DataError, match="this test row stands in the training rows too"):
+    with pytest.raises(DataError, match="this test row is a training row too"):
         prepared(file, test=str(other), on_leak="stop")
 
 
@@ -324,7 +324,7 @@ def test_the_end_is_measured_on_the_test_rows(tmp_path: Path) -> None:
 
 def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
     from luthier.core.events import Progress
-    from luthier.data.account import say
+    from luthier.data.account import report
 
     told: list[str] = []
 
@@ -340,7 +340,7 @@ def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding=encoding)
         config = DataConfig(path=str(file), test=str(tmp_path / "utf-8.jsonl"))
         data = load(config, None)
-        say(data, tmp_path, Listener())
+        report(data, tmp_path, Listener())
         assert {"file": str(file), "encoding": encoding} in data.account()["files"]
         assert (f"{file} is read as {encoding}" in told) == (encoding != "utf-8")
     assert sum("is read as" in text for text in told) == 2

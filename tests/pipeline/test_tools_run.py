@@ -63,7 +63,7 @@ def test_a_base_without_tools_in_its_template_refuses_them_and_names_the_row(tmp
     assert done.returncode == 2 and not (tmp_path / "runs").is_dir()
     said = " ".join(done.stderr.split())
     assert "tools.jsonl: line" in said
-    assert "the chat template knows no tools: it renders a dialogue with tools as if there were none" in said
+    assert "the chat template does not support tools: it renders a dialogue with tools as if there were none" in said
     assert "use a model whose chat template takes tools, or give the tokenizer such a chat_template" in said
 
 
@@ -133,5 +133,7 @@ def test_real_tools_are_trained_on(shared: Path, tmp_path: Path, qwen: Path) -> 
     ]
     result = train(RunConfig.load(None, [f"model={qwen}", *rows, *settings, f"run={tmp_path / 'run'}", *SMALL]))
     assert result["steps"] == 2 and result["train_rows"] == 12
-    with pytest.raises(DataError, match=r"glaive_toolcall_en_demo.json: row \d+: the chat template knows no tool"):
+    with pytest.raises(
+        DataError, match=r"glaive_toolcall_en_demo.json: row \d+: the chat template does not support tool"
+    ):
         train(RunConfig.load(None, [*rows, f"run={tmp_path / 'refused'}"]))

@@ -202,9 +202,9 @@ def test_a_template_without_tools_is_refused_and_the_row_is_named(name: str) -> 
         (DIALOGUES["call"], "", "tool calls: it (leaves out|refuses)"),
         (DIALOGUES["result"], TOOLS, "tools: it renders a dialogue with tools as if there were none"),
     ):
-        with pytest.raises(TemplateError, match=f"the chat template knows no {what}"):
+        with pytest.raises(TemplateError, match=f"the chat template does not support {what}"):
             template.prompt_ids(messages[:1] if tools else messages, tools)
-        with pytest.raises(RowError, match=f"the chat template knows no {what}") as caught:
+        with pytest.raises(RowError, match=f"the chat template does not support {what}") as caught:
             Chat().encode(Example(messages, tools=tools), template, 9999, "stop")
         assert caught.value.kind == "bad" and "use a model whose chat template takes tools" in caught.value.fix
     assert len(Chat().encode(Example(plain), template, 9999, "stop")) == 1, "rows without tools are learned as ever"
@@ -213,7 +213,7 @@ def test_a_template_without_tools_is_refused_and_the_row_is_named(name: str) -> 
 @pytest.mark.parametrize("text", [CHATML, PLAIN])
 def test_our_own_defaults_know_no_tools(text: str) -> None:
     template = Template(build_tokenizer(template=text, special=IM))
-    with pytest.raises(TemplateError, match="the chat template knows no tools"):
+    with pytest.raises(TemplateError, match="the chat template does not support tools"):
         template.rows(DIALOGUES["result"], TOOLS)
 
 
@@ -244,13 +244,13 @@ def qwen_with(old: str, new: str) -> Template:
             "call.function.arguments | tojson",
             "call.function.arguments | tojson | replace('1.5', '2')",
             "call",
-            "turn 2: .* tool call: '1.5' does not stand in",
+            "turn 2: .* tool call: '1.5' is not in",
         ),
         (
             "call.function.arguments | tojson",
             "call.function.arguments | tojson | replace('units', 'u')",
             "call",
-            "turn 2: .* tool call: 'units' does not stand in",
+            "turn 2: .* tool call: 'units' is not in",
         ),
         (
             "~ turn.content ~ '\\n</tool_response>'",
@@ -407,14 +407,14 @@ def test_plain_text_cannot_show_tools() -> None:
 
 
 def test_the_check_looks_at_the_prompts_with_their_tools() -> None:
-    from luthier.data.checks.mask import _spared
+    from luthier.data.checks.mask import _prompt_masked
 
     template = Template(family_tokenizer("qwen2_5"))
     example = Example(DIALOGUES["result"], tools=TOOLS)
     (row,) = Chat().encode(example, template, 9999, "stop")
-    assert _spared(example, [row], template)
+    assert _prompt_masked(example, [row], template)
     row.labels[len(template.prompt_ids(example.messages[:1])) + 5] = 7  # within the prompt only where tools count
-    assert not _spared(example, [row], template)
+    assert not _prompt_masked(example, [row], template)
 
 
 def test_tags_are_tokens_in_the_fixtures() -> None:

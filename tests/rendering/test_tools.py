@@ -291,7 +291,7 @@ def test_tools_that_are_none(tools: Any, said: str) -> None:
 def test_text_of_another_type_is_not_taken_for_an_answer() -> None:
     parts = [{"type": "reasoning", "value": "hm"}, {"type": "text", "value": "A"}]
     row = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": parts}]}
-    with pytest.raises(RowError, match="content of turn 2 has parts that are no text, of type 'reasoning'"):
+    with pytest.raises(RowError, match="content of turn 2 has parts that are not text, of type 'reasoning'"):
         read("messages", row)
 
 

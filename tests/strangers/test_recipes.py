@@ -17,7 +17,7 @@ from luthier.cli.terminal.arguments import split_arguments
 from luthier.cli.terminal.explain import KINDS, explanation
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.registry import Config
-from luthier.data.settings import Source
+from luthier.data.settings import MixSource
 from luthier.evaluation.metrics.base import EVALUATIONS
 from luthier.evaluation.records.settings import JudgeConfig
 from luthier.exports.base import EXPORTS
@@ -36,7 +36,7 @@ def every_block() -> Iterator[tuple[str, type[BaseModel]]]:
     """Every class whose fields can stand in a recipe or behind an export."""
     yield "", RunConfig
     yield from BLOCKS.items()
-    yield from (("evaluate.judge", JudgeConfig), ("data.mix", Source))
+    yield from (("evaluate.judge", JudgeConfig), ("data.mix", MixSource))
     for kind, family in KINDS.items():
         yield from ((f"{kind} {name}", family.get(name)) for name in family.names())
 

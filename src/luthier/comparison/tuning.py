@@ -19,9 +19,9 @@ from luthier.comparison.candidates import Arm
 from luthier.comparison.runner import Shared, train, work
 from luthier.core.errors import InputError, Stopped
 from luthier.core.files import read_object, write_json
-from luthier.data.prepared import Part, Prepared
+from luthier.data.prepared import Prepared, SplitCounts
 from luthier.data.rows import Encoded, Rows
-from luthier.data.store import Examples, Place
+from luthier.data.store import DataFolder, Examples
 from luthier.methods.base import Method
 from luthier.runs.folder import RunFolder
 
@@ -59,9 +59,9 @@ def apart(data: Prepared) -> Prepared:
         rows=rows,
         validation_examples=held_examples,
         validation_rows=held_rows,
-        test=Part(),
+        test=SplitCounts(),
         test_examples=Examples.of([]),
-        test_rows=Rows(Place(), "test"),
+        test_rows=Rows(DataFolder(), "test"),
         train=replace(data.train),
         validation=replace(data.validation),
     )
@@ -73,7 +73,7 @@ def _some(data: Prepared, numbers: list[int], side: str) -> tuple[Examples, Rows
     for row, owner in enumerate(data.rows.owner):
         if owner in place:
             made.add(data.rows[row], place[owner])
-    rows = Rows(Place(), side)
+    rows = Rows(DataFolder(), side)
     rows.extend(made, made.owner)
     rows.examples = data.examples.take(numbers)
     return rows.examples, rows

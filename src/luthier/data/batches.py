@@ -1,4 +1,4 @@
-"""Which rows make up each step: a pure function of seed, epoch and lengths, so a resumed run goes on exactly."""
+"""Which rows make up each step: a pure function of seed, epoch and lengths, so a resumed run is identical."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from math import ceil
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Optimizer steps of one pass; the last one may have fewer rows."""
+    """Optimizer steps of one epoch; the last one may have fewer rows."""
     return ceil(rows / batch_size)
 
 
@@ -30,12 +30,12 @@ def micro_batches(
     micro_tokens: int | None = None,
     pack: int | None = None,
 ) -> list[list[int]]:
-    """Cut the rows of a step, of these lengths, into micro-batches: places in the step.
+    """Cut the rows of a step, of these lengths in tokens, into micro-batches: places in the step.
 
     With `by_length` rows are sorted before they are cut, which saves padding inside each micro-batch; the step stays
     random. A micro-batch ends at `micro_batch` rows, or before its padded size would pass `micro_tokens`. With `pack`
-    a micro-batch is what goes into one sequence of so many tokens. The largest comes first: smaller ones find room
-    in the memory that it leaves, and the other way round each would ask for more.
+    a micro-batch fills one sequence of that many tokens. The largest comes first: smaller ones fit into the memory
+    that it leaves; the other way round, each would allocate more.
     """
     rows = list(range(len(lengths)))
     if pack:
@@ -46,10 +46,8 @@ def micro_batches(
     longest = 0
     for row in rows:
         longest = max(longest, lengths[row])
-        full = micro and (
-            len(micro[-1]) == micro_batch or (micro_tokens and longest * (len(micro[-1]) + 1) > micro_tokens)
-        )
-        if full or not micro:
+        count = len(micro[-1]) if micro else micro_batch
+        if count == micro_batch or (micro_tokens and longest * (count + 1) > micro_tokens):
             micro.append([])
             longest = lengths[row]
         micro[-1].append(row)
@@ -58,17 +56,17 @@ def micro_batches(
 
 @lru_cache(maxsize=2)
 def _order(rows: int, seed: int, epoch: int) -> array[int]:
-    """The shuffle of an epoch; shuffling a million rows takes half a second, so not anew for each step."""
+    """The shuffle of an epoch, cached: shuffling a million rows takes half a second."""
     order = list(range(rows))
     random.Random(f"{seed}:{epoch}").shuffle(order)
     return array("Q", order)
 
 
 def packed(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows parted into as few sequences of at most `capacity` tokens as best fit finds, then evened out.
+    """Rows divided into as few sequences of at most `capacity` tokens as best fit finds, then balanced.
 
     Best-fit decreasing needs at most 11/9 of the fewest sequences possible, and a few more (Johnson 1973). Sequences of
-    like length need less memory at the most, and the same again each time: so the rows are dealt out anew, each to the
+    similar length have a lower memory peak, and the same each time: so the rows are dealt out again, each to the
     shortest sequence (Graham 1969), unless that passes the capacity.
     """
     order = sorted(rows, key=lambda row: lengths[row], reverse=True)
@@ -76,11 +74,9 @@ def packed(rows: Sequence[int], lengths: Sequence[int], capacity: int) -> list[l
     found: list[list[int]] = []
     for row in order:
         place = bisect_left(room, (lengths[row], -1))
-        if place == len(room):
+        left, sequence = room.pop(place) if place < len(room) else (capacity, len(found))
+        if sequence == len(found):
             found.append([])
-            left, sequence = capacity, len(found) - 1
-        else:
-            left, sequence = room.pop(place)
         found[sequence].append(row)
         insort(room, (left - lengths[row], sequence))
     even: list[list[int]] = [[] for _ in found]

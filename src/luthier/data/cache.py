@@ -1,8 +1,8 @@
-"""What was read and tokenized once, kept for the next start: named by the content it was made from.
+"""A cache of what was read and tokenized, named by the content it was made from.
 
 An entry is a folder `<kind>-<key>`; the key is a hash of everything that decides what is in it (the bytes of the
 data files, the settings, the tokenizer, our own code), so nothing in it is ever out of date. It holds no code
-and no pickle. Entries that have not been used for longest go when all of them are larger than LIMIT.
+and no pickle. The least recently used entries are deleted when all of them are larger than LIMIT.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import Any
 from luthier import data, rendering, tasks
 from luthier.core.errors import InputError
 from luthier.core.strict_json import to_json
-from luthier.data.store import Place
+from luthier.data.store import DataFolder
 
 LIMIT = 20 * 2**30
 """Bytes that all entries may take."""
 SMALLEST = 2**22
-"""Bytes of data files below which reading anew costs no more than a second or two."""
+"""Bytes of data files below which reading them again takes no more than a second or two."""
 LAYOUT = 1
-"""Of an entry; another number makes older ones unreadable."""
+"""Version of the layout of an entry; another number makes older ones unreadable."""
 META = "entry.json"
 DAY = 86_400
 
@@ -50,11 +50,11 @@ def key(kind: str, decides: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=1)
 def code() -> str:
-    """A hash of the code that makes rows: ours, whatever its version says, and the versions of others' plugins."""
+    """A hash of the code that makes rows: our own, and the versions of plugins of other packages."""
     whole = hashlib.sha256()
     for package in (data, rendering, tasks):
-        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
-            whole.update(file.read_bytes())
+        for file in sorted(Path(package.__path__[0]).rglob("*")):
+            whole.update(file.read_bytes() if file.suffix in (".py", ".yaml") else b"")
     for group in (f"{data.__name__}.formats", tasks.__name__):
         for entry in entry_points(group=group):
             whole.update(f"{entry.value} {entry.dist.version if entry.dist else ''}".encode())
@@ -72,7 +72,7 @@ def content_of(files: Iterable[Path]) -> list[str] | None:
             with file.open("rb") as opened:
                 digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
         return digests
-    except OSError:  # reading the rows will say what is wrong with it
+    except OSError:  # reading the rows will report what is wrong
         return None
 
 
@@ -93,29 +93,29 @@ def find(name: str) -> tuple[Path, dict[str, Any], dict[str, array[int]]] | None
     return folder, meta["values"], arrays
 
 
-def begin() -> Place:
-    """A folder to build an entry in; in the temporary folder where the cache's own may not be written."""
+def begin() -> DataFolder:
+    """A folder to build an entry in; in the system's temporary folder where the cache may not be written."""
     try:
         root().mkdir(parents=True, exist_ok=True)
-        return Place(root())
+        return DataFolder(root())
     except OSError:
-        return Place()
+        return DataFolder()
 
 
-def keep(name: str, place: Place, values: Mapping[str, Any], arrays: Mapping[str, array[int]]) -> None:
-    """Make what stands in `place` the entry `name`. Where that fails there is no entry, and nothing else is lost."""
-    if place.folder.parent != root():
+def keep(name: str, folder: DataFolder, values: Mapping[str, Any], arrays: Mapping[str, array[int]]) -> None:
+    """Make the folder the entry `name`. Where that fails there is no entry, and nothing else is lost."""
+    if folder.path.parent != root():
         return
     with contextlib.suppress(OSError):  # a full disk, or the same entry made by another process meanwhile
         for each, numbers in arrays.items():
-            (place.folder / f"{each}.bin").write_bytes(numbers.tobytes())
-        files = {file.name: file.stat().st_size for file in place.folder.iterdir()}
+            (folder.path / f"{each}.bin").write_bytes(numbers.tobytes())
+        files = {file.name: file.stat().st_size for file in folder.path.iterdir()}
         codes = {each: numbers.typecode for each, numbers in arrays.items()}
         meta = {"values": values, "arrays": codes, "files": files, "made": time.time()}
-        (place.folder / META).write_text(to_json(meta, ensure_ascii=False), encoding="utf-8")
+        (folder.path / META).write_text(to_json(meta, ensure_ascii=False), encoding="utf-8")
         if find(name) is None:
             shutil.rmtree(root() / name, ignore_errors=True)
-            place.keep(root() / name)
+            folder.keep(root() / name)
         trim()
 
 
@@ -144,7 +144,7 @@ def trim(limit: int = LIMIT) -> int:
             shutil.rmtree(folder, ignore_errors=True)
             freed += size
     with contextlib.suppress(OSError):
-        for folder in root().glob("luthier-data-*"):  # left behind by a process that was killed
+        for folder in root().glob("luthier-data-*"):  # left by a process that was killed
             if time.time() - folder.stat().st_mtime > DAY:
                 shutil.rmtree(folder, ignore_errors=True)
     return freed
@@ -154,5 +154,5 @@ def clear() -> int:
     """Delete every entry; returns the bytes freed. Runs that are reading one at the time may fail."""
     there = root()
     if there.exists() and not there.is_dir():
-        raise InputError(f"{there} is no folder", fix="set LUTHIER_CACHE to the folder of the cache")
+        raise InputError(f"{there} is not a folder", fix="set LUTHIER_CACHE to the folder of the cache")
     return trim(0)

@@ -1,8 +1,8 @@
-"""LLaMA-Factory's dataset_info.json, read as it is: `data=FOLDER data.subset=NAME` trains on what it calls NAME.
+"""LLaMA-Factory's dataset_info.json, read as it is: `data=FOLDER data.subset=NAME` trains on its entry NAME.
 
 As there, `columns` and `tags` replace all defaults where they are given, and a column that is not named is
-not read. Plain text is parted at empty lines, as everywhere here, not at each line. A folder that
-`datasets` saved has a file of the same name with another content, and is left alone.
+not read. Plain text is split at empty lines, as in all text files here, not at each line. A folder that
+`datasets` saved has a file of the same name with other content, and is left alone.
 """
 
 from __future__ import annotations
@@ -22,31 +22,18 @@ from luthier.data.settings import DataConfig
 FILE = "dataset_info.json"
 PLACES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
 KEYS = (*PLACES, "formatting", "ranking", "subset", "split", "folder", "num_samples", "columns", "tags")
-COLUMNS = (
-    "prompt",
-    "query",
-    "response",
-    "history",
-    "messages",
-    "system",
-    "tools",
-    "images",
-    "videos",
-    "audios",
-    "chosen",
-    "rejected",
-    "kto_tag",
+COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
+COLUMNS |= dict.fromkeys(
+    ["history", "system", "tools", "images", "videos", "audios", "chosen", "rejected", "kto_tag"], ""
 )
-TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
-"""A key of `tags` -> its default."""
+TAGS = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
+TAGS |= {"observation_tag": "observation", "function_tag": "function_call", "system_tag": "system"}
+"""A key of `columns` or `tags` -> its default."""
+OPENAI_TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+SHAREGPT = {"role_tag": "speaker", "content_tag": "value", "user_tag": "user", "assistant_tag": "assistant"}
+SHAREGPT |= {"observation_tag": "tool_result", "function_tag": "tool_call", "system_tag": "system_speaker"}
+"""A key of `tags` -> the field of format sharegpt."""
+FORMATTINGS = ("alpaca", "sharegpt", "openai")
 
 
 def named(config: DataConfig, name: str) -> bool:
@@ -56,7 +43,7 @@ def named(config: DataConfig, name: str) -> bool:
 
 
 def resolve(config: DataConfig) -> tuple[DataConfig, str]:
-    """The data block with what dataset_info.json says put in, and where its format comes from; else as it was."""
+    """The data block with the entry of dataset_info.json resolved, and where its format comes from; else as it was."""
     file = _file(config.path)
     if file is None or (
         not config.subset and file.parent == Path(config.path) and has_split(file.parent, config.split)
@@ -65,12 +52,12 @@ def resolve(config: DataConfig) -> tuple[DataConfig, str]:
     sets = _sets(file)
     if config.subset not in sets:
         there = ", ".join([*sets][:20]) + (", ..." if len(sets) > 20 else "")
-        said = f"no data set is named {config.subset!r}{did_you_mean(config.subset, sets)}; " if config.subset else ""
-        raise DataError(f"{file}: {said}there are {there}", fix="name one with data.subset=NAME")
+        why = f"no data set is named {config.subset!r}{did_you_mean(config.subset, sets)}; " if config.subset else ""
+        raise DataError(f"{file}: {why}there are {there}", fix="name one with data.subset=NAME")
     entry = sets[config.subset]
+    given = config.format is not None
     try:
         changes = _place(entry, config.hub) | _rows(entry)
-        given = config.format is not None
         if not given:
             changes["format"] = _format(entry)
     except _Unusable as error:
@@ -99,10 +86,8 @@ def _file(path: str) -> Path | None:
     if file.name != FILE or kind_of(str(file)) != "file":
         return None
     made = _load(file, file.stat().st_mtime_ns)
-    ours = isinstance(made, dict) and any(
-        isinstance(entry, dict) and entry.keys() & {*PLACES} for entry in made.values()
-    )
-    return file if ours else None
+    entries = made.values() if isinstance(made, dict) else ()
+    return file if any(isinstance(entry, dict) and entry.keys() & {*PLACES} for entry in entries) else None
 
 
 @lru_cache(maxsize=8)
@@ -112,7 +97,7 @@ def _load(file: Path, _changed: int) -> Any:
     except OSError as error:
         raise refusal(file, error) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: no valid JSON: {error}", fix="fix the file") from None
+        raise DataError(f"{file}: invalid JSON: {error}", fix="fix the file") from None
 
 
 def _sets(file: Path) -> dict[str, Any]:
@@ -171,77 +156,49 @@ def _names(entry: Mapping[str, Any], block: str, known: Mapping[str, str]) -> di
 
 def _format(entry: Mapping[str, Any]) -> Format:
     """The format and its column names."""
-    defaults = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
-    columns = _names(entry, "columns", {name: defaults.get(name, "") for name in COLUMNS})
+    columns = _names(entry, "columns", COLUMNS)
     for kind in ("images", "videos", "audios"):
         if columns[kind]:
-            raise _Unusable(
-                f"has {kind} (column {columns[kind]!r}), which this version cannot train on",
-                "choose a data set of text with data.subset=NAME",
-            )
+            why = f"has {kind} (column {columns[kind]!r}), which this version cannot train on"
+            raise _Unusable(why, "choose a data set of text with data.subset=NAME")
     formatting = _text(entry, "formatting") or "alpaca"
-    if formatting not in ("alpaca", "sharegpt", "openai"):
-        kinds = ("alpaca", "sharegpt", "openai")
-        raise _Unusable(
-            f"unknown formatting {formatting!r}{did_you_mean(formatting, kinds)}; known are {', '.join(kinds)}"
-        )
+    if formatting not in FORMATTINGS:
+        hint = did_you_mean(formatting, FORMATTINGS)
+        raise _Unusable(f"unknown formatting {formatting!r}{hint}; known are {', '.join(FORMATTINGS)}")
     turns = formatting != "alpaca"
     tags = _names(entry, "tags", TAGS)
-    # Where tags are given, one that is missing keeps its default: a name is needed, and the usual ones are known.
+    # Where tags are given, a missing one keeps its default: a name is needed, and the usual ones are known.
     tags = {key: tags[key] or default for key, default in TAGS.items()}
     if formatting == "openai" and "tags" not in entry:
-        tags |= {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+        tags |= OPENAI_TAGS
+    shared = {"system": columns["system"], "tools": columns["tools"]}
     if entry.get("ranking") or columns["kto_tag"]:
-        return _judged(entry, columns, tags, turns)
+        return _judged(entry, columns, tags, turns, shared)
     if turns:
-        return FORMATS.parse(
-            {
-                "name": "sharegpt",
-                "conversations": _needed(columns, "messages"),
-                "system": columns["system"],
-                "tools": columns["tools"],
-                "speaker": tags["role_tag"],
-                "value": tags["content_tag"],
-                "user": tags["user_tag"],
-                "assistant": tags["assistant_tag"],
-                "system_speaker": tags["system_tag"],
-                "tool_call": tags["function_tag"],
-                "tool_result": tags["observation_tag"],
-            }
-        )
+        fields = {"conversations": _needed(columns, "messages"), **{SHAREGPT[key]: tags[key] for key in TAGS}}
+        return FORMATS.parse({"name": "sharegpt", **fields, **shared})
+    prompt = _needed(columns, "prompt")
     if not columns["response"]:  # LLaMA-Factory's layout of plain text, for pretraining
-        return FORMATS.parse({"name": "text", "text": _needed(columns, "prompt")})
-    return FORMATS.parse(
-        {
-            "name": "alpaca",
-            "instruction": _needed(columns, "prompt"),
-            "input": columns["query"],
-            "output": columns["response"],
-            "system": columns["system"],
-            "history": columns["history"],
-            "tools": columns["tools"],
-        }
-    )
+        return FORMATS.parse({"name": "text", "text": prompt})
+    fields = {"instruction": prompt, "input": columns["query"], "output": columns["response"]}
+    return FORMATS.parse({"name": "alpaca", **fields, "history": columns["history"], **shared})
 
 
-def _judged(entry: Mapping[str, Any], columns: dict[str, str], tags: dict[str, str], turns: bool) -> Format:
-    """Preference pairs and judged answers."""
-    usual = [
-        TAGS,
-        {**TAGS, "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},
-    ]
-    if turns and tags not in usual:
+def _judged(
+    entry: Mapping[str, Any], columns: dict[str, str], tags: dict[str, str], turns: bool, shared: dict[str, str]
+) -> Format:
+    """The format of preference pairs and judged answers."""
+    if turns and tags not in (TAGS, TAGS | OPENAI_TAGS):
         raise _Unusable("has tags of its own, which are read for dialogues and not for judged answers")
     if columns["history"]:
         raise _Unusable("has a history beside judged answers, which this version cannot read")
-    fields = {"input": "" if turns else columns["query"], "system": columns["system"], "tools": columns["tools"]}
+    fields = {"input": "" if turns else columns["query"], **shared}
     prompt = _needed(columns, "messages" if turns else "prompt")
     if entry.get("ranking"):
         names = {key: _needed(columns, key) for key in ("chosen", "rejected")}
         return FORMATS.parse({"name": "preference", "prompt": prompt, **names, **fields})
-    names = (
-        {"messages": prompt, "prompt": ""} if turns else {"prompt": prompt, "completion": _needed(columns, "response")}
-    )
+    names = {"messages": prompt, "prompt": ""} if turns else {"prompt": prompt}
+    names |= {} if turns else {"completion": _needed(columns, "response")}
     return FORMATS.parse({"name": "kto", "label": columns["kto_tag"], **names, **fields})
 
 

@@ -13,8 +13,9 @@ from luthier.core.redaction import command_with
 from luthier.data.columns import LONG, NUMBER, Column, size
 from luthier.data.formats.base import FORMATS, Format
 from luthier.data.guess import Reading, guess
-from luthier.data.read import TABLE_SUFFIXES, RawRow, read_rows
+from luthier.data.read import TABLE_SUFFIXES, RawRow
 from luthier.data.settings import DataConfig
+from luthier.data.sources import open_rows
 from luthier.tasks.base import TASKS, Task
 
 DETECTION_ROWS = 50
@@ -27,55 +28,39 @@ class Opened(NamedTuple):
     format: Format
     why: str
     task: Task | None = None
-    """What the content is for, where that is not what the format is mostly for."""
+    """The task of the content, where it is not the default of the format."""
     guessed: bool = False
     """Was the format found by names and content, or chosen by the user? Then a run keeps it in its recipe."""
 
 
 def open_set(config: DataConfig, progress: Progress, *, mixed: bool = False) -> Opened:
     """The rows of one set, and its format with the reason for it. `mixed`: the set is one of data.mix."""
-    raw = read_rows(
-        config.path,
-        split=config.split,
-        subset=config.subset,
-        hub=config.hub,
-        streaming=config.streaming,
-        columns=config.columns,
-    )
-    first = _first(raw)
-    if not first:
-        raise DataError(f"{config.path}: there are no rows", fix="give data with at least one row")
-    return _format(config, first, progress, mixed)._replace(rows=itertools.chain(first, raw))
-
-
-def _first(raw: Iterator[RawRow]) -> list[RawRow]:
-    """As many rows as it takes to have enough to tell the format from; the others stay unread."""
-    rows: list[RawRow] = []
+    raw = open_rows(config, streaming=config.streaming)
+    first: list[RawRow] = []
     good = 0
     while good < DETECTION_ROWS and (row := next(raw, None)) is not None:
-        rows.append(row)
+        first.append(row)
         good += not row.problem
-    return rows
-
-
-def _format(config: DataConfig, raw: Sequence[RawRow], progress: Progress, mixed: bool) -> Opened:
-    """The format of the recipe, or the most particular one whose columns the first rows have, or a guess."""
+    if not first:
+        raise DataError(f"{config.path}: there are no rows", fix="give data with at least one row")
+    rows = itertools.chain(first, raw)
     if config.format is not None:
-        return Opened(iter(()), config.format, "given in the recipe")
-    sample = [row for row in raw if not row.problem]
+        return Opened(rows, config.format, "given in the recipe")
+    sample = [row for row in first if not row.problem]
     if not sample:
-        raise DataError(f"{raw[0].where}: {raw[0].problem}", fix="fix the row; no row of this data can be read")
-    known = sorted((FORMATS.get(name)() for name in FORMATS.names()), key=lambda reader: reader.order)
-    for reader in known:
+        raise DataError(f"{first[0].where}: {first[0].problem}", fix="fix the row; no row of this data can be read")
+    for reader in sorted((FORMATS.get(name)() for name in FORMATS.names()), key=lambda reader: reader.order):
         hits = sum(reader.matches(row.values) for row in sample)
         if hits > len(sample) / 2 and reader.certain(sample[0].values):
             columns = ", ".join(map(str, sample[0].values))
-            return Opened(iter(()), reader, f"{hits} of the first {len(sample)} rows have its columns ({columns})")
-    return _guessed(config, sample, progress, mixed)
+            return Opened(rows, reader, f"{hits} of the first {len(sample)} rows have its columns ({columns})")
+    return _guessed(rows, config, sample, progress, mixed)
 
 
-def _guessed(config: DataConfig, sample: Sequence[RawRow], progress: Progress, mixed: bool) -> Opened:
-    """What names and content say; a question to the user where they leave a doubt."""
+def _guessed(
+    rows: Iterator[RawRow], config: DataConfig, sample: Sequence[RawRow], progress: Progress, mixed: bool
+) -> Opened:
+    """The format by names and content of the columns; a question to the user where they leave a doubt."""
     names = list(dict.fromkeys(str(name) for row in sample for name in row.values))
     if not config.columns and config.path.lower().endswith(TABLE_SUFFIXES):
         refuse_headerless(sample)
@@ -84,33 +69,29 @@ def _guessed(config: DataConfig, sample: Sequence[RawRow], progress: Progress, m
     if reading is None:
         shown = "; ".join(f"{name}: {value!r:.60}" for name, value in sample[0].values.items())
         question = f"{sample[0].where}: the columns can be read in more than one way. This row has {shown}"
-        answer = progress.ask(question, [each.said() for each in offered]) if offered else None
+        answer = progress.ask(question, list(map(str, offered))) if offered else None
         if answer is None:
             raise _unsure(sample[0].where, names, offered, mixed)
         reading, why = offered[answer], "chosen"
     used = {column.partition(".")[0] for column in reading.columns.values()} | set(reading.columns.values())
     ignored = ", ".join(name for name in names if name not in used)
-    why = f"{why}: {reading.said()}" + (f"; not read: {ignored}" if ignored else "")
-    return Opened(iter(()), reading.reader, why, TASKS.parse(reading.task) if reading.task else None, guessed=True)
+    why = f"{why}: {reading}" + (f"; not read: {ignored}" if ignored else "")
+    return Opened(rows, reading.reader, why, TASKS.parse(reading.task) if reading.task else None, guessed=True)
 
 
 def _unsure(where: str, names: Sequence[str], offered: Sequence[Reading], mixed: bool) -> DataError:
-    """What a script gets in place of the question: every reading, and a command that takes the first."""
+    """The error in place of the question: every reading, and a command that takes the first."""
     if not offered:
         return DataError(
             f"{where}: no column holds texts that a format could read: {', '.join(names)}",
             fix="name the format and its columns with data.format.name=NAME and the keys of luthier explain format "
             "NAME, or bring the rows into one of the formats of luthier list formats",
         )
-    ways = "".join(
-        f"\n  {number}. {each.said()}: {shlex.join(each.settings())}" for number, each in enumerate(offered, 1)
-    )
-    return DataError(
-        f"{where}: the columns can be read in more than one way: {', '.join(names)}{ways}",
-        fix="choose one, and write it into this set's block of data.mix as format: {name: NAME, KEY: COLUMN}"
-        if mixed
-        else f"choose one; for the first: {command_with(offered[0].settings())}",
-    )
+    ways = "".join(f"\n  {number}. {each}: {shlex.join(each.settings())}" for number, each in enumerate(offered, 1))
+    fix = f"choose one; for the first: {command_with(offered[0].settings())}"
+    if mixed:
+        fix = "choose one, and write it into this set's block of data.mix as format: {name: NAME, KEY: COLUMN}"
+    return DataError(f"{where}: the columns can be read in more than one way: {', '.join(names)}{ways}", fix=fix)
 
 
 def refuse_headerless(sample: Sequence[RawRow]) -> None:
@@ -124,7 +105,8 @@ def refuse_headerless(sample: Sequence[RawRow]) -> None:
     for number, column in enumerate(columns, 1):
         text = f"text{sum(name.startswith('text') for name in made) + 1}" if texts > 1 else "text"
         plain = "label" if column.label and "label" not in made else f"column{number}"
-        made.append(text if column.long else "id" if column.meta and column.numbers and "id" not in made else plain)
+        plain = "id" if column.metadata and column.numbers and "id" not in made else plain
+        made.append(text if column.long else plain)
     setting = f"data.columns=[{','.join(made)}]"
     raise DataError(
         f"{sample[0].where.rpartition(':')[0]}: the first line looks like a row and not like the names of columns: "
@@ -138,18 +120,17 @@ def _like_values(column: Column) -> bool:
     name = column.name.strip()
     if NUMBER.fullmatch(name):
         return bool(column.numbers)
-    return (name in column.values and column.different < len(column.values)) or (
-        column.long and size(name) >= LONG and len(name.split()) > 4
-    )
+    sentence = column.long and size(name) >= LONG and len(name.split()) > 4
+    return sentence or (name in column.values and column.distinct < len(column.values))
 
 
 def task_for(reader: Format) -> Task:
-    """The task that a format is mostly for."""
+    """The default task of a format."""
     return TASKS.parse({"text": "complete", "classification": "classify"}.get(reader.name, "chat"))
 
 
 def refuse_unlearned(reader: Format, task: Task) -> None:
-    """No task learns from every format yet."""
+    """Refuse rows that no task can learn yet."""
     what, fix = reader.unlearned()
     if what:
         raise InputError(
@@ -160,10 +141,10 @@ def refuse_unlearned(reader: Format, task: Task) -> None:
 
 
 def refuse_other_task(config: DataConfig, reader: Format, block: DataConfig, other: Format, given: Task | None) -> None:
-    """Sets that lead to different tasks are mixed only where the recipe names the task."""
+    """Refuse a mix of sets with different default tasks where the recipe does not name the task."""
     one, two = task_for(reader).name, task_for(other).name
     if given is None and one != two:
         raise InputError(
             f"data.mix: {config.path} ({reader.name}) is for task {one}, {block.path} ({other.name}) for task {two}",
-            fix=f"say the task for all, such as task={one}, or leave one out",
+            fix=f"name the task for all, such as task={one}, or leave one out",
         )

@@ -1,4 +1,4 @@
-"""From examples to rows of tokens, in processes side by side, with an account of each that gives none."""
+"""From examples to rows of tokens, in parallel processes, with the reason of each example that gives none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from luthier.core.errors import DataError, InputError
 from luthier.core.events import Progress
@@ -16,7 +17,7 @@ from luthier.data.parallel import in_order, processors
 from luthier.data.prepared import SIDES, Prepared
 from luthier.data.rows import Encoded, Rows
 from luthier.data.settings import DataConfig
-from luthier.data.store import Examples, Place, Refusal, example_of, plain
+from luthier.data.store import DataFolder, Examples, Refusal, example_of, plain
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import FIXES, Example, RowError
 from luthier.rendering.row import LongRow, Row
@@ -32,24 +33,23 @@ NO_LIMIT = 2**40
 
 @dataclass(slots=True)
 class Failure:
-    """An example that gave no row."""
+    """An example that gave no row; `tokens` are those of its longest row, where that is too long."""
 
     number: int
     kind: str
     reason: str
     fix: str
     tokens: int = 0
-    """Of one that is too long, those of its longest row."""
 
 
 @dataclass(slots=True)
-class Made:
-    """What became of a piece of the examples. Owners and failures are numbered within it."""
+class EncodedPiece:
+    """The rows and failures of a piece of the examples, numbered within it."""
 
     rows: Encoded = field(default_factory=Encoded)
     failures: list[Failure] = field(default_factory=list)
     whole: array[int] = field(default_factory=lambda: array("I"))
-    """Tokens of each row as if there were no limit, where they were asked for."""
+    """Tokens of each row without the limit, where they were asked for."""
 
 
 def encode(
@@ -63,7 +63,7 @@ def encode(
 ) -> None:
     """Fill the rows of every side with tokens; rows over the limit follow data.on_long_row.
 
-    `whole` gets the tokens of each row as if there were no limit.
+    `whole` gets the tokens of each row without the limit.
     """
     data.template_source = template.source
     policy = config.on_long_row or ("split" if data.task.splits_long_rows else "stop")
@@ -77,23 +77,19 @@ def encode(
     every = sum(len(data.side(name).examples) for name in SIDES)
     name = ""
     if config.cache and whole is None and every >= CACHED_FROM:
-        name = cache.key(
-            "rows",
-            {
-                "examples": data.fingerprint,
-                "task": data.task.spec(),
-                "tokenizer": identity(template),
-                "max_length": max_length,
-                "policy": policy,
-                "on_bad_row": config.on_bad_row,
-            },
-        )
-        if _again(data, name):
+        decides: dict[str, Any] = {
+            "examples": data.fingerprint,
+            "task": data.task.spec(),
+            "tokenizer": identity(template),
+        }
+        decides |= {"max_length": max_length, "policy": policy, "on_bad_row": config.on_bad_row}
+        name = cache.key("rows", decides)
+        if _restore(data, name):
             return
-    work = partial(piece, data.task, template, max_length, policy, whole is not None)
-    workers = workers_for(config, every)
-    run = _Pass(data, config, policy, partial(in_order, work, workers=workers), cache.begin() if name else Place())
-    run.progress, run.every = progress or Progress(), every
+    work = partial(encode_piece, data.task, template, max_length, policy, whole is not None)
+    in_pieces = partial(in_order, work, workers=workers_for(config, every))
+    folder = cache.begin() if name else DataFolder()
+    run = _Encoder(data, config, policy, in_pieces, folder, progress or Progress(), every)
     for side in SIDES:
         run.encode(side, whole)
     if not data.rows and data.stream is None:
@@ -106,11 +102,11 @@ def encode(
         run.keep(name)
 
 
-def piece(
+def encode_piece(
     task: Task, template: Template, max_length: int, policy: LongRow, measure: bool, records: Sequence[bytes]
-) -> Made:
-    """Encode some examples; what stands against one is told and not raised."""
-    made = Made()
+) -> EncodedPiece:
+    """Encode some examples; failures are returned, not raised."""
+    made = EncodedPiece()
     for number, record in enumerate(records):
         example = example_of(record)
         try:
@@ -118,19 +114,19 @@ def piece(
         except RowError as error:
             lengths = _whole(task, template, example) if error.kind == "long" else []
             made.failures.append(Failure(number, error.kind, error.reason, error.fix, max(lengths, default=0)))
-            if measure:
-                made.whole.extend(lengths)
-            continue
-        for row in rows:
-            made.rows.add(row, number)
+        else:
+            for row in rows:
+                made.rows.add(row, number)
+            lengths = [len(row.ids) + row.cut for row in rows]
+            if measure and policy == "split" and len(rows) > 1:
+                lengths = _whole(task, template, example)
         if measure:
-            cut_up = policy == "split" and len(rows) > 1
-            made.whole.extend(_whole(task, template, example) if cut_up else [len(row.ids) + row.cut for row in rows])
+            made.whole.extend(lengths)
     return made
 
 
 def rows_of(task: Task, template: Template, max_length: int, policy: LongRow, example: Example) -> list[Row]:
-    """The rows of one example; RowError where it gives none to learn from."""
+    """The rows of one example; RowError where there is none to learn from."""
     rows = task.encode(example, template, max_length, policy)
     if not any(row.learned for row in rows):
         raise RowError("no token of the row carries loss")
@@ -145,26 +141,26 @@ def _whole(task: Task, template: Template, example: Example) -> list[int]:
 
 
 @dataclass(slots=True)
-class _Pass:
-    """One encoding of all sides."""
+class _Encoder:
+    """Encodes all sides once."""
 
     data: Prepared
     config: DataConfig
     policy: LongRow
-    work: Callable[[Iterable[list[bytes]]], Iterator[Made]]
-    place: Place
-    progress: Progress = field(default_factory=Progress)
-    every: int = 0
+    work: Callable[[Iterable[list[bytes]]], Iterator[EncodedPiece]]
+    folder: DataFolder
+    progress: Progress
+    every: int
     done: int = 0
     kept: dict[str, array[int]] = field(default_factory=dict)
-    """Of each side, the places of the examples that have rows."""
+    """For each side, the places of the examples that have rows."""
     refused: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: {side: [] for side in SIDES})
-    """Of each side, the places of the others, with the reason."""
+    """For each side, the places of the other examples, with the reason."""
 
     def encode(self, side: str, whole: array[int] | None) -> None:
         """The rows of one side, and the examples that have any."""
         examples = self.data.side(side).examples
-        rows, kept = Rows(self.place, side), array("Q")
+        rows, kept = Rows(self.folder, side), array("Q")
         begin = 0
         for made in self.work(pieces(examples)):
             failures = {failure.number: failure for failure in made.failures}
@@ -186,51 +182,51 @@ class _Pass:
 
     def _refuse(self, failure: Failure, side: str, place: int) -> None:
         """Leave an example out, or stop, by the policies."""
-        if self.policy == "skip" if failure.kind == "long" else self.config.on_bad_row == "skip":
+        long = failure.kind == "long"
+        if self.policy == "skip" if long else self.config.on_bad_row == "skip":
             self.refused[side].append((place, failure.reason))
             return
         examples = self.data.side(side).examples
-        others = self._others(examples) if failure.kind == "long" else ""
-        raise DataError(
-            f"{examples.where(place)}: {failure.reason}{others}",
-            fix=failure.fix or FIXES.get(failure.kind, FIXES["bad"]),
-        )
+        others = self._others(examples) if long else ""
+        fix = failure.fix or FIXES.get(failure.kind, FIXES["bad"])
+        raise DataError(f"{examples.where(place)}: {failure.reason}{others}", fix=fix)
 
     def _others(self, examples: Examples) -> str:
-        """How many rows are over the limit in all: whoever raises it should need to do so once."""
+        """How many rows are over the limit in all, so that it has to be raised only once."""
         failures = (failure for made in self.work(pieces(examples)) for failure in made.failures)
         tokens = [failure.tokens for failure in failures if failure.kind == "long"]
         return f"; {len(tokens)} of {len(examples)} rows are too long, the longest has {max(tokens)} tokens"
 
     def keep(self, name: str) -> None:
-        """Put all of it into the cache."""
+        """Put all rows into the cache."""
         arrays: dict[str, array[int]] = {}
         for side in SIDES:
-            arrays |= {f"{side}.kept": self.kept[side], **self.data.side(side).rows.set_down()}
-        cache.keep(name, self.place, {"refused": self.refused}, arrays)
+            arrays |= {f"{side}.kept": self.kept[side], **self.data.side(side).rows.state()}
+        cache.keep(name, self.folder, {"refused": self.refused}, arrays)
 
 
-def _again(data: Prepared, name: str) -> bool:
-    """Fill `data` from the entry of an earlier run, if there is one."""
+def _restore(data: Prepared, name: str) -> bool:
+    """Fill `data` from the cache entry of an earlier run, if there is one."""
     found = cache.find(name)
     if found is None:
         return False
     folder, values, arrays = found
     for side in SIDES:
-        rows = Rows.again(Place.kept(folder), side, arrays)
+        rows = Rows.restored(DataFolder.existing(folder), side, arrays)
         _fill(data, side, rows, arrays[f"{side}.kept"], values["refused"][side])
     return True
 
 
 def _fill(data: Prepared, side: str, rows: Rows, kept: array[int], refused: Iterable[tuple[int, str]]) -> None:
-    """Put the rows of one side in, count them, and keep what was left out."""
-    part, examples, _ = data.side(side)
+    """Set the rows of one side, count them, and keep what was left out."""
+    counts, examples, _ = data.side(side)
     rows.examples = examples.take(kept)
     data.fill(side, rows.examples, rows)
-    part.refused += len(examples) - len(kept)
-    part.kept, part.windows = len(kept), len(rows)
-    part.cut, part.cut_tokens = sum(cut > 0 for cut in rows.cut), sum(rows.cut)
-    part.tokens, part.learned, part.longest = sum(rows.lengths), sum(rows.learned), max(rows.lengths, default=0)
+    counts.refused += len(examples) - len(kept)
+    counts.kept, counts.windows = len(kept), len(rows)
+    counts.cut, counts.cut_tokens = sum(cut > 0 for cut in rows.cut), sum(rows.cut)
+    counts.tokens, counts.learned = sum(rows.lengths), sum(rows.learned)
+    counts.longest = max(rows.lengths, default=0)
     data.refusals.extend(Refusal(examples.where(place), why, plain(examples[place])) for place, why in refused)
 
 
@@ -240,7 +236,7 @@ def workers_for(config: DataConfig, examples: int) -> int:
 
 
 def identity(template: Template) -> str:
-    """A hash of all that makes tokens of text: tokenizer, chat template, and the versions of the libraries."""
+    """A hash of what decides the tokens of a text: tokenizer, chat template and versions of the libraries."""
     import tokenizers
     import transformers
 
@@ -259,7 +255,7 @@ def identity(template: Template) -> str:
 
 
 def pieces(examples: Examples) -> Iterator[list[bytes]]:
-    """The records of the examples, some at a time."""
+    """The records of the examples, PIECE at a time."""
     records = examples.records()
     while some := list(islice(records, PIECE)):
         yield some

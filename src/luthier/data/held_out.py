@@ -13,28 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InputError
-from luthier.data.formats.base import FORMATS
-from luthier.data.prepared import Part, Prepared
+from luthier.data.prepared import SIDES, Prepared
 from luthier.data.rows import Encoded, Rows
-from luthier.data.store import Examples, Place, Refusals, Store
+from luthier.data.store import DataFolder, Examples, Refusals, Store
 from luthier.rendering.example import Example, Message
 from luthier.rendering.row import Row
-from luthier.tasks.base import TASKS
 
 STAND_INS = 100
-"""Training examples that are kept where none is held out: exports replay some as their proof."""
+"""Training examples that are kept where none is held out: the parity checks of exports replay some."""
 
 
 def lines(data: Prepared) -> Iterator[dict[str, Any]]:
-    """What held_out.jsonl says of the rows that a run is measured on: the test rows, else the validation rows."""
+    """The lines of held_out.jsonl: of the test rows, else the validation rows."""
     side = data.held_out_side if data.side(data.held_out_side).rows else "train"
-    examples, rows = data.side(side).examples, data.side(side).rows
-    yield {
-        "side": side,
-        "account": data.account(),
-        "format_why": data.format_why,
-        "labels": sorted({*data.examples.labels, *examples.labels} - {None}),
-    }
+    _, examples, rows = data.side(side)
+    labels = sorted({label for label in (*data.examples.labels, *examples.labels) if label is not None})
+    yield {"side": side, "account": data.account(), "format_why": data.format_why, "labels": labels}
     for owner, numbers in groupby(range(len(rows)), key=rows.owner.__getitem__):
         if side == "train" and owner >= STAND_INS:
             return
@@ -44,7 +38,7 @@ def lines(data: Prepared) -> Iterator[dict[str, Any]]:
 
 
 def restored(path: Path) -> Prepared:
-    """The data of a run as far as measuring it needs: held-out examples with their tokens, labels and accounts."""
+    """The data of a run as far as measuring it needs: held-out examples with their tokens, labels and counts."""
     store, encoded = Store(), Encoded()
     try:
         with path.open(encoding="utf-8") as file:
@@ -55,24 +49,10 @@ def restored(path: Path) -> Prepared:
                 store.add(example)
                 for row in kept["rows"]:
                     encoded.add(Row(row["ids"], row["labels"], example.where, row["cut"]), owner)
-        account, none = head["account"], Examples(store, ())
-        data = Prepared(
-            format=FORMATS.parse(account["format"]),
-            format_why=head["format_why"],
-            task=TASKS.parse(account["task"]),
-            examples=none,
-            validation_examples=none,
-            test_examples=none,
-            refusals=Refusals(),
-            train=Part(**account["train"]),
-            validation=Part(**account["validation"]),
-            test=Part(**account["test"]),
-            fingerprint=account["fingerprint"],
-            files=account["files"],
-            labels=tuple(head["labels"]),
-            template_source=account["template"],
-        )
-        rows, examples = Rows(Place(), head["side"]), Examples(store, range(len(store)))
+        none = dict.fromkeys(SIDES, Examples(store, ()))
+        known = {"refusals": Refusals(), "labels": tuple(head["labels"]), "format_why": head["format_why"]}
+        data = Prepared.restored(head["account"], none, **known)
+        rows, examples = Rows(DataFolder(), head["side"]), Examples(store, range(len(store)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}", fix="restore it from a copy of the run") from error
     rows.extend(encoded, encoded.owner)

@@ -1,4 +1,4 @@
-"""Several sets of rows in one training, each with a weight: how often its rows stand in an epoch.
+"""Several sets of rows in one training, each with a weight: how often its rows appear in an epoch.
 
 Weight 2 has every row twice in an epoch, weight 0.5 half of the rows once, the same ones in each epoch; an
 epoch is all of that together. Weights count after rows are held out, so no copy of a held-out row trains,
@@ -21,7 +21,7 @@ from luthier.data.store import Examples
 
 @dataclass(slots=True)
 class Portion:
-    """The account of one set in a mix: read + repeated = refused + duplicates + held out + by weight + rows."""
+    """Rows of one set in a mix: read + repeated = refused + duplicates + held out + by weight + rows."""
 
     source: str
     weight: float
@@ -42,14 +42,12 @@ def members(config: DataConfig) -> list[tuple[DataConfig, str]]:
     """The resolved data block of each set, with where its format comes from: data.path, then those of data.mix."""
     blocks = [resolve(config)]
     for one in config.mix:
-        told = {name: getattr(one, name) for name in type(one).model_fields}
-        blocks.append(resolve(config.model_copy(update=told)))
+        given = {name: getattr(one, name) for name in type(one).model_fields}
+        blocks.append(resolve(config.model_copy(update=given)))
     places = [(block.path, block.split, block.subset) for block, _ in blocks]
     for place, (block, _) in zip(places, blocks, strict=True):
         if places.count(place) > 1:
-            raise InputError(
-                f"data.mix: {place[0]} is there twice", fix="name it once, and say how often by its weight"
-            )
+            raise InputError(f"data.mix: {place[0]} is there twice", fix="name it once, with how often as its weight")
         if config.mix and block.limit != config.limit:
             raise InputError(
                 f"data.mix: num_samples of {block.path} is not read in a mix", fix="give its share as the weight"

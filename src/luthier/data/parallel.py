@@ -1,4 +1,4 @@
-"""The same work on many pieces, in processes side by side, in order."""
+"""A function mapped over many pieces in parallel processes, in order."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def processors() -> int:
 
 
 def in_order(work: Callable[[Piece], Made], pieces: Iterable[Piece], workers: int) -> Iterator[Made]:
-    """`work` of each piece, in order; with one worker in this process. At most a few pieces wait at a time."""
+    """`work` of each piece, in order; with one worker in this process. Only a few pieces wait at a time."""
     if workers == 1:
         yield from map(work, pieces)
         return
-    # fork where the system has it without harm: the others import the user's script anew, which would run it twice
-    # where it has no main guard, and take seconds to load a tokenizer. A worker runs no torch.
+    # fork where it is safe: spawn imports the user's script again, which would run it twice where it has no main
+    # guard, and takes seconds to load a tokenizer. A worker does not use torch.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context, _prepare, (work,)) as pool:
         waiting: deque[Future[Made]] = deque()
@@ -50,7 +50,7 @@ def in_order(work: Callable[[Piece], Made], pieces: Iterable[Piece], workers: in
 
 
 def _submitted(pool: ProcessPoolExecutor, piece: Any) -> Future[Any]:
-    """The first piece forks the workers. Ctrl-C waits meanwhile: Python drops what a signal raises in a fork."""
+    """Submit a piece; the first one forks the workers. Ctrl-C waits meanwhile: Python drops an exception in a fork."""
     if sys.platform == "win32":
         return pool.submit(_work, piece)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -66,7 +66,7 @@ _job: Callable[[Any], Any]
 def _prepare(work: Callable[[Any], Any]) -> None:
     global _job  # noqa: PLW0603 (one job per worker process)
     _job = work
-    end_with_parent()  # the pool's queue would keep it waiting for ever
+    end_with_parent()  # the queue of the pool would keep it waiting forever
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops us
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive a fork, and the processors are ours
 

@@ -1,38 +1,39 @@
-"""What the data of a run has become, with an account of every row."""
+"""The data of a run: examples and encoded rows of each side, with counts of what became of every row."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from luthier.data.formats.base import Format
+from luthier.data.formats.base import FORMATS, Format
 from luthier.data.mix import Portion
 from luthier.data.rows import Rows
-from luthier.data.store import Examples, Place, Refusals
-from luthier.tasks.base import Task
+from luthier.data.store import DataFolder, Examples, Refusals
+from luthier.tasks.base import TASKS, Task
 
 if TYPE_CHECKING:
     from luthier.data.stream import Stream
 
 
 @dataclass(slots=True)
-class Part:
-    """The account of one side. read + repeated = kept + refused + duplicates + by_weight + over_limit + leaks."""
+class SplitCounts:
+    """Rows of one side: read + repeated = kept + refused + duplicates + by_weight + over_limit + leaks."""
 
     source: str = ""
     read: int = 0
     refused: int = 0
     duplicates: int = 0
-    """Rows that were the same as an earlier one, left out by data.deduplicate."""
+    """Rows equal to an earlier one, left out by data.deduplicate."""
     by_weight: int = 0
     """Rows left out by a weight below 1 in a mix."""
     repeated: int = 0
     """Copies of rows made by a weight above 1 in a mix."""
     over_limit: int = 0
     leaks: int = 0
-    """Training rows that were the same as a validation row, left out by data.on_leak."""
+    """Training rows equal to a validation row, left out by data.on_leak."""
     in_training: int = 0
-    """Validation rows that stand in the training rows too, before data.on_leak drops those."""
+    """Validation rows that are training rows too, before data.on_leak drops those."""
     kept: int = 0
     windows: int = 0
     """Rows after long texts were split."""
@@ -41,19 +42,25 @@ class Part:
     cut_tokens: int = 0
     tokens: int = 0
     learned: int = 0
+    """Tokens that carry loss."""
     longest: int = 0
+    """Tokens of the longest row."""
     labels: dict[str, int] = field(default_factory=dict)
 
 
 class Side(NamedTuple):
-    """Account, examples and encoded rows of one side."""
+    """Counts, examples and encoded rows of one side."""
 
-    part: Part
+    counts: SplitCounts
     examples: Examples
     rows: Rows
 
 
 SIDES = ("train", "validation", "test")
+
+
+def _prefix(side: str) -> str:
+    return "" if side == "train" else f"{side}_"
 
 
 @dataclass(slots=True)
@@ -67,25 +74,45 @@ class Prepared:
     validation_examples: Examples
     test_examples: Examples
     refusals: Refusals
-    train: Part
-    validation: Part
-    test: Part
+    train: SplitCounts
+    validation: SplitCounts
+    test: SplitCounts
     fingerprint: str
     """SHA-256 over the examples of all sides, in order: equal data, equal fingerprint."""
     files: list[dict[str, str]] = field(default_factory=list)
     """Each file that rows were read from, with the encoding of its text."""
     portions: list[Portion] = field(default_factory=list)
-    """The account of each set, where several are mixed or one has a weight."""
-    rows: Rows = field(default_factory=lambda: Rows(Place(), "train"))
-    validation_rows: Rows = field(default_factory=lambda: Rows(Place(), "validation"))
-    test_rows: Rows = field(default_factory=lambda: Rows(Place(), "test"))
+    """Counts of each set, where several are mixed or one has a weight."""
+    rows: Rows = field(default_factory=lambda: Rows(DataFolder(), "train"))
+    validation_rows: Rows = field(default_factory=lambda: Rows(DataFolder(), "validation"))
+    test_rows: Rows = field(default_factory=lambda: Rows(DataFolder(), "test"))
     stream: Stream | None = None
     """The training rows, where they are read while the run trains; `examples` and `rows` are empty then."""
     template_source: str = ""
     labels: tuple[str, ...] = ()
-    """Of the training rows, where those are not at hand."""
+    """Labels of the training rows, where those are not at hand."""
     decided: dict[str, Any] = field(default_factory=dict)
     """What was guessed or asked for, for the recipe of the run: the spec of `format`, of `mix.0` and of `task`."""
+
+    @classmethod
+    def of(cls, examples: Mapping[str, Examples], counts: Mapping[str, SplitCounts], **more: Any) -> Prepared:
+        """The data with the examples and counts of each side."""
+        sides: dict[str, Any] = {f"{_prefix(side)}examples": examples[side] for side in SIDES}
+        return cls(**{**sides, **counts, **more})
+
+    @classmethod
+    def restored(cls, account: Mapping[str, Any], examples: Mapping[str, Examples], **more: Any) -> Prepared:
+        """The data of an earlier run from its `account`."""
+        return cls.of(
+            examples,
+            {side: SplitCounts(**account[side]) for side in SIDES},
+            format=FORMATS.parse(account["format"]),
+            task=TASKS.parse(account["task"]),
+            fingerprint=account["fingerprint"],
+            files=account["files"],
+            template_source=account["template"],
+            **more,
+        )
 
     @property
     def held_out_side(self) -> str:
@@ -94,14 +121,12 @@ class Prepared:
 
     def side(self, name: str) -> Side:
         """`train`, `validation` or `test`."""
-        prefix = "" if name == "train" else f"{name}_"
-        return Side(getattr(self, name), getattr(self, f"{prefix}examples"), getattr(self, f"{prefix}rows"))
+        return Side(*(getattr(self, key) for key in (name, f"{_prefix(name)}examples", f"{_prefix(name)}rows")))
 
     def fill(self, name: str, examples: Examples, rows: Rows) -> None:
-        """Put encoded rows in, with the examples that have any."""
-        prefix = "" if name == "train" else f"{name}_"
-        setattr(self, f"{prefix}examples", examples)
-        setattr(self, f"{prefix}rows", rows)
+        """Set the encoded rows of a side, and the examples that have any."""
+        setattr(self, f"{_prefix(name)}examples", examples)
+        setattr(self, f"{_prefix(name)}rows", rows)
 
     def account(self) -> dict[str, Any]:
         """What goes into data.json."""
@@ -113,7 +138,5 @@ class Prepared:
             "fingerprint": self.fingerprint,
             "files": self.files,
             "mix": [asdict(portion) for portion in self.portions],
-            "train": asdict(self.train),
-            "validation": asdict(self.validation),
-            "test": asdict(self.test),
+            **{side: asdict(getattr(self, side)) for side in SIDES},
         }

@@ -1,4 +1,4 @@
-"""Rows from local files and hub ids: every row comes with its place, and none is dropped unseen."""
+"""Rows from local files and hub ids: every row comes with its place, and none is dropped silently."""
 
 from __future__ import annotations
 
@@ -13,16 +13,7 @@ from luthier.data.reading.files import encoding_of, kind_of, refusal, watched
 from luthier.data.reading.json_rows import read_json
 from luthier.data.reading.rows import RawRow, read_table, read_text
 
-__all__ = [
-    "SUFFIXES",
-    "RawRow",
-    "encoding_of",
-    "encodings",
-    "looks_like_file",
-    "read_file",
-    "read_rows",
-    "validation_split",
-]
+__all__ = ["SUFFIXES", "RawRow", "encoding_of", "encodings", "looks_like_file", "read_file", "read_rows"]
 
 JSON, TABLES = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 ARROW = (".arrow", ".feather", ".ipc")
@@ -55,13 +46,12 @@ def read_rows(
         raise missing(path)
     if files is None:
         yield from _read_hub(path, split, subset, hub, streaming)
-        return
-    for file in files:
+    for file in files or ():
         yield from read_file(file, columns)
 
 
 def local_files(path: str, split: str) -> list[Path] | None:
-    """The files that `read_rows` reads; None for a hub id, or where nothing stands."""
+    """The files that `read_rows` reads; None for a hub id, or where nothing is."""
     if path.startswith("builtin:"):
         return builtin_files(path.removeprefix("builtin:"), split or "train")
     kind = kind_of(path)
@@ -75,71 +65,73 @@ def looks_like_file(path: str) -> bool:
 
 def missing(path: str) -> DataError:
     """The error for a file that is not there, naming the nearest that is."""
-    parent = Path(path).parent
-    if kind_of(str(parent)) != "folder":
-        return DataError(f"{path}: no such file, and no folder {parent} either", fix="check the path for data.path")
-    names = [entry.name for entry in _entries(parent)]
-    return DataError(f"{path}: no such file{did_you_mean(Path(path).name, names)}", fix="check the path for data.path")
+    folder, hint = Path(path).parent, f", and no folder {Path(path).parent} either"
+    if kind_of(str(folder)) == "folder":
+        hint = did_you_mean(Path(path).name, [entry.name for entry in _entries(folder)])
+    return DataError(f"{path}: no such file{hint}", fix="check the path for data.path")
 
 
 def builtin_files(name: str, split: str) -> list[Path]:
     """Files of an embedded data set."""
     from luthier.builtin import DATA, data_names
 
-    if name not in data_names():
-        raise DataError(
-            f"no embedded data set is named {name!r}{did_you_mean(name, data_names())}; "
-            f"there are {', '.join(data_names())}"
-        )
+    names = data_names()
+    if name not in names:
+        hint = did_you_mean(name, names)
+        raise DataError(f"no embedded data set is named {name!r}{hint}; there are {', '.join(names)}")
     return split_files(DATA / name, split)
+
+
+def _splits(folder: Path) -> list[tuple[Path, str, re.Match[str] | None]]:
+    """The data files of a folder, with the stem of each, and its parts where it may be a shard of a split."""
+    files = [(file, _stem(file.name)) for file in _entries(folder)]
+    return [(file, stem, SHARD.fullmatch(stem)) for file, stem in files if stem and not file.is_dir()]
+
+
+def _split_names(folder: Path) -> set[str]:
+    """The splits that a folder has as files or shards."""
+    return {name for _, stem, shard in _splits(folder) for name in (stem, shard and shard["split"]) if name}
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
     """`<split>.<suffix>`, or its shards in order: `train-00000-of-00003.parquet`, `train_1.jsonl`, and so on."""
-    files = {entry: _stem(entry.name) for entry in _entries(folder) if _stem(entry.name) and not entry.is_dir()}
-    whole = [file for file, stem in files.items() if stem == split]
+    files = _splits(folder)
+    whole = [file for file, stem, _ in files if stem == split]
     if len(whole) > 1:
         raise DataError(
             f"{folder}: the split {split!r} is there {len(whole)} times: {', '.join(file.name for file in whole)}",
             fix="name one file as the data",
         )
-    shards = [(found, file) for file, stem in files.items() if (found := SHARD.fullmatch(stem))]
-    shards = [(found, file) for found, file in shards if found["split"] == split]
+    shards = [(int(x["number"]), int(x["all"] or 0), file) for file, _, x in files if x and x["split"] == split]
     if not whole and not shards:
-        there = ", ".join(file.name for file in files)
+        there = ", ".join(file.name for file, _, _ in files) or "no data file"
+        hint = did_you_mean(split, [stem for _, stem, _ in files])
         raise DataError(
-            f"{folder}: this is a folder with no file for the split {split!r}{did_you_mean(split, files.values())}; "
-            f"the folder has {there or 'no data file'}",
+            f"{folder}: this is a folder with no file for the split {split!r}{hint}; the folder has {there}",
             fix="name a file, or a split with data.split=NAME",
         )
-    return whole or _in_order(folder, split, [(int(found["number"]), int(found["all"] or 0), f) for found, f in shards])
+    return whole or _in_order(folder, split, shards)
 
 
 def has_split(folder: Path, split: str) -> bool:
     """Does the folder have a file or shards of the split?"""
-    stems = [stem for entry in _entries(folder) if (stem := _stem(entry.name)) and not entry.is_dir()]
-    return any(stem == split or ((found := SHARD.fullmatch(stem)) and found["split"] == split) for stem in stems)
+    return split in _split_names(folder)
 
 
 def _in_order(folder: Path, split: str, shards: list[tuple[int, int, Path]]) -> list[Path]:
-    """Shards by their number; a number that is missing or there twice would lose or double rows unseen."""
+    """Shards by their number; a missing or repeated number would silently lose or repeat rows."""
     shards.sort(key=lambda shard: shard[0])
     numbers = [number for number, _, _ in shards]
     twice = next((number for number in numbers if numbers.count(number) > 1), None)
     if twice is not None:
         names = ", ".join(file.name for number, _, file in shards if number == twice)
-        raise DataError(f"{folder}: shard {twice} of {split!r} is there twice: {names}", fix="take one of them away")
+        raise DataError(f"{folder}: shard {twice} of {split!r} is there twice: {names}", fix="remove one of them")
     count = max(all_of for _, all_of, _ in shards)
     if count and numbers not in (list(range(count)), list(range(1, count + 1))):
-        raise DataError(
-            f"{folder}: {len(shards)} of the {count} shards of {split!r} are there: numbers {_brief(numbers)}",
-            fix="fetch the others",
-        )
+        shown = ", ".join(map(str, numbers[:20])) + (", ..." if len(numbers) > 20 else "")
+        why = f"{len(shards)} of the {count} shards of {split!r} are there: numbers {shown}"
+        raise DataError(f"{folder}: {why}", fix="fetch the others")
     return [file for _, _, file in shards]
-
-
-def _brief(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:20])) + (", ..." if len(numbers) > 20 else "")
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -150,19 +142,18 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _stem(name: str) -> str:
-    """The name of a data file without its suffix, or '' where it is none."""
+    """The name of a data file without its suffix, or '' for other files."""
     suffix = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
     return name[: len(name) - len(suffix)] if suffix else ""
 
 
 def validation_split(path: str, hub: str, subset: str = "") -> str:
-    """Name of the validation split that a folder, an embedded or a hub data set brings, or ''."""
+    """Name of the validation split of a folder, an embedded or a hub data set, or ''."""
     if path.startswith("builtin:"):
         return "heldout"
     kind = kind_of(path)
     if kind == "folder":
-        stems = {_stem(entry.name) for entry in _entries(Path(path)) if not entry.is_dir()}
-        there = stems | {found["split"] for stem in stems if (found := SHARD.fullmatch(stem))}
+        there = _split_names(Path(path))
     elif kind == "file" or hub != "huggingface":
         return ""
     else:
@@ -171,7 +162,7 @@ def validation_split(path: str, hub: str, subset: str = "") -> str:
         try:
             there = set(datasets.get_dataset_split_names(path, subset or None))
         except Exception as error:  # as when rows are loaded: it raises many kinds
-            raise _hub_error(path, "", error, fix="say data.validation=NAME, none, or a share such as 0.1") from error
+            raise _hub_error(path, "", error, fix="set data.validation=NAME, none, or a share such as 0.1") from error
     return next((name for name in VALIDATION if name in there), "")
 
 
@@ -195,28 +186,29 @@ def read_file(file: Path, columns: Sequence[str] = ()) -> Iterator[RawRow]:
         elif suffix in (".txt", ".md", ""):
             yield from read_text(file, encoding_of(file))
         else:
-            raise DataError(
-                f"{file}: unknown kind of file {suffix!r}",
-                fix=f"known are {', '.join(KINDS)}; those of text also with {' or '.join(PACKED)} behind",
-            )
+            fix = f"known are {', '.join(KINDS)}; text files also with {' or '.join(PACKED)} at the end"
+            raise DataError(f"{file}: unknown kind of file {suffix!r}", fix=fix)
 
 
 def encodings(files: Iterable[str]) -> list[dict[str, str]]:
     """Each file that rows come from, with the encoding of its text."""
-    found = []
-    for name in dict.fromkeys(files):
-        path = Path(name)
-        if not path.is_file():
-            found.append({"file": name, "encoding": HUB})
-        elif path.suffix.lower() in (".parquet", *ARROW):
-            found.append({"file": name, "encoding": f"{path.suffix.lower()[1:]}{BY_FORMAT}"})
-        else:
-            found.append({"file": name, "encoding": encoding_of(path)})
-    return found
+    return [{"file": name, "encoding": _encoding(Path(name))} for name in dict.fromkeys(files)]
+
+
+def _encoding(file: Path) -> str:
+    if not file.is_file():
+        return HUB
+    suffix = file.suffix.lower()
+    return f"{suffix[1:]}{BY_FORMAT}" if suffix in (".parquet", *ARROW) else encoding_of(file)
 
 
 def _read_hub(path: str, split: str, subset: str, hub: str, streaming: bool) -> Iterator[RawRow]:
-    rows = (_load_modelscope if hub == "modelscope" else _load_huggingface)(path, split, subset, streaming)
+    try:
+        rows = (_load_modelscope if hub == "modelscope" else _load_huggingface)(path, split, subset, streaming)
+    except MissingExtra:
+        raise
+    except Exception as error:  # the libraries raise many kinds, from their own to their transport's
+        raise _hub_error(path, split, error) from error
     for number, row in enumerate(rows, 1):
         where = f"{path} ({split}): row {number}"
         if isinstance(row, Mapping):
@@ -229,29 +221,19 @@ def _load_modelscope(path: str, split: str, subset: str, streaming: bool) -> Any
     try:
         from modelscope import MsDataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
-        raise MissingExtra(
-            f"data set {path}: ModelScope's package is not installed", fix=install("modelscope")
-        ) from None
-    try:
-        return MsDataset.load(path, subset_name=subset or "default", split=split, use_streaming=streaming)
-    except Exception as error:
-        raise _hub_error(path, split, error) from error
+        why = f"data set {path}: ModelScope's package is not installed"
+        raise MissingExtra(why, fix=install("modelscope")) from None
+    return MsDataset.load(path, subset_name=subset or "default", split=split, use_streaming=streaming)
 
 
 def _load_huggingface(path: str, split: str, subset: str, streaming: bool) -> Any:
     import datasets
 
-    try:
-        return datasets.load_dataset(path, subset or None, split=split, streaming=streaming)
-    except Exception as error:  # the library raises many kinds, from its own to its transport's
-        raise _hub_error(path, split, error) from error
+    return datasets.load_dataset(path, subset or None, split=split, streaming=streaming)
 
 
 def _hub_error(path: str, split: str, error: Exception, fix: str = "") -> LuthierError:
     first = str(error).strip().split("\n")[0]
-    told = f" (split {split!r})" if split else ""
-    return DataError(
-        f"data set {path!r}{told} is no local file and could not be loaded from the hub: "
-        f"{type(error).__name__}: {first}",
-        fix=fix or "check the name and the network, or give a local file",
-    )
+    where = f"data set {path!r}" + (f" (split {split!r})" if split else "")
+    why = f"{where} is not a local file and could not be loaded from the hub: {type(error).__name__}: {first}"
+    return DataError(why, fix=fix or "check the name and the network, or give a local file")

@@ -1,4 +1,4 @@
-"""The data block of a recipe: where rows come from, how they are parted, what is done with odd ones."""
+"""The data block of a recipe: where rows come from, how they are split, and what is done with bad rows."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def _none_is_none(value: object) -> object:
 
 
 Weight = Annotated[float, Field(gt=0, le=10_000)]
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def _no_address(value: str | float | None) -> str | float | None:
-    """Nothing is read from an address, and one may hold a password, which recipe and reports would keep."""
-    if isinstance(value, str) and ADDRESS.match(value):
-        raise ValueError("this is an address on the net: download the file and give its path, or a hub id (OWNER/NAME)")
+def _no_url(value: str | float | None) -> str | float | None:
+    """Nothing is read from a URL, and one may hold a password, which recipe and reports would keep."""
+    if isinstance(value, str) and URL.match(value):
+        raise ValueError("this is a URL: download the file and give its path, or a hub id (OWNER/NAME)")
     return value
 
 
-class Source(Config):
+class MixSource(Config):
     """One more set of rows to train on."""
 
-    path: Annotated[str, AfterValidator(_no_address)]
+    path: Annotated[str, AfterValidator(_no_url)]
     """As data.path."""
     split: str = "train"
     """Split of a folder or hub id."""
@@ -47,7 +47,7 @@ class Source(Config):
     format: Annotated[Annotated[Format, FORMATS] | None, AUTO] = None
     """As data.format."""
     weight: Weight = 1.0
-    """How often its rows stand in an epoch."""
+    """How often its rows appear in an epoch."""
 
 
 class DataConfig(Config):
@@ -55,8 +55,8 @@ class DataConfig(Config):
 
     aliases: ClassVar[dict[str, str]] = {"val_size": "validation", "max_samples": "limit"}
 
-    path: Annotated[str, AfterValidator(_no_address)] = ""
-    """File (jsonl, json, csv, tsv, txt, also with .gz or .zst behind; parquet, arrow, feather), folder of split
+    path: Annotated[str, AfterValidator(_no_url)] = ""
+    """File (jsonl, json, csv, tsv, txt, also with .gz or .zst after it; parquet, arrow, feather), folder of split
     files or their shards (train.jsonl, train-00000-of-00002.parquet), folder with LLaMA-Factory's
     dataset_info.json, hub id, or builtin:reviews."""
     split: str = "train"
@@ -66,19 +66,19 @@ class DataConfig(Config):
     hub: Literal["huggingface", "modelscope"] = "huggingface"
     """Where a hub id is looked up."""
     columns: tuple[str, ...] = ()
-    """Names of the columns of a csv or tsv file whose first line is a row already."""
+    """Names of the columns of a csv or tsv file without a header line."""
     format: Annotated[Annotated[Format, FORMATS] | None, AUTO] = None
-    """How rows become examples; auto is found from the names and the content of the columns, and asks
-    where that leaves a doubt. `luthier list formats` shows all."""
+    """How rows become examples; auto finds it from the names and the content of the columns, and asks
+    where that is ambiguous. `luthier list formats` shows all."""
     weight: Weight = 1.0
-    """How often the rows stand in an epoch: 2 has each twice, 0.5 has half of them, chosen by the seed."""
-    mix: tuple[Source, ...] = ()
+    """How often the rows appear in an epoch: 2 has each twice, 0.5 has half of them, chosen by the seed."""
+    mix: tuple[MixSource, ...] = ()
     """More sets to train on beside data.path: [{path: FILE, weight: 0.5}]; each may have split, subset and format."""
-    validation: Annotated[str | float | None, AUTO, AfterValidator(_share), AfterValidator(_no_address)] = None
+    validation: Annotated[str | float | None, AUTO, AfterValidator(_share), AfterValidator(_no_url)] = None
     """A file, the name of a split, a share of the training rows, or none; auto takes a split that comes with
     the data, else 10 % of the training rows. Beside a dataset_info.json also the name of a data set there."""
     test: Annotated[
-        str | float | None, BeforeValidator(_none_is_none), AfterValidator(_share), AfterValidator(_no_address)
+        str | float | None, BeforeValidator(_none_is_none), AfterValidator(_share), AfterValidator(_no_url)
     ] = None
     """Rows that are measured once, at the end, and decide nothing before (validation rows choose the best weights):
     a file, the name of a split, or a share of the training rows; none has no such rows, and the end is measured on
@@ -97,7 +97,7 @@ class DataConfig(Config):
     deduplicate: Literal["none", "exact"] = "none"
     """exact keeps the first of examples that are the same, and the others in refused.jsonl."""
     on_leak: Literal["warn", "drop", "stop"] = "warn"
-    """A separate validation row that stands in the training rows too: warn, stop, or drop it from the training
+    """A separate validation row that is a training row too: warn, stop, or drop it from the training
     rows, so that the score stays comparable."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A row that cannot be read: stop, or skip it, count it and keep it in refused.jsonl."""
@@ -107,9 +107,9 @@ class DataConfig(Config):
     """Read the training rows while the run trains, for data too large to read first; needs train.steps. Validation
     and test rows are read first, from a split or file of their own."""
     shuffle_buffer: Count = 10_000
-    """With streaming: examples read ahead, of which each step draws its own by chance."""
+    """With streaming: examples read ahead, from which each step draws at random."""
     workers: Annotated[Annotated[int, Field(gt=0, le=1024)] | None, AUTO] = None
     """Processes that tokenize; auto is one per processor where there are many rows."""
     cache: bool = True
-    """Keep what was read and tokenized for the next start, where that took more than a moment: in $LUTHIER_CACHE,
+    """Keep what was read and tokenized for the next start, unless it is small: in $LUTHIER_CACHE,
     or luthier in the user's cache folder. `luthier cache` shows it."""

@@ -1,4 +1,4 @@
-"""Which rows are held out, and which stand on both sides: the same data and seed give the same answer."""
+"""Which rows are held out, and which are on both sides: the same data and seed give the same split."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from luthier.data.store import Examples
 
 
 def split(examples: Examples, share: float, seed: int, *, stratify: bool | None = None) -> tuple[Examples, Examples]:
-    """Part off `share` of the examples by a seeded shuffle: (training, held out).
+    """Hold out `share` of the examples by a seeded shuffle: (training, held out).
 
-    Equal examples, and those of one group, stay on one side, so none leaks. With `stratify` each label gives
+    Equal examples, and those of one group, stay on one side, so none leaks. With `stratify` each label holds out
     its share (None: where every example has a label); a group counts as its most frequent label.
     """
     if len(examples) < 2:
@@ -24,11 +24,11 @@ def split(examples: Examples, share: float, seed: int, *, stratify: bool | None 
     by_label = None not in label_of if stratify is None else stratify
     units = _units(examples.digests, group_of)
     random.Random(seed).shuffle(units)
-    labels = [_label([label_of[place] for place in unit]) if by_label else "" for unit in units]
-    rows: Counter[str] = Counter()
-    for unit, label in zip(units, labels, strict=True):
-        rows[label] += len(unit)
+    labels = [""] * len(units)
+    if by_label:
+        labels = [Counter(label_of[place] or "" for place in unit).most_common(1)[0][0] for unit in units]
     wanted = max(1, round(len(examples) * share))
+    rows = Counter(label for unit, label in zip(units, labels, strict=True) for _ in unit)
     room = _places(rows, share, wanted) if by_label else {"": wanted}
     held_out: list[int] = []
     rest: list[int] = []
@@ -46,17 +46,17 @@ def split(examples: Examples, share: float, seed: int, *, stratify: bool | None 
 
 
 def check_labels(examples: Examples) -> None:
-    """Refuse data.stratify=true where a row has no label to go by."""
+    """Refuse data.stratify=true where a row has no label."""
     labels = examples.labels
     if None in labels:
         raise InputError(
-            f"data.stratify: {examples.where(labels.index(None))} has no label to go by",
+            f"data.stratify: {examples.where(labels.index(None))} has no label",
             fix="data.stratify=auto, or a format with labels",
         )
 
 
 def _units(digests: Sequence[bytes], groups: Sequence[str]) -> list[list[int]]:
-    """Places that must stay together, in the order of their first: equal ones, and those of a group, joined up."""
+    """Places that must stay together (equal examples, and those of a group), in the order of their first."""
     parent = array("Q", range(len(digests)))
 
     def root(i: int) -> int:
@@ -77,10 +77,6 @@ def _units(digests: Sequence[bytes], groups: Sequence[str]) -> list[list[int]]:
     return list(units.values())
 
 
-def _label(labels: Sequence[str | None]) -> str:
-    return Counter(label or "" for label in labels).most_common(1)[0][0]
-
-
 def _places(rows: Counter[str], share: float, wanted: int) -> dict[str, int]:
     """How many rows each label holds out: its share rounded down, and what is left over to labels without any,
     then to the largest remainders. The last row of a label always trains."""
@@ -95,7 +91,7 @@ def _places(rows: Counter[str], share: float, wanted: int) -> dict[str, int]:
 
 
 def leaks(train: Examples, held_out: Examples) -> list[tuple[int, int]]:
-    """Places (validation row, training row) for every training row that is the same as a validation row."""
+    """Places (validation row, training row) of every training row that equals a validation row."""
     there: dict[bytes, int] = {}
     for place, digest in enumerate(held_out.digests):
         there.setdefault(digest, place)

@@ -1,9 +1,9 @@
 """Rows that are read while the run trains: data sets too large to read first, of a known number of steps.
 
-Order is a shuffle buffer's: `data.shuffle_buffer` examples are read ahead, one of them is drawn by chance, the next
-one read takes its place. Each draw is a pure function of seed, epoch and number, so a resumed run reads the rows up
-to its place once more, without tokenizing them, finds the same buffer and goes on exactly. A digest over the rows read
-tells where they are not the same any more. When the data ends, another epoch begins.
+The order is that of a shuffle buffer: `data.shuffle_buffer` examples are read ahead, one of them is drawn at random,
+the next one read takes its place. Each draw is a pure function of seed, epoch and number. So a resumed run reads the
+rows up to its place once more, without tokenizing them, and has the same buffer. A digest over the rows read shows
+whether they have changed. When the data ends, another epoch begins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from luthier.core.errors import DataError, InputError
 from luthier.data.formats.base import Format
-from luthier.data.prepared import Part
+from luthier.data.prepared import SplitCounts
 from luthier.data.read import RawRow
 from luthier.data.settings import DataConfig
 from luthier.data.store import Refusal, Refusals, plain
@@ -31,12 +31,13 @@ NOT_STREAMED = {
     "stratify": "no share is held out of a stream",
     "group": "no share is held out of a stream",
     "weight": "a weight is for a mix",
+    "on_leak": "the training rows are not known before they train",
 }
 """Setting of the data block -> why a stream cannot serve it."""
 
 
 def refuse_settings(config: DataConfig) -> None:
-    """InputError for what cannot be had without reading all rows first."""
+    """InputError for settings that need all rows to be read first."""
     default = DataConfig()
     for key, why in NOT_STREAMED.items():
         if getattr(config, key) != getattr(default, key):
@@ -47,11 +48,6 @@ def refuse_settings(config: DataConfig) -> None:
                 f"data.{key}: no share can be held out of a stream, which is not read to its end first",
                 fix=f"data.{key}=FILE, the name of a split, or none",
             )
-    if config.on_leak != "warn":
-        raise InputError(
-            "data.on_leak: not with data.streaming=true: the training rows are not known before they train",
-            fix="leave data.on_leak out, or data.streaming=false",
-        )
 
 
 @dataclass(slots=True)
@@ -63,27 +59,27 @@ class Stream:
     reader: Format
     config: DataConfig
     seed: int
-    part: Part
-    """Account of the first epoch."""
+    counts: SplitCounts
+    """Counts of the first epoch."""
     refusals: Refusals
-    """Of the first epoch."""
+    """Rows left out in the first epoch."""
     epoch: int = 0
     read: int = 0
     """Rows read in this epoch."""
     drawn: int = 0
     """Examples drawn from the buffer in this epoch."""
     given: int = 0
-    """Rows of the example in hand that were given."""
+    """Rows of the current example that were returned."""
     _encode: Callable[[Example], list[Row]] | None = None
     _policy: LongRow = "stop"
     _raw: Iterator[RawRow] = field(default_factory=lambda: iter(()))
     _digest: Any = None
     _buffer: list[tuple[int, list[Row]]] = field(default_factory=list)
     """Numbers and rows of the examples that were read and not drawn."""
-    _hand: tuple[int, list[Row]] = (0, [])
+    _current: tuple[int, list[Row]] = (0, [])
 
     def begin(self, encode: Callable[[Example], list[Row]], policy: LongRow) -> None:
-        """Say how an example becomes rows, and what is done with long ones."""
+        """Set how an example becomes rows, and what is done with long ones."""
         self._encode, self._policy = encode, policy
         self._open()
 
@@ -94,27 +90,29 @@ class Stream:
     def rows(self) -> Iterator[Row]:
         """Row after row, without end. DataError where one stops the run by policy, or no row can be used."""
         while True:
-            while self.given < len(self._hand[1]):
+            while self.given < len(self._current[1]):
                 self.given += 1
-                yield self._hand[1][self.given - 1]
+                yield self._current[1][self.given - 1]
             self._fill()
             if not self._buffer:
                 if not self.drawn:
                     first = f"; the first: {self.refusals[0].where}: {self.refusals[0].reason}" if self.refusals else ""
-                    raise DataError(f"{self.config.path}: no row can be used, {self.part.refused} were refused{first}")
+                    raise DataError(
+                        f"{self.config.path}: no row can be used, {self.counts.refused} were refused{first}"
+                    )
                 self.epoch += 1
                 self._open()
                 continue
             place = Random(f"{self.seed}:{self.epoch}:{self.drawn}").randrange(len(self._buffer))
             self._buffer[place], self._buffer[-1] = self._buffer[-1], self._buffer[place]
-            self._hand, self.given = self._buffer.pop(), 0
+            self._current, self.given = self._buffer.pop(), 0
             self.drawn += 1
 
     def _fill(self) -> None:
-        """Read on until the buffer is full."""
+        """Read until the buffer is full."""
         while len(self._buffer) < self.config.shuffle_buffer and (raw := next(self._raw, None)) is not None:
             rows = self._rows_of(raw)
-            self.read += 1  # behind what may stop: a row that did is fixed, and a resumed run reads it anew
+            self.read += 1  # after what may raise: such a row is fixed, and a resumed run reads it again
             self._digest.update(_bytes(raw))
             if rows:
                 self._buffer.append((self.read, rows))
@@ -122,8 +120,8 @@ class Stream:
     def _rows_of(self, raw: RawRow) -> list[Row]:
         """Rows of one row read; none where it is left out by policy."""
         assert self._encode is not None
-        first, part = self.epoch == 0, self.part
-        part.read += first
+        first, counts = self.epoch == 0, self.counts
+        counts.read += first
         example = None
         try:
             if raw.problem:
@@ -137,36 +135,37 @@ class Stream:
                 fix = error.fix or FIXES["long" if long else "bad"]
                 raise DataError(f"{raw.where}: {error.reason}", fix=fix) from None
             if first:
-                part.refused += 1
+                counts.refused += 1
                 self.refusals.append(Refusal(raw.where, error.reason, plain(example) if example else raw.values))
             return []
         if first:
-            part.kept, part.windows = part.kept + 1, part.windows + len(rows)
-            part.cut += sum(row.cut > 0 for row in rows)
-            part.cut_tokens += sum(row.cut for row in rows)
-            part.tokens += sum(len(row.ids) for row in rows)
-            part.learned += sum(row.learned for row in rows)
-            part.longest = max([part.longest, *(len(row.ids) for row in rows)])
+            counts.kept += 1
+            counts.windows += len(rows)
+            counts.cut += sum(row.cut > 0 for row in rows)
+            counts.cut_tokens += sum(row.cut for row in rows)
+            counts.tokens += sum(len(row.ids) for row in rows)
+            counts.learned += sum(row.learned for row in rows)
+            counts.longest = max([counts.longest, *(len(row.ids) for row in rows)])
         return rows
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, for a checkpoint."""
+        """The position of the stream, for a checkpoint."""
         return {
             "epoch": self.epoch,
             "read": self.read,
             "drawn": self.drawn,
             "given": self.given,
-            "hand": self._hand[0],
+            "hand": self._current[0],
             "buffer": [number for number, _ in self._buffer],
             "digest": self._digest.hexdigest(),
-            "part": asdict(self.part),
+            "part": asdict(self.counts),
             "refused": len(self.refusals),
         }
 
     def go_on(self, state: Mapping[str, Any], refused: Iterator[Refusal]) -> None:
-        """Stand where `state` says. `refused` are the rows left out before, as the run kept them.
+        """Go to the position of `state`. `refused` are the rows left out before, as the run kept them.
 
-        InputError where the rows up to there are not those that were read then.
+        InputError where the rows up to there have changed.
         """
         assert self._encode is not None
         self.epoch = state["epoch"]
@@ -180,16 +179,16 @@ class Stream:
                 try:
                     found[self.read] = self._encode(replace(self.reader.read(raw.values), where=raw.where))
                 except RowError:
-                    break  # it was no such row then: the digest tells
+                    break  # another row than before: the digest differs
         if self.read != state["read"] or self._digest.hexdigest() != state["digest"]:
             raise InputError(
                 f"{self.config.path}: the rows have changed since the run was started", fix="run=ANOTHER_DIR"
             )
         self.drawn, self.given = state["drawn"], state["given"]
-        self._hand = (state["hand"], found[state["hand"]])
+        self._current = (state["hand"], found[state["hand"]])
         self._buffer = [(number, found[number]) for number in state["buffer"]]
         for key, value in state["part"].items():
-            setattr(self.part, key, value)
+            setattr(self.counts, key, value)
         self.refusals.extend(each for _, each in zip(range(state["refused"]), refused, strict=False))
 
 

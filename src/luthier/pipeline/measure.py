@@ -201,7 +201,7 @@ def compare(subject: EvalContext, base: Measured, folder: RunFolder) -> dict[str
     predictions = [
         {
             "where": e.where,
-            "text": e.text or "\n".join(m.said for m in e.messages[:-1]),
+            "text": e.text or "\n".join(m.all_text for m in e.messages[:-1]),
             "answer": e.answer,
             "base": base.records[i] if both else {},
             "tuned": record,

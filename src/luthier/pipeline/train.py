@@ -131,7 +131,7 @@ def _keep_data(config: RunConfig, data: Prepared, folder: RunFolder, progress: P
     folder.write_jsonl(folder.held_out, held_out.lines(data))
     if data.refusals and data.stream is None:  # those of a stream are kept with each checkpoint
         folder.keep_refusals(data.refusals)
-    account.say(data, folder.refused, progress)
+    account.report(data, folder.refused, progress)
 
 
 def _trainer(

@@ -1,11 +1,11 @@
 """Dialogues to token ids and a loss mask, by the tokenizer's own chat template.
 
-The template renders the whole dialogue; an answer is what it writes behind the prompt that use shows to
-the model: render(messages before it, with the generation prompt). Where an earlier answer is rendered anew
-when other turns follow (reasoning models drop its thoughts), each answer gets a row of its own, which ends
-with it. Every row is proved before it is handed out: prompt and row are prefixes of one another in text and
-in tokens, and the ids are those of the template's own whole. Else we stop: a mask that is only nearly right
-trains the wrong thing in silence.
+The template renders the whole dialogue; an answer is what it writes after the prompt that the model is given in
+generation: render(messages before it, with the generation prompt). Where an earlier answer is rendered differently
+when other turns follow (reasoning models drop its thoughts), each answer gets a row of its own, which ends with it.
+Every row is checked before it is returned: prompt and row are prefixes of one another in text and in tokens, and the
+ids are those of the template's own whole. Otherwise it is an error: a mask that is only nearly right silently trains
+the wrong thing.
 """
 
 from __future__ import annotations
@@ -18,19 +18,10 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.core.errors import TemplateError
-from luthier.rendering.example import Message, RowError
+from luthier.rendering import tool_calls
+from luthier.rendering.example import Message, RowError, shared_start
 from luthier.rendering.template_limits import LimitExceeded, apply_chat_template
-from luthier.rendering.tool_calls import (
-    TRIED_CALL,
-    TRIED_RESULT,
-    TRIED_TOOLS,
-    Knows,
-    as_turns,
-    called,
-    holds,
-    knows,
-    refuse_unseen,
-)
+from luthier.rendering.tool_calls import PROBE_CALL, PROBE_RESULT, PROBE_TOOLS, as_turns, contains
 from luthier.rendering.tools import parse, texts, tool_texts
 
 if TYPE_CHECKING:
@@ -68,11 +59,11 @@ class Tokens:
     ids: list[int]
     labels: list[int]
     messages: Sequence[Message] = ()
-    """What the ids are the rendering of."""
+    """The messages that the ids render."""
 
 
-class Answer(NamedTuple):
-    """Where a learned turn has its answer: from the end of the prompt to behind the end token, in characters."""
+class AnswerSpan(NamedTuple):
+    """The answer of a learned turn in the text: from the end of the prompt to after the end token, in characters."""
 
     turn: int
     start: int
@@ -107,9 +98,9 @@ class Template:
             )
         calls = any(message.tool_calls or message.role == "tool" for message in messages)
         if tools or calls:
-            self._knows.refuse(tools, calls=calls)
+            self._tool_support.refuse(tools, calls=calls)
         try:
-            return self._render(messages, tools, calls and self._knows.short_ids, prompt=prompt)
+            return self._render(messages, tools, calls and self._tool_support.short_ids, prompt=prompt)
         except LimitExceeded as error:
             raise TemplateError(f"the chat template is stopped: {error}", fix="use another chat template") from error
         except Exception as error:  # a template may raise anything, by design
@@ -122,16 +113,15 @@ class Template:
         return str(apply_chat_template(self.tokenizer, turns, tokenize=False, **given))
 
     @cached_property
-    def _knows(self) -> Knows:
-        """What the template makes of tools and their calls."""
-        return knows(self._render)
+    def _tool_support(self) -> tool_calls.ToolSupport:
+        return tool_calls.probe(self._render)
 
     @property
-    def _tried_tools(self) -> str:
-        return "" if self._knows.tools else TRIED_TOOLS
+    def _probe_tools(self) -> str:
+        return "" if self._tool_support.tools else PROBE_TOOLS
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of text that the template made: it writes the special tokens itself."""
+        """Token ids of text that the template rendered: it writes the special tokens itself."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
@@ -142,16 +132,17 @@ class Template:
     def end_ids(self) -> set[int]:
         """Tokens that end an answer: the template's own end of turn, that of a tool call, the tokenizer's end token."""
         try:
-            probe = self.encode(TRIED_CALL, self._tried_tools)
-        except (TemplateError, RowError):  # it knows none, and says so of the first row that has some
+            return self._plain_ends | {self._last_learned(PROBE_CALL, self._probe_tools)}
+        except (TemplateError, RowError):  # it supports no calls, and reports so at the first row that has some
             return self._plain_ends
-        return self._plain_ends | {[label for label in probe.labels if label != IGNORED][-1]}
 
     @cached_property
     def _plain_ends(self) -> set[int]:
-        probe = self.encode([Message("user", "hi"), Message("assistant", "hello", learn=True)])
-        learned = [label for label in probe.labels if label != IGNORED]
-        return {learned[-1], *([self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else [])}
+        last = self._last_learned([Message("user", "hi"), Message("assistant", "hello", learn=True)])
+        return {last} if self.tokenizer.eos_token_id is None else {last, self.tokenizer.eos_token_id}
+
+    def _last_learned(self, messages: Sequence[Message], tools: str = "") -> int:
+        return [label for label in self.encode(messages, tools).labels if label != IGNORED][-1]
 
     def encode(self, messages: Sequence[Message], tools: str = "") -> Tokens:
         """The one row of a dialogue; TemplateError where the template needs several (see `rows`)."""
@@ -167,8 +158,8 @@ class Template:
     def rows(self, messages: Sequence[Message], tools: str = "") -> list[Tokens]:
         """Ids and labels: learned are the answers and the token that ends each, nothing else.
 
-        One row where the template appends turn by turn. Else one per learned answer: the dialogue up to it as
-        use renders it, then the answer. RowError where the text is at fault, TemplateError where the template is.
+        One row where the template appends turn by turn. Otherwise one per learned answer: the dialogue up to it as
+        in generation, then the answer. RowError where the text is at fault, TemplateError where the template is.
         """
         self.refuse_special(messages, tools)
         full = self.render(messages, tools=tools)
@@ -178,41 +169,41 @@ class Template:
                 continue
             before = self.render(messages[:turn], prompt=True, tools=tools)
             through = full if turn == len(messages) - 1 else self.render(messages[: turn + 1], tools=tools)
-            refuse_unseen(before, messages[:turn], tools, lambda part: self.render(part, tools=tools))
+            tool_calls.refuse_unseen(before, messages[:turn], tools, lambda part: self.render(part, tools=tools))
             if not through.startswith(before):
-                same = next((i for i, (a, b) in enumerate(zip(before, through, strict=False)) if a != b), len(through))
+                same = shared_start(before, through)
                 raise TemplateError(
                     f"the chat template renders turn {turn + 1} differently in use and in training: the prompt goes "
                     f"on with {before[same : same + 30]!r} where the dialogue has {through[same : same + 30]!r}",
                     fix="give the tokenizer a chat_template whose generation prompt opens an answer as its turns do",
                 )
-            said, closed = self._said(turn, message, through[len(before) :])
-            answers.append(Answer(turn, len(before), len(before) + said, closed))
+            size, closed = self._answer_size(turn, message, through[len(before) :])
+            answers.append(AnswerSpan(turn, len(before), len(before) + size, closed))
             wholes.append(through)
             appends = appends and full.startswith(through[: answers[-1].stop])
         if appends:
             return [self._tokens(messages, tools, full, answers)]
-        parts = [
-            [replace(message, learn=i == answer.turn) for i, message in enumerate(messages[: answer.turn + 1])]
-            for answer in answers
-        ]
-        return [self._tokens(p, tools, text, [answer]) for p, text, answer in zip(parts, wholes, answers, strict=True)]
+        rows = []
+        for text, answer in zip(wholes, answers, strict=True):
+            part = [replace(message, learn=i == answer.turn) for i, message in enumerate(messages[: answer.turn + 1])]
+            rows.append(self._tokens(part, tools, text, [answer]))
+        return rows
 
     @cached_property
     def _special(self) -> dict[int, str]:
-        """Also those without a role of their own, as Phi's <|end|> and Gemma's <end_of_turn>."""
+        """All special tokens, also those without a role of their own, as Phi's <|end|> and Gemma's <end_of_turn>."""
         own = dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
         return own | {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     @cached_property
     def _special_text(self) -> re.Pattern[str]:
-        longest_first = sorted((token for token in self._special.values() if token), key=len, reverse=True)
+        longest_first = sorted(filter(None, self._special.values()), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def refuse_special(self, messages: Sequence[Message], tools: str) -> None:
-        """No text may end a turn, open one, or pass for the template's own writing."""
-        said = [(f"turn {n}: the {m.role} message", text) for n, m in enumerate(messages, 1) for text in texts(m)]
-        for where, text in [*said, *(("a tool on offer", text) for text in tool_texts(tools))]:
+        """RowError where a text contains a special token: it could open or end a turn as the template does."""
+        given = [(f"turn {n}: the {m.role} message", text) for n, m in enumerate(messages, 1) for text in texts(m)]
+        for where, text in [*given, *(("a tool on offer", text) for text in tool_texts(tools))]:
             if found := self._special_text.search(text):
                 raise RowError(
                     f"{where} contains {found[0]!r}, a special token of this "
@@ -220,64 +211,59 @@ class Template:
                     fix="write it otherwise, or leave such rows out with data.on_bad_row=skip",
                 )
 
-    def _said(self, turn: int, message: Message, text: str) -> tuple[int, bool]:
-        """How much of a turn's text the model says: the answer and the special token behind it, if there is one.
+    def _answer_size(self, turn: int, message: Message, text: str) -> tuple[int, bool]:
+        """Characters of a turn's text that the model generates, and whether a special token ends them.
 
         What the template writes after that token (a newline, a token for the end of the dialogue) is not generated.
         """
         if message.tool_calls:
             ends = {self._special[token] for token in self._plain_ends if token in self._special}
-            return called(turn, message, text, self._special_text, ends)
+            return tool_calls.answer_size(turn, message, text, self._special_text, ends)
         content = message.content.strip()
         place = stop = 0
         for token in self._special_text.finditer(text):
-            if holds(text[place : token.start()], content):
+            if contains(text[place : token.start()], content):
                 stop = token.end()
             place = token.end()
-        if stop:
-            return stop, True
-        if holds(text[place:], content):
-            return len(text), False
+        if stop or contains(text[place:], content):
+            return stop or len(text), bool(stop)
         raise RowError(
             f"turn {turn + 1}: the chat template leaves out a part of the answer: {content[:40]!r} becomes "
             f"{text[:40]!r}",
             fix="give the tokenizer a chat_template that keeps it (most often, reasoning in <think> tags)",
         )
 
-    def _tokens(self, messages: Sequence[Message], tools: str, text: str, answers: Sequence[Answer]) -> Tokens:
-        """Ids of the rendered dialogue and the labels of these answers, proved."""
+    def _tokens(self, messages: Sequence[Message], tools: str, text: str, answers: Sequence[AnswerSpan]) -> Tokens:
+        """Ids of the rendered dialogue and the labels of these answers, checked."""
         whole = len(text)
-        if not all(answer.closed for answer in answers):
-            answers = [self._close(answer, text, messages[answer.turn]) for answer in answers]
-            if answers[-1].stop > whole:
-                text += self._opener(messages[answers[-1].turn]) or ""
+        answers = [answer if answer.closed else self._close(answer, text, messages) for answer in answers]
+        if answers and answers[-1].stop > whole:
+            text += self._opener(messages[answers[-1].turn]) or ""
         encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
         starts = [start for start, _ in encoded["offset_mapping"]]
-        self._prove(messages, tools, ids[: bisect_left(starts, whole)])
+        self._check_ids(messages, tools, ids[: bisect_left(starts, whole)])
         labels = [IGNORED] * len(ids)
         for answer in answers:
             first, past = bisect_left(starts, answer.start), bisect_left(starts, answer.stop)
-            self._prove_prompt(text, ids, starts, first, answer.start, messages[answer.turn].said)
+            self._check_prompt(text, ids, starts, first, answer.start, messages[answer.turn].all_text)
             if ids[past - 1] not in self._special:
                 raise TemplateError(
                     f"the tokenizer splits the token that ends an answer, {text[: answer.stop][-20:]!r}, into text",
                     fix="load the tokenizer without split_special_tokens",
                 )
             labels[first:past] = ids[first:past]
-        if _marked(self.tokenizer.get_chat_template(tools=parse(tools) or None)):
-            self._agree(messages, tools, text, starts, answers)
+        if _has_markers(self.tokenizer.get_chat_template(tools=parse(tools) or None)):
+            self._check_markers(messages, tools, text, starts, answers)
         return Tokens(ids, labels, messages)
 
-    def _close(self, answer: Answer, text: str, message: Message) -> Answer:
+    def _close(self, answer: AnswerSpan, text: str, messages: Sequence[Message]) -> AnswerSpan:
         """An answer with its end, where the template writes no end token, as GLM's.
 
-        There the model says the token that opens the next turn and is stopped by it. So that token ends the
-        answer: the one that follows in the dialogue or, behind the last turn, one more than the template writes.
+        There the model generates the token that opens the next turn and is stopped by it. So that token ends the
+        answer: the one that follows in the dialogue or, after the last turn, one more than the template writes.
         """
-        if answer.closed:
-            return answer
-        opener = self._opener(message)
+        opener = self._opener(messages[answer.turn])
         if opener is None or not (text.startswith(opener, answer.stop) or len(text) == answer.stop):
             raise TemplateError(
                 f"the chat template closes the answer {text[answer.start : answer.stop][:20]!r} with no special token, "
@@ -286,7 +272,7 @@ class Template:
             )
         return answer._replace(stop=answer.stop + len(opener))
 
-    def _prove(self, messages: Sequence[Message], tools: str, ids: list[int]) -> None:
+    def _check_ids(self, messages: Sequence[Message], tools: str, ids: list[int]) -> None:
         """The ids are the template's own whole, and no opening token is doubled."""
         if len(ids) > 1 and ids[0] == ids[1] and ids[0] in self._special:
             raise TemplateError(
@@ -294,12 +280,10 @@ class Template:
                 fix="let the chat template write bos_token once, and nothing else before the first turn",
             )
         # transformers' method encodes the rendered text by the very call that gave us the ids, so only a
-        # tokenizer that brings its own can differ. It is asked about every row.
+        # tokenizer with a method of its own can differ. It is checked on every row.
         if not self._renders_itself:
             return
-        whole: Any = apply_chat_template(
-            self.tokenizer, self._turns(messages), tools=parse(tools) or None, tokenize=True, return_dict=False
-        )
+        whole = self._apply(messages, tools, return_dict=False)
         if list(whole) != ids:
             raise TemplateError(
                 f"{type(self.tokenizer).__name__} makes {len(whole)} tokens of a dialogue whose text has {len(ids)}: "
@@ -307,10 +291,10 @@ class Template:
                 fix="load the tokenizer as transformers' own class, from its tokenizer.json",
             )
 
-    def _prove_prompt(self, text: str, ids: list[int], starts: list[int], first: int, start: int, content: str) -> None:
-        """The ids before `first` are those that use starts from: prompt_ids of the messages before the answer.
+    def _check_prompt(self, text: str, ids: list[int], starts: list[int], first: int, start: int, content: str) -> None:
+        """The ids before `first` are those that generation starts from: prompt_ids of the messages before the answer.
 
-        A tokenizer cuts text at its special tokens first, so the two can differ only behind the last of them.
+        A tokenizer cuts text at its special tokens first, so the two can differ only after the last of them.
         """
         last = first - 1
         # The id alone is not enough: unk is special and stands for any text that the vocabulary lacks.
@@ -336,16 +320,15 @@ class Template:
         )
 
     def _opener(self, message: Message) -> str | None:
-        """The special token that opens the turn right behind an answer, in a template that closes none.
+        """The special token that opens the turn right after an answer, in a template that closes none.
 
-        That is a user's turn, or behind a tool call the tool's.
+        That is a user's turn, or after a tool call the tool's.
         """
         calls = bool(message.tool_calls)
         if calls not in self._openers:
-            talk = TRIED_CALL if calls else [Message("user", "hi"), Message("assistant", "hello")]
-            longer = TRIED_RESULT if calls else [*talk, Message("user", "hi")]
-            tools = self._tried_tools if calls else ""
-            text, after = self.render(talk, tools=tools), self.render(longer, tools=tools)
+            talk = PROBE_CALL if calls else [Message("user", "hi"), Message("assistant", "hello")]
+            longer = PROBE_RESULT if calls else [*talk, Message("user", "hi")]
+            text, after = (self.render(part, tools=self._probe_tools if calls else "") for part in (talk, longer))
             token = self._special_text.match(after, len(text)) if after.startswith(text) else None
             self._openers[calls] = token[0] if token and token[0] != self.tokenizer.bos_token else None
         return self._openers[calls]
@@ -356,21 +339,14 @@ class Template:
 
         return type(self.tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
 
-    def _agree(
-        self, messages: Sequence[Message], tools: str, text: str, starts: list[int], answers: Sequence[Answer]
+    def _check_markers(
+        self, messages: Sequence[Message], tools: str, text: str, starts: list[int], answers: Sequence[AnswerSpan]
     ) -> None:
-        """The template's own {% generation %} markers say what we say.
+        """The template's own {% generation %} markers agree with the labels.
 
-        They may hold more only within the turn: its opening, which is the prompt, and white space behind its end.
+        They may hold more only within the turn: its opening, which is the prompt, and white space after its end.
         """
-        encoded: Any = apply_chat_template(
-            self.tokenizer,
-            self._turns(messages),
-            tools=parse(tools) or None,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
+        encoded = self._apply(messages, tools, return_dict=True, return_assistant_tokens_mask=True)
         marks: list[int] = encoded["assistant_masks"]
         stretches = sum(mark > last for last, mark in zip([0, *marks], marks, strict=False))
         fault = "mark more than the answers" if stretches > sum(m.role == "assistant" for m in messages) else ""
@@ -392,11 +368,13 @@ class Template:
                 fix="mark in the template what the model generates: the content of an answer and its end token",
             )
 
-    def _turns(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    def _apply(self, messages: Sequence[Message], tools: str, **options: Any) -> Any:
+        """The tokenizer's own `apply_chat_template`, which tokenizes."""
         calls = any(message.tool_calls for message in messages)
-        return as_turns(messages, short_ids=calls and self._knows.short_ids)
+        turns = as_turns(messages, short_ids=calls and self._tool_support.short_ids)
+        return apply_chat_template(self.tokenizer, turns, tools=parse(tools) or None, tokenize=True, **options)
 
 
 @lru_cache(maxsize=8)
-def _marked(template: str) -> bool:
+def _has_markers(template: str) -> bool:
     return bool(re.search(r"\{%[-+]?\s*generation\b", template))

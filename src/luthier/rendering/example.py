@@ -1,4 +1,4 @@
-"""The central record: what one row of any format becomes."""
+"""The central record: an example, into which every format turns its rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luthier.core.errors import LuthierError
 class RowError(LuthierError):
     """One row cannot be used.
 
-    `kind` is `bad` (see data.on_bad_row), `long` (see data.on_long_row), or `unwanted`: the recipe wants it left out.
+    `kind` is `bad` (see data.on_bad_row), `long` (see data.on_long_row), or `unwanted`: the recipe leaves it out.
     """
 
     def __init__(self, reason: str, *, kind: str = "bad", fix: str = "") -> None:
@@ -25,12 +25,12 @@ FIXES = {
     "long": "raise train.max_length, or data.on_long_row=truncate_prompt (keeps the answer), skip or truncate_answer",
     "bad": "fix the row, or leave such rows out with data.on_bad_row=skip",
 }
-"""Kind of a RowError -> what to do about it, where it does not say so itself."""
+"""Kind of a RowError -> its fix, where the error has none of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `learn`: do its tokens carry loss? A `tool` turn is what a tool gave back."""
+    """One turn. `learn`: do its tokens carry loss? A `tool` turn is the result of a tool."""
 
     role: str
     content: str
@@ -38,19 +38,19 @@ class Message:
     tool_calls: str = ""
     """The calls of an assistant's turn, as JSON in OpenAI's form, arguments as an object (see rendering.tools)."""
     name: str = ""
-    """The tool that gives this result."""
+    """The tool of this result."""
     tool_call_id: str = ""
-    """The call that this is the result of, where the data names its calls."""
+    """The call of this result, where the data names its calls."""
 
     @property
-    def said(self) -> str:
-        """All that the turn says: its text, and its calls as they are kept."""
+    def all_text(self) -> str:
+        """The text of the turn and its calls as they are kept."""
         return "\n".join(filter(None, (self.content, self.tool_calls)))
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row, in our terms. A format fills what its rows have; a task takes what it needs."""
+    """One row of any format. A format fills what its rows have; a task takes what it needs."""
 
     messages: tuple[Message, ...] = ()
     text: str = ""
@@ -63,19 +63,19 @@ class Example:
     tools: str = ""
     """The tools on offer, as a JSON list in OpenAI's form (see rendering.tools)."""
     where: str = ""
-    """File and line of the row, for messages to people."""
+    """File and line of the row, for messages."""
     group: str = ""
     """Rows of one group stay on one side of a split (see data.group)."""
 
     @property
     def content(self) -> Example:
-        """The example without where it stands: what two rows share that are the same."""
+        """The example without its place: equal rows have equal contents."""
         return replace(self, where="", group="")
 
     @property
     def answer(self) -> str:
-        """What a tuned model should say: the last learned message, or the label."""
-        learned = [message.said for message in self.messages if message.learn]
+        """What a tuned model should generate: the last learned message, or the label."""
+        learned = [message.all_text for message in self.messages if message.learn]
         return learned[-1] if learned else (self.label or "")
 
 
@@ -83,16 +83,16 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def chat(turns: Sequence[Message]) -> tuple[Message, ...]:
-    """The turns as a dialogue that learns every assistant turn; RowError where they make none.
+    """The turns as a dialogue that learns every assistant turn; RowError where they are not a dialogue.
 
-    Each call has its result before someone else speaks, but for calls that end the dialogue: those are the answer.
-    A result without an id or a name gets them from its call.
+    Each call has its result before the next turn of a user or assistant, except calls that end the dialogue: those
+    are the answer. A result without an id or a name gets them from its call.
     """
     if not turns:
         raise RowError("the dialogue has no turn")
     made: list[Message] = []
     last = ""
-    calls: list[Any] = []  # those that still lack a result
+    calls: list[Any] = []  # calls without a result yet
     for number, turn in enumerate(turns, 1):
         role = turn.role
         if role not in ROLES:
@@ -101,7 +101,7 @@ def chat(turns: Sequence[Message]) -> tuple[Message, ...]:
             raise RowError(f"turn {number}: a system message must come first")
         if turn.tool_calls and role != "assistant":
             raise RowError(f"turn {number}: the {role} calls a tool, which only the assistant does")
-        if role == "tool":  # which may have nothing to say
+        if role == "tool":  # whose text may be empty
             made.append(_result(turn, number, calls, last))
             last = role
             continue
@@ -111,7 +111,7 @@ def chat(turns: Sequence[Message]) -> tuple[Message, ...]:
             raise RowError(f"turn {number}: two {role} turns in a row")
         if role == "assistant" and last in ("", "system"):
             raise RowError(f"turn {number}: the assistant speaks before the user")
-        if not turn.said.strip():
+        if not turn.all_text.strip():
             raise RowError(f"turn {number}: the {role} message is empty")
         calls = json.loads(turn.tool_calls or "[]")
         last = "call" if turn.tool_calls else role
@@ -119,6 +119,12 @@ def chat(turns: Sequence[Message]) -> tuple[Message, ...]:
     if last not in ("assistant", "call"):
         raise RowError(f"the dialogue ends with a {last} turn, so there is no answer to learn")
     return tuple(made)
+
+
+def shared_start(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """The number of equal items at the start of both."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _result(turn: Message, number: int, calls: list[Any], last: str) -> Message:

@@ -1,4 +1,4 @@
-"""Limits for chat templates: a template is code that comes with a model, and may loop or grow a text without end.
+"""Limits for chat templates: a template is code that comes with a model, and may loop or build text forever.
 
 transformers renders in Jinja's sandbox, which limits neither nested loops nor sizes. The environment here does the same
 and counts: steps (turns of loops and calls), characters, and seconds. It takes the sandbox's place in transformers, and
@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 STEPS, CHARACTERS, SECONDS = 500_000, 2**26, 20.0
 """Most that one rendering may take. 1,999 turns take 6,000 steps in Llama 3.1's template (tests/strangers)."""
 GROWING = ("center", "format", "indent", "join", "list", "batch", "slice", "replace", "wordwrap")
-"""Filters that make much of little."""
+"""Filters whose output may be much larger than their input."""
 
 
 class LimitExceeded(Exception):
@@ -30,7 +30,7 @@ class LimitExceeded(Exception):
 
 
 class Budget:
-    """What is left to one rendering."""
+    """The steps, characters and seconds that are left to one rendering."""
 
     def __init__(self) -> None:
         self.steps, self.characters, self.until = STEPS, CHARACTERS, time.monotonic() + SECONDS
@@ -61,13 +61,13 @@ def limited() -> Iterator[None]:
 
 
 def take(steps: int = 0, characters: int = 0) -> None:
-    """Count what a template does, where anybody counts."""
+    """Count what a template does, within `limited`."""
     if (left := _left.get()) is not None:
         left.take(steps, characters)
 
 
 class Counted:
-    """An iterable of a `for`, each turn of which is a step and writes so many characters of the template itself."""
+    """An iterable of a `for`, each turn of which is a step and writes this many characters of the template itself."""
 
     def __init__(self, values: Iterable[Any], characters: int) -> None:
         self.values, self.characters = values, characters
@@ -106,17 +106,15 @@ class CountingEnvironment(ImmutableSandboxedEnvironment):
     counted = staticmethod(Counted)
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, finalize=_written, **options)
+        super().__init__(*args, finalize=_counted, **options)
         for name in GROWING:
-            self.filters[name] = _sized(self.filters[name])
+            self.filters[name] = _counting(self.filters[name])
 
     def call(self, context: Context, called: Any, *args: Any, **options: Any) -> Any:
         if called is Counted:  # a loop's own
             return Counted(*args)
         take(1, sum(_size_asked(each) for each in (*args, *options.values())))
-        made = super().call(context, called, *args, **options)
-        take(0, len(made) if isinstance(made, str) else 0)
-        return made
+        return _counted(super().call(context, called, *args, **options))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, str | list | tuple):
@@ -138,24 +136,21 @@ class CountingEnvironment(ImmutableSandboxedEnvironment):
 
 
 def _size_asked(value: Any) -> int:
-    """A number that a method may take for a width."""
+    """A number that a method may take as a width."""
     return value if isinstance(value, int) and value > 2**16 else 0
 
 
-def _written(value: Any) -> Any:
-    """What an expression of the template prints, as it is."""
-    take(0, len(value) if isinstance(value, str) else 0)
+def _counted(value: Any, kinds: Any = str) -> Any:
+    """The value, with its characters or items counted."""
+    take(0, len(value) if isinstance(value, kinds) else 0)
     return value
 
 
-def _sized(filter_: Callable[..., Any]) -> Callable[..., Any]:
+def _counting(filter_: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(filter_)
     def counted(*args: Any, **options: Any) -> Any:
         take(1, sum(_size_asked(each) for each in (*args, *options.values())))
-        made = filter_(*args, **options)
-        if isinstance(made, str | list):
-            take(0, len(made))
-        return made
+        return _counted(filter_(*args, **options), str | list)
 
     return counted
 

@@ -1,4 +1,4 @@
-"""Tools and tool calls as rows have them, read and checked.
+"""Tools and tool calls of rows, parsed and checked.
 
 They are kept as JSON text in OpenAI's form, in the order of the row, so that an example stays hashable. A tool is
 {"type": "function", "function": {"name", "description", "parameters"}}; a call is {"type": "function", "function":
@@ -40,7 +40,7 @@ def read_tools(value: Any, name: str) -> str:
 
 
 def read_calls(value: Any, where: str) -> str:
-    """The calls of a turn: one, a list of them, or either as JSON text; RowError where a call is half there."""
+    """The calls of a turn: one, a list of them, or either as JSON text; RowError where a call is incomplete."""
     value = _parsed(value, f"the tool call of {where}") if isinstance(value, str) else value
     calls: list[dict[str, Any]] = []
     for number, entry in enumerate(value if isinstance(value, list) else [value], 1):
@@ -57,7 +57,7 @@ def read_calls(value: Any, where: str) -> str:
             calls.append({"type": "function", "function": made})
             continue
         if not isinstance(identity, str | int):
-            raise RowError(f"{name} has an id that is no text: {identity!r:.40}")
+            raise RowError(f"{name} has an id that is not text: {identity!r:.40}")
         if str(identity) in [other.get("id") for other in calls]:
             raise RowError(f"{name} has the id of an earlier one, {identity!r}")
         calls.append({"type": "function", "id": str(identity), "function": made})
@@ -67,12 +67,12 @@ def read_calls(value: Any, where: str) -> str:
 
 
 def read_result(value: Any) -> Any:
-    """What a tool gave back; an object becomes its JSON text."""
+    """The result of a tool; an object becomes its JSON text."""
     return _text(value, "the tool result") if isinstance(value, Mapping) else value
 
 
-def parted(turns: Sequence[Message]) -> list[Message]:
-    """ShareGPT has one observation behind a list of calls: a JSON list of as many results becomes a turn for each."""
+def split_results(turns: Sequence[Message]) -> list[Message]:
+    """ShareGPT has one observation after a list of calls: a JSON list of as many results becomes a turn for each."""
     made: list[Message] = []
     for number, turn in enumerate(turns):
         calls = len(parse(turns[number - 1].tool_calls)) if number and turn.role == "tool" else 0
@@ -93,11 +93,11 @@ def _parsed(text: str, name: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RowError(f"{name} is no JSON ({error}): {text[:40]!r}") from None
+        raise RowError(f"{name} is not JSON ({error}): {text[:40]!r}") from None
 
 
 def _text(value: Any, name: str) -> str:
-    """The value as the JSON we keep; RowError where it is none, or holds text that no tokenizer takes."""
+    """The value as JSON text; RowError where it cannot be, or holds text that no tokenizer takes."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
@@ -116,7 +116,7 @@ def _name(function: Mapping[str, Any], where: str) -> str:
 
 
 def _arguments(function: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if "arguments" not in function:  # a missing key may stand under another name: that it takes none must be said
+    if "arguments" not in function:  # a missing key may have another name: that there are none must be explicit
         raise RowError(f"{where} ({function['name']}) has no arguments, not even {{}}")
     given = function["arguments"]
     if isinstance(given, str) and given.strip():
@@ -129,14 +129,14 @@ def _arguments(function: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Arrow and parquet give every tool the keys of all others, as null; a schema has no use for a null key."""
+    """Arrow and parquet give every tool the keys of all others, as null; a schema does not need null keys."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
-def without_strange_nulls(turns: Sequence[Message], tools: str) -> list[Message]:
-    """The same with arguments: a null goes where its tool is on offer and has no such argument."""
+def without_foreign_nulls(turns: Sequence[Message], tools: str) -> list[Message]:
+    """The turns without arguments that are null and unknown to a tool on offer: arrow adds those too."""
     offered = {tool["function"]["name"]: tool["function"].get("parameters") for tool in parse(tools)}
     made = []
     for turn in turns:
@@ -154,7 +154,7 @@ def without_strange_nulls(turns: Sequence[Message], tools: str) -> list[Message]
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> list[Any]:
-    """The list that we keep as text. Not to be changed: equal texts share it."""
+    """The list that is kept as text. Do not change it: equal texts share it."""
     return list(json.loads(text)) if text else []
 
 
@@ -173,7 +173,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def texts(message: Message) -> Iterator[str]:
-    """Every text of a message that a template may write."""
+    """Every text of a message that a template may render."""
     yield from filter(None, (message.content, message.name, message.tool_call_id))
     if message.tool_calls:
         yield from (leaf for leaf in leaves(parse(message.tool_calls)) if isinstance(leaf, str))

@@ -1,50 +1,45 @@
-"""What is in the data that a run would learn from, and what looks wrong with it. Reads no file and loads no model."""
+"""Checks of the data that a run would learn from. Reads no file and loads no model."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from luthier.core.errors import install_anywhere
 from luthier.core.events import Progress
-from luthier.data.checks.duplicates import (
-    MOST_CHARACTERS,
-    MOST_TEXTS,
-    SHINGLE,
-    THRESHOLD,
-    Near,
-    groups,
-    near,
-    normalised,
-)
-from luthier.data.checks.facts import SHORT, Facts, beginning, content, facts, prompt
-from luthier.data.checks.languages import MOST_TEXTS as MOST_LANGUAGE_TEXTS
-from luthier.data.checks.languages import available, languages
+from luthier.data.checks import duplicates
+from luthier.data.checks.duplicates import groups, near, normalized
+from luthier.data.checks.facts import SHORT, TextHashes, beginning, content, prompt, text_hashes
+from luthier.data.checks.languages import MOST_TEXTS, available, languages
 from luthier.data.checks.mask import Mask, endless, learned_prompts, masks
 from luthier.data.prepared import SIDES, Prepared
 from luthier.data.store import Examples
 from luthier.rendering.chat_template import Template
+from luthier.rendering.example import shared_start
 
+Level = Literal["stop", "warn", "note"]
+"""`stop`: train would stop; `warn`: look at it; `note`: good to know."""
 PERCENTILES = (50, 90, 95, 99)
 LIMITS = (256, 512, 1024, 2048)
-"""Values of train.max_length of which the report says what they would cut."""
+"""Values of train.max_length for which the report shows what they would cut."""
 PLACES = 50
 """Pairs or places that are kept of one finding; the count is always of all."""
 FEW_ANSWERS = 20
-"""A chat with at most this many different answers gives labels in words: their balance is shown."""
+"""A chat with at most this many different answers has labels in words: their balance is shown."""
 LARGE_SHARE = 0.2
-"""Share of the rows from which a common beginning of prompts, or one answer, is worth a look."""
+"""Share of the rows from which a common beginning of prompts, or one answer, is reported."""
 FEWEST = 10  # rows below which nothing is called a large share
 
 
 @dataclass(slots=True)
 class Finding:
-    """Something to know. `stop`: train would stop; `warn`: look at it; `note`: good to know."""
+    """Something to know about the data, with the rows where it was found."""
 
-    level: Literal["stop", "warn", "note"]
+    level: Level
     what: str
     text: str
     places: list[str] = field(default_factory=list)
@@ -52,7 +47,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Pair:
-    """Two rows that are the same or nearly so; `similarity` is the share of their common shingles."""
+    """Two rows that are equal or nearly so; `similarity` is the share of their common shingles."""
 
     a: str
     b: str
@@ -62,7 +57,7 @@ class Pair:
 
 @dataclass(slots=True)
 class Audit:
-    """All that `luthier check` found, as it stands in data.json."""
+    """All that `luthier check` found, as written to data.json."""
 
     account: dict[str, Any]
     """Format, task, template, fingerprint, and the counts of both sides."""
@@ -70,7 +65,7 @@ class Audit:
     lengths: dict[str, int] = field(default_factory=dict)
     """Tokens of the rows before anything is cut: rows, p50, p90, p95, p99, max."""
     limits: list[dict[str, Any]] = field(default_factory=list)
-    """For values of train.max_length: rows over it, their share, and the tokens behind it."""
+    """For values of train.max_length: rows over it, their share, and the tokens beyond it."""
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     """Count of each label (or of each answer, where a chat has few different ones) on both sides."""
     scripts: dict[str, int] = field(default_factory=dict)
@@ -101,8 +96,8 @@ class Audit:
         """Would train stop?"""
         return any(finding.level == "stop" for finding in self.findings)
 
-    def add(self, level: Literal["stop", "warn", "note"], what: str, text: str, places: Sequence[str] = ()) -> None:
-        """One more finding."""
+    def add(self, level: Level, what: str, text: str, places: Sequence[str] = ()) -> None:
+        """Add a finding."""
         self.findings.append(Finding(level, what, text, list(places[:PLACES])))
 
 
@@ -115,29 +110,28 @@ def audit(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Audit:
-    """Look at the encoded data; `lengths` are those of all rows in tokens before a limit."""
+    """Check the encoded data; `lengths` are those of all rows in tokens before a limit."""
     found = Audit(account=data.account(), max_length=max_length)
     refusals = sorted(data.refusals, key=lambda refusal: natural(refusal.where))
     found.refusals = [{"where": refusal.where, "reason": refusal.reason} for refusal in refusals]
-    _lengths(found, lengths)
+    _lengths(found, sorted(lengths))
     sides = [data.side(side).examples for side in SIDES]
-    known = facts(sides, workers, progress or Progress())
+    hashes = text_hashes(sides, workers, progress or Progress())
     examples = Examples(data.examples.store, (number for side in sides for number in side.numbers))
-    _labels(found, data, known)
-    found.scripts = dict(known.scripts.most_common())
+    _labels(found, data, hashes)
+    found.scripts = dict(hashes.scripts.most_common())
     _languages(found, examples)
-    _alike(found, examples, known, len(data.examples))
-    _conflicts(found, examples, known)
-    _answers(found, examples, known)
-    _repeated(found, examples, known)
+    _duplicates(found, examples, hashes, len(data.examples))
+    _conflicts(found, examples, hashes)
+    _answers(found, examples, hashes)
+    _repeated(found, examples, hashes)
     _masks(found, data, template)
-    order = ("stop", "warn", "note")
-    found.findings.sort(key=lambda finding: order.index(finding.level))
+    found.findings.sort(key=lambda finding: get_args(Level).index(finding.level))
     return found
 
 
 def natural(where: str) -> tuple[str, int]:
-    """Order of places: by file, then by the number of the row."""
+    """Sort key of places: by file, then by the number of the row."""
     name, _, number = where.rpartition(" ")
     return (name, int(number)) if number.isdecimal() else (where, 0)
 
@@ -147,55 +141,46 @@ def _share(part: int, whole: int) -> str:
 
 
 def _lengths(found: Audit, lengths: Sequence[int]) -> None:
-    if not lengths:
+    """Percentiles of the sorted lengths, and what limits would cut."""
+    rows = len(lengths)
+    if not rows:
         return
-    ordered = sorted(lengths)
-    found.lengths = {"rows": len(ordered)}
-    found.lengths |= {f"p{p}": ordered[ceil(p / 100 * len(ordered)) - 1] for p in PERCENTILES}
-    found.lengths |= {"max": ordered[-1], "tokens": sum(ordered)}
+    found.lengths = {"rows": rows, **{f"p{p}": lengths[ceil(p / 100 * rows) - 1] for p in PERCENTILES}}
+    found.lengths |= {"max": lengths[-1], "tokens": sum(lengths)}
     for limit in sorted({*LIMITS, found.max_length}):
-        over = [length for length in ordered if length > limit]
-        found.limits.append(
-            {
-                "max_length": limit,
-                "rows": len(over),
-                "share": len(over) / len(ordered),
-                "tokens": sum(over) - limit * len(over),
-                "current": limit == found.max_length,
-            }
-        )
+        over = lengths[bisect_right(lengths, limit) :]
+        cut = {"rows": len(over), "share": len(over) / rows, "tokens": sum(over) - limit * len(over)}
+        found.limits.append({"max_length": limit, **cut, "current": limit == found.max_length})
 
 
-def _labels(found: Audit, data: Prepared, known: Facts) -> None:
+def _labels(found: Audit, data: Prepared, hashes: TextHashes) -> None:
+    """Balance of the labels, or of a few different answers."""
     trained = len(data.examples)
-    answers = known.answers[:trained]
     words: dict[int, str] = {}
-    for place, (answer, label) in enumerate(zip(answers, data.examples.labels, strict=True)):
+    for place, (answer, label) in enumerate(zip(hashes.answers[:trained], data.examples.labels, strict=True)):
         if answer and label is None and answer not in words:
             words[answer] = data.examples[place].answer.strip()
             if len(words) > FEW_ANSWERS:
                 break
     in_words = 1 < len(words) <= FEW_ANSWERS and trained >= 2 * FEW_ANSWERS
-    begin = 0
+    answers = iter(hashes.answers)
     for side in SIDES:
+        counts: Counter[str] = Counter()
         examples = data.side(side).examples
-        said = known.answers[begin : begin + len(examples)]
-        values = [
-            (words.get(answer) or examples[place].answer.strip()) if in_words and label is None else label
-            for place, (answer, label) in enumerate(zip(said, examples.labels, strict=True))
-        ]
-        found.labels[side] = dict(Counter(value for value in values if value is not None).most_common())
-        begin += len(examples)
+        for place, label in enumerate(examples.labels):
+            answer = next(answers)
+            if label is not None:
+                counts[label] += 1
+            elif in_words:
+                counts[words.get(answer) or examples[place].answer.strip()] += 1
+        found.labels[side] = dict(counts.most_common())
     train, validation = found.labels["train"], found.labels["validation"]
     if not train:
         return
     most, least = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
     if train[most] > 10 * train[least]:
-        found.add(
-            "warn",
-            "labels",
-            f"the labels are far from balanced: {most!r} {train[most]:,}, {least!r} {train[least]:,} rows",
-        )
+        text = f"the labels are far from balanced: {most!r} {train[most]:,}, {least!r} {train[least]:,} rows"
+        found.add("warn", "labels", text)
     if len(train) == 1:
         found.add("warn", "labels", f"there is only one label, {most!r}: nothing to tell apart")
     if unseen := [label for label in validation if label not in train]:
@@ -204,206 +189,154 @@ def _labels(found: Audit, data: Prepared, known: Facts) -> None:
 
 def _languages(found: Audit, examples: Examples) -> None:
     if not available():
-        found.languages_how = f"{install_anywhere('languages')} tells languages as well"
+        found.languages_how = f"{install_anywhere('languages')} detects languages as well"
         return
-    count = min(len(examples), MOST_LANGUAGE_TEXTS)
+    count = min(len(examples), MOST_TEXTS)
     places = (number * len(examples) // count for number in range(count))
     found.languages = languages(content(examples[place]) for place in places)
-    found.languages_how = "As py3langid tells them"
-    if count < len(examples):
-        found.languages_how += f", of {count:,} rows evenly spaced"
+    evenly = f", of {count:,} rows evenly spaced" if count < len(examples) else ""
+    found.languages_how = f"Detected by py3langid{evenly}"
 
 
-class _Texts(Sequence[str]):
-    """The normalised texts of examples, each made when it is asked for."""
-
-    def __init__(self, examples: Examples) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, number: Any) -> Any:
-        return normalised(content(self._examples[number]))
-
-
-def _alike(found: Audit, examples: Examples, known: Facts, trained: int) -> None:
+def _duplicates(found: Audit, examples: Examples, hashes: TextHashes, trained: int) -> None:
     """Exact and near duplicates, within the rows and between training rows and those held out."""
 
-    def pair(a: int, b: int, similarity: float = 1.0) -> Pair:
-        return Pair(examples.where(a), examples.where(b), similarity, content(examples[b])[:160])
+    def pairs(some: Sequence[tuple[int, int, float]]) -> list[Pair]:
+        return [Pair(examples.where(a), examples.where(b), s, content(examples[b])[:160]) for a, b, s in some[:PLACES]]
 
     crossing: set[int] = set()
-    same: list[tuple[int, int]] = []
+    same: list[tuple[int, int, float]] = []
     across: list[tuple[int, int, float]] = []
-    for group in groups(known.contents):
-        found.exact_rows += len(group) - 1
-        inside = [number for number in group if number < trained]
-        outside = [number for number in group if number >= trained]
-        if inside and outside:
+    for first, *others in groups(hashes.contents):
+        same += [(first, number, 1.0) for number in others]
+        outside = [number for number in others if number >= trained]
+        if first < trained:
             crossing.update(outside)
-            across += [(inside[0], number, 1.0) for number in outside]
-        same += [(group[0], number) for number in group[1:]]
-    found.exact = [pair(*each) for each in same[:PLACES]]
-    prompts = set(known.prompts[:trained]) - {0}
-    asked = {i for i in range(trained, len(examples)) if known.prompts[i] in prompts} - crossing
-    similar = near(_Texts(examples), known.contents, trained)
-    found.near_pairs, found.near_how = len(similar.pairs), _how(similar)
-    found.near = [pair(*each) for each in similar.pairs[:PLACES]]
+            across += [(first, number, 1.0) for number in outside]
+    found.exact, found.exact_rows = pairs(same), len(same)
+    prompts = set(hashes.prompts[:trained]) - {0}
+    known = {number for number in range(trained, len(examples)) if hashes.prompts[number] in prompts} - crossing
+    similar = near(lambda number: normalized(content(examples[number])), hashes.contents, trained)
+    found.near, found.near_pairs, found.near_how = pairs(similar.pairs), len(similar.pairs), _how(similar)
     close = [each for each in similar.pairs if each[0] < trained <= each[1]]
-    found.overlap = [pair(*each) for each in (across + close)[:PLACES]]
-    found.overlap_rows = {
-        "same": len(crossing),
-        "same_prompt": len(asked),
-        "near": len({each[1] for each in close} - crossing),
-    }
-    whole = len(examples)
+    found.overlap = pairs(across + close)
+    close_rows = len({each[1] for each in close} - crossing)
+    found.overlap_rows = {"same": len(crossing), "same_prompt": len(known), "near": close_rows}
     if found.exact_rows:
-        level: Literal["warn", "note"] = "warn" if found.exact_rows > whole / 100 else "note"
-        found.add(
-            level,
-            "duplicates",
-            f"the same as an earlier row: {_share(found.exact_rows, whole)}",
-            [f"{p.b} = {p.a}" for p in found.exact],
-        )
+        level: Level = "warn" if found.exact_rows > len(examples) / 100 else "note"
+        text = f"the same as an earlier row: {_share(found.exact_rows, len(examples))}"
+        found.add(level, "duplicates", text, [f"{p.b} = {p.a}" for p in found.exact])
     if found.near_pairs:
         rows = {number for each in similar.pairs for number in each[:2]}
         bound = "" if similar.whole else ", and perhaps more: there are too many to compare them all"
-        found.add(
-            "note",
-            "near duplicates",
-            f"nearly the same as another row: {_share(len(rows), whole)}{bound}",
-            [f"{p.b} ~ {p.a} ({p.similarity:.0%})" for p in found.near],
-        )
-    _overlap(found, len(examples) - trained)
-
-
-def _overlap(found: Audit, held_out: int) -> None:
-    rows = found.overlap_rows
-    same = [f"{p.b} = {p.a}" for p in found.overlap if p.similarity == 1]
-    close = [f"{p.b} ~ {p.a} ({p.similarity:.0%})" for p in found.overlap if p.similarity < 1]
+        text = f"nearly the same as another row: {_share(len(rows), len(examples))}{bound}"
+        found.add("note", "near duplicates", text, [f"{p.b} ~ {p.a} ({p.similarity:.0%})" for p in found.near])
     for key, places, what in (
-        ("same", same, "that are training rows too"),
-        ("near", close, "nearly the same as a training row"),
+        ("same", [f"{p.b} = {p.a}" for p in found.overlap if p.similarity == 1], "that are training rows too"),
+        (
+            "near",
+            [f"{p.b} ~ {p.a} ({p.similarity:.0%})" for p in found.overlap if p.similarity < 1],
+            "nearly the same as a training row",
+        ),
         ("same_prompt", [], "whose prompt a training row has"),
     ):
-        if rows[key]:
-            text = f"validation rows {what}: {rows[key]:,} of {held_out:,}; their score says little about new text"
+        if count := found.overlap_rows[key]:
+            of = f"{count:,} of {len(examples) - trained:,}"
+            text = f"validation rows {what}: {of}; their score says little about new text"
             found.add("warn", "overlap", text, places)
 
 
-def _how(similar: Near) -> str:
+def _how(similar: duplicates.Near) -> str:
     text = (
-        f"{similar.texts:,} different texts compared by MinHash over {SHINGLE} characters in a row, confirmed exactly; "
-        f"threshold: {THRESHOLD:.0%} of the shingles in common; the first {MOST_CHARACTERS:,} characters of each count"
+        f"{similar.texts:,} different texts compared by MinHash over {duplicates.SHINGLE} characters in a row, "
+        f"confirmed exactly; threshold: {duplicates.THRESHOLD:.0%} of the shingles in common; "
+        f"the first {duplicates.MOST_CHARACTERS:,} characters of each count"
     )
-    more = f". Too many to compare them all (at most {MOST_TEXTS:,} texts): there may be more"
+    more = f". Too many to compare them all (at most {duplicates.MOST_TEXTS:,} texts): there may be more"
     return text if similar.whole else text + more
 
 
-def _conflicts(found: Audit, examples: Examples, known: Facts) -> None:
-    """The same question with another answer: fine for open questions, an error for labels."""
+def _conflicts(found: Audit, examples: Examples, hashes: TextHashes) -> None:
+    """The same prompt with another answer: fine for open questions, an error for labels."""
     if examples and examples[0].rejected:
         return
-    for group in groups(known.prompts):
-        answers: dict[str, int] = {}
-        for number in group:
-            answers.setdefault(normalised(examples[number].answer), number)
-            if len(answers) > 1:
-                break
-        else:
+    for group in groups(hashes.prompts):
+        first = examples[group[0]]
+        answer = normalized(first.answer)
+        other = next((e for e in map(examples.read, group[1:]) if normalized(e.answer) != answer), None)
+        if other is None:
             continue
         found.conflict_groups += 1
         if len(found.conflicts) < PLACES:
-            first, second = answers.values()
-            one, other = examples[first], examples[second]
-            said = f"{one.answer[:60]!r} or {other.answer[:60]!r}: {prompt(one)[:80]}"
-            found.conflicts.append(Pair(one.where, other.where, 1.0, said))
+            text = f"{first.answer[:60]!r} or {other.answer[:60]!r}: {prompt(first)[:80]}"
+            found.conflicts.append(Pair(first.where, other.where, 1.0, text))
     if found.conflict_groups:
-        found.add(
-            "warn",
-            "conflicts",
-            f"prompts with more than one answer: {found.conflict_groups:,}",
-            [f"{p.a} and {p.b}: {p.text}" for p in found.conflicts],
-        )
+        text = f"prompts with more than one answer: {found.conflict_groups:,}"
+        found.add("warn", "conflicts", text, [f"{p.a} and {p.b}: {p.text}" for p in found.conflicts])
 
 
-def _answers(found: Audit, examples: Examples, known: Facts) -> None:
-    if known.short and not found.labels["train"]:
-        text = f"answers of at most {SHORT} characters: {_share(len(known.short), known.chats)}"
-        shown = [examples[number] for number in known.short[:PLACES]]
+def _answers(found: Audit, examples: Examples, hashes: TextHashes) -> None:
+    if hashes.short and not found.labels["train"]:
+        text = f"answers of at most {SHORT} characters: {_share(len(hashes.short), hashes.chats)}"
+        shown = [examples[number] for number in hashes.short[:PLACES]]
         found.add("warn", "short answers", text, [f"{e.where}: {e.answer.strip()!r}" for e in shown])
     if empty := [refusal["where"] for refusal in found.refusals if "empty" in refusal["reason"]]:
         found.add("warn", "empty", f"rows refused for an empty text or answer: {len(empty):,}", empty)
 
 
-def _repeated(found: Audit, examples: Examples, known: Facts) -> None:
-    """One beginning of many prompts, one answer to many: a template, or a mistake when the data was made."""
+def _repeated(found: Audit, examples: Examples, hashes: TextHashes) -> None:
+    """One beginning of many prompts, one answer to many: a template, or a mistake in making the data."""
     least = max(FEWEST, LARGE_SHARE * len(examples))
-    for begin, count in Counter(known.heads).items():
+    for begin, count in Counter(hashes.heads).items():
         if begin and count >= least:
             first = last = ""
-            for number, own in enumerate(known.heads):
+            for number, own in enumerate(hashes.heads):
                 if own == begin:
                     text = beginning(examples[number])
                     first, last = min(first or text, text), max(last, text)
             if first != last:  # what these two share, all share
-                end = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-                found.repeated.append({"what": "prompts begin", "rows": count, "text": first[:end][:400]})
-    if not found.labels["train"]:  # where answers are labels, their balance says it
-        for answer, count in Counter(known.answers).most_common(6):
+                text = first[: min(shared_start(first, last), 400)]
+                found.repeated.append({"what": "prompts begin", "rows": count, "text": text})
+    if not found.labels["train"]:  # where answers are labels, their balance shows it
+        for answer, count in Counter(hashes.answers).most_common(6):
             if answer and count >= least:
-                text = examples[known.answers.index(answer)].answer.strip()
+                text = examples[hashes.answers.index(answer)].answer.strip()
                 found.repeated.append({"what": "the answer is", "rows": count, "text": text[:400]})
     for each in found.repeated:
-        found.add(
-            "note" if each["what"].startswith("prompts") else "warn",
-            "repeated",
-            f"{each['what']} {each['text'][:80]!r} in {_share(each['rows'], len(examples))}",
-        )
+        level: Level = "note" if each["what"].startswith("prompts") else "warn"
+        found.add(level, "repeated", f"{each['what']} {each['text'][:80]!r} in {_share(each['rows'], len(examples))}")
 
 
 def _masks(found: Audit, data: Prepared, template: Template) -> None:
     found.masks = masks(data, template)
-    if not any(data.rows.learned):
+    rows, every = data.rows, len(data.rows)
+    if not any(rows.learned):
         found.add("stop", "mask", "no training row has a token that is learned")
-    if unlearned := [data.rows.where(number) for number, count in enumerate(data.rows.learned) if not count]:
-        found.add("warn", "mask", f"no token is learned in {_share(len(unlearned), len(data.rows))}", unlearned)
-    if ends := [data.rows.where(number) for number in endless(data, template)]:
-        every = len(ends) == len(data.rows)
-        text = (
-            "the token that ends an answer is learned in no row"
-            if every
-            else (f"the token that ends an answer is cut away, so not learned, in {_share(len(ends), len(data.rows))}")
-        )
-        found.add("stop" if every else "warn", "mask", text, ends)
-    wrong, looked_at = learned_prompts(data, template)
+    if unlearned := [rows.where(number) for number, count in enumerate(rows.learned) if not count]:
+        found.add("warn", "mask", f"no token is learned in {_share(len(unlearned), every)}", unlearned)
+    if ends := [rows.where(number) for number in endless(data, template)]:
+        text = f"the token that ends an answer is cut away, so not learned, in {_share(len(ends), every)}"
+        if len(ends) == every:
+            text = "the token that ends an answer is learned in no row"
+        found.add("stop" if len(ends) == every else "warn", "mask", text, ends)
+    wrong, checked = learned_prompts(data, template)
     if wrong:
-        found.add("stop", "mask", f"tokens of the prompt are learned in {_share(len(wrong), looked_at)}", wrong)
+        found.add("stop", "mask", f"tokens of the prompt are learned in {_share(len(wrong), checked)}", wrong)
     if data.task.name == "chat" and template.source != "the tokenizer's own":
-        found.add(
-            "note",
-            "template",
-            f"the tokenizer has no chat template; used is {template.source}, which the run saves with its tokenizer",
-        )
-    unknown = template.tokenizer.unk_token_id
-    if unknown is not None and template.tokenizer.unk_token != template.tokenizer.eos_token:
-        lost = list(data.rows.with_token(unknown))
-        if lost:
-            found.add(
-                "warn",
-                "unknown",
-                f"text that the tokenizer does not know, and reads as "
-                f"{template.tokenizer.unk_token}, in {_share(len(lost), len(data.rows))}",
-                [data.rows.where(number) for number in lost[:PLACES]],
-            )
-    part = sum(data.side(side).part.cut for side in SIDES)
-    if part:
-        found.add("warn", "cut", f"rows cut to {found.max_length:,} tokens, by data.on_long_row: {part:,}")
+        text = f"the tokenizer has no chat template; used is {template.source}, which the run saves with its tokenizer"
+        found.add("note", "template", text)
+    tokenizer = template.tokenizer
+    known = tokenizer.unk_token_id is None or tokenizer.unk_token == tokenizer.eos_token
+    if lost := [] if known else list(rows.with_token(tokenizer.unk_token_id)):
+        text = f"text that the tokenizer does not know, and reads as {tokenizer.unk_token}, in "
+        places = [rows.where(number) for number in lost[:PLACES]]
+        found.add("warn", "unknown", text + _share(len(lost), every), places)
+    if cut := sum(data.side(side).counts.cut for side in SIDES):
+        found.add("warn", "cut", f"rows cut to {found.max_length:,} tokens, by data.on_long_row: {cut:,}")
     if not data.validation_examples:
-        found.add("note", "validation", "no row is held out, so nothing will tell whether training helps")
+        found.add("note", "validation", "no row is held out, so nothing will show whether training helps")
 
 
 def as_json(found: Audit) -> dict[str, Any]:
-    """The audit as it stands in data.json."""
+    """The audit as it is written to data.json."""
     return {"stops": found.stops, **asdict(found)}

@@ -1,4 +1,4 @@
-"""Equal and nearly equal texts: normalised keys, and MinHash over character shingles with bands.
+"""Equal and nearly equal texts: normalized keys, and MinHash over character shingles with bands.
 
 MinHash: A. Broder, On the resemblance and containment of documents, 1997. Each text is the set of its
 shingles (5 characters in a row); the share of equal minima over random hash functions estimates the Jaccard
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
 THRESHOLD = 0.8
 """Share of common shingles (Jaccard) from which two texts count as nearly equal."""
@@ -34,23 +34,21 @@ SPACE = re.compile(r"\s+")
 
 @dataclass(slots=True)
 class Near:
-    """Pairs (a, b, similarity) of numbers of texts, a < b, the most alike first; and how far the search went."""
+    """Pairs (a, b, similarity) of numbers of texts, a < b, the most similar first; and how far the search went."""
 
     pairs: list[tuple[int, int, float]] = field(default_factory=list)
     texts: int = 0
     whole: bool = True
-    """False where the bounds above left something out."""
+    """False where the bounds above left texts or pairs out."""
 
 
-def normalised(text: str) -> str:
-    """What counts as the same text: Unicode's compatible forms, lower case, one space for any white space."""
+def normalized(text: str) -> str:
+    """The text in Unicode's compatible form and lower case, with one space for any white space."""
     return SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def groups(keys: Sequence[int]) -> list[list[int]]:
-    """Numbers of the texts whose keys are equal, of two or more each, in order; a key of 0 is like no other."""
-    import numpy as np
-
+    """Numbers of the texts whose keys are equal, two or more each, in order; a key of 0 equals no other."""
     every = np.asarray(keys, dtype=np.uint64)
     order = np.argsort(every, kind="stable")
     ordered = every[order]
@@ -60,14 +58,11 @@ def groups(keys: Sequence[int]) -> list[list[int]]:
     return sorted(found)
 
 
-def near(texts: Sequence[str], keys: Sequence[int], first: int = 0) -> Near:
-    """Nearly equal texts among normalised ones. Of those with equal keys only the first takes part, of key 0 none.
+def near(text: Callable[[int], str], keys: Sequence[int], first: int = 0) -> Near:
+    """Nearly equal texts, where `text(number)` is normalized. Of equal keys only the first is compared, of key 0 none.
 
-    Where there are too many, those from number `first` on (the validation rows) are compared before others; only
-    those that are compared are read.
+    Where there are too many, those from number `first` on (the validation rows) are compared before others.
     """
-    import numpy as np
-
     _, firsts = np.unique(np.asarray(keys, dtype=np.uint64), return_index=True)
     numbers = sorted(number for number in firsts.tolist() if keys[number])
     result = Near(whole=len(numbers) <= MOST_TEXTS)
@@ -81,15 +76,14 @@ def near(texts: Sequence[str], keys: Sequence[int], first: int = 0) -> Near:
     random = np.random.default_rng(7)
     factors = random.integers(1, 2**63, BANDS * BAND, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     terms = random.integers(0, 2**63, BANDS * BAND, dtype=np.uint64)
-    minima = np.stack([_minima(_shingles(texts[number]), factors, terms) for number in numbers])
+    minima = np.stack([_minima(_shingles(text(number)), factors, terms) for number in numbers])
 
     @lru_cache(maxsize=4096)
     def shingles(place: int) -> NDArray[Any]:
-        return _shingles(texts[numbers[place]])
+        return _shingles(text(numbers[place]))
 
     candidates = _candidates(minima)
-    if len(candidates) > MOST_PAIRS:
-        result.whole = False
+    result.whole = result.whole and len(candidates) <= MOST_PAIRS
     for a, b in sorted(candidates)[:MOST_PAIRS]:
         # The estimate has a deviation of 0.04 at the threshold: far below it no exact comparison is needed.
         if (minima[a] == minima[b]).mean() < THRESHOLD - 0.2:
@@ -106,8 +100,6 @@ def near(texts: Sequence[str], keys: Sequence[int], first: int = 0) -> Near:
 
 def _shingles(text: str) -> NDArray[Any]:
     """Hashes of the shingles of a text, each once; a shorter text is one shingle."""
-    import numpy as np
-
     points = np.frombuffer(text[:MOST_CHARACTERS].encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
     size = min(SHINGLE, len(points))
     count = len(points) - size + 1
@@ -118,8 +110,6 @@ def _shingles(text: str) -> NDArray[Any]:
 
 
 def _minima(shingles: NDArray[Any], factors: NDArray[Any], terms: NDArray[Any]) -> NDArray[Any]:
-    import numpy as np
-
     mixed = shingles ^ (shingles >> np.uint64(29))
     least: NDArray[Any] = ((mixed[:, None] * factors + terms) >> np.uint64(32)).min(axis=0).astype(np.uint32)
     return least

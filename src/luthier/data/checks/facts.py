@@ -1,15 +1,16 @@
-"""What an audit compares of each example, as numbers: found in processes side by side, and small in memory."""
+"""Hashes of the texts that an audit compares: computed in parallel processes, and small in memory."""
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 
 from luthier.core.events import Progress
-from luthier.data.checks.duplicates import normalised
+from luthier.data.checks.duplicates import normalized
 from luthier.data.checks.scripts import script
 from luthier.data.encode import pieces
 from luthier.data.parallel import in_order
@@ -22,32 +23,28 @@ SHORT = 2
 """An answer of at most this many characters is short."""
 
 
-def _numbers() -> array[int]:
-    return array("Q")
-
-
 @dataclass(slots=True)
-class Facts:
-    """Of each example in order a hash of these texts, 0 where there is none: equal texts, equal hashes.
+class TextHashes:
+    """Hashes of these texts of each example, in order, 0 where there is none: equal texts, equal hashes.
 
-    They have 64 bits: among a million different texts, two share a hash with a chance of 3e-8.
+    They have 64 bits: among a million different texts, two share a hash with a probability of 3e-8.
     """
 
-    contents: array[int] = field(default_factory=_numbers)
-    """Of the example's own text, normalised."""
-    prompts: array[int] = field(default_factory=_numbers)
-    """Of what the model is given, normalised."""
-    answers: array[int] = field(default_factory=_numbers)
-    """Of the answer of a dialogue."""
-    heads: array[int] = field(default_factory=_numbers)
-    """Of the first PREFIX characters of a longer prompt or text."""
+    contents: array[int] = field(default_factory=partial(array, "Q"))
+    """The example's own text, normalized."""
+    prompts: array[int] = field(default_factory=partial(array, "Q"))
+    """The input of the model, normalized."""
+    answers: array[int] = field(default_factory=partial(array, "Q"))
+    """The answer of a dialogue."""
+    heads: array[int] = field(default_factory=partial(array, "Q"))
+    """The first PREFIX characters of a longer prompt or text."""
     scripts: Counter[str] = field(default_factory=Counter)
-    short: array[int] = field(default_factory=_numbers)
+    short: array[int] = field(default_factory=partial(array, "Q"))
     """Numbers of the dialogues with a short answer."""
     chats: int = 0
 
-    def add(self, other: Facts) -> None:
-        """Those of the examples that follow."""
+    def add(self, other: TextHashes) -> None:
+        """Append the hashes of the examples that follow."""
         self.short.extend(number + len(self.contents) for number in other.short)
         for name in ("contents", "prompts", "answers", "heads"):
             getattr(self, name).extend(getattr(other, name))
@@ -55,27 +52,27 @@ class Facts:
         self.chats += other.chats
 
 
-def facts(sides: Iterable[Examples], workers: int, progress: Progress) -> Facts:
-    """The facts of all examples of these sides, one side behind another."""
-    sides = list(sides)
-    found, every = Facts(), sum(map(len, sides))
+def text_hashes(sides: Sequence[Examples], workers: int, progress: Progress) -> TextHashes:
+    """The hashes of all examples of these sides, one side after another."""
+    found, every = TextHashes(), sum(map(len, sides))
     for side in sides:
-        for part in in_order(facts_of, pieces(side), workers):
+        for part in in_order(hashes_of, pieces(side), workers):
             found.add(part)
             progress.rows(len(found.contents), every)
     return found
 
 
-def facts_of(records: Sequence[bytes]) -> Facts:
-    """Those of some examples."""
-    found = Facts()
+def hashes_of(records: Sequence[bytes]) -> TextHashes:
+    """The hashes of some examples."""
+    found = TextHashes()
     for number, record in enumerate(records):
         example = example_of(record)
         own, asked = content(example), prompt(example)
-        found.contents.append(_hash(normalised(own + example.tools)))
-        found.prompts.append(_hash(normalised(asked + example.tools)))
+        found.contents.append(_hash(normalized(own + example.tools)))
+        found.prompts.append(_hash(normalized(asked + example.tools)))
         found.answers.append(_hash(example.answer.strip()) if example.messages else 0)
-        found.heads.append(head(example))
+        begin = beginning(example)
+        found.heads.append(_hash(begin[:PREFIX]) if len(begin) > PREFIX else 0)
         found.scripts[script(own)] += 1
         if example.messages and example.label is None:
             found.chats += 1
@@ -85,8 +82,8 @@ def facts_of(records: Sequence[bytes]) -> Facts:
 
 
 def prompt(example: Example) -> str:
-    """What the model is given: the text to classify, or the user's turns; plain text has none."""
-    if example.text:  # a labelled text may stand in a dialogue as well, in words of ours
+    """The input of the model: the text to classify, or the user's turns; plain text has none."""
+    if example.text:  # a labeled text may be in a dialogue as well, with our prompt
         return content(example) if example.label is not None else ""
     return "\n".join(message.content for message in example.messages if message.role == "user")
 
@@ -95,18 +92,12 @@ def content(example: Example) -> str:
     """The row's own text, without its label."""
     if example.text:
         return "\n".join(filter(None, (example.text, example.pair)))
-    return "\n".join(message.said for message in (*example.messages, *example.rejected[-1:]))
+    return "\n".join(message.all_text for message in (*example.messages, *example.rejected[-1:]))
 
 
 def beginning(example: Example) -> str:
     """The text whose first characters may be those of a template."""
     return prompt(example).strip() or example.text.strip()
-
-
-def head(example: Example) -> int:
-    """Hash of the first characters of a longer prompt or text."""
-    text = beginning(example)
-    return _hash(text[:PREFIX]) if len(text) > PREFIX else 0
 
 
 def _hash(text: str) -> int:

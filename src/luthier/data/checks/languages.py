@@ -1,4 +1,4 @@
-"""In which languages the texts are written, where the extra `languages` is installed."""
+"""Detects the languages of texts, where the extra `languages` is installed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 MOST_TEXTS = 20_000
-"""Texts that are looked at; of more, evenly spaced ones."""
+"""Texts that are classified; of more, evenly spaced ones."""
 FEWEST_LETTERS = 12
 SURE = 0.9
-"""Below this probability, or with fewer letters, a text's language is not told."""
+"""Below this probability, or with fewer letters, the language of a text counts as UNSURE."""
 UNSURE = "not sure"
 
 
 def available() -> bool:
-    """Is the package that tells languages installed?"""
+    """Is py3langid installed?"""
     return find_spec("py3langid") is not None
 
 
@@ -26,7 +26,7 @@ def languages(texts: Iterable[str]) -> dict[str, int]:
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     found: Counter[str] = Counter()
     for text in texts:
-        # A sign of Chinese or Japanese is worth some letters.
+        # A Chinese or Japanese character counts as several letters.
         weight = sum(1 if char.isascii() else 3 for char in text[:200] if char.isalpha())
         name, sure = identifier.classify(text) if weight >= FEWEST_LETTERS else (UNSURE, 1.0)
         found[name if sure >= SURE else UNSURE] += 1

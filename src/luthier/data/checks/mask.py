@@ -1,4 +1,4 @@
-"""The loss mask for people: which tokens of a row are learned, as pieces of text; and what is wrong with masks."""
+"""The loss mask as text: which tokens of a row are learned; and checks of the masks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from luthier.rendering.row import Row
 Kind = Literal["plain", "special", "learned", "end", "gap"]
 MOST_TOKENS = 400
 """Tokens of a row that are shown: the first and the last half of them."""
-SEEN = 400
+LINE = 400
 """Characters of a row on one line."""
 FIRST_ROWS = 3
-MOST_PROVED = 5_000
-"""Examples whose prompts are rendered again to see that nothing of them is learned; of more, evenly spaced ones."""
+MOST_CHECKED = 5_000
+"""Examples whose prompts are rendered again to check that no token of them is learned; of more, evenly spaced ones."""
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -51,7 +51,7 @@ def masks(data: Prepared, template: Template) -> list[Mask]:
 def mask(row: Row, why: str, data: Prepared, template: Template) -> Mask:
     """What of a row is learned, as text."""
     classes = data.task.model_class == "classification"
-    labels = [IGNORED] * len(row.ids) if classes else [IGNORED, *row.labels[1:]]  # the first token is no target
+    labels = [IGNORED] * len(row.ids) if classes else [IGNORED, *row.labels[1:]]  # the first token is not a target
     ends = end_ids(data, template)
     special = {*template.tokenizer.all_special_ids} | {
         number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special
@@ -64,19 +64,13 @@ def mask(row: Row, why: str, data: Prepared, template: Template) -> Mask:
         pieces = list(_pieces(row.ids, kinds, special, template))
     else:
         first, last = _whole_characters(row.ids, template)
-        hidden = kinds[first:last]
-        told = sum(kind in ("learned", "end") for kind in hidden)
-        gap: tuple[str, Kind] = (f" ... {len(hidden):,} tokens, {told:,} of them learned ... ", "gap")
+        learned_inside = sum(kind in ("learned", "end") for kind in kinds[first:last])
+        gap: tuple[str, Kind] = (f" ... {last - first:,} tokens, {learned_inside:,} of them learned ... ", "gap")
         head = _pieces(row.ids[:first], kinds[:first], special, template)
         pieces = [*head, gap, *_pieces(row.ids[last:], kinds[last:], special, template)]
-    return Mask(
-        where=row.where,
-        why=why,
-        tokens=len(row.ids),
-        learned=0 if classes else row.learned,
-        label=data.task.label_of(row) if classes else "",
-        pieces=pieces,
-    )
+    if classes:
+        return Mask(row.where, why, len(row.ids), 0, data.task.label_of(row), pieces)
+    return Mask(row.where, why, len(row.ids), row.learned, "", pieces)
 
 
 def seen(data: Prepared, template: Template) -> str:
@@ -88,13 +82,13 @@ def seen(data: Prepared, template: Template) -> str:
         text += ("\u00ab" if learned else "\u00bb") * (learned != inside) + piece
         inside = learned
     text = " ".join((text + "\u00bb" * inside).split("\n"))
-    if len(text) > SEEN:
-        text = f"{text[: SEEN // 2]} ... {text[-SEEN // 2 :]}"
+    if len(text) > LINE:
+        text = f"{text[: LINE // 2]} ... {text[-LINE // 2 :]}"
     return f"{text} -> \u00ab{shown.label}\u00bb" if shown.label else text
 
 
 def _whole_characters(ids: Sequence[int], template: Template) -> tuple[int, int]:
-    """Where to cut a long row for show: near the half of what is shown on each side, and within no character."""
+    """Where to cut a long row: near the half of what is shown on each side, and not inside a character."""
     first, last = MOST_TOKENS // 2, len(ids) - MOST_TOKENS // 2
 
     def decode(begin: int) -> str:
@@ -108,7 +102,7 @@ def _whole_characters(ids: Sequence[int], template: Template) -> tuple[int, int]
 def _pieces(
     ids: Sequence[int], kinds: Sequence[Kind], special: set[int], template: Template
 ) -> Iterator[tuple[str, Kind]]:
-    """Text of each token in its context: a token alone may lose its space, or be a part of a character."""
+    """Text of each token in its context: a single token may lose its space, or be a part of a character."""
     before: Sequence[int] = []
     begin = 0
     while begin < len(ids):
@@ -117,17 +111,15 @@ def _pieces(
             yield str(template.tokenizer.convert_ids_to_tokens(ids[begin])), kinds[begin]
             before, begin = [], end
             continue
-        while True:
-            text = _behind(before, ids[begin:end], template)
-            whole = not text.endswith(BROKEN) or end - begin == 8
-            if whole or end == len(ids) or ids[end] in special or kinds[end] != kinds[begin]:
+        while (text := _after(before, ids[begin:end], template)).endswith(BROKEN) and end - begin < 8:
+            if end == len(ids) or ids[end] in special or kinds[end] != kinds[begin]:
                 break
             end += 1
         yield text, kinds[begin]
         before, begin = ids[begin:end], end
 
 
-def _behind(before: Sequence[int], ids: Sequence[int], template: Template) -> str:
+def _after(before: Sequence[int], ids: Sequence[int], template: Template) -> str:
     def decode(part: Sequence[int]) -> str:
         return str(template.tokenizer.decode(list(part), clean_up_tokenization_spaces=False))
 
@@ -136,7 +128,7 @@ def _behind(before: Sequence[int], ids: Sequence[int], template: Template) -> st
 
 
 def end_ids(data: Prepared, template: Template) -> set[int]:
-    """Tokens that end what the model says; none for a classifier, which says nothing."""
+    """Tokens that end what the model generates; none for a classifier, which generates nothing."""
     if data.task.model_class == "classification":
         return set()
     if data.task.name == "chat":
@@ -146,7 +138,7 @@ def end_ids(data: Prepared, template: Template) -> set[int]:
 
 
 def endless(data: Prepared, template: Template) -> list[int]:
-    """Numbers of the training rows of a chat whose answers are learned without the token that ends them."""
+    """Numbers of the training rows of a chat that do not learn the token that ends an answer."""
     if data.task.name != "chat":
         return []
     return sorted(set(range(len(data.rows))).difference(data.rows.learning(template.end_ids)))
@@ -154,7 +146,7 @@ def endless(data: Prepared, template: Template) -> list[int]:
 
 def refuse_endless(data: Prepared, template: Template) -> None:
     """DataError where no row at all teaches the model to stop."""
-    # One row that has it is enough, and mostly the first: train asks this at every start.
+    # One row that has it is enough, and mostly the first: train checks this at every start.
     if data.task.name == "chat" and data.rows and next(data.rows.learning(template.end_ids), None) is None:
         raise DataError(
             f"{data.rows.where(0)}: the token that ends an answer is cut away here and in every other row, so the "
@@ -164,31 +156,27 @@ def refuse_endless(data: Prepared, template: Template) -> None:
 
 
 def learned_prompts(data: Prepared, template: Template) -> tuple[list[str], int]:
-    """Places of the training rows of a chat in which tokens of a prompt are learned, and how many were looked at.
+    """Places of the training rows of a chat in which tokens of a prompt are learned, and how many were checked.
 
-    The prompts are rendered and encoded once more, on their own, as use does it.
+    The prompts are rendered and encoded once more, on their own, as for generation.
     """
     if data.task.name != "chat":
         return [], 0
     examples, owner = data.examples, data.rows.owner
     numbers: Sequence[int] = range(len(examples))
-    if len(examples) > MOST_PROVED:
-        numbers = [number * len(examples) // MOST_PROVED for number in range(MOST_PROVED)]
-    found = []
-    for number in numbers:
-        example, rows = examples[number], data.rows[bisect_left(owner, number) : bisect_right(owner, number)]
-        if not _spared(example, rows, template):
-            found.append(example.where)
-    return found, len(numbers)
+    if len(examples) > MOST_CHECKED:
+        numbers = [number * len(examples) // MOST_CHECKED for number in range(MOST_CHECKED)]
+    checked = ((examples[n], data.rows[bisect_left(owner, n) : bisect_right(owner, n)]) for n in numbers)
+    return [example.where for example, rows in checked if not _prompt_masked(example, rows, template)], len(numbers)
 
 
-def _spared(example: Example, rows: Sequence[Row], template: Template) -> bool:
-    """Is nothing learned in these rows but the example's answers?"""
+def _prompt_masked(example: Example, rows: Sequence[Row], template: Template) -> bool:
+    """Do these rows learn nothing but the answers of the example?"""
     turns = [turn for turn, message in enumerate(example.messages) if message.learn]
     for number, row in enumerate(rows):
         learned = [label != IGNORED for label in row.labels]
         starts = [i for i, now in enumerate(learned) if now and not (i and learned[i - 1])]
-        if row.cut or not turns or not starts:  # a shortened prompt is not the example's any more
+        if row.cut or not turns or not starts:  # a shortened prompt is another one
             continue
         turn = turns[number % len(turns)] if len(rows) > 1 == len(starts) else turns[0]
         if len(starts) > len(turns) or starts[0] < len(template.prompt_ids(example.messages[:turn], example.tools)):

@@ -1,9 +1,8 @@
-"""Read and encode data as `train` would, but go on past rows that stop it, so that one look names them all."""
+"""Read and encode data as `train` would, but skip rows that stop it, so that one check names them all."""
 
 from __future__ import annotations
 
 from array import array
-from typing import Any
 
 from luthier.core.errors import DataError, InputError
 from luthier.core.events import Progress
@@ -17,7 +16,7 @@ from luthier.tasks.base import Task
 
 
 def read(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
-    """The rows that can be read; the others are in `refusals`. DataError where none is left, or the file is no data."""
+    """The rows that can be read; the others are in `refusals`. DataError where none is left."""
     try:
         return load(lenient(config), task, progress)
     except DataError:
@@ -26,8 +25,8 @@ def read(config: DataConfig, task: Task | None, progress: Progress | None = None
 
 
 def lenient(config: DataConfig, task: Task | None = None) -> DataConfig:
-    """The same settings without a stop. A policy that the recipe names stays: it is what train would do."""
-    changes: dict[str, Any] = {"on_bad_row": "skip", "on_leak": "warn" if config.on_leak == "stop" else config.on_leak}
+    """The same settings without a stop. Other policies of the recipe stay: train would follow them too."""
+    changes = {"on_bad_row": "skip", "on_leak": "warn" if config.on_leak == "stop" else config.on_leak}
     splits = config.on_long_row is None and task is not None and task.splits_long_rows
     if config.on_long_row in (None, "stop") and not splits:
         changes["on_long_row"] = "skip"
@@ -42,7 +41,7 @@ def survey(
     max_length: int,
     progress: Progress | None = None,
 ) -> Audit:
-    """Encode what `read` gave and look at it all. `task` is the recipe's, which may leave it open."""
+    """Encode what `read` returned and check it. `task` is that of the recipe, which may leave it open."""
     progress = progress or Progress()
     examples = sum(len(data.side(side).examples) for side in SIDES)
     failure = ""
@@ -53,17 +52,15 @@ def survey(
         if data.rows or not data.refusals:  # else no row is left, and the refusals say why
             raise
         failure = str(error)
-    progress.stage("looking at the rows")
+    progress.stage("checking the rows")
     found = audit(
         data, template, lengths=lengths, max_length=max_length, workers=workers_for(config, examples), progress=progress
     )
-    if data.refusals or config.on_leak == "stop":  # else nothing was passed over that could stop it
+    if data.refusals or config.on_leak == "stop":  # else nothing was skipped that could stop it
         failure = _would_stop(config, task, template, max_length) or failure
     if failure:
-        text = failure
-        if len(data.refusals) > 1:
-            text += f"\nIn all {len(data.refusals):,} rows are refused."
-        found.add("stop", "rows", text, [refusal["where"] for refusal in found.refusals])
+        total = f"\nIn all {len(data.refusals):,} rows are refused." if len(data.refusals) > 1 else ""
+        found.add("stop", "rows", failure + total, [refusal["where"] for refusal in found.refusals])
     elif data.refusals:
         found.add("note", "rows", f"{len(data.refusals):,} rows are left out, as the recipe says")
     found.findings.sort(key=lambda finding: finding.level != "stop")
@@ -71,7 +68,7 @@ def survey(
 
 
 def _would_stop(config: DataConfig, task: Task | None, template: Template, max_length: int) -> str:
-    """What train says of these rows under the recipe's own policies, or ''."""
+    """The error of train on these rows under the policies of the recipe, or ''."""
     try:
         data = load(config, task)
         encode(data, template, config, max_length)

@@ -2,7 +2,7 @@
 
 Stanford Alpaca's layout, with LLaMA-Factory's optional `system` and `history` (pairs of earlier turns).
 The input follows the instruction after a line break; Alpaca's own English preamble is left out, since
-the chat template already says who speaks.
+the chat template already marks the speakers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a format is: the names of its columns, and how one row becomes an example."""
+"""The base of formats: the names of the columns, and how one row becomes an example."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from luthier.core.errors import did_you_mean
 from luthier.core.registry import Family, Plugin
 from luthier.rendering.example import Example, Message, RowError, chat, sound
-from luthier.rendering.tools import read_calls, read_result, read_tools, without_strange_nulls
+from luthier.rendering.tools import read_calls, read_result, read_tools, without_foreign_nulls
 
 
 class Format(Plugin):
@@ -23,20 +23,20 @@ class Format(Plugin):
         raise NotImplementedError
 
     def certain(self, row: Mapping[str, Any]) -> bool:
-        """Do the columns that match say by themselves that the format is meant, whatever other columns there are?"""
+        """Do the columns that match suffice to choose the format, whatever other columns there are?"""
         return True
 
     def read(self, row: Mapping[str, Any]) -> Example:
-        """The row as an example; RowError says what the row lacks."""
+        """The row as an example; RowError where the row lacks something."""
         raise NotImplementedError
 
     def unlearned(self) -> tuple[str, str]:
-        """What in these rows no task can learn, and the setting that learns what can be; mostly ('', '')."""
+        """What in these rows no task can learn yet, and the setting that learns the rest; ('', '') for most formats."""
         return "", ""
 
 
-PARTS = ("text", "input_text", "output_text", None)
-"""Types of a part of a message that are text; a part may also have none."""
+TEXT_PARTS = ("text", "input_text", "output_text", None)
+"""Types of the parts of a message that are text; a part may also have no type."""
 
 
 def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
@@ -44,27 +44,20 @@ def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
 
     `answers.text.0` is the first item of `text` within the column `answers`.
     """
-    if name not in row and name.partition(".")[0] in row:
-        return _within(row, name)
-    if name not in row:
+    if name in row:
+        return row[name]
+    if name.partition(".")[0] not in row:
+        columns = ", ".join(map(str, row)) or "none"
         fix = f"name the column with data.format.{key}=COLUMN" if key else ""
-        raise RowError(
-            f"there is no column {name!r}{did_you_mean(name, row)}; the row has {', '.join(map(str, row)) or 'none'}",
-            fix=fix,
-        )
-    return row[name]
-
-
-def _within(row: Mapping[str, Any], path: str) -> Any:
-    """What stands at a path of keys and places; RowError where it leads nowhere."""
+        raise RowError(f"there is no column {name!r}{did_you_mean(name, row)}; the row has {columns}", fix=fix)
     value: Any = row
-    for part in path.split("."):
+    for part in name.split("."):
         if isinstance(value, Mapping) and part in value:
             value = value[part]
         elif isinstance(value, list | tuple) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         else:
-            raise RowError(f"there is no {path}: nothing stands at {part!r}")
+            raise RowError(f"there is no {name}: nothing is at {part!r}")
     return value
 
 
@@ -72,11 +65,11 @@ def text_of(value: Any, name: str) -> str:
     """A string, or the text parts of OpenAI's content list, as one string; RowError for anything else."""
     if isinstance(value, list):
         for part in value:
-            if isinstance(part, Mapping) and part.get("type", "text") not in PARTS:
-                raise RowError(f"{name} has parts that are no text, of type {part['type']!r:.40}")
+            if isinstance(part, Mapping) and part.get("type", "text") not in TEXT_PARTS:
+                raise RowError(f"{name} has parts that are not text, of type {part['type']!r:.40}")
         parts = [part.get("text", part.get("value")) if isinstance(part, Mapping) else part for part in value]
         if not all(isinstance(part, str) for part in parts):
-            raise RowError(f"{name} has parts that are no text")
+            raise RowError(f"{name} has parts that are not text")
         value = "".join(str(part) for part in parts)
     if value is None:
         raise RowError(f"{name} is null")
@@ -86,29 +79,20 @@ def text_of(value: Any, name: str) -> str:
 
 
 def optional_text(row: Mapping[str, Any], name: str) -> str:
-    """Text of a column that may be missing, null or empty; a number there is a mistake and not nothing."""
+    """Text of a column that may be missing, null or empty; a number there is an error."""
     value = row.get(name)
     return "" if value is None else text_of(value, name)
 
 
 CALL = "function_call"
 """The role of a turn whose text is its tool calls, before it becomes the assistant's."""
-SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    CALL: CALL,
-}
-"""Who speaks, in OpenAI's and ShareGPT's words -> our role."""
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+SPEAKERS |= {"tool": "tool", "function": "tool", "observation": "tool", CALL: CALL}
+"""Speaker in OpenAI's or ShareGPT's words -> role of a Message."""
 
 
 def message_of(turn: Mapping[str, Any], role: str, key: str, where: str) -> Message:
-    """One turn, whose text stands at `key`, as a message; `role` is ours, or CALL."""
+    """One turn, whose text is at `key`, as a message; `role` is that of a Message, or CALL."""
     value = turn.get(key)
     if role == CALL:
         text = text_of(value, f"{key} of {where}")
@@ -133,22 +117,19 @@ def turns_of(value: Any, name: str) -> list[Message]:
     """A turn or a list of turns, each with `role` and `content` or with `from` and `value`, as messages."""
     made = []
     for number, turn in enumerate(value if isinstance(value, list) else [value], 1):
-        keys = (
-            next((keys for keys in (("role", "content"), ("from", "value")) if keys[0] in turn), None)
-            if (isinstance(turn, Mapping))
-            else None
-        )
-        if keys is None:
-            raise RowError(f"turn {number} of {name} has no role")
-        role = SPEAKERS.get(str(turn[keys[0]]))
+        where = f"turn {number} of {name}"
+        speaker = next((key for key in ("role", "from") if isinstance(turn, Mapping) and key in turn), None)
+        if speaker is None:
+            raise RowError(f"{where} has no role")
+        role = SPEAKERS.get(str(turn[speaker]))
         if role is None:
-            raise RowError(f"turn {number} of {name}: unknown role {turn[keys[0]]!r}; known are {', '.join(SPEAKERS)}")
-        made.append(message_of(turn, role, keys[1], f"turn {number} of {name}"))
+            raise RowError(f"{where}: unknown role {turn[speaker]!r}; known are {', '.join(SPEAKERS)}")
+        made.append(message_of(turn, role, "content" if speaker == "role" else "value", where))
     return made
 
 
 def question_of(value: Any, name: str, material: str = "") -> list[Message]:
-    """A prompt as turns: a text becomes the user's turn, with `material` behind it."""
+    """A prompt as turns: a text becomes the user's turn, with `material` after it."""
     if isinstance(value, list | Mapping) and not material:
         return turns_of(value, name)
     return [Message("user", text_of(value, name) + (f"\n{material}" if material else ""))]
@@ -166,14 +147,14 @@ def system_of(row: Mapping[str, Any], name: str) -> list[Message]:
 
 
 def tools_of(row: Mapping[str, Any], name: str) -> str:
-    """The tools on offer, as an example has them; OpenAI's older `functions` are found by themselves."""
+    """The tools on offer, as an example has them; OpenAI's older `functions` are found too."""
     name = "functions" if name == "tools" and not row.get(name) and row.get("functions") else name
     return read_tools(row.get(name), name)
 
 
 def dialogue_of(turns: Sequence[Message], tools: str) -> tuple[Message, ...]:
     """The turns as a dialogue of an example with these tools."""
-    return chat(without_strange_nulls(turns, tools) if tools else turns)
+    return chat(without_foreign_nulls(turns, tools) if tools else turns)
 
 
 def label_of(value: Any, name: str) -> str:
@@ -182,7 +163,7 @@ def label_of(value: Any, name: str) -> str:
         raise RowError(f"{name} is empty")
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise RowError(f"{name} is {value}, which is no class")
+            raise RowError(f"{name} is {value}, which is not a class")
         value = int(value) if value.is_integer() else value
     if not isinstance(value, str | int | float):
         raise RowError(f"{name} should be a text or a number, not {type(value).__name__}")

@@ -1,7 +1,7 @@
 """Classification: a text (or a pair of texts) and its label.
 
 With task `classify` a head learns the label. With task `chat` the text becomes a question and the
-label, in words, the answer: then give `names` for numeric labels, and a `prompt` that says what to do.
+label, in words, the answer: then give `names` for numeric labels, and a `prompt` with the instruction.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Classification(Format):
     order: ClassVar[int] = 50
 
     text: str = "text"
-    """Column of the text; `sentence` and `sentence1` are found by themselves."""
+    """Column of the text; `sentence` and `sentence1` are found too."""
     pair: str = "sentence2"
     """Column of the second text of a sentence pair; may be missing."""
     label: str = "label"
-    """Column of the label; `label_text` is found by itself."""
+    """Column of the label; `label_text` is found too."""
     names: tuple[str, ...] = ()
     """Words for numeric labels, in order: [negative, positive] reads 0 as negative."""
     prompt: str = "Classify this text.\n\n{text}"
@@ -51,7 +51,7 @@ class Classification(Format):
         return text in row and label in row
 
     def certain(self, row: Mapping[str, Any]) -> bool:
-        # A lone sentence may be half of a pair, whose other half has another name; a list is no label.
+        # A lone sentence may be half of a pair, whose other half has another name; a list is not a label.
         text, label = self._columns(row)
         return (text != "sentence" or self.pair in row) and not isinstance(row[label], list)
 

@@ -1,7 +1,7 @@
 """KTO: a prompt, one answer, and whether the answer is good (`label`, true or false), as for KTO.
 
 Prompt and completion are texts, turns or lists of turns; or `messages` holds the whole dialogue. No task
-learns from the judgements yet; `learn: good` trains on the good answers as on any dialogue and leaves
+learns from the judgments yet; `learn: good` trains on the good answers as on any dialogue and leaves
 the rows with bad ones out, counted.
 """
 
@@ -11,17 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.formats.base import (
-    Format,
-    answer_of,
-    column,
-    dialogue_of,
-    optional_text,
-    question_of,
-    system_of,
-    tools_of,
-    turns_of,
-)
+from luthier.data.formats import base
+from luthier.data.formats.base import Format, column, dialogue_of, optional_text, system_of, tools_of
 from luthier.rendering.example import Example, RowError
 
 
@@ -43,7 +34,7 @@ class Kto(Format):
     tools: str = "tools"
     """Column of the tools on offer, a list or its JSON; may be missing or empty."""
     label: str = "label"
-    """Column that says whether the last answer is good."""
+    """Column with the judgment: is the last answer good?"""
     learn: Literal["judged", "good"] = "judged"
     """What to learn: good and bad answers, which no task does yet, or the good answers alone."""
 
@@ -61,23 +52,23 @@ class Kto(Format):
         good = _truth(column(row, self.label, key="label"), self.label)
         turns = system_of(row, self.system)
         if self.prompt not in row and self.messages in row:
-            turns += turns_of(row[self.messages], self.messages)
+            turns += base.turns_of(row[self.messages], self.messages)
         else:
             prompt = column(row, self.prompt, key="prompt")
-            turns += question_of(prompt, self.prompt, optional_text(row, self.input))
-            turns += answer_of(column(row, self.completion, key="completion"), self.completion)
+            turns += base.question_of(prompt, self.prompt, optional_text(row, self.input))
+            turns += base.answer_of(column(row, self.completion, key="completion"), self.completion)
         tools = tools_of(row, self.tools)
         dialogue = dialogue_of(turns, tools)
         if self.learn == "good" and not good:
             raise RowError("the answer is judged bad, and data.format.learn=good leaves such rows out", kind="unwanted")
-        # The judgement is of the last answer; earlier ones are part of the question.
+        # The judgment is of the last answer; earlier ones are part of the question.
         asked = tuple(replace(message, learn=False) for message in dialogue[:-1])
         label = None if self.learn == "good" else str(good).lower()
         return Example(messages=(*asked, dialogue[-1]), label=label, tools=tools)
 
 
 def _truth(value: Any, name: str) -> bool:
-    """A judgement: true or false, as JSON or csv have it."""
+    """A judgment: true or false, as JSON or csv have it."""
     word = value.strip().lower() if isinstance(value, str) else value
     if word in ("true", "1", 1):
         return True

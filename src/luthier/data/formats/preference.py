@@ -11,17 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.formats.base import (
-    Format,
-    answer_of,
-    column,
-    dialogue_of,
-    optional_text,
-    question_of,
-    system_of,
-    tools_of,
-)
-from luthier.rendering.example import Example, Message, RowError
+from luthier.data.formats import base
+from luthier.data.formats.base import Format, answer_of, column, dialogue_of, system_of, tools_of
+from luthier.rendering.example import Example, Message, RowError, shared_start
 
 
 class Preference(Format):
@@ -30,7 +22,7 @@ class Preference(Format):
     order: ClassVar[int] = 6
 
     prompt: str = "prompt"
-    """Column of the prompt; `conversations`, `messages`, `instruction` and `question` are found by themselves."""
+    """Column of the prompt; `conversations`, `messages`, `instruction` and `question` are found too."""
     input: str = "input"
     """Column of the material that the prompt is about; may be missing or empty."""
     system: str = "system"
@@ -60,7 +52,7 @@ class Preference(Format):
             dialogue_of(start + answer_of(column(row, name, key=key), name), tools)
             for key, name in (("chosen", self.chosen), ("rejected", self.rejected))
         )
-        shared = _same(chosen, rejected)
+        shared = shared_start(chosen, rejected)
         if shared == len(chosen) == len(rejected):
             raise RowError(f"{self.chosen} and {self.rejected} are the same")
         if any(len(side) == shared or side[shared].role != "assistant" for side in (chosen, rejected)):
@@ -82,16 +74,9 @@ class Preference(Format):
         answer = row.get(self.chosen)
         if isinstance(answer, list) and (name not in row or _whole(answer_of(answer, self.chosen))):
             return start  # the answers hold the prompt already
-        return start + question_of(column(row, name, key="prompt"), name, optional_text(row, self.input))
+        return start + base.question_of(column(row, name, key="prompt"), name, base.optional_text(row, self.input))
 
 
 def _whole(turns: list[Message]) -> bool:
     """Is this a dialogue from its beginning, not an answer alone?"""
     return bool(turns) and turns[0].role != "assistant"
-
-
-def _same(one: tuple[Message, ...], other: tuple[Message, ...]) -> int:
-    """With how many equal turns both begin."""
-    return next(
-        (i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
-    )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from luthier.data.formats.base import CALL, SPEAKERS, Format, column, dialogue_of, message_of, system_of, tools_of
 from luthier.rendering.example import Example, RowError
-from luthier.rendering.tools import parted
+from luthier.rendering.tools import split_results
 
 
 class ShareGPT(Format):
@@ -22,19 +22,19 @@ class ShareGPT(Format):
     tools: str = "tools"
     """Column of the tools on offer, a list or its JSON; may be missing or empty."""
     speaker: str = "from"
-    """Key of a turn that says who speaks."""
+    """Key of the speaker of a turn."""
     value: str = "value"
-    """Key of a turn that holds its text."""
+    """Key of the text of a turn."""
     user: str = "human"
     """The user's name in the turns; beside it the usual ones are known: human, user, gpt, assistant, system."""
     assistant: str = "gpt"
     """The assistant's name."""
     system_speaker: str = "system"
-    """The name of who gives the system message."""
+    """The speaker of the system message."""
     tool_call: str = "function_call"
-    """The name of a turn that calls tools: its text is JSON, {"name", "arguments"} or a list of them."""
+    """The speaker of a turn that calls tools: its text is JSON, {"name", "arguments"} or a list of them."""
     tool_result: str = "observation"
-    """The name of a turn that holds what a tool gave back; for several calls, a JSON list."""
+    """The speaker of a turn with the result of a tool; for several calls, a JSON list."""
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         turns = row.get(self.conversations)
@@ -62,4 +62,4 @@ class ShareGPT(Format):
                 raise RowError(f"turn {number}: unknown speaker {name!r}; known are {', '.join(known)}")
             made.append(message_of(turn, role, self.value, f"turn {number}"))
         tools = tools_of(row, self.tools)
-        return Example(messages=dialogue_of(parted(made), tools), tools=tools)
+        return Example(messages=dialogue_of(split_results(made), tools), tools=tools)

@@ -1,4 +1,4 @@
-"""A file as lines or blocks of text: packed or plain, in the encodings people have, in constant memory."""
+"""A file as lines or blocks of text: compressed or plain, in common encodings, in constant memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 LINE_LIMIT = 64 * 2**20
-"""Bytes of one line, one row over several lines, or one document of plain text. A longer one is refused by name."""
+"""Bytes of one line, one row over several lines, or one document of plain text. A longer one is refused."""
 BOMB_SIZE, BOMB_RATIO = 2**30, 200
 """A packed file is refused where it unpacks to more than this many bytes AND this many times its own size."""
 BLOCK = 2**17
 SHOWN = 200  # characters that are kept of a row over the limit
-LONE = re.compile(r"[\ud800-\udfff]")  # half a character of UTF-16; with surrogateescape, a byte that is no text
+LONE = re.compile(r"[\ud800-\udfff]")  # half a character of UTF-16; with surrogateescape, a byte that is not text
 
 GZIP, ZSTD, ZSTD_SKIPPED = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"
 FOREIGN = (
@@ -44,14 +44,13 @@ FOREIGN = (
 
 
 def kind_of(path: str) -> Literal["file", "folder", ""]:
-    """What stands at a path; '' where nothing does. DataError for a link that leads nowhere, or a barred way."""
+    """What is at a path; '' for nothing. DataError for a broken link, or a folder that may not be read."""
     try:
         return "folder" if stat.S_ISDIR(Path(path).stat().st_mode) else "file"
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
         if "\0" not in path and Path(path).is_symlink():
-            raise DataError(
-                f"{path}: is a link to {Path(path).readlink()}, which is not there", fix="fix the link"
-            ) from None
+            target = Path(path).readlink()
+            raise DataError(f"{path}: is a link to {target}, which is not there", fix="fix the link") from None
         return ""
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
@@ -60,7 +59,7 @@ def kind_of(path: str) -> Literal["file", "folder", ""]:
 
 
 def refusal(path: Path | str, error: OSError) -> DataError:
-    """What the system says of a file, in our words."""
+    """A system error of a file as a DataError."""
     if isinstance(error, PermissionError):
         return DataError(f"{path}: may not be read: permission denied", fix=f"chmod u+r {path}, or ask its owner")
     if error.errno == errno.ELOOP:
@@ -70,13 +69,13 @@ def refusal(path: Path | str, error: OSError) -> DataError:
 
 @contextmanager
 def watched(file: Path) -> Iterator[None]:
-    """Read `file` in here: what goes wrong becomes a DataError, and so does a file that changes meanwhile."""
+    """Turns system errors of reading `file` into DataErrors, and reports a file that changes meanwhile."""
     try:
         before = _stamp(file)
         try:
             yield
         except DataError:
-            _same(file, before)  # a file half written makes errors of its own, which would mislead
+            _same(file, before)  # a half-written file causes errors that would mislead
             raise
         _same(file, before)
     except OSError as error:
@@ -99,7 +98,7 @@ def _same(file: Path, before: tuple[int, ...]) -> None:
 
 
 class _Pieces(io.RawIOBase):
-    """Pieces of bytes as a stream; closing it closes what they are made from."""
+    """Pieces of bytes as a stream; closing it closes their source."""
 
     def __init__(self, pieces: Iterator[bytes], source: io.BufferedReader) -> None:
         self._pieces, self._source, self._rest = pieces, source, memoryview(b"")
@@ -113,9 +112,8 @@ class _Pieces(io.RawIOBase):
             if piece is None:
                 return 0
             self._rest = memoryview(piece)
-        target = memoryview(buffer)
-        count = min(len(target), len(self._rest))
-        target[:count] = self._rest[:count]
+        count = min(len(memoryview(buffer)), len(self._rest))
+        memoryview(buffer)[:count] = self._rest[:count]
         self._rest = self._rest[count:]
         return count
 
@@ -125,7 +123,7 @@ class _Pieces(io.RawIOBase):
 
 
 def open_bytes(file: Path) -> io.BufferedReader:
-    """The bytes of a file, unpacked where its first bytes are those of gzip or zstd, whatever it is called."""
+    """The bytes of a file, decompressed where its first bytes are those of gzip or zstd, whatever its name."""
     source: io.BufferedReader = io.BufferedReader(io.FileIO(file), BLOCK)
     head = source.peek(4)[:4]
     if head.startswith(GZIP):
@@ -164,11 +162,8 @@ def _bounded(file: Path, source: io.BufferedReader, pieces: Iterator[bytes]) -> 
     for piece in pieces:
         size += len(piece)
         if size > BOMB_SIZE and size > BOMB_RATIO * source.tell():
-            raise DataError(
-                f"{file}: unpacks to over {BOMB_SIZE:,} bytes and {BOMB_RATIO} times its own size, which data "
-                "does not do",
-                fix="unpack it yourself if it is meant to be so",
-            )
+            why = f"unpacks to over {BOMB_SIZE:,} bytes and {BOMB_RATIO} times its own size, which data does not do"
+            raise DataError(f"{file}: {why}", fix="unpack it yourself if it is meant to be so")
         yield piece
 
 
@@ -179,7 +174,7 @@ def _damaged(file: Path, packer: str, error: Exception) -> DataError:
 def encoding_of(file: Path) -> str:
     """Name of a file's encoding: utf-8, utf-8-sig (with a mark), utf-16 (with a mark) or gb18030.
 
-    The whole file is looked at, block by block: a name stands only for text that it can read. A file of
+    The whole file is decoded, block by block: an encoding is returned only if it can read all of it. A file of
     UTF-8 with some damage stays UTF-8, and the damaged rows are refused one by one.
     """
     with watched(file), open_bytes(file) as stream:
@@ -206,7 +201,7 @@ def encoding_of(file: Path) -> str:
 
 
 def _weighed(file: Path) -> str:
-    """GB18030, or UTF-8 with some damage? Chinese in the one can be read as other Chinese in the other, so count."""
+    """GB18030, or UTF-8 with some damage? Chinese in one can be read as other Chinese in the other, so count."""
     tries = {name: codecs.getincrementaldecoder(name)("surrogateescape") for name in ("utf-8", "gb18030")}
     good, bad = dict.fromkeys(tries, 0), dict.fromkeys(tries, 0)
     high, line, first = 0, 1, 0
@@ -231,7 +226,7 @@ def _weighed(file: Path) -> str:
 
 
 def _open_text(file: Path, encoding: str) -> tuple[io.BufferedReader, str]:
-    """The file without its mark, and the codec of its lines. UTF-16 is recoded: line ends are not to be seen in it."""
+    """The file without its mark, and the codec of its lines. UTF-16 is recoded, to find line ends as bytes."""
     stream = open_bytes(file)
     if encoding == "utf-16":
         return io.BufferedReader(_Pieces(_recoded(stream), stream), BLOCK), "utf-8"
@@ -241,7 +236,7 @@ def _open_text(file: Path, encoding: str) -> tuple[io.BufferedReader, str]:
 
 
 def _recoded(stream: io.BufferedReader) -> Iterator[bytes]:
-    # Half characters pass through here and are no UTF-8 behind it: the line that holds one is refused.
+    # Half characters pass through here and are invalid UTF-8 afterwards: the line with one is refused.
     decoder = codecs.getincrementaldecoder("utf-16")("surrogatepass")
     while block := stream.read(BLOCK):
         yield decoder.decode(block).encode("utf-8", "surrogatepass")
@@ -252,7 +247,7 @@ def _recoded(stream: io.BufferedReader) -> Iterator[bytes]:
 
 
 def lines(file: Path, encoding: str) -> Iterator[tuple[int, str, int, str]]:
-    """(number, line with its end, bytes, fault) of each line; with a fault the line is what can be shown of it."""
+    """(number, line with its end, bytes, fault) of each line; with a fault, the line is its readable part."""
     stream, codec = _open_text(file, encoding)
     number = 0
     with stream:
@@ -268,14 +263,13 @@ def lines(file: Path, encoding: str) -> Iterator[tuple[int, str, int, str]]:
             try:
                 yield number, raw.decode(codec), len(raw), ""
             except UnicodeDecodeError as error:
-                # UTF-16 was recoded, so places in it are others
+                # UTF-16 was recoded, so its byte positions differ
                 place = "" if encoding == "utf-16" else f", the first at byte {error.start + 1} of the line"
-                fault = no_text(encoding) + place
-                yield number, raw.decode(codec, "backslashreplace"), len(raw), fault
+                yield number, raw.decode(codec, "backslashreplace"), len(raw), not_text(encoding) + place
 
 
 def blocks(file: Path, encoding: str) -> Iterator[str]:
-    """Blocks of text, for what is not made of lines; bytes that are no text are lone surrogates in it."""
+    """Blocks of text, for formats without lines; bytes that are not text are lone surrogates in it."""
     stream, codec = _open_text(file, encoding)
     decoder = codecs.getincrementaldecoder(codec)("surrogateescape")
     with stream:
@@ -284,11 +278,11 @@ def blocks(file: Path, encoding: str) -> Iterator[str]:
         yield decoder.decode(b"", final=True)
 
 
-def no_text(encoding: str) -> str:
-    """Why a row with bytes that its encoding does not have is refused."""
-    return f"holds bytes that are no {encoding.upper().removesuffix('-SIG')}"
+def not_text(encoding: str) -> str:
+    """The reason to refuse a row with bytes that its encoding does not have."""
+    return f"holds bytes that are not {encoding.upper().removesuffix('-SIG')}"
 
 
 def too_long(size: int, unit: str = "bytes") -> str:
-    """Why a line or row over the limit is refused."""
+    """The reason to refuse a line or row over the limit."""
     return f"is {size:,} {unit} long, over the limit of {LINE_LIMIT:,} for one row"

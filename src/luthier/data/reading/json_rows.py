@@ -1,4 +1,4 @@
-"""Rows of JSON: an array or one object per line, item by item. A bad item is named and spoils no other."""
+"""Rows of JSON: an array or one object per line, item by item. A bad item is reported and affects no other."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from luthier.core.errors import DataError
-from luthier.data.reading.files import LINE_LIMIT, LONE, SHOWN, blocks, lines, no_text, too_long
+from luthier.data.reading.files import LINE_LIMIT, LONE, SHOWN, blocks, lines, not_text, too_long
 from luthier.data.reading.rows import NO_ROWS, RawRow
 
 DEPTH = 64
-"""Lists and objects may stand within one another this deep; parsers differ in where they give up, we do not."""
+"""Lists and objects may be nested this deep: parsers differ in their limits, so this one is fixed."""
 
 
 class _Unusable(ValueError):
-    """JSON that Python would read, and that is none or not safe to use."""
+    """Text that Python would read as JSON, and that is invalid or not safe to use."""
 
 
 def _constant(text: str) -> NoReturn:
-    raise _Unusable(f"no valid JSON: {text} is no number of JSON; write null, or leave the key out")
+    raise _Unusable(f"invalid JSON: {text} is not a number in JSON; write null, or leave the key out")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _Unusable(f"the key {twice!r} stands twice in one object; only one value can count")
+        raise _Unusable(f"the key {twice!r} is there twice in one object")
     return made
 
 
@@ -38,7 +38,7 @@ _JSON = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_object)
 
 
 def read_json(file: Path, encoding: str) -> Iterator[RawRow]:
-    """An array or one object per line, whatever the file is called."""
+    """An array or one object per line, whatever the name of the file."""
     first = next((text.lstrip()[0] for text in blocks(file, encoding) if text.strip()), "")
     yield from (_json_array if first == "[" else _json_lines)(file, encoding)
 
@@ -62,43 +62,43 @@ def _json_lines(file: Path, encoding: str) -> Iterator[RawRow]:
 
 
 def json_row(where: str, text: str, *, cut: bool = False) -> RawRow:
-    """The row that a piece of JSON is. `cut`: the file ends right behind it."""
+    """The row of a piece of JSON. `cut`: the file ends right after it."""
     try:
         value = _JSON.decode(text)
         problem = "" if isinstance(value, dict) else f"should be an object with columns, not {type(value).__name__}"
-        # Only such an escape makes half a character, and only brackets make depth: other rows need no look.
+        # Only such an escape makes half a character, and only brackets make depth: other rows need no check.
         if not problem and (_HALF.search(text) or text.count("{") + text.count("[") > DEPTH):
             problem = _fault(value)
     except json.JSONDecodeError as error:
         end = "; the file ends here, so it may have been cut off" if cut else ""
-        problem = f"no valid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}{end}"
+        problem = f"invalid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}{end}"
     except _Unusable as error:
         problem = str(error)
     except RecursionError:
-        problem = f"lists and objects stand more than {DEPTH} deep in one another"
+        problem = f"lists and objects are nested more than {DEPTH} deep"
     except ValueError:
         problem = "a number has more digits than Python reads"
     return RawRow(where, {"raw": text.strip()}, problem) if problem else RawRow(where, value)
 
 
 def _fault(row: Mapping[str, Any]) -> str:
-    """Why a parsed row cannot be used all the same, or ''. No recursion: that is what it guards against."""
+    """Why a parsed row cannot be used, or ''. Without recursion, which it guards against."""
     stack: list[tuple[str, Any, int]] = [(name, item, 2) for name, value in row.items() for item in (name, value)]
     while stack:
         name, item, depth = stack.pop()
         if isinstance(item, str):
             if LONE.search(item):
-                return f"{name!a} holds half a character (a lone surrogate such as \\ud800), which no text can"
+                return f"{name!a} holds half a character (a lone surrogate such as \\ud800), which text cannot"
         elif isinstance(item, dict | list):
             if depth > DEPTH:
-                return f"lists and objects stand more than {DEPTH} deep in one another"
+                return f"lists and objects are nested more than {DEPTH} deep"
             within = [*item, *item.values()] if isinstance(item, dict) else item
             stack += [(name, inner, depth + 1) for inner in within]
     return ""
 
 
 def _refuse_one_object(file: Path, encoding: str) -> None:
-    """One object over several lines is a mistake that deserves its own words."""
+    """Refuse a file of one object over several lines, with a message of its own."""
     if file.stat().st_size > LINE_LIMIT:
         return
     kept: list[str] = []
@@ -126,7 +126,7 @@ def _json_array(file: Path, encoding: str) -> Iterator[RawRow]:
         if size > LINE_LIMIT:
             yield RawRow(where, {"raw": _printable(text)}, too_long(size, "characters"))
         elif LONE.search(text):
-            yield RawRow(where, {"raw": _printable(text).strip()}, no_text(encoding))
+            yield RawRow(where, {"raw": _printable(text).strip()}, not_text(encoding))
         else:
             yield json_row(where, text)
     if not number:
@@ -140,7 +140,7 @@ def _printable(text: str) -> str:
 def _items(file: Path, pieces: Iterator[str]) -> Iterator[tuple[str, int]]:
     """(text, length) of each item of an array: cut at the commas here, parsed by the caller.
 
-    So a bad item spoils no other, and memory holds one item; of one over the limit only the beginning.
+    So a bad item affects no other, and memory holds one item; of one over the limit only the beginning.
     """
     scan = _Scan()
     kept: list[str] = []
@@ -166,16 +166,16 @@ def _items(file: Path, pieces: Iterator[str]) -> Iterator[tuple[str, int]]:
                 number += 1
                 yield text, size
             if mark == "}":
-                raise _no_array(file, f"a }} that nothing opened stands behind row {number}")
+                raise _invalid_array(file, f"a }} without its {{ is after row {number}")
             kept, size = [], 0
         if closed and piece[at:].strip():
-            raise _no_array(file, f"more stands behind the closing ], after row {number}")
+            raise _invalid_array(file, f"there is more after the closing ], after row {number}")
     if not closed:
-        raise _no_array(file, f"it ends within row {number + 1}, without the closing ]")
+        raise _invalid_array(file, f"it ends within row {number + 1}, without the closing ]")
 
 
-def _no_array(file: Path, why: str) -> DataError:
-    return DataError(f"{file}: no valid JSON array: {why}", fix="fix the file there; it may have been cut off")
+def _invalid_array(file: Path, why: str) -> DataError:
+    return DataError(f"{file}: invalid JSON array: {why}", fix="fix the file there; it may have been cut off")
 
 
 _REST_OF_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
@@ -186,13 +186,13 @@ _TO_MARK, _TO_MARK_WITHIN = (  # over whole strings to the next bracket; outside
 
 
 class _Scan:
-    """Finds where items of an array end, though their text comes in pieces. Knows strings and brackets, no more."""
+    """Finds where items of an array end, while their text comes in pieces, by strings and brackets alone."""
 
     def __init__(self) -> None:
         self.depth, self.in_string, self.escaped = 0, False, False
 
     def end(self, text: str, at: int) -> int:
-        """Place of the mark that ends the item, or -1 where it goes on behind `text`."""
+        """Place of the mark that ends the item, or -1 where it goes on after `text`."""
         if self.escaped:
             at, self.escaped = at + 1, False
         while True:
@@ -208,7 +208,7 @@ class _Scan:
                 return -1
             at = found.end() + 1
             mark = text[at - 1]
-            if mark == '"':  # a string that goes on behind `text`
+            if mark == '"':  # a string that goes on after `text`
                 self.in_string = True
             elif mark in "[{":
                 self.depth += 1

@@ -1,4 +1,4 @@
-"""Rows of csv, tsv and plain text. What is no row is named, not dropped."""
+"""Rows of csv, tsv and plain text. What is not a row is reported, not dropped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_ROWS = "give a file with at least one row"
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as it stands in the file. `problem` says why it is no row at all; then `values` holds its raw text."""
+    """A row of a file. `problem` is why it is not a row at all; then `values` holds its raw text."""
 
     where: str
     values: Mapping[str, Any]
@@ -27,7 +27,7 @@ class RawRow:
 
 
 class _Feed:
-    """Lines for csv.reader, and where the row begins that it is reading: a quoted text may run over several lines."""
+    """Lines for csv.reader, and where the current row begins: a quoted text may run over several lines."""
 
     def __init__(self, file: Path, encoding: str) -> None:
         self._file, self._encoding = file, encoding
@@ -41,7 +41,7 @@ class _Feed:
     def lines(self) -> Iterator[str]:
         """Each line with its end; DataError where the row grows over the limit."""
         for _, text, size, fault in lines(self._file, self._encoding):
-            self._count()
+            self.start = self.start or self._line + 1
             self.size += size
             self.fault = self.fault or fault
             if self.size > LINE_LIMIT:
@@ -49,23 +49,18 @@ class _Feed:
                     f"{self._file}: line {self.start}: the row that begins here {too_long(self.size)} or longer",
                     fix="check its quotes: one that is not closed swallows what follows",
                 )
-            if "\r" in text[:-2]:  # files of old Macs end their lines so
-                first, *others = io.StringIO(text, newline="")
-                yield first
-                for piece in others:
-                    self._count()
-                    yield piece
-            else:
-                yield text
+            # Files of old Macs end their lines with \r alone.
+            yield from map(self._counted, io.StringIO(text, newline="") if "\r" in text[:-2] else [text])
 
-    def _count(self) -> None:
+    def _counted(self, line: str) -> str:
         self._line += 1
         self.start = self.start or self._line
+        return line
 
 
 def read_table(file: Path, encoding: str, *, tab: bool, columns: Sequence[str] = ()) -> Iterator[RawRow]:
     """Rows of a csv or tsv file with a header, or with these columns; every cell stays text."""
-    csv.field_size_limit(LINE_LIMIT)  # holds for the process; the library's 131,072 would refuse honest long texts
+    csv.field_size_limit(LINE_LIMIT)  # for the whole process; the default of 131,072 would refuse valid long texts
     feed = _Feed(file, encoding)
     source = feed.lines()
     header = next((line for line in source if line.strip()), "")
@@ -79,10 +74,8 @@ def read_table(file: Path, encoding: str, *, tab: bool, columns: Sequence[str] =
         if feed.fault:
             yield RawRow(where, {"raw": cells}, feed.fault)
         elif cells and len(cells) != len(names):
-            problem = (
-                f"has {len(cells)} cells, the header {len(names)}: a {delimiter!r} in a text needs quotes around it"
-            )
-            yield RawRow(where, {"raw": cells}, problem)
+            why = f"has {len(cells)} cells, the header {len(names)}: a {delimiter!r} in a text needs quotes around it"
+            yield RawRow(where, {"raw": cells}, why)
         elif cells:
             yield RawRow(where, dict(zip(names, cells, strict=True)))
         count += bool(cells)
@@ -92,7 +85,7 @@ def read_table(file: Path, encoding: str, *, tab: bool, columns: Sequence[str] =
 
 
 def _header(file: Path, reader: Iterator[list[str]], feed: _Feed) -> list[str]:
-    """The names of the columns; one without a name is called by its place."""
+    """The names of the columns; one without a name is called by its number."""
     cells = _cells(file, reader, feed) or []
     names = [name.strip() or f"column{number}" for number, name in enumerate(cells, 1)]
     if not names:
@@ -108,7 +101,7 @@ def _header(file: Path, reader: Iterator[list[str]], feed: _Feed) -> list[str]:
 
 
 def _cells(file: Path, reader: Iterator[list[str]], feed: _Feed) -> list[str] | None:
-    """The next row, None behind the last. After a fault in the quotes no row can be told for certain: DataError."""
+    """The next row, None after the last. After a fault in the quotes no row is certain: DataError."""
     try:
         return next(reader, None)
     except csv.Error as error:
@@ -121,7 +114,7 @@ def _cells(file: Path, reader: Iterator[list[str]], feed: _Feed) -> list[str] | 
 
 
 def read_text(file: Path, encoding: str) -> Iterator[RawRow]:
-    """Plain text: empty lines part the documents; a text without any is one document."""
+    """Plain text: empty lines separate the documents; a text without any is one document."""
     kept: list[str] = []
     start = size = 0
     problem = ""

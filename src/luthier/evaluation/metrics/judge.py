@@ -89,8 +89,8 @@ class Judge(Evaluation):
 
 
 def _fill(question: str, turns: Any, record: Record) -> str:
-    """The question with the texts in place, in one pass: a text that contains {answer} is not filled in again."""
-    prompt = "\n".join(f"{turn.role}: {turn.said}" for turn in turns) if len(turns) > 1 else turns[-1].said
+    """The question with the texts in place, in one pass: a text that holds {answer} is not filled in again."""
+    prompt = "\n".join(f"{turn.role}: {turn.all_text}" for turn in turns) if len(turns) > 1 else turns[-1].all_text
     texts = {"prompt": prompt, "answer": record["said"], "reference": record["answer"]}
     return re.sub(r"\{(prompt|answer|reference)\}", lambda found: texts[found[1]], question)
 
