@@ -178,12 +178,12 @@ def test_mixed_schemas_are_counted(tmp_path: Path) -> None:
         ("a.csv", b"text,la\xff\xffbel\na,1\n", "line 1"),
         ("a.parquet", b"PAR1 and then nothing PAR1", "invalid parquet file"),
         ("a.arrow", b"ARROW1 and then nothing", "invalid arrow file"),
-        ("a.arrow", b"FEA1 of long ago", "feather of version 1"),
-        ("a.parquet.gz", b"whatever", "a .parquet file is packed within"),
+        ("a.arrow", b"FEA1 of long ago", "feather version 1"),
+        ("a.parquet.gz", b"whatever", "a .parquet file is compressed inside"),
         ("a.csv", b"PAR1....", "this is a parquet file"),
-        ("a.jsonl", b"BZh91AY", "packed by bzip2"),
-        ("a.jsonl", b"\xfd7zXZ\x00..", "packed by xz"),
-        ("a.jsonl.gz", packed(packed(b"{}")), "packed twice"),
+        ("a.jsonl", b"BZh91AY", "compressed with bzip2"),
+        ("a.jsonl", b"\xfd7zXZ\x00..", "compressed with xz"),
+        ("a.jsonl.gz", packed(packed(b"{}")), "compressed twice"),
         ("a.csv", packed(b"PK\x03\x04"), "a zip or Excel file"),
         ("a.jsonl", '{"a": 1}'.encode("utf-32"), "in UTF-32"),
         ("a.jsonl", '{"a": 1}'.encode("utf-16-le"), "looks like UTF-16 without its mark"),
@@ -239,10 +239,10 @@ def test_damage_costs_one_row_and_does_not_turn_utf_8_into_other_chinese(tmp_pat
         assert encoding_of(file) == "utf-8"
         found = read(file)
         assert len(found) == 9 and [i for i, row in enumerate(found) if row.problem] == [4]
-        assert "no UTF-8" in found[4].problem and "\\xe6\\xbc" in found[4].values["raw"]
+        assert "not UTF-8" in found[4].problem and "\\xe6\\xbc" in found[4].values["raw"]
     good = "水壶,漏水\n".encode()
     found = read(write(tmp_path / "a.csv", b"text,label\n" + good + good[:8] + b"\n" + good))
-    assert [bool(row.problem) for row in found] == [False, True, False] and "no UTF-8" in found[1].problem
+    assert [bool(row.problem) for row in found] == [False, True, False] and "not UTF-8" in found[1].problem
 
 
 def test_half_a_character_of_utf_16(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_half_a_character_of_utf_16(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", "\n".join(made).encode("utf-16", "surrogatepass") + b"\n")
     found = read(file)
     assert [bool(row.problem) for row in found] == [False, True, True], "the last has half a code unit"
-    assert "no UTF-16" in found[1].problem
+    assert "not UTF-16" in found[1].problem
 
 
 def test_a_row_over_the_limit_is_refused_with_its_length(tmp_path: Path, small: int) -> None:
@@ -292,7 +292,7 @@ def test_a_zip_bomb_is_stopped_in_constant_memory(tmp_path: Path, monkeypatch: p
     del zeros
     file = write(tmp_path / name, packed)
     tracemalloc.start()
-    refused(file, "unpacks to over 10,485,760 bytes and 200 times its own size", "unpack it yourself")
+    refused(file, "decompresses to over 10,485,760 bytes and 200 times its own size", "decompress it yourself")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 80 * 2**20
@@ -458,7 +458,7 @@ def test_tables_that_lie_about_themselves(tmp_path: Path, monkeypatch: pytest.Mo
         writer.write_table(twice)
     refused(tmp_path / "a.arrow", "two columns have the same name")
     with pytest.raises(DataError, match="should have 3 rows and has 1"):
-        list(arrow_rows._table_rows(tmp_path, ["a"], pa.table({"a": [1]}).to_batches(), told=3))
+        list(arrow_rows._table_rows(tmp_path, ["a"], pa.table({"a": [1]}).to_batches(), expected=3))
 
 
 def test_a_csv_with_nul_and_ragged_rows(tmp_path: Path) -> None:

@@ -228,8 +228,8 @@ def qwen_with(old: str, new: str) -> Template:
 @pytest.mark.parametrize(
     ("old", "new", "kind", "fault"),
     [
-        ("(call.function.arguments | tojson)", "'{}'", "call", "no tool calls: it leaves out the arguments"),
-        ("call.function.name", "'f'", "call", "no tool calls: it leaves out the name"),
+        ("(call.function.arguments | tojson)", "'{}'", "call", "not support tool calls: it leaves out the arguments"),
+        ("call.function.name", "'f'", "call", "not support tool calls: it leaves out the name"),
         ("~ turn.content ~ '\\n</tool_response>'", "~ '\\n</tool_response>'", "result", "leaves out the tool's result"),
         (
             "elif turn.tool_calls",
@@ -256,7 +256,7 @@ def qwen_with(old: str, new: str) -> Template:
             "~ turn.content ~ '\\n</tool_response>'",
             "~ turn.content[:12] ~ '\\n</tool_response>'",
             "result",
-            "no tool calls: it leaves out the tool's result",
+            "not support tool calls: it leaves out the tool's result",
         ),
         (
             "~ turn.content ~ '\\n</tool_response>'",

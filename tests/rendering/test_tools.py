@@ -187,7 +187,7 @@ IDS = Message(
 def test_dialogues_that_stand(turns: list[Message]) -> None:
     made = chat(turns)
     assert [m.learn for m in made] == [m.role == "assistant" for m in turns]
-    assert [m.said for m in made] == [m.said for m in turns]
+    assert [m.all_text for m in made] == [m.all_text for m in turns]
 
 
 def test_a_result_finds_its_call() -> None:
@@ -239,7 +239,7 @@ def test_dialogues_that_do_not(turns: list[Message], said: str) -> None:
 @pytest.mark.parametrize(
     ("calls", "said"),
     [
-        ("half", "the tool call of turn 2 is no JSON (Expecting value"),
+        ("half", "the tool call of turn 2 is not JSON (Expecting value"),
         ([{"id": "1", "type": "function"}], "tool call 1 of turn 2 has no name"),
         ([{}], "tool call 1 of turn 2 has no name"),
         ([FUNCTION, {"function": {"name": " ", "arguments": {}}}], "tool call 2 of turn 2 has no name"),
@@ -248,14 +248,14 @@ def test_dialogues_that_do_not(turns: list[Message], said: str) -> None:
         ([7], "tool call 1 of turn 2 should be an object, not int"),
         ([{"name": "f"}], "tool call 1 of turn 2 (f) has no arguments, not even {}"),
         ([{"name": "f", "parameters": {}}], "tool call 1 of turn 2 (f) has no arguments"),
-        ([{"name": "f", "arguments": "{"}], "arguments of tool call 1 of turn 2 is no JSON"),
+        ([{"name": "f", "arguments": "{"}], "arguments of tool call 1 of turn 2 is not JSON"),
         ([{"name": "f", "arguments": "[1]"}], "arguments of tool call 1 of turn 2 should be an object, not list"),
         ([{"name": "f", "arguments": 3}], "arguments of tool call 1 of turn 2 should be an object, not int"),
         ([{"name": "f", "arguments": {"a": float("nan")}}], "cannot be written as JSON"),
         ([{"name": "f", "arguments": {"a": "\0"}}], "holds a NUL character"),
         ([{"name": "f", "arguments": {"\ud800": 1}}], "holds half a character"),
         ([{**FUNCTION, "id": "a"}] * 2, "tool call 2 of turn 2 has the id of an earlier one, 'a'"),
-        ([{**FUNCTION, "id": [1]}], "tool call 1 of turn 2 has an id that is no text"),
+        ([{**FUNCTION, "id": [1]}], "tool call 1 of turn 2 has an id that is not text"),
     ],
 )
 def test_calls_that_are_half_there(calls: Any, said: str) -> None:
@@ -267,11 +267,11 @@ def test_calls_that_are_half_there(calls: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("tools", "said"),
     [
-        ("a hammer", "tools is no JSON (Expecting value"),
+        ("a hammer", "tools is not JSON (Expecting value"),
         ('{"name": "f"}', "tools should be a list of tools, not dict"),
         (WEATHER, "tools should be a list of tools, not dict"),
         (7, "tools should be a list of tools, not int"),
-        (["{"], "tool 1 of tools is no JSON"),
+        (["{"], "tool 1 of tools is not JSON"),
         ([7], "tool 1 of tools should be an object, not int"),
         ([WEATHER, {"description": "f"}], "tool 2 of tools has no name"),
         ([{"type": "function", "function": {}}], "tool 1 of tools has no name"),

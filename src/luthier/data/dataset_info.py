@@ -57,7 +57,7 @@ def resolve(config: DataConfig) -> tuple[DataConfig, str]:
     entry = sets[config.subset]
     given = config.format is not None
     try:
-        changes = _place(entry, config.hub) | _rows(entry)
+        changes = _place(entry, config.hub)
         if not given:
             changes["format"] = _format(entry)
     except _Unusable as error:
@@ -105,7 +105,7 @@ def _sets(file: Path) -> dict[str, Any]:
 
 
 def _place(entry: Any, hub: str) -> dict[str, Any]:
-    """data.path, or file_name beside the table, with hub, split and subset."""
+    """data.path, or file_name beside the table, with hub, split, subset and limit."""
     if not isinstance(entry, dict):
         raise _Unusable(f"should be an object, not {type(entry).__name__}")
     for key in entry:
@@ -113,7 +113,11 @@ def _place(entry: Any, hub: str) -> dict[str, Any]:
             raise _Unusable(f"unknown key {key!r}{did_you_mean(key, KEYS)}")
     if entry.get("folder"):
         raise _Unusable("takes one folder of a hub data set, which this version cannot", "fetch it, and give its files")
-    part = {"split": _text(entry, "split") or "train", "subset": _text(entry, "subset")}
+    part: dict[str, Any] = {"split": _text(entry, "split") or "train", "subset": _text(entry, "subset")}
+    if (count := entry.get("num_samples")) is not None:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise _Unusable(f"num_samples should be a number of rows, not {count!r}")
+        part["limit"] = count
     ids = {"huggingface": _text(entry, "hf_hub_url"), "modelscope": _text(entry, "ms_hub_url")}
     hub = hub if ids[hub] else next((other for other, name in ids.items() if name), "")
     if hub:
@@ -122,16 +126,6 @@ def _place(entry: Any, hub: str) -> dict[str, Any]:
         return {"file_name": name, **part}
     other = next((key for key in PLACES if key in entry), "no place")
     raise _Unusable(f"has {other}, and neither file_name, hf_hub_url nor ms_hub_url", "fetch the rows, and name them")
-
-
-def _rows(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """num_samples as data.limit."""
-    count = entry.get("num_samples")
-    if count is None:
-        return {}
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise _Unusable(f"num_samples should be a number of rows, not {count!r}")
-    return {"limit": count}
 
 
 def _text(entry: Mapping[str, Any], key: str) -> str:

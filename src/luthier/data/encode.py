@@ -32,22 +32,12 @@ NO_LIMIT = 2**40
 
 
 @dataclass(slots=True)
-class Failure:
-    """An example that gave no row; `tokens` are those of its longest row, where that is too long."""
-
-    number: int
-    kind: str
-    reason: str
-    fix: str
-    tokens: int = 0
-
-
-@dataclass(slots=True)
 class EncodedPiece:
     """The rows and failures of a piece of the examples, numbered within it."""
 
     rows: Encoded = field(default_factory=Encoded)
-    failures: list[Failure] = field(default_factory=list)
+    failures: dict[int, tuple[RowError, int]] = field(default_factory=dict)
+    """Errors of the examples without rows, with the tokens of the longest row where that is too long."""
     whole: array[int] = field(default_factory=lambda: array("I"))
     """Tokens of each row without the limit, where they were asked for."""
 
@@ -113,7 +103,7 @@ def encode_piece(
             rows = rows_of(task, template, max_length, policy, example)
         except RowError as error:
             lengths = _whole(task, template, example) if error.kind == "long" else []
-            made.failures.append(Failure(number, error.kind, error.reason, error.fix, max(lengths, default=0)))
+            made.failures[number] = error.with_traceback(None), max(lengths, default=0)
         else:
             for row in rows:
                 made.rows.add(row, number)
@@ -163,38 +153,37 @@ class _Encoder:
         rows, kept = Rows(self.folder, side), array("Q")
         begin = 0
         for made in self.work(pieces(examples)):
-            failures = {failure.number: failure for failure in made.failures}
             new: dict[int, int] = {}
             for number in range(min(PIECE, len(examples) - begin)):
-                if number in failures:
-                    self._refuse(failures[number], side, begin + number)
+                if number in made.failures:
+                    self._refuse(made.failures[number][0], side, begin + number)
                 else:
                     new[number] = len(kept)
                     kept.append(begin + number)
             rows.extend(made.rows, [new[number] for number in made.rows.owner])
             if whole is not None:
                 whole.extend(made.whole)
-            begin += len(new) + len(failures)
-            self.done += len(new) + len(failures)
+            begin += len(new) + len(made.failures)
+            self.done += len(new) + len(made.failures)
             self.progress.rows(self.done, self.every)
         self.kept[side] = kept
         _fill(self.data, side, rows, kept, self.refused[side])
 
-    def _refuse(self, failure: Failure, side: str, place: int) -> None:
+    def _refuse(self, error: RowError, side: str, place: int) -> None:
         """Leave an example out, or stop, by the policies."""
-        long = failure.kind == "long"
+        long = error.kind == "long"
         if self.policy == "skip" if long else self.config.on_bad_row == "skip":
-            self.refused[side].append((place, failure.reason))
+            self.refused[side].append((place, error.reason))
             return
         examples = self.data.side(side).examples
         others = self._others(examples) if long else ""
-        fix = failure.fix or FIXES.get(failure.kind, FIXES["bad"])
-        raise DataError(f"{examples.where(place)}: {failure.reason}{others}", fix=fix)
+        fix = error.fix or FIXES.get(error.kind, FIXES["bad"])
+        raise DataError(f"{examples.where(place)}: {error.reason}{others}", fix=fix)
 
     def _others(self, examples: Examples) -> str:
         """How many rows are over the limit in all, so that it has to be raised only once."""
-        failures = (failure for made in self.work(pieces(examples)) for failure in made.failures)
-        tokens = [failure.tokens for failure in failures if failure.kind == "long"]
+        failures = (failure for made in self.work(pieces(examples)) for failure in made.failures.values())
+        tokens = [tokens for error, tokens in failures if error.kind == "long"]
         return f"; {len(tokens)} of {len(examples)} rows are too long, the longest has {max(tokens)} tokens"
 
     def keep(self, name: str) -> None:

@@ -50,8 +50,8 @@ def restored(path: Path) -> Prepared:
                 for row in kept["rows"]:
                     encoded.add(Row(row["ids"], row["labels"], example.where, row["cut"]), owner)
         none = dict.fromkeys(SIDES, Examples(store, ()))
-        known = {"refusals": Refusals(), "labels": tuple(head["labels"]), "format_why": head["format_why"]}
-        data = Prepared.restored(head["account"], none, **known)
+        account = {**head["account"], "format_why": head["format_why"]}
+        data = Prepared.restored(account, none, Refusals(), labels=tuple(head["labels"]))
         rows, examples = Rows(DataFolder(), head["side"]), Examples(store, range(len(store)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}", fix="restore it from a copy of the run") from error

@@ -49,9 +49,8 @@ def members(config: DataConfig) -> list[tuple[DataConfig, str]]:
         if places.count(place) > 1:
             raise InputError(f"data.mix: {place[0]} is there twice", fix="name it once, with how often as its weight")
         if config.mix and block.limit != config.limit:
-            raise InputError(
-                f"data.mix: num_samples of {block.path} is not read in a mix", fix="give its share as the weight"
-            )
+            why = f"data.mix: num_samples of {block.path} is not used in a mix"
+            raise InputError(why, fix="give its share as the weight")
     return blocks
 
 

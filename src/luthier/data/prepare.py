@@ -83,14 +83,9 @@ def _keep(name: str, data: Prepared) -> None:
 def _restored(folder: Path, values: dict[str, Any], arrays: dict[str, array[int]]) -> Prepared:
     """What an earlier run read."""
     store, account = Store.restored(DataFolder.existing(folder), values, arrays), values["account"]
-    return Prepared.restored(
-        account,
-        {side: Examples(store, arrays[side]) for side in SIDES},
-        format_why=account["format_why"],
-        refusals=Refusals(Refusal(**each) for each in values["refusals"]),
-        portions=[Portion(**each) for each in account["mix"]],
-        decided=values["decided"],
-    )
+    refusals = Refusals(Refusal(**each) for each in values["refusals"])
+    more = {"portions": [Portion(**each) for each in account["mix"]], "decided": values["decided"]}
+    return Prepared.restored(account, {side: Examples(store, arrays[side]) for side in SIDES}, refusals, **more)
 
 
 @dataclass(slots=True)

@@ -101,18 +101,14 @@ class Prepared:
         return cls(**{**sides, **counts, **more})
 
     @classmethod
-    def restored(cls, account: Mapping[str, Any], examples: Mapping[str, Examples], **more: Any) -> Prepared:
+    def restored(
+        cls, account: Mapping[str, Any], examples: Mapping[str, Examples], refusals: Refusals, **more: Any
+    ) -> Prepared:
         """The data of an earlier run from its `account`."""
-        return cls.of(
-            examples,
-            {side: SplitCounts(**account[side]) for side in SIDES},
-            format=FORMATS.parse(account["format"]),
-            task=TASKS.parse(account["task"]),
-            fingerprint=account["fingerprint"],
-            files=account["files"],
-            template_source=account["template"],
-            **more,
-        )
+        counts = {side: SplitCounts(**account[side]) for side in SIDES}
+        known = {"format": FORMATS.parse(account["format"]), "task": TASKS.parse(account["task"]), "refusals": refusals}
+        known |= {key: account[key] for key in ("format_why", "fingerprint", "files")}
+        return cls.of(examples, counts, **{"template_source": account["template"], **known, **more})
 
     @property
     def held_out_side(self) -> str:

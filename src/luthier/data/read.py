@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from luthier.core.errors import DataError, LuthierError, MissingExtra, did_you_mean, install
 from luthier.data.reading.arrow_rows import read_arrow, read_parquet
@@ -17,10 +18,10 @@ __all__ = ["SUFFIXES", "RawRow", "encoding_of", "encodings", "looks_like_file", 
 
 JSON, TABLES = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
 ARROW = (".arrow", ".feather", ".ipc")
-PACKED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst")
 KINDS = (*JSON, *TABLES, ".txt", ".parquet", *ARROW)
-SUFFIXES = (*KINDS, *(kind + packed for kind in (*JSON, *TABLES, ".txt") for packed in PACKED))
-TABLE_SUFFIXES = (*TABLES, *(kind + packed for kind in TABLES for packed in PACKED))
+SUFFIXES = (*KINDS, *(kind + suffix for kind in (*JSON, *TABLES, ".txt") for suffix in COMPRESSED))
+TABLE_SUFFIXES = (*TABLES, *(kind + suffix for kind in TABLES for suffix in COMPRESSED))
 SHARD = re.compile(r"(?P<split>.+?)[-_.](?:part[-_])?(?P<number>\d+)(?:[-_]of[-_](?P<all>\d+))?(?:-[0-9a-f]{8,})?")
 HUB, BY_FORMAT = "a data set of a hub", ": text is UTF-8 by its format"
 VALIDATION = ("validation", "valid", "val", "dev")
@@ -171,23 +172,29 @@ def read_file(file: Path, columns: Sequence[str] = ()) -> Iterator[RawRow]:
     with watched(file):
         if file.stat().st_size == 0:
             raise DataError(f"{file}: the file is empty", fix="give a file with at least one row")
-        inner = Path(file.stem) if file.suffix.lower() in PACKED else file
+        inner = Path(file.stem) if file.suffix.lower() in COMPRESSED else file
         suffix = inner.suffix.lower()
         if suffix in (".parquet", *ARROW) and inner is not file:
-            raise DataError(f"{file}: a {suffix} file is packed within, not as a whole", fix="unpack it")
+            raise DataError(f"{file}: a {suffix} file is compressed inside, not as a whole", fix="decompress it")
         if suffix == ".parquet":
-            yield from read_parquet(file)
+            rows = read_parquet(file)
         elif suffix in ARROW:
-            yield from read_arrow(file)
+            rows = read_arrow(file)
         elif suffix in TABLES:
-            yield from read_table(file, encoding_of(file), tab=suffix == ".tsv", columns=columns)
+            rows = read_table(file, encoding_of(file), tab=suffix == ".tsv", columns=columns)
         elif suffix in JSON:
-            yield from read_json(file, encoding_of(file))
+            rows = read_json(file, encoding_of(file))
         elif suffix in (".txt", ".md", ""):
-            yield from read_text(file, encoding_of(file))
+            rows = read_text(file, encoding_of(file))
         else:
-            fix = f"known are {', '.join(KINDS)}; text files also with {' or '.join(PACKED)} at the end"
+            fix = f"known are {', '.join(KINDS)}; text files also with {' or '.join(COMPRESSED)} at the end"
             raise DataError(f"{file}: unknown kind of file {suffix!r}", fix=fix)
+        empty = True
+        for row in rows:
+            empty = False
+            yield row
+        if empty:
+            raise DataError(f"{file}: the file has no rows", fix="give a file with at least one row")
 
 
 def encodings(files: Iterable[str]) -> list[dict[str, str]]:
@@ -203,10 +210,20 @@ def _encoding(file: Path) -> str:
 
 
 def _read_hub(path: str, split: str, subset: str, hub: str, streaming: bool) -> Iterator[RawRow]:
+    if hub == "modelscope":
+        try:
+            from modelscope import MsDataset  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            why = f"data set {path}: ModelScope's package is not installed"
+            raise MissingExtra(why, fix=install("modelscope")) from None
+        options = {"subset_name": subset or "default", "split": split, "use_streaming": streaming}
+        load = partial(MsDataset.load, path, **options)
+    else:
+        import datasets
+
+        load = partial(datasets.load_dataset, path, subset or None, split=split, streaming=streaming)
     try:
-        rows = (_load_modelscope if hub == "modelscope" else _load_huggingface)(path, split, subset, streaming)
-    except MissingExtra:
-        raise
+        rows = load()
     except Exception as error:  # the libraries raise many kinds, from their own to their transport's
         raise _hub_error(path, split, error) from error
     for number, row in enumerate(rows, 1):
@@ -215,21 +232,6 @@ def _read_hub(path: str, split: str, subset: str, hub: str, streaming: bool) -> 
             yield RawRow(where, row)
         else:
             yield RawRow(where, {"raw": row}, f"should be an object with columns, not {type(row).__name__}")
-
-
-def _load_modelscope(path: str, split: str, subset: str, streaming: bool) -> Any:
-    try:
-        from modelscope import MsDataset  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        why = f"data set {path}: ModelScope's package is not installed"
-        raise MissingExtra(why, fix=install("modelscope")) from None
-    return MsDataset.load(path, subset_name=subset or "default", split=split, use_streaming=streaming)
-
-
-def _load_huggingface(path: str, split: str, subset: str, streaming: bool) -> Any:
-    import datasets
-
-    return datasets.load_dataset(path, subset or None, split=split, streaming=streaming)
 
 
 def _hub_error(path: str, split: str, error: Exception, fix: str = "") -> LuthierError:

@@ -96,15 +96,9 @@ class Rows(OnDisk[Row]):
         ids, labels = (array(TOKEN, records[number]).tolist() for records in (self._ids, self._labels))
         return Row(ids, labels, self.where(number), self.cut[number])
 
-    def with_token(self, token: int) -> Iterator[int]:
-        """Numbers of the rows that contain a token."""
-        return self._holding(self._ids, {token})
-
-    def learning(self, tokens: set[int]) -> Iterator[int]:
-        """Numbers of the rows that learn one of these tokens; the first token of a row is not a target."""
-        return self._holding(self._labels, tokens, skip=1)
-
-    def _holding(self, records: Records, tokens: set[int], skip: int = 0) -> Iterator[int]:
+    def containing(self, tokens: set[int], *, learned: bool = False) -> Iterator[int]:
+        """Numbers of the rows with one of these tokens, or that learn one; the first token of a row is not a target."""
+        records, skip = (self._labels, 1) if learned else (self._ids, 0)
         ends = np.frombuffer(records.ends, np.uint64).astype(np.int64) // array(TOKEN).itemsize
         for begin in range(0, len(self), BLOCK):
             marks = ends[begin : begin + BLOCK + 1]

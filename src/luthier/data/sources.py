@@ -16,8 +16,8 @@ HeldOut = Literal["validation", "test"]
 
 def open_rows(config: DataConfig, *, streaming: bool = False) -> Iterator[RawRow]:
     """The rows of one set."""
-    source = {"split": config.split, "subset": config.subset, "columns": config.columns}
-    return read_rows(config.path, hub=config.hub, streaming=streaming, **source)  # type: ignore[arg-type]
+    split, subset, columns = config.split, config.subset, config.columns
+    return read_rows(config.path, split=split, subset=subset, hub=config.hub, streaming=streaming, columns=columns)
 
 
 def source_name(config: DataConfig) -> str:

@@ -14,7 +14,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.core.errors import TemplateError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that carries no loss; the value torch and transformers use."""
+MARKER = re.compile(r"\{%[-+]?\s*generation\b")
 
 CHATML = """\
 {%- for message in messages -%}
@@ -253,7 +254,7 @@ class Template:
                     fix="load the tokenizer without split_special_tokens",
                 )
             labels[first:past] = ids[first:past]
-        if _has_markers(self.tokenizer.get_chat_template(tools=parse(tools) or None)):
+        if MARKER.search(self.tokenizer.get_chat_template(tools=parse(tools) or None)):
             self._check_markers(messages, tools, text, starts, answers)
         return Tokens(ids, labels, messages)
 
@@ -281,7 +282,9 @@ class Template:
             )
         # transformers' method encodes the rendered text by the very call that gave us the ids, so only a
         # tokenizer with a method of its own can differ. It is checked on every row.
-        if not self._renders_itself:
+        from transformers import PreTrainedTokenizerBase
+
+        if type(self.tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template:
             return
         whole = self._apply(messages, tools, return_dict=False)
         if list(whole) != ids:
@@ -333,12 +336,6 @@ class Template:
             self._openers[calls] = token[0] if token and token[0] != self.tokenizer.bos_token else None
         return self._openers[calls]
 
-    @cached_property
-    def _renders_itself(self) -> bool:
-        from transformers import PreTrainedTokenizerBase
-
-        return type(self.tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
-
     def _check_markers(
         self, messages: Sequence[Message], tools: str, text: str, starts: list[int], answers: Sequence[AnswerSpan]
     ) -> None:
@@ -373,8 +370,3 @@ class Template:
         calls = any(message.tool_calls for message in messages)
         turns = as_turns(messages, short_ids=calls and self._tool_support.short_ids)
         return apply_chat_template(self.tokenizer, turns, tools=parse(tools) or None, tokenize=True, **options)
-
-
-@lru_cache(maxsize=8)
-def _has_markers(template: str) -> bool:
-    return bool(re.search(r"\{%[-+]?\s*generation\b", template))

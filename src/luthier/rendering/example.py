@@ -68,11 +68,6 @@ class Example:
     """Rows of one group stay on one side of a split (see data.group)."""
 
     @property
-    def content(self) -> Example:
-        """The example without its place: equal rows have equal contents."""
-        return replace(self, where="", group="")
-
-    @property
     def answer(self) -> str:
         """What a tuned model should generate: the last learned message, or the label."""
         learned = [message.all_text for message in self.messages if message.learn]

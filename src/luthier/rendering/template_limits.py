@@ -2,15 +2,15 @@
 
 transformers renders in Jinja's sandbox, which limits neither nested loops nor sizes. The environment here does the same
 and counts: steps (turns of loops and calls), characters, and seconds. It takes the sandbox's place in transformers, and
-counts only within `limited`. It can go when transformers limits rendering itself.
+counts only within `apply_chat_template`. It can go when transformers limits rendering itself.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
@@ -29,41 +29,31 @@ class LimitExceeded(Exception):
     """A template takes too many steps, too much memory or too long."""
 
 
+@dataclass(slots=True)
 class Budget:
-    """The steps, characters and seconds that are left to one rendering."""
+    """The steps, characters and seconds (as a time on the monotonic clock) that are left to one rendering."""
 
-    def __init__(self) -> None:
-        self.steps, self.characters, self.until = STEPS, CHARACTERS, time.monotonic() + SECONDS
-
-    def take(self, steps: int, characters: int) -> None:
-        """LimitExceeded where it is used up."""
-        self.steps -= steps
-        self.characters -= characters
-        if self.steps < 0:
-            raise LimitExceeded(f"it takes more than {STEPS:,} steps")
-        if self.characters < 0:
-            raise LimitExceeded(f"it makes more than {CHARACTERS:,} characters")
-        if self.steps % 256 < steps and time.monotonic() > self.until:
-            raise LimitExceeded(f"it takes more than {SECONDS:.0f} s")
+    steps: int = STEPS
+    characters: int = CHARACTERS
+    until: float = field(default_factory=lambda: time.monotonic() + SECONDS)
 
 
 _left: ContextVar[Budget | None] = ContextVar("left", default=None)
 
 
-@contextmanager
-def limited() -> Iterator[None]:
-    """Templates that are rendered here, in this thread, are stopped at the limits."""
-    kept = _left.set(Budget())
-    try:
-        yield
-    finally:
-        _left.reset(kept)
-
-
 def take(steps: int = 0, characters: int = 0) -> None:
-    """Count what a template does, within `limited`."""
-    if (left := _left.get()) is not None:
-        left.take(steps, characters)
+    """Count what a template does, within `apply_chat_template`; LimitExceeded where the budget is used up."""
+    left = _left.get()
+    if left is None:
+        return
+    left.steps -= steps
+    left.characters -= characters
+    if left.steps < 0:
+        raise LimitExceeded(f"it takes more than {STEPS:,} steps")
+    if left.characters < 0:
+        raise LimitExceeded(f"it makes more than {CHARACTERS:,} characters")
+    if left.steps % 256 < steps and time.monotonic() > left.until:
+        raise LimitExceeded(f"it takes more than {SECONDS:.0f} s")
 
 
 class Counted:
@@ -113,7 +103,7 @@ class CountingEnvironment(ImmutableSandboxedEnvironment):
     def call(self, context: Context, called: Any, *args: Any, **options: Any) -> Any:
         if called is Counted:  # a loop's own
             return Counted(*args)
-        take(1, sum(_size_asked(each) for each in (*args, *options.values())))
+        take(1, _sizes(args, options))
         return _counted(super().call(context, called, *args, **options))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -135,9 +125,9 @@ class CountingEnvironment(ImmutableSandboxedEnvironment):
         return str_join(made)
 
 
-def _size_asked(value: Any) -> int:
-    """A number that a method may take as a width."""
-    return value if isinstance(value, int) and value > 2**16 else 0
+def _sizes(args: Iterable[Any], options: dict[str, Any]) -> int:
+    """Sum of the large numbers that a method or filter may take as a width."""
+    return sum(each for each in (*args, *options.values()) if isinstance(each, int) and each > 2**16)
 
 
 def _counted(value: Any, kinds: Any = str) -> Any:
@@ -149,7 +139,7 @@ def _counted(value: Any, kinds: Any = str) -> Any:
 def _counting(filter_: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(filter_)
     def counted(*args: Any, **options: Any) -> Any:
-        take(1, sum(_size_asked(each) for each in (*args, *options.values())))
+        take(1, _sizes(args, options))
         return _counted(filter_(*args, **options), str | list)
 
     return counted
@@ -162,5 +152,8 @@ def apply_chat_template(tokenizer: Any, turns: Any, **options: Any) -> Any:
     if used.ImmutableSandboxedEnvironment is not CountingEnvironment:  # type: ignore[attr-defined]
         used.ImmutableSandboxedEnvironment = CountingEnvironment  # type: ignore[attr-defined]
         used._compile_jinja_template.cache_clear()  # of templates that were compiled before
-    with limited():
+    outer = _left.set(Budget())
+    try:
         return tokenizer.apply_chat_template(turns, **options)
+    finally:
+        _left.reset(outer)

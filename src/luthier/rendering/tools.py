@@ -7,6 +7,7 @@ They are kept as JSON text in OpenAI's form, in the order of the row, so that an
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,15 +20,15 @@ from luthier.rendering.example import Message, RowError, sound
 def read_tools(value: Any, name: str) -> str:
     """The tools of a row, a list or its JSON text; '' where there are none. A bare schema gets OpenAI's wrapping."""
     exact = isinstance(value, str)
-    value = _parsed(value, name) if isinstance(value, str) and value.strip() else value
-    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
+    value = None if isinstance(value, str) and not value.strip() else _parsed(value, name)
+    if value in (None, "", []):
         return ""
     if not isinstance(value, list):
         raise RowError(f"{name} should be a list of tools, not {type(value).__name__}")
     tools = []
     for number, entry in enumerate(value, 1):
         where = f"tool {number} of {name}"
-        tool = _parsed(entry, where) if isinstance(entry, str) else entry if exact else _without_nulls(entry)
+        tool = _parsed(entry, where) if exact or isinstance(entry, str) else _without_nulls(entry)
         if not isinstance(tool, Mapping):
             raise RowError(f"{where} should be an object, not {type(tool).__name__}")
         if tool.get("type", "function") != "function":
@@ -41,11 +42,11 @@ def read_tools(value: Any, name: str) -> str:
 
 def read_calls(value: Any, where: str) -> str:
     """The calls of a turn: one, a list of them, or either as JSON text; RowError where a call is incomplete."""
-    value = _parsed(value, f"the tool call of {where}") if isinstance(value, str) else value
+    value = _parsed(value, f"the tool call of {where}")
     calls: list[dict[str, Any]] = []
     for number, entry in enumerate(value if isinstance(value, list) else [value], 1):
         name = f"tool call {number} of {where}"
-        call = _parsed(entry, name) if isinstance(entry, str) else entry
+        call = _parsed(entry, name)
         if not isinstance(call, Mapping):
             raise RowError(f"{name} should be an object, not {type(call).__name__}")
         function = call.get("function", call)
@@ -53,14 +54,12 @@ def read_calls(value: Any, where: str) -> str:
             raise RowError(f"{name} should have an object for its function, not {type(function).__name__}")
         made = {"name": _name(function, name), "arguments": _arguments(function, name)}
         identity = call.get("id")
-        if identity in (None, ""):
-            calls.append({"type": "function", "function": made})
-            continue
-        if not isinstance(identity, str | int):
+        given = {} if identity in (None, "") else {"id": str(identity)}
+        if given and not isinstance(identity, str | int):
             raise RowError(f"{name} has an id that is not text: {identity!r:.40}")
-        if str(identity) in [other.get("id") for other in calls]:
+        if given and given["id"] in [other.get("id") for other in calls]:
             raise RowError(f"{name} has the id of an earlier one, {identity!r}")
-        calls.append({"type": "function", "id": str(identity), "function": made})
+        calls.append({"type": "function", **given, "function": made})
     if not calls:
         raise RowError(f"the list of tool calls of {where} is empty")
     return _text(calls, f"the tool call of {where}")
@@ -77,23 +76,25 @@ def split_results(turns: Sequence[Message]) -> list[Message]:
     for number, turn in enumerate(turns):
         calls = len(parse(turns[number - 1].tool_calls)) if number and turn.role == "tool" else 0
         alone = number + 1 == len(turns) or turns[number + 1].role != "tool"
-        try:
-            results = json.loads(turn.content) if calls > 1 and alone else None
-        except (ValueError, RecursionError):
-            results = None
-        if isinstance(results, list) and len(results) == calls:
-            texts = [each if isinstance(each, str) else _text(each, "the tool result") for each in results]
-            made += [replace(turn, content=text) for text in texts]
-        else:
-            made.append(turn)
+        results = None
+        if calls > 1 and alone:
+            with contextlib.suppress(ValueError, RecursionError):
+                results = json.loads(turn.content)
+        if not isinstance(results, list) or len(results) != calls:
+            results = [turn.content]
+        texts = (each if isinstance(each, str) else _text(each, "the tool result") for each in results)
+        made += [replace(turn, content=text) for text in texts]
     return made
 
 
-def _parsed(text: str, name: str) -> Any:
+def _parsed(value: Any, name: str) -> Any:
+    """The value, parsed where it is JSON text."""
+    if not isinstance(value, str):
+        return value
     try:
-        return json.loads(text)
+        return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise RowError(f"{name} is not JSON ({error}): {text[:40]!r}") from None
+        raise RowError(f"{name} is not JSON ({error}): {value[:40]!r}") from None
 
 
 def _text(value: Any, name: str) -> str:
@@ -119,9 +120,8 @@ def _arguments(function: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "arguments" not in function:  # a missing key may have another name: that there are none must be explicit
         raise RowError(f"{where} ({function['name']}) has no arguments, not even {{}}")
     given = function["arguments"]
-    if isinstance(given, str) and given.strip():
-        given = _parsed(given, f"arguments of {where}")
-    if given is None or (isinstance(given, str) and not given.strip()):
+    given = None if isinstance(given, str) and not given.strip() else _parsed(given, f"arguments of {where}")
+    if given in (None, ""):
         return {}
     if not isinstance(given, Mapping):
         raise RowError(f"arguments of {where} should be an object, not {type(given).__name__}")

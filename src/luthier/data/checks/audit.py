@@ -327,7 +327,7 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
         found.add("note", "template", text)
     tokenizer = template.tokenizer
     known = tokenizer.unk_token_id is None or tokenizer.unk_token == tokenizer.eos_token
-    if lost := [] if known else list(rows.with_token(tokenizer.unk_token_id)):
+    if lost := [] if known else list(rows.containing({tokenizer.unk_token_id})):
         text = f"text that the tokenizer does not know, and reads as {tokenizer.unk_token}, in "
         places = [rows.where(number) for number in lost[:PLACES]]
         found.add("warn", "unknown", text + _share(len(lost), every), places)

@@ -141,13 +141,17 @@ def endless(data: Prepared, template: Template) -> list[int]:
     """Numbers of the training rows of a chat that do not learn the token that ends an answer."""
     if data.task.name != "chat":
         return []
-    return sorted(set(range(len(data.rows))).difference(data.rows.learning(template.end_ids)))
+    return sorted(set(range(len(data.rows))).difference(data.rows.containing(template.end_ids, learned=True)))
 
 
 def refuse_endless(data: Prepared, template: Template) -> None:
     """DataError where no row at all teaches the model to stop."""
     # One row that has it is enough, and mostly the first: train checks this at every start.
-    if data.task.name == "chat" and data.rows and next(data.rows.learning(template.end_ids), None) is None:
+    if (
+        data.task.name == "chat"
+        and data.rows
+        and next(data.rows.containing(template.end_ids, learned=True), None) is None
+    ):
         raise DataError(
             f"{data.rows.where(0)}: the token that ends an answer is cut away here and in every other row, so the "
             "model would never learn to stop",

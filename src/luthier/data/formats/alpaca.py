@@ -20,7 +20,7 @@ class Alpaca(Format):
     order: ClassVar[int] = 30
 
     instruction: str = "instruction"
-    """Column of what is asked."""
+    """Column of the instruction or question."""
     input: str = "input"
     """Column of the material that the instruction is about; may be missing or empty."""
     output: str = "output"
@@ -37,8 +37,7 @@ class Alpaca(Format):
 
     def read(self, row: Mapping[str, Any]) -> Example:
         question = text_of(column(row, self.instruction, key="instruction"), self.instruction)
-        if material := optional_text(row, self.input):
-            question += "\n" + material
+        material = optional_text(row, self.input)
         answer = text_of(column(row, self.output, key="output"), self.output)
         turns = system_of(row, self.system)
         history = row.get(self.history) or []
@@ -47,7 +46,7 @@ class Alpaca(Format):
         for pair in history:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise RowError(f"{self.history} should be pairs of question and answer")
-            turns += [Message("user", text_of(pair[0], self.history))]
-            turns += [Message("assistant", text_of(pair[1], self.history))]
-        turns += [Message("user", question), Message("assistant", answer)]
-        return Example(messages=chat(turns), tools=tools_of(row, self.tools))
+            for role, text in zip(("user", "assistant"), pair, strict=True):
+                turns.append(Message(role, text_of(text, self.history)))
+        turns.append(Message("user", f"{question}\n{material}" if material else question))
+        return Example(messages=chat([*turns, Message("assistant", answer)]), tools=tools_of(row, self.tools))

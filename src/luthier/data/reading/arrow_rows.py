@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import DataError
-from luthier.data.reading.rows import NO_ROWS, RawRow
+from luthier.data.reading.rows import RawRow
 
 AT_ONCE = 512  # rows that are in memory as Python objects
 
@@ -72,8 +72,6 @@ def _table_rows(file: Path, names: list[str], batches: Iterable[Any], expected: 
                 yield RawRow(f"{file}: row {number}", row.values, row.problem)
     if expected is not None and number != expected:
         raise DataError(f"{file}: should have {expected} rows and has {number}", fix="write the file again")
-    if not number:
-        raise DataError(f"{file}: the file has no rows", fix=NO_ROWS)
 
 
 def _table_row(one: Any) -> RawRow:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LINE_LIMIT = 64 * 2**20
 """Bytes of one line, one row over several lines, or one document of plain text. A longer one is refused."""
 BOMB_SIZE, BOMB_RATIO = 2**30, 200
-"""A packed file is refused where it unpacks to more than this many bytes AND this many times its own size."""
+"""A compressed file is refused where it decompresses to more than this many bytes AND this many times its own size."""
 BLOCK = 2**17
 SHOWN = 200  # characters that are kept of a row over the limit
 LONE = re.compile(r"[\ud800-\udfff]")  # half a character of UTF-16; with surrogateescape, a byte that is not text
@@ -34,10 +34,10 @@ FOREIGN = (
     (b"%PDF-", "a PDF", "extract its text"),
     (b"PAR1", "a parquet file", "give it a name that ends in .parquet"),
     (b"ARROW1", "an arrow file", "give it a name that ends in .arrow"),
-    (b"BZh", "packed by bzip2", "unpack it, or pack it with gzip"),
-    (b"\xfd7zXZ\x00", "packed by xz", "unpack it, or pack it with gzip"),
-    (GZIP, "packed twice", "unpack it once"),
-    (ZSTD, "packed twice", "unpack it once"),
+    (b"BZh", "compressed with bzip2", "decompress it, or compress it with gzip"),
+    (b"\xfd7zXZ\x00", "compressed with xz", "decompress it, or compress it with gzip"),
+    (GZIP, "compressed twice", "decompress it once"),
+    (ZSTD, "compressed twice", "decompress it once"),
     (codecs.BOM_UTF32_LE, "in UTF-32", "convert the file to UTF-8"),
     (codecs.BOM_UTF32_BE, "in UTF-32", "convert the file to UTF-8"),
 )
@@ -126,49 +126,34 @@ def open_bytes(file: Path) -> io.BufferedReader:
     """The bytes of a file, decompressed where its first bytes are those of gzip or zstd, whatever its name."""
     source: io.BufferedReader = io.BufferedReader(io.FileIO(file), BLOCK)
     head = source.peek(4)[:4]
-    if head.startswith(GZIP):
-        pieces = _gunzip(file, source)
-    elif head.startswith(ZSTD) or (head[1:4] == ZSTD_SKIPPED and head[0] >> 4 == 5):
-        pieces = _unzstd(file, source)
-    else:
+    zstd = head.startswith(ZSTD) or (head[1:4] == ZSTD_SKIPPED and head[0] >> 4 == 5)
+    if not zstd and not head.startswith(GZIP):
         return source
-    return io.BufferedReader(_Pieces(_bounded(file, source, pieces), source), BLOCK)
+    return io.BufferedReader(_Pieces(_decompressed(file, source, "zstd" if zstd else "gzip"), source), BLOCK)
 
 
-def _gunzip(file: Path, source: io.BufferedReader) -> Iterator[bytes]:
-    try:
-        with gzip.GzipFile(fileobj=source) as unpacked:
-            while piece := unpacked.read1(BLOCK):
-                yield piece
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _damaged(file, "gzip", error) from None
-
-
-def _unzstd(file: Path, source: io.BufferedReader) -> Iterator[bytes]:
-    import pyarrow
-
-    try:
-        with pyarrow.CompressedInputStream(source, "zstd") as unpacked:
-            while piece := unpacked.read(BLOCK):
-                yield piece
-    except OSError as error:
-        if error.errno is not None:  # the disk's fault, not the data's
-            raise
-        raise _damaged(file, "zstd", error) from None
-
-
-def _bounded(file: Path, source: io.BufferedReader, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _decompressed(file: Path, source: io.BufferedReader, kind: str) -> Iterator[bytes]:
+    """Pieces of a compressed file; DataError where it is damaged, or grows like a decompression bomb."""
     size = 0
-    for piece in pieces:
-        size += len(piece)
-        if size > BOMB_SIZE and size > BOMB_RATIO * source.tell():
-            why = f"unpacks to over {BOMB_SIZE:,} bytes and {BOMB_RATIO} times its own size, which data does not do"
-            raise DataError(f"{file}: {why}", fix="unpack it yourself if it is meant to be so")
-        yield piece
+    try:
+        if kind == "gzip":
+            read = gzip.GzipFile(fileobj=source).read1
+        else:
+            import pyarrow
 
-
-def _damaged(file: Path, packer: str, error: Exception) -> DataError:
-    return DataError(f"{file}: the {packer} data is damaged or cut off: {error}", fix="fetch or pack the file again")
+            read = pyarrow.CompressedInputStream(source, "zstd").read
+        while piece := read(BLOCK):
+            size += len(piece)
+            if size > BOMB_SIZE and size > BOMB_RATIO * source.tell():
+                grown = f"over {BOMB_SIZE:,} bytes and {BOMB_RATIO} times its own size, which data does not do"
+                fix = "decompress it yourself if that is intended"
+                raise DataError(f"{file}: decompresses to {grown}", fix=fix)
+            yield piece
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the data's
+            raise
+        why = f"the {kind} data is damaged or cut off: {error}"
+        raise DataError(f"{file}: {why}", fix="fetch or compress the file again") from None
 
 
 def encoding_of(file: Path) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from luthier.core.errors import DataError
-from luthier.data.reading.files import LINE_LIMIT, LONE, SHOWN, blocks, lines, not_text, too_long
-from luthier.data.reading.rows import NO_ROWS, RawRow
+from luthier.data.reading.files import BLOCK, LINE_LIMIT, LONE, SHOWN, blocks, lines, not_text, too_long
+from luthier.data.reading.rows import RawRow
 
 DEPTH = 64
 """Lists and objects may be nested this deep: parsers differ in their limits, so this one is fixed."""
@@ -44,7 +46,7 @@ def read_json(file: Path, encoding: str) -> Iterator[RawRow]:
 
 
 def _json_lines(file: Path, encoding: str) -> Iterator[RawRow]:
-    empty = True
+    first = True
     for number, text, _, fault in lines(file, encoding):
         where = f"{file}: line {number}"
         if fault:
@@ -53,12 +55,10 @@ def _json_lines(file: Path, encoding: str) -> Iterator[RawRow]:
             continue
         else:
             row = json_row(where, text.rstrip("\r\n"), cut=not text.endswith("\n"))
-        if empty and row.problem and text.lstrip().startswith("{"):
+        if first and row.problem and text.lstrip().startswith("{"):
             _refuse_one_object(file, encoding)
-        empty = False
+        first = False
         yield row
-    if empty:
-        raise DataError(f"{file}: the file has no rows", fix=NO_ROWS)
 
 
 def json_row(where: str, text: str, *, cut: bool = False) -> RawRow:
@@ -99,28 +99,18 @@ def _fault(row: Mapping[str, Any]) -> str:
 
 def _refuse_one_object(file: Path, encoding: str) -> None:
     """Refuse a file of one object over several lines, with a message of its own."""
-    if file.stat().st_size > LINE_LIMIT:
-        return
-    kept: list[str] = []
-    size = 0
-    for block in blocks(file, encoding):
-        kept.append(block)
-        size += len(block)
-        if size > LINE_LIMIT:  # a packed file grows
-            return
-    try:
-        whole = _JSON.decode("".join(kept))
-    except (ValueError, RecursionError):
-        return
+    most = LINE_LIMIT // BLOCK
+    kept = list(islice(blocks(file, encoding), most + 1)) if file.stat().st_size <= LINE_LIMIT else []
+    whole = None
+    if len(kept) <= most:  # a compressed file may be larger than its size
+        with suppress(ValueError, RecursionError):
+            whole = _JSON.decode("".join(kept))
     if isinstance(whole, dict):
-        raise DataError(
-            f"{file}: holds one object, not rows (its keys: {', '.join(map(ascii, list(whole)[:8]))})",
-            fix="rows are a JSON array [...] or one object per line",
-        )
+        why = f"holds one object, not rows (its keys: {', '.join(map(ascii, list(whole)[:8]))})"
+        raise DataError(f"{file}: {why}", fix="rows are a JSON array [...] or one object per line")
 
 
 def _json_array(file: Path, encoding: str) -> Iterator[RawRow]:
-    number = 0
     for number, (text, size) in enumerate(_items(file, blocks(file, encoding)), 1):
         where = f"{file}: row {number}"
         if size > LINE_LIMIT:
@@ -129,8 +119,6 @@ def _json_array(file: Path, encoding: str) -> Iterator[RawRow]:
             yield RawRow(where, {"raw": _printable(text).strip()}, not_text(encoding))
         else:
             yield json_row(where, text)
-    if not number:
-        raise DataError(f"{file}: the file has no rows", fix=NO_ROWS)
 
 
 def _printable(text: str) -> str:

@@ -14,7 +14,6 @@ from luthier.core.errors import DataError
 from luthier.data.reading.files import LINE_LIMIT, SHOWN, lines, too_long
 
 TEXT_ROW = "text"  # the column that a document of plain text becomes
-NO_ROWS = "give a file with at least one row"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def read_table(file: Path, encoding: str, *, tab: bool, columns: Sequence[str] =
         count += bool(cells)
         feed.begin()
     if count == 0:
-        raise DataError(f"{file}: the file has a header and no rows", fix=NO_ROWS)
+        raise DataError(f"{file}: the file has a header and no rows", fix="give a file with at least one row")
 
 
 def _header(file: Path, reader: Iterator[list[str]], feed: _Feed) -> list[str]:
