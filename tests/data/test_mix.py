@@ -147,7 +147,7 @@ def test_sets_of_a_dataset_info_are_mixed_by_name(tmp_path: Path) -> None:
     assert (len(data.examples), data.portions[1].format["name"]) == (30, "sharegpt")
     with pytest.raises(InputError, match="is there twice"):
         prepared(tmp_path, {"path": tmp_path, "subset": "same"}, subset="one")
-    with pytest.raises(InputError, match=r"num_samples of .* is not read in a mix"):
+    with pytest.raises(InputError, match=r"num_samples of .* is not used in a mix"):
         prepared(tmp_path, {"path": tmp_path, "subset": "few"}, subset="one")
 
 

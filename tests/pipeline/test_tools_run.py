@@ -117,7 +117,7 @@ def test_the_check_shows_the_mask_of_a_call(tmp_path: Path, qwen: Path) -> None:
     found = check(RunConfig.load(None, settings), tmp_path / "check")
     assert not found["stops"]
     (refusal,) = found["refusals"]
-    assert refusal["where"].endswith("line 6") and "arguments of tool call 1 of turn 2 is no JSON" in refusal["reason"]
+    assert refusal["where"].endswith("line 6") and "arguments of tool call 1 of turn 2 is not JSON" in refusal["reason"]
     learned = ["".join(text for text, kind in mask["pieces"] if kind in ("learned", "end")) for mask in found["masks"]]
     assert all(text.count("<tool_call>") == 1 and "Adds." not in text for text in learned)
 
