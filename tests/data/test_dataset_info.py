@@ -102,7 +102,7 @@ def test_tools_under_other_names(tmp_path: Path) -> None:
     assert read(tmp_path, "mine").examples[0].tools == "", "a column that is not named is not read"
     row["conversations"][1]["value"] = "f()"
     write_jsonl(tmp_path / "a.jsonl", [row])
-    with pytest.raises(DataError, match="line 1: the tool call of turn 2 is no JSON"):
+    with pytest.raises(DataError, match="line 1: the tool call of turn 2 is not JSON"):
         read(tmp_path, "mine")
     write_jsonl(tmp_path / "b.jsonl", [{"instruction": "Q", "output": "A", "werkzeug": [{"name": "f"}]}])
     columns = {"prompt": "instruction", "response": "output", "tools": "werkzeug"}
