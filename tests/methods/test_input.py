@@ -23,7 +23,7 @@ ARCHITECTURES = (
     "known are bert, camembert, electra, gemma, gemma2, gemma3_text, gpt2, granite, llama, mistral, mt5, qwen2, qwen3, "
     "roberta, smollm3, t5, xlm-roberta"
 )
-NEEDS_SITES = ("prefix", "p_tuning_v2", "houlsby", "pfeiffer", "parallel_adapter", "mam", "unipelt")
+NEEDS_MAP = ("prefix", "p_tuning_v2", "houlsby", "pfeiffer", "parallel_adapter", "mam", "unipelt")
 VIRTUAL = ("prefix", "p_tuning_v2", "prompt", "p_tuning", "mam", "unipelt")
 
 CASES: list[tuple[str, list[str], list[str], list[str] | None]] = [
@@ -136,12 +136,12 @@ CASES: list[tuple[str, list[str], list[str], list[str] | None]] = [
         ["task=classify", "data=REVIEWS"],
     ),
     *[
-        (kind, [f"method={name}"], ["no adapter sites are known for the architecture", ARCHITECTURES], None)
+        (kind, [f"method={name}"], ["no module names are known for the architecture", ARCHITECTURES], None)
         for kind in ("opt", "gpt_neox")
-        for name in NEEDS_SITES
+        for name in NEEDS_MAP
     ],
     *[
-        (kind, ["method=ia3"], [f"method ia3 knows no places in {kind}", ARCHITECTURES], None)
+        (kind, ["method=ia3"], ["method ia3: no module names are known for the architecture", ARCHITECTURES], None)
         for kind in ("opt", "gpt_neox")
     ],
     *[
@@ -386,7 +386,7 @@ def test_the_mended_block_divides_every_layer() -> None:
     METHODS.parse({"name": "oft", "block": 16}).check(model)
 
 
-NAMELESS = [n for n in SPECS if method(n).name not in (*NEEDS_SITES, "ia3", "adapter")]
+NAMELESS = [n for n in SPECS if method(n).name not in (*NEEDS_MAP, "ia3", "adapter")]
 
 
 @pytest.mark.parametrize(("name", "kind"), [*((name, "opt") for name in NAMELESS), ("lora", "gpt_neox")])

@@ -11,23 +11,23 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 NOISE = {
-    # A faster kernel of another package is missing. Goes when bitsandbytes says so only to who asks for it.
+    # A faster kernel of another package is missing. Goes when bitsandbytes logs it on request only.
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
-    # What LLM.int8() is, said by every layer at every evaluation. Goes when bitsandbytes says it once.
+    # What LLM.int8() is, logged by every layer at every evaluation. Goes when bitsandbytes logs it once.
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
     # Its kernels for GPUs are not for this machine. Goes when torchao looks first.
     "torchao": "Failed to load",
     "torchao.kernel.intmm": "Warning: Detected no triton",
-    # torchao tells torch of its enums as torch no longer wants it. Goes when torchao stops doing so.
+    # torchao registers its enums with torch in a deprecated way. Goes when torchao stops doing so.
     "torch.utils._pytree": "%s is an Enum subclass",
 }
-"""Logger -> start of a message of it (bitsandbytes 0.50.2, torchao 0.18.0) that tells a user nothing."""
+"""Logger -> start of a message of it (bitsandbytes 0.50.2, torchao 0.18.0) of no use to a user."""
 
 NOTICES = (
     # PEFT 0.21 asks transformers 5.23 by the old name. Goes when PEFT asks for is_activation_checkpointing.
@@ -42,14 +42,11 @@ class _Finder(MetaPathFinder):
     def __init__(self, follows: str) -> None:
         self.follows = follows
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, *args: Any) -> ModuleSpec | None:
         if fullname != "peft":
             return None
         # Asked for does not mean imported: transformers only looks whether PEFT is there.
-        others = [finder for finder in sys.meta_path if finder is not self]
-        found = (finder.find_spec(fullname, path, target) for finder in others)
+        found = (finder.find_spec(fullname, *args) for finder in sys.meta_path if finder is not self)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader, self.follows)
@@ -73,7 +70,7 @@ class _Loader(Loader):
 def follow_peft(module: str) -> None:
     """Import `module`, which registers our layers, now where PEFT is there already, else when it comes."""
     for name in NOISE:
-        logging.getLogger(name).addFilter(_tells)
+        logging.getLogger(name).addFilter(_useful)
     for start in NOTICES:
         warnings.filterwarnings("ignore", re.escape(start), FutureWarning)
     if "peft" in sys.modules:
@@ -82,5 +79,5 @@ def follow_peft(module: str) -> None:
         sys.meta_path.insert(0, _Finder(module))
 
 
-def _tells(record: logging.LogRecord) -> bool:
+def _useful(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(NOISE.get(record.name, "\0"))

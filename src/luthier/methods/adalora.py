@@ -15,20 +15,20 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from luthier.core.errors import InputError
-from luthier.core.registry import Count, Place, Share, Size
-from luthier.methods.base import PeftMethod, split_names, trainable_state
-from luthier.methods.layers.targets import check_rank, check_targets, fused_experts, peft_names
+from luthier.core.registry import Count, Share, Size
+from luthier.methods.base import TARGET_ALIASES, Blocks, Model, State, TargetedMethod, Targets, trainable_state
+from luthier.methods.layers.targets import check_rank, peft_names
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""Attributes of PEFT's rank allocator that hold a tensor per parameter."""
 
 
-class AdaLoRA(PeftMethod):
+class AdaLoRA(TargetedMethod):
     """Low-rank updates that share one budget of ranks."""
 
     paper: ClassVar[str] = "2303.10512"
@@ -36,12 +36,11 @@ class AdaLoRA(PeftMethod):
     suggested_lr_encoder: ClassVar[float | None] = 2e-3
     typical_share: ClassVar[float] = 0.0132
     aliases: ClassVar[dict[str, str]] = {
+        **TARGET_ALIASES,
         "init_r": "rank",
         "target_r": "target_rank",
         "lora_alpha": "alpha",
         "lora_dropout": "dropout",
-        "target_modules": "targets",
-        "layers_to_transform": "layers",
         "orth_reg_weight": "orthogonality",
         "deltaT": "interval",
     }
@@ -54,9 +53,9 @@ class AdaLoRA(PeftMethod):
     """Strength of the update, which is scaled by alpha / rank."""
     dropout: Share = 0.0
     """Share of the inputs dropped during training."""
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    targets: Targets = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    layers: tuple[Place, ...] = ()
+    layers: Blocks = ()
     """Numbers of the blocks to adapt, from 0; empty means every block."""
     warmup: Share = 0.1
     """Share of the run before the budget falls."""
@@ -67,8 +66,6 @@ class AdaLoRA(PeftMethod):
     orthogonality: Annotated[float, Field(ge=0)] = 0.1
     """Weight of the penalty; the paper has 0.1 to 0.5."""
 
-    _split = field_validator("targets", "layers", mode="before")(split_names)
-
     @model_validator(mode="after")
     def _falls(self) -> Self:
         if self.rank <= self.target_rank:
@@ -77,31 +74,26 @@ class AdaLoRA(PeftMethod):
             raise ValueError("warmup and final leave no share of the run for the budget to fall")
         return self
 
-    def _fix(self, most: int) -> str:
-        """What to type where a rank may be at most `most`: it must stay above the target."""
-        return f"method.rank={most} method.target_rank={min(self.target_rank, most - 1)}" if most > 1 else "method=lora"
+    def check_layers(self, layers: State) -> None:
+        def fix(most: int) -> str:  # the rank must stay above the target
+            both = f"method.rank={most} method.target_rank={min(self.target_rank, most - 1)}"
+            return both if most > 1 else "method=lora"
 
-    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
-        check_rank(check_targets(model, self.targets, self.layers), self.rank, self._fix)
-        super().check(model, classify=classify, quantize=quantize)
+        check_rank(layers, self.rank, fix)
 
-    def caveat(self, model: nn.Module) -> str:
-        return fused_experts(model)
-
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from peft import AdaLoraConfig
 
         if steps < 2:  # PEFT would ask for an importance that no step has measured
-            raise InputError(
-                f"method adalora: {steps} step is too few, for ranks move between steps", fix="train.steps=20 or more"
-            )
+            message = f"method adalora: {steps} step is too few, for ranks move between steps"
+            raise InputError(message, fix="train.steps=20 or more")
         begin, end = int(self.warmup * steps), int(self.final * steps)
         return AdaLoraConfig(
             init_r=self.rank,
             target_r=self.target_rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=peft_names(model, self.targets, self.layers),
+            target_modules=peft_names(*self.targeting(model)),
             tinit=begin,
             tfinal=end,
             deltaT=max(1, min(self.interval, (steps - begin - end) // 10)),
@@ -109,29 +101,27 @@ class AdaLoRA(PeftMethod):
             total_step=steps,
         )
 
-    def guard(self, model: nn.Module, classify: bool) -> None:
+    def guard(self, model: Model, classify: bool) -> None:
         for name, parameter in model.named_parameters():
             if ".ranknum." in name:  # a count; where the base is half precision PEFT 0.21 makes it trainable
                 parameter.requires_grad_(False)
 
-    def penalty(self, model: nn.Module) -> Tensor | None:
+    def penalty(self, model: Model) -> Any:
         """PEFT adds this to the loss that a model computes itself; ours is computed by the task."""
         import torch
 
         if not self.orthogonality:
             return None
-        terms = []
-        for name, weight in trainable_state(model).items():
-            if ".lora_A." in name or ".lora_B." in name:
-                gram = weight @ weight.T if ".lora_A." in name else weight.T @ weight
-                terms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)))
+        weights = trainable_state(model).items()
+        grams = [w @ w.T if ".lora_A." in n else w.T @ w for n, w in weights if ".lora_A." in n or ".lora_B." in n]
+        terms = [torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)) for gram in grams]
         return self.orthogonality * torch.stack(terms).mean()
 
-    def after_step(self, model: nn.Module, index: int) -> None:
-        model.base_model.update_and_allocate(index)  # type: ignore[operator, union-attr]
+    def after_step(self, model: Model, index: int) -> None:
+        model.base_model.update_and_allocate(index)
 
-    def write_adapter(self, model: nn.Module, folder: Path) -> None:
-        config: Any = model.peft_config["default"]  # type: ignore[index]
+    def write_adapter(self, model: Model, folder: Path) -> None:
+        config = model.peft_config["default"]
         pattern = config.rank_pattern
         try:
             if pattern is not None and not _settled(model, pattern):
@@ -143,37 +133,33 @@ class AdaLoRA(PeftMethod):
         finally:
             config.rank_pattern = pattern
 
-    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+    def training_state(self, model: Model) -> State:
         import torch
 
-        allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
         state = trainable_state(model)
-        for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
-            state |= {f"allocator.{kind}:{name}": value for name, value in getattr(allocator, kind).items()}
-        config: Any = model.peft_config["default"]  # type: ignore[index]
-        pattern = json.dumps(config.rank_pattern)
+        for kind in IMPORTANCES:
+            own = getattr(model.base_model.rankallocator, kind)
+            state |= {f"allocator.{kind}:{name}": value for name, value in own.items()}
+        pattern = json.dumps(model.peft_config["default"].rank_pattern)
         state["allocator.pattern"] = torch.tensor(list(pattern.encode()), dtype=torch.uint8)
         return state
 
-    def load_training_state(self, model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
-        allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
+    def load_training_state(self, model: Model, state: State, file: Path) -> None:
         device = next(model.parameters()).device
         weights = {name: value for name, value in state.items() if not name.startswith("allocator.")}
         super().load_training_state(model, weights, file)
-        for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
+        for kind in IMPORTANCES:
             start = f"allocator.{kind}:"
             kept = {name.removeprefix(start): v.to(device) for name, v in state.items() if name.startswith(start)}
-            setattr(allocator, kind, kept)
-        config: Any = model.peft_config["default"]  # type: ignore[index]
-        config.rank_pattern = json.loads(bytes(state["allocator.pattern"].tolist()))
+            setattr(model.base_model.rankallocator, kind, kept)
+        model.peft_config["default"].rank_pattern = json.loads(bytes(state["allocator.pattern"].tolist()))
 
 
-def _settled(model: nn.Module, pattern: dict[str, list[bool]]) -> bool:
-    """Is every pruned triplet still zero?"""
+def _settled(model: Model, pattern: dict[str, list[bool]]) -> bool:
+    """Whether every pruned triplet is still zero."""
     weights = {name.replace(".default", ""): value for name, value in model.named_parameters()}
     for name, kept in pattern.items():
-        short = name.replace(".default", "")
-        values = next(v for n, v in weights.items() if n.endswith(short))
-        if any(float(value) != 0.0 for value, keep in zip(values.detach().view(-1), kept, strict=True) if not keep):
+        values = next(v for n, v in weights.items() if n.endswith(name.replace(".default", "")))
+        if any(float(value) for value, keep in zip(values.detach().view(-1), kept, strict=True) if not keep):
             return False
     return True

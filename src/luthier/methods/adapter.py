@@ -4,7 +4,7 @@
 
 `place: houlsby` (arXiv 1902.00751, section 2.1) puts one after attention and one after the feed-forward,
 `place: pfeiffer` (2005.00052, section 3) one after the feed-forward, on output and residual together;
-`place: output` has Pfeiffer's site and Houlsby's form. Parameters: 2 * size * H + size + H each. The up
+`place: output` has Pfeiffer's place and Houlsby's form. Parameters: 2 * size * H + size + H each. The up
 matrix starts at zero, so training starts from the base exactly.
 
 When: encoders, and where several tasks share one base. When not: the result should merge, for an
@@ -13,13 +13,10 @@ adapter changes the computation and stays beside the base (lora merges).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from luthier.core.registry import Share, Size
-from luthier.methods.base import PeftMethod
-
-if TYPE_CHECKING:
-    from torch import nn
+from luthier.methods.base import Model, PeftMethod
 
 
 class Adapter(PeftMethod):
@@ -47,9 +44,7 @@ class Adapter(PeftMethod):
     dropout: Share = 0.0
     """Share of the delta dropped during training."""
 
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.bottleneck import BottleneckConfig
 
-        return BottleneckConfig(
-            place=self.place, size=self.size, activation=self.activation, init=self.init, dropout=self.dropout
-        )
+        return BottleneckConfig(**self.model_dump())

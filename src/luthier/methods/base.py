@@ -5,20 +5,40 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import BeforeValidator
 
 from luthier.core.errors import CannotMerge, InputError
-from luthier.core.registry import Family, Plugin
+from luthier.core.registry import Family, Place, Plugin
 from luthier.models.heads import HEADS
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+Model: TypeAlias = Any
+"""A torch.nn.Module of transformers or PEFT, with the methods that those add to torch's."""
+State: TypeAlias = dict[str, Any]
+"""Name -> tensor."""
+Context: TypeAlias = AbstractContextManager[object]
 
 TRAINING = "training.safetensors"
-"""Beside an adapter in a checkpoint: what only further training needs (an encoder that the adapter drops)."""
-
+"""File beside an adapter in a checkpoint: what only further training needs, such as an encoder that is not saved."""
 WIDE = 896
-"""Hidden size of Qwen2-0.5B: from here on the suggested learning rates hold as they are."""
+"""Hidden size of Qwen2-0.5B: the suggested learning rates hold for models at least as wide."""
+
+
+def split_names(value: object) -> object:
+    """Read `q_proj,v_proj` and single numbers from the command line as lists."""
+    if isinstance(value, int):
+        return (value,)
+    if value == "()":  # how help shows an empty list
+        return ()
+    if isinstance(value, str) and value != "all-linear":
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Targets = Annotated[tuple[str, ...] | Literal["all-linear"], BeforeValidator(split_names)]
+TARGET_ALIASES = {"target_modules": "targets", "layers_to_transform": "layers"}
+Blocks = Annotated[tuple[Place, ...], BeforeValidator(split_names)]
 
 
 class Method(Plugin):
@@ -27,13 +47,13 @@ class Method(Plugin):
     paper: ClassVar[str] = ""
     """arXiv id of the source."""
     suggested_lr: ClassVar[float] = 1e-4
-    """Peak learning rate of a decoder when the recipe gives none (each method has its own); see `learning_rate`."""
+    """Peak learning rate of a decoder when the recipe gives none; see `learning_rate`."""
     suggested_lr_encoder: ClassVar[float | None] = None
-    """The same for an encoder with a classification head; None is the decoder's."""
+    """The same for an encoder with a classification head; None means the decoder's."""
     lr_by_width: ClassVar[bool] = True
     """Models narrower than Qwen2-0.5B take a higher rate. Not for prompts, prefixes and rotations."""
     typical_share: ClassVar[float] = 1.0
-    """Trainable share of Qwen2-0.5B with the defaults; a test holds it to the count."""
+    """Trainable share of Qwen2-0.5B with the defaults; a test compares it with the count."""
     mergeable: ClassVar[bool] = True
     """The tuned weights fold into the base model's own."""
     quantized_base: ClassVar[bool] = True
@@ -50,39 +70,35 @@ class Method(Plugin):
         """Positions of the model that the method takes from the text (a prompt's length)."""
         return 0
 
-    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+    def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
         """Raise InputError for what this method cannot do with the model. `model` is on the meta device: no weights."""
         if quantize != "none" and not self.quantized_base:
-            raise InputError(
-                f"method {self.name} cannot train a quantized base (model.quantize={quantize})",
-                fix="method=lora, or model.quantize=none",
-            )
+            message = f"method {self.name} cannot train a quantized base (model.quantize={quantize})"
+            raise InputError(message, fix="method=lora, or model.quantize=none")
         if getattr(model.config, "is_encoder_decoder", False) and not self.encoder_decoder:
-            raise InputError(
-                f"method {self.name} does not work on the encoder-decoder {model.config.model_type}",  # type: ignore[union-attr]
-                fix="method=lora or method=adapter",
-            )
+            message = f"method {self.name} does not work on the encoder-decoder {model.config.model_type}"
+            raise InputError(message, fix="method=lora or method=adapter")
 
-    def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
+    def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         """Return `model` with the right parameters trainable and the rest frozen.
 
-        `steps` is the length of the run (AdaLoRA's budget needs it); `classify` says that the model
-        has a classification head, which trains with every method and is saved with it.
+        `steps` is the length of the run (AdaLoRA's budget needs it). With `classify` the model has a classification
+        head, which trains with every method and is saved with it.
         """
         raise NotImplementedError
 
-    def caveat(self, model: nn.Module) -> str:
-        """What the user should know before this method trains `model` (the untouched base); empty where nothing."""
+    def caveat(self, model: Model) -> str:
+        """What the user should know before this method trains `model` (the untouched base); empty if nothing."""
         return ""
 
-    def unmergeable(self, model: nn.Module) -> str:
+    def unmergeable(self, model: Model) -> str:
         """Why merged weights have no place in the architecture of `model` (the base, maybe without weights), or empty.
 
-        Said before the training, and before an export begins.
+        It is reported before the training, and before an export begins.
         """
         return ""
 
-    def learning_rate(self, model: nn.Module) -> float:
+    def learning_rate(self, model: Model) -> float:
         """Peak learning rate for this model when the recipe gives none.
 
         The suggested ones are for models about as wide as Qwen2-0.5B or wider. Narrow decoders want more: Adam's best
@@ -93,43 +109,42 @@ class Method(Plugin):
         lr = self.suggested_lr_encoder if encoder and self.suggested_lr_encoder else self.suggested_lr
         width = getattr(getattr(model, "config", None), "hidden_size", WIDE)
         grows = self.lr_by_width and (not encoder or self.saves == "model")
-        grown = max(1.0, WIDE / width) ** 1.5 if grows else 1.0
-        return float(f"{lr * grown:.2g}")
+        return float(f"{lr * (max(1.0, WIDE / width) ** 1.5 if grows else 1.0):.2g}")
 
     def lr_ratio_of(self, name: str) -> float:
         """Factor on the learning rate of the parameter `name` (LoRA+)."""
         return 1.0
 
-    def penalty(self, model: nn.Module) -> Tensor | None:
-        """A term added to the loss of every step (AdaLoRA's orthogonality), or None."""
+    def penalty(self, model: Model) -> Any:
+        """A scalar tensor to add to the loss of every step (AdaLoRA's orthogonality), or None."""
         return None
 
-    def after_step(self, model: nn.Module, index: int) -> None:
-        """Called once after each optimizer step, gradients still there; most methods have nothing to do."""
+    def after_step(self, model: Model, index: int) -> None:
+        """Called after each optimizer step, while gradients are still there."""
 
-    def disabled(self, model: nn.Module) -> AbstractContextManager[object] | None:
+    def disabled(self, model: Model) -> Context | None:
         """A context in which `model` answers as the untouched base, or None where that is impossible."""
         return None
 
-    def save(self, model: nn.Module, folder: Path, *, training: bool = False) -> None:
+    def save(self, model: Model, folder: Path, *, training: bool = False) -> None:
         """Write the tuned weights to `folder` (safetensors, loadable with PEFT or transformers).
 
         `training` adds what only further training needs, for `restore`.
         """
         raise NotImplementedError
 
-    def restore(self, model: nn.Module, folder: Path) -> None:
+    def restore(self, model: Model, folder: Path) -> None:
         """Put weights saved with `training` back into an attached `model`; a missing key is an error."""
         raise NotImplementedError
 
-    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+    def load(self, model: Model, folder: Path) -> Model:
         """The base `model` with the weights saved in `folder`, ready to use."""
         raise NotImplementedError
 
-    def merge(self, model: nn.Module) -> nn.Module:
-        """The plain base model with the tuned weights folded in; raises CannotMerge, never lies.
+    def merge(self, model: Model) -> Model:
+        """The plain base model with the tuned weights folded in, or CannotMerge. A quantized base is dequantized first.
 
-        Takes `model` over: it must not be used afterwards. A quantized base is dequantized first.
+        Takes `model` over: it must not be used afterwards.
         """
         raise NotImplementedError
 
@@ -140,98 +155,95 @@ class WholeMethod(Method):
     quantized_base: ClassVar[bool] = False
     saves: ClassVar[Literal["adapter", "model"]] = "model"
 
-    def save(self, model: nn.Module, folder: Path, *, training: bool = False) -> None:
-        model.save_pretrained(folder)  # type: ignore[operator]
+    def save(self, model: Model, folder: Path, *, training: bool = False) -> None:
+        model.save_pretrained(folder)
 
-    def restore(self, model: nn.Module, folder: Path) -> None:
+    def restore(self, model: Model, folder: Path) -> None:
         import torch
         from safetensors import safe_open
 
         from luthier.methods.layers.loading import check_same
 
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        # A tied weight is stored once, under one of its names.
-        waiting = {id(parameter): name for name, parameter in model.named_parameters()}
+        missing = {id(parameter): name for name, parameter in model.named_parameters()}  # tied ones are stored once
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as stored, torch.no_grad():
                 for key in stored.keys():  # noqa: SIM118 (safe_open is not iterable)
                     if key not in own:
                         raise InputError(f"{file}: weight {key!r} is not in this model")
                     tensor = stored.get_tensor(key)
-                    check_same({key: own[key]}, {key: tensor}, file)  # copy_ spreads smaller ones
+                    check_same({key: own[key]}, {key: tensor}, file)  # copy_ would broadcast smaller ones
                     own[key].copy_(tensor)
-                    waiting.pop(id(own[key]), None)
-        if waiting:
-            raise InputError(f"{folder}: {len(waiting)} weights are missing, among them {sorted(waiting.values())[0]}")
+                    missing.pop(id(own[key]), None)
+        if missing:
+            raise InputError(f"{folder}: {len(missing)} weights are missing, among them {min(missing.values())}")
 
-    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+    def load(self, model: Model, folder: Path) -> Model:
         self.restore(model, folder)
         return model
 
-    def merge(self, model: nn.Module) -> nn.Module:
+    def merge(self, model: Model) -> Model:
         return model
 
 
 class PeftMethod(Method):
     """A method whose layers and file format are PEFT's, or registered with PEFT by `luthier.methods.layers`."""
 
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         """PEFT's configuration of this method for `model`."""
         raise NotImplementedError
 
     def skeletal(self) -> PeftMethod:
-        """The method with a start that needs no weights, to be tried on a model without any."""
+        """The same method with a start that needs no weights, for a model that has none."""
         return self
 
-    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+    def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
         super().check(model, classify=classify, quantize=quantize)
         self.skeletal().attach(model, steps=1000, classify=classify)
 
-    def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
+    def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         import torch
         from peft import TaskType, get_peft_model
 
-        from luthier.methods.layers.base import feed_heads
-
         _refuse_second(model, self.name)
-        place = next(model.parameters()).device
         try:
-            with torch.device("meta") if place.type == "meta" else nullcontext():
+            with torch.device("meta") if next(model.parameters()).device.type == "meta" else nullcontext():
                 config = self.peft_config(model, steps)
                 config.task_type = TaskType.SEQ_CLS if classify else TaskType.CAUSAL_LM
                 if classify:
                     _leave_head(config, model)
-                tuned = cast("nn.Module", get_peft_model(model, config))
+                tuned = get_peft_model(model, config)
         except (ValueError, TypeError) as error:  # how PEFT refuses targets, shapes and layer types
             raise InputError(f"method {self.name}: {error}", fix=f"luthier explain method {self.name}") from error
         for parameter in tuned.parameters():
             if parameter.requires_grad:  # optimizer states and small updates need float32
                 parameter.data = parameter.data.float()
-        feed_heads(tuned)
-        self._make_unloadable(tuned)
+        return self._ready(tuned, classify)
+
+    def _ready(self, tuned: Model, classify: bool, stored: Path | None = None) -> Model:
+        from luthier.methods.layers.base import cast_heads
+
+        cast_heads(tuned, stored)
+        if hasattr(tuned.base_model, "unload"):  # not for a prompt, which stands beside a base that it never touches
+            # PEFT's own gives the base back with the trained head. A bound method: copies of the model get their own.
+            tuned.tuning_method, tuned.unload = self, MethodType(_unload, tuned)
         self.guard(tuned, classify)
         return tuned
 
-    def _make_unloadable(self, tuned: Any) -> None:
-        """PEFT's `unload`, where it has one, gives the base back with its own head and not with the trained one."""
-        if hasattr(tuned.base_model, "unload"):  # not where a prompt stands beside a base that it never touches
-            tuned.tuning_method = self
-            tuned.unload = MethodType(_unload, tuned)  # a bound method: copies of the model get their own
-
-    def give_back(self, model: nn.Module) -> None:
+    def give_back(self, model: Model) -> None:
         """Undo, before the adapter comes off, what this method did to the base's own weights; most do nothing."""
 
-    def guard(self, model: nn.Module, classify: bool) -> None:
+    def guard(self, model: Model, classify: bool) -> None:
         """Work around what PEFT gets wrong for this method; most need nothing."""
 
-    def disabled(self, model: nn.Module) -> AbstractContextManager[object] | None:
-        return model.disable_adapter()  # type: ignore[operator, no-any-return]
+    def disabled(self, model: Model) -> Context | None:
+        return model.disable_adapter()  # type: ignore[no-any-return]
 
-    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+    def training_state(self, model: Model) -> State:
         """What `restore` needs beside the adapter. Empty: the adapter itself is enough."""
         return {}
 
-    def load_training_state(self, model: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    def load_training_state(self, model: Model, state: State, file: Path) -> None:
         """Put back what `training_state` gave, which then includes the weights. InputError where `file` has others."""
         import torch
 
@@ -243,7 +255,7 @@ class PeftMethod(Method):
             for name, value in state.items():
                 own[name].copy_(value)
 
-    def save(self, model: nn.Module, folder: Path, *, training: bool = False) -> None:
+    def save(self, model: Model, folder: Path, *, training: bool = False) -> None:
         from safetensors.torch import save_file
 
         self.write_adapter(model, folder)
@@ -251,59 +263,54 @@ class PeftMethod(Method):
         if training and (state := self.training_state(model)):
             save_file({key: value.detach().contiguous().clone() for key, value in state.items()}, folder / TRAINING)
 
-    def write_adapter(self, model: nn.Module, folder: Path) -> None:
-        """The adapter in PEFT's format."""
+    def write_adapter(self, model: Model, folder: Path) -> None:
+        """Write the adapter in PEFT's format."""
         from luthier.methods.layers.loading import sort_settings
 
         # save_embedding_layers="auto" would ask the hub for the base model's config.
-        model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
+        model.save_pretrained(folder, save_embedding_layers=False)
         sort_settings(folder)
 
-    def restore(self, model: nn.Module, folder: Path) -> None:
+    def restore(self, model: Model, folder: Path) -> None:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors.torch import load_file
 
         from luthier.methods.layers.loading import WEIGHTS, check_same
 
         if (folder / TRAINING).is_file():
-            state = load_file(folder / TRAINING)
-            self.load_training_state(model, state, folder / TRAINING)
+            self.load_training_state(model, load_file(folder / TRAINING), folder / TRAINING)
             return
         stored = load_file(folder / WEIGHTS)
         check_same(get_peft_model_state_dict(model, save_embedding_layers=False), stored, folder / WEIGHTS)
         set_peft_model_state_dict(model, stored)
 
-    def load(self, model: nn.Module, folder: Path) -> nn.Module:
-        from luthier.methods.layers.base import feed_heads
+    def load(self, model: Model, folder: Path) -> Model:
         from luthier.methods.layers.loading import WEIGHTS, load_adapter
 
         _refuse_second(model, self.name)
         tuned = load_adapter(model, folder)
         classify = getattr(model.config, "problem_type", None) == "single_label_classification"
-        feed_heads(tuned, folder / WEIGHTS)
-        self._make_unloadable(tuned)
-        self.guard(tuned, classify)
-        return tuned
+        return self._ready(tuned, classify, folder / WEIGHTS)
 
-    def merge(self, model: nn.Module) -> nn.Module:
+    def merge(self, model: Model) -> Model:
+        from luthier.methods.layers.base import free_heads, transpose_back, transposed_layers
+
         if not self.mergeable:
             raise CannotMerge(
                 f"method {self.name} changes what the model computes, not only its weights: nothing to fold into. "
                 "Deploy the adapter beside its base"
             )
-        from luthier.methods.layers.base import free_heads, transpose_back, transposed_layers
-
-        base: Any = model.get_base_model()  # type: ignore[operator]
+        base = model.get_base_model()
         transposed = transposed_layers(base)
         if getattr(base, "is_quantized", False):
             model = self._on_dequantized(model, base)
         free_heads(model)
-        merged: nn.Module = model.merge_and_unload(safe_merge=True)  # type: ignore[operator]
+        merged = model.merge_and_unload(safe_merge=True)
         transpose_back(merged, transposed)
         return merged
 
-    def _on_dequantized(self, model: nn.Module, base: Any) -> nn.Module:
-        """The same adapter on the unpacked base: merging into packed weights would round them anew."""
+    def _on_dequantized(self, model: Model, base: Model) -> Model:
+        """The same adapter on the unpacked base: merging into packed weights would round them again."""
         from tempfile import TemporaryDirectory
 
         from luthier.models.quantized import unpack
@@ -311,11 +318,74 @@ class PeftMethod(Method):
         with TemporaryDirectory() as folder:
             self.write_adapter(model, Path(folder))
             base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # else PEFT keeps (IA)3 from being taken off
-            plain: Any = model.unload()  # type: ignore[operator]
-            return self.load(unpack(plain), Path(folder))
+            return self.load(unpack(model.unload()), Path(folder))
 
 
-def _unload(tuned: Any) -> Any:
+class TargetedMethod(PeftMethod):
+    """A method with fields `targets` and `layers`, which choose the linear layers to adapt."""
+
+    def taken(self, model: Model) -> frozenset[str]:
+        """Names of layers that PEFT would mistake for something else, so the method leaves them out."""
+        return frozenset()
+
+    def targeting(self, model: Model) -> tuple[Model, Any, tuple[int, ...], frozenset[str]]:
+        """Arguments of `check_targets` and `peft_names`."""
+        return model, self.targets, self.layers, self.taken(model)  # type: ignore[attr-defined]
+
+    def check_layers(self, layers: State) -> None:
+        """Raise InputError where a setting does not suit one of the chosen layers (name -> module)."""
+
+    def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
+        from luthier.methods.layers.targets import check_targets
+
+        self.check_layers(check_targets(*self.targeting(model)))
+        super().check(model, classify=classify, quantize=quantize)
+
+    def caveat(self, model: Model) -> str:
+        from luthier.methods.layers.targets import fused_experts
+
+        return fused_experts(model, self.taken(model))
+
+
+class PromptMethod(PeftMethod):
+    """A method that puts `length` trained embeddings in front of the text."""
+
+    mergeable: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
+    encoder_decoder: ClassVar[bool] = False
+
+    @property
+    def positions(self) -> int:
+        return self.length  # type: ignore[attr-defined, no-any-return]
+
+    def disabled(self, model: Model) -> Context | None:
+        from luthier.methods.layers.prompts import without_prompt
+
+        return without_prompt(model)
+
+    def guard(self, model: Model, classify: bool) -> None:
+        from luthier.methods.layers.prompts import guard_prompts
+
+        guard_prompts(model, classify=classify)
+
+
+class PrefixMethod(PeftMethod):
+    """A method with trained keys and values; the MLP that they may come from is kept for further training only."""
+
+    mergeable: ClassVar[bool] = False
+    encoder_decoder: ClassVar[bool] = False
+
+    def training_state(self, model: Model) -> State:
+        return trainable_state(model) if model.peft_config["default"].reparam == "mlp" else {}
+
+    def write_adapter(self, model: Model, folder: Path) -> None:
+        from luthier.methods.layers.prefix import flattened
+
+        with flattened(model, model.peft_config["default"]):
+            super().write_adapter(model, folder)
+
+
+def _unload(tuned: Model) -> Model:
     from luthier.methods.layers.base import free_heads
 
     tuned.tuning_method.give_back(tuned)
@@ -323,8 +393,8 @@ def _unload(tuned: Any) -> Any:
     return tuned.base_model.unload()
 
 
-def _refuse_second(model: nn.Module, name: str) -> None:
-    """Raise InputError where `model` carries an adapter already: PEFT would only warn."""
+def _refuse_second(model: Model, name: str) -> None:
+    """Raise InputError where `model` already carries an adapter: PEFT would only warn."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -336,7 +406,7 @@ def _refuse_second(model: nn.Module, name: str) -> None:
         )
 
 
-def _leave_head(config: Any, model: nn.Module) -> None:
+def _leave_head(config: Any, model: Model) -> None:
     """The head trains as a whole: no adapter goes into its layers, and T5's, whose name PEFT does not know, is kept."""
     if hasattr(config, "exclude_modules") and config.exclude_modules is None:
         config.exclude_modules = rf"(.*\.)?({'|'.join(HEADS)})(\..*)?"
@@ -344,20 +414,9 @@ def _leave_head(config: Any, model: nn.Module) -> None:
         config.modules_to_save = ["classification_head"]
 
 
-def trainable_state(model: nn.Module) -> dict[str, Tensor]:
+def trainable_state(model: Model) -> State:
     """Every trainable parameter by its name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def split_names(value: object) -> object:
-    """`q_proj,v_proj` on the command line counts as a list, and so does one number."""
-    if isinstance(value, int):
-        return (value,)
-    if value == "()":  # how help shows an empty list
-        return ()
-    if isinstance(value, str) and value != "all-linear":
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
 
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {

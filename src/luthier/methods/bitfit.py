@@ -12,16 +12,13 @@ Qwen2 only on query, key and value. `missing: refuse` says so and stops where th
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
 from luthier.core.errors import InputError
-from luthier.methods.base import PeftMethod, split_names
+from luthier.methods.base import Model, PeftMethod, split_names
 from luthier.methods.layers.targets import check_targets
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Term = Literal["query", "key", "value", "intermediate", "output", "attention_layernorm", "output_layernorm"]
 
@@ -44,27 +41,21 @@ class BitFit(PeftMethod):
     def _split(cls, value: object) -> object:
         return value if value == "all" else split_names(value)
 
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.bias import BitFitConfig
 
-        return BitFitConfig(
-            terms=self.terms if self.terms == "all" else list(self.terms),
-            missing="add" if self.missing == "add" else "skip",
-        )
+        terms = self.terms if self.terms == "all" else list(self.terms)
+        return BitFitConfig(terms=terms, missing="add" if self.missing == "add" else "skip")
 
-    def caveat(self, model: nn.Module) -> str:
+    def caveat(self, model: Model) -> str:
         if self.missing == "add":
             return self.unmergeable(model)
         layers = check_targets(model, "all-linear").values()
         bare = sum(getattr(layer, "bias", None) is None for layer in layers)
-        if not bare:
-            return ""
-        return (
-            f"{bare} of the {len(layers)} linear layers have no bias, so BitFit leaves them as they are; "
-            "method.missing=add gives each a bias of zero"
-        )
+        left = f"{bare} of the {len(layers)} linear layers have no bias, so BitFit leaves them as they are"
+        return f"{left}; method.missing=add gives each a bias of zero" if bare else ""
 
-    def unmergeable(self, model: nn.Module) -> str:
+    def unmergeable(self, model: Model) -> str:
         from luthier.methods.layers.bias import bias_places
 
         if self.missing != "add":
@@ -80,13 +71,13 @@ class BitFit(PeftMethod):
             "result works as an adapter beside its base, but cannot be saved as one merged model"
         )
 
-    def merge(self, model: nn.Module) -> nn.Module:
+    def merge(self, model: Model) -> Model:
         merged = super().merge(model)
         for key, value in (_settings(merged, {name for name, _ in merged.named_parameters()}) or {}).items():
             setattr(merged.config, key, value)  # so that transformers reads the new biases
         return merged
 
-    def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
+    def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         try:
             return super().attach(model, steps=steps, classify=classify)
         except InputError as error:
@@ -100,9 +91,9 @@ class BitFit(PeftMethod):
 
 
 def _settings(model: Any, names: set[str]) -> dict[str, bool] | None:
-    """What to change in the configuration so that the architecture has just these parameters; None where nothing does.
+    """Changes of the configuration (attention_bias, mlp_bias) after which the architecture has just these parameters.
 
-    Llama has attention_bias and mlp_bias, Qwen2 has no such key.
+    None where no change does that: Qwen2 has no such key.
     """
     import torch
 

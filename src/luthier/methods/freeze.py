@@ -10,16 +10,13 @@ base, for each run saves a whole model.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from luthier.core.errors import InputError, did_you_mean
-from luthier.methods.base import WholeMethod, split_names
+from luthier.methods.base import Model, WholeMethod, split_names
 from luthier.models.heads import HEADS
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class Freeze(WholeMethod):
@@ -36,11 +33,11 @@ class Freeze(WholeMethod):
 
     _split = field_validator("extra", mode="before")(split_names)
 
-    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
+    def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
         super().check(model, classify=classify, quantize=quantize)
         self._chosen(model)
 
-    def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
+    def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         chosen = self._chosen(model)
         model.float().requires_grad_(False)
         for module in chosen:
@@ -49,7 +46,7 @@ class Freeze(WholeMethod):
             head(model).requires_grad_(True)
         return model
 
-    def _chosen(self, model: nn.Module) -> list[Any]:
+    def _chosen(self, model: Model) -> list[Any]:
         """The modules to train. Raises InputError where a number or a name hits none."""
         stacks: dict[str, dict[int, Any]] = {}
         for name, module in model.named_modules():
@@ -75,6 +72,6 @@ class Freeze(WholeMethod):
         return chosen
 
 
-def head(model: nn.Module) -> Any:
+def head(model: Model) -> Any:
     """The classification head, by the names that transformers gives it."""
     return next(getattr(model, name) for name in HEADS if hasattr(model, name))

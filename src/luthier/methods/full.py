@@ -10,12 +10,9 @@ base are to be kept, the base is quantized, or there are few rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from luthier.methods.base import WholeMethod
-
-if TYPE_CHECKING:
-    from torch import nn
+from luthier.methods.base import Model, WholeMethod
 
 
 class Full(WholeMethod):
@@ -25,6 +22,6 @@ class Full(WholeMethod):
     suggested_lr_encoder: ClassVar[float | None] = 3e-5
     typical_share: ClassVar[float] = 1.0
 
-    def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
+    def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         # Half-precision weights lose small updates, and AMP refuses to unscale fp16 gradients.
         return model.float().requires_grad_(True)

@@ -10,13 +10,9 @@ When: very few rows, and adapters of some kilobytes. When not: there is data for
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from luthier.core.errors import InputError
-from luthier.methods.base import PeftMethod
-
-if TYPE_CHECKING:
-    from torch import nn
+from luthier.methods.base import Model, PeftMethod
 
 
 class IA3(PeftMethod):
@@ -27,23 +23,11 @@ class IA3(PeftMethod):
     suggested_lr_encoder: ClassVar[float | None] = 1e-2
     typical_share: ClassVar[float] = 0.00025
 
-    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
-        self._places(model)
-        super().check(model, classify=classify, quantize=quantize)
-
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from peft import IA3Config
 
-        key, value, forward = self._places(model)
-        targets = "|".join(f"(?:{pattern})" for pattern in dict.fromkeys((key, value, forward)))
-        return IA3Config(target_modules=targets, feedforward_modules=forward)
+        from luthier.methods.layers.module_map import module_map_of
 
-    def _places(self, model: nn.Module) -> tuple[str, str, str]:
-        """Expressions of the key, the value and the feed-forward's last layer. InputError for what is not known."""
-        from luthier.methods.layers.module_map import SITES
-
-        kind = str(getattr(model.config, "model_type", ""))
-        sites = SITES.get(kind)
-        if sites is None:
-            raise InputError(f"method ia3 knows no places in {kind}; known are {', '.join(sorted(SITES))}")
-        return sites.key, sites.value, sites.ffn_last
+        names = module_map_of(model.config)
+        targets = "|".join(f"(?:{name})" for name in dict.fromkeys((names.key, names.value, names.ffn_last)))
+        return IA3Config(target_modules=targets, feedforward_modules=names.ffn_last)

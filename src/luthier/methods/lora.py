@@ -20,24 +20,22 @@ base. When not: very few parameters are wanted (vera, bitfit), or the rank shoul
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, field_validator
+from pydantic import Field, PositiveFloat
 
 from luthier.core.errors import InputError
-from luthier.core.registry import Place, Share, Size
-from luthier.methods.base import PeftMethod, split_names, trainable_state
-from luthier.methods.layers.targets import check_rank, check_targets, fused_experts, peft_names, read_as_experts
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from luthier.core.registry import Share, Size
+from luthier.methods.base import TARGET_ALIASES, Blocks, Context, Model, State, TargetedMethod, Targets, trainable_state
+from luthier.methods.layers.targets import check_rank, peft_names, read_as_experts
 
 
-class LoRA(PeftMethod):
+class LoRA(TargetedMethod):
     """Low-rank updates of chosen linear layers."""
 
     paper: ClassVar[str] = "2106.09685"
@@ -45,13 +43,10 @@ class LoRA(PeftMethod):
     suggested_lr_encoder: ClassVar[float | None] = 5e-4
     typical_share: ClassVar[float] = 0.0175
     aliases: ClassVar[dict[str, str]] = {
-        "r": "rank",
-        "lora_r": "rank",
-        "lora_rank": "rank",
+        **TARGET_ALIASES,
+        **dict.fromkeys(("r", "lora_r", "lora_rank"), "rank"),
         "lora_alpha": "alpha",
         "lora_dropout": "dropout",
-        "target_modules": "targets",
-        "layers_to_transform": "layers",
         "lora_target": "targets",
         "use_rslora": "rslora",
         "use_dora": "dora",
@@ -65,9 +60,9 @@ class LoRA(PeftMethod):
     """Strength of the update, which is scaled by alpha / rank."""
     dropout: Share = 0.0
     """Share of the inputs of A dropped during training; 0.05 to 0.1 helps on small data sets."""
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    targets: Targets = "all-linear"
     """Names of the linear layers to adapt, such as q_proj and v_proj, or all-linear: every one but the output."""
-    layers: tuple[Place, ...] = ()
+    layers: Blocks = ()
     """Numbers of the blocks to adapt, from 0; empty means every block."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Also train bias terms: of no layer, of every layer, or of the adapted ones. The base then cannot be had back."""
@@ -80,62 +75,57 @@ class LoRA(PeftMethod):
     lr_ratio: Annotated[float, Field(ge=1)] = 1.0
     """Learning rate of B over that of A: LoRA+ takes 16, with a lower train.lr (arXiv 2402.12354)."""
 
-    _split = field_validator("targets", "layers", mode="before")(split_names)
-
     def skeletal(self) -> LoRA:
         return self.model_copy(update={"init": "default"})
 
-    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
-        check_rank(check_targets(model, self.targets, self.layers, read_as_experts(model)), self.rank)
+    def taken(self, model: Model) -> frozenset[str]:
+        return read_as_experts(model)
+
+    def check_layers(self, layers: State) -> None:
+        check_rank(layers, self.rank)
+
+    def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
         if self.init == "pissa" and quantize != "none":
-            raise InputError(
-                "method.init=pissa needs the unpacked weights of the base, and model.quantize packs them",
-                fix="method.init=default, or model.quantize=none",
-            )
+            message = "method.init=pissa needs the unpacked weights of the base, and model.quantize packs them"
+            raise InputError(message, fix="method.init=default, or model.quantize=none")
         if self.bias != "none" and quantize != "none":
-            raise InputError(
-                f"method.bias={self.bias} trains the base's own biases, and packed layers cast theirs to the type they "
-                "compute in, where small updates are lost",
-                fix="method.bias=none, or model.quantize=none",
+            message = (
+                f"method.bias={self.bias} trains the base's own biases, and quantized layers cast theirs to the type "
+                "they compute in, where small updates are lost"
             )
+            raise InputError(message, fix="method.bias=none, or model.quantize=none")
         super().check(model, classify=classify, quantize=quantize)
 
-    def caveat(self, model: nn.Module) -> str:
-        return fused_experts(model, read_as_experts(model))
-
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from peft import LoraConfig
 
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT annotates int and computes with float
             lora_dropout=self.dropout,
-            target_modules=peft_names(model, self.targets, self.layers, read_as_experts(model)),
+            target_modules=peft_names(*self.targeting(model)),
             bias=self.bias,
             use_rslora=self.rslora,
             use_dora=self.dora,
             init_lora_weights=True if self.init == "default" else "pissa",
         )
 
-    def attach(self, model: nn.Module, *, steps: int, classify: bool = False) -> nn.Module:
+    def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         half = {p.dtype for n, p in model.named_parameters() if n.endswith("bias") and p.dtype.itemsize < 4}
         if self.bias != "none" and half and next(model.parameters()).device.type != "meta":
-            raise InputError(
-                f"method.bias={self.bias} trains the base's own biases; they are {half.pop()} here, where small "
-                "updates are lost",
-                fix="method.bias=none, or model.dtype=float32",
-            )
+            message = f"method.bias={self.bias} trains the base's own biases; small updates are lost in {half.pop()}"
+            raise InputError(message, fix="method.bias=none, or model.dtype=float32")
         untrained = self._own_biases(model)
         tuned = super().attach(model, steps=steps, classify=classify)
-        tuned.untrained = untrained  # type: ignore[assignment]
+        tuned.untrained = untrained
         if self.init == "pissa":  # what must be taken off again to have the base back
-            tuned.pissa_start = {n: p.detach().clone() for n, p in _pairs(tuned).items()}  # type: ignore[assignment]
+            tuned.pissa_start = {n: p.detach().clone() for n, p in _pairs(tuned).items()}
         return tuned
 
-    def guard(self, model: nn.Module, classify: bool) -> None:
-        model.add_adapter = MethodType(_add_beside, model)  # type: ignore[assignment]
+    def guard(self, model: Model, classify: bool) -> None:
+        model.add_adapter = MethodType(_add_beside, model)
 
-    def learning_rate(self, model: nn.Module) -> float:
+    def learning_rate(self, model: Model) -> float:
         lr = super().learning_rate(model) / self.lr_ratio**0.75  # for 16: B at twice the rate of LoRA, A at an eighth
         if self.init == "pissa":  # A and B start large, and steps move the base's main directions
             lr /= 4
@@ -146,26 +136,24 @@ class LoRA(PeftMethod):
     def lr_ratio_of(self, name: str) -> float:
         return self.lr_ratio if ".lora_B." in name else 1.0
 
-    def disabled(self, model: nn.Module) -> AbstractContextManager[object] | None:
+    def disabled(self, model: Model) -> Context | None:
         if self.bias != "none":  # biases train in place, so the base is no longer there
             return None
-        if hasattr(model, "pissa_start"):
-            return _swapped(model)
-        return super().disabled(model)
+        return _swapped(model) if hasattr(model, "pissa_start") else super().disabled(model)
 
-    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+    def load(self, model: Model, folder: Path) -> Model:
         untrained = self._own_biases(model)
         tuned = super().load(model, folder)
-        tuned.untrained = untrained  # type: ignore[assignment]
+        tuned.untrained = untrained
         return tuned
 
-    def _own_biases(self, model: nn.Module) -> list[tuple[Any, Tensor]]:
+    def _own_biases(self, model: Model) -> list[tuple[Any, Any]]:
         """The base's own biases and what they hold, where they train in place."""
         if self.bias == "none":
             return []
         return [(p, p.detach().clone()) for n, p in model.named_parameters() if n.endswith("bias")]
 
-    def give_back(self, model: nn.Module) -> None:
+    def give_back(self, model: Model) -> None:
         import torch
 
         with torch.no_grad():
@@ -173,25 +161,22 @@ class LoRA(PeftMethod):
                 parameter.copy_(value)
         if hasattr(model, "pissa_start"):
             with _swapped(model):
-                model.base_model.merge_adapter()  # type: ignore[operator, union-attr]
+                model.base_model.merge_adapter()
             for module in model.modules():  # else PEFT would take it off again
                 if getattr(module, "merged_adapters", None):
-                    module.merged_adapters = []  # type: ignore[assignment]
+                    module.merged_adapters = []
 
-    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+    def training_state(self, model: Model) -> State:
         return trainable_state(model) if self.init == "pissa" else {}
 
-    def write_adapter(self, model: nn.Module, folder: Path) -> None:
-        if not hasattr(model, "pissa_start"):
-            super().write_adapter(model, folder)
-            return
-        self._write_converted(model, folder)
-
-    def _write_converted(self, model: Any, folder: Path) -> None:
+    def write_adapter(self, model: Model, folder: Path) -> None:
         """PiSSA changes the base's weights; as a plain LoRA of twice the rank it belongs to the untouched base.
 
         B A - B0 A0 = [B, B0] [A; -A0].
         """
+        if not hasattr(model, "pissa_start"):
+            super().write_adapter(model, folder)
+            return
         import torch
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
@@ -202,22 +187,14 @@ class LoRA(PeftMethod):
             down = ".lora_A." in name
             state[name] = torch.cat([state[name], -old if down else old], dim=0 if down else 1)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: value.detach().contiguous().clone() for name, value in state.items()},
-            folder / "adapter_model.safetensors",
-            metadata={"format": "pt"},
-        )
+        tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config = model.peft_config["default"]
-        changed = {"r": config.r, "lora_alpha": config.lora_alpha, "init_lora_weights": config.init_lora_weights}
         grown = 2.0**0.5 if self.rslora else 2.0  # the scale, alpha / r or alpha / sqrt(r), must stay
-        config.r, config.lora_alpha, config.init_lora_weights = 2 * self.rank, self.alpha * grown, True
-        inference, config.inference_mode = config.inference_mode, True
-        try:
-            config.save_pretrained(folder)
-        finally:
-            config.inference_mode = inference
-            for key, value in changed.items():
-                setattr(config, key, value)
+        plain = copy.copy(config)
+        plain.r, plain.lora_alpha = 2 * self.rank, self.alpha * grown
+        plain.init_lora_weights = plain.inference_mode = True
+        plain.save_pretrained(folder)
 
 
 def _add_beside(model: Any, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -231,15 +208,13 @@ def _add_beside(model: Any, adapter_name: str, peft_config: Any, *args: Any, **k
     moved = [n for n, c in configs.items() if str(getattr(c, "init_lora_weights", "")).lower().startswith(starts)]
     if biases or moved:
         why = "trains the base's own biases" if biases else "took its start out of the base's weights"
-        raise InputError(
-            f"adapter {adapter_name!r} cannot stand beside the others: {(biases or moved)[0]!r} {why}",
-            fix="a copy of the base for each"
-            + ("" if biases else ", or save a finished PiSSA and load it: it is kept as a plain LoRA"),
-        )
+        fix = "" if biases else ", or save a finished PiSSA and load it: it is kept as a plain LoRA"
+        message = f"adapter {adapter_name!r} cannot stand beside the others: {(biases or moved)[0]!r} {why}"
+        raise InputError(message, fix=f"a copy of the base for each{fix}")
     type(model).add_adapter(model, adapter_name, peft_config, *args, **kwargs)
 
 
-def _pairs(model: nn.Module) -> dict[str, Tensor]:
+def _pairs(model: Model) -> State:
     """The A and B of every adapted layer."""
     return {n: p for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n}
 
@@ -251,15 +226,15 @@ def _swapped(model: Any) -> Iterator[None]:
 
     from luthier.methods.layers.base import untrained_heads
 
-    pairs = _pairs(model)
-    now = {name: parameter.detach().clone() for name, parameter in pairs.items()}
-    with torch.no_grad():
-        for name, parameter in pairs.items():
-            parameter.copy_(model.pissa_start[name])
+    def fill(values: State) -> None:
+        with torch.no_grad():
+            for name, parameter in _pairs(model).items():
+                parameter.copy_(values[name])
+
+    now = {name: parameter.detach().clone() for name, parameter in _pairs(model).items()}
+    fill(model.pissa_start)
     try:
         with untrained_heads(model):
             yield
     finally:
-        with torch.no_grad():
-            for name, parameter in pairs.items():
-                parameter.copy_(now[name])
+        fill(now)

@@ -10,27 +10,21 @@ inference must be as fast as the base.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
 from luthier.core.registry import Size
-from luthier.methods.base import PeftMethod, trainable_state
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from luthier.methods.base import Model, PrefixMethod
 
 
-class MAM(PeftMethod):
+class MAM(PrefixMethod):
     """Prefix and scaled parallel adapter together."""
 
     paper: ClassVar[str] = "2110.04366"
     suggested_lr: ClassVar[float] = 3e-4
     suggested_lr_encoder: ClassVar[float | None] = 7e-4
     typical_share: ClassVar[float] = 0.0030
-    mergeable: ClassVar[bool] = False
-    encoder_decoder: ClassVar[bool] = False
 
     length: Size = 16
     """Virtual tokens per layer."""
@@ -43,18 +37,7 @@ class MAM(PeftMethod):
     scale: PositiveFloat = 2.0
     """Factor s on the bottleneck; the paper has 4 for generation, 2 for GLUE."""
 
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.composite import MamConfig
 
-        return MamConfig(
-            length=self.length, reparam=self.reparam, encoder_size=self.hidden, size=self.size, scale=self.scale
-        )
-
-    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        return trainable_state(model) if self.reparam == "mlp" else {}
-
-    def write_adapter(self, model: nn.Module, folder: Path) -> None:
-        from luthier.methods.layers.prefix import flattened
-
-        with flattened(model, model.peft_config["default"]):  # type: ignore[index]
-            super().write_adapter(model, folder)
+        return MamConfig(encoder_size=self.hidden, **self.model_dump(exclude={"hidden"}))

@@ -12,20 +12,17 @@ from __future__ import annotations
 
 from math import gcd
 from types import MethodType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from luthier.core.errors import InputError
-from luthier.core.registry import Place, Share
-from luthier.methods.base import PeftMethod, split_names
-from luthier.methods.layers.targets import check_targets, fused_experts, peft_names
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from luthier.core.registry import Share
+from luthier.methods.base import TARGET_ALIASES, Blocks, Model, State, TargetedMethod, Targets
+from luthier.methods.layers.targets import peft_names
 
 
-class OFT(PeftMethod):
+class OFT(TargetedMethod):
     """Orthogonal turns of the weights."""
 
     paper: ClassVar[str] = "2306.07280"
@@ -33,50 +30,37 @@ class OFT(PeftMethod):
     suggested_lr_encoder: ClassVar[float | None] = 1e-3
     lr_by_width: ClassVar[bool] = False
     typical_share: ClassVar[float] = 0.0077
-    aliases: ClassVar[dict[str, str]] = {
-        "oft_block_size": "block",
-        "target_modules": "targets",
-        "layers_to_transform": "layers",
-    }
+    aliases: ClassVar[dict[str, str]] = {**TARGET_ALIASES, "oft_block_size": "block"}
 
     block: Annotated[int, Field(ge=2, le=65_536)] = 32
     """Size of the blocks; must divide the input size of every layer."""
     dropout: Share = 0.0
     """Share of the blocks left as they are during training."""
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    targets: Targets = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    layers: tuple[Place, ...] = ()
+    layers: Blocks = ()
     """Numbers of the blocks to adapt, from 0; empty means every block."""
 
-    _split = field_validator("targets", "layers", mode="before")(split_names)
-
-    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
-        sizes: dict[str, int] = {}
-        for name, layer in check_targets(model, self.targets, self.layers).items():
+    def check_layers(self, layers: State) -> None:
+        for name, layer in layers.items():
             if not hasattr(layer, "in_features"):
+                message = f"method oft cannot turn {name}, which is a {type(layer).__name__} and not an nn.Linear"
+                raise InputError(message, fix="method=lora")
+        common = gcd(*(layer.in_features for layer in layers.values()))
+        for name, layer in layers.items():
+            if layer.in_features % self.block:
+                divisor = max(n for n in range(1, self.block + 1) if common % n == 0)
                 raise InputError(
-                    f"method oft cannot turn {name}, which is a {type(layer).__name__} and no nn.Linear",
-                    fix="method=lora",
-                )
-            sizes[name] = layer.in_features
-        for name, size in sizes.items():
-            if size % self.block:
-                divisor = _divisor(gcd(*sizes.values()), self.block)
-                raise InputError(
-                    f"method.block: {self.block} does not divide the {size} inputs of {name}",
+                    f"method.block: {self.block} does not divide the {layer.in_features} inputs of {name}",
                     fix=f"method.block={divisor}" if divisor > 1 else "method=lora: no block divides every layer",
                 )
-        super().check(model, classify=classify, quantize=quantize)
 
-    def guard(self, model: nn.Module, classify: bool) -> None:
+    def guard(self, model: Model, classify: bool) -> None:
         for module in model.modules():
             if type(module).__name__ == "OFTRotationModule":
                 module.forward = MethodType(_rotate, module)
 
-    def caveat(self, model: nn.Module) -> str:
-        return fused_experts(model)
-
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from peft import OFTConfig
 
         return OFTConfig(
@@ -85,15 +69,10 @@ class OFT(PeftMethod):
             module_dropout=self.dropout,
             # PEFT's default is a series cut off after four terms, which is no rotation once the weights have grown.
             use_cayley_neumann=False,
-            target_modules=peft_names(model, self.targets, self.layers),
+            target_modules=peft_names(*self.targeting(model)),
         )
 
 
-def _rotate(self: Any, x: Tensor) -> Tensor:
-    """PEFT takes any input of four dimensions for an image; a linear layer may get one too (DeepSeek V3)."""
-    made: Tensor = type(self).forward(self, x.reshape(-1, x.size(-1)))
-    return made.reshape(x.shape)
-
-
-def _divisor(size: int, most: int) -> int:
-    return max(n for n in range(1, most + 1) if size % n == 0)
+def _rotate(self: Any, x: Any) -> Any:
+    """Rotate [..., H]: PEFT takes any input of four dimensions for an image; a linear layer may get them (DeepSeek)."""
+    return type(self).forward(self, x.reshape(-1, x.size(-1))).reshape(x.shape)

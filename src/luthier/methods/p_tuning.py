@@ -11,29 +11,22 @@ positions, and small bases learn little by it.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from luthier.core.registry import Share, Size
-from luthier.methods.base import PeftMethod, trainable_state
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from luthier.methods.base import Model, PromptMethod, State, trainable_state
 
 
-class PTuning(PeftMethod):
+class PTuning(PromptMethod):
     """Embeddings in front of the text, from a prompt encoder."""
 
     paper: ClassVar[str] = "2103.10385"
     suggested_lr: ClassVar[float] = 1e-3
     suggested_lr_encoder: ClassVar[float | None] = 3e-3
     typical_share: ClassVar[float] = 0.0024
-    mergeable: ClassVar[bool] = False
-    packs: ClassVar[bool] = False
-    encoder_decoder: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {
         "num_virtual_tokens": "length",
         "encoder_hidden_size": "hidden",
@@ -51,11 +44,7 @@ class PTuning(PeftMethod):
     dropout: Share = 0.0
     """Dropout inside the LSTM."""
 
-    @property
-    def positions(self) -> int:
-        return self.length
-
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from peft import PromptEncoderConfig, PromptEncoderReparameterizationType
 
         extra = {"encoder_num_layers": self.layers, "encoder_dropout": self.dropout} if self.encoder == "lstm" else {}
@@ -66,22 +55,12 @@ class PTuning(PeftMethod):
             **extra,  # type: ignore[arg-type]
         )
 
-    def disabled(self, model: nn.Module) -> AbstractContextManager[object] | None:
-        from luthier.methods.layers.prompts import without_prompt
-
-        return without_prompt(model)
-
-    def guard(self, model: nn.Module, classify: bool) -> None:
-        from luthier.methods.layers.prompts import guard_prompts
-
-        guard_prompts(model, classify=classify)
-
-    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
+    def training_state(self, model: Model) -> State:
         return trainable_state(model)
 
-    def write_adapter(self, model: nn.Module, folder: Path) -> None:
+    def write_adapter(self, model: Model, folder: Path) -> None:
         """The network's own dropout must not touch what is kept, nor draw a random number that training would miss."""
-        network: Any = model.prompt_encoder["default"]  # type: ignore[index]
+        network = model.prompt_encoder["default"]
         training = network.training
         network.eval()
         try:

@@ -10,26 +10,21 @@ result should merge, or steps are few.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import PositiveFloat
 
 from luthier.core.registry import Share, Size
-from luthier.methods.base import PeftMethod
-
-if TYPE_CHECKING:
-    from torch import nn
+from luthier.methods.base import Model, PrefixMethod
 
 
-class PTuningV2(PeftMethod):
+class PTuningV2(PrefixMethod):
     """Keys and values in front of every attention, as they are."""
 
     paper: ClassVar[str] = "2110.07602"
     suggested_lr: ClassVar[float] = 1e-2
     suggested_lr_encoder: ClassVar[float | None] = 2e-2
     typical_share: ClassVar[float] = 0.0008
-    mergeable: ClassVar[bool] = False
-    encoder_decoder: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {"num_virtual_tokens": "length", "pre_seq_len": "length"}
 
     length: Size = 64
@@ -39,7 +34,7 @@ class PTuningV2(PeftMethod):
     dropout: Share = 0.0
     """Share of the prefix dropped during training; the authors' scripts have 0.1."""
 
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.prefix import PrefixKVConfig
 
         return PrefixKVConfig(length=self.length, init_std=self.init_std, prefix_dropout=self.dropout)

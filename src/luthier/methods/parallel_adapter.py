@@ -10,15 +10,12 @@ When: generation with a generous bottleneck. When not: the result should merge (
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveFloat
 
 from luthier.core.registry import Share, Size
-from luthier.methods.base import PeftMethod
-
-if TYPE_CHECKING:
-    from torch import nn
+from luthier.methods.base import Model, PeftMethod
 
 
 class ParallelAdapter(PeftMethod):
@@ -44,19 +41,11 @@ class ParallelAdapter(PeftMethod):
     dropout: Share = 0.0
     """Share of the delta dropped during training."""
 
-    def learning_rate(self, model: nn.Module) -> float:
+    def learning_rate(self, model: Model) -> float:
         # The factor multiplies every step of the up matrix as well.
         return float(f"{super().learning_rate(model) / math.sqrt(self.scale):.2g}")
 
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.bottleneck import BottleneckConfig
 
-        return BottleneckConfig(
-            place="parallel",
-            size=self.size,
-            scale=self.scale,
-            learned_scale=self.learned_scale,
-            activation=self.activation,
-            reads=self.reads,
-            dropout=self.dropout,
-        )
+        return BottleneckConfig(place="parallel", **self.model_dump())

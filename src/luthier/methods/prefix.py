@@ -13,19 +13,15 @@ there is little time: prefixes learn more slowly than lora, and the learning rat
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import PositiveFloat
 
 from luthier.core.registry import Share, Size
-from luthier.methods.base import PeftMethod, trainable_state
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from luthier.methods.base import Model, PrefixMethod
 
 
-class Prefix(PeftMethod):
+class Prefix(PrefixMethod):
     """Keys and values in front of every attention, from an MLP."""
 
     paper: ClassVar[str] = "2101.00190"
@@ -33,8 +29,6 @@ class Prefix(PeftMethod):
     suggested_lr_encoder: ClassVar[float | None] = 3e-4
     lr_by_width: ClassVar[bool] = False
     typical_share: ClassVar[float] = 0.0073
-    mergeable: ClassVar[bool] = False
-    encoder_decoder: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {"num_virtual_tokens": "length", "encoder_hidden_size": "hidden"}
 
     length: Size = 20
@@ -46,22 +40,8 @@ class Prefix(PeftMethod):
     dropout: Share = 0.0
     """Share of the prefix dropped during training."""
 
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.prefix import PrefixKVConfig
 
-        return PrefixKVConfig(
-            length=self.length,
-            reparam="mlp",
-            encoder_size=self.hidden,
-            init_std=self.init_std,
-            prefix_dropout=self.dropout,
-        )
-
-    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        return trainable_state(model)
-
-    def write_adapter(self, model: nn.Module, folder: Path) -> None:
-        from luthier.methods.layers.prefix import flattened
-
-        with flattened(model, model.peft_config["default"]):  # type: ignore[index]
-            super().write_adapter(model, folder)
+        encoder = {"reparam": "mlp", "encoder_size": self.hidden}
+        return PrefixKVConfig(length=self.length, init_std=self.init_std, prefix_dropout=self.dropout, **encoder)

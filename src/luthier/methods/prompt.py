@@ -11,19 +11,15 @@ rates (1e-2 to 3e-1) and takes `length` positions from the text.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from luthier.core.registry import Size
-from luthier.methods.base import PeftMethod
-
-if TYPE_CHECKING:
-    from torch import nn
+from luthier.methods.base import Model, PromptMethod
 
 
-class Prompt(PeftMethod):
+class Prompt(PromptMethod):
     """Embeddings in front of the text."""
 
     paper: ClassVar[str] = "2104.08691"
@@ -31,9 +27,6 @@ class Prompt(PeftMethod):
     suggested_lr_encoder: ClassVar[float | None] = 1e-1
     lr_by_width: ClassVar[bool] = False
     typical_share: ClassVar[float] = 0.000036
-    mergeable: ClassVar[bool] = False
-    packs: ClassVar[bool] = False
-    encoder_decoder: ClassVar[bool] = False
     aliases: ClassVar[dict[str, str]] = {
         "num_virtual_tokens": "length",
         "prompt_tuning_init": "init",
@@ -53,14 +46,10 @@ class Prompt(PeftMethod):
             raise ValueError("init: text needs a text, and a text needs init: text")
         return self
 
-    @property
-    def positions(self) -> int:
-        return self.length
-
     def skeletal(self) -> Prompt:
         return self.model_copy(update={"init": "random", "text": ""})
 
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from peft import PromptTuningConfig, PromptTuningInit
 
         kinds = {"vocabulary": "SAMPLE_VOCAB", "text": "TEXT", "random": "RANDOM"}
@@ -70,13 +59,3 @@ class Prompt(PeftMethod):
             prompt_tuning_init_text=self.text or None,
             tokenizer_name_or_path=str(getattr(model.config, "_name_or_path", "")) if self.init == "text" else None,
         )
-
-    def disabled(self, model: nn.Module) -> AbstractContextManager[object] | None:
-        from luthier.methods.layers.prompts import without_prompt
-
-        return without_prompt(model)
-
-    def guard(self, model: nn.Module, classify: bool) -> None:
-        from luthier.methods.layers.prompts import guard_prompts
-
-        guard_prompts(model, classify=classify)

@@ -12,27 +12,21 @@ pays for all three; the result does not merge.
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from luthier.core.errors import InputError
 from luthier.core.registry import Size
-from luthier.methods.base import PeftMethod, trainable_state
+from luthier.methods.base import Model, PrefixMethod
 from luthier.methods.layers.targets import check_rank, linear_layers
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
-
-class UniPELT(PeftMethod):
+class UniPELT(PrefixMethod):
     """Gated prefix, adapter and LoRA together."""
 
     paper: ClassVar[str] = "2110.07577"
     suggested_lr: ClassVar[float] = 3e-4
     suggested_lr_encoder: ClassVar[float | None] = 7e-4
     typical_share: ClassVar[float] = 0.0056
-    mergeable: ClassVar[bool] = False
-    encoder_decoder: ClassVar[bool] = False
 
     length: Size = 10
     """Virtual tokens per layer."""
@@ -47,34 +41,15 @@ class UniPELT(PeftMethod):
     gate: Literal["auto", "mean", "token"] = "auto"
     """Pooling of the gates: mean over the sequence (encoders only), or each token's own."""
 
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.composite import UniPeltConfig
-        from luthier.methods.layers.module_map import sites_of
+        from luthier.methods.layers.module_map import module_map_of
 
-        sites = sites_of(model.config)
-        adapted = f"(?:{sites.query})|(?:{sites.value})"
+        names = module_map_of(model.config)
+        adapted = f"(?:{names.query})|(?:{names.value})"
         check_rank({n: layer for n, layer in linear_layers(model).items() if re.fullmatch(adapted, n)}, self.rank)
-        causal = sites.causal
-        if causal and self.gate == "mean":
-            raise InputError(
-                "method.gate=mean pools over the whole sequence, which shows a causal model its future",
-                fix="method.gate=token",
-            )
-        gate = ("token" if causal else "mean") if self.gate == "auto" else self.gate
-        return UniPeltConfig(
-            length=self.length,
-            reparam=self.reparam,
-            encoder_size=self.hidden,
-            size=self.size,
-            rank=self.rank,
-            gate=gate,
-        )
-
-    def training_state(self, model: nn.Module) -> dict[str, Tensor]:
-        return trainable_state(model) if self.reparam == "mlp" else {}
-
-    def write_adapter(self, model: nn.Module, folder: Path) -> None:
-        from luthier.methods.layers.prefix import flattened
-
-        with flattened(model, model.peft_config["default"]):  # type: ignore[index]
-            super().write_adapter(model, folder)
+        if names.causal and self.gate == "mean":
+            message = "method.gate=mean pools over the whole sequence, which shows a causal model its future"
+            raise InputError(message, fix="method.gate=token")
+        gate = ("token" if names.causal else "mean") if self.gate == "auto" else self.gate
+        return UniPeltConfig(encoder_size=self.hidden, gate=gate, **self.model_dump(exclude={"hidden", "gate"}))

@@ -10,31 +10,23 @@ some ten times LoRA's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import PositiveFloat, field_validator
+from pydantic import PositiveFloat
 
-from luthier.core.registry import Place, Seed, Share, Size
-from luthier.methods.base import PeftMethod, split_names
-from luthier.methods.layers.targets import check_targets, fused_experts, peft_names
-
-if TYPE_CHECKING:
-    from torch import nn
+from luthier.core.registry import Seed, Share, Size
+from luthier.methods.base import TARGET_ALIASES, Blocks, Model, TargetedMethod, Targets
+from luthier.methods.layers.targets import peft_names
 
 
-class VeRA(PeftMethod):
+class VeRA(TargetedMethod):
     """Trained vectors on shared random matrices."""
 
     paper: ClassVar[str] = "2310.11454"
     suggested_lr: ClassVar[float] = 4e-3
     suggested_lr_encoder: ClassVar[float | None] = 1e-2
     typical_share: ClassVar[float] = 0.0007
-    aliases: ClassVar[dict[str, str]] = {
-        "r": "rank",
-        "target_modules": "targets",
-        "layers_to_transform": "layers",
-        "d_initial": "start",
-    }
+    aliases: ClassVar[dict[str, str]] = {**TARGET_ALIASES, "r": "rank", "d_initial": "start"}
 
     rank: Size = 256
     """Rank of the shared matrices; it costs time, hardly parameters."""
@@ -42,23 +34,14 @@ class VeRA(PeftMethod):
     """What d starts from."""
     dropout: Share = 0.0
     """Share of the inputs dropped during training."""
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    targets: Targets = "all-linear"
     """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    layers: tuple[Place, ...] = ()
+    layers: Blocks = ()
     """Numbers of the blocks to adapt, from 0; empty means every block."""
     seed: Seed = 0
     """Draws the shared matrices; they are saved with the adapter."""
 
-    _split = field_validator("targets", "layers", mode="before")(split_names)
-
-    def check(self, model: nn.Module, *, classify: bool = False, quantize: str = "none") -> None:
-        check_targets(model, self.targets, self.layers)
-        super().check(model, classify=classify, quantize=quantize)
-
-    def caveat(self, model: nn.Module) -> str:
-        return fused_experts(model)
-
-    def peft_config(self, model: nn.Module, steps: int) -> Any:
+    def peft_config(self, model: Model, steps: int) -> Any:
         from peft import VeraConfig
 
         return VeraConfig(
@@ -66,5 +49,5 @@ class VeRA(PeftMethod):
             d_initial=self.start,
             vera_dropout=self.dropout,
             projection_prng_key=self.seed,
-            target_modules=peft_names(model, self.targets, self.layers),
+            target_modules=peft_names(*self.targeting(model)),
         )

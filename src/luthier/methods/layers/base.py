@@ -1,4 +1,4 @@
-"""What our tuners share: finding sites, wrapping and attaching layers, and taking them off again.
+"""What the layers here share: finding modules, wrapping and attaching layers, and taking them off again.
 
 Two rules of PEFT 0.21 shape all files here, each learnt from a failing test:
 
@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,50 +26,68 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.methods.layers.module_map import Sites, sites_of
+from luthier.methods.layers.module_map import ModuleMap, module_map_of
+from luthier.methods.layers.registry import peft_type
 from luthier.methods.layers.targets import block_of
 
 
 @dataclass
 class TunerConfig(PeftConfig):
-    """Fields that every configuration of ours has, beside PEFT's."""
+    """Fields that every configuration here has, beside PEFT's own. `kind` is its name among PEFT's methods."""
 
-    target_modules: Any = field(default=None, metadata={"help": "Filled in from the architecture."})
-    exclude_modules: Any = field(default=None, metadata={"help": "Read by PEFT."})
-    layers_to_transform: Any = field(default=None, metadata={"help": "Read by PEFT."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Trained and saved whole: a head."})
+    kind: ClassVar[str]
+
+    target_modules: Any = None  # filled in from the architecture
+    exclude_modules: Any = None  # read by PEFT
+    layers_to_transform: Any = None  # read by PEFT
+    modules_to_save: list[str] | None = None  # trained and saved whole: a head
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self.peft_type = peft_type(self.kind)
+
+    @property
+    def blocks(self) -> set[int] | None:
+        """The blocks that `layers_to_transform` names, or None for all."""
+        chosen = self.layers_to_transform
+        return None if chosen is None else {chosen} if isinstance(chosen, int) else set(chosen)
 
 
-def blocks_of(config: Any) -> set[int] | None:
-    """The blocks that `layers_to_transform` names, or None for all."""
-    chosen = config.layers_to_transform
-    return None if chosen is None else {chosen} if isinstance(chosen, int) else set(chosen)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a layer goes: on `module`, which is `parent.name`."""
+
+    config: Any
+    adapter: str
+    module: nn.Module
+    name: str
+    parent: nn.Module
 
 
 class Tuner(BaseTuner):
-    """Shared by our PEFT model classes: a subclass says where its layers go and puts one there."""
+    """Shared by our PEFT model classes: a subclass names the places of its layers and puts one there."""
 
     tuner_layer_cls: type[BaseTunerLayer] = BaseTunerLayer
     target_module_mapping: dict[str, Any] = {}  # noqa: RUF012  (PEFT's own declaration)
     mergeable: ClassVar[bool] = False
 
-    def places(self, config: Any, sites: Sites) -> dict[str, str]:
+    def places(self, config: Any, names: ModuleMap) -> dict[str, str]:
         """Kind of layer -> regular expression of the modules it goes to."""
         raise NotImplementedError
 
-    def inject(self, kind: str, config: Any, adapter: str, target: nn.Module, name: str, parent: nn.Module) -> None:
-        """Put the layer of `kind` on `target`, which is `parent.name`."""
+    def inject(self, kind: str, place: Place) -> None:
+        """Put the layer of `kind` there."""
         raise NotImplementedError
 
     @property
-    def sites(self) -> Sites:
-        return sites_of(self.get_model_config(self.model))
+    def module_map(self) -> ModuleMap:
+        return module_map_of(self.get_model_config(self.model))
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         if peft_config.target_modules is None:
-            patterns = self.places(peft_config, sites_of(model_config)).values()
+            patterns = self.places(peft_config, module_map_of(model_config)).values()
             peft_config.target_modules = "|".join(f"(?:{pattern})" for pattern in patterns)
-            if (blocks := blocks_of(peft_config)) is not None:  # PEFT ignores it beside an expression
+            if (blocks := peft_config.blocks) is not None:  # PEFT ignores it beside an expression
                 found = re.compile(peft_config.target_modules)
                 names = [name for name, _ in self.model.named_modules() if found.fullmatch(name)]
                 peft_config.target_modules = sorted(name for name in names if block_of(name) in blocks)
@@ -81,41 +100,24 @@ class Tuner(BaseTuner):
                 )
         return peft_config
 
-    def _create_and_replace(  # type: ignore[override]  # PEFT's own subclasses differ from its base as well
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        **kwargs: Any,
-    ) -> None:
-        for kind, pattern in self.places(peft_config, self.sites).items():
+    def _create_and_replace(self, *place: Any, current_key: str = "", **_: Any) -> None:  # type: ignore[override]
+        spot = Place(*place)
+        for kind, pattern in self.places(spot.config, self.module_map).items():
             if re.fullmatch(pattern, current_key):
-                self.inject(kind, peft_config, adapter_name, target, target_name, parent)
+                self.inject(kind, spot)
                 return
-        raise ValueError(f"{current_key} is a target but no place that {type(self).__name__} knows")
+        raise ValueError(f"{current_key} is a target, but {type(self).__name__} has no layer for it")
 
-    def wrap(
-        self,
-        layer: type[Any],
-        config: Any,
-        adapter: str,
-        target: nn.Module,
-        name: str,
-        parent: nn.Module,
-        **options: Any,
-    ) -> None:
-        """Add the adapter to an existing layer of ours, or put a new one around `target`."""
-        if isinstance(target, layer):
-            target.update_layer(adapter, config, **options)
+    def wrap(self, layer: type[Any], place: Place) -> None:
+        """Add the adapter to an existing layer of ours, or put a new one around the module."""
+        if isinstance(place.module, layer):
+            place.module.update_layer(place.adapter, place.config)
             return
-        new = layer(target, adapter, config, parent=parent, namespace=self.prefix, **options)
-        if adapter not in self.active_adapters:
+        new = layer(self, place)
+        if place.adapter not in self.active_adapters:
             new.requires_grad_(False)
         # Not PEFT's _replace_module: that one expects the wrapped module to own a weight, and blocks do not.
-        setattr(parent, name, new)
+        setattr(place.parent, place.name, new)
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
         # PEFT's own expects weights of what comes back, and a block, a dropout or a whole head owns none.
@@ -128,9 +130,7 @@ class Tuner(BaseTuner):
                 f"{type(self).__name__} changes the computation, so it cannot fold into the base's weights"
             )
 
-    def _unload_and_optionally_merge(
-        self, merge: bool = True, progressbar: bool = False, safe_merge: bool = False, adapter_names: Any = None
-    ) -> Any:
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         if merge:
             self._check_merge_allowed()
         for module in list(self.model.modules()):  # the root too: it holds the shared half of a prefix
@@ -139,62 +139,62 @@ class Tuner(BaseTuner):
                     child.detach_hooks()
                     if child.attached:
                         delattr(module, name)
-        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
 
 
 class TunerLayer(nn.Module, BaseTunerLayer):
-    """A layer of ours. `containers` are created by `_hold`; each maps an adapter's name to its parameters."""
+    """A layer of ours. Its containers are created by `_hold`; each maps an adapter's name to its parameters."""
 
     attached: ClassVar[bool] = False
     """Added as a child beside what is there, rather than put around it."""
 
-    def _hold(
-        self,
-        namespace: str,
-        adapter: str,
-        where: nn.Module | None,
-        *,
-        modules: Sequence[str] = (),
-        parameters: Sequence[str] = (),
-    ) -> None:
-        self.namespace = namespace
+    def _hold(self, tuner: Tuner, place: Place, modules: Sequence[str] = (), parameters: Sequence[str] = ()) -> None:
+        """Create the containers, named by the tuner's prefix and a short name each."""
+        self.namespace = prefix = tuner.prefix
         self.settings: dict[str, Any] = {}
         self.merged_adapters: list[str] = []
-        self._active_adapter = adapter
+        self._active_adapter = place.adapter
         for short in modules:
-            self.add_module(namespace + short, nn.ModuleDict())
+            self.add_module(prefix + short, nn.ModuleDict())
         for short in parameters:
-            self.add_module(namespace + short, nn.ParameterDict())
-        self.adapter_layer_names = tuple(namespace + short for short in (*modules, *parameters))
+            self.add_module(prefix + short, nn.ParameterDict())
+        self.adapter_layer_names = tuple(prefix + short for short in (*modules, *parameters))
         self.other_param_names = ("settings",)
-        self.home = device_of(where)
+        weights = chain(place.module.parameters(), place.parent.parameters())
+        self.home = next((weight.device for weight in weights), torch.device("cpu"))
 
     def held(self, short: str) -> Any:
         """The container `short`."""
         return self._modules[self.namespace + short]
 
+    def hold_gate(self, short: str, adapter: str, size: int) -> None:
+        """Add a gate [1, size] of UniPELT to the container `short`."""
+        gate = nn.Linear(size, 1)
+        nn.init.normal_(gate.weight, std=0.02)
+        self.held(short)[adapter] = gate
+
     def _placed(self, adapter: str, config: Any) -> None:
-        """End of an update: move the adapter to the base layer's device and set what trains."""
+        """End an update: move the adapter to the base layer's device and set what trains."""
         self._move_adapter_to_device_of_base_layer(adapter)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
         for container in self.adapter_layer_names:
-            held = getattr(self, container)
-            if adapter_name in held:
-                item = held[adapter_name]
-                parameters = [item] if isinstance(item, nn.Parameter) else list(item.parameters())
-                if all(p.device.type != "meta" for p in parameters):
-                    for p in parameters:
-                        p.data = p.data.to(device or self.home)
+            if adapter_name not in (held := getattr(self, container)):
+                continue
+            item = held[adapter_name]
+            parameters = [item] if isinstance(item, nn.Parameter) else list(item.parameters())
+            if all(p.device.type != "meta" for p in parameters):
+                for p in parameters:
+                    p.data = p.data.to(device or self.home)
 
     def live(self, container: str) -> Iterator[str]:
-        """Names of the switched-on adapters that this layer holds."""
+        """Names of the active adapters that this layer holds."""
         if not self.disable_adapters:
             yield from (name for name in self.active_adapters if name in self.held(container))
 
     def detach_hooks(self) -> None:
-        """Take off whatever hooks the layer has put on other modules."""
+        """Take off the hooks that the layer has put on other modules."""
 
     @property
     def weight(self) -> Any:
@@ -207,12 +207,6 @@ class TunerLayer(nn.Module, BaseTunerLayer):
     def _of_base(self, name: str) -> Any:
         base = self.get_base_layer()  # a prefix stands beside its attention and is its own base layer
         return None if base is self else getattr(base, name, None)
-
-    def merge(self, safe_merge: bool = False, adapter_names: Any = None) -> None:
-        raise ValueError(f"{type(self).__name__} cannot be merged")
-
-    def unmerge(self) -> None:
-        raise ValueError(f"{type(self).__name__} cannot be unmerged")
 
 
 @contextmanager
@@ -228,7 +222,7 @@ def untrained_heads(model: nn.Module) -> Iterator[None]:
             module.enable_adapters(True)
 
 
-def feed_heads(model: nn.Module, stored: Path | None = None) -> None:
+def cast_heads(model: nn.Module, stored: Path | None = None) -> None:
     """Make trained heads float32, whatever the base is, and have their input cast: autocast is not always there.
 
     `stored` is the file that PEFT has just loaded them from, and rounded them.
@@ -250,18 +244,16 @@ def _in_own_dtype(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def free_heads(model: nn.Module, *, trained: bool = True) -> None:
-    """Put the trained head, in the base's own type, or the base's own one in the place of PEFT's wrapper around it.
+    """Replace PEFT's wrapper around a head by the trained head, in the base's own type, or by the base's own one.
 
-    PEFT 0.21 does so itself when it unloads, but fails on heads that are no single layer (RoBERTa, T5).
+    PEFT 0.21 does so itself when it unloads, but fails on heads of several layers (RoBERTa, T5).
     """
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, ModulesToSaveWrapper):
-                own = next(child.original_module.parameters()).dtype
-                if not trained:
-                    setattr(module, name, child.original_module)
-                    continue
-                setattr(module, name, child.modules_to_save[child.active_adapters[0]].to(own))
+                own = child.original_module
+                tuned = child.modules_to_save[child.active_adapters[0]] if trained else own
+                setattr(module, name, tuned.to(next(own.parameters()).dtype))
 
 
 def transposed_layers(model: nn.Module) -> list[str]:
@@ -277,15 +269,6 @@ def transpose_back(model: nn.Module, names: list[str]) -> None:
         layer = Conv1D(linear.out_features, linear.in_features)
         layer.weight, layer.bias = nn.Parameter(linear.weight.detach().T.contiguous()), linear.bias
         model.set_submodule(name, layer)
-
-
-def device_of(module: nn.Module | None) -> torch.device:
-    """Where a module's weights lie; the CPU where it has none."""
-    return (
-        next((p.device for p in module.parameters()), torch.device("cpu"))
-        if module is not None
-        else torch.device("cpu")
-    )
 
 
 def pooled_gate(gate: nn.Linear, x: Tensor, pooling: str) -> Tensor:

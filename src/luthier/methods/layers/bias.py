@@ -7,16 +7,16 @@ the base as it is: it can be switched off, stands beside other adapters and work
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.methods.layers.base import Tuner, TunerConfig, TunerLayer, blocks_of
-from luthier.methods.layers.registry import peft_type, register
+from luthier.methods.layers.base import Place, Tuner, TunerConfig, TunerLayer
+from luthier.methods.layers.registry import register
 from luthier.methods.layers.targets import NARROW, block_of, sides, why_unfit
 
 HEADS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "cls", "qa_classifier")
@@ -36,26 +36,26 @@ SUBSETS = {
 class BitFitConfig(TunerConfig):
     """Which biases train."""
 
-    terms: list[str] | str = field(default="all", metadata={"help": "all, or names of SUBSETS."})
-    missing: str = field(default="skip", metadata={"help": "Linear layers without a bias: skip, or add a zero one."})
+    kind: ClassVar[str] = "BITFIT"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        self.peft_type = peft_type("BITFIT")
+    terms: list[str] | str = "all"  # all, or names of SUBSETS
+    missing: str = "skip"  # linear layers without a bias: skip, or add a zero one
 
 
 class BiasDelta(TunerLayer):
     """Adds a vector [out] to the output [..., out] of the module it wraps."""
 
-    def __init__(self, base_layer: nn.Module, adapter: str, config: BitFitConfig, *, namespace: str, **_: Any) -> None:
+    def __init__(self, tuner: Tuner, place: Place) -> None:
         super().__init__()
-        self.base_layer = base_layer
-        self._hold(namespace, adapter, base_layer, parameters=("delta",))
+        self.base_layer = place.module
+        self._hold(tuner, place, parameters=("delta",))
         self.made_bias = False
-        self.size = _size(self.get_base_layer())
-        self.update_layer(adapter, config)
+        base: Any = self.get_base_layer()
+        bias = getattr(base, "bias", None)
+        self.size = int(len(bias) if bias is not None else base.nf if isinstance(base, Conv1D) else base.out_features)
+        self.update_layer(place.adapter, place.config)
 
-    def update_layer(self, adapter: str, config: BitFitConfig, **_: Any) -> None:
+    def update_layer(self, adapter: str, config: BitFitConfig) -> None:
         self.held("delta")[adapter] = nn.Parameter(torch.zeros(self.size))
         self._placed(adapter, config)
 
@@ -101,8 +101,8 @@ class BitFitModel(Tuner):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         if peft_config.target_modules is None:
-            blocks = blocks_of(peft_config)
-            names = {n for n in bias_places(self.model, peft_config) if blocks is None or block_of(n) in blocks}
+            blocks, names = peft_config.blocks, set(bias_places(self.model, peft_config))
+            names = {name for name in names if blocks is None or block_of(name) in blocks}
             if not names:
                 raise ValueError(
                     "BitFit finds no bias to train: the linear layers of this model have none, or none of the terms "
@@ -111,17 +111,8 @@ class BitFitModel(Tuner):
             peft_config.target_modules = names
         return peft_config
 
-    def _create_and_replace(  # type: ignore[override]
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        **kwargs: Any,
-    ) -> None:
-        self.wrap(BiasDelta, peft_config, adapter_name, target, target_name, parent)
+    def _create_and_replace(self, *place: Any, **_: Any) -> None:
+        self.wrap(BiasDelta, Place(*place))
 
 
 def bias_places(model: nn.Module, config: BitFitConfig) -> list[str]:
@@ -140,18 +131,11 @@ def _trains(name: str, module: Any, config: BitFitConfig, modules: dict[str, Any
     if ndim != 1 and (ndim != 2 or why_unfit(name, core, modules)):  # bias may be read by it and never called
         return False
     bias = getattr(core, "bias", None)
-    has = isinstance(bias, Tensor) and bias.ndim == 1
     addable = config.missing == "add" and isinstance(core, nn.Linear | Conv1D) and min(sides(core)) >= NARROW
-    if not has and not addable:
+    if not (isinstance(bias, Tensor) and bias.ndim == 1) and not addable:
         return False
     terms = [config.terms] if isinstance(config.terms, str) else config.terms
     return terms == ["all"] or any(re.fullmatch(SUBSETS[term], name) for term in terms)
 
 
-def _size(layer: Any) -> int:
-    if getattr(layer, "bias", None) is not None:
-        return int(layer.bias.shape[0])
-    return int(layer.nf if isinstance(layer, Conv1D) else layer.out_features)
-
-
-register("BITFIT", BitFitConfig, BitFitModel)
+register(BitFitConfig, BitFitModel)

@@ -13,62 +13,50 @@ before the norm, and so do we (`reads="residual"`); `reads="input"` takes the no
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from luthier.methods.layers.base import Tuner, TunerConfig, TunerLayer, pooled_gate
-from luthier.methods.layers.module_map import Sites
-from luthier.methods.layers.registry import peft_type, register
+from luthier.methods.layers.base import Place, Tuner, TunerConfig, TunerLayer, pooled_gate
+from luthier.methods.layers.module_map import ModuleMap
+from luthier.methods.layers.registry import register
 
 
 @dataclass
 class BottleneckConfig(TunerConfig):
     """Place, width and start of a bottleneck."""
 
-    place: str = field(default="houlsby", metadata={"help": "houlsby, pfeiffer, output or parallel."})
-    size: int = field(default=64, metadata={"help": "Width of the bottleneck."})
-    activation: str = field(default="relu", metadata={"help": "A name of transformers' ACT2FN."})
-    scale: float = field(default=1.0, metadata={"help": "Factor on the delta."})
-    learned_scale: bool = field(default=False, metadata={"help": "Train the factor, from `scale`."})
-    dropout: float = field(default=0.0, metadata={"help": "Share of the delta dropped in training."})
-    init: str = field(default="zero", metadata={"help": "zero: Kaiming down, zero up; normal: both N(0, 0.02)."})
-    reads: str = field(default="residual", metadata={"help": "Input in pre-norm layers: residual or input."})
-    gate: str = field(default="none", metadata={"help": "none, mean (over the sequence) or token."})
+    kind: ClassVar[str] = "BOTTLENECK"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        self.peft_type = peft_type("BOTTLENECK")
+    place: str = "houlsby"  # houlsby, pfeiffer, output or parallel
+    size: int = 64  # width of the bottleneck
+    activation: str = "relu"  # a name of transformers' ACT2FN
+    scale: float = 1.0  # factor on the delta
+    learned_scale: bool = False  # train the factor, from `scale`
+    dropout: float = 0.0  # share of the delta dropped in training
+    init: str = "zero"  # zero: Kaiming down, zero up; normal: both N(0, 0.02)
+    reads: str = "residual"  # input in pre-norm layers: residual or input
+    gate: str = "none"  # none, mean (over the sequence) or token
 
 
 class Bottleneck(TunerLayer):
     """The delta itself; subclasses say what it reads and where it is added."""
 
-    def __init__(
-        self,
-        base_layer: nn.Module,
-        adapter: str,
-        config: Any,
-        *,
-        parent: nn.Module,
-        namespace: str,
-        hidden: int,
-        norm: str = "",
-        place: str,
-    ) -> None:
+    def __init__(self, tuner: Tuner, place: Place) -> None:
         super().__init__()
-        self.base_layer, self.hidden = base_layer, hidden
-        self._hold(namespace, adapter, parent, modules=("down", "up", "gate"), parameters=("scale",))
-        self.watch(parent, norm)
-        self.update_layer(adapter, config, place=place)
+        self.base_layer, self.hidden = place.module, tuner.model.config.hidden_size
+        self.activation: dict[str, Any] = {}
+        self._hold(tuner, place, modules=("down", "up", "gate"), parameters=("scale",))
+        self.watch(place.parent, tuner.module_map.ffn_norm)
+        self.update_layer(place.adapter, place.config)
 
     def watch(self, parent: nn.Module, norm: str) -> None:
         """Hook what the layer must see beside its own input."""
 
-    def update_layer(self, adapter: str, config: Any, *, place: str, **_: Any) -> None:
+    def update_layer(self, adapter: str, config: Any) -> None:
         down, up = nn.Linear(self.hidden, config.size), nn.Linear(config.size, self.hidden)
         for linear in (down, up):
             nn.init.normal_(linear.weight, std=0.02)
@@ -78,30 +66,21 @@ class Bottleneck(TunerLayer):
             nn.init.zeros_(up.weight)
         self.held("down")[adapter], self.held("up")[adapter] = down, up
         if config.gate != "none":
-            gate = nn.Linear(self.hidden, 1)
-            nn.init.normal_(gate.weight, std=0.02)
-            self.held("gate")[adapter] = gate
+            self.hold_gate("gate", adapter, self.hidden)
         if config.learned_scale:
             self.held("scale")[adapter] = nn.Parameter(torch.full((1,), float(config.scale)))
-        self.settings[adapter] = {
-            "activation": ACT2FN[config.activation],
-            "dropout": config.dropout,
-            "gate": config.gate,
-            "scale": config.scale,
-            "place": place,
-            "reads": config.reads,
-        }
+        self.settings[adapter], self.activation[adapter] = config, ACT2FN[config.activation]
         self._placed(adapter, config)
 
     def delta(self, name: str, u: Tensor) -> Tensor:
         """[..., H] -> [..., H], in the input's dtype."""
-        settings, down = self.settings[name], self.held("down")[name]
+        config, down = self.settings[name], self.held("down")[name]
         x = u.to(down.weight.dtype)
-        h = self.held("up")[name](settings["activation"](down(x)))
-        h = h * (self.held("scale")[name] if name in self.held("scale") else settings["scale"])
-        h = nn.functional.dropout(h, settings["dropout"], self.training)
+        h = self.held("up")[name](self.activation[name](down(x)))
+        h = h * self.held("scale").get(name, config.scale)
+        h = nn.functional.dropout(h, config.dropout, self.training)
         if name in self.held("gate"):
-            h = h * pooled_gate(self.held("gate")[name], x, settings["gate"])
+            h = h * pooled_gate(self.held("gate")[name], x, config.gate)
         return h.to(u.dtype)
 
 
@@ -135,11 +114,11 @@ class AroundBlock(Bottleneck):
         residual, self.residual = self.residual, None
         h: Tensor = self.base_layer(x, *args, **kwargs)
         for name in self.live("down"):
-            settings = self.settings[name]
-            if settings["place"] == "pfeiffer":
+            config = self.settings[name]
+            if config.place == "pfeiffer":
                 h = h + self.delta(name, h + residual)
             else:
-                h = h + self.delta(name, residual if settings["reads"] == "residual" and residual is not None else x)
+                h = h + self.delta(name, residual if config.reads == "residual" and residual is not None else x)
         return h
 
 
@@ -151,8 +130,8 @@ class AroundBertOutput(Bottleneck):
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         names = list(self.live("down"))
-        beside = [name for name in names if self.settings[name]["place"] == "parallel"]
-        after = [name for name in names if self.settings[name]["place"] == "pfeiffer"]
+        beside = [name for name in names if self.settings[name].place == "parallel"]
+        after = [name for name in names if self.settings[name].place == "pfeiffer"]
         residual = input_tensor
         for name in beside:
             residual = residual + self.delta(name, input_tensor)
@@ -165,29 +144,14 @@ class AroundBertOutput(Bottleneck):
         return base.LayerNorm(h + residual)  # type: ignore[no-any-return]
 
 
-def bottleneck_places(place: str, sites: Sites) -> dict[str, str]:
-    """Kind of layer -> modules it goes to. Raises ValueError for an unknown place."""
-    match place:
-        case "houlsby":
-            return {"attention_out": sites.attention_out, "ffn_out": sites.ffn_out}
-        case "output":
-            return {"ffn_out": sites.ffn_out}
-        case "pfeiffer" | "parallel":
-            return {"ffn": sites.ffn}
-    raise ValueError(f"unknown place {place!r}: houlsby, pfeiffer, output or parallel")
+KINDS = {"houlsby": ("attention_out", "ffn_out"), "output": ("ffn_out",), "pfeiffer": ("ffn",), "parallel": ("ffn",)}
+"""Place -> fields of the module map whose modules are wrapped."""
 
 
-def put_bottleneck(
-    tuner: Tuner, kind: str, config: Any, adapter: str, target: nn.Module, name: str, parent: nn.Module
-) -> None:
-    """Wrap `target` with the bottleneck for its kind of place."""
-    layer: type[Bottleneck] = AfterOutput
-    if kind == "ffn":
-        layer = AroundBertOutput if tuner.sites.ffn_call == "bert_output" else AroundBlock
-    hidden = tuner.model.config.hidden_size
-    tuner.wrap(
-        layer, config, adapter, target, name, parent, hidden=hidden, norm=tuner.sites.ffn_norm, place=config.place
-    )
+def put_bottleneck(tuner: Tuner, kind: str, place: Place) -> None:
+    """Wrap the module with the bottleneck for its kind."""
+    around = AroundBertOutput if tuner.module_map.ffn_call == "bert_output" else AroundBlock
+    tuner.wrap(around if kind == "ffn" else AfterOutput, place)
 
 
 class BottleneckModel(Tuner):
@@ -195,11 +159,13 @@ class BottleneckModel(Tuner):
 
     prefix = "bottleneck_"
 
-    def places(self, config: BottleneckConfig, sites: Sites) -> dict[str, str]:
-        return bottleneck_places(config.place, sites)
+    def places(self, config: BottleneckConfig, names: ModuleMap) -> dict[str, str]:
+        if config.place not in KINDS:
+            raise ValueError(f"unknown place {config.place!r}: {', '.join(KINDS)}")
+        return {kind: getattr(names, kind) for kind in KINDS[config.place]}
 
-    def inject(self, kind: str, config: Any, adapter: str, target: nn.Module, name: str, parent: nn.Module) -> None:
-        put_bottleneck(self, kind, config, adapter, target, name, parent)
+    def inject(self, kind: str, place: Place) -> None:
+        put_bottleneck(self, kind, place)
 
 
-register("BOTTLENECK", BottleneckConfig, BottleneckModel)
+register(BottleneckConfig, BottleneckModel)

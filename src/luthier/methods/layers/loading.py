@@ -81,15 +81,11 @@ def check_fit(skeleton: nn.Module, folder: Path) -> None:
 
 
 def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each weight in an adapter's file, from its header; InputError where it is a pickle, damaged, or not
-    what adapter_config.json says.
-    """
+    """Shape of each weight of an adapter, from its file's header; InputError where that or its settings are bad."""
     file, settings = folder / WEIGHTS, read_object(folder / "adapter_config.json", RESTORE)
     if not file.is_file():  # PEFT would open a pickle instead
-        raise InputError(
-            f"{folder} holds no {WEIGHTS}; a pickle (.bin) can run code and is not opened",
-            fix="save the adapter again with PEFT, which writes safetensors",
-        )
+        message = f"{folder} holds no {WEIGHTS}; a pickle (.bin) can run code and is not opened"
+        raise InputError(message, fix="save the adapter again with PEFT, which writes safetensors")
     refuse_imports(folder)
     try:
         with safe_open(file, framework="pt") as opened:
@@ -103,14 +99,12 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
 def _check_numbers(settings: Mapping[str, Any], largest: int, file: Path) -> None:
     """InputError where a number in adapter_config.json would take memory or time without end, or make NaN."""
     if settings.get("peft_type") == "XLORA":
-        raise InputError(
-            f"{file}: an X-LoRA adapter opens other adapters that it names, pickles among them, and so is not opened",
-            fix="give one of the adapters that it is made of",
-        )
-    numbers = {key: value for key, value in settings.items() if isinstance(value, int | float)}
+        message = f"{file}: an X-LoRA adapter opens other adapters that it names, which may be pickles"
+        raise InputError(message, fix="give one of the adapters that it is made of")
+    numbers = dict(settings)
     for key in ("rank_pattern", "alpha_pattern"):
         inner = settings.get(key)
-        numbers |= {f"{key}.{name}": each for name, each in (inner.items() if isinstance(inner, dict) else ())}
+        numbers |= {f"{key}.{name}": each for name, each in inner.items()} if isinstance(inner, dict) else {}
     for key, value in numbers.items():
         if isinstance(value, int | float) and not abs(value) < torch.finfo(torch.float32).max:
             raise InputError(f"{file}: {key} is {value}, so every answer would be NaN", fix=RESTORE)
@@ -125,7 +119,7 @@ def _check_numbers(settings: Mapping[str, Any], largest: int, file: Path) -> Non
 def _check_patterns(model: nn.Module, file: Path) -> None:
     """InputError where matching a regular expression of adapter_config.json on the model's names would take for ever.
 
-    That is tried in a process of its own, which can be stopped.
+    A process of its own tries it, which can be stopped.
     """
     patterns = []
     for value in read_object(file, RESTORE).values():
@@ -135,27 +129,18 @@ def _check_patterns(model: nn.Module, file: Path) -> None:
         return
     names = [name for name, _ in model.named_modules()]
     try:
-        subprocess.run(
-            [sys.executable, "-I", "-c", MATCH],
-            input=to_json([patterns, names]),
-            text=True,
-            timeout=MATCHING,
-            check=False,
-            capture_output=True,
-        )
+        command, both = [sys.executable, "-I", "-c", MATCH], to_json([patterns, names])
+        subprocess.run(command, input=both, text=True, timeout=MATCHING, check=False, capture_output=True)
     except subprocess.TimeoutExpired:
-        raise InputError(
-            f"{file}: its regular expressions take more than {MATCHING:g} s on this model's names, among them "
-            f"{patterns[0][:100]!r}",
-            fix="name the layers in a list instead",
-        ) from None
+        first = patterns[0][:100]
+        message = f"{file}: its regular expressions take more than {MATCHING:g} s on this model's names: {first!r}, ..."
+        raise InputError(message, fix="name the layers in a list instead") from None
 
 
 def _unfit(folder: Path, error: Exception) -> Exception:
     if is_out_of_memory(error):
-        return OutOfMemory(
-            f"the memory is too small for the adapter {folder}", fix="a smaller base, or fewer adapters at once"
-        )
+        message = f"the memory is too small for the adapter {folder}"
+        return OutOfMemory(message, fix="a smaller base, or fewer adapters at once")
     reason = (str(error).strip() or type(error).__name__).splitlines()
     return InputError(f"{folder} is not an adapter for this base: {' '.join(reason[:2])}", fix=FIX)
 
@@ -166,24 +151,17 @@ def _check_names(tuned: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> 
     wanted = get_peft_model_state_dict(tuned, save_embedding_layers=False)
     # PEFT adds the embeddings to the file where tokens were added; they are loaded by their own names.
     own = {name.removeprefix("base_model.model."): tuple(tensor.shape) for name, tensor in tuned.state_dict().items()}
-    foreign = sorted(
-        name
-        for name, shape in shapes.items()
-        if name not in wanted and own.get(name.removeprefix("base_model.model.")) != shape
+    extra = shapes.keys() - wanted.keys()
+    foreign = [name for name in extra if own.get(name.removeprefix("base_model.model.")) != shapes[name]]
+    odd = [name for name in wanted if name in shapes and tuple(wanted[name].shape) != shapes[name]]
+    found = (
+        (foreign, len(shapes), "in it have no place in this model"),
+        (wanted.keys() - shapes.keys(), len(wanted), "that the model needs are not in it"),
+        (odd, len(shapes), "in it have another shape"),
     )
-    missing = sorted(set(wanted) - set(shapes))
-    odd = sorted(name for name in wanted if name in shapes and tuple(wanted[name].shape) != shapes[name])
-    if foreign or missing or odd:
-        told = [
-            f"{len(names)} of {total} weights {what}, among them {names[0]}"
-            for names, total, what in (
-                (foreign, len(shapes), "in it have no place in this model"),
-                (missing, len(wanted), "that the model needs are not in it"),
-                (odd, len(shapes), "in it have another shape"),
-            )
-            if names
-        ]
-        raise InputError(f"{file} is not an adapter for this base: {'; '.join(told)}", fix=FIX)
+    bad = [f"{len(names)} of {n} weights {what}, among them {min(names)}" for names, n, what in found if names]
+    if bad:
+        raise InputError(f"{file} is not an adapter for this base: {'; '.join(bad)}", fix=FIX)
 
 
 def sort_settings(folder: Path) -> None:
@@ -198,28 +176,20 @@ def sort_settings(folder: Path) -> None:
 
 def check_same(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: Path) -> None:
     """InputError where a checkpoint's weights are not exactly those of the model, by name and shape."""
-    odd = sorted(
-        name
-        for name in {*expected, *stored}
-        if name not in expected or name not in stored or expected[name].shape != stored[name].shape
-    )
+    both = expected.keys() & stored.keys()
+    odd = (expected.keys() ^ stored.keys()) | {name for name in both if expected[name].shape != stored[name].shape}
     if odd:
+        message = f"{file}: {len(odd)} weights do not match this model, among them {min(odd)}"
         raise InputError(
-            f"{file}: {len(odd)} weights do not match this model, among them {odd[0]}",
-            fix="restore the checkpoint; or put it aside, and the run goes on from the one before",
+            message, fix="restore the checkpoint; or put it aside, and rerun to resume from an earlier one"
         )
 
 
 def refuse_imports(adapter: Path) -> None:
     """InputError where adapter_config.json makes PEFT import a module that it names, or open a pickle that it names."""
     file = adapter / "adapter_config.json"
-    try:
-        settings = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{file} is no JSON object: {error}") from None
+    settings = read_object(file, RESTORE)
     for key in ("megatron_config", "prompt_tuning_init_state_dict_path"):
         if settings.get(key):
-            raise InputError(
-                f"{file}: {key} makes PEFT run or open what the file names, which Luthier does not do",
-                fix=f"set {key} to null there if the adapter works without",
-            )
+            message = f"{file}: {key} makes PEFT run or open what the file names, which Luthier does not do"
+            raise InputError(message, fix=f"set {key} to null there if the adapter works without")

@@ -1,17 +1,17 @@
-"""Where the parts of a transformer layer are called what, per architecture.
+"""What the parts of a transformer layer are called, per architecture.
 
 All names are regular expressions for whole module names.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
-class Sites:
-    """Places of one architecture that adapters attach to."""
+class ModuleMap:
+    """Names of the modules of one architecture that adapters attach to."""
 
     attention: str
     """Self-attention: called with hidden_states, attention_mask and past_key_values."""
@@ -35,39 +35,17 @@ class Sites:
     """Keys and values can be put in front of its attention (not with T5's relative position bias)."""
 
 
-LLAMA = Sites(
-    attention=r".*\.self_attn",
-    attention_out=r".*\.self_attn\.o_proj",
-    ffn=r".*\.mlp",
-    ffn_out=r".*\.mlp\.down_proj",
-    query=r".*\.self_attn\.q_proj",
-    key=r".*\.self_attn\.k_proj",
-    value=r".*\.self_attn\.v_proj",
-    ffn_last=r".*\.mlp\.down_proj",
-)
-GEMMA2 = Sites(
-    attention=LLAMA.attention,
-    attention_out=LLAMA.attention_out,
-    ffn=LLAMA.ffn,
-    ffn_out=LLAMA.ffn_out,
-    query=LLAMA.query,
-    key=LLAMA.key,
-    value=LLAMA.value,
-    ffn_last=LLAMA.ffn_last,
-    ffn_norm="pre_feedforward_layernorm",
-)
-GPT2 = Sites(
-    attention=r".*\.attn",
-    attention_out=r".*\.attn\.c_proj",
-    ffn=r".*\.mlp",
-    ffn_out=r".*\.mlp\.c_proj",
-    query=r".*\.attn\.c_attn",
-    key=r".*\.attn\.c_attn",
-    value=r".*\.attn\.c_attn",
-    ffn_last=r".*\.mlp\.c_proj",
-    ffn_norm="ln_2",
-)
-BERT = Sites(
+def _named(attention: str, inner: str, ffn: str, last: str, **others: Any) -> ModuleMap:
+    """The map of an architecture, by its attention and what is in it (output, query, key, value), and by its FFN."""
+    out, query, key, value = (rf"{attention}\.{name}" for name in inner.split())
+    down = rf"{ffn}\.{last}"
+    return ModuleMap(attention, out, ffn, down, query, key, value, down, **others)
+
+
+LLAMA = _named(r".*\.self_attn", "o_proj q_proj k_proj v_proj", r".*\.mlp", "down_proj")
+GEMMA2 = replace(LLAMA, ffn_norm="pre_feedforward_layernorm")
+GPT2 = _named(r".*\.attn", "c_proj c_attn c_attn c_attn", r".*\.mlp", "c_proj", ffn_norm="ln_2")
+BERT = ModuleMap(
     attention=r".*layer\.\d+\.attention\.self",
     attention_out=r".*layer\.\d+\.attention\.output\.dropout",
     ffn=r".*layer\.\d+\.output",
@@ -80,20 +58,9 @@ BERT = Sites(
     ffn_call="bert_output",
     causal=False,
 )
-T5 = Sites(
-    attention=r".*\.SelfAttention",
-    attention_out=r".*\.SelfAttention\.o",
-    ffn=r".*\.DenseReluDense",
-    ffn_out=r".*\.DenseReluDense\.wo",
-    query=r".*\.SelfAttention\.q",
-    key=r".*\.SelfAttention\.k",
-    value=r".*\.SelfAttention\.v",
-    ffn_last=r".*\.DenseReluDense\.wo",
-    ffn_norm="layer_norm",
-    prefix=False,
-)
+T5 = _named(r".*\.SelfAttention", "o q k v", r".*\.DenseReluDense", "wo", ffn_norm="layer_norm", prefix=False)
 
-SITES: dict[str, Sites] = {
+MODULE_MAPS: dict[str, ModuleMap] = {
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma", "granite", "smollm3"), LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text"), GEMMA2),
     "gpt2": GPT2,
@@ -102,11 +69,10 @@ SITES: dict[str, Sites] = {
 }
 
 
-def sites_of(config: Any) -> Sites:
-    """The sites of a model by its configuration (object or dict). Raises ValueError that lists what is known."""
+def module_map_of(config: Any) -> ModuleMap:
+    """The module map of a model's configuration (object or dict); a ValueError lists the known architectures."""
     kind = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
-    if kind not in SITES:
-        raise ValueError(
-            f"no adapter sites are known for the architecture {kind!r}; known are {', '.join(sorted(SITES))}"
-        )
-    return SITES[str(kind)]
+    if kind not in MODULE_MAPS:
+        known = ", ".join(sorted(MODULE_MAPS))
+        raise ValueError(f"no module names are known for the architecture {kind!r}; known are {known}")
+    return MODULE_MAPS[str(kind)]

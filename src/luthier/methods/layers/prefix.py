@@ -15,34 +15,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from luthier.methods.layers.base import Tuner, TunerConfig, TunerLayer, pooled_gate
-from luthier.methods.layers.module_map import Sites
-from luthier.methods.layers.registry import peft_type, register
+from luthier.methods.layers.base import Place, Tuner, TunerConfig, TunerLayer, pooled_gate
+from luthier.methods.layers.module_map import ModuleMap
+from luthier.methods.layers.registry import register
 
 CHILD, SHARED = "luthier_prefix", "luthier_prefix_encoder"
 """Names of the child of each attention, and of the root's child that holds the shared half of the MLP."""
 
 
 @dataclass
-class PrefixKVConfig(TunerConfig):
-    """Length and parametrization of the prefix."""
+class PrefixFields(TunerConfig):
+    """Length and parametrization of a prefix."""
 
-    length: int = field(default=20, metadata={"help": "Virtual tokens per layer."})
-    reparam: str = field(default="none", metadata={"help": "none, or mlp while training."})
-    encoder_size: int = field(default=512, metadata={"help": "Hidden size of the MLP."})
-    init_std: float = field(default=0.02, metadata={"help": "Spread of the start."})
-    prefix_dropout: float = field(default=0.0, metadata={"help": "Share of the prefix dropped in training."})
-    gate: str = field(default="none", metadata={"help": "none, mean (over the sequence) or token."})
+    length: int = 20  # virtual tokens per layer
+    reparam: str = "none"  # none, or mlp while training
+    encoder_size: int = 512  # hidden size of the MLP
+    init_std: float = 0.02  # standard deviation of the start
+    prefix_dropout: float = 0.0  # share of the prefix dropped in training
+    gate: str = "none"  # none, mean (over the sequence) or token
 
-    def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        self.peft_type = peft_type("PREFIX_KV")
+
+@dataclass
+class PrefixKVConfig(PrefixFields):
+    """A prefix and nothing else."""
+
+    kind: ClassVar[str] = "PREFIX_KV"
 
 
 class PrefixedCache:
@@ -61,7 +64,7 @@ class PrefixedCache:
         return torch.cat([front[0], keys], dim=2), torch.cat([front[1], values], dim=2)
 
     def __getattr__(self, name: str) -> Any:
-        if "real" not in self.__dict__ or self.__dict__["real"] is None:
+        if vars(self).get("real") is None:
             raise AttributeError(name)
         return getattr(self.real, name)
 
@@ -79,14 +82,17 @@ def grown_mask(mask: Any, length: int, hidden: Tensor, past: int, *, causal: boo
         row = torch.arange(queries, device=hidden.device)[:, None] + past
         seen = torch.arange(past + queries, device=hidden.device)[None, :] <= row
         grown = torch.cat([seen.new_ones(queries, length), seen], dim=1)[None, None]
-        if eager:
-            zeros = torch.zeros(grown.shape, dtype=hidden.dtype, device=hidden.device)
-            return zeros.masked_fill(~grown, torch.finfo(hidden.dtype).min)
-        return grown
+        return _additive(grown, hidden.dtype) if eager else grown
     if not isinstance(mask, Tensor):
         raise NotImplementedError("prefix methods cannot extend flex attention's block masks; use sdpa or eager")
     visible = 0 if mask.is_floating_point() and mask.ndim == 4 else 1
     return torch.cat([mask.new_full((*mask.shape[:-1], length), visible), mask], dim=-1)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of booleans (visible or not) as numbers to add to the attention logits."""
+    blank = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return blank.masked_fill(~mask.bool(), torch.finfo(dtype).min)
 
 
 class PrefixLayer(TunerLayer):
@@ -94,34 +100,30 @@ class PrefixLayer(TunerLayer):
 
     attached: ClassVar[bool] = True
 
-    def __init__(
-        self, attention: nn.Module, adapter: str, config: Any, *, namespace: str, model: Any, causal: bool
-    ) -> None:
+    def __init__(self, tuner: Tuner, place: Place) -> None:
         super().__init__()
-        self._hold(namespace, adapter, attention, modules=("out", "pgate"), parameters=("kv",))
-        own = model.config
-        self.hidden, self.causal, self.model_config = own.hidden_size, causal, own
+        self._hold(tuner, place, modules=("out", "pgate"), parameters=("kv",))
+        own = tuner.model.config
+        self.hidden, self.causal, self.model_config = own.hidden_size, tuner.module_map.causal, own
         self.heads = getattr(own, "num_key_value_heads", None) or own.num_attention_heads
         self.head_size = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
         # Kept in a list: as an attribute it would be a child, and its weights would be listed once per layer.
-        self.root = [model]
-        self.update_layer(adapter, config)
-        self.handle = attention.register_forward_pre_hook(self._before_attention, with_kwargs=True)
+        self.root = [tuner.model]
+        self.update_layer(place.adapter, place.config)
+        self.handle = place.module.register_forward_pre_hook(self._before_attention, with_kwargs=True)
 
     def get_base_layer(self) -> nn.Module:
         return self
 
-    def update_layer(self, adapter: str, config: Any, **_: Any) -> None:
+    def update_layer(self, adapter: str, config: Any) -> None:
         size = 2 * self.heads * self.head_size
         if config.reparam == "mlp":
             self.held("out")[adapter] = nn.Linear(config.encoder_size, size)
         else:
             self.held("kv")[adapter] = nn.Parameter(torch.randn(config.length, size) * config.init_std)
         if config.gate != "none":
-            gate = nn.Linear(self.hidden, 1)
-            nn.init.normal_(gate.weight, std=0.02)
-            self.held("pgate")[adapter] = gate
-        self.settings[adapter] = {"length": config.length, "dropout": config.prefix_dropout, "gate": config.gate}
+            self.hold_gate("pgate", adapter, self.hidden)
+        self.settings[adapter] = config
         self._placed(adapter, config)
 
     def detach_hooks(self) -> None:
@@ -136,17 +138,17 @@ class PrefixLayer(TunerLayer):
 
     def forward(self, name: str, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, [B, heads, length, head size] each. A forward, so that sharded weights are gathered."""
-        settings = self.settings[name]
-        flat = nn.functional.dropout(self.flat(name), settings["dropout"], self.training)
-        both = flat.view(settings["length"], 2, self.heads, self.head_size).permute(1, 2, 0, 3)
+        config = self.settings[name]
+        flat = nn.functional.dropout(self.flat(name), config.prefix_dropout, self.training)
+        both = flat.view(config.length, 2, self.heads, self.head_size).permute(1, 2, 0, 3)
         keys, values = both[:, None].expand(-1, hidden.shape[0], -1, -1, -1)
-        if settings["gate"] == "mean":  # UniPELT's own form
+        if config.gate == "mean":  # UniPELT's own form
             gate = pooled_gate(self.held("pgate")[name], hidden, "mean")[..., None]  # [B, 1, 1, 1]
             keys, values = keys * gate, values * gate
         return keys, values
 
     def _before_attention(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        names = list(self.live_names())
+        names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.settings]
         if not names:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -156,18 +158,12 @@ class PrefixLayer(TunerLayer):
             keys, values = self(name, hidden)
             length = keys.shape[2]
             cache = PrefixedCache(cache, keys, values)
-            mask = grown_mask(
-                mask, length, hidden, past, causal=self.causal, eager=self.model_config._attn_implementation == "eager"
-            )
-            if self.settings[name]["gate"] == "token":
+            eager = self.model_config._attn_implementation == "eager"
+            mask = grown_mask(mask, length, hidden, past, causal=self.causal, eager=eager)
+            if self.settings[name].gate == "token":
                 mask = self._gated_mask(name, mask, hidden, past, length)
             past += 0 if mask is not None else length
         return args, {**kwargs, "past_key_values": cache, "attention_mask": mask}
-
-    def live_names(self) -> Iterator[str]:
-        """Switched-on adapters of this layer, flat or not."""
-        if not self.disable_adapters:
-            yield from (name for name in self.active_adapters if name in self.settings)
 
     def _gated_mask(self, name: str, mask: Tensor | None, hidden: Tensor, past: int, length: int) -> Tensor:
         """UniPELT's gate for causal models: log sigmoid(w x_t + b) on the attention logits of the prefix columns.
@@ -177,11 +173,9 @@ class PrefixLayer(TunerLayer):
         """
         batch, queries = hidden.shape[:2]
         if mask is None:
-            shape = (batch, 1, queries, length + past + queries)
-            mask = torch.zeros(shape, dtype=hidden.dtype, device=hidden.device)
+            mask = hidden.new_zeros(batch, 1, queries, length + past + queries)
         elif not mask.is_floating_point():
-            blank = torch.zeros(mask.shape, dtype=hidden.dtype, device=mask.device)
-            mask = blank.masked_fill(~mask.bool(), torch.finfo(hidden.dtype).min)
+            mask = _additive(mask, hidden.dtype)
         gate = self.held("pgate")[name]
         log_gate = nn.functional.logsigmoid(gate(hidden.to(gate.weight.dtype))).to(mask.dtype)  # [B, T, 1]
         mask = mask.expand(batch, -1, queries, -1)
@@ -193,14 +187,14 @@ class PrefixEncoder(TunerLayer):
 
     attached: ClassVar[bool] = True
 
-    def __init__(self, model: nn.Module, adapter: str, namespace: str) -> None:
+    def __init__(self, tuner: Tuner, place: Place) -> None:
         super().__init__()
-        self._hold(namespace, adapter, model, modules=("emb", "in"))
+        self._hold(tuner, place, modules=("emb", "in"))
 
     def get_base_layer(self) -> nn.Module:
         return self
 
-    def update_layer(self, adapter: str, config: Any, hidden: int, **_: Any) -> None:
+    def update_layer(self, adapter: str, config: Any, hidden: int) -> None:
         self.held("emb")[adapter] = nn.Embedding(config.length, hidden)
         self.held("in")[adapter] = nn.Linear(hidden, config.encoder_size)
         self._placed(adapter, config)
@@ -209,30 +203,29 @@ class PrefixEncoder(TunerLayer):
         return torch.tanh(self.held("in")[name](self.held("emb")[name].weight))
 
 
-def attach_prefix(tuner: Tuner, config: Any, adapter: str, attention: nn.Module) -> None:
-    """Add the adapter's prefix to one attention.
+def attach_prefix(tuner: Tuner, place: Place) -> None:
+    """Add the adapter's prefix to the attention at `place`.
 
     The shared encoder is made here, in the midst of PEFT's injection: a tuner layer that was there before
     the first injection would make PEFT believe in a second adapter and thaw the whole base.
     """
-    if not tuner.sites.prefix:
+    if not tuner.module_map.prefix:
         raise ValueError("this architecture has a relative position bias in its attention: no prefix can stand there")
+    model, adapter, config = tuner.model, place.adapter, place.config
     if config.reparam == "mlp":
-        if not hasattr(tuner.model, SHARED):
-            tuner.model.add_module(SHARED, PrefixEncoder(tuner.model, adapter, tuner.prefix))
-        shared: Any = getattr(tuner.model, SHARED)
+        if not hasattr(model, SHARED):
+            model.add_module(SHARED, PrefixEncoder(tuner, replace(place, module=model)))
+        shared: Any = getattr(model, SHARED)
         if adapter not in shared.held("emb"):
-            shared.update_layer(adapter, config, tuner.model.config.hidden_size)
+            shared.update_layer(adapter, config, model.config.hidden_size)
             if adapter not in tuner.active_adapters:
                 shared.set_requires_grad(adapter, False)
-    layer = getattr(attention, CHILD, None)
+    layer = getattr(place.module, CHILD, None)
     if layer is not None:
         layer.update_layer(adapter, config)
         return
-    layer = PrefixLayer(
-        attention, adapter, config, namespace=tuner.prefix, model=tuner.model, causal=tuner.sites.causal
-    )
-    attention.add_module(CHILD, layer)
+    layer = PrefixLayer(tuner, place)
+    place.module.add_module(CHILD, layer)
     if adapter not in tuner.active_adapters:
         layer.requires_grad_(False)
 
@@ -267,11 +260,11 @@ class PrefixKVModel(Tuner):
 
     prefix = "prefixkv_"
 
-    def places(self, config: PrefixKVConfig, sites: Sites) -> dict[str, str]:
-        return {"attention": sites.attention}
+    def places(self, config: PrefixKVConfig, names: ModuleMap) -> dict[str, str]:
+        return {"attention": names.attention}
 
-    def inject(self, kind: str, config: Any, adapter: str, target: nn.Module, name: str, parent: nn.Module) -> None:
-        attach_prefix(self, config, adapter, target)
+    def inject(self, kind: str, place: Place) -> None:
+        attach_prefix(self, place)
 
 
-register("PREFIX_KV", PrefixKVConfig, PrefixKVModel)
+register(PrefixKVConfig, PrefixKVModel)

@@ -16,20 +16,19 @@ import torch
 from torch import nn
 
 from luthier.methods.layers.base import untrained_heads
-from luthier.methods.layers.module_map import SITES
+from luthier.methods.layers.module_map import MODULE_MAPS
 
 
 def guard_prompts(model: Any, *, classify: bool) -> None:
     """Hook the base of a PEFT prompt-learning model so that padding on either side changes nothing."""
     base = model.base_model
-    sites = SITES.get(getattr(base.config, "model_type", ""))
-    if sites is None or not sites.causal or hasattr(base, "luthier_prompt_guard"):
+    names = MODULE_MAPS.get(getattr(base.config, "model_type", ""))
+    if names is None or not names.causal or hasattr(base, "luthier_prompt_guard"):
         return
     base.register_forward_pre_hook(_give_positions, with_kwargs=True)
     base.luthier_prompt_guard = True
     if classify:
-        inner = getattr(base, base.base_model_prefix)
-        inner.register_forward_hook(_last_token_to_the_end, with_kwargs=True)
+        getattr(base, base.base_model_prefix).register_forward_hook(_last_token_to_the_end, with_kwargs=True)
 
 
 @contextmanager

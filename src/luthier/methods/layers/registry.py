@@ -20,9 +20,7 @@ def peft_type(name: str) -> PeftType:
         return PeftType[name]
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
-    attributes: dict[str, Any] = {"_sort_order_": len(PeftType._member_names_), "__objclass__": PeftType}
-    for key, value in attributes.items():
-        setattr(member, key, value)
+    vars(member).update(_sort_order_=len(PeftType._member_names_), __objclass__=PeftType)
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
@@ -32,8 +30,7 @@ def peft_type(name: str) -> PeftType:
     return member
 
 
-def register(name: str, config: type, model: Any) -> None:
-    """Register `config` and `model` under `name` (upper case). Raises KeyError where PEFT has the name already."""
-    kind = peft_type(name)
-    if PEFT_TYPE_TO_CONFIG_MAPPING.get(kind) is not config:
-        register_peft_method(name=name.lower(), config_cls=config, model_cls=model, prefix=model.prefix)
+def register(config: Any, model: Any) -> None:
+    """Register the pair under `config.kind` (upper case). Raises KeyError where PEFT has the name already."""
+    if PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type(config.kind)) is not config:
+        register_peft_method(name=config.kind.lower(), config_cls=config, model_cls=model, prefix=model.prefix)

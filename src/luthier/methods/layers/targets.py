@@ -31,14 +31,11 @@ def unfit_layers(model: nn.Module) -> dict[str, str]:
 
 def _matrices(model: nn.Module) -> list[tuple[str, Any, str]]:
     """(name, module, why no adapter goes there or "") of each module with a matrix of weights, but no embeddings."""
-    from torch import nn as torch_nn
+    from torch.nn import Embedding
 
     modules = dict(model.named_modules())
-    return [
-        (name, module, why_unfit(name, module, modules))
-        for name, module in modules.items()
-        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and not isinstance(module, torch_nn.Embedding)
-    ]
+    found = {n: m for n, m in modules.items() if getattr(getattr(m, "weight", None), "ndim", 0) == 2}
+    return [(n, m, why_unfit(n, m, modules)) for n, m in found.items() if not isinstance(m, Embedding)]
 
 
 def why_unfit(name: str, module: Any, modules: dict[str, Any]) -> str:
@@ -48,21 +45,18 @@ def why_unfit(name: str, module: Any, modules: dict[str, Any]) -> str:
     parent = modules[name.rpartition(".")[0]]
     if name.rpartition(".")[2] in READ_BY_WEIGHT and hasattr(parent, "A_log") and hasattr(parent, "D"):
         return "is read by its weight and never called, so an adapter there would do nothing"
-    return "" if _is_linear(module) else f"is a {type(module).__name__} and no plain linear layer"
+    return "" if _is_linear(module) else f"is a {type(module).__name__}, not a plain linear layer"
 
 
 def _routes(name: str, modules: dict[str, Any]) -> bool:
-    """Is it a router, or a part of one? One is called so, or is the `gate` beside the `experts`."""
+    """Whether it is a router or a part of one: something called so, or the `gate` beside the `experts`."""
     parts = name.split(".")
-    for depth, part in enumerate(parts):
-        beside = modules[".".join(parts[:depth])]
-        if "router" in part.lower() or (part == "gate" and hasattr(beside, "experts")):
-            return True
-    return False
+    gates = (i for i, part in enumerate(parts) if part == "gate")
+    return "router" in name.lower() or any(hasattr(modules[".".join(parts[:i])], "experts") for i in gates)
 
 
 def _is_linear(layer: Any) -> bool:
-    """Does it give [..., out] of [..., in]? A subclass with a forward of its own is tried, unless it is quantized."""
+    """Whether it maps [..., in] to [..., out]. A subclass with its own forward is tried, unless it is quantized."""
     import torch
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -71,22 +65,21 @@ def _is_linear(layer: Any) -> bool:
 
     if not isinstance(layer, nn.Linear | Conv1D):
         return False
-    weight: Any = layer.weight
     usual = type(layer).forward in (nn.Linear.forward, Conv1D.forward)
-    if usual or is_packed(layer) or weight.dtype.itemsize < 2:
+    if usual or is_packed(layer) or layer.weight.dtype.itemsize < 2:
         return True
     try:
         with torch.no_grad():
-            made = layer(weight.new_zeros(2, layer.in_features))
+            made = layer(layer.weight.new_zeros(2, layer.in_features))
     except Exception:  # whatever it is, it takes no plain input
         return False
     return isinstance(made, torch.Tensor) and tuple(made.shape) == (2, layer.out_features)
 
 
 def sides(layer: Any) -> tuple[int, ...]:
-    """Inputs and outputs, from the module where it says them: a packed weight has another shape."""
-    told = tuple(int(getattr(layer, side)) for side in ("in_features", "out_features") if hasattr(layer, side))
-    return told or tuple(layer.weight.shape)
+    """Number of inputs and outputs, from the module where it has them: a packed weight has another shape."""
+    own = tuple(int(getattr(layer, side)) for side in ("in_features", "out_features") if hasattr(layer, side))
+    return own or tuple(layer.weight.shape)
 
 
 def check_targets(
@@ -110,16 +103,16 @@ def check_targets(
     else:
         for target in targets:
             if not any(_named(name, target) for name in layers):
-                _refuse(model, target, layers, every, taken, key)
+                short = sorted({name.rpartition(".")[2] for name in layers})
+                message = f"{key}: {_why_not(model, target, short, every, taken)}"
+                raise InputError(message, fix=f"choose from {', '.join(short)}, or {key}=all-linear")
         chosen = {n: layer for n, layer in layers.items() if any(_named(n, target) for target in targets)}
     if not blocks:
         return chosen
     numbers = {name: block_of(name) for name in chosen}
     if missing := sorted(set(blocks) - set(numbers.values())):
-        there = sorted({number for number in numbers.values() if number is not None})
-        raise InputError(
-            f"method.layers: no target is in layer {missing[0]}", fix=f"choose from {', '.join(map(str, there))}"
-        )
+        there = ", ".join(str(number) for number in sorted({n for n in numbers.values() if n is not None}))
+        raise InputError(f"method.layers: no target is in layer {missing[0]}", fix=f"choose from {there}")
     return {name: layer for name, layer in chosen.items() if numbers[name] in blocks}
 
 
@@ -133,21 +126,18 @@ def block_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _refuse(
-    model: nn.Module, target: str, layers: Collection[str], every: Collection[str], taken: Collection[str], key: str
-) -> None:
-    short = sorted({name.rpartition(".")[2] for name in layers})
-    unfit = {name: why for name, why in unfit_layers(model).items() if _named(name, target)}
+def _why_not(
+    model: nn.Module, target: str, short: Collection[str], every: Collection[str], taken: Collection[str]
+) -> str:
+    """Why `target` names none of the layers that an adapter may go into, whose last names are `short`."""
     if target.rpartition(".")[2] in taken:
-        said = f"{target!r} takes no LoRA here: PEFT reads this name as the experts, which are no linear layers"
-    elif any(_named(name, target) for name in every):
-        said = f"{target!r} is the classification head, which trains as a whole with every method"
-    elif unfit:
-        name, why = next(iter(unfit.items()))
-        said = f"{target!r} takes no adapter: {name} {why}"
-    else:
-        said = f"no layer is named {target!r}{did_you_mean(target, short)}"
-    raise InputError(f"{key}: {said}", fix=f"choose from {', '.join(short)}, or {key}=all-linear")
+        return f"{target!r} takes no LoRA here: PEFT reads this name as the experts, which are not linear layers"
+    if any(_named(name, target) for name in every):
+        return f"{target!r} is the classification head, which trains as a whole with every method"
+    for name, why in unfit_layers(model).items():
+        if _named(name, target):
+            return f"{target!r} takes no adapter: {name} {why}"
+    return f"no layer is named {target!r}{did_you_mean(target, short)}"
 
 
 def peft_names(
@@ -168,8 +158,8 @@ def check_rank(layers: dict[str, Any], rank: int, setting: Callable[[int], str] 
     """InputError where `rank` is above a side of a layer; `fix` says what to type for the largest that fits."""
     widths = {name: min(sides(layer)) for name, layer in layers.items()}
     narrowest = min(widths, key=widths.__getitem__, default="")
-    if narrowest and rank > widths[narrowest]:
-        smallest = widths[narrowest]
+    smallest = widths.get(narrowest, rank)
+    if rank > smallest:
         fix = setting(smallest) if smallest else "another base: no rank fits into a layer of width 0"
         raise InputError(f"method.rank: {rank} is more than the {smallest} of layer {narrowest}", fix=fix)
 
@@ -189,16 +179,16 @@ def read_as_experts(model: nn.Module) -> frozenset[str]:
 
 
 def fused_experts(model: nn.Module, taken: Collection[str] = ()) -> str:
-    """What to say of experts that are no linear layers but tensors of all experts at once; empty where none are.
+    """A note on experts that are tensors of all experts at once and not linear layers; empty where none are.
 
     `taken` are names of plain layers that stay as they are too, since PEFT would take them for those experts.
     """
-    from torch import nn as torch_nn
+    from torch.nn import Linear
 
     fused: dict[str, int] = {}
     for name, module in model.named_modules():
-        called = f"{name} {type(module).__name__}".lower()  # GraniteMoeParallelExperts is called input_linear
-        if "expert" not in called or isinstance(module, torch_nn.Linear):
+        both = f"{name} {type(module).__name__}".lower()  # GraniteMoeParallelExperts is called input_linear
+        if "expert" not in both or isinstance(module, Linear):
             continue
         for own, weight in module.named_parameters(recurse=False):
             if weight.ndim >= 2:
@@ -208,8 +198,8 @@ def fused_experts(model: nn.Module, taken: Collection[str] = ()) -> str:
         return ""
     share = sum(fused.values()) / sum(parameter.numel() for parameter in model.parameters())
     beside = sorted({n.rpartition(".")[2] for n in linear_layers(model)} & set(taken))
-    said = f"; so do the plain layers {', '.join(beside)}, whose names PEFT reads as those experts" if beside else ""
+    plain = f"; so do the plain layers {', '.join(beside)}, whose names PEFT reads as those experts" if beside else ""
     return (
-        f"{share:.0%} of the parameters are experts held as whole tensors ({', '.join(sorted(fused))}), which are no "
-        f"linear layers and stay as they are{said}; method=full trains them, method=freeze those of some layers"
+        f"{share:.0%} of the parameters are experts held as whole tensors ({', '.join(sorted(fused))}), which are not "
+        f"linear layers and stay as they are{plain}; method=full trains them, method=freeze those of some layers"
     )

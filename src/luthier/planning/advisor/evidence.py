@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier.core.errors import InputError, did_you_mean
+from luthier.methods.base import PRESETS, QUANTIZED
 
 HERE = Path(__file__).resolve().parent
 TIE = 1.0
 """Points: methods that are no further apart count as equal."""
 TIE_LOSS = 0.02
 """The same for a loss, as a share of the best one."""
-QUANTIZED = {("lora", "nf4"): "qlora", ("lora", "int8"): "lora_int8"}
+NAMES = {(PRESETS[name][0], quantize): name for name, (quantize, _) in QUANTIZED.items()}
 """Method and quantization -> the name under which benchmarks list it."""
 FIX = "--evidence takes the compare.json that luthier compare writes"
 
@@ -127,7 +128,7 @@ class Board:
 
 def arm_of(method: str, quantize: str) -> str:
     """The name of a method on a base in `quantize`, as benchmarks list it."""
-    return QUANTIZED.get((method, quantize), method)
+    return NAMES.get((method, quantize), method)
 
 
 @lru_cache
