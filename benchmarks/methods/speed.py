@@ -34,7 +34,7 @@ from torch import nn
 import luthier
 from benchmarks.methods.run import HERE, QUANTIZED, read
 from luthier.data.batches import micro_batches
-from luthier.kernels.apply import fused
+from luthier.kernels.apply import patched
 from luthier.kernels.attention import row_by_row
 from luthier.methods.base import METHODS, Method
 from luthier.models.load import device, load_model
@@ -169,7 +169,7 @@ def measure(arm: str, folder: Path, steps: int, given: list[Row]) -> dict[str, A
             with ExitStack() as stack:
                 model = loops[side].model
                 if side == "luthier":
-                    stack.enter_context(fused(model, packed))
+                    stack.enter_context(patched(model, packed))
                 elif packed:
                     stack.enter_context(row_by_row(model))
                 began = time.process_time()

@@ -122,7 +122,7 @@ def test_a_run_from_the_command_line_alone(
             ["train", "data=good.jsonl", "model=noweights"],
             ["noweights has a config.json but no weights", "model.init=random"],
         ),
-        (["train", "data=good.jsonl", "model=./nowhere"], ["./nowhere is no folder"]),
+        (["train", "data=good.jsonl", "model=./nowhere"], ["./nowhere is not a folder"]),
         (["train", "data=good.jsonl", "model=pickled"], ["only pickled weights", "safetensors"]),
         (["train", "data=good.jsonl", "model=adapter"], ["holds an adapter, not a base model"]),
         (

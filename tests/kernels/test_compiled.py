@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from luthier.core.errors import InputError
-from luthier.kernels.apply import fused
+from luthier.kernels.apply import patched
 from luthier.kernels.attention import NAME
 from luthier.kernels.compiled import blocks, check_compile
 from luthier.pipeline.prepare import on_this_machine
@@ -47,7 +47,7 @@ def test_loss_and_gradients_are_the_models_own(packed: bool) -> None:
     task, found = TASKS.parse("chat"), []
     for compile in (False, True):
         made = []
-        with fused(model, packed, compile):
+        with patched(model, packed, compile):
             layers = blocks(model)
             assert all((layer._compiled_call_impl is not None) is compile for layer in layers)
             for size in (6, 9):  # of other lengths

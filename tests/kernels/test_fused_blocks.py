@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from luthier.kernels import gated_mlp, lora, rms_norm
-from luthier.kernels.apply import fused
+from luthier.kernels import frozen_linear, gated_mlp, lora, rms_norm
+from luthier.kernels.apply import patched
 from luthier.methods.base import METHODS
 from tests.methods.zoo import DECODERS, attached, base, one_step, shake
 
@@ -20,8 +20,7 @@ GATED = [kind for kind in DECODERS if kind != "gpt2"]
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in (gated_mlp, rms_norm):
-        monkeypatch.setattr(part, "PART_BYTES", 3 * 4 * 48)
+    monkeypatch.setattr(frozen_linear, "PART_BYTES", 3 * 4 * 48)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
@@ -30,7 +29,7 @@ def test_values_and_gradients_are_the_models_own(kind: str, name: str) -> None:
     _, model = attached(name, kind)
     shake(model)
     usual = one_step(model)
-    with fused(model):
+    with patched(model):
         ours = one_step(model)
     assert len(usual) == len(ours)
     for a, b in zip(usual, ours, strict=True):
@@ -43,9 +42,9 @@ def test_they_are_used(kind: str) -> None:
     _, model = attached("lora", kind)
     blocks = [m for m in model.modules() if type(m).__name__.endswith("MLP")]
     norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
-    assert blocks and gated_mlp.fuse(model) == blocks
-    assert norms and rms_norm.fuse(model) == norms
-    assert len(lora.fuse(model)) == sum(hasattr(m, "lora_A") for m in model.modules())
+    assert blocks and gated_mlp.patch(model) == blocks
+    assert norms and rms_norm.patch(model) == norms
+    assert len(lora.patch(model)) == sum(hasattr(m, "lora_A") for m in model.modules())
 
 
 @pytest.mark.parametrize("targets", ["gate_proj", "down_proj", "q_proj,v_proj", "all-linear"])
@@ -54,8 +53,8 @@ def test_paths_on_some_layers_only_and_dropout(targets: str) -> None:
     model = METHODS.parse(fields).attach(base("llama"), steps=9).train()
     shake(model)
     layer_by_layer = copy.deepcopy(model)
-    lora.fuse(layer_by_layer)  # which draws the same masks in the same order
-    with fused(model):
+    lora.patch(layer_by_layer)  # which draws the same masks in the same order
+    with patched(model):
         one, other, third = one_step(model), one_step(layer_by_layer), one_step(model, seed=1)
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(b, a, rtol=2e-4, atol=2e-6)
@@ -77,7 +76,7 @@ def test_in_half_precision_they_are_as_near_to_the_truth(kind: str, autocast: bo
             for parameter in model.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()
-        with fused(model) if ours else nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with patched(model) if ours else nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             found.append(one_step(model))
     usual, own = (
         sum(float((x.float() - right).norm() / right.norm()) for right, x in zip(truth, side, strict=True)) / len(truth)
@@ -90,7 +89,7 @@ def test_in_half_precision_they_are_as_near_to_the_truth(kind: str, autocast: bo
 def test_putting_it_in_draws_nothing_from_torchs_state() -> None:
     model = METHODS.parse({"name": "lora", "rank": 4, "dropout": 0.3}).attach(base("llama"), steps=9).train()
     before = torch.get_rng_state()
-    with fused(model, packed=True):
+    with patched(model, packed=True):
         pass
     assert torch.equal(before, torch.get_rng_state()) and all(module.training for module in model.modules())
 
@@ -116,7 +115,7 @@ def test_a_block_that_is_not_what_it_looks_like_is_left_alone() -> None:
             return self.weight * x / (x.abs().mean(-1, keepdim=True) + self.eps)
 
     model = nn.Sequential(Odd(), OddRMSNorm())
-    assert not gated_mlp.fuse(model) and not rms_norm.fuse(model)
+    assert not gated_mlp.patch(model) and not rms_norm.patch(model)
 
 
 def test_activation_checkpointing_changes_nothing() -> None:
@@ -124,6 +123,6 @@ def test_activation_checkpointing_changes_nothing() -> None:
     shake(model)
     twin: Any = copy.deepcopy(model)
     twin.activation_checkpointing_enable({"use_reentrant": False})
-    with fused(model), fused(twin):
+    with patched(model), patched(twin):
         for a, b in zip(one_step(model), one_step(twin), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)

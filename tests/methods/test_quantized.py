@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import CannotMerge, InputError, MissingExtra, ModelError, Stopped
 from luthier.kernels import gated_mlp, lora
-from luthier.kernels.apply import fused
+from luthier.kernels.apply import patched
 from luthier.methods.base import Method
 from luthier.methods.layers.base import transpose_back, transposed_layers
 from luthier.models.load import load_model, load_tokenizer, parameter_counts
@@ -282,7 +282,7 @@ def test_fused_layers_on_a_packed_base_are_pefts(
     calls = []
     for part in (lora, gated_mlp):
         monkeypatch.setattr(part, "backward", lambda *a, real=part.backward, **k: (calls.append(1), real(*a, **k))[1])
-    with fused(model):
+    with patched(model):
         first = evaluated(model, x)
         for _ in range(2):  # and after an evaluation
             ours = gradients(model, x)

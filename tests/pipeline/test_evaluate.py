@@ -148,7 +148,7 @@ def test_numbers_are_learned_and_judged_by_correlation(settings: Callable[..., R
 
 def test_words_are_no_numbers_to_learn(settings: Callable[..., RunConfig]) -> None:
     rows = [{"text": f"film {i}", "label": "good" if i == 7 else str(i)} for i in range(40)]
-    with pytest.raises(InputError, match=r"label 'good' is no number"):
+    with pytest.raises(InputError, match=r"label 'good' is not a number"):
         train(settings(rows, "task=regress"))
 
 

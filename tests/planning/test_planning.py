@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.kernels.apply import fused
+from luthier.kernels.apply import patched
 from luthier.methods.base import METHODS
 from luthier.models.load import load_model, load_tokenizer
 from luthier.models.settings import ModelConfig
@@ -42,7 +42,7 @@ def really(model: Any, *, packed: bool, again: bool = False, own: bool = True) -
     known = {t.untyped_storage() for t in (*model.parameters(), *model.buffers(), *grads)}
     head = model.get_output_embeddings()
     inputs = tracing._inputs(ROWS, "cpu", packed)
-    with fused(model, packed=packed) if own else nullcontext():
+    with patched(model, packed=packed) if own else nullcontext():
         head.forward = tracing._same
         try:
             return tracing._run(model, inputs, known, torch.autocast("cpu", enabled=False))

@@ -106,5 +106,5 @@ def test_a_run_whose_base_has_moved_or_changed_is_refused(
     with pytest.raises(InputError, match=r"is not the base that the run was started from; changed: config\.json"):
         Engine.open([str(tmp_path / "run")])
     base.rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         Engine.open([str(tmp_path / "run")])

@@ -11,7 +11,7 @@ import torch
 import transformers as t
 
 from luthier.core.errors import InputError
-from luthier.kernels.apply import fused
+from luthier.kernels.apply import patched
 from luthier.methods.base import METHODS
 from luthier.methods.layers.targets import read_as_experts
 from tests.methods.zoo import base, loss, shake
@@ -96,7 +96,7 @@ def test_every_target_learns_and_no_router_is_one(kind: str, name: str) -> None:
     method.check(build(kind))
     shake(model, 0.02)
     x = torch.arange(3, 25).view(2, 11)
-    with fused(model):
+    with patched(model):
         loss(model.train(), x, use_cache=False).backward()
     adapted = {n: p for n, p in model.named_parameters() if p.requires_grad and "mlp.gate." not in n}
     assert len(adapted) == sum(p.requires_grad for p in model.parameters()), "DeepSeek's and Mixtral's routers"

@@ -1,8 +1,8 @@
 """Keep freed memory for the next tensor: on Linux, giving it back costs more than the arithmetic in it.
 
-glibc maps each large block of memory anew and gives it back as soon as it is freed. Every page of the next block is
-then a fault that the kernel answers with zeros: to multiply two matrices of 18 MB, entry by entry, takes many times as
-long as the multiplying. Training asks for the same sizes again and again, so kept memory is used again.
+glibc maps each large block of memory and unmaps it as soon as it is freed. Every page of the next block is then a page
+fault: to multiply two matrices of 18 MB, entry by entry, takes several times as long. Training allocates the same sizes
+again and again, so kept memory is reused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, up to blocks of a GiB. False where the system's allocator is another."""
+    """Let this process keep what it frees, up to blocks of a GiB. False where the allocator is not glibc's."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Give back what is free now, once, after much has been loaded and dropped again: glibc keeps it in small holes."""
+    """Return free memory to the system, once, after much was loaded and dropped: glibc keeps it in small holes."""
     gc.collect()
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):  # musl has none

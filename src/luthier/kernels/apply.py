@@ -1,4 +1,4 @@
-"""All that computes faster here, put into a model for a while."""
+"""Put everything that computes faster here into a model, for the time of a context."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from luthier.kernels.compiled import compiled
 
 
 @contextmanager
-def fused(model: nn.Module, packed: bool = False, compile: bool = False, *, trial: bool = True) -> Iterator[None]:
-    """In here `model` computes with ours what its own code computes in more memory or time; `packed` adds attention.
+def patched(model: nn.Module, packed: bool = False, compile: bool = False, *, trial: bool = True) -> Iterator[None]:
+    """A context in which these kernels replace what the model's own code computes in more memory or time.
 
-    The numbers are the same to rounding: each module decides by a trial, and by what it carries at each call. A model
-    without numbers, which is only planned, has no `trial`. With `compile` blocks are torch.compile's instead, and only
-    attention is ours; without `trial` as they are, for which the compiler's work is not foreseen.
+    The numbers are the same to rounding: each module decides by a trial, and by its state at each call. A model without
+    numbers, which is only planned, has no `trial`. `packed` adds attention over packed rows. With `compile` blocks are
+    torch.compile's instead, and only attention is ours; without `trial` they stay as they are.
     """
     with ExitStack() as stack:
         if packed:
@@ -28,7 +28,7 @@ def fused(model: nn.Module, packed: bool = False, compile: bool = False, *, tria
                 stack.enter_context(compiled(model))
             yield
             return
-        changed = [*lora.fuse(model), *gated_mlp.fuse(model, trial=trial), *rms_norm.fuse(model, trial=trial)]
+        changed = [*lora.patch(model), *gated_mlp.patch(model, trial=trial), *rms_norm.patch(model, trial=trial)]
         try:
             yield
         finally:

@@ -1,9 +1,9 @@
 """Attention over packed rows, row by row: what crosses from one row to another is not computed and then masked away.
 
 transformers' sdpa takes a sequence of packed rows with a [T, T] mask, so its cost grows with the square of the whole
-sequence. Here each row is computed by itself: on a CPU in one function for all rows where the causal triangle is all
-that a mask has to say, and by a call of sdpa a row else; on a GPU by torch's kernel for many lengths, where that
-serves. Registered with transformers as `luthier_packed`; everything but packed rows goes to sdpa as ever.
+sequence. Here each row is computed by itself: on a CPU in one function for all rows where the mask is the causal
+triangle, else by a call of sdpa per row; on a GPU by torch's kernel for many lengths, where it works. Registered with
+transformers as `luthier_packed`; everything but packed rows goes to sdpa.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from luthier.kernels import varlen
+from luthier.kernels.frozen_linear import autocast_type
 
 NAME = "luthier_packed"
 EDGES = "luthier_edges"
@@ -42,29 +43,27 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Queries [1, heads, T, D], keys and values [1, key heads, P + T, D] -> [1, T, heads, D].
 
-    Positions that begin anew part the rows. Keys in front of the queries (a trained prefix) are seen by every row.
+    Each row begins at position 0. Keys in front of the queries (a trained prefix) are seen by every row.
     """
     front = key.size(2) - query.size(2)
-    if _on_gpu(query):
-        plain = not (front or kwargs.get("softcap") or (kwargs.get("dropout") and module.training))
-        rows = varlen.rows_of(position_ids, query) if plain and not _additive(attention_mask) else None
+    scaling, dropping = kwargs.get("scaling"), kwargs.get("dropout") and module.training
+    plain = not (front or dropping or _additive(attention_mask))
+    edges: list[int] = []
+    if not _on_gpu(query):  # reading them would wait for a GPU
+        edges = _edges(position_ids, query)
+        longest = max((end - begin for begin, end in pairwise(edges)), default=0)
+        if edges and plain and not (sliding_window is not None and longest > sliding_window):
+            scale = query.size(-1) ** -0.5 if scaling is None else scaling
+            return causal_rows(query[0], key[0], value[0], edges, scale)[None], None
+    elif plain and not kwargs.get("softcap"):
+        rows = varlen.rows_of(position_ids, query)
         if rows is not None and varlen.serves(query, key, value):
-            scaling = kwargs.get("scaling")
             return varlen.attend(query[0], key[0], value[0], rows, scaling, sliding_window)[None], None
-    edges = [] if _on_gpu(query) else _edges(position_ids, query)  # else a GPU would be waited for
-    longest = max((end - begin for begin, end in pairwise(edges)), default=0)
-    windowed = sliding_window is not None and longest > sliding_window
-    dropping = kwargs.get("dropout") and module.training
-    if edges and not (front or windowed or dropping or _additive(attention_mask)):
-        scaling = kwargs.get("scaling")
-        scale = query.size(-1) ** -0.5 if scaling is None else scaling
-        return causal_rows(query[0], key[0], value[0], edges, scale)[None], None
     if len(edges) <= 2:
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, sliding_window=sliding_window, **kwargs
-        )
+        kwargs["sliding_window"] = sliding_window
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     made = []
     for begin, end in pairwise(edges):
         keys, values = key[:, :, front + begin : front + end], value[:, :, front + begin : front + end]
@@ -82,14 +81,13 @@ def packed_attention(
 def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int], scale: float) -> Tensor:
     """softmax(q k^T scale) v within each row: [heads, T, D], [key heads, T, D] twice -> [T, heads, D].
 
-    As sdpa's kernel it keeps no probabilities and makes them anew in the backward pass (Dao et al. 2022, arXiv
+    As sdpa's kernel it keeps no probabilities and recomputes them in the backward pass (Dao et al. 2022, arXiv
     2205.14135); it differs in the blocks, some queries of all heads against all keys before them, which suit a CPU's
     matrix products. All is float32: in bfloat16 the scores of Qwen2, some hundreds, would be off by whole numbers, and
     oneDNN would compile and keep a kernel for each length of a row, which MKL does not.
     """
-    kind = query.device.type
-    if torch.is_autocast_enabled(kind):  # as it does for sdpa: rotated queries may be wider than the values
-        query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+    # As autocast does for sdpa: rotated queries may be wider than the values.
+    query, key, value = (x.to(autocast_type(x, x.dtype)) for x in (query, key, value))
     made: Tensor = _CausalRows.apply(query, key, value, tuple(edges), scale)  # type: ignore[no-untyped-call]
     return made
 
@@ -166,11 +164,11 @@ def _shares(asked: Tensor, keys: Tensor, future: Tensor, group: int) -> Tensor:
 
 
 def _edges(position_ids: Tensor | None, query: Tensor) -> list[int]:
-    """Where rows begin, and the end of the last; nothing where the batch is not one sequence of packed rows.
+    """Where rows begin, and the end of the last; empty where the batch is not one sequence of packed rows.
 
-    Kept with the positions, which all layers are given.
+    Kept with the positions, which all layers get.
     """
-    if position_ids is None or query.size(0) != 1 or position_ids.shape != (1, query.size(2)):
+    if position_ids is None or not varlen.packs(position_ids, query):
         return []
     known: list[int] | None = getattr(position_ids, EDGES, None)
     if known is None:
@@ -185,15 +183,15 @@ def _on_gpu(query: Tensor) -> bool:
 
 
 def _additive(mask: Tensor | None) -> bool:
-    """Does a mask add numbers (a gate's, a bias) and not only hide?"""
+    """Whether a mask adds numbers (a gate's, a bias) and not only hides."""
     return mask is not None and mask.dtype != torch.bool
 
 
 @contextmanager
 def row_by_row(model: nn.Module, *, apart: bool = False) -> Iterator[None]:
-    """In here attention of packed rows is computed row by row, where the model uses sdpa; `apart` from compiled code.
+    """A context in which attention is computed row by row where the model uses sdpa, `apart` from compiled code.
 
-    A model with Flash Attention of its own (attn_implementation) keeps it: that reads rows off their positions as well.
+    A model with Flash Attention (attn_implementation) keeps it: that finds rows by their positions as well.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     if getattr(getattr(base, "config", None), "_attn_implementation", "") != "sdpa":

@@ -1,6 +1,6 @@
 """torch.compile for the blocks of a model, where a recipe asks for it (train.compile).
 
-Compiled is the block that repeats (a decoder layer), once for all layers and for any number of tokens: a whole model
+The block that repeats (a decoder layer) is compiled once for all layers and for any number of tokens: a whole model
 would take as many times longer to compile as it has layers.
 """
 
@@ -12,30 +12,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from luthier.core.errors import InputError
 
 
 def check_compile(device: str) -> None:
     """Compile one small function for this device; InputError where that fails. Seconds: comes before any weights."""
-    numbers = torch.ones(8, device=device)
     try:
-        torch.compile(_small)(numbers)
+        torch.compile(lambda numbers: numbers.cos() + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever a missing or broken compiler makes of it
-        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"train.compile: torch.compile does not work here: {what}",
             fix="a C++ compiler (g++, or the one that CXX names) for a CPU, Triton for a GPU; or train.compile=false",
         ) from error
 
 
-def _small(numbers: Tensor) -> Tensor:
-    return numbers.cos() + 1
-
-
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules of the class that stands most often in the model's own lists of modules: its layers."""
+    """The model's layers: modules of the class that is most frequent in its lists of modules."""
     listed = [m for found in model.modules() if isinstance(found, nn.ModuleList) for m in found]
     if not listed:
         return []
@@ -45,9 +40,9 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
-    """In here the model's blocks run as torch.compile makes them, but for passes without gradients.
+    """A context in which the model's blocks are compiled, but for passes without gradients.
 
-    Those (the held-out rows between two steps) have other shapes and are few: they would be compiled for in vain.
+    Those (the held-out rows between two steps) have other shapes and are few: compiling for them would not pay.
     """
     changed: list[Any] = blocks(model)
     for block in changed:

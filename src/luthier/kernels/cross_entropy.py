@@ -11,12 +11,14 @@ chunk as here.)
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from luthier.kernels.frozen_linear import autocast_type, evaluating, parts
 
 CHUNK_BYTES = 5 * 2**24
 """Bytes of a chunk's logits: 256 tokens of Qwen2's in half precision."""
@@ -45,10 +47,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        dtype = autocast_type(hidden, weight.dtype)
         wants_hidden = ctx.needs_input_grad[0]
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(hidden.device.type, enabled=False):
             cast = weight.to(dtype)
             losses = torch.empty(len(targets), device=hidden.device)
             # Probabilities far below 1 vanish in half precision, where loss scaling would have kept them.
@@ -82,16 +83,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             _slope(logits, targets[part], upstream=upstream[part], to_bias=to_bias)
             if to_weight is not None:
                 to_weight += (logits.t() @ chunk).float()
-        return scaled, _as(to_weight, weight), _as(to_bias, bias), None
+        to_weight = None if to_weight is None else to_weight.to(weight.dtype)
+        return scaled, to_weight, None if to_bias is None else to_bias.to(bias.dtype), None
 
 
-def _chunks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
+Chunk: TypeAlias = tuple[slice, Tensor, Tensor]
+
+
+def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Iterator[Chunk]:
     """(place, tokens, their logits) of each chunk; the next one's logits take the same memory.
 
-    Logits are made for a multiple of EVEN tokens, those behind the chunk's of nothing: for each number of its own
-    oneDNN would compile kernels and keep them.
+    Logits are made for a multiple of EVEN tokens, of zeros behind the chunk's: for each number of tokens oneDNN would
+    compile kernels and keep them.
     """
     size = max(FEWEST, CHUNK_BYTES // (dtype.itemsize * len(weight))) // EVEN * EVEN or FEWEST
     chunks = max(1, -(-len(hidden) // size))
@@ -116,10 +119,8 @@ def _slope(
 
     `to_bias` gets the sum of that, before it is rounded.
     """
-    rows = len(logits) if logits.is_cuda else max(1, SLICE_BYTES // (4 * logits.size(1)))
     losses = torch.empty(len(logits), device=logits.device)
-    for start in range(0, len(logits), rows):
-        part = slice(start, start + rows)
+    for part in parts(logits, 4, SLICE_BYTES):
         right = targets[part, None]
         slope = logits[part].softmax(1, dtype=torch.float32)
         losses[part] = _losses(logits[part], slope, right)
@@ -144,29 +145,28 @@ def _losses(logits: Tensor, probabilities: Tensor, right: Tensor) -> Tensor:
     return torch.where(rare, scores.logsumexp(1) - scores.gather(1, right)[:, 0], losses)
 
 
-def _as(gradient: Tensor | None, of: Tensor) -> Tensor | None:
-    return None if gradient is None else gradient.to(of.dtype)
+@contextmanager
+def without_head(model: nn.Module) -> Iterator[nn.Linear | None]:
+    """A context in which `model` returns its last hidden states instead of logits; yields the head that makes these.
+
+    Yields None, and logits stay, where the model does more than that: an adapted head, capped or scaled logits.
+    """
+    head = plain_head(model)
+    with nullcontext() if head is None else _idle(head):
+        yield head
 
 
 @contextmanager
-def without_head(model: nn.Module) -> Iterator[nn.Linear | None]:
-    """In here `model` gives its last hidden states where it else gives logits; what is yielded makes logits of them.
-
-    None, and logits as ever, where the model does more than that: an adapted head, capped or scaled logits.
-    """
-    head = plain_head(model)
-    if head is None:
-        yield None
-        return
-    head.forward = _same  # type: ignore[method-assign, assignment]
+def _idle(head: nn.Linear) -> Iterator[None]:
+    head.forward = lambda hidden: hidden  # type: ignore[method-assign, assignment]
     try:
-        yield head
+        yield
     finally:
         del head.forward
 
 
 def plain_head(model: nn.Module) -> nn.Linear | None:
-    """The layer that makes logits, where it is a linear one and nothing comes behind it; asked of the model once."""
+    """The layer that makes logits, where it is a linear one and nothing comes after it; the model is tried once."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if type(head) is not nn.Linear:
         return None
@@ -175,26 +175,13 @@ def plain_head(model: nn.Module) -> nn.Linear | None:
     return head if head.makes_logits else None
 
 
-@torch.no_grad()
 def _makes_logits(model: nn.Module, head: nn.Linear) -> bool:
-    """Are the logits of two tokens, bit for bit, what the head makes of the hidden states? Capped ones are not."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    """Whether the logits of two tokens are, bit for bit, the head's of the hidden states. Capped ones are not."""
+    with evaluating(model):
         tokens = torch.tensor([[0, 1]], device=head.weight.device)
         logits = model(input_ids=tokens, use_cache=False).logits
-        head.forward = _same  # type: ignore[method-assign, assignment]
-        try:
+        with _idle(head):
             hidden = model(input_ids=tokens, use_cache=False).logits
-        finally:
-            del head.forward
         if hidden.size(-1) != head.in_features:
             return False
         return torch.equal(head(hidden.to(head.weight.dtype)).float(), logits.float())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _same(hidden: Tensor) -> Tensor:
-    return hidden

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PART_BYTES = 2**20
+"""Bytes of a tensor that are worked on at a time: they should stay in a processor's cache."""
+
+
+def parts(x: Tensor, itemsize: int, limit: int | None = None) -> Iterator[slice]:
+    """Some rows of [N, width] at a time; all at once on a GPU, where each call costs a launch."""
+    rows = len(x) if x.is_cuda else max(1, (limit or PART_BYTES) // (itemsize * x.size(1)))
+    return (slice(start, start + rows) for start in range(0, len(x), rows))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context in which nothing is dropped and no gradient kept; every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
 
 def is_frozen_linear(layer: Any) -> bool:
-    """Is it a linear layer without a gradient of its own, and nothing hooked into it?"""
+    """Whether it is a linear layer without a gradient of its own, and nothing is hooked into it."""
     if getattr(getattr(layer, "weight", None), "requires_grad", True):
         return False
     if type(layer) is nn.Linear:
@@ -20,20 +43,23 @@ def is_frozen_linear(layer: Any) -> bool:
 
 
 def is_packed(layer: Any) -> bool:
-    """Is its weight in 4 or 8 bit?"""
+    """Whether its weight is in 4 or 8 bit."""
     return type(layer).__module__.startswith("bitsandbytes.") and type(layer).__name__ in ("Linear4bit", "Linear8bitLt")
 
 
 def working_type(layer: Any, x: Tensor) -> torch.dtype:
-    """What is computed in: autocast's type, else the weight's, else (where that is packed) the input's."""
+    """The type to compute in: autocast's, else the weight's, else (where that is packed) the input's."""
+    return autocast_type(x, x.dtype if is_packed(layer) else layer.weight.dtype)
+
+
+def autocast_type(x: Tensor, otherwise: torch.dtype) -> torch.dtype:
+    """The type that autocast computes in on the device of `x`, or `otherwise` where it is off."""
     kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype if is_packed(layer) else layer.weight.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else otherwise
 
 
 def shaped(made: Tensor, shape: Sequence[int]) -> Tensor:
-    """What a function of ours returns, in another shape: no view, for models may change it in place (Gemma 3n does)."""
+    """The result of an autograd function in another shape: no view, for models may change it in place (Gemma 3n)."""
     return torch.ops.aten._unsafe_view(made, list(shape))  # type: ignore[no-any-return]
 
 
@@ -41,16 +67,14 @@ def product(layer: Any, x: Tensor) -> Tensor:
     """W x + b in x's type, outside of autograd: [N, in] -> [N, out]."""
     if is_packed(layer):
         with torch.no_grad():
-            made: Tensor = layer(x)
-        return made
+            return layer(x)  # type: ignore[no-any-return]
     return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
 
 
 def weight(layer: Any, dtype: torch.dtype) -> Tensor:
     """The weight, unpacked: [out, in]."""
     if not is_packed(layer):
-        plain: Tensor = layer.weight.to(dtype)
-        return plain
+        return layer.weight.to(dtype)  # type: ignore[no-any-return]
     from peft.utils.integrations import dequantize_bnb_weight
 
     return dequantize_bnb_weight(layer.weight, state=getattr(layer, "state", None)).to(dtype)

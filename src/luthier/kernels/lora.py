@@ -2,7 +2,7 @@
 
 PEFT computes the low-rank path beside the layer as four operations, and autograd keeps a copy of the input for them,
 another of the dropped-out one and its mask, in each adapted layer. Here the path is added into the layer's own output,
-the mask is made anew in the backward pass from a seed, and kept are the layer's input, which its neighbours share,
+the mask is recomputed in the backward pass from a seed, and kept are the layer's input, which its neighbors share,
 and A x. (Hu et al. 2021, arXiv 2106.09685, section 4; regenerated masks as in Dao et al. 2022, arXiv 2205.14135.)
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MethodType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,11 @@ BLOCK = POOL // 4
 """Most numbers that one window masks."""
 
 
-def fuse(model: nn.Module) -> list[nn.Module]:
+def patch(model: nn.Module) -> list[nn.Module]:
     """Let the LoRA layers of a PEFT model compute so, where nothing about them asks for more; returns these layers.
 
-    A layer decides at each call. Several active adapters, DoRA, merged or disabled adapters, a base layer that is
-    hooked or trains itself, and calls with arguments of their own go PEFT's way.
+    A layer decides at each call: PEFT's code serves several active adapters, DoRA, merged or disabled adapters, a base
+    layer that is hooked or trains itself, and calls with further arguments.
     """
     from peft.tuners.lora.layer import LoraLayer
 
@@ -47,8 +47,7 @@ def _is_linear(module: nn.Module) -> bool:
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     low = None if args or kwargs else low_rank(self)
     if low is None:
-        made: Tensor = type(self).forward(self, x, *args, **kwargs)
-        return made
+        return type(self).forward(self, x, *args, **kwargs)  # type: ignore[no-any-return]
     return lora_linear(x, self.base_layer, low)
 
 
@@ -62,6 +61,10 @@ class LowRank:
     """[out, rank]"""
     scale: float
     dropped: Dropped | None
+
+
+LoraPath: TypeAlias = tuple[Any, LowRank | None]
+"""A frozen layer and what is beside it."""
 
 
 def low_rank(layer: Any) -> LowRank | None:
@@ -96,8 +99,8 @@ class Dropped:
     """A dropout mask that is never kept: a share `rate` of zeros, the same whenever it is asked for.
 
     To draw a number for each input takes longer than LoRA's products. So zeros and ones are drawn once, and a mask is
-    a window of them at an offset that the seed says, one for each block of tokens. Where the windows begin is as good
-    as independent from call to call, and so is what they hold: of any two places, chance alone says whether both drop.
+    a window of them at an offset that the seed gives, one for each block of tokens. The offsets are as good as
+    independent from call to call, and so are the windows: chance alone decides whether two places both drop.
     """
 
     rate: float
@@ -105,12 +108,12 @@ class Dropped:
 
     @classmethod
     def draw(cls, rate: float) -> Dropped | None:
-        """A mask out of torch's own random state, so that a resumed run draws the same; None where nothing drops."""
+        """A mask from torch's own random state, so that a resumed run draws the same; None where nothing drops."""
         return cls(rate, int(torch.randint(2**62, (1,)))) if rate else None
 
     @property
     def scale(self) -> float:
-        """What is left counts for what was dropped."""
+        """Factor on what is left."""
         return 1 / (1 - self.rate)
 
     def blocks(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -138,34 +141,24 @@ class _LoraLinear(torch.autograd.Function):
     """The weight is frozen: it has no gradient here."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        layer: Any,
-        bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
-        scale: float,
-        dropped: Dropped | None,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: Any, bias: Tensor | None, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
         dtype = working_type(layer, x)
         with torch.autocast(x.device.type, enabled=False):
-            made, projected = forward(x.reshape(-1, x.size(-1)).to(dtype), layer, LowRank(a, b, scale, dropped))
+            made, projected = forward(x.reshape(-1, x.size(-1)).to(dtype), layer, LowRank(a, b, *rest))
         ctx.save_for_backward(x, a, b, projected)
-        ctx.how = layer, dtype, scale, dropped, None if bias is None else bias.dtype
+        ctx.how = layer, dtype, rest, None if bias is None else bias.dtype
         return shaped(made, (*x.shape[:-1], made.size(-1)))
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
         x, a, b, projected = ctx.saved_tensors
-        layer, dtype, scale, dropped, bias_type = ctx.how
+        layer, dtype, rest, bias_type = ctx.how
         wants_x, _, wants_bias, *_ = ctx.needs_input_grad
         with torch.autocast(x.device.type, enabled=False):
             slope = upstream.reshape(-1, upstream.size(-1)).to(dtype)  # [N, out]
             to_bias = slope.sum(0).to(bias_type) if wants_bias else None
-            to_x, to_a, to_b = backward(
-                slope, x.reshape(-1, x.size(-1)).to(dtype), layer, LowRank(a, b, scale, dropped), projected, wants_x
-            )
+            flat = x.reshape(-1, x.size(-1)).to(dtype)
+            to_x, to_a, to_b = backward(slope, flat, (layer, LowRank(a, b, *rest)), projected, wants_x)
         return None if to_x is None else to_x.to(x.dtype).view(x.shape), None, to_bias, to_a, to_b, None, None
 
 
@@ -180,25 +173,20 @@ def forward(x: Tensor, layer: Any, low: LowRank | None) -> tuple[Tensor, Tensor 
 
 
 def backward(
-    slope: Tensor,
-    x: Tensor,
-    layer: Any,
-    low: LowRank | None,
-    projected: Tensor | None,
-    wants_x: bool = True,
-    into: Tensor | None = None,
+    slope: Tensor, x: Tensor, path: LoraPath, projected: Tensor | None, wants_x: bool = True, into: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, A and B from the output's: [N, out] -> [N, in], [rank, in], [out, rank].
 
     That of x is added to `into`, where one is given.
     """
+    layer, low = path
     to_x = to_a = to_b = None
     if wants_x:
         unpacked = weight(layer, slope.dtype)
         to_x = slope @ unpacked if into is None else into.addmm_(slope, unpacked)
     if low is not None and projected is not None:
         through = (slope @ low.b.to(slope.dtype)).mul_(low.scale)  # [N, rank]
-        # The wide matrix on the right, as it lies in memory: the other way round takes a CPU several times as long.
+        # The wide matrix on the right, as it lies in memory: the other order takes a CPU several times as long.
         to_b = (projected.t() @ slope).t().mul(low.scale).to(low.b.dtype).contiguous()
         to_a = _slope_of_a(through, x, low.dropped).to(low.a.dtype)
         if to_x is not None:

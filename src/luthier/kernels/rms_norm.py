@@ -6,23 +6,19 @@ makes some twenty passes over them. (Zhang and Sennrich 2019, arXiv 1910.07467.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luthier.kernels.frozen_linear import shaped
-
-PART_BYTES = 2**20
-"""Bytes in float32 that are worked on at a time: they should stay in a processor's cache."""
+from luthier.kernels.frozen_linear import parts, shaped
 
 
-def fuse(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
+def patch(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
     """Let the RMSNorms of `model` compute so, where a trial gives their own numbers; returns these.
 
-    Without numbers (a model that is only planned) there is no `trial`.
+    A model without numbers (which is only planned) has no `trial`.
     """
     found: list[nn.Module] = []
     proved: dict[tuple[type, torch.dtype], bool | None] = {}
@@ -45,7 +41,7 @@ def fuse(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
 
 @torch.no_grad()
 def _offset(module: nn.Module, weight: Tensor, eps: float) -> bool | None:
-    """Does it scale by 1 + weight, as Gemma's does, or by weight? None where it does something else."""
+    """Whether it scales by 1 + weight, as Gemma's does, or by weight; None where it does something else."""
     x = torch.linspace(-1.7, 2.3, 3 * len(weight), device=weight.device).mul(40).sin().view(1, 3, -1).to(weight.dtype)
     usual = type(module).forward(module, x)
     for plus_one in (False, True):
@@ -73,11 +69,10 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus_one: bool) -> Tensor:
         flat = x.reshape(-1, x.size(-1))
-        made = torch.empty(
-            flat.shape, device=x.device, dtype=x.dtype if plus_one else torch.promote_types(x.dtype, weight.dtype)
-        )
+        dtype = x.dtype if plus_one else torch.promote_types(x.dtype, weight.dtype)
+        made = torch.empty(flat.shape, device=x.device, dtype=dtype)
         scales = torch.empty(len(flat), 1, device=x.device)
-        for part in _parts(flat):
+        for part in parts(flat, 4):
             wide = flat[part].float()
             scales[part] = wide.square().mean(1, keepdim=True).add_(eps).rsqrt_()
             wide = wide * scales[part]
@@ -93,7 +88,7 @@ class _RMSNorm(torch.autograd.Function):
         gain = 1 + weight.float() if ctx.plus_one else weight.float()
         to_x = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
         to_weight = torch.zeros_like(gain) if ctx.needs_input_grad[1] else None
-        for part in _parts(flat):
+        for part in parts(flat, 4):
             normed = flat[part].float() * scales[part]
             slope = slopes[part].float()
             if to_weight is not None:
@@ -102,15 +97,5 @@ class _RMSNorm(torch.autograd.Function):
                 slope = slope * gain
                 along = (slope * normed).mean(1, keepdim=True)
                 to_x[part] = slope.sub_(normed.mul_(along)).mul_(scales[part])
-        return (
-            None if to_x is None else to_x.view(x.shape),
-            None if to_weight is None else to_weight.to(weight.dtype),
-            None,
-            None,
-        )
-
-
-def _parts(x: Tensor) -> Iterator[slice]:
-    """Some rows of [N, H] at a time; all at once on a GPU, where each call costs a launch."""
-    rows = len(x) if x.is_cuda else max(1, PART_BYTES // (4 * x.size(1)))
-    return (slice(start, start + rows) for start in range(0, len(x), rows))
+        shaped_x = None if to_x is None else to_x.view(x.shape)
+        return shaped_x, None if to_weight is None else to_weight.to(weight.dtype), None, None

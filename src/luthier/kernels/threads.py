@@ -16,17 +16,15 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-
 SPINS = "2000"
-"""Turns that a worker waits awake: some tens of microseconds, as long as there is between two products of a step."""
+"""Turns that a worker waits awake: some tens of microseconds, the time between two products of a step."""
 
 
 def sleep_soon() -> None:
-    """Let workers of OpenMP sleep when there is nothing for them, which they do after milliseconds else.
+    """Let idle workers of OpenMP sleep soon, not after milliseconds. Call it before torch is imported.
 
-    What they would gain is little; where other work wants the processors they halve the speed, for a thread that waits
-    awake keeps its processor from the one that it waits for. OpenMP reads this when torch is imported, so it must come
-    before. What the environment says already, stays.
+    Waiting awake gains little; where other work wants the processors it halves the speed, for such a thread keeps its
+    processor from the one that it waits for. A setting in the environment stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

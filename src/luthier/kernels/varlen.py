@@ -1,20 +1,21 @@
-"""Attention over packed rows on a GPU: torch's kernel for sequences of many lengths, where it serves.
+"""Attention over packed rows on a GPU: torch's kernel for sequences of many lengths, where it works.
 
-(torch.nn.attention.varlen; Flash Attention 2, Dao 2023, arXiv 2307.08691.) It takes half precision, knows no mask but
-the causal triangle and a window, and drops nothing. Whether it works here is not read off a table of devices and
-versions: it is tried.
+(torch.nn.attention.varlen; Flash Attention 2, Dao 2023, arXiv 2307.08691.) It takes half precision, has no mask but
+the causal triangle and a window, and no dropout. A trial decides whether it works here.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import _disable_current_modes
+
+from luthier.kernels.frozen_linear import autocast_type
 
 ROWS = "luthier_rows"
 
@@ -27,12 +28,17 @@ class Rows(NamedTuple):
     longest: int
 
 
-def rows_of(position_ids: Tensor | None, query: Tensor) -> Rows | None:
-    """The rows of one sequence: positions that begin anew part them. None where the batch is no such sequence.
+def packs(position_ids: Tensor, query: Tensor) -> bool:
+    """Whether the batch is one sequence, with a position for each of its tokens."""
+    return query.size(0) == 1 and position_ids.shape == (1, query.size(2))
 
-    Kept with the positions, which all layers are given: the length of the longest is read from the GPU once a pass.
+
+def rows_of(position_ids: Tensor | None, query: Tensor) -> Rows | None:
+    """The rows of one sequence, each from position 0; None where the batch is not one sequence.
+
+    Kept with the positions, which all layers get: the length of the longest is read from the GPU once a pass.
     """
-    if position_ids is None or query.size(0) != 1 or position_ids.shape != (1, query.size(2)):
+    if position_ids is None or not packs(position_ids, query):
         return None
     known: Rows | None = getattr(position_ids, ROWS, None)
     if known is None:
@@ -44,11 +50,11 @@ def rows_of(position_ids: Tensor | None, query: Tensor) -> Rows | None:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float | None, window: int | None) -> Tensor:
-    """Queries [heads, T, D], keys and values [key heads, T, D] -> [T, heads, D], each row for itself and causal.
+    """Queries [heads, T, D], keys and values [key heads, T, D] -> [T, heads, D], each row by itself and causal.
 
-    A token sees `window` tokens, itself among them; none: all before it. `scale`: none is D ** -0.5.
+    A token sees `window` tokens, itself among them; None means all before it. A `scale` of None is D ** -0.5.
     """
-    query, key, value = (x.transpose(0, 1).to(working_type(query)) for x in (query, key, value))
+    query, key, value = (x.transpose(0, 1).to(autocast_type(query, query.dtype)) for x in (query, key, value))
     before = -1 if window is None or window >= rows.longest else window - 1
     return kernel(query, key, value, rows, scale, (before, 0))
 
@@ -56,34 +62,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float |
 def kernel(
     query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float | None, window: tuple[int, int]
 ) -> Tensor:
-    """What torch has, of [T, heads, D] and twice [T, key heads, D]."""
+    """Torch's kernel, for [T, heads, D] and twice [T, key heads, D]."""
     from torch.nn.attention.varlen import varlen_attn
 
-    made = varlen_attn(
-        query,
-        key,
-        value,
-        rows.edges,
-        rows.edges,
-        rows.longest,
-        rows.longest,
-        scale=scale,
-        window_size=window,
-        enable_gqa=query.size(1) != key.size(1),
-    )
-    assert isinstance(made, Tensor)
-    return made
-
-
-def working_type(query: Tensor) -> torch.dtype:
-    """Autocast's, as for sdpa, or the queries' own."""
-    place = query.device.type
-    return torch.get_autocast_dtype(place) if torch.is_autocast_enabled(place) else query.dtype
+    edges, longest = (rows.edges, rows.edges), (rows.longest, rows.longest)
+    options: dict[str, Any] = {"scale": scale, "window_size": window, "enable_gqa": query.size(1) != key.size(1)}
+    return varlen_attn(query, key, value, *edges, *longest, **options)  # type: ignore[return-value]
 
 
 def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Does the kernel do its work for tensors like these, [1, heads, T, D]? Tried once for each kind of them."""
-    dtype = working_type(query)
+    """Whether the kernel works for tensors like these, [1, heads, T, D]. Tried once for each kind of them."""
+    dtype = autocast_type(query, query.dtype)
     if dtype not in (torch.bfloat16, torch.float16) or value.size(-1) != query.size(-1):
         return False
     return _proved(dtype, query.device, query.size(1), key.size(1), query.size(-1))
@@ -91,8 +80,10 @@ def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 @lru_cache(maxsize=32)
 def _proved(dtype: torch.dtype, device: torch.device, heads: int, few: int, width: int) -> bool:
-    """Values and gradients of two rows are those of sdpa in float32, to the rounding of `dtype`, with and without a
-    window. False as well where the kernel is not there or raises, whatever it raises."""
+    """Whether values and gradients of two rows are sdpa's in float32, to the rounding of `dtype`, also with a window.
+
+    False as well where the kernel is missing or raises.
+    """
     # Also asked while a run is planned, on tensors without numbers.
     with _disable_current_modes(), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         try:
@@ -114,10 +105,8 @@ def _agrees(dtype: torch.dtype, device: torch.device, heads: int, few: int, widt
     rows = Rows(torch.tensor(edges, dtype=torch.int32, device=device), longest)
     got = attend(given[0], given[1], given[2], rows, None, window)
     ours = [got, *torch.autograd.grad(got, given, slope.to(dtype))]
-    return all(
-        float((one.float() - other).norm()) <= 0.02 * float(other.norm())
-        for one, other in zip(ours, right, strict=True)
-    )
+    pairs = zip(ours, right, strict=True)
+    return all(float((one.float() - other).norm()) <= 0.02 * float(other.norm()) for one, other in pairs)
 
 
 def _row(query: Tensor, key: Tensor, value: Tensor, *, window: int | None) -> Tensor:

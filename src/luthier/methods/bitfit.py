@@ -44,7 +44,7 @@ class BitFit(PeftMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.bias import BitFitConfig
 
-        terms = self.terms if self.terms == "all" else list(self.terms)
+        terms: Any = self.terms if self.terms == "all" else list(self.terms)
         return BitFitConfig(terms=terms, missing="add" if self.missing == "add" else "skip")
 
     def caveat(self, model: Model) -> str:

@@ -43,5 +43,5 @@ class Prefix(PrefixMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.prefix import PrefixKVConfig
 
-        encoder = {"reparam": "mlp", "encoder_size": self.hidden}
+        encoder: dict[str, Any] = {"reparam": "mlp", "encoder_size": self.hidden}
         return PrefixKVConfig(length=self.length, init_std=self.init_std, prefix_dropout=self.dropout, **encoder)

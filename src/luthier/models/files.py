@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from transformers.activations import ACT2FN
 
 from luthier.core.errors import InputError, ModelError, did_you_mean
 from luthier.core.files import read_object
@@ -26,6 +27,7 @@ from luthier.kernels.finite import not_finite, weights_of
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FETCH = "download the model again"
+OTHER_CONFIG = f"{FETCH}; its config.json may belong to another"
 ADAPTER_TOO = "model.path: {} holds an adapter beside the model, and a base is loaded without one"
 
 SIZES = re.compile(r"(num|n)_\w+|\w+_(size|dim|rank|layers|heads|positions|embeddings)|d_\w+")
@@ -33,58 +35,42 @@ SIZES = re.compile(r"(num|n)_\w+|\w+_(size|dim|rank|layers|heads|positions|embed
 LARGEST = {"layer": 1_000, "labels": 100_000, "": 2**31}
 """By the word a key has in it: more than any model has. A hundred thousand labels take transformers seconds."""
 SHARED = 200
-"""Layers that may share the weights of one, as ALBERT's do; a few too many are told by weights that are missing."""
+"""Layers that may share the weights of one, as ALBERT's do; a few too many show by weights that are missing."""
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 WIDTHS = re.compile(r"(vocab|hidden|intermediate)_size|n_embd|n_inner|d_model|d_ff|(ffn|head)_dim|(num|n)_\w*heads?")
 """Sizes that some weight has as a side, so none is beyond the largest weight."""
-POSITIVE = (
-    *LAYERS,
-    "vocab_size",
-    "hidden_size",
-    "n_embd",
-    "d_model",
-    "n_head",
-    "num_attention_heads",
-    "n_positions",
-    "max_position_embeddings",
-)
+POSITIVE = {*LAYERS, "vocab_size", "hidden_size", "n_embd", "d_model", "n_head", "num_attention_heads"}
+POSITIVE |= {"n_positions", "max_position_embeddings"}
 ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation")
 TOKENS = ("pad_token_id", "decoder_start_token_id")
 """What is fed to a model. An end beyond its vocabulary is never chosen, and the tokenizer's own is used."""
 IMPLEMENTATIONS = ("eager", "paged|eager", "sdpa", "flex_attention", "batched_mm", "grouped_mm")
-"""Of attention and experts, those within transformers. For others it imports a package or fetches code from a hub."""
+"""Implementations within transformers. For others it imports a package or fetches code from a hub."""
 MOST_MODULES = 300_000
 """More layers of torch's than any model has; building them takes a minute."""
 
 
 def check_folder(folder: Path, *, weights: bool) -> None:
-    """ModelError where `folder` is no model folder, or holds what must not be opened."""
+    """ModelError where `folder` is not a model folder, or holds what must not be opened."""
     refuse_closed(folder)
-    if (folder / "adapter_config.json").is_file():
-        if (folder / "config.json").is_file():  # transformers would put the adapter on the base in silence
-            raise ModelError(ADAPTER_TOO.format(folder), fix="move adapter_config.json and its weights elsewhere")
-        raise ModelError(
-            f"model.path: {folder} holds an adapter, not a base model", fix="give the base model it was trained on"
-        )
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model.path: {folder} has no config.json, so it is no model folder")
-    config = read_object(folder / "config.json", FETCH)
+    file, adapter = folder / "config.json", (folder / "adapter_config.json").is_file()
+    if adapter and file.is_file():  # transformers would put the adapter on the base in silence
+        raise ModelError(ADAPTER_TOO.format(folder), fix="move adapter_config.json and its weights elsewhere")
+    if adapter:
+        message = f"model.path: {folder} holds an adapter, not a base model"
+        raise ModelError(message, fix="give the base model it was trained on")
+    if not file.is_file():
+        raise ModelError(f"model.path: {folder} has no config.json, so it is not a model folder")
+    config = read_object(file, FETCH)
     if (generation := folder / "generation_config.json").is_file():
         check_tokens(read_object(generation, FETCH), vocabulary_of(config), generation)
-    if not weights:
-        check_config(config, folder / "config.json", {})
-        return
-    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+    if weights and not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         if any((folder / name).is_file() for name in OLD_WEIGHTS):
-            raise ModelError(
-                f"model.path: {folder} has only pickled weights (.bin), which can run code when opened",
-                fix="convert them to safetensors first",
-            )
-        raise ModelError(
-            f"model.path: {folder} has a config.json but no weights (model.safetensors)",
-            fix="finish the download, or train from scratch with model.init=random",
-        )
-    check_config(config, folder / "config.json", dict(tensors_of(weight_files(folder))))
+            message = f"model.path: {folder} has only pickled weights (.bin), which can run code when opened"
+            raise ModelError(message, fix="convert them to safetensors first")
+        message = f"model.path: {folder} has a config.json but no weights (model.safetensors)"
+        raise ModelError(message, fix="finish the download, or train from scratch with model.init=random")
+    check_config(config, file, dict(tensors_of(weight_files(folder))) if weights else {})
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -98,27 +84,22 @@ def weight_files(folder: Path) -> list[Path]:
         if not file.is_file():
             raise ModelError(f"{folder / INDEX} names {name}, which is not there", fix=FETCH)
         if not any(file.resolve().is_relative_to(place) for place in (there, cache)):
-            raise ModelError(
-                f"{file} is a link that leads out of the model's folder, to {file.resolve()}",
-                fix="put the file itself there",
-            )
+            message = f"{file} is a link that leads out of the model's folder, to {file.resolve()}"
+            raise ModelError(message, fix="put the file itself there")
     return [folder / name for name in names]
 
 
 def index_names(index: Path) -> list[str]:
-    """The shards that an index names; ModelError where one is no safetensors file in the index's own folder."""
+    """The shards that an index names; ModelError where one is not a safetensors file in the index's own folder."""
     shards = read_object(index, FETCH).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise ModelError(f"{index}: 'weight_map' should say for each tensor in which file it is", fix=FETCH)
+        raise ModelError(f"{index}: 'weight_map' should name the file of each tensor", fix=FETCH)
     names = sorted(set(shards.values()))
     for name in names:
         outside = name.startswith(("/", "\\")) or ".." in Path(name.replace("\\", "/")).parts or ":" in name
         if not name.endswith(".safetensors") or outside:
-            raise ModelError(
-                f"{index} names {name!r} as weights; only .safetensors files in its folder are opened, for others can "
-                "run code",
-                fix="do not use this model, or convert its weights to safetensors",
-            )
+            message = f"{index} names {name!r}; only .safetensors files in its folder are opened: others can run code"
+            raise ModelError(message, fix="do not use this model, or convert its weights to safetensors")
     return names
 
 
@@ -138,49 +119,46 @@ def tensors_of(files: list[Path]) -> Iterator[tuple[str, int]]:
 
 
 def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, int]) -> None:
-    """ModelError where config.json says what no model is, or would have code fetched.
+    """ModelError where config.json describes no possible model, or would have code fetched.
 
     `tensors` are the weights and their numbers of elements, where they are known: a model has not many more layers
     than those are of, and is not wider than the largest of them.
     """
+
+    def refuse(what: str, fix: str = FETCH) -> NoReturn:
+        raise ModelError(f"{file}: {what}", fix=fix)
+
     layers = max((int(found[1]) for name in tensors if (found := re.search(r"\.(\d+)\.", name))), default=None)
     check_tokens(config, vocabulary_of(config), file)
     heads, shared = (config.get(key) for key in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared:
-        raise ModelError(
-            f"{file}: num_key_value_heads is {shared}, which does not divide num_attention_heads, {heads}", fix=FETCH
-        )
+        refuse(f"num_key_value_heads is {shared}, which does not divide num_attention_heads, {heads}")
     for key, value in _settings(config):
         last = key.rpartition(".")[2]
         if last == "transformers_weights" and value not in (None, WEIGHTS):
-            raise ModelError(f"{file}: {key} names {value!r} as weights", fix=f"name them {WEIGHTS} and remove the key")
+            refuse(f"{key} names {value!r} as weights", f"name them {WEIGHTS} and remove the key")
         if last in ("text_config", "quantization_config") and value is not None:
-            raise ModelError(f"{file}: {key} should be an object, not {value!r}", fix=FETCH)
+            refuse(f"{key} should be an object, not {value!r}")
         share = "drop" in last and isinstance(value, int | float) and not 0 <= value <= 1
         if share or (last == "sliding_window" and not isinstance(value, int | None)):
-            raise ModelError(f"{file}: {key} is {value!r}, which no model has", fix=FETCH)
-        if "implementation" in key and not key.endswith("_autoset"):
-            _check_implementation(key, value, file)
-        elif last in ACTIVATIONS and isinstance(value, str):
-            _check_activation(key, value, file)
+            refuse(f"{key} is {value!r}, which no model has")
+        if "implementation" in key and not key.endswith("_autoset") and (why := _foreign(value)):
+            fix = f"remove {key} from config.json, if you trust the rest of the model"
+            refuse(f"{key} is {value!r}, which {why}", fix)
+        elif last in ACTIVATIONS and isinstance(value, str) and value not in ACT2FN:
+            refuse(f"{key} is {value!r}, which transformers does not know{did_you_mean(value, list(ACT2FN))}")
         elif isinstance(value, int) and not isinstance(value, bool) and SIZES.fullmatch(last):
             most = next(most for word, most in LARGEST.items() if word in last)
             if layers is not None and key in LAYERS and value > 2 * layers + SHARED:
-                raise ModelError(
-                    f"{file}: {key} is {value}, and the weights have {layers + 1} layers",
-                    fix=f"{FETCH}; its config.json may belong to another",
-                )
+                refuse(f"{key} is {value}, and the weights have {layers + 1} layers", OTHER_CONFIG)
             if not (1 if last in POSITIVE else -1) <= value <= most:  # -1 means "none" in some
-                raise ModelError(f"{file}: {key} is {value}, which no model has", fix=FETCH)
+                refuse(f"{key} is {value}, which no model has")
             if tensors and WIDTHS.fullmatch(last) and value > max(tensors.values()):
-                raise ModelError(
-                    f"{file}: {key} is {value}, and no weight has so many elements",
-                    fix=f"{FETCH}; its config.json may belong to another",
-                )
+                refuse(f"{key} is {value}, and no weight has so many elements", OTHER_CONFIG)
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int | None:
-    """Number of tokens that a config.json gives its model; None where it does not say."""
+    """Number of tokens that a config.json gives its model, or None."""
     inner = config.get("text_config")
     size = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
     return size if isinstance(size, int) and size > 0 else None
@@ -192,10 +170,8 @@ def check_tokens(settings: Mapping[str, Any], vocabulary: int | None, file: Path
         value = settings.get(key)
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, int) and vocabulary is not None and each >= vocabulary:
-                raise ModelError(
-                    f"{file}: {key} is {each}, and the model has {vocabulary} tokens, numbered from 0",
-                    fix=f"correct {key} in {file.name}, or {FETCH}",
-                )
+                message = f"{file}: {key} is {each}, and the model has {vocabulary} tokens, numbered from 0"
+                raise ModelError(message, fix=f"correct {key} in {file.name}, or {FETCH}")
 
 
 def _settings(config: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -209,30 +185,17 @@ def _settings(config: Mapping[str, Any], prefix: str = "", depth: int = 0) -> It
             yield f"{prefix}{key}", value
 
 
-def _check_implementation(key: str, value: Any, file: Path) -> None:
-    """A name with a slash is a repository whose kernels transformers would fetch and run; it does so for others too."""
-    here = value == "flash_attention_2" and find_spec("flash_attn") is not None
-    if value is not None and value not in IMPLEMENTATIONS and not here:
-        code = isinstance(value, str) and "/" in value
-        raise ModelError(
-            f"{file}: {key} is {value!r}, which "
-            + ("would fetch code and run it" if code else f"is none of {', '.join(IMPLEMENTATIONS)}"),
-            fix=f"remove {key} from config.json, if you trust the rest of the model",
-        )
-
-
-def _check_activation(key: str, value: str, file: Path) -> None:
-    from transformers.activations import ACT2FN
-
-    if value not in ACT2FN:
-        raise ModelError(
-            f"{file}: {key} is {value!r}, which transformers does not know{did_you_mean(value, list(ACT2FN))}",
-            fix=FETCH,
-        )
+def _foreign(implementation: Any) -> str:
+    """Why an implementation is not taken, or empty. One with a slash is a repository whose code would be run."""
+    here = implementation == "flash_attention_2" and find_spec("flash_attn") is not None
+    if implementation is None or implementation in IMPLEMENTATIONS or here:
+        return ""
+    code = isinstance(implementation, str) and "/" in implementation
+    return "would fetch code and run it" if code else f"is none of {', '.join(IMPLEMENTATIONS)}"
 
 
 def check_hub(source: str, revision: str | None) -> None:
-    """The same for a hub id, whose index is fetched here, before its shards. ModelError as of a folder."""
+    """Check a hub id as `check_folder` does a folder: its index is fetched here, before its shards."""
     from transformers.utils.hub import cached_file
 
     def fetched(name: str) -> str | None:
@@ -242,7 +205,7 @@ def check_hub(source: str, revision: str | None) -> None:
         if fetched("adapter_config.json"):  # transformers would load the base that it names, with the adapter on it
             raise ModelError(ADAPTER_TOO.format(source), fix="give the base model's own id")
         index = None if fetched(WEIGHTS) else fetched(INDEX)
-    except OSError:  # loading will say what is wrong with the hub or the name
+    except OSError:  # loading reports what is wrong with the hub or the name
         return
     if index is not None:
         index_names(Path(index))
@@ -274,38 +237,29 @@ def check_vocabulary(path: str, model_config: Any, tokenizer: Any) -> None:
     size = getattr(model_config.get_text_config(), "vocab_size", None)
     added, template = tokenizer.get_added_vocab(), str(tokenizer.chat_template or "")
     named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
-    used = [
-        (n, name) for name, n in tokenizer.get_vocab().items() if name not in added or name in named or name in template
-    ]
+    every = tokenizer.get_vocab().items()
+    used = [(n, name) for name, n in every if name not in added or name in named or name in template]
     number, token = max(used, default=(-1, ""))
     if isinstance(size, int) and number >= size:
+        what = f"has token {number} ({token!r}), and the model has {size} tokens, numbered from 0"
         raise ModelError(
-            f"model.path: the tokenizer of {path} has token {number} ({token!r}), and the model has {size} tokens, "
-            "numbered from 0",
+            f"model.path: the tokenizer of {path} {what}",
             fix="give the tokenizer that belongs to the model, or enlarge the model once with "
             "model.resize_token_embeddings(len(tokenizer)) and save_pretrained",
         )
 
 
 def check_left_out(unexpected: Iterable[str], model: nn.Module, source: str) -> None:
-    """ModelError where the files have more layers than config.json says: transformers leaves them out in silence."""
+    """ModelError where the files have more layers than config.json: transformers leaves them out in silence."""
     if getattr(model.config, "num_nextn_predict_layers", None):  # these are stored as layers, and only guess ahead
         return
     own = set(model.state_dict())
     layers = {found[0] for name in own if (found := re.match(r".*?\.\d+\.", name))}
-    left = sorted(
-        name
-        for name in unexpected
-        if (found := re.match(r"(.*?\.)\d+\.", name))
-        and found[0] not in layers
-        and f"{found[1]}0.{name[found.end() :]}" in own
-    )
-    if left:
-        raise ModelError(
-            f"model.path: {len(left)} weights of {source} are of layers that its config.json leaves out, among them "
-            f"{left[0]}",
-            fix=f"{FETCH}; its config.json may belong to another",
-        )
+    numbered = [(name, found) for name in unexpected if (found := re.match(r"(.*?\.)\d+\.", name))]
+    others = [(name, f"{found[1]}0.{name[found.end() :]}") for name, found in numbered if found[0] not in layers]
+    if left := sorted(name for name, first in others if first in own):
+        message = f"model.path: {len(left)} weights of {source} are of layers that its config.json leaves out"
+        raise ModelError(f"{message}, among them {left[0]}", fix=OTHER_CONFIG)
 
 
 def refuse_not_finite(model: nn.Module, source: str) -> None:
@@ -316,13 +270,11 @@ def refuse_not_finite(model: nn.Module, source: str) -> None:
     if index.is_file() and not file.is_file():
         files = read_object(index, FETCH).get("weight_map", {})
         file = Path(source) / next((files[each] for each in files if name.endswith(each) or each.endswith(name)), INDEX)
-    raise ModelError(
-        f"model.path: the weight {name} of {file if file.is_file() else source} holds NaN or infinity, so every answer "
-        "would be NaN",
-        fix="download the model again; where model.dtype=float16 is too small for it, model.dtype=float32",
-    )
+    what = f"the weight {name} of {file if file.is_file() else source} holds NaN or infinity"
+    fix = f"{FETCH}; where model.dtype=float16 is too small for it, model.dtype=float32"
+    raise ModelError(f"model.path: {what}, so every answer would be NaN", fix=fix)
 
 
 def damaged(error: Exception) -> bool:
-    """Is it how a safetensors file that is cut or garbled is refused?"""
+    """Whether the error is about a safetensors file that is cut or garbled."""
     return type(error).__name__ == "SafetensorError" or (isinstance(error, InputError) and "damaged" in str(error))

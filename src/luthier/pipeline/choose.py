@@ -57,7 +57,7 @@ def choose(
 def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: Progress) -> tuple[Question, Task]:
     """What `choose` is asked: rows and task, read unless the wish names their number, the base's shape, the machine."""
     from luthier.methods.base import METHODS
-    from luthier.models.load import device, family_of, locate, positions_of, skeleton, stored_bytes
+    from luthier.models.load import architecture, device, locate, skeleton, stored_bytes
     from luthier.planning import machine
     from luthier.planning.advisor.candidates import Base
     from luthier.planning.advisor.evidence import relevant
@@ -81,14 +81,15 @@ def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: P
         }
     )
     source = locate(bare)
-    family = family_of(bare, source)
+    read = architecture(bare, source)
+    family = read.family
     if wish.rows is None:
         data = prepare_data(neutral, progress)
         tokens = tokenize(neutral, data, progress)
         task, labels, limit, facts = data.task, tokens.labels, tokens.max_length, facts_of(data, tokens.labels)
     else:
         task = config.task or TASKS.parse("chat" if family == "decoder" else "classify")
-        limit = config.train.max_length or positions_of(bare, source)
+        limit = config.train.max_length or read.positions
         labels = tuple(getattr(task, "labels", ())) or None
         facts = assumed(wish.rows, task.name, labels, config.train.max_length, limit)
         labels = facts.labels

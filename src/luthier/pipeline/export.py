@@ -81,7 +81,7 @@ def export(
 
 
 def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens, weights: Path) -> Tuned:
-    from luthier.models.load import config_of, load_tokenizer, packed_as, skeleton, stored_type
+    from luthier.models.load import architecture, load_tokenizer, skeleton
     from luthier.models.quantized import unpack
     from luthier.rendering.chat_template import Template
 
@@ -102,6 +102,7 @@ def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens,
         return base if whole else config.method.load(base, weights)
 
     template = Template(load_tokenizer(config.model, str(weights)))
+    base = architecture(config.model, tokens.source)
     classifies = tokens.labels is not None or data.task.model_class == "classification"
     return Tuned(
         run=str(folder.path),
@@ -110,9 +111,9 @@ def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens,
         method=config.method,
         task=data.task.name,
         classifies=classifies,
-        quantize=packed_as(config.model, tokens.source),
-        stored=stored_type(config.model, tokens.source),
-        config=config_of(config.model, tokens.source),
+        quantize=base.packed_as,
+        stored=base.stored_type,
+        config=base.config,
         tokenizer=template.tokenizer,
         ends=() if classifies else tuple(sorted(template.end_ids)),
         open_base=open_base,

@@ -242,9 +242,7 @@ def _trace(
             if isinstance(part, nn.Dropout):
                 part.p = 0.0  # its masks are no part of what is traced
         if train.gradient_checkpointing is True:
-            some.activation_checkpointing_enable(  # type: ignore[operator]
-                {"use_reentrant": False, "preserve_rng_state": False}
-            )
+            some.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         return trace(
             some,
             load.largest,

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from luthier.kernels.apply import fused
+from luthier.kernels.apply import patched
 from luthier.kernels.attention import EDGES
 from luthier.kernels.varlen import ROWS, Rows
 
@@ -75,7 +75,7 @@ def trace(
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     known = {tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers(), *grads)}
-    with fused(model, packed=packed, compile=compile, trial=False), mode:
+    with patched(model, packed=packed, compile=compile, trial=False), mode:
         inputs = _inputs(rows, device, packed)
         head = None if classify else model.get_output_embeddings()  # type: ignore[operator]
         if head is not None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from luthier.core.registry import Family, Plugin
 from luthier.rendering.chat_template import IGNORED, Template
 from luthier.rendering.example import Example, RowError
 from luthier.rendering.row import EVEN, LongRow, Row, even_length
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    Batch = dict[str, Tensor]
+Tensor: TypeAlias = Any
+"""A torch.Tensor; torch takes seconds to import, so no task imports it before there is something to compute."""
+Model: TypeAlias = Any
+Batch: TypeAlias = dict[str, Tensor]
 
 
 class Task(Plugin):
@@ -23,23 +23,22 @@ class Task(Plugin):
     """Which auto class of transformers loads the base model."""
     splits_long_rows: ClassVar[bool] = False
     """The default for rows over the length limit is to split them, which loses nothing."""
-
     numeric: ClassVar[bool] = False
-    """Are labels numbers on a scale, not classes?"""
+    """Labels are numbers on a scale, not classes."""
 
     def fitted(self, labels: Sequence[str | None]) -> Self:
         """The task with what it must know from the training data: the label of each of its rows."""
         return self
 
     def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
-        """Rows of at most `max_length` tokens; RowError (`long`, `bad`) where that cannot be."""
+        """Rows of at most `max_length` tokens, or RowError (`long`, `bad`)."""
         raise NotImplementedError
 
-    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of -log p over each row's targets, and their number: [B], [B]."""
         raise NotImplementedError
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def loss(self, model: Model, batch: Batch) -> Tensor:
         """SUM over all targets of the batch: the loop divides once, by the targets of the whole step."""
         return self.losses(model, batch)[0].sum()
 
@@ -50,9 +49,8 @@ class Task(Plugin):
     def collate(self, rows: Sequence[Row], pad_id: int, even: int | None = None) -> Batch:
         """Pad on the right to the longest row: input_ids, attention_mask, labels, each [B, T].
 
-        Padding is masked by its place, never by its id: with pad = eos, the end token of a row stays a target.
-
-        With `even` T is one of eight lengths in each octave, but at most `even`: as in `pack`, for oneDNN's sake.
+        Padding is masked by its place, never by its id: with pad = eos, the end token of a row stays a target. With
+        `even` T is one of eight lengths in each octave, but at most `even`: as in `pack`, for oneDNN's sake.
         """
         import torch
 
@@ -66,17 +64,16 @@ class Task(Plugin):
         }
 
     def label_of(self, row: Row) -> str:
-        """What a row of a classifier is to say, as text."""
+        """The label of a classifier's row, as text."""
         raise NotImplementedError
 
     def pack(self, rows: Sequence[Row], *, even: bool = False) -> Batch:
         """The rows in one sequence without padding: input_ids, position_ids, attention_mask, labels, each [1, T].
 
-        Positions restart with each row, which is how transformers' attention knows that it must not cross; a
-        row's first token is no target, for it would be predicted from the row before.
-
-        With `even` a long sequence is filled up to a multiple of EVEN tokens by a row that teaches nothing: for each
-        length of its own oneDNN would compile kernels and keep them, half a megabyte apiece.
+        Positions restart with each row, which is how transformers' attention knows that it must not cross; a row's
+        first token is not a target: it would be predicted from the row before. With `even` a long sequence is filled
+        up to a multiple of EVEN tokens by a row without targets: for each length oneDNN would compile kernels and keep
+        them, half a megabyte apiece.
         """
         import torch
 
@@ -115,7 +112,7 @@ def encode_texts(example: Example, template: Template, max_length: int, on_long:
     return short, len(ids) - len(short)
 
 
-def next_token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def next_token_losses(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Per row, the sum of -log p(next token) over labelled positions, and their number: [B], [B].
 
     Prompt methods put virtual tokens in front, so only the last T positions count. Logits are made for labelled tokens
@@ -128,13 +125,11 @@ def next_token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     labels = batch["labels"]  # [B, T]
     # With a mask transformers would not look at the positions, and packed rows would see one another.
     key = "position_ids" if "position_ids" in batch else "attention_mask"
-    with without_head(model) as head:
-        made = model(
-            input_ids=batch["input_ids"], use_cache=False, **{key: batch[key]}
-        ).logits  # [B, V + T, H or vocab]
+    with without_head(model) as head:  # [B, virtual + T, H or vocab]
+        made = model(input_ids=batch["input_ids"], use_cache=False, **{key: batch[key]}).logits
     targets = labels[:, 1:]  # [B, T - 1]
     kept = targets != IGNORED
-    made = made[:, -labels.size(1) :][:, :-1][kept]  # [B, V + T, H or vocab] -> [targets, H or vocab]
+    made = made[:, -labels.size(1) :][:, :-1][kept]  # [targets, H or vocab]
     if head is not None:
         each = linear_cross_entropy(made, head, targets[kept])  # [targets]
     else:

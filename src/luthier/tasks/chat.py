@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from luthier.core.errors import TemplateError
 from luthier.rendering.chat_template import IGNORED, Template, Tokens
 from luthier.rendering.example import Example, Message, RowError
 from luthier.rendering.row import LongRow, Row
 from luthier.rendering.tool_calls import shows
-from luthier.tasks.base import Task, next_token_losses
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from luthier.tasks.base import Batch
+from luthier.tasks.base import Batch, Model, Task, Tensor, next_token_losses
 
 
 class Chat(Task):
@@ -30,13 +24,13 @@ class Chat(Task):
         if not example.messages:
             raise RowError("the row has no dialogue", fix="task=complete learns plain text")
         try:
-            # Mostly one row; one per answer where the template renders an answer anew when other turns follow.
+            # Mostly one row; one per answer where the template renders an answer differently when other turns follow.
             rows = template.rows(example.messages, example.tools)
             return [_fit(tokens, template, max_length, on_long, example) for tokens in rows]
         except TemplateError as error:  # so that the message names the row
             raise RowError(error.message, fix=error.fix) from error
 
-    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         return next_token_losses(model, batch)
 
 
@@ -59,7 +53,7 @@ def _fit(tokens: Tokens, template: Template, max_length: int, on_long: LongRow, 
 def _shorten_prompt(messages: Sequence[Message], tools: str, template: Template, max_length: int) -> Tokens:
     """Cut the end of the longest message that is not learned until the dialogue fits; answers and tools stay whole."""
     cut = list(messages)
-    for _ in range(8):  # cutting text and tokenizing it anew can differ by a few tokens, so go again
+    for _ in range(8):  # cutting text and tokenizing it again can differ by a few tokens, so try again
         tokens = template.encode(cut, tools)
         over = len(tokens.ids) - max_length
         if over <= 0:

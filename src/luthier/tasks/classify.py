@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from luthier.core.errors import DataError
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example, RowError
 from luthier.rendering.row import LongRow, Row
-from luthier.tasks.base import Task, encode_texts
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from luthier.tasks.base import Batch
-
+from luthier.tasks.base import Batch, Model, Task, Tensor, encode_texts
 
 NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
 
@@ -39,35 +33,30 @@ class Classify(Task):
             return self
         found = {label for label in labels if label is not None}
         if len(found) < 2:
-            raise DataError(
-                f"classification needs at least two labels, the training rows have {len(found)}: {sorted(found)}",
-                fix="choose the label column with data.format.label=COLUMN, or another task",
-            )
+            message = f"classification needs at least two labels, the training rows have {len(found)}: {sorted(found)}"
+            raise DataError(message, fix="choose the label column with data.format.label=COLUMN, or another task")
         numbers = sorted((label for label in found if NUMBER.fullmatch(label)), key=lambda label: (float(label), label))
         words = sorted(found.difference(numbers))
         if numbers and words:
-            raise DataError(
-                f"the labels of the training rows mix numbers ({_some(numbers)}) and words ({_some(words)})",
-                fix="data.format.names=[WORD,WORD] reads 0 and 1 as words; if both are meant, list all in task.labels",
-            )
+            message = f"the labels of the training rows mix numbers ({_some(numbers)}) and words ({_some(words)})"
+            fix = "data.format.names=[WORD,WORD] reads 0 and 1 as words; if both are meant, list all in task.labels"
+            raise DataError(message, fix=fix)
         return self.model_copy(update={"labels": tuple(numbers or words)})
 
     def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
         if example.label is None:
             raise RowError("the row has no label", fix="name the column with data.format.label=COLUMN")
         if example.label not in self.labels:
-            raise RowError(
-                f"label {example.label!r} is none of the classes {_some(self.labels)} "
-                "(those of the training rows, or of task.labels)",
-                fix="fix it, list all classes in task.labels, or leave such rows out with data.on_bad_row=skip",
-            )
+            known = f"{_some(self.labels)} (those of the training rows, or of task.labels)"
+            fix = "fix it, list all classes in task.labels, or leave such rows out with data.on_bad_row=skip"
+            raise RowError(f"label {example.label!r} is none of the classes {known}", fix=fix)
         ids, cut = encode_texts(example, template, max_length, on_long)
         return [Row(ids, [self.labels.index(example.label)], example.where, cut=cut)]
 
     def label_of(self, row: Row) -> str:
         return self.labels[row.labels[0]]
 
-    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         import torch
         import torch.nn.functional as F
 

@@ -7,17 +7,12 @@ joined as they stand, without a chat template, and only the completion is learne
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from luthier.rendering.chat_template import IGNORED, Template
 from luthier.rendering.example import Example, RowError
 from luthier.rendering.row import LongRow, Row
-from luthier.tasks.base import Task, next_token_losses
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from luthier.tasks.base import Batch
+from luthier.tasks.base import Batch, Model, Task, Tensor, next_token_losses
 
 
 class Complete(Task):
@@ -53,15 +48,11 @@ class Complete(Task):
             return [Row(ids[-max_length:], labels[-max_length:], example.where, cut=len(ids) - max_length)]
         raise RowError(f"{len(ids)} tokens, but train.max_length is {max_length}", kind="long")
 
-    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         return next_token_losses(model, batch)
 
 
 def _windows(ids: list[int], labels: list[int], where: str, size: int) -> list[Row]:
-    """Cut into windows that overlap by one token: the first token of a window is no target, so each is one once."""
-    rows = []
-    for start in range(0, len(ids) - 1, size - 1):
-        part = labels[start : start + size]
-        if any(label != IGNORED for label in part[1:]):
-            rows.append(Row(ids[start : start + size], part, where))
-    return rows
+    """Windows that overlap by one token: the first token of each is not a target, so every token is one once."""
+    parts = [slice(start, start + size) for start in range(0, len(ids) - 1, size - 1)]
+    return [Row(ids[p], labels[p], where) for p in parts if any(label != IGNORED for label in labels[p][1:])]

@@ -9,24 +9,19 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from luthier.core.errors import DataError
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example, RowError
 from luthier.rendering.row import LongRow, Row
-from luthier.tasks.base import Task, encode_texts
+from luthier.tasks.base import Batch, Model, Task, Tensor, encode_texts
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from luthier.tasks.base import Batch
-
-MOST = 1e30  # the square of a larger one is no float32
+MOST = 1e30  # the square of a larger one exceeds float32
 
 
 class Regress(Task):
-    """Tell a number, such as how alike two sentences are."""
+    """Predict a number, such as how alike two sentences are."""
 
     model_class: ClassVar[Literal["causal", "classification"]] = "classification"
     numeric: ClassVar[bool] = True
@@ -36,10 +31,8 @@ class Regress(Task):
     def fitted(self, labels: Sequence[str | None]) -> Self:
         numbers = {number for label in labels if label is not None and (number := _number(label)) is not None}
         if len(numbers) < 2:
-            raise DataError(
-                f"the training rows have {len(numbers)} different numbers to learn",
-                fix="choose the column with data.format.label=COLUMN, or task=classify for labels in words",
-            )
+            fix = "choose the column with data.format.label=COLUMN, or task=classify for labels in words"
+            raise DataError(f"the training rows have {len(numbers)} different numbers to learn", fix=fix)
         return self
 
     def encode(self, example: Example, template: Template, max_length: int, on_long: LongRow) -> list[Row]:
@@ -47,7 +40,7 @@ class Regress(Task):
             raise RowError("the row has no number", fix="name the column with data.format.label=COLUMN")
         number = _number(example.label)
         if number is None:
-            raise RowError(f"label {example.label!r} is no number", fix="task=classify learns labels in words")
+            raise RowError(f"label {example.label!r} is not a number", fix="task=classify learns labels in words")
         ids, cut = encode_texts(example, template, max_length, on_long)
         return [Row(ids, [_bits(number)], example.where, cut=cut)]
 
@@ -60,7 +53,7 @@ class Regress(Task):
         batch = super().collate(rows, pad_id, even)
         return {**batch, "labels": torch.tensor([[_value(row.labels[0])] for row in rows])}
 
-    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         import torch
 
         guess = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].float()  # [B]

@@ -27,7 +27,7 @@ from luthier.core.signals import Interrupted, StopRequest
 from luthier.core.strict_json import number
 from luthier.data.batches import micro_batches, step_numbers, steps_per_epoch
 from luthier.data.prepared import Prepared
-from luthier.kernels.apply import fused
+from luthier.kernels.apply import patched
 from luthier.kernels.finite import not_finite
 from luthier.methods.base import Method, trainable_state
 from luthier.rendering.row import Row
@@ -148,7 +148,7 @@ class Trainer:
         rng = RandomState.now()
         with (
             self.request.noted(),
-            fused(self.raw, self.pack is not None, self.config.compile),
+            patched(self.raw, self.pack is not None, self.config.compile),
             self._saving(),
         ):
             rng.put_back()  # a trial of a layer may draw, and a resumed run makes it at another step

@@ -48,4 +48,4 @@ class Tuned:
 
     def merged(self) -> nn.Module:
         """The plain base with the tuned weights merged in."""
-        return self.method.merge(self.open_plain())
+        return self.method.merge(self.open_plain())  # type: ignore[no-any-return]

@@ -100,7 +100,7 @@ class Tuner(BaseTuner):
                 )
         return peft_config
 
-    def _create_and_replace(self, *place: Any, current_key: str = "", **_: Any) -> None:  # type: ignore[override]
+    def _create_and_replace(self, *place: Any, current_key: str = "", **_: Any) -> None:
         spot = Place(*place)
         for kind, pattern in self.places(spot.config, self.module_map).items():
             if re.fullmatch(pattern, current_key):

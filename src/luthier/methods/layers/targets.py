@@ -70,7 +70,7 @@ def _is_linear(layer: Any) -> bool:
         return True
     try:
         with torch.no_grad():
-            made = layer(layer.weight.new_zeros(2, layer.in_features))
+            made = layer(torch.zeros(2, sides(layer)[0]).to(layer.weight))
     except Exception:  # whatever it is, it takes no plain input
         return False
     return isinstance(made, torch.Tensor) and tuple(made.shape) == (2, layer.out_features)

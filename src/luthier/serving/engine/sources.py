@@ -73,7 +73,7 @@ def _run(name: str, path: Path, allow_code: Allow) -> Source:
             folder.refuse_another_base(config.model, source)
 
     def load(model: nn.Module) -> nn.Module:
-        return config.method.load(model, weights)
+        return config.method.load(model, weights)  # type: ignore[no-any-return]
 
     return Source(name, path, base, config.method.name, weights, None if full else load, check)
 
