@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import warnings
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -49,22 +49,14 @@ class _Finder(MetaPathFinder):
         found = (finder.find_spec(fullname, *args) for finder in sys.meta_path if finder is not self)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self.follows)
+            execute = spec.loader.exec_module
+
+            def execute_and_follow(module: ModuleType) -> None:
+                execute(module)
+                importlib.import_module(self.follows)
+
+            spec.loader.exec_module = execute_and_follow  # type: ignore[method-assign]
         return spec
-
-
-class _Loader(Loader):
-    def __init__(self, own: Loader, follows: str) -> None:
-        self.own, self.follows = own, follows
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.own.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:
-            module.__spec__.loader = self.own
-        self.own.exec_module(module)
-        importlib.import_module(self.follows)
 
 
 def follow_peft(module: str) -> None:

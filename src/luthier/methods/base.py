@@ -210,8 +210,10 @@ class PeftMethod(Method):
             with torch.device("meta") if next(model.parameters()).device.type == "meta" else nullcontext():
                 config = self.peft_config(model, steps)
                 config.task_type = TaskType.SEQ_CLS if classify else TaskType.CAUSAL_LM
-                if classify:
-                    _leave_head(config, model)
+                if classify and getattr(config, "exclude_modules", "") is None:  # the head trains as a whole
+                    config.exclude_modules = rf"(.*\.)?({'|'.join(HEADS)})(\..*)?"
+                if classify and hasattr(model, "classification_head"):  # T5's, whose name PEFT does not know
+                    config.modules_to_save = ["classification_head"]
                 tuned = get_peft_model(model, config)
         except (ValueError, TypeError) as error:  # how PEFT refuses targets, shapes and layer types
             raise InputError(f"method {self.name}: {error}", fix=f"luthier explain method {self.name}") from error
@@ -296,10 +298,8 @@ class PeftMethod(Method):
         from luthier.methods.layers.base import free_heads, transpose_back, transposed_layers
 
         if not self.mergeable:
-            raise CannotMerge(
-                f"method {self.name} changes what the model computes, not only its weights: nothing to fold into. "
-                "Deploy the adapter beside its base"
-            )
+            why = f"method {self.name} changes what the model computes, not only its weights: nothing to fold into"
+            raise CannotMerge(f"{why}. Deploy the adapter beside its base")
         base = model.get_base_model()
         transposed = transposed_layers(base)
         if getattr(base, "is_quantized", False):
@@ -399,19 +399,9 @@ def _refuse_second(model: Model, name: str) -> None:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if any(isinstance(module, BaseTunerLayer | PeftModel) for module in model.modules()):
-        raise InputError(
-            f"method {name}: this model carries an adapter already, and the two would answer together",
-            fix="one copy of the base for each (copies can share the weights), or PEFT's load_adapter for a second "
-            "adapter of the same method",
-        )
-
-
-def _leave_head(config: Any, model: Model) -> None:
-    """The head trains as a whole: no adapter goes into its layers, and T5's, whose name PEFT does not know, is kept."""
-    if hasattr(config, "exclude_modules") and config.exclude_modules is None:
-        config.exclude_modules = rf"(.*\.)?({'|'.join(HEADS)})(\..*)?"
-    if hasattr(model, "classification_head"):
-        config.modules_to_save = ["classification_head"]
+        message = f"method {name}: this model carries an adapter already, and the two would answer together"
+        fix = "one copy of the base for each, or PEFT's load_adapter for a second adapter of the same method"
+        raise InputError(message, fix=fix)
 
 
 def trainable_state(model: Model) -> State:

@@ -42,10 +42,15 @@ class BitFit(PeftMethod):
         return value if value == "all" else split_names(value)
 
     def peft_config(self, model: Model, steps: int) -> Any:
-        from luthier.methods.layers.bias import BitFitConfig
+        from luthier.methods.layers.bias import BitFitConfig, bias_places
 
         terms: Any = self.terms if self.terms == "all" else list(self.terms)
-        return BitFitConfig(terms=terms, missing="add" if self.missing == "add" else "skip")
+        config = BitFitConfig(terms=terms, missing="add" if self.missing == "add" else "skip")
+        if not bias_places(model, config):
+            kind = getattr(model.config, "model_type", "this model")
+            message = f"method bitfit: {kind} has no bias that BitFit could train (terms: {self.terms})"
+            raise InputError(message, fix="method.missing=add gives each linear layer a bias of zero, or method=lora")
+        return config
 
     def caveat(self, model: Model) -> str:
         if self.missing == "add":
@@ -76,18 +81,6 @@ class BitFit(PeftMethod):
         for key, value in (_settings(merged, {name for name, _ in merged.named_parameters()}) or {}).items():
             setattr(merged.config, key, value)  # so that transformers reads the new biases
         return merged
-
-    def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
-        try:
-            return super().attach(model, steps=steps, classify=classify)
-        except InputError as error:
-            if "no bias to train" not in error.message:
-                raise
-            kind = getattr(model.config, "model_type", "this model")
-            raise InputError(
-                f"method bitfit: {kind} has no bias that BitFit could train (terms: {self.terms})",
-                fix="method.missing=add gives each linear layer a bias of zero, or method=lora",
-            ) from None
 
 
 def _settings(model: Any, names: set[str]) -> dict[str, bool] | None:

@@ -43,7 +43,7 @@ class Freeze(WholeMethod):
         for module in chosen:
             module.requires_grad_(True)
         if classify:
-            head(model).requires_grad_(True)
+            next(getattr(model, name) for name in HEADS if hasattr(model, name)).requires_grad_(True)
         return model
 
     def _chosen(self, model: Model) -> list[Any]:
@@ -70,8 +70,3 @@ class Freeze(WholeMethod):
                 )
             chosen += hits
         return chosen
-
-
-def head(model: Model) -> Any:
-    """The classification head, by the names that transformers gives it."""
-    return next(getattr(model, name) for name in HEADS if hasattr(model, name))

@@ -43,8 +43,9 @@ class Task(Plugin):
         return self.losses(model, batch)[0].sum()
 
     def targets(self, batch: Batch) -> Tensor:
-        """Number of targets in the batch."""
-        return (batch["labels"][:, 1:] != IGNORED).sum()
+        """Number of targets in the batch, a scalar."""
+        labels = batch["labels"]
+        return (labels[:, 1:] != IGNORED).sum() if self.model_class == "causal" else labels[:, 0].isfinite().sum()
 
     def collate(self, rows: Sequence[Row], pad_id: int, even: int | None = None) -> Batch:
         """Pad on the right to the longest row: input_ids, attention_mask, labels, each [B, T].

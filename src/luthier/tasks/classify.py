@@ -64,9 +64,6 @@ class Classify(Task):
         target = batch["labels"][:, 0]
         return F.cross_entropy(logits.float(), target, reduction="none"), torch.ones_like(target)
 
-    def targets(self, batch: Batch) -> Tensor:
-        return batch["labels"].new_tensor(batch["labels"].size(0))
-
 
 def _some(labels: Sequence[str]) -> str:
     return ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")

@@ -59,11 +59,6 @@ class Regress(Task):
         guess = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].float()  # [B]
         return (guess - batch["labels"][:, 0]) ** 2, torch.ones_like(guess, dtype=torch.long)
 
-    def targets(self, batch: Batch) -> Tensor:
-        import torch
-
-        return torch.tensor(batch["labels"].size(0), device=batch["labels"].device)
-
 
 def _number(text: str) -> float | None:
     try:

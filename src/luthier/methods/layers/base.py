@@ -136,10 +136,16 @@ class Tuner(BaseTuner):
         for module in list(self.model.modules()):  # the root too: it holds the shared half of a prefix
             for name, child in list(module.named_children()):
                 if isinstance(child, TunerLayer):
-                    child.detach_hooks()
+                    if child.hook is not None:
+                        child.hook.remove()
                     if child.attached:
                         delattr(module, name)
         return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+
+
+def _of_base(name: str) -> Any:
+    """A property that is the base layer's, or None."""
+    return property(lambda layer: None if layer.attached else getattr(layer.get_base_layer(), name, None))
 
 
 class TunerLayer(nn.Module, BaseTunerLayer):
@@ -147,6 +153,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
 
     attached: ClassVar[bool] = False
     """Added as a child beside what is there, rather than put around it."""
+    hook: Any = None
+    """Handle of the hook that the layer has put on another module."""
 
     def _hold(self, tuner: Tuner, place: Place, modules: Sequence[str] = (), parameters: Sequence[str] = ()) -> None:
         """Create the containers, named by the tuner's prefix and a short name each."""
@@ -193,20 +201,10 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         if not self.disable_adapters:
             yield from (name for name in self.active_adapters if name in self.held(container))
 
-    def detach_hooks(self) -> None:
-        """Take off the hooks that the layer has put on other modules."""
+    def get_base_layer(self) -> nn.Module:
+        return self if self.attached else super().get_base_layer()
 
-    @property
-    def weight(self) -> Any:
-        return self._of_base("weight")
-
-    @property
-    def bias(self) -> Any:
-        return self._of_base("bias")
-
-    def _of_base(self, name: str) -> Any:
-        base = self.get_base_layer()  # a prefix stands beside its attention and is its own base layer
-        return None if base is self else getattr(base, name, None)
+    weight, bias = _of_base("weight"), _of_base("bias")
 
 
 @contextmanager

@@ -102,13 +102,10 @@ class AroundBlock(Bottleneck):
 
     def watch(self, parent: nn.Module, norm: str) -> None:
         self.residual: Any = None
-        self.handle = getattr(parent, norm).register_forward_pre_hook(self._keep)
+        self.hook = getattr(parent, norm).register_forward_pre_hook(self._keep)
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.residual = args[0]
-
-    def detach_hooks(self) -> None:
-        self.handle.remove()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         residual, self.residual = self.residual, None

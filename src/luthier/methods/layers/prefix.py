@@ -110,10 +110,7 @@ class PrefixLayer(TunerLayer):
         # Kept in a list: as an attribute it would be a child, and its weights would be listed once per layer.
         self.root = [tuner.model]
         self.update_layer(place.adapter, place.config)
-        self.handle = place.module.register_forward_pre_hook(self._before_attention, with_kwargs=True)
-
-    def get_base_layer(self) -> nn.Module:
-        return self
+        self.hook = place.module.register_forward_pre_hook(self._before_attention, with_kwargs=True)
 
     def update_layer(self, adapter: str, config: Any) -> None:
         size = 2 * self.heads * self.head_size
@@ -125,9 +122,6 @@ class PrefixLayer(TunerLayer):
             self.hold_gate("pgate", adapter, self.hidden)
         self.settings[adapter] = config
         self._placed(adapter, config)
-
-    def detach_hooks(self) -> None:
-        self.handle.remove()
 
     def flat(self, name: str) -> Tensor:
         """Keys and values of the prefix, [length, 2 * heads * head size]."""
@@ -190,9 +184,6 @@ class PrefixEncoder(TunerLayer):
     def __init__(self, tuner: Tuner, place: Place) -> None:
         super().__init__()
         self._hold(tuner, place, modules=("emb", "in"))
-
-    def get_base_layer(self) -> nn.Module:
-        return self
 
     def update_layer(self, adapter: str, config: Any, hidden: int) -> None:
         self.held("emb")[adapter] = nn.Embedding(config.length, hidden)
