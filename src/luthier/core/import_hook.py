@@ -4,8 +4,6 @@ PEFT imports bitsandbytes and torchao where they are installed, so messages of t
 are notices between libraries. Each goes when its reason does; whatever is new is seen.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import re

@@ -5,8 +5,6 @@ fault: to multiply two matrices of 18 MB, entry by entry, takes several times as
 again and again, so kept memory is reused.
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import sys

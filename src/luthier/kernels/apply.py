@@ -1,7 +1,5 @@
 """Put everything that computes faster here into a model, for the time of a context."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 

@@ -6,8 +6,6 @@ triangle, else by a call of sdpa per row; on a GPU by torch's kernel for many le
 transformers as `luthier_packed`; everything but packed rows goes to sdpa.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise

@@ -4,8 +4,6 @@ The block that repeats (a decoder layer) is compiled once for all layers and for
 would take as many times longer to compile as it has layers.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -8,8 +8,6 @@ chunk becomes its losses and its part of the hidden states' gradient, and is dro
 chunk as here.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias

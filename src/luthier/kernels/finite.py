@@ -1,7 +1,5 @@
 """Weights that hold a NaN or an infinity are found by name, in one pass and without memory of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,19 +29,13 @@ def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         yield name, parameter
         state: Any = getattr(parameter, "quant_state", None)
-        for scales in (
-            getattr(parameter, "SCB", None),
-            getattr(state, "absmax", None),
-            getattr(getattr(state, "state2", None), "absmax", None),
-        ):
-            if isinstance(scales, Tensor):
-                yield name, scales
+        packed = ((parameter, "SCB"), (state, "absmax"), (getattr(state, "state2", None), "absmax"))
+        scales = (getattr(owner, key, None) for owner, key in packed)
+        yield from ((name, each) for each in scales if isinstance(each, Tensor))
 
 
 def refuse_file(file: Path) -> None:
     """InputError where a tensor of a safetensors file is not finite. For adapters: it reads all of the file."""
     if name := not_finite(load_file(file).items()):
-        raise InputError(
-            f"{file}: the weight {name} holds NaN or infinity, so every answer would be NaN",
-            fix="take another adapter, or train it again with a lower train.lr",
-        )
+        message = f"{file}: the weight {name} holds NaN or infinity, so every answer would be NaN"
+        raise InputError(message, fix="take another adapter, or retrain it with a lower train.lr")

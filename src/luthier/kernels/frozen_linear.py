@@ -1,7 +1,5 @@
 """A frozen linear layer inside a function of ours: its product and its weight, plain or packed by bitsandbytes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -5,8 +5,6 @@ and the rest is recomputed, a few tokens at a time. (Shazeer 2020, arXiv 2002.05
 arXiv 2410.10989, section 3.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import MethodType
 from typing import Any

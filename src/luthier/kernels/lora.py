@@ -6,13 +6,11 @@ the mask is recomputed in the backward pass from a seed, and kept are the layer'
 and A x. (Hu et al. 2021, arXiv 2106.09685, section 4; regenerated masks as in Dao et al. 2022, arXiv 2205.14135.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MethodType
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -52,49 +50,6 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
-    """The path beside a frozen layer: scale B A dropout(x)."""
-
-    a: Tensor
-    """[rank, in]"""
-    b: Tensor
-    """[out, rank]"""
-    scale: float
-    dropped: Dropped | None
-
-
-LoraPath: TypeAlias = tuple[Any, LowRank | None]
-"""A frozen layer and what is beside it."""
-
-
-def low_rank(layer: Any) -> LowRank | None:
-    """The one active path of a PEFT layer, with a mask of its own; None where the layer does more, or nothing."""
-    if not _is_linear(layer):  # AdaLoRA's layer has an A and a B as well
-        return None
-    active = layer.active_adapters
-    name = active[0] if len(active) == 1 else None
-    if (
-        name not in layer.lora_A
-        or layer.disable_adapters
-        or layer.merged
-        or name in layer.lora_variant
-        or layer.lora_B[name].bias is not None
-        or not is_frozen_linear(layer.base_layer)
-    ):
-        return None
-    dropout = layer.lora_dropout[name]  # an Identity where PEFT drops nothing
-    rate = getattr(dropout, "p", 0.0) if dropout.training else 0.0
-    return LowRank(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]), Dropped.draw(rate))
-
-
-def lora_linear(x: Tensor, layer: Any, low: LowRank) -> Tensor:
-    """The frozen `layer` and the path beside it: [..., in] -> [..., out]."""
-    bias = None if is_packed(layer) else layer.bias  # may train
-    made: Tensor = _LoraLinear.apply(x, layer, bias, low.a, low.b, low.scale, low.dropped)  # type: ignore[no-untyped-call]
-    return made
-
-
-@dataclass(frozen=True, slots=True)
 class Dropped:
     """A dropout mask that is never kept: a share `rate` of zeros, the same whenever it is asked for.
 
@@ -107,7 +62,7 @@ class Dropped:
     seed: int
 
     @classmethod
-    def draw(cls, rate: float) -> Dropped | None:
+    def draw(cls, rate: float) -> Self | None:
         """A mask from torch's own random state, so that a resumed run draws the same; None where nothing drops."""
         return cls(rate, int(torch.randint(2**62, (1,)))) if rate else None
 
@@ -135,6 +90,44 @@ class Dropped:
 def _pool(rate: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     made = torch.empty(POOL).bernoulli_(1 - rate, generator=torch.Generator().manual_seed(0))
     return made.to(device, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """The path beside a frozen layer: scale B A dropout(x)."""
+
+    a: Tensor
+    """[rank, in]"""
+    b: Tensor
+    """[out, rank]"""
+    scale: float
+    dropped: Dropped | None
+
+
+LoraPath: TypeAlias = tuple[Any, LowRank | None]
+"""A frozen layer and what is beside it."""
+
+
+def low_rank(layer: Any) -> LowRank | None:
+    """The one active path of a PEFT layer, with a mask of its own; None where the layer does more, or nothing."""
+    if not _is_linear(layer):  # AdaLoRA's layer has an A and a B as well
+        return None
+    active = layer.active_adapters
+    name = active[0] if len(active) == 1 else None
+    if name not in layer.lora_A or layer.disable_adapters or layer.merged or name in layer.lora_variant:
+        return None
+    if layer.lora_B[name].bias is not None or not is_frozen_linear(layer.base_layer):
+        return None
+    dropout = layer.lora_dropout[name]  # an Identity where PEFT drops nothing
+    rate = getattr(dropout, "p", 0.0) if dropout.training else 0.0
+    return LowRank(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]), Dropped.draw(rate))
+
+
+def lora_linear(x: Tensor, layer: Any, low: LowRank) -> Tensor:
+    """The frozen `layer` and the path beside it: [..., in] -> [..., out]."""
+    bias = None if is_packed(layer) else layer.bias  # may train
+    made: Tensor = _LoraLinear.apply(x, layer, bias, low.a, low.b, low.scale, low.dropped)  # type: ignore[no-untyped-call]
+    return made
 
 
 class _LoraLinear(torch.autograd.Function):

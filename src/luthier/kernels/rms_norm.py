@@ -4,8 +4,6 @@ Written out in torch it keeps two copies of its input in float32 and one in the 
 makes some twenty passes over them. (Zhang and Sennrich 2019, arXiv 1910.07467.)
 """
 
-from __future__ import annotations
-
 from types import MethodType
 from typing import Any
 

@@ -6,8 +6,6 @@ piece of work but go to sleep after each, and to wake them costs as much as the 
 model. A process that loads in its main thread and computes in another is such a case.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from concurrent.futures import Future

@@ -4,8 +4,6 @@
 the causal triangle and a window, and no dropout. A trial decides whether it works here.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple

@@ -10,8 +10,6 @@ When: the budget is small and layers differ. When not: the run is so short that 
 settle, or many adapters are to be trained on one base at once (PEFT trains one).
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

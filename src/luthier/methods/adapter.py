@@ -11,8 +11,6 @@ When: encoders, and where several tasks share one base. When not: the result sho
 adapter changes the computation and stays beside the base (lora merges).
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal
 
 from luthier.core.registry import Share, Size

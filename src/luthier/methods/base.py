@@ -1,11 +1,9 @@
 """What a tuning method is: a few fields, and how they change a model."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MethodType
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator
 
@@ -193,7 +191,7 @@ class PeftMethod(Method):
         """PEFT's configuration of this method for `model`."""
         raise NotImplementedError
 
-    def skeletal(self) -> PeftMethod:
+    def skeletal(self) -> Self:
         """The same method with a start that needs no weights, for a model that has none."""
         return self
 

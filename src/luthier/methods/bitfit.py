@@ -9,8 +9,6 @@ Qwen2 only on query, key and value. `missing: refuse` says so and stops where th
 `missing: add` gives every linear layer a bias of zero, which is no longer the paper's method.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any, ClassVar, Literal
 

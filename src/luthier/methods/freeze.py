@@ -7,8 +7,6 @@ When: a strong base, a near task, and no wish for adapters. When not: several va
 base, for each run saves a whole model.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, ClassVar
 

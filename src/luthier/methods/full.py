@@ -8,8 +8,6 @@ When: the base is small, or far from the task, and memory is there. When not: ma
 base are to be kept, the base is quantized, or there are few rows.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from luthier.methods.base import Model, WholeMethod

@@ -8,8 +8,6 @@ places are the paper's (PEFT's own list has the query in the place of the key fo
 When: very few rows, and adapters of some kilobytes. When not: there is data for lora.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from luthier.methods.base import Model, PeftMethod

@@ -18,14 +18,12 @@ base. When not: very few parameters are wanted (vera, bitfit), or the rank shoul
 (adalora).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat
 
@@ -75,7 +73,7 @@ class LoRA(TargetedMethod):
     lr_ratio: Annotated[float, Field(ge=1)] = 1.0
     """Learning rate of B over that of A: LoRA+ takes 16, with a lower train.lr (arXiv 2402.12354)."""
 
-    def skeletal(self) -> LoRA:
+    def skeletal(self) -> Self:
         return self.model_copy(update={"init": "default"})
 
     def taken(self, model: Model) -> frozenset[str]:

@@ -8,8 +8,6 @@ When: full fine-tuning's quality is wanted at a fraction of it. When not: the re
 inference must be as fast as the base.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveFloat

@@ -8,8 +8,6 @@ When: what the base knows must be kept while its manner changes. When not: speed
 layer turns its input at every step (a merged model costs nothing).
 """
 
-from __future__ import annotations
-
 from math import gcd
 from types import MethodType
 from typing import Annotated, Any, ClassVar

@@ -9,8 +9,6 @@ When: understanding tasks on a decoder with few rows. When not: as for prompt tu
 positions, and small bases learn little by it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 

@@ -8,8 +8,6 @@ When: classification and tagging with a few hundredths of a per cent of the para
 result should merge, or steps are few.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from pydantic import PositiveFloat

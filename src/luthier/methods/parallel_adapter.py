@@ -7,8 +7,6 @@ better than the sequential one, and the feed-forward better than attention for w
 When: generation with a generous bottleneck. When not: the result should merge (lora).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar, Literal
 

@@ -11,8 +11,6 @@ When: generation, and many tasks on one base served side by side. When not: the 
 there is little time: prefixes learn more slowly than lora, and the learning rate decides.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from pydantic import PositiveFloat

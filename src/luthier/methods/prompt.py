@@ -9,8 +9,6 @@ billion parameters, where the paper itself finds it far below full fine-tuning; 
 rates (1e-2 to 3e-1) and takes `length` positions from the text.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -46,7 +44,7 @@ class Prompt(PromptMethod):
             raise ValueError("init: text needs a text, and a text needs init: text")
         return self
 
-    def skeletal(self) -> Prompt:
+    def skeletal(self) -> Self:
         return self.model_copy(update={"init": "random", "text": ""})
 
     def peft_config(self, model: Model, steps: int) -> Any:

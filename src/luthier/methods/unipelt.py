@@ -9,8 +9,6 @@ When: few rows, and no time to find out which method suits. When not: memory and
 pays for all three; the result does not merge.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any, ClassVar, Literal
 

@@ -8,8 +8,6 @@ When: thousands of adapters are to be kept. When not: speed of learning counts; 
 some ten times LoRA's.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from pydantic import PositiveFloat

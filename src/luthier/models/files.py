@@ -4,8 +4,6 @@ A folder may come from anyone. transformers opens what model.safetensors.index.j
 config.json says, a million layers too.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """The classification head, which trains as a whole with every method: what it is called."""
 
-from __future__ import annotations
-
 HEADS = ("score", "classifier", "classification_head")
 """What transformers calls one."""
 UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]

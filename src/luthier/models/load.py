@@ -1,24 +1,17 @@
 """Base model and tokenizer from a folder, a hub id or the embedded default, in one way for all."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from luthier.builtin import BASE
@@ -31,6 +24,10 @@ from luthier.models.settings import ModelConfig
 
 MOST_TOKENS = 2048
 """Default limit of a row, where the model would take more."""
+
+
+Labels: TypeAlias = tuple[str, ...] | None
+"""Classes of a classification head, or None for a model that generates."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +70,16 @@ class Architecture:
         return min(getattr(self.config, "max_position_embeddings", None) or MOST_TOKENS, MOST_TOKENS)
 
 
-def architecture(
-    recipe: ModelConfig, source: str, labels: tuple[str, ...] | None = None, *, weights: bool = False
-) -> Architecture:
+def _options(config: ModelConfig) -> dict[str, Any]:
+    return {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
+
+
+def architecture(recipe: ModelConfig, source: str, labels: Labels = None, *, weights: bool = False) -> Architecture:
     """Read config.json in the folder or hub id `source`; with `labels` for a classifier of them.
 
     ModelError where a folder holds what must not be opened; with `weights` its weights are looked at too.
     """
-    options: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code, "revision": recipe.revision or "main"}
+    options = _options(recipe)
     local = Path(source).is_dir()
     if local:
         files.check_folder(Path(source), weights=weights)
@@ -124,27 +123,21 @@ def locate(config: ModelConfig) -> str:
 def load_tokenizer(config: ModelConfig, source: str) -> PreTrainedTokenizerBase:
     """The fast tokenizer of the base. A missing pad token becomes the end token; the mask goes by place, not id."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, revision=config.revision or "main", trust_remote_code=config.trust_remote_code
-        )
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **_options(config))
     except Exception as error:  # transformers and its hub client raise many kinds
         if Path(source).is_dir():
             architecture(config, source)  # which AutoTokenizer reads first, and which may be what is at fault
         raise _unloadable(config, "tokenizer", error) from error
     if not tokenizer.is_fast:
         message = f"model.path: {config.path} has no fast tokenizer (tokenizer.json), which the loss mask needs"
-        raise ModelError(
-            message, fix="save it once with transformers' AutoTokenizer(..., use_fast=True).save_pretrained"
-        )
+        raise ModelError(message, fix="save it once with AutoTokenizer(..., use_fast=True).save_pretrained")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"
     return tokenizer
 
 
-def row_limit(
-    config: ModelConfig, source: str, tokenizer: PreTrainedTokenizerBase, wanted: int | None, taken: int
-) -> int:
+def row_limit(config: ModelConfig, source: str, tokenizer: Any, wanted: int | None, taken: int) -> int:
     """Longest row in tokens: the recipe's, checked against the model's, or the model's, at most 2048.
 
     `taken` are the positions that the method's virtual tokens take.
@@ -169,9 +162,7 @@ def row_limit(
     return wanted or min(own, MOST_TOKENS)
 
 
-def load_model(
-    config: ModelConfig, source: str, *, labels: tuple[str, ...] | None, tokenizer: PreTrainedTokenizerBase
-) -> nn.Module:
+def load_model(config: ModelConfig, source: str, *, labels: Labels, tokenizer: Any) -> nn.Module:
     """The base model; with `labels` a classification head for them. Weights come from safetensors only."""
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file a bar is a line of noise
@@ -187,9 +178,8 @@ def load_model(
     try:
         if config.init == "random":
             with files.few_modules():
-                model = base.auto.from_config(
-                    base.config, dtype=torch.float32, trust_remote_code=config.trust_remote_code
-                )
+                code = config.trust_remote_code
+                model = base.auto.from_config(base.config, dtype=torch.float32, trust_remote_code=code)
         else:
             if quantize != "none":
                 options["device_map"] = {"": where}
@@ -211,7 +201,7 @@ def load_model(
     return model  # type: ignore[no-any-return]
 
 
-def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any) -> nn.Module:
+def _read(auto: Any, source: str, labels: Labels, **options: Any) -> nn.Module:
     """`from_pretrained`, but weights that the files lack are an error: only a new head may start random."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would report is raised below, or is meant
@@ -228,9 +218,7 @@ def _read(auto: Any, source: str, labels: tuple[str, ...] | None, **options: Any
     return model  # type: ignore[no-any-return]
 
 
-def skeleton(
-    config: ModelConfig, source: str, *, labels: tuple[str, ...] | None, layers: int | None = None
-) -> nn.Module:
+def skeleton(config: ModelConfig, source: str, *, labels: Labels, layers: int | None = None) -> nn.Module:
     """The model's modules and shapes on the meta device, or its first `layers` only: no weights, and no memory."""
     base = architecture(config, source, labels)
     if layers is not None:
@@ -238,9 +226,8 @@ def skeleton(
         if getattr(base.config, "layer_types", None):
             base.config.layer_types = base.config.layer_types[:layers]
     need, fix = ("a classifier", "another base") if labels else ("a causal decoder", "task=classify, or another base")
-    wrong = ModelError(
-        f"model.path: {config.path} is a {base.config.model_type}, which cannot serve as {need}", fix=fix
-    )
+    message = f"model.path: {config.path} is a {base.config.model_type}, which cannot serve as {need}"
+    wrong = ModelError(message, fix=fix)
     if labels is None and base.reads_ahead:
         raise wrong
     with torch.device("meta"), files.few_modules():
@@ -298,7 +285,7 @@ def quantization(config: ModelConfig, model_config: Any) -> str:
     return kind
 
 
-def _quantization(config: ModelConfig, labels: tuple[str, ...] | None) -> Any:
+def _quantization(config: ModelConfig, labels: Labels) -> Any:
     from transformers import BitsAndBytesConfig
 
     unpacked = None if labels is None else UNPACKED  # None: transformers leaves the output embedding alone

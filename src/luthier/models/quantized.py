@@ -1,7 +1,5 @@
 """Models that bitsandbytes packed: kept whole on a CPU, and unpacked."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What lies beside the weights of a saved model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The block `model` of a recipe."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

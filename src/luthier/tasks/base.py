@@ -1,7 +1,5 @@
 """What a task is: how an example becomes tokens, and a batch a loss."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 

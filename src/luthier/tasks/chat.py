@@ -4,8 +4,6 @@ The dialogue is rendered by the tokenizer's chat template; the loss is -log p ov
 answer and the token that ends it. The prompt, the roles and the padding carry no loss.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ it to one logit per label; the loss is cross-entropy. The head starts random, tr
 and is saved and loaded with the adapter.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self

@@ -5,8 +5,6 @@ than the limit are split into windows and nothing is lost. Rows with a prompt an
 joined as they stand, without a chat template, and only the completion is learned.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from luthier.rendering.chat_template import IGNORED, Template

@@ -4,8 +4,6 @@ As task classify, but the head has one output and the loss is the squared error:
 a task: how alike two sentences are, from 0 to 5.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Sequence

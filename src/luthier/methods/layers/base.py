@@ -8,8 +8,6 @@ Two rules of PEFT 0.21 shape all files here, each learnt from a failing test:
   prefix is a child of the attention with a hook, not a wrapper around it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -94,10 +92,9 @@ class Tuner(BaseTuner):
         hidden = re.compile(peft_config.target_modules) if isinstance(peft_config.target_modules, str) else None
         for name, _ in self.model.named_modules():
             if hidden and ".base_layer." in name and hidden.fullmatch(name.replace(".base_layer", "")):
-                raise ValueError(
-                    f"another adapter already holds {name.partition('.base_layer')[0]}, so this one cannot reach "
-                    f"{name.rpartition('.')[2]} inside it: put the two on separate copies of the base"
-                )
+                outer, inner = name.partition(".base_layer")[0], name.rpartition(".")[2]
+                what = f"another adapter already holds {outer}, so this one cannot reach {inner} inside it"
+                raise ValueError(f"{what}: put the two on separate copies of the base")
         return peft_config
 
     def _create_and_replace(self, *place: Any, current_key: str = "", **_: Any) -> None:

@@ -4,8 +4,6 @@ Ben Zaken et al. 2021, arXiv 2106.10199. Training the delta equals training the 
 the base as it is: it can be switched off, stands beside other adapters and works on quantized bases.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -104,10 +102,8 @@ class BitFitModel(Tuner):
             blocks, names = peft_config.blocks, set(bias_places(self.model, peft_config))
             names = {name for name in names if blocks is None or block_of(name) in blocks}
             if not names:
-                raise ValueError(
-                    "BitFit finds no bias to train: the linear layers of this model have none, or none of the terms "
-                    f"{peft_config.terms}; missing='add' gives every linear layer a zero bias"
-                )
+                what = f"the linear layers of this model have no bias to train for the terms {peft_config.terms}"
+                raise ValueError(f"{what}; missing='add' gives every linear layer a zero bias")
             peft_config.target_modules = names
         return peft_config
 

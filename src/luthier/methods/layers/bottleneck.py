@@ -10,8 +10,6 @@ layer (Llama) they are not; the reference code of 2110.04366 and AdapterHub take
 before the norm, and so do we (`reads="residual"`); `reads="input"` takes the normed input.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar

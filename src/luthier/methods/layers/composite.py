@@ -5,8 +5,6 @@ the feed-forward. UniPELT (Mao et al. 2022, arXiv 2110.07577, section 3.2): a ga
 adapter after the feed-forward, and gated LoRA on query and value, whose gate replaces alpha / rank.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Put an adapter's folder on a base. Every way to load one goes through here; weights that do not fit are refused."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -3,8 +3,6 @@
 All names are regular expressions for whole module names.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 

@@ -11,8 +11,6 @@ grows on the left. Nothing else of the model has to know: grouped-query heads, p
 generation, beams, classification heads and encoders all stay as they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -211,12 +209,10 @@ def attach_prefix(tuner: Tuner, place: Place) -> None:
             shared.update_layer(adapter, config, model.config.hidden_size)
             if adapter not in tuner.active_adapters:
                 shared.set_requires_grad(adapter, False)
-    layer = getattr(place.module, CHILD, None)
-    if layer is not None:
-        layer.update_layer(adapter, config)
+    if hasattr(place.module, CHILD):
+        getattr(place.module, CHILD).update_layer(adapter, config)
         return
-    layer = PrefixLayer(tuner, place)
-    place.module.add_module(CHILD, layer)
+    place.module.add_module(CHILD, layer := PrefixLayer(tuner, place))
     if adapter not in tuner.active_adapters:
         layer.requires_grad_(False)
 

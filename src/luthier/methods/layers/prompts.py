@@ -6,8 +6,6 @@ Goes when PEFT passes positions on (https://github.com/huggingface/peft, `PeftMo
 transformers finds the last token by the attention mask.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -5,8 +5,6 @@ string will not do: the enum gets a new member. Goes when PEFT takes method name
 (https://github.com/huggingface/peft/issues/2634 is the nearest request).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

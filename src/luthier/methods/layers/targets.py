@@ -1,17 +1,11 @@
 """Which layers of a model an adapter may go into: plain linear layers, and none that routes tokens or only gates."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection
+from typing import Any
 
 from luthier.core.errors import InputError, did_you_mean
 from luthier.models.heads import in_head
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from torch import nn
 
 NARROW = 8
 """all-linear leaves out layers with fewer inputs or outputs: gates of one output, Gemma 3n's mixing coefficients."""
@@ -19,17 +13,12 @@ READ_BY_WEIGHT = ("dt_proj", "out_proj")
 """Of a Mamba block: its kernels take these weights and never call the layers, so an adapter there would do nothing."""
 
 
-def linear_layers(model: nn.Module) -> dict[str, Any]:
+def linear_layers(model: Any) -> dict[str, Any]:
     """Name -> module of every layer that takes an adapter: plain, quantized or Conv1D, narrow ones and heads too."""
     return {name: layer for name, layer, why in _matrices(model) if not why}
 
 
-def unfit_layers(model: nn.Module) -> dict[str, str]:
-    """Name of every module with a matrix of weights that takes no adapter -> why."""
-    return {name: why for name, _, why in _matrices(model) if why}
-
-
-def _matrices(model: nn.Module) -> list[tuple[str, Any, str]]:
+def _matrices(model: Any) -> list[tuple[str, Any, str]]:
     """(name, module, why no adapter goes there or "") of each module with a matrix of weights, but no embeddings."""
     from torch.nn import Embedding
 
@@ -73,7 +62,7 @@ def _is_linear(layer: Any) -> bool:
             made = layer(torch.zeros(2, sides(layer)[0]).to(layer.weight))
     except Exception:  # whatever it is, it takes no plain input
         return False
-    return isinstance(made, torch.Tensor) and tuple(made.shape) == (2, layer.out_features)
+    return isinstance(made, torch.Tensor) and tuple(made.shape) == (2, sides(layer)[1])
 
 
 def sides(layer: Any) -> tuple[int, ...]:
@@ -83,11 +72,7 @@ def sides(layer: Any) -> tuple[int, ...]:
 
 
 def check_targets(
-    model: nn.Module,
-    targets: tuple[str, ...] | str,
-    blocks: tuple[int, ...] = (),
-    taken: Collection[str] = (),
-    key: str = "method.targets",
+    model: Any, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = (), taken: Collection[str] = ()
 ) -> dict[str, Any]:
     """The layers that `targets` name, in the numbered `blocks` only where some are given; none of the names `taken`.
 
@@ -96,16 +81,17 @@ def check_targets(
     every = linear_layers(model)
     layers = {n: layer for n, layer in every.items() if not in_head(n) and n.rpartition(".")[2] not in taken}
     if isinstance(targets, str):
-        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         chosen = {n: each for n, each in layers.items() if each is not output and min(sides(each)) >= NARROW}
         if not chosen:
-            raise InputError(f"{key}: this model has no linear layers to adapt", fix="method=full or method=freeze")
+            message = "method.targets: this model has no linear layers to adapt"
+            raise InputError(message, fix="method=full or method=freeze")
     else:
         for target in targets:
             if not any(_named(name, target) for name in layers):
                 short = sorted({name.rpartition(".")[2] for name in layers})
-                message = f"{key}: {_why_not(model, target, short, every, taken)}"
-                raise InputError(message, fix=f"choose from {', '.join(short)}, or {key}=all-linear")
+                message = f"method.targets: {_why_not(model, target, short, every, taken)}"
+                raise InputError(message, fix=f"choose from {', '.join(short)}, or method.targets=all-linear")
         chosen = {n: layer for n, layer in layers.items() if any(_named(n, target) for target in targets)}
     if not blocks:
         return chosen
@@ -126,32 +112,30 @@ def block_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _why_not(
-    model: nn.Module, target: str, short: Collection[str], every: Collection[str], taken: Collection[str]
-) -> str:
+def _why_not(model: Any, target: str, short: Collection[str], every: Collection[str], taken: Collection[str]) -> str:
     """Why `target` names none of the layers that an adapter may go into, whose last names are `short`."""
     if target.rpartition(".")[2] in taken:
         return f"{target!r} takes no LoRA here: PEFT reads this name as the experts, which are not linear layers"
     if any(_named(name, target) for name in every):
         return f"{target!r} is the classification head, which trains as a whole with every method"
-    for name, why in unfit_layers(model).items():
-        if _named(name, target):
+    for name, _, why in _matrices(model):
+        if why and _named(name, target):
             return f"{target!r} takes no adapter: {name} {why}"
     return f"no layer is named {target!r}{did_you_mean(target, short)}"
 
 
 def peft_names(
-    model: nn.Module, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = (), taken: Collection[str] = ()
+    model: Any, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = (), taken: Collection[str] = ()
 ) -> list[str]:
     """`target_modules` for PEFT: the short names where they say the same, else each layer by its whole name.
 
     PEFT's own all-linear would take routers as well, and it ignores numbers of blocks beside whole names.
     """
     chosen = check_targets(model, targets, blocks, taken)
-    short = not isinstance(targets, str) and all(
-        name in chosen for name, _ in model.named_modules() if any(_named(name, target) for target in targets)
-    )
-    return list(targets) if short else sorted(chosen)
+    if isinstance(targets, str):
+        return sorted(chosen)
+    hit = {name for name, _ in model.named_modules() if any(_named(name, target) for target in targets)}
+    return list(targets) if hit <= chosen.keys() else sorted(chosen)
 
 
 def check_rank(layers: dict[str, Any], rank: int, setting: Callable[[int], str] = "method.rank={}".format) -> None:
@@ -164,7 +148,7 @@ def check_rank(layers: dict[str, Any], rank: int, setting: Callable[[int], str] 
         raise InputError(f"method.rank: {rank} is more than the {smallest} of layer {narrowest}", fix=fix)
 
 
-def read_as_experts(model: nn.Module) -> frozenset[str]:
+def read_as_experts(model: Any) -> frozenset[str]:
     """Names that PEFT's LoRA takes for the fused experts of this model, though plain layers are called so as well.
 
     It rewrites them so that adapters made for transformers 4 load. An adapter of the plain layers would be saved under
@@ -178,7 +162,7 @@ def read_as_experts(model: nn.Module) -> frozenset[str]:
     return frozenset(names.get(families.get(kind, ""), ()))
 
 
-def fused_experts(model: nn.Module, taken: Collection[str] = ()) -> str:
+def fused_experts(model: Any, taken: Collection[str] = ()) -> str:
     """A note on experts that are tensors of all experts at once and not linear layers; empty where none are.
 
     `taken` are names of plain layers that stay as they are too, since PEFT would take them for those experts.
