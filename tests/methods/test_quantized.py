@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft  # noqa: F401  (registers our layers, which import one another)
 import pytest
 import torch
 from safetensors.torch import load_file

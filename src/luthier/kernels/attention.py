@@ -62,7 +62,7 @@ def packed_attention(
             kwargs["position_ids"] = position_ids
         kwargs["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    made = []
+    out = []
     for begin, end in pairwise(edges):
         keys, values = key[:, :, front + begin : front + end], value[:, :, front + begin : front + end]
         mask = None
@@ -72,8 +72,8 @@ def packed_attention(
             mask = torch.cat([own[..., :front], own[..., front + begin : front + end]], -1)
             keys, values = torch.cat([key[:, :, :front], keys], 2), torch.cat([value[:, :, :front], values], 2)
         kwargs["is_causal"] = mask is None
-        made.append(sdpa_attention_forward(module, query[:, :, begin:end], keys, values, mask, **kwargs)[0])
-    return torch.cat(made, 1), None
+        out.append(sdpa_attention_forward(module, query[:, :, begin:end], keys, values, mask, **kwargs)[0])
+    return torch.cat(out, 1), None
 
 
 def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int], scale: float) -> Tensor:
@@ -86,8 +86,8 @@ def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int],
     """
     # As autocast does for sdpa: rotated queries may be wider than the values.
     query, key, value = (x.to(autocast_type(x, x.dtype)) for x in (query, key, value))
-    made: Tensor = _CausalRows.apply(query, key, value, tuple(edges), scale)  # type: ignore[no-untyped-call]
-    return made
+    out: Tensor = _CausalRows.apply(query, key, value, tuple(edges), scale)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _CausalRows(torch.autograd.Function):
@@ -97,47 +97,48 @@ class _CausalRows(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, edges: tuple[int, ...], scale: float) -> Tensor:
         heads, tokens, _ = query.shape
         few, group = len(key), heads // len(key)
-        made = query.new_empty(tokens, heads, value.size(-1))
-        into = made.view(tokens, few, group, -1)
+        out = query.new_empty(tokens, heads, value.size(-1))
+        into = out.view(tokens, few, group, -1)
         with torch.autocast(query.device.type, enabled=False):
-            asked, keys, values, future = _asked(query, few, scale), key.float(), value.float(), _future(query)
+            queries, keys, values, future = _stacked(query, few, scale), key.float(), value.float(), _future(query)
             for begin, start, end in _blocks(heads, edges):
-                shares = _shares(asked[:, start * group : end * group], keys[:, begin:end], future, group)
-                mixed = torch.bmm(shares, values[:, begin:end])  # [key heads, n * group, D]
+                own = slice(start * group, end * group)
+                probabilities = _probabilities(queries[:, own], keys[:, begin:end], future, group)
+                mixed = torch.bmm(probabilities, values[:, begin:end])  # [key heads, n * group, D]
                 into[start:end] = mixed.view(few, end - start, group, -1).transpose(0, 1)
         ctx.save_for_backward(query, key, value)
         ctx.how = edges, scale
-        return made
+        return out
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
         query, key, value = ctx.saved_tensors
         edges, scale = ctx.how
         heads, tokens, width = query.shape
         few, group = len(key), heads // len(key)
         with torch.autocast(query.device.type, enabled=False):
-            asked, keys, values, future = _asked(query, few, scale), key.float(), value.float(), _future(query)
-            slope = _asked(upstream.transpose(0, 1), few)
-            to_asked = torch.empty_like(asked)
-            to_key, to_value = torch.zeros_like(keys), torch.zeros_like(values)
+            queries, keys, values, future = _stacked(query, few, scale), key.float(), value.float(), _future(query)
+            grad = _stacked(grad_output.transpose(0, 1), few)
+            grad_queries = torch.empty_like(queries)
+            grad_key, grad_value = torch.zeros_like(keys), torch.zeros_like(values)
             for begin, start, end in _blocks(heads, edges):
                 own, seen = slice(start * group, end * group), slice(begin, end)
-                shares = _shares(asked[:, own], keys[:, seen], future, group)
-                to_value[:, seen].baddbmm_(shares.transpose(1, 2), slope[:, own])
-                to_shares = torch.bmm(slope[:, own], values[:, seen].transpose(1, 2))
-                to_scores = torch._softmax_backward_data(to_shares, shares, -1, torch.float32)
-                to_asked[:, own] = torch.bmm(to_scores, keys[:, seen])
-                to_key[:, seen].baddbmm_(to_scores.transpose(1, 2), asked[:, own])
-        to_query = to_asked.mul_(scale).view(few, tokens, group, width).transpose(1, 2).reshape(query.shape)
-        return to_query.to(query.dtype), to_key.to(key.dtype), to_value.to(value.dtype), None, None
+                probabilities = _probabilities(queries[:, own], keys[:, seen], future, group)
+                grad_value[:, seen].baddbmm_(probabilities.transpose(1, 2), grad[:, own])
+                grad_probabilities = torch.bmm(grad[:, own], values[:, seen].transpose(1, 2))
+                grad_scores = torch._softmax_backward_data(grad_probabilities, probabilities, -1, torch.float32)
+                grad_queries[:, own] = torch.bmm(grad_scores, keys[:, seen])
+                grad_key[:, seen].baddbmm_(grad_scores.transpose(1, 2), queries[:, own])
+        grad_query = grad_queries.mul_(scale).view(few, tokens, group, width).transpose(1, 2).reshape(query.shape)
+        return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
 
 
-def _asked(query: Tensor, few: int, scale: float = 1.0) -> Tensor:
+def _stacked(query: Tensor, few: int, scale: float = 1.0) -> Tensor:
     """[heads, T, D] -> [few, T * group, D], times `scale`, in float32."""
     heads, tokens, width = query.shape
-    made = query.new_empty(few, tokens, heads // few, width, dtype=torch.float32)
-    made.copy_(query.reshape(few, heads // few, tokens, width).transpose(1, 2))
-    return made.mul_(scale).view(few, -1, width)
+    out = query.new_empty(few, tokens, heads // few, width, dtype=torch.float32)
+    out.copy_(query.reshape(few, heads // few, tokens, width).transpose(1, 2))
+    return out.mul_(scale).view(few, -1, width)
 
 
 def _blocks(heads: int, edges: Sequence[int]) -> Iterator[tuple[int, int, int]]:
@@ -153,10 +154,10 @@ def _future(query: Tensor) -> Tensor:
     return torch.full((BLOCK, BLOCK), float("-inf"), device=query.device).triu_(1)[:, None]
 
 
-def _shares(asked: Tensor, keys: Tensor, future: Tensor, group: int) -> Tensor:
+def _probabilities(queries: Tensor, keys: Tensor, future: Tensor, group: int) -> Tensor:
     """Probabilities: [key heads, n * group, D], [key heads, before + n, D] -> [key heads, n * group, before + n]."""
-    scores = torch.bmm(asked, keys.transpose(1, 2))
-    n = asked.size(1) // group
+    scores = torch.bmm(queries, keys.transpose(1, 2))
+    n = queries.size(1) // group
     scores.view(len(keys), n, group, -1)[..., -n:] += future[:n, :, :n]
     return scores.softmax(-1)
 

@@ -41,7 +41,7 @@ def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Te
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Gradients are made in the forward pass, for an upstream gradient of 1 a token, and scaled in the backward one."""
+    """Gradients are made in the forward pass, for an output gradient of 1 per token, and scaled in backward."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -53,36 +53,36 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # Probabilities far below 1 vanish in half precision, where loss scaling would have kept them.
             half = dtype is torch.float16
             boost = BOOST if half else 1.0
-            to_hidden = torch.empty_like(hidden, dtype=torch.float32 if half else None) if wants_hidden else None
+            grad_hidden = torch.empty_like(hidden, dtype=torch.float32 if half else None) if wants_hidden else None
             for part, _, logits in _chunks(hidden, cast, bias, dtype):
                 here = targets[part]
-                losses[part] = _slope(logits[: len(here)], here, boost)
-                if to_hidden is not None:
-                    to_hidden[part] = (logits @ cast)[: len(here)]  # by now their gradient
+                losses[part] = _losses_and_grad(logits[: len(here)], here, boost)
+                if grad_hidden is not None:
+                    grad_hidden[part] = (logits @ cast)[: len(here)]  # by now their gradient
                     if half:
-                        to_hidden[part] /= boost
-        ctx.save_for_backward(to_hidden, hidden, weight, bias, targets)
+                        grad_hidden[part] /= boost
+        ctx.save_for_backward(grad_hidden, hidden, weight, bias, targets)
         ctx.dtype = dtype
         return losses
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        to_hidden, hidden, weight, bias, targets = ctx.saved_tensors
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        grad_hidden, hidden, weight, bias, targets = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        scaled = (to_hidden * upstream[:, None]).to(hidden.dtype) if wants_hidden else None
+        scaled = (grad_hidden * grad_output[:, None]).to(hidden.dtype) if wants_hidden else None
         if not wants_weight and not wants_bias:
             return scaled, None, None, None
-        # A head that trains needs the logits once more: its gradient is weighted by the upstream one.
+        # A head that trains needs the logits once more: its gradient is weighted by the output's.
         cast = weight.detach().to(ctx.dtype)
-        to_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        to_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
         for part, chunk, made in _chunks(hidden, cast, bias, ctx.dtype):
             logits = made[: len(chunk)]
-            _slope(logits, targets[part], upstream=upstream[part], to_bias=to_bias)
-            if to_weight is not None:
-                to_weight += (logits.t() @ chunk).float()
-        to_weight = None if to_weight is None else to_weight.to(weight.dtype)
-        return scaled, to_weight, None if to_bias is None else to_bias.to(bias.dtype), None
+            _losses_and_grad(logits, targets[part], scale=grad_output[part], grad_bias=grad_bias)
+            if grad_weight is not None:
+                grad_weight += (logits.t() @ chunk).float()
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return scaled, grad_weight, None if grad_bias is None else grad_bias.to(bias.dtype), None
 
 
 Chunk: TypeAlias = tuple[slice, Tensor, Tensor]
@@ -110,26 +110,26 @@ def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dt
         yield part, chunk, room[:rows]
 
 
-def _slope(
-    logits: Tensor, targets: Tensor, boost: float = 1.0, upstream: Tensor | None = None, to_bias: Tensor | None = None
+def _losses_and_grad(
+    logits: Tensor, targets: Tensor, boost: float = 1.0, scale: Tensor | None = None, grad_bias: Tensor | None = None
 ) -> Tensor:
-    """The losses, in float32; `logits` becomes their gradient, softmax - onehot, times `boost` and `upstream`.
+    """The losses, in float32; `logits` becomes their gradient, softmax - onehot, times `boost` and `scale` [N].
 
-    `to_bias` gets the sum of that, before it is rounded.
+    `grad_bias` gets the sum of that, before it is rounded.
     """
     losses = torch.empty(len(logits), device=logits.device)
     for part in parts(logits, 4, SLICE_BYTES):
         right = targets[part, None]
-        slope = logits[part].softmax(1, dtype=torch.float32)
-        losses[part] = _losses(logits[part], slope, right)
-        slope.scatter_add_(1, right, torch.full_like(right, -1, dtype=slope.dtype))
-        if upstream is not None:
-            slope.mul_(upstream[part, None])
-        if to_bias is not None:
-            to_bias += slope.sum(0)
+        grad = logits[part].softmax(1, dtype=torch.float32)
+        losses[part] = _losses(logits[part], grad, right)
+        grad.scatter_add_(1, right, torch.full_like(right, -1, dtype=grad.dtype))
+        if scale is not None:
+            grad.mul_(scale[part, None])
+        if grad_bias is not None:
+            grad_bias += grad.sum(0)
         if boost != 1.0:
-            slope.mul_(boost)
-        logits[part] = slope
+            grad.mul_(boost)
+        logits[part] = grad
     return losses
 
 

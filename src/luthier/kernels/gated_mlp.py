@@ -52,11 +52,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _slope(name: str, upstream: Tensor, x: Tensor) -> Tensor:
+def _activation_grad(name: str, grad_output: Tensor, x: Tensor) -> Tensor:
     if name == "silu":
-        return torch.ops.aten.silu_backward(upstream, x)  # type: ignore[no-any-return]
+        return torch.ops.aten.silu_backward(grad_output, x)  # type: ignore[no-any-return]
     approximate = "tanh" if name == "gelu_tanh" else "none"
-    return torch.ops.aten.gelu_backward(upstream, x, approximate=approximate)  # type: ignore[no-any-return]
+    return torch.ops.aten.gelu_backward(grad_output, x, approximate=approximate)  # type: ignore[no-any-return]
 
 
 def _same(module: Any, act: str) -> bool:
@@ -96,8 +96,8 @@ def _forward(self: Any, x: Tensor) -> Tensor:
 def gated(x: Tensor, act: str, paths: list[LoraPath]) -> Tensor:
     """down(act(gate(x)) * up(x)): [..., H] -> [..., H]; `paths` are gate's, up's and down's."""
     tensors = [t for _, low in paths for t in ((low.a, low.b) if low is not None else (None, None))]
-    made: Tensor = _Gated.apply(x, act, paths, *tensors)  # type: ignore[no-untyped-call]
-    return made
+    out: Tensor = _Gated.apply(x, act, paths, *tensors)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _Gated(torch.autograd.Function):
@@ -110,13 +110,13 @@ class _Gated(torch.autograd.Function):
             flat = x.reshape(-1, x.size(-1)).to(dtype)  # [N, H]
             gate, gate_low = forward(flat, *paths[0])  # [N, F]
             up, up_low = forward(flat, *paths[1])
-            made, down_low = forward(_product(act, gate, up), *paths[2])
+            out, down_low = forward(_product(act, gate, up), *paths[2])
         ctx.save_for_backward(x, gate, up, gate_low, up_low, down_low, *pairs)
         ctx.how = act, dtype, [(layer, low and (low.scale, low.dropped)) for layer, low in paths]
-        return shaped(made, (*x.shape[:-1], made.size(-1)))
+        return shaped(out, (*x.shape[:-1], out.size(-1)))
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
         x, gate, up, gate_low, up_low, down_low, *pairs = ctx.saved_tensors
         act, dtype, kept = ctx.how
         gating, raising, lowering = (
@@ -124,24 +124,24 @@ class _Gated(torch.autograd.Function):
         )
         with torch.autocast(x.device.type, enabled=False):
             flat = x.reshape(-1, x.size(-1)).to(dtype)
-            slope = upstream.reshape(-1, upstream.size(-1)).to(dtype)
+            grad = grad_output.reshape(-1, grad_output.size(-1)).to(dtype)
             inner = _product(act, gate, up) if lowering[1] else flat  # only A's gradient needs it
-            to_inner, *to_down = backward(slope, inner, lowering, down_low)
-            assert to_inner is not None
-            to_up = inner if lowering[1] else torch.empty_like(up)  # in the same memory
+            grad_inner, *grad_down = backward(grad, inner, lowering, down_low)
+            assert grad_inner is not None
+            grad_up = inner if lowering[1] else torch.empty_like(up)  # in the same memory
             for part in parts(gate, gate.element_size()):
-                torch.mul(ACTIVATIONS[act](gate[part]), to_inner[part], out=to_up[part])
-                to_inner[part] = _slope(act, to_inner[part].mul_(up[part]), gate[part])
+                torch.mul(ACTIVATIONS[act](gate[part]), grad_inner[part], out=grad_up[part])
+                grad_inner[part] = _activation_grad(act, grad_inner[part].mul_(up[part]), gate[part])
             wants_x = ctx.needs_input_grad[0]
-            to_x, *to_gate_path = backward(to_inner, flat, gating, gate_low, wants_x)
-            to_x, *to_up_path = backward(to_up, flat, raising, up_low, wants_x, into=to_x)
-        made = None if to_x is None else to_x.to(x.dtype).view(x.shape)
-        return made, None, None, *to_gate_path, *to_up_path, *to_down
+            grad_x, *grad_gate_path = backward(grad_inner, flat, gating, gate_low, wants_x)
+            grad_x, *grad_up_path = backward(grad_up, flat, raising, up_low, wants_x, into=grad_x)
+        out = None if grad_x is None else grad_x.to(x.dtype).view(x.shape)
+        return out, None, None, *grad_gate_path, *grad_up_path, *grad_down
 
 
 def _product(act: str, gate: Tensor, up: Tensor) -> Tensor:
     """act(gate) * up."""
-    made = torch.empty_like(gate)
+    out = torch.empty_like(gate)
     for part in parts(gate, gate.element_size()):
-        torch.mul(ACTIVATIONS[act](gate[part]), up[part], out=made[part])
-    return made
+        torch.mul(ACTIVATIONS[act](gate[part]), up[part], out=out[part])
+    return out

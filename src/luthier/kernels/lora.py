@@ -88,8 +88,8 @@ class Dropped:
 
 @lru_cache(maxsize=4)
 def _pool(rate: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    made = torch.empty(POOL).bernoulli_(1 - rate, generator=torch.Generator().manual_seed(0))
-    return made.to(device, dtype)
+    out = torch.empty(POOL).bernoulli_(1 - rate, generator=torch.Generator().manual_seed(0))
+    return out.to(device, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,8 @@ def low_rank(layer: Any) -> LowRank | None:
 def lora_linear(x: Tensor, layer: Any, low: LowRank) -> Tensor:
     """The frozen `layer` and the path beside it: [..., in] -> [..., out]."""
     bias = None if is_packed(layer) else layer.bias  # may train
-    made: Tensor = _LoraLinear.apply(x, layer, bias, low.a, low.b, low.scale, low.dropped)  # type: ignore[no-untyped-call]
-    return made
+    out: Tensor = _LoraLinear.apply(x, layer, bias, low.a, low.b, low.scale, low.dropped)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -137,54 +137,54 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: Any, bias: Tensor | None, a: Tensor, b: Tensor, *rest: Any) -> Tensor:
         dtype = working_type(layer, x)
         with torch.autocast(x.device.type, enabled=False):
-            made, projected = forward(x.reshape(-1, x.size(-1)).to(dtype), layer, LowRank(a, b, *rest))
+            out, projected = forward(x.reshape(-1, x.size(-1)).to(dtype), layer, LowRank(a, b, *rest))
         ctx.save_for_backward(x, a, b, projected)
         ctx.how = layer, dtype, rest, None if bias is None else bias.dtype
-        return shaped(made, (*x.shape[:-1], made.size(-1)))
+        return shaped(out, (*x.shape[:-1], out.size(-1)))
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
         x, a, b, projected = ctx.saved_tensors
         layer, dtype, rest, bias_type = ctx.how
         wants_x, _, wants_bias, *_ = ctx.needs_input_grad
         with torch.autocast(x.device.type, enabled=False):
-            slope = upstream.reshape(-1, upstream.size(-1)).to(dtype)  # [N, out]
-            to_bias = slope.sum(0).to(bias_type) if wants_bias else None
+            grad = grad_output.reshape(-1, grad_output.size(-1)).to(dtype)  # [N, out]
+            grad_bias = grad.sum(0).to(bias_type) if wants_bias else None
             flat = x.reshape(-1, x.size(-1)).to(dtype)
-            to_x, to_a, to_b = backward(slope, flat, (layer, LowRank(a, b, *rest)), projected, wants_x)
-        return None if to_x is None else to_x.to(x.dtype).view(x.shape), None, to_bias, to_a, to_b, None, None
+            grad_x, grad_a, grad_b = backward(grad, flat, (layer, LowRank(a, b, *rest)), projected, wants_x)
+        return None if grad_x is None else grad_x.to(x.dtype).view(x.shape), None, grad_bias, grad_a, grad_b, None, None
 
 
 def forward(x: Tensor, layer: Any, low: LowRank | None) -> tuple[Tensor, Tensor | None]:
-    """([N, out], what A made of x: [N, rank]) of [N, in], in x's type and outside of autograd."""
-    made = product(layer, x)
+    """([N, out], what A makes of x: [N, rank]) of [N, in], in x's type and outside of autograd."""
+    out = product(layer, x)
     if low is None:
-        return made, None
+        return out, None
     projected = _project(x, low.a.to(x.dtype), low.dropped)
-    made.addmm_(projected, low.b.to(x.dtype).t(), alpha=low.scale)
-    return made, projected
+    out.addmm_(projected, low.b.to(x.dtype).t(), alpha=low.scale)
+    return out, projected
 
 
 def backward(
-    slope: Tensor, x: Tensor, path: LoraPath, projected: Tensor | None, wants_x: bool = True, into: Tensor | None = None
+    grad: Tensor, x: Tensor, path: LoraPath, projected: Tensor | None, wants_x: bool = True, into: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, A and B from the output's: [N, out] -> [N, in], [rank, in], [out, rank].
 
     That of x is added to `into`, where one is given.
     """
     layer, low = path
-    to_x = to_a = to_b = None
+    grad_x = grad_a = grad_b = None
     if wants_x:
-        unpacked = weight(layer, slope.dtype)
-        to_x = slope @ unpacked if into is None else into.addmm_(slope, unpacked)
+        unpacked = weight(layer, grad.dtype)
+        grad_x = grad @ unpacked if into is None else into.addmm_(grad, unpacked)
     if low is not None and projected is not None:
-        through = (slope @ low.b.to(slope.dtype)).mul_(low.scale)  # [N, rank]
+        through = (grad @ low.b.to(grad.dtype)).mul_(low.scale)  # [N, rank]
         # The wide matrix on the right, as it lies in memory: the other order takes a CPU several times as long.
-        to_b = (projected.t() @ slope).t().mul(low.scale).to(low.b.dtype).contiguous()
-        to_a = _slope_of_a(through, x, low.dropped).to(low.a.dtype)
-        if to_x is not None:
-            _add_low(to_x, through, low.a.to(slope.dtype), low.dropped)
-    return to_x, to_a, to_b
+        grad_b = (projected.t() @ grad).t().mul(low.scale).to(low.b.dtype).contiguous()
+        grad_a = _grad_of_a(through, x, low.dropped).to(low.a.dtype)
+        if grad_x is not None:
+            _add_low(grad_x, through, low.a.to(grad.dtype), low.dropped)
+    return grad_x, grad_a, grad_b
 
 
 def _project(x: Tensor, a: Tensor, dropped: Dropped | None) -> Tensor:
@@ -197,20 +197,20 @@ def _project(x: Tensor, a: Tensor, dropped: Dropped | None) -> Tensor:
     return low.mul_(dropped.scale)
 
 
-def _slope_of_a(through: Tensor, x: Tensor, dropped: Dropped | None) -> Tensor:
+def _grad_of_a(through: Tensor, x: Tensor, dropped: Dropped | None) -> Tensor:
     """Gradient of A from that of A dropout(x): [N, rank], [N, in] -> [rank, in]."""
     if dropped is None:
         return through.t() @ x
-    made = torch.zeros(through.size(1), x.size(1), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    out = torch.zeros(through.size(1), x.size(1), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
     for part, mask in dropped.blocks(x):
-        made += through[part].t() @ (x[part] * mask)
-    return made.mul_(dropped.scale)
+        out += through[part].t() @ (x[part] * mask)
+    return out.mul_(dropped.scale)
 
 
-def _add_low(to_x: Tensor, through: Tensor, a: Tensor, dropped: Dropped | None) -> None:
+def _add_low(grad_x: Tensor, through: Tensor, a: Tensor, dropped: Dropped | None) -> None:
     """Add to the gradient of x what comes through A: [N, in], [N, rank], [rank, in]."""
     if dropped is None:
-        to_x.addmm_(through, a)
+        grad_x.addmm_(through, a)
         return
-    for part, mask in dropped.blocks(to_x):
-        to_x[part].addcmul_(through[part] @ a, mask, value=dropped.scale)
+    for part, mask in dropped.blocks(grad_x):
+        grad_x[part].addcmul_(through[part] @ a, mask, value=dropped.scale)

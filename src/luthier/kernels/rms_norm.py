@@ -59,8 +59,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, plus_one: bool = False) -> T
     With `plus_one` by 1 + weight, rounded once, as Gemma's code does; else rounded to x's type before the weight, as
     Llama's does.
     """
-    made: Tensor = _RMSNorm.apply(x, weight, eps, plus_one)  # type: ignore[no-untyped-call]
-    return made
+    out: Tensor = _RMSNorm.apply(x, weight, eps, plus_one)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -68,32 +68,32 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, plus_one: bool) -> Tensor:
         flat = x.reshape(-1, x.size(-1))
         dtype = x.dtype if plus_one else torch.promote_types(x.dtype, weight.dtype)
-        made = torch.empty(flat.shape, device=x.device, dtype=dtype)
+        out = torch.empty(flat.shape, device=x.device, dtype=dtype)
         scales = torch.empty(len(flat), 1, device=x.device)
         for part in parts(flat, 4):
             wide = flat[part].float()
             scales[part] = wide.square().mean(1, keepdim=True).add_(eps).rsqrt_()
             wide = wide * scales[part]
-            made[part] = wide.mul_(1 + weight.float()) if plus_one else wide.to(x.dtype) * weight
+            out[part] = wide.mul_(1 + weight.float()) if plus_one else wide.to(x.dtype) * weight
         ctx.save_for_backward(x, weight, scales)
         ctx.plus_one = plus_one
-        return shaped(made, x.shape)
+        return shaped(out, x.shape)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
         x, weight, scales = ctx.saved_tensors
-        flat, slopes = x.reshape(-1, x.size(-1)), upstream.reshape(-1, x.size(-1))
+        flat, grads = x.reshape(-1, x.size(-1)), grad_output.reshape(-1, x.size(-1))
         gain = 1 + weight.float() if ctx.plus_one else weight.float()
-        to_x = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(gain) if ctx.needs_input_grad[1] else None
+        grad_x = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(gain) if ctx.needs_input_grad[1] else None
         for part in parts(flat, 4):
             normed = flat[part].float() * scales[part]
-            slope = slopes[part].float()
-            if to_weight is not None:
-                to_weight += (slope * normed).sum(0)
-            if to_x is not None:
-                slope = slope * gain
-                along = (slope * normed).mean(1, keepdim=True)
-                to_x[part] = slope.sub_(normed.mul_(along)).mul_(scales[part])
-        shaped_x = None if to_x is None else to_x.view(x.shape)
-        return shaped_x, None if to_weight is None else to_weight.to(weight.dtype), None, None
+            grad = grads[part].float()
+            if grad_weight is not None:
+                grad_weight += (grad * normed).sum(0)
+            if grad_x is not None:
+                grad = grad * gain
+                along = (grad * normed).mean(1, keepdim=True)
+                grad_x[part] = grad.sub_(normed.mul_(along)).mul_(scales[part])
+        shaped_x = None if grad_x is None else grad_x.view(x.shape)
+        return shaped_x, None if grad_weight is None else grad_weight.to(weight.dtype), None, None

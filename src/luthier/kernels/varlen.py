@@ -98,11 +98,11 @@ def _agrees(dtype: torch.dtype, device: torch.device, heads: int, few: int, widt
     ]
     true = [x.detach().float().requires_grad_() for x in given]
     want = torch.cat([_row(*(x[:, begin:end] for x in true), window=window) for begin, end in pairwise(edges)])
-    slope = torch.randn(want.shape, generator=draw, device=device)
-    right = [want, *torch.autograd.grad(want, true, slope)]
+    grad = torch.randn(want.shape, generator=draw, device=device)
+    right = [want, *torch.autograd.grad(want, true, grad)]
     rows = Rows(torch.tensor(edges, dtype=torch.int32, device=device), longest)
     got = attend(given[0], given[1], given[2], rows, None, window)
-    ours = [got, *torch.autograd.grad(got, given, slope.to(dtype))]
+    ours = [got, *torch.autograd.grad(got, given, grad.to(dtype))]
     pairs = zip(ours, right, strict=True)
     return all(float((one.float() - other).norm()) <= 0.02 * float(other.norm()) for one, other in pairs)
 
@@ -113,5 +113,5 @@ def _row(query: Tensor, key: Tensor, value: Tensor, *, window: int | None) -> Te
     seen = torch.ones(size, size, dtype=torch.bool, device=query.device).tril()
     if window is not None:
         seen = seen.triu(1 - window)
-    made = scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=seen, enable_gqa=True)
-    return made[0].transpose(0, 1)
+    out = scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=seen, enable_gqa=True)
+    return out[0].transpose(0, 1)
