@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from luthier.core.errors import InputError
+from luthier.core.errors import InputError, ModelError
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -32,6 +33,15 @@ def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         packed = ((parameter, "SCB"), (state, "absmax"), (getattr(state, "state2", None), "absmax"))
         scales = (getattr(owner, key, None) for owner, key in packed)
         yield from ((name, each) for each in scales if isinstance(each, Tensor))
+
+
+def shapes_in(file: Path, fix: str) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of a safetensors file, from its header alone; ModelError with `fix` where it is damaged."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is damaged: {error or 'its header cannot be read'}", fix=fix) from None
 
 
 def refuse_file(file: Path) -> None:

@@ -6,6 +6,7 @@ arXiv 2410.10989, section 3.)
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -42,21 +43,16 @@ def patch(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
 def activation(function: nn.Module) -> str | None:
     """Name of a known activation that gives the same numbers, or None."""
     x = torch.linspace(-6, 6, 97)
-    return next((name for name, known in ACTIVATIONS.items() if torch.equal(function(x), known(x))), None)
+    return next((name for name, known in ACTIVATIONS.items() if torch.equal(function(x), known[0](x))), None)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+GELU, GELU_BACKWARD = partial(F.gelu, approximate="tanh"), partial(torch.ops.aten.gelu_backward, approximate="tanh")
+ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "silu": (F.silu, torch.ops.aten.silu_backward),
+    "gelu": (F.gelu, torch.ops.aten.gelu_backward),
+    "gelu_tanh": (GELU, GELU_BACKWARD),
 }
-
-
-def _activation_grad(name: str, grad_output: Tensor, x: Tensor) -> Tensor:
-    if name == "silu":
-        return torch.ops.aten.silu_backward(grad_output, x)  # type: ignore[no-any-return]
-    approximate = "tanh" if name == "gelu_tanh" else "none"
-    return torch.ops.aten.gelu_backward(grad_output, x, approximate=approximate)  # type: ignore[no-any-return]
+"""Name -> (function of x, function of the output's gradient and x)."""
 
 
 def _same(module: Any, act: str) -> bool:
@@ -129,9 +125,10 @@ class _Gated(torch.autograd.Function):
             grad_inner, *grad_down = backward(grad, inner, lowering, down_low)
             assert grad_inner is not None
             grad_up = inner if lowering[1] else torch.empty_like(up)  # in the same memory
+            function, derivative = ACTIVATIONS[act]
             for part in parts(gate, gate.element_size()):
-                torch.mul(ACTIVATIONS[act](gate[part]), grad_inner[part], out=grad_up[part])
-                grad_inner[part] = _activation_grad(act, grad_inner[part].mul_(up[part]), gate[part])
+                torch.mul(function(gate[part]), grad_inner[part], out=grad_up[part])
+                grad_inner[part] = derivative(grad_inner[part].mul_(up[part]), gate[part])
             wants_x = ctx.needs_input_grad[0]
             grad_x, *grad_gate_path = backward(grad_inner, flat, gating, gate_low, wants_x)
             grad_x, *grad_up_path = backward(grad_up, flat, raising, up_low, wants_x, into=grad_x)
@@ -143,5 +140,5 @@ def _product(act: str, gate: Tensor, up: Tensor) -> Tensor:
     """act(gate) * up."""
     out = torch.empty_like(gate)
     for part in parts(gate, gate.element_size()):
-        torch.mul(ACTIVATIONS[act](gate[part]), up[part], out=out[part])
+        torch.mul(ACTIVATIONS[act][0](gate[part]), up[part], out=out[part])
     return out

@@ -111,7 +111,8 @@ class LoRA(TargetedMethod):
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         half = {p.dtype for n, p in model.named_parameters() if n.endswith("bias") and p.dtype.itemsize < 4}
         if self.bias != "none" and half and next(model.parameters()).device.type != "meta":
-            message = f"method.bias={self.bias} trains the base's own biases; small updates are lost in {half.pop()}"
+            where = f"they are {half.pop()} here, where small updates are lost"
+            message = f"method.bias={self.bias} trains the base's own biases; {where}"
             raise InputError(message, fix="method.bias=none, or model.dtype=float32")
         untrained = self._own_biases(model)
         tuned = super().attach(model, steps=steps, classify=classify)

@@ -4,7 +4,6 @@ A folder may come from anyone. transformers opens what model.safetensors.index.j
 config.json says, a million layers too.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +19,7 @@ from transformers.activations import ACT2FN
 from luthier.core.errors import InputError, ModelError, did_you_mean
 from luthier.core.files import read_object
 from luthier.core.resources import refuse_closed
-from luthier.kernels.finite import not_finite, weights_of
+from luthier.kernels.finite import not_finite, shapes_in, weights_of
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -68,7 +67,8 @@ def check_folder(folder: Path, *, weights: bool) -> None:
             raise ModelError(message, fix="convert them to safetensors first")
         message = f"model.path: {folder} has a config.json but no weights (model.safetensors)"
         raise ModelError(message, fix="finish the download, or train from scratch with model.init=random")
-    check_config(config, file, dict(tensors_of(weight_files(folder))) if weights else {})
+    shapes = [shapes_in(each, FETCH) for each in (weight_files(folder) if weights else ())]
+    check_config(config, file, {name: math.prod(shape) for each in shapes for name, shape in each.items()})
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -99,21 +99,6 @@ def index_names(index: Path) -> list[str]:
             message = f"{index} names {name!r}; only .safetensors files in its folder are opened: others can run code"
             raise ModelError(message, fix="do not use this model, or convert its weights to safetensors")
     return names
-
-
-def tensors_of(files: list[Path]) -> Iterator[tuple[str, int]]:
-    """(name, number of elements) of the tensors in safetensors files, from their headers alone."""
-    for file in files:
-        try:
-            with file.open("rb") as opened:
-                size = int.from_bytes(opened.read(8), "little")
-                if size > 2**28:
-                    raise ValueError("its header is too long")
-                for name, entry in json.loads(opened.read(size)).items():
-                    if name != "__metadata__":
-                        yield name, math.prod(entry["shape"])
-        except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
-            raise ModelError(f"{file} is damaged: {error or 'its header cannot be read'}", fix=FETCH) from None
 
 
 def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, int]) -> None:

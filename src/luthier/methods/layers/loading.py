@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from luthier.core.errors import InputError, OutOfMemory
 from luthier.core.files import read_object
 from luthier.core.resources import is_out_of_memory
 from luthier.core.strict_json import to_json
-from luthier.kernels.finite import refuse_file
+from luthier.kernels.finite import refuse_file, shapes_in
 
 WEIGHTS = "adapter_model.safetensors"
 FIX = "give the base that it was trained on; or the file is damaged, then restore or retrain it"
@@ -85,11 +85,7 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
         message = f"{folder} holds no {WEIGHTS}; a pickle (.bin) can run code and is not opened"
         raise InputError(message, fix="save the adapter again with PEFT, which writes safetensors")
     refuse_imports(folder)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{file} is damaged: {error}", fix=RESTORE) from None
+    shapes = shapes_in(file, RESTORE)
     _check_numbers(settings, max(map(math.prod, shapes.values()), default=0), folder / "adapter_config.json")
     return shapes
 
