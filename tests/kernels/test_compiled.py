@@ -11,7 +11,7 @@ import torch
 from luthier.core.errors import InputError
 from luthier.kernels.apply import patched
 from luthier.kernels.attention import NAME
-from luthier.kernels.compiled import blocks, check_compile
+from luthier.kernels.compiled import check_compile, repeated_blocks
 from luthier.pipeline.prepare import on_this_machine
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
@@ -32,10 +32,10 @@ def compiler() -> None:
 @pytest.mark.parametrize("kind", DECODERS)
 def test_blocks_are_the_layers(kind: str) -> None:
     model = base(kind)
-    found = blocks(model)
+    found = repeated_blocks(model)
     assert len(found) == model.config.num_hidden_layers and len({type(block) for block in found}) == 1
-    assert len(blocks(attached("lora", kind)[1])) == len(found), "a method's own modules are no layers"
-    assert blocks(torch.nn.Linear(2, 2)) == []
+    assert len(repeated_blocks(attached("lora", kind)[1])) == len(found), "a method's own modules are no layers"
+    assert repeated_blocks(torch.nn.Linear(2, 2)) == []
 
 
 @pytest.mark.usefixtures("compiler")
@@ -48,7 +48,7 @@ def test_loss_and_gradients_are_the_models_own(packed: bool) -> None:
     for compile in (False, True):
         made = []
         with patched(model, packed, compile):
-            layers = blocks(model)
+            layers = repeated_blocks(model)
             assert all((layer._compiled_call_impl is not None) is compile for layer in layers)
             for size in (6, 9):  # of other lengths
                 rows = some_rows(size)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from luthier.kernels import attention, varlen
 from luthier.kernels.attention import row_by_row
-from luthier.kernels.varlen import Rows
+from luthier.kernels.varlen import PackedRows
 from luthier.tasks.base import TASKS
 from tests.methods.zoo import DECODERS, attached, base, shake
 from tests.training.test_packing import some_rows
@@ -25,7 +25,7 @@ def standing_in(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rows: Rows,
+    rows: PackedRows,
     scale: float | None,
     window: tuple[int, int],
     begins: tuple[int, int] = (0, 0),
@@ -65,7 +65,7 @@ def test_a_kernel_is_used_only_where_values_gradients_and_window_are_right(monke
     monkeypatch.setattr(varlen, "kernel", lambda *a: standing_in(*a).detach())
     assert not proved(), "no gradient"
     monkeypatch.setattr(
-        varlen, "kernel", lambda q, k, v, rows, *a: standing_in(q, k, v, Rows(rows.edges[[0, 2]], 128), *a)
+        varlen, "kernel", lambda q, k, v, rows, *a: standing_in(q, k, v, PackedRows(rows.edges[[0, 2]], 128), *a)
     )
     assert not proved(), "crosses from row to row"
 
@@ -73,10 +73,10 @@ def test_a_kernel_is_used_only_where_values_gradients_and_window_are_right(monke
 def test_the_rows_are_read_off_the_positions_once() -> None:
     places = torch.tensor([[0, 1, 2, 0, 0, 1]])
     query = torch.zeros(1, 2, 6, 8)
-    rows = varlen.rows_of(places, query)
+    rows = varlen.packed_rows(places, query)
     assert rows is not None and rows.edges.tolist() == [0, 3, 4, 6] and rows.edges.dtype == torch.int32
-    assert rows.longest == 3 and varlen.rows_of(places, query) is rows
-    assert varlen.rows_of(places, query[:, :, :5]) is None and varlen.rows_of(None, query) is None
+    assert rows.longest == 3 and varlen.packed_rows(places, query) is rows
+    assert varlen.packed_rows(places, query[:, :, :5]) is None and varlen.packed_rows(None, query) is None
 
 
 @pytest.mark.parametrize("kind", DECODERS)

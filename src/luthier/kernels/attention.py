@@ -54,7 +54,7 @@ def packed_attention(
             scale = query.size(-1) ** -0.5 if scaling is None else scaling
             return causal_rows(query[0], key[0], value[0], edges, scale)[None], None
     elif plain and not kwargs.get("softcap"):
-        rows = varlen.rows_of(position_ids, query)
+        rows = varlen.packed_rows(position_ids, query)
         if rows is not None and varlen.serves(query, key, value):
             return varlen.attend(query[0], key[0], value[0], rows, scaling, sliding_window)[None], None
     if len(edges) <= 2:

@@ -27,7 +27,7 @@ def check_compile(device: str) -> None:
         ) from error
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The model's layers: modules of the class that is most frequent in its lists of modules."""
     listed = [m for found in model.modules() if isinstance(found, nn.ModuleList) for m in found]
     if not listed:
@@ -42,7 +42,7 @@ def compiled(model: nn.Module) -> Iterator[None]:
 
     Those (the held-out rows between two steps) have other shapes and are few: compiling for them would not pay.
     """
-    changed: list[Any] = blocks(model)
+    changed: list[Any] = repeated_blocks(model)
     for block in changed:
         block.compile(dynamic=True)
         block._compiled_call_impl = _with_gradients(block._compiled_call_impl, block)

@@ -85,10 +85,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return scaled, grad_weight, None if grad_bias is None else grad_bias.to(bias.dtype), None
 
 
-Chunk: TypeAlias = tuple[slice, Tensor, Tensor]
+LogitChunk: TypeAlias = tuple[slice, Tensor, Tensor]
 
 
-def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Iterator[Chunk]:
+def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Iterator[LogitChunk]:
     """(place, tokens, their logits) of each chunk; the next one's logits take the same memory.
 
     Logits are made for a multiple of EVEN tokens, of zeros behind the chunk's: for each number of tokens oneDNN would

@@ -18,7 +18,7 @@ from luthier.kernels.frozen_linear import autocast_type
 ROWS = "luthier_rows"
 
 
-class Rows(NamedTuple):
+class PackedRows(NamedTuple):
     """Where packed rows begin and end, as the kernel wants it."""
 
     edges: Tensor
@@ -31,41 +31,39 @@ def packs(position_ids: Tensor, query: Tensor) -> bool:
     return query.size(0) == 1 and position_ids.shape == (1, query.size(2))
 
 
-def rows_of(position_ids: Tensor | None, query: Tensor) -> Rows | None:
+def packed_rows(position_ids: Tensor | None, query: Tensor) -> PackedRows | None:
     """The rows of one sequence, each from position 0; None where the batch is not one sequence.
 
     Kept with the positions, which all layers get: the length of the longest is read from the GPU once a pass.
     """
     if position_ids is None or not packs(position_ids, query):
         return None
-    known: Rows | None = getattr(position_ids, ROWS, None)
+    known: PackedRows | None = getattr(position_ids, ROWS, None)
     if known is None:
         begins = (position_ids[0] == 0).nonzero()[:, 0]
         edges = torch.cat([begins, begins.new_tensor([query.size(2)])]).to(torch.int32)
-        known = Rows(edges, int(edges.diff().max()))
+        known = PackedRows(edges, int(edges.diff().max()))
         setattr(position_ids, ROWS, known)
     return known
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float | None, window: int | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float | None, window: int | None) -> Tensor:
     """Queries [heads, T, D], keys and values [key heads, T, D] -> [T, heads, D], each row by itself and causal.
 
     A token sees `window` tokens, itself among them; None means all before it. A `scale` of None is D ** -0.5.
     """
-    query, key, value = (x.transpose(0, 1).to(autocast_type(query, query.dtype)) for x in (query, key, value))
+    q, k, v = (x.transpose(0, 1).to(autocast_type(q, q.dtype)) for x in (q, k, v))
     before = -1 if window is None or window >= rows.longest else window - 1
-    return kernel(query, key, value, rows, scale, (before, 0))
+    return kernel(q, k, v, rows, scale, (before, 0))
 
 
-def kernel(
-    query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: float | None, window: tuple[int, int]
-) -> Tensor:
-    """Torch's kernel, for [T, heads, D] and twice [T, key heads, D]."""
+def kernel(q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float | None, window: tuple[int, int]) -> Tensor:
+    """The kernel of torch, for [T, heads, D] and twice [T, key heads, D]."""
     from torch.nn.attention.varlen import varlen_attn
 
     edges, longest = (rows.edges, rows.edges), (rows.longest, rows.longest)
-    options: dict[str, Any] = {"scale": scale, "window_size": window, "enable_gqa": query.size(1) != key.size(1)}
-    return varlen_attn(query, key, value, *edges, *longest, **options)  # type: ignore[return-value]
+    options: dict[str, Any] = {"scale": scale, "window_size": window, "enable_gqa": q.size(1) != k.size(1)}
+    return varlen_attn(q, k, v, *edges, *longest, **options)  # type: ignore[return-value]
 
 
 def serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -100,7 +98,7 @@ def _agrees(dtype: torch.dtype, device: torch.device, heads: int, few: int, widt
     want = torch.cat([_row(*(x[:, begin:end] for x in true), window=window) for begin, end in pairwise(edges)])
     grad = torch.randn(want.shape, generator=draw, device=device)
     right = [want, *torch.autograd.grad(want, true, grad)]
-    rows = Rows(torch.tensor(edges, dtype=torch.int32, device=device), longest)
+    rows = PackedRows(torch.tensor(edges, dtype=torch.int32, device=device), longest)
     got = attend(given[0], given[1], given[2], rows, None, window)
     ours = [got, *torch.autograd.grad(got, given, grad.to(dtype))]
     pairs = zip(ours, right, strict=True)

@@ -26,7 +26,7 @@ MOST_TOKENS = 2048
 """Default limit of a row, where the model would take more."""
 
 
-Labels: TypeAlias = tuple[str, ...] | None
+Classes: TypeAlias = tuple[str, ...] | None
 """Classes of a classification head, or None for a model that generates."""
 
 
@@ -74,7 +74,7 @@ def _options(config: ModelConfig) -> dict[str, Any]:
     return {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
 
 
-def architecture(recipe: ModelConfig, source: str, labels: Labels = None, *, weights: bool = False) -> Architecture:
+def architecture(recipe: ModelConfig, source: str, labels: Classes = None, *, weights: bool = False) -> Architecture:
     """Read config.json in the folder or hub id `source`; with `labels` for a classifier of them.
 
     ModelError where a folder holds what must not be opened; with `weights` its weights are looked at too.
@@ -162,7 +162,7 @@ def row_limit(config: ModelConfig, source: str, tokenizer: Any, wanted: int | No
     return wanted or min(own, MOST_TOKENS)
 
 
-def load_model(config: ModelConfig, source: str, *, labels: Labels, tokenizer: Any) -> nn.Module:
+def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: Any) -> nn.Module:
     """The base model; with `labels` a classification head for them. Weights come from safetensors only."""
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file a bar is a line of noise
@@ -201,7 +201,7 @@ def load_model(config: ModelConfig, source: str, *, labels: Labels, tokenizer: A
     return model  # type: ignore[no-any-return]
 
 
-def _read(auto: Any, source: str, labels: Labels, **options: Any) -> nn.Module:
+def _read(auto: Any, source: str, labels: Classes, **options: Any) -> nn.Module:
     """`from_pretrained`, but weights that the files lack are an error: only a new head may start random."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would report is raised below, or is meant
@@ -218,7 +218,7 @@ def _read(auto: Any, source: str, labels: Labels, **options: Any) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def skeleton(config: ModelConfig, source: str, *, labels: Labels, layers: int | None = None) -> nn.Module:
+def skeleton(config: ModelConfig, source: str, *, labels: Classes, layers: int | None = None) -> nn.Module:
     """The model's modules and shapes on the meta device, or its first `layers` only: no weights, and no memory."""
     base = architecture(config, source, labels)
     if layers is not None:
@@ -285,7 +285,7 @@ def quantization(config: ModelConfig, model_config: Any) -> str:
     return kind
 
 
-def _quantization(config: ModelConfig, labels: Labels) -> Any:
+def _quantization(config: ModelConfig, labels: Classes) -> Any:
     from transformers import BitsAndBytesConfig
 
     unpacked = None if labels is None else UNPACKED  # None: transformers leaves the output embedding alone

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from luthier.kernels.apply import patched
 from luthier.kernels.attention import EDGES
-from luthier.kernels.varlen import ROWS, Rows
+from luthier.kernels.varlen import ROWS, PackedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _inputs(rows: list[int], device: str, packed: bool) -> dict[str, Tensor]:
         places = torch.zeros_like(ids)
         edges = [0, *accumulate(rows)]
         setattr(places, EDGES, edges)
-        setattr(places, ROWS, Rows(torch.zeros(len(edges), dtype=torch.int32, device=device), max(rows)))
+        setattr(places, ROWS, PackedRows(torch.zeros(len(edges), dtype=torch.int32, device=device), max(rows)))
         return {"input_ids": ids, "position_ids": places}
     ids = torch.zeros(len(rows), max(rows), dtype=torch.long, device=device)
     return {"input_ids": ids}  # a mask would be looked into, and takes little

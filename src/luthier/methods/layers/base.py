@@ -52,7 +52,7 @@ class TunerConfig(PeftConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Target:
     """Where a layer goes: on `module`, which is `parent.name`."""
 
     config: Any
@@ -73,7 +73,7 @@ class Tuner(BaseTuner):
         """Kind of layer -> regular expression of the modules it goes to."""
         raise NotImplementedError
 
-    def inject(self, kind: str, place: Place) -> None:
+    def inject(self, kind: str, target: Target) -> None:
         """Put the layer of `kind` there."""
         raise NotImplementedError
 
@@ -97,24 +97,24 @@ class Tuner(BaseTuner):
                 raise ValueError(f"{what}: put the two on separate copies of the base")
         return peft_config
 
-    def _create_and_replace(self, *place: Any, current_key: str = "", **_: Any) -> None:
-        spot = Place(*place)
-        for kind, pattern in self.places(spot.config, self.module_map).items():
+    def _create_and_replace(self, *args: Any, current_key: str = "", **_: Any) -> None:
+        target = Target(*args)
+        for kind, pattern in self.places(target.config, self.module_map).items():
             if re.fullmatch(pattern, current_key):
-                self.inject(kind, spot)
+                self.inject(kind, target)
                 return
         raise ValueError(f"{current_key} is a target, but {type(self).__name__} has no layer for it")
 
-    def wrap(self, layer: type[Any], place: Place) -> None:
+    def wrap(self, layer: type[Any], target: Target) -> None:
         """Add the adapter to an existing layer of ours, or put a new one around the module."""
-        if isinstance(place.module, layer):
-            place.module.update_layer(place.adapter, place.config)
+        if isinstance(target.module, layer):
+            target.module.update_layer(target.adapter, target.config)
             return
-        new = layer(self, place)
-        if place.adapter not in self.active_adapters:
+        new = layer(self, target)
+        if target.adapter not in self.active_adapters:
             new.requires_grad_(False)
         # Not PEFT's _replace_module: that one expects the wrapped module to own a weight, and blocks do not.
-        setattr(place.parent, place.name, new)
+        setattr(target.parent, target.name, new)
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
         # PEFT's own expects weights of what comes back, and a block, a dropout or a whole head owns none.
@@ -153,19 +153,19 @@ class TunerLayer(nn.Module, BaseTunerLayer):
     hook: Any = None
     """Handle of the hook that the layer has put on another module."""
 
-    def _hold(self, tuner: Tuner, place: Place, modules: Sequence[str] = (), parameters: Sequence[str] = ()) -> None:
+    def _hold(self, tuner: Tuner, target: Target, modules: Sequence[str] = (), parameters: Sequence[str] = ()) -> None:
         """Create the containers, named by the tuner's prefix and a short name each."""
         self.namespace = prefix = tuner.prefix
         self.settings: dict[str, Any] = {}
         self.merged_adapters: list[str] = []
-        self._active_adapter = place.adapter
+        self._active_adapter = target.adapter
         for short in modules:
             self.add_module(prefix + short, nn.ModuleDict())
         for short in parameters:
             self.add_module(prefix + short, nn.ParameterDict())
         self.adapter_layer_names = tuple(prefix + short for short in (*modules, *parameters))
         self.other_param_names = ("settings",)
-        weights = chain(place.module.parameters(), place.parent.parameters())
+        weights = chain(target.module.parameters(), target.parent.parameters())
         self.home = next((weight.device for weight in weights), torch.device("cpu"))
 
     def held(self, short: str) -> Any:

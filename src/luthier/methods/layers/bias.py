@@ -13,11 +13,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.methods.layers.base import Place, Tuner, TunerConfig, TunerLayer
+from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer
 from luthier.methods.layers.registry import register
 from luthier.methods.layers.targets import NARROW, block_of, sides, why_unfit
 
-HEADS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "cls", "qa_classifier")
+OUTPUTS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "cls", "qa_classifier")
 SUBSETS = {
     "query": r".*\.(query|q_proj|q)",
     "key": r".*\.(key|k_proj|k)",
@@ -43,15 +43,15 @@ class BitFitConfig(TunerConfig):
 class BiasDelta(TunerLayer):
     """Adds a vector [out] to the output [..., out] of the module it wraps."""
 
-    def __init__(self, tuner: Tuner, place: Place) -> None:
+    def __init__(self, tuner: Tuner, target: Target) -> None:
         super().__init__()
-        self.base_layer = place.module
-        self._hold(tuner, place, parameters=("delta",))
+        self.base_layer = target.module
+        self._hold(tuner, target, parameters=("delta",))
         self.made_bias = False
         base: Any = self.get_base_layer()
         bias = getattr(base, "bias", None)
         self.size = int(len(bias) if bias is not None else base.nf if isinstance(base, Conv1D) else base.out_features)
-        self.update_layer(place.adapter, place.config)
+        self.update_layer(target.adapter, target.config)
 
     def update_layer(self, adapter: str, config: BitFitConfig) -> None:
         self.held("delta")[adapter] = nn.Parameter(torch.zeros(self.size))
@@ -107,8 +107,8 @@ class BitFitModel(Tuner):
             peft_config.target_modules = names
         return peft_config
 
-    def _create_and_replace(self, *place: Any, **_: Any) -> None:
-        self.wrap(BiasDelta, Place(*place))
+    def _create_and_replace(self, *args: Any, **_: Any) -> None:
+        self.wrap(BiasDelta, Target(*args))
 
 
 def bias_places(model: nn.Module, config: BitFitConfig) -> list[str]:
@@ -118,7 +118,7 @@ def bias_places(model: nn.Module, config: BitFitConfig) -> list[str]:
 
 
 def _trains(name: str, module: Any, config: BitFitConfig, modules: dict[str, Any]) -> bool:
-    if ".base_layer" in name or any(part in HEADS for part in name.split(".")) or not name:
+    if ".base_layer" in name or any(part in OUTPUTS for part in name.split(".")) or not name:
         return False
     core = module.get_base_layer() if isinstance(module, BiasDelta) else module
     if core is module and any(True for _ in module.children()):

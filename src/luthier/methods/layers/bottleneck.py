@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from luthier.methods.layers.base import Place, Tuner, TunerConfig, TunerLayer, pooled_gate
+from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer, pooled_gate
 from luthier.methods.layers.module_map import ModuleMap
 from luthier.methods.layers.registry import register
 
 
 @dataclass
 class BottleneckConfig(TunerConfig):
-    """Place, width and start of a bottleneck."""
+    """Target, width and start of a bottleneck."""
 
     kind: ClassVar[str] = "BOTTLENECK"
 
@@ -43,13 +43,13 @@ class BottleneckConfig(TunerConfig):
 class Bottleneck(TunerLayer):
     """The delta itself; subclasses say what it reads and where it is added."""
 
-    def __init__(self, tuner: Tuner, place: Place) -> None:
+    def __init__(self, tuner: Tuner, target: Target) -> None:
         super().__init__()
-        self.base_layer, self.hidden = place.module, tuner.model.config.hidden_size
+        self.base_layer, self.hidden = target.module, tuner.model.config.hidden_size
         self.activation: dict[str, Any] = {}
-        self._hold(tuner, place, modules=("down", "up", "gate"), parameters=("scale",))
-        self.watch(place.parent, tuner.module_map.ffn_norm)
-        self.update_layer(place.adapter, place.config)
+        self._hold(tuner, target, modules=("down", "up", "gate"), parameters=("scale",))
+        self.watch(target.parent, tuner.module_map.ffn_norm)
+        self.update_layer(target.adapter, target.config)
 
     def watch(self, parent: nn.Module, norm: str) -> None:
         """Hook what the layer must see beside its own input."""
@@ -140,13 +140,13 @@ class AroundBertOutput(Bottleneck):
 
 
 KINDS = {"houlsby": ("attention_out", "ffn_out"), "output": ("ffn_out",), "pfeiffer": ("ffn",), "parallel": ("ffn",)}
-"""Place -> fields of the module map whose modules are wrapped."""
+"""Target -> fields of the module map whose modules are wrapped."""
 
 
-def put_bottleneck(tuner: Tuner, kind: str, place: Place) -> None:
+def put_bottleneck(tuner: Tuner, kind: str, target: Target) -> None:
     """Wrap the module with the bottleneck for its kind."""
     around = AroundBertOutput if tuner.module_map.ffn_call == "bert_output" else AroundBlock
-    tuner.wrap(around if kind == "ffn" else AfterOutput, place)
+    tuner.wrap(around if kind == "ffn" else AfterOutput, target)
 
 
 class BottleneckModel(Tuner):
@@ -159,8 +159,8 @@ class BottleneckModel(Tuner):
             raise ValueError(f"unknown place {config.place!r}: {', '.join(KINDS)}")
         return {kind: getattr(names, kind) for kind in KINDS[config.place]}
 
-    def inject(self, kind: str, place: Place) -> None:
-        put_bottleneck(self, kind, place)
+    def inject(self, kind: str, target: Target) -> None:
+        put_bottleneck(self, kind, target)
 
 
 register(BottleneckConfig, BottleneckModel)

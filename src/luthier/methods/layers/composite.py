@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.methods.layers.base import Place, Tuner, TunerLayer, pooled_gate
+from luthier.methods.layers.base import Target, Tuner, TunerLayer, pooled_gate
 from luthier.methods.layers.bottleneck import BottleneckConfig, put_bottleneck
 from luthier.methods.layers.module_map import ModuleMap
 from luthier.methods.layers.prefix import PrefixFields, attach_prefix
@@ -46,11 +46,11 @@ class UniPeltConfig(BottleneckConfig, PrefixFields):
 class GatedLoRA(TunerLayer):
     """base(x) + g(x) * B A x."""
 
-    def __init__(self, tuner: Tuner, place: Place) -> None:
+    def __init__(self, tuner: Tuner, target: Target) -> None:
         super().__init__()
-        self.base_layer = place.module
-        self._hold(tuner, place, modules=("A", "B", "lgate"))
-        self.update_layer(place.adapter, place.config)
+        self.base_layer = target.module
+        self._hold(tuner, target, modules=("A", "B", "lgate"))
+        self.update_layer(target.adapter, target.config)
 
     def update_layer(self, adapter: str, config: Any) -> None:
         base: Any = self.get_base_layer()
@@ -83,13 +83,13 @@ class MamModel(Tuner):
     def places(self, config: Any, names: ModuleMap) -> dict[str, str]:
         return {kind: getattr(names, kind) for kind in self.kinds}
 
-    def inject(self, kind: str, place: Place) -> None:
+    def inject(self, kind: str, target: Target) -> None:
         if kind == "attention":
-            attach_prefix(self, place)
+            attach_prefix(self, target)
         elif kind == "ffn":
-            put_bottleneck(self, kind, place)
+            put_bottleneck(self, kind, target)
         else:
-            self.wrap(GatedLoRA, place)
+            self.wrap(GatedLoRA, target)
 
 
 class UniPeltModel(MamModel):

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from luthier.methods.layers.base import Place, Tuner, TunerConfig, TunerLayer, pooled_gate
+from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer, pooled_gate
 from luthier.methods.layers.module_map import ModuleMap
 from luthier.methods.layers.registry import register
 
@@ -98,17 +98,17 @@ class PrefixLayer(TunerLayer):
 
     attached: ClassVar[bool] = True
 
-    def __init__(self, tuner: Tuner, place: Place) -> None:
+    def __init__(self, tuner: Tuner, target: Target) -> None:
         super().__init__()
-        self._hold(tuner, place, modules=("out", "pgate"), parameters=("kv",))
+        self._hold(tuner, target, modules=("out", "pgate"), parameters=("kv",))
         own = tuner.model.config
         self.hidden, self.causal, self.model_config = own.hidden_size, tuner.module_map.causal, own
         self.heads = getattr(own, "num_key_value_heads", None) or own.num_attention_heads
         self.head_size = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
         # Kept in a list: as an attribute it would be a child, and its weights would be listed once per layer.
         self.root = [tuner.model]
-        self.update_layer(place.adapter, place.config)
-        self.hook = place.module.register_forward_pre_hook(self._before_attention, with_kwargs=True)
+        self.update_layer(target.adapter, target.config)
+        self.hook = target.module.register_forward_pre_hook(self._before_attention, with_kwargs=True)
 
     def update_layer(self, adapter: str, config: Any) -> None:
         size = 2 * self.heads * self.head_size
@@ -179,9 +179,9 @@ class PrefixEncoder(TunerLayer):
 
     attached: ClassVar[bool] = True
 
-    def __init__(self, tuner: Tuner, place: Place) -> None:
+    def __init__(self, tuner: Tuner, target: Target) -> None:
         super().__init__()
-        self._hold(tuner, place, modules=("emb", "in"))
+        self._hold(tuner, target, modules=("emb", "in"))
 
     def update_layer(self, adapter: str, config: Any, hidden: int) -> None:
         self.held("emb")[adapter] = nn.Embedding(config.length, hidden)
@@ -192,27 +192,27 @@ class PrefixEncoder(TunerLayer):
         return torch.tanh(self.held("in")[name](self.held("emb")[name].weight))
 
 
-def attach_prefix(tuner: Tuner, place: Place) -> None:
-    """Add the adapter's prefix to the attention at `place`.
+def attach_prefix(tuner: Tuner, target: Target) -> None:
+    """Add the adapter's prefix to the attention `target`.
 
     The shared encoder is made here, in the midst of PEFT's injection: a tuner layer that was there before
     the first injection would make PEFT believe in a second adapter and thaw the whole base.
     """
     if not tuner.module_map.prefix:
         raise ValueError("this architecture has a relative position bias in its attention: no prefix can stand there")
-    model, adapter, config = tuner.model, place.adapter, place.config
+    model, adapter, config = tuner.model, target.adapter, target.config
     if config.reparam == "mlp":
         if not hasattr(model, SHARED):
-            model.add_module(SHARED, PrefixEncoder(tuner, replace(place, module=model)))
+            model.add_module(SHARED, PrefixEncoder(tuner, replace(target, module=model)))
         shared: Any = getattr(model, SHARED)
         if adapter not in shared.held("emb"):
             shared.update_layer(adapter, config, model.config.hidden_size)
             if adapter not in tuner.active_adapters:
                 shared.set_requires_grad(adapter, False)
-    if hasattr(place.module, CHILD):
-        getattr(place.module, CHILD).update_layer(adapter, config)
+    if hasattr(target.module, CHILD):
+        getattr(target.module, CHILD).update_layer(adapter, config)
         return
-    place.module.add_module(CHILD, layer := PrefixLayer(tuner, place))
+    target.module.add_module(CHILD, layer := PrefixLayer(tuner, target))
     if adapter not in tuner.active_adapters:
         layer.requires_grad_(False)
 
@@ -250,8 +250,8 @@ class PrefixKVModel(Tuner):
     def places(self, config: PrefixKVConfig, names: ModuleMap) -> dict[str, str]:
         return {"attention": names.attention}
 
-    def inject(self, kind: str, place: Place) -> None:
-        attach_prefix(self, place)
+    def inject(self, kind: str, target: Target) -> None:
+        attach_prefix(self, target)
 
 
 register(PrefixKVConfig, PrefixKVModel)
