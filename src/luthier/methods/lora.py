@@ -180,6 +180,8 @@ class LoRA(TargetedMethod):
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
+        from luthier.methods.layers.loading import sort_settings
+
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
         start = {name.replace(".default", ""): value for name, value in model.pissa_start.items()}
         for name, old in start.items():
@@ -194,6 +196,7 @@ class LoRA(TargetedMethod):
         plain.r, plain.lora_alpha = 2 * self.rank, self.alpha * grown
         plain.init_lora_weights = plain.inference_mode = True
         plain.save_pretrained(folder)
+        sort_settings(folder)
 
 
 def _add_beside(model: Any, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> None:
