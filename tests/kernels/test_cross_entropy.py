@@ -16,7 +16,7 @@ from luthier.kernels.cross_entropy import linear_cross_entropy, plain_head, with
 from luthier.methods.base import METHODS
 from luthier.rendering.chat_template import IGNORED
 from luthier.rendering.row import Row
-from luthier.tasks.base import TASKS, next_token_losses
+from luthier.tasks.base import TASKS
 from tests.methods.zoo import DECODERS, base
 
 
@@ -104,7 +104,7 @@ def with_logits(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
 
 def both(model: nn.Module, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     found = []
-    for function in (with_logits, next_token_losses):
+    for function in (with_logits, TASKS.parse("complete").losses):
         model.zero_grad(set_to_none=True)
         sums, counts = function(model, batch)
         (sums.sum() / counts.sum()).backward()

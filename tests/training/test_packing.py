@@ -47,7 +47,7 @@ def test_loss_and_gradients_of_packed_rows_are_those_of_the_rows_apart(kind: str
     found = []
     for batch in (task.collate(rows, 1), task.pack(rows)):
         model = base(kind).train()
-        loss = task.loss(model, batch)
+        loss = task.losses(model, batch)[0].sum()
         loss.backward()
         found.append((loss, int(task.targets(batch)), [p.grad for p in model.parameters() if p.grad is not None]))
     (apart, targets, gradients), (together, same, others) = found
@@ -70,7 +70,7 @@ def test_a_sequence_filled_up_learns_the_same(kind: str) -> None:
     for batch in (plain, filled):
         model = base(kind).train()
         with row_by_row(model):
-            loss = task.loss(model, batch)
+            loss = task.losses(model, batch)[0].sum()
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     for one, other in zip(*found, strict=True):
@@ -84,7 +84,7 @@ def test_under_autocast_packed_rows_are_as_near_to_the_truth_as_padded(kind: str
     for dtype, batch in ((None, task.collate(rows, 1)), (1, task.collate(rows, 1)), (1, task.pack(rows))):
         model = base(kind).train()
         with row_by_row(model), torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
-            loss = task.loss(model, batch)
+            loss = task.losses(model, batch)[0].sum()
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     truth, padded, packed_ = found
@@ -111,7 +111,7 @@ def test_row_by_row_is_what_the_whole_mask_gives(kind: str, name: str) -> None:
         model.zero_grad(set_to_none=True)
         with context:
             assert name != "full" or model.config._attn_implementation == ("sdpa" if not found else NAME)
-            loss = task.loss(model, task.pack(rows))
+            loss = task.losses(model, task.pack(rows))[0].sum()
             loss.backward()
         found.append([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
     for one, other in zip(*found, strict=True):

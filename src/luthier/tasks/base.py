@@ -33,12 +33,30 @@ class Task(Plugin):
         raise NotImplementedError
 
     def losses(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sum of -log p over each row's targets, and their number: [B], [B]."""
-        raise NotImplementedError
+        """Per row, the sum of -log p over its targets, and their number: [B], [B].
 
-    def loss(self, model: Model, batch: Batch) -> Tensor:
-        """SUM over all targets of the batch: the loop divides once, by the targets of the whole step."""
-        return self.losses(model, batch)[0].sum()
+        The sums are not divided: a step does that once, by the targets of all of its batches. A target is the next
+        token where the row has a label. Prompt methods put virtual tokens in front, so only the last T positions count.
+        Logits are computed for labelled tokens alone, and not kept.
+        """
+        import torch.nn.functional as F
+
+        from luthier.kernels.cross_entropy import linear_cross_entropy, without_head
+
+        labels = batch["labels"]  # [B, T]
+        # With a mask transformers would not look at the positions, and packed rows would see one another.
+        key = "position_ids" if "position_ids" in batch else "attention_mask"
+        with without_head(model) as head:  # [B, virtual + T, H or vocab]
+            made = model(input_ids=batch["input_ids"], use_cache=False, **{key: batch[key]}).logits
+        targets = labels[:, 1:]  # [B, T - 1]
+        kept = targets != IGNORED
+        made = made[:, -labels.size(1) :][:, :-1][kept]  # [targets, H or vocab]
+        if head is not None:
+            each = linear_cross_entropy(made, head, targets[kept])  # [targets]
+        else:
+            each = F.cross_entropy(made.float(), targets[kept], reduction="none")
+        rows = kept.nonzero()[:, 0]
+        return each.new_zeros(labels.size(0)).index_add(0, rows, each), kept.sum(1)
 
     def targets(self, batch: Batch) -> Tensor:
         """Number of targets in the batch, a scalar."""
@@ -109,32 +127,6 @@ def encode_texts(example: Example, template: Template, max_length: int, on_long:
         raise RowError(f"{len(ids)} tokens, but train.max_length is {max_length}", kind="long")
     short = list(tokenizer(text, pair, truncation=True, max_length=max_length)["input_ids"])
     return short, len(ids) - len(short)
-
-
-def next_token_losses(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Per row, the sum of -log p(next token) over labelled positions, and their number: [B], [B].
-
-    Prompt methods put virtual tokens in front, so only the last T positions count. Logits are made for labelled tokens
-    alone, and not kept.
-    """
-    import torch.nn.functional as F
-
-    from luthier.kernels.cross_entropy import linear_cross_entropy, without_head
-
-    labels = batch["labels"]  # [B, T]
-    # With a mask transformers would not look at the positions, and packed rows would see one another.
-    key = "position_ids" if "position_ids" in batch else "attention_mask"
-    with without_head(model) as head:  # [B, virtual + T, H or vocab]
-        made = model(input_ids=batch["input_ids"], use_cache=False, **{key: batch[key]}).logits
-    targets = labels[:, 1:]  # [B, T - 1]
-    kept = targets != IGNORED
-    made = made[:, -labels.size(1) :][:, :-1][kept]  # [targets, H or vocab]
-    if head is not None:
-        each = linear_cross_entropy(made, head, targets[kept])  # [targets]
-    else:
-        each = F.cross_entropy(made.float(), targets[kept], reduction="none")
-    rows = kept.nonzero()[:, 0]
-    return each.new_zeros(labels.size(0)).index_add(0, rows, each), kept.sum(1)
 
 
 TASKS = Family(Task, "task")

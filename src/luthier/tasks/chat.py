@@ -12,7 +12,7 @@ from luthier.rendering.chat_template import IGNORED, Template, Tokens
 from luthier.rendering.example import Example, Message, RowError
 from luthier.rendering.row import LongRow, Row
 from luthier.rendering.tool_calls import shows
-from luthier.tasks.base import Batch, Model, Task, Tensor, next_token_losses
+from luthier.tasks.base import Task
 
 
 class Chat(Task):
@@ -27,9 +27,6 @@ class Chat(Task):
             return [_fit(tokens, template, max_length, on_long, example) for tokens in rows]
         except TemplateError as error:  # so that the message names the row
             raise RowError(error.message, fix=error.fix) from error
-
-    def losses(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-        return next_token_losses(model, batch)
 
 
 def _fit(tokens: Tokens, template: Template, max_length: int, on_long: LongRow, example: Example) -> Row:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from luthier.rendering.chat_template import IGNORED, Template
 from luthier.rendering.example import Example, RowError
 from luthier.rendering.row import LongRow, Row
-from luthier.tasks.base import Batch, Model, Task, Tensor, next_token_losses
+from luthier.tasks.base import Task
 
 
 class Complete(Task):
@@ -45,9 +45,6 @@ class Complete(Task):
         if on_long == "truncate_prompt":
             return [Row(ids[-max_length:], labels[-max_length:], example.where, cut=len(ids) - max_length)]
         raise RowError(f"{len(ids)} tokens, but train.max_length is {max_length}", kind="long")
-
-    def losses(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-        return next_token_losses(model, batch)
 
 
 def _windows(ids: list[int], labels: list[int], where: str, size: int) -> list[Row]:
