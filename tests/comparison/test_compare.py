@@ -42,8 +42,8 @@ def row(found: dict[str, Any], name: str) -> dict[str, Any]:
 def test_methods_are_compared_and_each_run_is_the_one_that_train_makes(
     recipe: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    wish = CompareConfig("lora,full,prompt,pissa,lora_int8", seeds=2, workers=2)
-    found = compare(recipe(), wish)
+    options = CompareConfig("lora,full,prompt,pissa,lora_int8", seeds=2, workers=2)
+    found = compare(recipe(), options)
     assert found["metric"] == "accuracy" and found["seeds"] == [0, 1] and found["version"] == 1
     assert {each["arm"] for each in found["rows"]} == {"lora", "full", "prompt", "pissa", "lora_int8"}
     for each in found["rows"]:
@@ -135,25 +135,25 @@ def test_tune_finds_a_rate_on_rows_the_score_never_sees(recipe: Callable[..., Ru
 
 
 def test_rows_of_a_search_are_the_training_rows(recipe: Callable[..., RunConfig]) -> None:
-    from luthier.comparison.tuning import apart
+    from luthier.comparison.tuning import split
     from luthier.core.events import Progress
     from luthier.pipeline.prepare import prepare_data, tokenize
 
     config = recipe()
     data = prepare_data(config, Progress())
     tokenize(config, data, Progress())
-    split = apart(data)
+    parts = split(data)
     inside = {example.text for example in data.examples}
-    trained, held = ([example.text for example in side] for side in (split.examples, split.validation_examples))
+    trained, held = ([example.text for example in side] for side in (parts.examples, parts.validation_examples))
     assert {*trained, *held} == inside and len(trained) + len(held) == len(data.examples) and held
-    for rows, examples in ((split.rows, split.examples), (split.validation_rows, split.validation_examples)):
+    for rows, examples in ((parts.rows, parts.examples), (parts.validation_rows, parts.validation_examples)):
         by_text = {example.text: i for i, example in enumerate(data.examples)}
         for place, owner in enumerate(rows.owner):
             assert rows[place].ids == data.rows[by_text[examples[owner].text]].ids
 
 
 @pytest.mark.parametrize(
-    ("overrides", "wish", "told"),
+    ("overrides", "options", "message"),
     [
         (["data.validation=none"], CompareConfig("lora"), "0 held-out examples"),
         (["data.validation_limit=1"], CompareConfig("lora"), "1 held-out example:"),
@@ -165,12 +165,12 @@ def test_rows_of_a_search_are_the_training_rows(recipe: Callable[..., RunConfig]
         (["data.streaming=true"], CompareConfig("lora"), "reads its rows first"),
     ],
 )
-def test_what_cannot_be_compared_is_said_before_the_first_run(
-    recipe: Callable[..., RunConfig], tmp_path: Path, overrides: list[str], wish: CompareConfig, told: str
+def test_what_cannot_be_compared_is_an_error_before_the_first_run(
+    recipe: Callable[..., RunConfig], tmp_path: Path, overrides: list[str], options: CompareConfig, message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        compare(recipe(*overrides), wish)
-    assert told in str(caught.value) and not list((tmp_path / "compared").glob("arms/*"))
+        compare(recipe(*overrides), options)
+    assert message in str(caught.value) and not list((tmp_path / "compared").glob("arms/*"))
 
 
 def test_the_folder_of_another_comparison_or_run_is_refused(recipe: Callable[..., RunConfig], tmp_path: Path) -> None:

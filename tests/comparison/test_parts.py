@@ -1,4 +1,4 @@
-"""The parts of a comparison: lent bases, arms, budgets, work in processes, and what is called a real difference."""
+"""The parts of a comparison: shared bases, variants, budgets, jobs in processes, and significance."""
 
 from __future__ import annotations
 
@@ -12,61 +12,67 @@ import pytest
 import torch
 
 from luthier.comparison import workers
-from luthier.comparison.budget import seconds_of, steps_for_time
-from luthier.comparison.candidates import arm, arms_of, names_of
-from luthier.comparison.claims import CLAIMS
-from luthier.comparison.shared_base import digest, lend, part
+from luthier.comparison.budget import steps_for_time
+from luthier.comparison.candidates import method_names, variant, variants_of
+from luthier.comparison.paper_results import paper_results
+from luthier.comparison.shared_base import share_base, untie
 from luthier.comparison.significance import differences, draws, metric, pareto
 from luthier.core.errors import InputError, Stopped
 from luthier.methods.base import METHODS, PRESETS
+from luthier.planning.advisor.question import seconds_of
 from luthier.recipe.config import RunConfig
 from tests.methods.zoo import SPECS, base
 
-LENT = [name for name in SPECS if "(" not in name]
+SHARED = [name for name in SPECS if "(" not in name]
 
 
-@pytest.mark.parametrize("name", LENT)
-def test_training_a_lent_model_leaves_the_base_as_it_was(name: str) -> None:
+def unchanged(model: torch.nn.Module, before: list[torch.Tensor]) -> bool:
+    return all(torch.equal(own, kept) for own, kept in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_training_on_a_shared_base_leaves_the_base_as_it_was(name: str) -> None:
     torch.manual_seed(0)
     resident = base("llama")
     resident.requires_grad_(True)
-    before = digest(resident)
-    own = lend(resident)
+    before = [parameter.clone() for parameter in resident.parameters()]
+    own = share_base(resident)
     ids = torch.randint(0, 90, (2, 7))
     assert torch.equal(own(input_ids=ids).logits, resident(input_ids=ids).logits)
     storages = {p.untyped_storage().data_ptr() for p in resident.parameters()}
     assert all(p.untyped_storage().data_ptr() in storages for p in own.parameters()), "nothing is copied"
     model = METHODS.parse({"name": name, **SPECS[name]}).attach(own, steps=10)
-    part(model, resident)
+    untie(model, resident)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.5)
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
-    assert digest(resident) == before
+    assert unchanged(resident, before)
     assert all(p.requires_grad for p in resident.parameters()), "its own flags"
     if name == "full":
         trained[0].data.add_(1)
-        assert digest(resident) == before
-    lying = next(resident.parameters())
-    lying.data.view(-1)[0] += 1
-    assert digest(resident) != before, "the digest sees one number"
+        assert unchanged(resident, before)
 
 
 def test_all_methods_are_named_once_and_unknown_ones_are_refused() -> None:
-    every = names_of("all")
+    every = method_names("all")
     assert len(every) == len(set(every)) == len(METHODS.names()) + len(PRESETS) - 1
-    assert names_of("lora, bitfit,lora") == ["lora", "bitfit"]
+    assert method_names("lora, bitfit,lora") == ["lora", "bitfit"]
     with pytest.raises(InputError, match=r"no method 'lara'.*lora"):
-        names_of("lara")
+        method_names("lara")
 
 
-def test_an_arm_keeps_the_recipe_s_settings_for_its_own_method_alone() -> None:
+def test_a_variant_keeps_the_recipe_s_settings_for_its_own_method_alone() -> None:
     recipe = RunConfig.load(None, ["method=lora", "method.rank=3", "train.lr=0.5"])
-    own, other, packed = arm(recipe, "lora").config, arm(recipe, "houlsby").config, arm(recipe, "qlora").config
+    own, other, packed = (
+        variant(recipe, "lora").config,
+        variant(recipe, "houlsby").config,
+        variant(recipe, "qlora").config,
+    )
     assert own.method.rank == 3 and own.train.lr == 0.5  # type: ignore[attr-defined]
     assert other.train.lr is None and other.method.name == "adapter"
     assert packed.model.quantize == "nf4" and packed.train.optimizer == "paged_adamw" and packed.train.lr is None
-    plain = arm(RunConfig.load(None, ["method=qlora"]), "bitfit").config
+    plain = variant(RunConfig.load(None, ["method=qlora"]), "bitfit").config
     assert plain.model.quantize == "none", "4 bit belongs to qlora, not to the comparison"
 
 
@@ -75,17 +81,17 @@ def test_a_method_that_cannot_run_is_a_row_of_all_and_an_error_where_it_is_named
         if config.method.name == "bitfit":
             raise InputError("no biases here", fix="method.missing=add")
 
-    made = arms_of(RunConfig(), "all", check)
+    made = variants_of(RunConfig(), "all", check)
     assert [one.name for one in made if one.reason] == ["bitfit"]
     with pytest.raises(InputError, match="no biases here"):
-        arms_of(RunConfig(), "lora,bitfit", check)
+        variants_of(RunConfig(), "lora,bitfit", check)
 
 
 def test_budgets() -> None:
-    assert seconds_of("90s") == 90 and seconds_of("1.5h") == 5400 and seconds_of("10m") == 600
+    assert [seconds_of(text, "--budget", default_unit="") for text in ("90s", "1.5h", "10m")] == [90, 5400, 600]
     for text in ("10", "m", "-3m", "0s", "ten minutes"):
         with pytest.raises(InputError, match="--budget"):
-            seconds_of(text)
+            seconds_of(text, "--budget", default_unit="")
     steps = steps_for_time(600, [1.0, 3.0], 50, seeds=1, workers=1, most=1000)
     assert steps == 125 and steps_for_time(600, [1.0, 3.0], 50, seeds=1, workers=2, most=1000) == 275
     assert steps_for_time(600, [1.0, 3.0], 50, seeds=1, workers=1, most=7) == 7
@@ -93,8 +99,8 @@ def test_budgets() -> None:
         steps_for_time(100, [1.0, 3.0], 50, seeds=3, workers=1, most=1000)
 
 
-def said(jobs: list[Any], count: int = 2) -> list[workers.Event]:
-    return list(workers.work(jobs, workers=count, threads=1, fork=workers.can_fork("cpu")))
+def events_of(jobs: list[Any]) -> list[workers.Event]:
+    return list(workers.run_jobs(jobs, workers=2, threads=1, fork=workers.can_fork("cpu")))
 
 
 def test_jobs_say_what_they_do_and_end_each_in_its_own_way() -> None:
@@ -111,10 +117,10 @@ def test_jobs_say_what_they_do_and_end_each_in_its_own_way() -> None:
     def stopped(send: workers.Send) -> None:
         raise Stopped("asked to", 143)
 
-    events = said([done, refused, broken, stopped, done])
-    ends = {event.job: event for event in events if event.kind != "said"}
+    events = events_of([done, refused, broken, stopped, done])
+    ends = {event.job: event for event in events if event.kind != "progress"}
     assert [ends[i].kind for i in range(5)] == ["done", "failed", "failed", "stopped", "done"]
-    assert sum(event.kind == "said" for event in events) == 2 and ends[3].value == 143
+    assert sum(event.kind == "progress" for event in events) == 2 and ends[3].value == 143
     assert "bad rank" in ends[1].value and "ZeroDivisionError: oh (test_parts.py" in ends[2].value
     if workers.can_fork("cpu"):
         assert len({ends[0].value, ends[4].value, os.getpid()}) == 3
@@ -125,7 +131,7 @@ def test_a_job_that_is_killed_is_a_failure_with_its_reason() -> None:
     def killed(send: workers.Send) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    (event,) = said([killed])
+    (event,) = events_of([killed])
     assert event.kind == "failed" and "SIGKILL" in event.value and "memory" in event.value
 
 
@@ -137,8 +143,8 @@ def test_who_leaves_ends_those_at_work(tmp_path: Path) -> None:
         send({"part": 0.2})
         signal.pause()
 
-    events = workers.work([long], workers=1, threads=1, fork=True)
-    assert next(events).kind == "said" and next(events).value == {"part": 0.2}
+    events = workers.run_jobs([long], workers=1, threads=1, fork=True)
+    assert next(events).kind == "progress" and next(events).value == {"part": 0.2}
     events.close()
     assert (tmp_path / "heard").exists()
 
@@ -147,7 +153,7 @@ def labels(right: list[bool]) -> list[dict[str, Any]]:
     return [{"label": "a", "chosen": "a" if yes else "b"} for yes in right]
 
 
-def test_a_real_difference_is_told_from_chance_and_pairs_count() -> None:
+def test_a_real_difference_is_distinguished_from_chance_and_pairs_count() -> None:
     function, higher = metric("accuracy")
     rng = np.random.default_rng(1)
     easy = rng.random(300) < 0.7
@@ -202,6 +208,6 @@ def test_the_front_holds_what_nothing_beats() -> None:
     assert pareto({name: (cost, -score) for name, (cost, score) in points.items()}, higher=False) == ["a", "c"]
 
 
-def test_claims_name_methods_there_are_and_their_source() -> None:
-    known = {*METHODS.names(), *PRESETS}
-    assert set(CLAIMS) <= known and all("arXiv " in source for _, source in CLAIMS.values())
+def test_paper_results_name_methods_there_are_and_their_source() -> None:
+    assert set(paper_results()) <= {*METHODS.names(), *PRESETS}
+    assert all(set(each) == {"text", "source"} and "arXiv " in each["source"] for each in paper_results().values())

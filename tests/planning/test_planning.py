@@ -18,8 +18,9 @@ from luthier.methods.base import METHODS
 from luthier.models.load import load_model, load_tokenizer
 from luthier.models.settings import ModelConfig
 from luthier.planning import machine, tracing
-from luthier.planning.plan import Load, load_of, plan
+from luthier.planning.plan import PlanInputs, Workload, plan, workload_of
 from luthier.planning.tracing import Trace, trace
+from luthier.tasks.base import TASKS
 from luthier.training.optimizer import build_optimizer
 from luthier.training.settings import TrainConfig
 from tests.conftest import build_tokenizer, model_config
@@ -91,11 +92,16 @@ def test_many_layers_follow_from_one_and_two() -> None:
         assert getattr(grown, field) == pytest.approx(getattr(whole, field), rel=0.01), field
 
 
+def inputs_of(model: ModelConfig, train: TrainConfig, name: str = "lora", **rows: Any) -> PlanInputs:
+    rows = {"lengths": ROWS, "learned": ROWS, "steps": 10, **rows}
+    method, task = METHODS.parse(name), TASKS.parse("chat")
+    return PlanInputs(model, method, train, task, model.path, precision="fp32", labels=None, seed=0, **rows)
+
+
 def planned(folder: Path, name: str = "lora", **blocks: Any) -> Any:
     model = ModelConfig(path=str(folder), **blocks.pop("model", {}))
-    load = Load(10, 60.0, 30.0, blocks.pop("passes", 2.0), ROWS, 30)
-    train = TrainConfig(**blocks.pop("train", {}))
-    return plan(model, METHODS.parse(name), train, str(folder), load, precision="fp32", labels=None, packed=True)
+    work = Workload(10, 60.0, 30.0, blocks.pop("passes", 2.0), ROWS, 30, packed=True)
+    return plan(inputs_of(model, TrainConfig(**blocks.pop("train", {})), name), work)
 
 
 def test_weights_gradients_and_optimizer_are_counted_to_the_byte(model_folder: Callable[..., Path]) -> None:
@@ -152,11 +158,12 @@ def test_packed_weights_take_what_bitsandbytes_takes(quantize: str, tmp_path: Pa
 
 def test_the_largest_pass_is_found_and_steps_are_counted() -> None:
     lengths, learned = [10, 50, 20, 40, 30, 5], [1, 2, 3, 4, 5, 6]
-    padded = load_of(lengths, learned, TrainConfig(batch_size=6, micro_batch=2), 7, pack=None, seed=0)
+    rows: dict[str, Any] = {"lengths": lengths, "learned": learned, "steps": 7}
+    padded = workload_of(inputs_of(ModelConfig(), TrainConfig(batch_size=6, micro_batch=2), **rows), None)
     assert padded.largest == [50, 40] and padded.learned == 6 and padded.passes == 3 and padded.steps == 7
     assert padded.tokens == 2 * 10 + 2 * 30 + 2 * 50 and padded.targets == 21
     assert padded.shapes == 3, "2 rows of 50, of 30 and of 10"
-    packed = load_of(lengths, learned, TrainConfig(batch_size=6), 7, pack=200, seed=0)
+    packed = workload_of(inputs_of(ModelConfig(), TrainConfig(batch_size=6), **rows), 200)
     assert sum(packed.largest) == 155 and packed.passes == packed.shapes == 1 and packed.tokens == 155
 
 
@@ -182,7 +189,7 @@ print(machine.peak("cpu") - start)
 """
 
 
-def test_the_peak_of_the_process_is_watched_anew() -> None:
+def test_the_peak_of_the_process_is_watched_again() -> None:
     made = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
     assert int(made.stdout) > 0.9 * 2**27
 

@@ -36,7 +36,7 @@ def run(number):
             list(in_order(tokenize, range(2), workers=2))  # workers of a run are grandchildren
     return job
 
-list(workers.work([run(0), run(1)], workers=2, threads=1, fork=True))
+list(workers.run_jobs([run(0), run(1)], workers=2, threads=1, fork=True))
 """
 """Two runs, each with two workers: six processes below this one, that end by themselves in ten minutes."""
 

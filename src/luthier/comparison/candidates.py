@@ -1,8 +1,6 @@
-"""What is compared: a method by its name, with the recipe's settings where they are its own."""
+"""The variants of a comparison: the recipe with one method each; the recipe's settings stay with its own method."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ SAME_AS_PRESETS = {"adapter"}
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class Variant:
     """A method in a comparison."""
 
     name: str
@@ -26,16 +24,19 @@ class Arm:
     reason: str = ""
     """Why it cannot run; empty where it can."""
 
-    def of(self, seed: int, folder: Path, **train: Any) -> RunConfig:
+    def recipe(self, seed: int, folder: Path, **train: Any) -> RunConfig:
         """The recipe of one run."""
-        made = self.config.train.model_copy(update=train)
-        return self.config.model_copy(
-            update={"seed": seed, "run": str(folder / "arms" / f"{self.name}-s{seed}"), "train": made}
-        )
+        changed = self.config.train.model_copy(update=train)
+        run = str(self.run_folder(folder, seed))
+        return self.config.model_copy(update={"seed": seed, "run": run, "train": changed})
+
+    def run_folder(self, folder: Path, seed: int) -> Path:
+        """The folder of one run within the comparison's."""
+        return folder / "arms" / f"{self.name}-s{seed}"
 
 
-def names_of(methods: str) -> list[str]:
-    """The names behind `all` or `a,b,c`, in the order of the family. InputError names an unknown one."""
+def method_names(methods: str) -> list[str]:
+    """The names behind `all` or `a,b,c`, in the order of the family. InputError for an unknown one."""
     every = [name for name in dict.fromkeys([*METHODS.names(), *PRESETS]) if name not in SAME_AS_PRESETS]
     if methods == "all":
         return every
@@ -43,65 +44,57 @@ def names_of(methods: str) -> list[str]:
     known = [*every, *SAME_AS_PRESETS]
     for name in named:
         if name not in known:
-            raise InputError(
-                f"--methods: there is no method {name!r}{did_you_mean(name, known)}", fix="luthier list methods"
-            )
+            near = did_you_mean(name, known)
+            raise InputError(f"--methods: there is no method {name!r}{near}", fix="luthier list methods")
     if not named:
         raise InputError("--methods names no method", fix="--methods all, or --methods lora,bitfit")
     return named
 
 
-def arm(recipe: RunConfig, name: str) -> Arm:
-    """The recipe with another method. What the recipe says of its own method, rate and all, stays with that one."""
-    own = _name(recipe) == name
+def variant(recipe: RunConfig, name: str) -> Variant:
+    """The recipe with the method `name`. What it sets for its own method, learning rate included, stays with that."""
     raw = recipe.model_dump(mode="json")
-    if not own:
-        raw["method"] = name
-        raw["train"]["lr"] = None
-        raw["model"]["quantize"] = (
-            "none" if recipe.model.quantize == QUANTIZED.get(_name(recipe), ("",))[0] else (recipe.model.quantize)
-        )
-        if name in QUANTIZED:  # which says how, where the recipe does not
+    own = _own_name(recipe)
+    if own != name:
+        raw["method"], raw["train"]["lr"] = name, None
+        if name in QUANTIZED:  # the preset decides, where the recipe does not
             del raw["model"]["quantize"]
             if recipe.train.optimizer == TrainConfig().optimizer:
                 del raw["train"]["optimizer"]
+        elif recipe.model.quantize == QUANTIZED.get(own, ("",))[0]:
+            raw["model"]["quantize"] = "none"
     try:
-        return Arm(name, RunConfig.model_validate(raw))
+        return Variant(name, RunConfig.model_validate(raw))
     except ValueError as error:
-        return Arm(name, recipe, reason=str(error).splitlines()[-1])
+        return Variant(name, recipe, reason=str(error).splitlines()[-1])
 
 
-def _name(recipe: RunConfig) -> str:
-    """What a person would call the recipe's method: a preset where its settings are one's."""
+def _own_name(recipe: RunConfig) -> str:
+    """The name of the recipe's method: a preset where its settings are those of the preset."""
     for name, (method, settings) in PRESETS.items():
-        packed = QUANTIZED.get(name, (recipe.model.quantize,))[0]
-        own = METHODS.parse({"name": method, **settings})
-        if recipe.method == own and packed == recipe.model.quantize and (settings or name in QUANTIZED):
+        quantize = QUANTIZED.get(name, (recipe.model.quantize,))[0]
+        preset = METHODS.parse({"name": method, **settings})
+        if recipe.method == preset and quantize == recipe.model.quantize and (settings or name in QUANTIZED):
             return name
     return recipe.method.name
 
 
-def arms_of(recipe: RunConfig, methods: str, check: Any) -> list[Arm]:
-    """All arms; `check(config)` raises what stands in the way of one.
+def variants_of(recipe: RunConfig, methods: str, check: Callable[[RunConfig], None]) -> list[Variant]:
+    """All variants; `check(config)` raises where one cannot run.
 
-    InputError where it is one that the user named; of `all` it becomes a row with its reason.
+    InputError where the user named that one; with `all` it becomes a row with its reason.
     """
-    made: list[Arm] = []
-    for name in names_of(methods):
-        one = arm(recipe, name)
-        if not one.reason:
-            try:
+    made: list[Variant] = []
+    for name in method_names(methods):
+        one = variant(recipe, name)
+        try:
+            if not one.reason:
                 check(one.config)
-            except LuthierError as error:
-                if methods != "all":
-                    raise InputError(f"--methods {name}: {error}", fix="leave it out, or fix what it names") from error
-                one = replace(one, reason=str(error).replace("\n", "; "))
+        except LuthierError as error:
+            if methods != "all":
+                raise InputError(f"--methods {name}: {error}", fix="leave it out, or fix what it names") from error
+            one = replace(one, reason=str(error).replace("\n", "; "))
         made.append(one)
-    if not any(not one.reason for one in made):
+    if all(one.reason for one in made):
         raise InputError(f"no method can run: {made[0].name}: {made[0].reason}")
     return made
-
-
-def runs_of(arms: Sequence[Arm], seeds: Sequence[int]) -> list[tuple[Arm, int]]:
-    """What is to be run, seeds outermost: after the first pass every method has a result."""
-    return [(one, seed) for seed in seeds for one in arms if not one.reason]

@@ -1,4 +1,4 @@
-"""What answering costs: time to the first token and of each further one, tuned beside the base, in turns."""
+"""Latency of the first token and of each further one, tuned and base model measured in turns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPT = 128
 
 
 def latency(loaded: Loaded, base: nn.Module) -> dict[str, Any]:
-    """Seconds, median of TURNS, and the ratio to the base's with its range; one row at a time, not merged.
+    """Median seconds of TURNS turns and their ratio to the base's with its range; batch size 1, not merged.
 
     A classifier has `row` alone: one forward pass.
     """
@@ -28,13 +28,13 @@ def latency(loaded: Loaded, base: nn.Module) -> dict[str, Any]:
 
     rows = loaded.data.validation_rows if len(loaded.data.validation_rows) else loaded.data.rows
     ids = torch.tensor([rows[0].ids[:PROMPT]], device=next(base.parameters()).device)
-    subjects = {"tuned": loaded.model.eval(), "base": base.eval()}
     works: dict[str, Callable[[Any], None]] = {}
     if loaded.data.task.model_class == "classification":
         works["row"] = lambda model: model(input_ids=ids, attention_mask=torch.ones_like(ids))
     else:
         works |= {"first": lambda model: _answer(model, ids, 1), "all": lambda model: _answer(model, ids, 1 + TOKENS)}
-    took: dict[tuple[str, str], list[float]] = {}
+    subjects = {"tuned": loaded.model.eval(), "base": base.eval()}
+    took: dict[str, dict[str, list[float]]] = {who: {what: [] for what in works} for who in subjects}
     with torch.inference_mode():
         for turn in range(TURNS + 1):
             for who, model in subjects.items():
@@ -44,25 +44,18 @@ def latency(loaded: Loaded, base: nn.Module) -> dict[str, Any]:
                     if ids.is_cuda:
                         torch.cuda.synchronize()
                     if turn:  # the first warms up
-                        took.setdefault((who, what), []).append(time.perf_counter() - began)
-    for who in subjects:
-        if (who, "all") in took:
-            pairs = zip(took[who, "all"], took[who, "first"], strict=True)
-            took[who, "token"] = [(whole - first) / TOKENS for whole, first in pairs]
-    return {
-        what: {
-            "seconds": median(took["tuned", what]),
-            "base": median(took["base", what]),
-            **_ratio(took["tuned", what], took["base", what]),
-        }
-        for what in ("row", "first", "token")
-        if ("tuned", what) in took
-    }
+                        took[who][what].append(time.perf_counter() - began)
+    for seconds in took.values():
+        if "all" in seconds:
+            pairs = zip(seconds.pop("all"), seconds["first"], strict=True)
+            seconds["token"] = [(whole - first) / TOKENS for whole, first in pairs]
+    return {what: _beside(tuned, took["base"][what]) for what, tuned in took["tuned"].items()}
 
 
-def _ratio(tuned: list[float], base: list[float]) -> dict[str, float]:
+def _beside(tuned: list[float], base: list[float]) -> dict[str, float]:
     ratios = sorted(one / other for one, other in zip(tuned, base, strict=True))
-    return {"ratio": median(ratios), "low": ratios[0], "high": ratios[-1]}
+    medians = {"seconds": median(tuned), "base": median(base), "ratio": median(ratios)}
+    return medians | {"low": ratios[0], "high": ratios[-1]}
 
 
 def _answer(model: Any, ids: Any, tokens: int) -> None:

@@ -1,12 +1,10 @@
-"""Which differences between methods are real: one bootstrap over examples and seeds for all of them.
+"""Which differences between methods are significant: one bootstrap over examples and seeds for all of them.
 
 A resample draws examples and seeds with replacement, the same ones for every method (paired: Koehn 2004, W04-3250; over
-seeds as well, for which run of a method one has is chance too: Dror et al. 2018, P18-1128). The interval is the middle
-95 % of the resampled scores; p is twice the share of resamples in which a difference has the other sign, or none.
-Where k differences are asked about, p is Holm's (1979): the smallest counts k-fold, the next k - 1-fold, and so on.
+seeds as well, because which run one has is chance too: Dror et al. 2018, P18-1128). The interval is the middle 95 % of
+the resampled scores; p is twice the share of resamples in which a difference has the other sign, or none.
+For k differences p is Holm's (1979): the smallest counts k-fold, the next k - 1-fold, and so on.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import numpy as np
 
 from luthier.evaluation.metrics.base import EVALUATIONS, MetricFunction, SumMetric
 from luthier.evaluation.records.context import Record
+from luthier.evaluation.scores import metrics_of
 
 RESAMPLES = 2000
 SLOW_RESAMPLES = 300
@@ -26,12 +25,8 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def metric(name: str) -> tuple[MetricFunction, bool]:
-    """(the function of a metric, is higher better?)."""
-    for evaluation in EVALUATIONS.names():
-        made = EVALUATIONS.get(evaluation)()
-        if name in made.metrics():
-            return made.metrics()[name], made.higher(name)
-    raise KeyError(name)
+    """(the function of a metric, whether higher is better)."""
+    return metrics_of([EVALUATIONS.get(evaluation)() for evaluation in EVALUATIONS.names()])[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +44,13 @@ class Draws:
 
 
 def draws(function: MetricFunction, runs: Sequence[Sequence[Record]], seed: int = 0) -> Draws:
-    """Of the records of one method's runs, a list a seed; methods with as many examples and seeds are drawn alike."""
+    """Resample the records of one method's runs, a list for each seed.
+
+    Methods with as many examples and seeds are resampled alike.
+    """
     examples = len(runs[0])
     rng = np.random.default_rng(seed)
     terms = [function.terms(run) for run in runs] if isinstance(function, SumMetric) else None
-    value = float(np.mean([function(run) for run in runs]))
     sampled = []
     for _ in range(RESAMPLES if terms is not None else SLOW_RESAMPLES):
         chosen = rng.integers(0, examples, examples)
@@ -63,31 +60,31 @@ def draws(function: MetricFunction, runs: Sequence[Sequence[Record]], seed: int 
             sampled.append(float(function.value(sums).mean()))
         else:
             sampled.append(float(np.mean([function([runs[run][i] for i in chosen]) for run in picked])))
-    return Draws(value, np.asarray(sampled))
+    return Draws(float(np.mean([function(run) for run in runs])), np.asarray(sampled))
 
 
 def differences(found: Mapping[str, Draws], reference: str, *, higher: bool) -> dict[str, dict[str, Any]]:
     """Each other method minus `reference`: value, interval, Holm's p, and a verdict in words."""
     made: dict[str, dict[str, Any]] = {}
+    base = found[reference]
     for name, own in found.items():
-        if name == reference or len(own.sampled) != len(found[reference].sampled):
+        if name == reference or len(own.sampled) != len(base.sampled):
             continue
-        drawn = own.sampled - found[reference].sampled
-        low, high = np.quantile(drawn, (LEVEL / 2, 1 - LEVEL / 2))
-        p = min(1.0, 2 * max(1 / len(drawn), min(float((drawn <= 0).mean()), float((drawn >= 0).mean()))))
-        made[name] = {"value": own.value - found[reference].value, "low": float(low), "high": float(high), "p": p}
+        paired = Draws(own.value - base.value, own.sampled - base.sampled)
+        low, high = paired.interval
+        sides = float((paired.sampled <= 0).mean()), float((paired.sampled >= 0).mean())
+        p = min(1.0, 2 * max(1 / len(paired.sampled), min(sides)))
+        made[name] = {"value": paired.value, "low": low, "high": high, "p": p}
     least = 0.0
-    for place, name in enumerate(sorted(made, key=lambda each: made[each]["p"])):
-        least = max(least, min(1.0, made[name]["p"] * (len(made) - place)))
-        made[name]["p"] = least
-    for each in made.values():
-        real = each["p"] < LEVEL
-        each["verdict"] = "no real difference" if not real else "better" if (each["value"] > 0) == higher else "worse"
+    for place, each in enumerate(sorted(made.values(), key=lambda each: each["p"])):
+        least = each["p"] = max(least, min(1.0, each["p"] * (len(made) - place)))
+        better = "better" if (each["value"] > 0) == higher else "worse"
+        each["verdict"] = better if least < LEVEL else "no real difference"
     return made
 
 
 def pareto(points: Mapping[str, tuple[float, float]], *, higher: bool) -> list[str]:
-    """Those no other beats in cost and score at once: (cost, score) each, the cheapest first."""
+    """The Pareto front of {name: (cost, score)}, the cheapest first."""
     sign = 1.0 if higher else -1.0
     best, front = -np.inf, []
     for name, (_, score) in sorted(points.items(), key=lambda each: (each[1][0], -sign * each[1][1])):

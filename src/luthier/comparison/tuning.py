@@ -2,57 +2,54 @@
 
 Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943), two rounds: three rates, a third, one and three
 times the method's own, with few steps each; then the better two with twice the steps, where the best rate is tried with
-half and twice the size as well. Each try is trained anew, for the schedule of a rate depends on its steps. Judged is
-the loss on a tenth of the TRAINING rows, which the tries do not train on.
+half and twice the size as well. Each try is trained from the start, because the schedule of a rate depends on its
+steps. The tries are compared by the loss on a tenth of the TRAINING rows, which they do not train on.
 """
-
-from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luthier.comparison import workers
-from luthier.comparison.candidates import Arm
-from luthier.comparison.runner import Shared, train, work
+from luthier.comparison.candidates import Variant
+from luthier.comparison.runner import Context, run_all, train
 from luthier.core.errors import InputError, Stopped
 from luthier.core.files import read_object, write_json
 from luthier.data.prepared import Prepared, SplitCounts
 from luthier.data.rows import Encoded, Rows
 from luthier.data.store import DataFolder, Examples
-from luthier.methods.base import Method
 from luthier.runs.folder import RunFolder
 
 UNITS = 11
 """Three tries of one unit of steps, four of two."""
 FEWEST = 4
-"""Steps of a unit: fewer tell nothing."""
+"""Fewest steps of a unit."""
 SIZES = ("rank", "size", "length")
 """Fields that say how much a method adds; UniPELT's first one is its LoRA's."""
 MOST = 200
-"""Held-out rows that a try is judged on."""
+"""Most held-out rows that a try is measured on."""
 
 
 def steps_of(total: int) -> tuple[int, int]:
-    """(steps of a unit, steps that are left for the run itself): the search takes half. InputError where it cannot."""
+    """(steps of a unit, steps that are left for the run itself): the search takes half. InputError where too few."""
     unit = total // 2 // UNITS
     if unit < FEWEST:
         raise InputError(
-            f"--tune takes half of a method's {total} steps for {UNITS} units, {unit} steps each, which tells nothing",
+            f"--tune takes half of a method's {total} steps for {UNITS} units, {unit} steps each, which is too few",
             fix=f"at least {2 * UNITS * FEWEST} steps a method: a larger --budget or --tokens, or no --tune",
         )
     return unit, total - UNITS * unit
 
 
-def apart(data: Prepared) -> Prepared:
-    """The training rows alone: every tenth example held out, the others to train on."""
+def split(data: Prepared) -> Prepared:
+    """Split the training rows: every tenth example is held out, the others are trained on."""
     count = len(data.examples)
     held = list(range(0, count, 10))[:MOST]
-    rest = sorted(set(range(count)) - set(held))
-    examples, rows = _some(data, rest, "train")
-    held_examples, held_rows = _some(data, held, "validation")
+    examples, rows = _subset(data, sorted(set(range(count)) - set(held)), "train")
+    held_examples, held_rows = _subset(data, held, "validation")
     return replace(
         data,
         examples=examples,
@@ -67,51 +64,44 @@ def apart(data: Prepared) -> Prepared:
     )
 
 
-def _some(data: Prepared, numbers: list[int], side: str) -> tuple[Examples, Rows]:
+def _subset(data: Prepared, numbers: list[int], side: str) -> tuple[Examples, Rows]:
     place = {number: new for new, number in enumerate(numbers)}
-    made = Encoded()
+    kept = Encoded()
     for row, owner in enumerate(data.rows.owner):
         if owner in place:
-            made.add(data.rows[row], place[owner])
+            kept.add(data.rows[row], place[owner])
     rows = Rows(DataFolder(), side)
-    rows.extend(made, made.owner)
+    rows.extend(kept, kept.owner)
     rows.examples = data.examples.take(numbers)
     return rows.examples, rows
 
 
-def size_of(method: Method) -> str:
-    """The field that says how much the method adds; empty where it has none."""
-    return next((name for name in SIZES if isinstance(getattr(method, name, None), int)), "")
-
-
-def search(arm: Arm, lr: float, unit: int, folder: Path, tried: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """{lr, size, tries}: what the method's runs are to take. `tried` makes one try and returns its result.
+def search(variant: Variant, lr: float, unit: int, folder: Path, run: Callable[[Any], Any]) -> dict[str, Any]:
+    """{lr, size, field, tries}: what the variant's runs are to take. `run` makes one try and returns its result.
 
     A try that fails counts as the worst; where all do, the method's own values stay.
     """
     tries: list[dict[str, Any]] = []
-    name = size_of(arm.config.method)
-    size = getattr(arm.config.method, name) if name else None
+    config, method = variant.config, variant.config.method
+    field = next((name for name in SIZES if isinstance(getattr(method, name, None), int)), "")
+    size = getattr(method, field) if field else None
 
     def loss(rate: float, width: int | None, steps: int) -> float:
-        method = arm.config.method.spec() | ({name: width} if name else {})
-        place = folder / "search" / f"{arm.name}-{len(tries)}"
+        place = folder / "search" / f"{variant.name}-{len(tries)}"
+        train = {"lr": rate, "steps": steps, "keep_best": False}
+        found = float("inf")
         try:
-            changed = type(arm.config.method).model_validate({k: v for k, v in method.items() if k != "name"})
-            config = arm.config.model_copy(
-                update={
-                    "run": str(place),
-                    "method": changed,
-                    "train": arm.config.train.model_copy(update={"lr": rate, "steps": steps, "keep_best": False}),
-                    "evaluate": arm.config.evaluate.model_copy(update={"before": False, "generate": 0}),
-                }
-            )
-            measured = float(tried(config)["tuned"]["loss"]["value"])
-            found = measured if measured < float("inf") else float("inf")  # also of NaN
+            changed = {
+                "run": str(place),
+                "method": method.model_validate(method.model_dump(mode="json") | ({field: width} if field else {})),
+                "train": config.train.model_copy(update=train),
+                "evaluate": config.evaluate.model_copy(update={"before": False, "generate": 0}),
+            }
+            found = min(found, float(run(config.model_copy(update=changed))["tuned"]["loss"]["value"]))  # inf for NaN
         except Stopped:
             raise
-        except Exception:  # a size that the model has no room for, a rate that diverges: the worst there is
-            found = float("inf")
+        except Exception:  # a size that the model has no room for, a rate that diverges
+            pass
         shutil.rmtree(RunFolder(place).path, ignore_errors=True)
         tries.append({"lr": rate, "size": width, "steps": steps, "loss": found if found < float("inf") else None})
         return found
@@ -122,42 +112,39 @@ def search(arm: Arm, lr: float, unit: int, folder: Path, tried: Callable[[Any], 
     if size is not None:
         for width in (max(1, size // 2), 2 * size):
             second[better[0], width] = loss(better[0], width, 2 * unit)
-    rate, width = min(second, key=second.__getitem__)
-    if second[rate, width] == float("inf"):
-        rate, width = lr, size
-    return {"lr": float(f"{rate:.3g}"), "size": width, "field": name, "tries": tries}
+    best = min(second, key=second.__getitem__)
+    rate, width = best if second[best] < float("inf") else (lr, size)
+    return {"lr": float(f"{rate:.3g}"), "size": width, "field": field, "tries": tries}
 
 
-def tune(shared: Shared) -> None:
-    """Rate and size of each method; those that were found before stay."""
-    unit, shared.steps = steps_of(shared.steps)
-    shared.chosen = {}
-    waiting = []
-    for arm in (arm for arm in shared.arms if not arm.reason):
-        kept = shared.folder / "search" / f"{arm.name}.json"
+def tune(context: Context) -> None:
+    """Search learning rate and size of each variant; those that were found before stay."""
+    unit, context.steps = steps_of(context.steps)
+    context.tuned, waiting = {}, []
+    for variant in context.runnable:
+        kept = context.folder / "search" / f"{variant.name}.json"
         if kept.is_file():
-            shared.chosen[arm.name] = read_object(kept, f"delete it: the search for {arm.name} is done again")
+            context.tuned[variant.name] = read_object(kept, f"delete it to repeat the search for {variant.name}")
         else:
-            waiting.append(arm)
+            waiting.append(variant)
     if not waiting:
         return
-    shared.progress.stage(f"searching rate and size of {len(waiting)} methods, {UNITS * unit} steps each")
-    given = replace(shared.given, data=apart(shared.given.data), before=None, finished=lambda loaded, run: None)
+    context.progress.stage(f"searching rate and size of {len(waiting)} methods, {UNITS * unit} steps each")
+    inputs = replace(context.inputs, data=split(context.inputs.data), before=None, finished=lambda loaded, run: None)
 
-    def job(arm: Arm) -> workers.Job:
-        def found(send: workers.Send) -> dict[str, Any]:
-            lr = arm.config.train.lr or arm.config.method.learning_rate(
-                given.load(arm.config, RunFolder(shared.folder)).model
-            )
-            return search(arm, lr, unit, shared.folder, lambda config: train(config, given, send))
+    def job(variant: Variant, send: workers.Send) -> dict[str, Any]:
+        config = variant.config
+        lr = config.train.lr or config.method.learning_rate(inputs.load(config, RunFolder(context.folder)).model)
+        return search(variant, lr, unit, context.folder, lambda tried: train(tried, inputs, send))
 
-        return found
-
-    for end, arm in work(shared, [job(arm) for arm in waiting], waiting, lambda arm: arm.name):
+    jobs = [partial(job, variant) for variant in waiting]
+    names = [variant.name for variant in waiting]
+    for end, number in run_all(context, jobs, names):
+        name, found = names[number], end.value
         if end.kind == "done":
-            write_json(shared.folder / "search" / f"{arm.name}.json", end.value)
-            shared.chosen[arm.name] = end.value
-            size = f", {end.value['field']} {end.value['size']}" if end.value["field"] else ""
-            shared.progress.said(f"{arm.name}: rate {end.value['lr']:g}{size}")
+            write_json(context.folder / "search" / f"{name}.json", found)
+            context.tuned[name] = found
+            size = f", {found['field']} {found['size']}" if found["field"] else ""
+            context.progress.said(f"{name}: rate {found['lr']:g}{size}")
         else:
-            shared.progress.warn(f"{arm.name}: no search, its own values stay: {end.value}")
+            context.progress.warn(f"{name}: the search failed, its defaults stay: {found}")

@@ -1,12 +1,9 @@
-"""Work in processes of their own that begin with what this one has in memory: data, tokens, the base.
+"""Run jobs in processes of their own that begin with what this one has in memory: data, tokens, the base.
 
-Forked, so nothing is copied until it is written to, and a run that dies takes nothing with it. Each has as many threads
-as it is given, and all end with this process, however it ends. This process must not compute with several threads
-itself before: OpenMP's do not live through a fork.
-On a GPU, which cannot be shared like that, and where a system has no fork, work is done here, one after another.
+Processes are forked, so nothing is copied until it is written to, and a job that dies takes nothing with it. All end
+with this process, however it ends. This process must not compute with several threads before: OpenMP's threads do not
+survive a fork. On a GPU, and where a system has no safe fork, jobs run here, one after another.
 """
-
-from __future__ import annotations
 
 import multiprocessing
 import os
@@ -27,11 +24,11 @@ Job = Callable[[Send], Any]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a job said, or how it ended."""
+    """A progress report of a job, or how the job ended."""
 
     job: int
     kind: str
-    """said, done, failed or stopped."""
+    """progress, done, failed or stopped."""
     value: Any
 
 
@@ -40,49 +37,40 @@ def can_fork(device: str) -> bool:
     return device == "cpu" and sys.platform.startswith("linux")
 
 
-def work(jobs: Sequence[Job], *, workers: int, threads: int, fork: bool) -> Iterator[Event]:
-    """Do the jobs, up to `workers` at a time, and tell what comes of them as it comes.
+def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int, fork: bool) -> Iterator[Event]:
+    """Run up to `workers` jobs at a time and yield their events as they come.
 
-    When the caller is interrupted, or leaves, those at work get SIGTERM and are waited for: a run saves itself.
+    When the caller is interrupted or closes the iterator, running jobs get SIGTERM and are waited for: a run saves
+    itself.
     """
     if not fork:
-        yield from _here(jobs)
+        yield from (Event(number, *_outcome(job, lambda progress: None)) for number, job in enumerate(jobs))
         return
-    running: dict[Connection, tuple[int, Any]] = {}
+    running: dict[Any, tuple[int, Any]] = {}
     waiting = list(enumerate(jobs))[::-1]
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 number, job = waiting.pop()
-                receive, process = _start(job, threads)
-                running[receive] = number, process
-            for ready in wait(list(running)):
-                receive = ready  # type: ignore[assignment]
-                number, process = running[receive]
+                channel, process = _start(job, threads)
+                running[channel] = number, process
+            ready: list[Any] = wait(list(running))
+            for channel in ready:
+                number, process = running[channel]
                 try:
-                    kind, value = receive.recv()
+                    kind, value = channel.recv()
                 except EOFError:
                     process.join()
-                    del running[receive]
-                    yield Event(number, "failed", _death(process.exitcode))
-                    continue
-                if kind != "said":
+                    kind, value = "failed", _death(process.exitcode)
+                if kind != "progress":
                     process.join()
-                    del running[receive]
+                    del running[channel]
                 yield Event(number, kind, value)
     finally:
         for _, process in running.values():
             process.terminate()
         for _, process in running.values():
             process.join()
-
-
-def _here(jobs: Sequence[Job]) -> Iterator[Event]:
-    for number, job in enumerate(jobs):
-        said: list[dict[str, Any]] = []
-        kind, value = _end(job, said.append)
-        yield from (Event(number, "said", each) for each in said)
-        yield Event(number, kind, value)
 
 
 def _start(job: Job, threads: int) -> tuple[Connection, Any]:
@@ -106,11 +94,11 @@ def _run(job: Job, threads: int, send: Connection) -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.dup2(devnull, 2)  # notices of libraries, in the middle of the parent's bar
-    send.send(_end(job, lambda value: send.send(("said", value))))
+    send.send(_outcome(job, lambda value: send.send(("progress", value))))
     send.close()
 
 
-def _end(job: Job, send: Send) -> tuple[str, Any]:
+def _outcome(job: Job, send: Send) -> tuple[str, Any]:
     try:
         return "done", job(send)
     except Stopped as stop:
@@ -120,16 +108,13 @@ def _end(job: Job, send: Send) -> tuple[str, Any]:
     except KeyboardInterrupt:
         return "stopped", 75
     except Exception as error:
-        return "failed", f"{type(error).__name__}: {error} ({_place(error)})"
-
-
-def _place(error: BaseException) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{os.path.basename(last.filename)}:{last.lineno}"  # noqa: PTH119 (a name alone)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(last.filename)}:{last.lineno}"  # noqa: PTH119 (a name alone)
+        return "failed", f"{type(error).__name__}: {error} ({where})"
 
 
 def _death(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        return f"the process was ended by {name}" + (": memory ran out?" if name == "SIGKILL" else "")
-    return f"the process ended with code {code} and no word"
+        return f"the process was ended by {name}" + (": out of memory?" if name == "SIGKILL" else "")
+    return f"the process ended with code {code} and no message"

@@ -13,14 +13,14 @@ from luthier.recipe.config import RunConfig
 
 if TYPE_CHECKING:
     from luthier.planning.advisor.evidence import Board
-    from luthier.planning.advisor.question import Wish
+    from luthier.planning.advisor.question import ChooseOptions
     from luthier.planning.advisor.reasons import Question
     from luthier.tasks.base import Task
 
 
 def choose(
     config: RunConfig,
-    wish: Wish | None = None,
+    options: ChooseOptions | None = None,
     *,
     evidence: Sequence[Path] = (),
     given: Sequence[str] = (),
@@ -30,46 +30,43 @@ def choose(
 
     `given` is what the user typed of the recipe, for the commands to go on with.
     """
-    from luthier.planning.advisor import rank as choosing
+    from luthier.planning.advisor.candidates import Planner
     from luthier.planning.advisor.commands import next_commands
-    from luthier.planning.advisor.question import Wish
+    from luthier.planning.advisor.question import ChooseOptions
+    from luthier.planning.advisor.rank import rank_methods, record
 
-    progress, wish = progress or Progress(), wish or Wish()
-    question, task = question_of(config, wish, list(evidence), progress)
+    progress, options = progress or Progress(), options or ChooseOptions()
+    question, task = question_of(config, options, list(evidence), progress)
     progress.stage("weighing methods")
     own = config.method if "method" in config.model_fields_set else None
-    choice = choosing.choose(
-        question,
-        config.train,
-        task=task,
-        seed=config.seed,
-        own=own,
-        tell=lambda name: progress.note(f"planning {name}"),
-    )
-    data = None if wish.rows else config.data.path
+    planner = Planner(question.base, question.facts, config.train, task, config.seed, own)
+    choice = rank_methods(question, planner, lambda name: progress.note(f"planning {name}"))
+    data = None if options.rows else config.data.path
     typed = [*(given or ["--model", config.model.path])]
     if not config.data.path or not given:
         typed += ["--data", config.data.path or "YOUR_FILE.jsonl"]
-    commands = next_commands(choice, typed, packed=config.model.quantize)
-    return choosing.record(choice, data=data, task=task.name, next_commands=commands)
+    commands = next_commands(choice, typed, quantize=config.model.quantize)
+    return record(choice, data=data, task=task.name, next_commands=commands)
 
 
-def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: Progress) -> tuple[Question, Task]:
-    """What `choose` is asked: rows and task, read unless the wish names their number, the base's shape, the machine."""
+def question_of(
+    config: RunConfig, options: ChooseOptions, evidence: list[Path], progress: Progress
+) -> tuple[Question, Task]:
+    """The question: rows and task, read unless the options give their number; the base's shape; the machine."""
     from luthier.methods.base import METHODS
     from luthier.models.load import architecture, device, locate, skeleton, stored_bytes
     from luthier.planning import machine
     from luthier.planning.advisor.candidates import Base
     from luthier.planning.advisor.evidence import relevant
-    from luthier.planning.advisor.question import assumed, facts_of
+    from luthier.planning.advisor.question import assumed_facts, facts_of
     from luthier.planning.advisor.reasons import Question
     from luthier.tasks.base import TASKS
     from luthier.training.precision import precision_on
 
     other = None
     where = config.model.device
-    if wish.memory is not None:
-        other = machine.TargetMachine("cpu" if where == "cpu" else "cuda", wish.memory)
+    if options.memory is not None:
+        other = machine.TargetMachine("cpu" if where == "cpu" else "cuda", options.memory)
     bare = config.model.model_copy(
         update={"init": "random", "quantize": "none", "device": "cpu" if other is not None else where}
     )
@@ -83,7 +80,7 @@ def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: P
     source = locate(bare)
     read = architecture(bare, source)
     family = read.family
-    if wish.rows is None:
+    if options.rows is None:
         data = prepare_data(neutral, progress)
         tokens = tokenize(neutral, data, progress)
         task, labels, limit, facts = data.task, tokens.labels, tokens.max_length, facts_of(data, tokens.labels)
@@ -91,7 +88,7 @@ def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: P
         task = config.task or TASKS.parse("chat" if family == "decoder" else "classify")
         limit = config.train.max_length or read.positions
         labels = tuple(getattr(task, "labels", ())) or None
-        facts = assumed(wish.rows, task.name, labels, config.train.max_length, limit)
+        facts = assumed_facts(options.rows, task.name, labels, config.train.max_length, limit)
         labels = facts.labels
     whole = skeleton(bare, source, labels=labels)  # refuses here what no method could do with this base
     parameters, base_bytes = stored_bytes(whole)
@@ -106,12 +103,12 @@ def question_of(config: RunConfig, wish: Wish, evidence: list[Path], progress: P
     place = other.device if other is not None else device(bare)
     total, free = (other.memory, other.memory) if other is not None else machine.memory(place)
     boards = _own_boards(config, evidence, task.name, progress)
-    reads = machine.reading() if isinstance(wish.latency, float) and other is None and place == "cpu" else None
+    reads = machine.reading() if isinstance(options.latency, float) and other is None and place == "cpu" else None
     base = Base(model, source, labels, precision, limit, layers, other)
     question = Question(
         base,
         facts,
-        wish,
+        options,
         config.model.path,
         family,
         parameters,

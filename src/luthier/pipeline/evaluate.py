@@ -9,7 +9,7 @@ from typing import Any
 from luthier.core.errors import InputError
 from luthier.core.events import Progress
 from luthier.core.files import write_json
-from luthier.pipeline.measure import base_again, compare, subject_of, with_base
+from luthier.pipeline.measure import base_again, compare_with_base, subject_of, with_base
 from luthier.pipeline.prepare import Loaded, load_base, on_this_machine, reopen
 from luthier.pipeline.train import _next, _report
 from luthier.recipe.consent import Allow, require
@@ -71,7 +71,7 @@ def evaluate(
     with folder.held():
         base = base_again(loaded, folder, progress)
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
-        result |= compare(subject, base, folder)
+        result |= compare_with_base(subject, base, folder)
         result["next"] = _next(loaded.config, folder, loaded.data.task.name, result["lr"])
         return _report(result, folder)
 

@@ -40,7 +40,7 @@ UNMEASURED: dict[str, Any] = {
     "counts": {"base": {}, "tuned": {}},
     "caveats": [],
 }
-"""What `compare` would say, of a run that holds no row out."""
+"""What `compare_with_base` would return for a run that holds no row out."""
 
 
 @dataclass(slots=True)
@@ -190,7 +190,7 @@ def _decides(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> dict[st
     }
 
 
-def compare(subject: EvalContext, base: Measured, folder: RunFolder) -> dict[str, Any]:
+def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -> dict[str, Any]:
     """Measure `subject`, set it against the base and write predictions.jsonl."""
     from luthier.evaluation import forgetting
     from luthier.evaluation.contrast import contrast

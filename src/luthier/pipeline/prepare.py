@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from luthier.data.prepared import Prepared
-    from luthier.planning.resolve import PlanInputs, ResolvedSettings
+    from luthier.planning.plan import PlanInputs
+    from luthier.planning.resolve import ResolvedSettings
     from luthier.rendering.chat_template import Template
     from luthier.training.settings import RunSettings
 
@@ -206,7 +207,7 @@ def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None)
 
 def plan_inputs(config: RunConfig, data: Prepared, tokens: Tokens) -> PlanInputs:
     """What is to be planned; device and precision are decided in the recipe."""
-    from luthier.planning.resolve import PlanInputs
+    from luthier.planning.plan import PlanInputs
     from luthier.training.settings import total_steps
 
     train, rows = config.train, data.rows
@@ -233,7 +234,7 @@ def resolve_run(
     from luthier.planning.resolve import ResolvedSettings, resolve
 
     if folder.checked(folder.plan).is_file():
-        return ResolvedSettings.again(config.train, folder.read_json(folder.plan))
+        return ResolvedSettings.from_record(config.train, folder.read_json(folder.plan))
     progress.stage("planning memory and time")
     inputs = plan_inputs(config, data, tokens)
     resolved = resolve(inputs)
@@ -241,7 +242,7 @@ def resolve_run(
     if resolved.plan is None:
         progress.note(f"memory cannot be estimated for this model ({resolved.why})")
     else:
-        progress.note(f"planned: {resolved.said()}")
+        progress.note(f"planned: {resolved.summary()}")
         if not resolved.plan.fits:
             progress.warn("that is more than there is; luthier plan says what would make it fit")
     return resolved

@@ -16,7 +16,7 @@ from luthier.core.redaction import redacted
 from luthier.core.resources import explained
 from luthier.core.shell import after_training, public
 from luthier.core.signals import Interrupted, StopRequest, watch
-from luthier.pipeline.measure import UNMEASURED, compare, measure_base, subject_of
+from luthier.pipeline.measure import UNMEASURED, compare_with_base, measure_base, subject_of
 from luthier.pipeline.prepare import (
     Loaded,
     SharedInputs,
@@ -212,7 +212,7 @@ def _result(loaded: Loaded, trainer: Trainer, outcome: Outcome, memory: int, bas
     context = subject_of(loaded, progress)
     if context is not None:
         progress.stage(f"evaluating the tuned model on {len(context.examples)} held-out examples")
-        result |= compare(context, base, folder)
+        result |= compare_with_base(context, base, folder)
     result["next"] = _next(config, folder, data.task.name, result["lr"])
     return result
 

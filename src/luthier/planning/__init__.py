@@ -1,1 +1,1 @@
-"""Memory and time of a run, foretold from its recipe and config.json before any weights are there."""
+"""Memory and time of a run, estimated from its recipe and config.json before any weights are there."""

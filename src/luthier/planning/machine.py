@@ -1,7 +1,6 @@
-"""What this machine has and how fast it is: memory that is free, matrix products, and everything else."""
+"""What this machine has and how fast it is: free memory, matrix products, and everything else."""
 
-from __future__ import annotations
-
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,10 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import psutil
 import torch
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-"""Linux: what a process uses, and where to set its high-water mark back."""
+"""Linux: what a process uses, and where to reset its high-water mark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class TargetMachine:
-    """A machine that is not this one: all that is known of it is what a run would train on, and its memory."""
+    """Another machine: the device that a run would train on, and its memory."""
 
     device: str
     """cuda or cpu."""
@@ -39,7 +39,7 @@ class TargetMachine:
 
 @lru_cache
 def speed(device: str, dtype: torch.dtype) -> Speed:
-    """Of matrix products in `dtype` on `device`, when nobody else computes. Takes about half a second."""
+    """Speed of `dtype` on `device`, as if nothing else were running. Takes about half a second."""
     wide, deep = torch.randn(1024, 1024, device=device).to(dtype), torch.randn(2048, 1024, device=device).to(dtype)
     some = torch.randn(128, 2048, device=device).to(dtype)
     few = torch.ones(4, device=device, requires_grad=True)
@@ -92,27 +92,23 @@ def reading(size: int = 2**27) -> float:
 
 
 def memory(device: str) -> tuple[int, int]:
-    """(bytes of the device, bytes of it that nobody uses). What this process has already counts as used."""
+    """(bytes of the device, unused bytes of it). What this process holds counts as used."""
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
         return total, free
-    import psutil
-
     found = psutil.virtual_memory()
     return int(found.total), int(found.available)
 
 
 def used(device: str) -> int:
-    """Bytes that this process has on the device now."""
+    """Bytes that this process uses on the device."""
     if device == "cuda":
         return torch.cuda.memory_allocated()
-    import psutil
-
     return int(psutil.Process().memory_info().rss)
 
 
 def watch_peak(device: str) -> None:
-    """From here on `peak` tells the highest use since."""
+    """Start a new measurement of `peak`."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
@@ -121,7 +117,7 @@ def watch_peak(device: str) -> None:
 
 
 def peak(device: str) -> int:
-    """Highest use in bytes since `watch_peak`; where the system cannot start anew, since the process began."""
+    """Peak bytes since `watch_peak`; where the system cannot reset it, since the process began."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
@@ -129,7 +125,6 @@ def peak(device: str) -> int:
         return next(int(words[1]) * 1024 for words in found if words[0] == "VmHWM:")
     except (OSError, StopIteration):
         import resource
-        import sys
 
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most if sys.platform == "darwin" else most * 1024

@@ -1,9 +1,8 @@
 """The plan of a run: bytes by component, seconds, and what would make it fit."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,26 +18,16 @@ from luthier.models.settings import ModelConfig
 from luthier.planning import machine
 from luthier.planning.tracing import Trace, trace
 from luthier.rendering.row import EVEN, even_length
+from luthier.tasks.base import Task
+from luthier.training.optimizers.base import OPTIMIZERS
 from luthier.training.settings import TrainConfig
 
 SAMPLE = 400
-"""Steps of the first epoch that are looked at."""
-
-OPTIMIZER = {
-    "adamw": 8,
-    "adam": 8,
-    "paged_adamw": 8,
-    "rmsprop": 4,
-    "sgd": 4,
-    "adafactor": 0,
-    "adamw_8bit": 2,
-    "paged_adamw_8bit": 2,
-}
-"""Bytes of state for each parameter that trains; Adafactor keeps a row and a column."""
-
+"""Most steps of the first epoch that are looked at."""
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 HOLDS = {"cpu": 1.3}
-"""What a process holds for each byte that lives at the peak: blocks of many sizes leave holes in glibc's heap."""
+"""Bytes that a process holds for each byte that is alive at the peak: glibc's allocator fragments."""
 KERNELS = {"cpu": 26_000_000}
 """Bytes of the kernels that oneDNN compiles and keeps for each size of a pass in half precision.
 
@@ -48,22 +37,53 @@ and padded, with half of a row learned and two tokens of it (benchmarks/training
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """What a run has to work through."""
+class PlanInputs:
+    """What is to be trained, and on what."""
+
+    model: ModelConfig
+    method: Method
+    train: TrainConfig
+    task: Task
+    source: str
+    """Folder or hub id of the base."""
+    lengths: Sequence[int]
+    """Tokens of each row; for a stream one row of the largest length."""
+    learned: Sequence[int]
+    """Targets of each row."""
+    steps: int
+    precision: str
+    labels: tuple[str, ...] | None
+    seed: int
+    other: machine.TargetMachine | None = None
+    """The machine that it is to run on, if not this one."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The work of a run; tokens, targets and passes are means per step."""
 
     steps: int
     tokens: float
-    """Of a step, on average, padding counted."""
+    """Tokens, padding included."""
     targets: float
-    """Of a step, on average."""
     passes: float
-    """Of a step, on average."""
     largest: list[int]
     """Lengths of the rows of the pass with the most tokens."""
     learned: int
     """Targets of that pass."""
     shapes: int = 1
-    """Different sizes among the passes."""
+    """Distinct sizes among the passes."""
+    packed: bool = False
+
+    @property
+    def most(self) -> int:
+        """Tokens of the largest pass, padding included."""
+        return sum(self.largest) if self.packed else len(self.largest) * max(self.largest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,51 +94,50 @@ class Plan:
     parts: dict[str, int]
     """Bytes by component: program, weights, trained weights, gradients, optimizer, activations, logits, kernels."""
     seconds: float
-    """Of all steps."""
+    """Training time of all steps in seconds."""
     total: int
-    """Bytes that the device has."""
+    """Bytes of the device."""
     free: int
-    """Bytes of them that nobody uses."""
+    """Unused bytes of the device."""
     tokens: int
-    """Of the largest pass."""
+    """Tokens of the largest pass, padding included."""
     flops: float = 0.0
     """Floating-point operations of the matrix products of all steps."""
 
     @property
     def peak(self) -> int:
-        """Most bytes in use at a time."""
+        """Peak bytes in use."""
         return sum(self.parts.values())
 
     @property
     def needed(self) -> int:
-        """Beyond what the program uses already."""
+        """Bytes beyond what the program uses already."""
         return self.peak - self.parts["program"]
 
     @property
     def room(self) -> int:
-        """Bytes that may be counted on: a tenth of what is free is left to others, and to our error."""
+        """Usable bytes: a tenth of the free memory is left to other programs and to the error of the plan."""
         return int(0.9 * self.free)
 
     @property
     def fits(self) -> bool:
-        """Is there room for it?"""
+        """Whether there is memory for it."""
         return self.needed <= self.room
 
     def record(self) -> dict[str, Any]:
-        """As it stands in result.json."""
+        """The plan in result.json."""
         return {"device": self.device, "bytes": self.peak, "parts": self.parts, "seconds": self.seconds}
 
 
-def load_of(
-    lengths: Sequence[int], learned: Sequence[int], config: TrainConfig, steps: int, *, pack: int | None, seed: int
-) -> Load:
-    """Looks at the steps of the first epoch, as training cuts them."""
+def workload_of(inputs: PlanInputs, pack: int | None) -> Workload:
+    """The workload of the first epoch's steps, cut as training cuts them; `pack` is the tokens of a packed sequence."""
+    lengths, learned, config = inputs.lengths, inputs.learned, inputs.train
     tokens = targets = passes = 0
-    looked = max(1, min(steps, SAMPLE, -(-len(lengths) // config.batch_size)))
-    most, largest, at, longest = 0, [lengths[0]], learned[0], max(lengths)
+    looked = max(1, min(inputs.steps, SAMPLE, -(-len(lengths) // config.batch_size)))
+    most, largest, at, longest = 0, [lengths[0]], learned[0], inputs.longest
     shapes: set[tuple[int, int]] = set()
     for index in range(looked):
-        rows = step_numbers(len(lengths), index, batch_size=config.batch_size, seed=seed)
+        rows = step_numbers(len(lengths), index, batch_size=config.batch_size, seed=inputs.seed)
         for micro in micro_batches(
             [lengths[row] for row in rows],
             micro_batch=config.rows_per_pass,
@@ -133,129 +152,99 @@ def load_of(
             tokens, targets, passes = tokens + size, targets + own, passes + 1
             if size > most:
                 most, largest, at = size, sizes, own
-    return Load(steps, tokens / looked, targets / looked, passes / looked, largest, at, len(shapes))
+    means = tokens / looked, targets / looked, passes / looked
+    return Workload(inputs.steps, *means, largest, at, len(shapes), pack is not None)
 
 
-def plan(
-    model: ModelConfig,
-    method: Method,
-    train: TrainConfig,
-    source: str,
-    load: Load,
-    *,
-    precision: str,
-    labels: tuple[str, ...] | None,
-    packed: bool,
-    other: machine.TargetMachine | None = None,
-) -> Plan:
-    """From config.json alone: no weights are read, and nothing large is held.
+def plan(inputs: PlanInputs, work: Workload) -> Plan:
+    """Plan a run from config.json alone: no weights are read, and nothing large is held.
 
-    For the `other` machine, where there is one, in bytes and operations; its seconds are this one's.
+    Bytes and operations are those of the other machine, where there is one; seconds are always this machine's.
     """
-    where = device(model)
-    whole = skeleton(model, source, labels=labels)
+    model, other = inputs.model, inputs.other
+    where, classify = device(model), inputs.labels is not None
+    whole = skeleton(model, inputs.source, labels=inputs.labels)
     config = whole.config
     quantize = quantization(model, config)
     stored = _dtype(model, where, config)
-    autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    autocast = AUTOCAST[inputs.precision]
     computed = autocast or stored
-    tuned = method.attach(whole, steps=load.steps, classify=labels is not None)
+    tuned: Any = inputs.method.attach(whole, steps=work.steps, classify=classify)
     trained = [p for p in tuned.parameters() if p.requires_grad]
-    taken = _trace(tuned, model, method, train, source, load, stored, autocast, where, labels, packed)
-    head, width = _head(tuned, labels)
-    weights = _weights(tuned, quantize, stored)
-    step = _products(load, taken, head, packed=packed)
-    seconds = load.steps * _seconds(step, load, taken, where, computed, packed=packed)
-    logits = _logits(config, load, head, width, computed)
+    traced = _trace(tuned, inputs, work, stored, autocast)
+    head = None if classify else tuned.get_output_embeddings()
+    share = work.tokens / work.most  # of the traced pass, in a step
+    flops = traced.flops * share + 4 * work.targets * (0 if head is None else head.weight.numel())
+    rates = machine.speed(where, computed)
+    moved = traced.moved * share
+    seconds = flops / rates.products + moved / rates.moves + traced.calls * work.passes * rates.call
     grown = sum(4 * p.numel() for p in trained)
     # With several passes a step gradients are there all the time, else they grow while activations go.
-    held = 0 if load.passes > 1 else grown
-    at_most = max(taken.forward_peak, taken.backward_peak, taken.kept + logits)
-    activations = max(taken.forward_peak, taken.backward_peak, taken.kept)
+    held = 0 if work.passes > 1 else grown
+    activations = max(traced.forward_peak, traced.backward_peak, traced.kept)
+    logits = max(0.0, traced.kept + _logits(config, work, head, computed) - activations)
     held_by = other.device if other else where
-    on_card = other is not None and other.device != "cpu"
+    unpacked = max((layer.weight.numel() for layer in _packed_layers(tuned, quantize)), default=0) * computed.itemsize
+    factor = HOLDS.get(held_by, 1.0)
     parts = {
-        "program": 0 if on_card else machine.used(where),  # by now with all that planning itself has loaded
-        "weights": weights,
+        # By now with all that planning itself has loaded.
+        "program": 0 if other is not None and other.device != "cpu" else machine.used(where),
+        "weights": _weights(tuned, quantize, stored),
         "trained weights": grown,
         "gradients": grown,
-        "optimizer": sum(_state(p, train.optimizer) for p in trained),
-        "activations": round(max(0.0, activations - held) * HOLDS.get(held_by, 1.0)),
-        "logits": round((at_most - activations) * HOLDS.get(held_by, 1.0)),
+        "optimizer": _optimizer_bytes(trained, inputs.train),
+        # The largest packed layer is unpacked while it is used.
+        "activations": round(max(0.0, activations - held) * factor) + unpacked,
+        "logits": round(logits * factor),
         # MKL, for float32, compiles none.
-        "kernels": load.shapes * KERNELS.get(held_by, 0) if computed.itemsize == 2 else 0,
+        "kernels": work.shapes * KERNELS.get(held_by, 0) if computed.itemsize == 2 else 0,
     }
-    parts["activations"] += _unpacked(tuned, quantize, computed)
     total, free = (other.memory, other.memory - parts["program"]) if other else machine.memory(where)
-    return Plan(held_by, parts, seconds, total, free, _tokens(load, packed=packed), load.steps * step)
+    return Plan(held_by, parts, work.steps * seconds, total, free, work.most, work.steps * flops)
 
 
 def fewest(tuned: nn.Module, model: ModelConfig, train: TrainConfig) -> int:
-    """Bytes that a run needs at least: weights, gradients and optimizer, before any activation. Traces nothing."""
+    """Least bytes of a run: weights, gradients and optimizer, before any activation. Traces nothing."""
     config: Any = tuned.config
     trained = [p for p in tuned.parameters() if p.requires_grad]
     weights = _weights(tuned, quantization(model, config), _dtype(model, device(model), config))
-    return weights + sum(8 * p.numel() + _state(p, train.optimizer) for p in trained)
+    return weights + sum(8 * p.numel() for p in trained) + _optimizer_bytes(trained, train)
 
 
-def _share(load: Load, *, packed: bool) -> float:
-    """Of the traced pass, in a step."""
-    return load.tokens / _tokens(load, packed=packed)
-
-
-def _products(load: Load, taken: Trace, head: int, *, packed: bool) -> float:
-    """Floating-point operations of a step's matrix products."""
-    return taken.flops * _share(load, packed=packed) + 4 * load.targets * head
-
-
-def _seconds(products: float, load: Load, taken: Trace, where: str, computed: torch.dtype, *, packed: bool) -> float:
-    """Of a step."""
-    rates = machine.speed(where, computed)
-    moved = taken.moved * _share(load, packed=packed)
-    return products / rates.products + moved / rates.moves + taken.calls * load.passes * rates.call
-
-
-def _tokens(load: Load, *, packed: bool) -> int:
-    """Of the largest pass, padding counted."""
-    return sum(load.largest) if packed else len(load.largest) * max(load.largest)
+def _optimizer_bytes(trained: Iterable[nn.Parameter], train: TrainConfig) -> int:
+    optimizer = OPTIMIZERS.parse(train.optimizer)
+    return sum(optimizer.state_bytes(parameter) for parameter in trained)
 
 
 def _trace(
-    tuned: nn.Module,
-    model: ModelConfig,
-    method: Method,
-    train: TrainConfig,
-    source: str,
-    load: Load,
-    stored: torch.dtype,
-    autocast: torch.dtype | None,
-    where: str,
-    labels: tuple[str, ...] | None,
-    packed: bool,
+    tuned: nn.Module, inputs: PlanInputs, work: Workload, stored: torch.dtype, autocast: torch.dtype | None
 ) -> Trace:
-    """Of the largest pass, by one and two layers where all layers are alike."""
+    """Trace the largest pass, by one and two layers where all layers are alike."""
+    classify = inputs.labels is not None
 
     def of(layers: int | None) -> Trace:
-        made = skeleton(model, source, labels=labels, layers=layers)
-        some = method.attach(made, steps=load.steps, classify=labels is not None).train()
-        for part in some.modules():
-            if isinstance(part, nn.Dropout):
-                part.p = 0.0  # its masks are no part of what is traced
-        if train.gradient_checkpointing is True:
-            some.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        whole = skeleton(inputs.model, inputs.source, labels=inputs.labels, layers=layers)
+        model = inputs.method.attach(whole, steps=work.steps, classify=classify).train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # its masks are not traced
+        if inputs.train.gradient_checkpointing is True:
+            settings = {"use_reentrant": False, "preserve_rng_state": False}
+            model.activation_checkpointing_enable(settings)
         return trace(
-            some,
-            load.largest,
+            model,
+            work.largest,
             dtype=stored,
             autocast=autocast,
-            device=where,
-            packed=packed,
-            classify=labels is not None,
-            again=load.passes > 1,
-            compile=train.compile,
+            device=device(inputs.model),
+            packed=work.packed,
+            classify=classify,
+            again=work.passes > 1,
+            compile=inputs.train.compile,
         )
 
-    number = _layers(tuned.config)
+    config: Any = tuned.config
+    number = None if getattr(config, "is_encoder_decoder", False) else getattr(config, "num_hidden_layers", None)
     if number is None or number <= 3 or not _alike(tuned, number):
         return of(None)
     one = of(1)
@@ -263,18 +252,13 @@ def _trace(
 
 
 def _alike(tuned: nn.Module, number: int) -> bool:
-    """Does the same number of parameters train in each layer?"""
-    trained: dict[str, int] = {}
+    """Whether the same number of parameters trains in each layer."""
+    trained: Counter[str] = Counter()
     for name, parameter in tuned.named_parameters():
         place = re.search(r"\.(\d+)\.", name)
         if place and parameter.requires_grad:
-            trained[place[1]] = trained.get(place[1], 0) + parameter.numel()
+            trained[place[1]] += parameter.numel()
     return not trained or (len(trained) == number and len(set(trained.values())) == 1)
-
-
-def _layers(config: Any) -> int | None:
-    """Number of layers, where they are all there is to it."""
-    return None if getattr(config, "is_encoder_decoder", False) else getattr(config, "num_hidden_layers", None)
 
 
 def _dtype(model: ModelConfig, where: str, config: Any) -> torch.dtype:
@@ -285,26 +269,20 @@ def _dtype(model: ModelConfig, where: str, config: Any) -> torch.dtype:
     return torch.float32 if where == "cpu" or model.init == "random" or stored is None else stored
 
 
-def _head(tuned: Any, labels: tuple[str, ...] | None) -> tuple[int, int]:
-    """(weights of the layer that makes logits, its outputs)."""
-    head = None if labels is not None else tuned.get_output_embeddings()
-    return (0, 0) if head is None else (head.weight.numel(), head.weight.shape[0])
-
-
-def _logits(config: Any, load: Load, head: int, width: int, computed: torch.dtype) -> float:
-    """Bytes of logits and what becomes of them, beyond the activations kept at that time."""
-    if not head:
+def _logits(config: Any, work: Workload, head: Any, computed: torch.dtype) -> float:
+    """Bytes of logits and their gradients, beyond the activations kept at that time."""
+    if head is None:
         return 0
-    hidden = head // width
-    selected = load.learned * hidden * (2 * computed.itemsize + 4)
+    width, hidden = map(int, head.weight.shape)
+    selected = work.learned * hidden * (2 * computed.itemsize + 4)
     if any(getattr(config, key, None) for key in ("final_logit_softcapping", "logit_scale", "logits_scaling")):
-        return selected + load.learned * width * (computed.itemsize + 12)  # made whole, and once more as slopes
-    rows = min(load.learned, max(FEWEST, CHUNK_BYTES // (computed.itemsize * width)))
+        return selected + work.learned * width * (computed.itemsize + 12)  # made whole, and once more as gradients
+    rows = min(work.learned, max(FEWEST, CHUNK_BYTES // (computed.itemsize * width)))
     return selected + rows * width * computed.itemsize + 2 * SLICE_BYTES
 
 
 def _weights(tuned: nn.Module, quantize: str, stored: torch.dtype) -> int:
-    """Bytes of the frozen weights, packed where the recipe packs them."""
+    """Bytes of the frozen weights, quantized where the recipe says so."""
     packed = {id(layer.weight): layer.weight.numel() for layer in _packed_layers(tuned, quantize)}
     frozen = {id(p): p.numel() for p in tuned.parameters() if not p.requires_grad}
     plain = sum(number for key, number in frozen.items() if key not in packed)
@@ -322,17 +300,3 @@ def _packed_layers(tuned: Any, quantize: str) -> list[Any]:
         for name, layer in tuned.named_modules()
         if isinstance(layer, nn.Linear) and layer is not output and not layer.weight.requires_grad and not in_head(name)
     ]
-
-
-def _unpacked(tuned: nn.Module, quantize: str, computed: torch.dtype) -> int:
-    """Bytes of the largest packed layer, which is unpacked while it is used."""
-    sizes = [layer.weight.numel() for layer in _packed_layers(tuned, quantize)]
-    return max(sizes, default=0) * computed.itemsize
-
-
-def _state(parameter: nn.Parameter, optimizer: str) -> int:
-    """Bytes of the optimizer's state for one parameter."""
-    if optimizer == "adafactor":
-        return 4 * (int(sum(parameter.shape[-2:])) if parameter.ndim > 1 else int(parameter.numel()))
-    small = optimizer.endswith("8bit") and parameter.numel() < 4096  # bitsandbytes leaves those whole
-    return int(parameter.numel()) * (8 if small else OPTIMIZER[optimizer])

@@ -7,7 +7,7 @@ transformers, PEFT and our own functions keep for the backward pass is counted, 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -23,10 +23,14 @@ from luthier.kernels.apply import patched
 from luthier.kernels.attention import EDGES
 from luthier.kernels.varlen import ROWS, PackedRows
 
+_ATEN = torch.ops.aten
+PRODUCTS = (_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm)
+"""Matrix products: they count as operations, not as bytes that are moved."""
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What one pass needs, beyond the weights."""
+    """Memory and operations of one pass, without the weights."""
 
     kept: float
     """Bytes kept for the backward pass when the forward pass ends."""
@@ -39,10 +43,10 @@ class Trace:
     moved: float
     """Bytes that all other operations read and write."""
     calls: float
-    """Operations."""
+    """Number of operations."""
 
     def grown(self, other: Trace, by: float) -> Trace:
-        """Go from one and two layers to any number: self + by (other - self), field by field."""
+        """Extrapolate from one and two layers to any number: self + by (other - self), field by field."""
         return Trace(
             *(getattr(self, name) + by * (getattr(other, name) - getattr(self, name)) for name in self.__slots__)
         )
@@ -60,11 +64,10 @@ def trace(
     again: bool,
     compile: bool = False,
 ) -> Trace:
-    """Of `model`, which is on the meta device with its method attached, on rows of these lengths in one pass.
+    """Trace one pass over rows of these lengths; `model` is on the meta device with its method attached.
 
-    Frozen weights count as `dtype`. What is to be compiled counts as it is written, which is more. With `again` the
-    gradients of a pass before are there and not counted. Raises whatever the model raises where it cannot run without
-    numbers.
+    Frozen weights count as `dtype`. A compiled model counts as it is written, which is more. With `again` gradients of
+    an earlier pass exist and are not counted. Raises whatever the model raises where it cannot run without numbers.
     """
     rows = list(lengths)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -100,15 +103,14 @@ def _run(model: Any, inputs: dict[str, Tensor], known: Iterable[Any], autocast: 
 
 
 def _inputs(rows: list[int], device: str, packed: bool) -> dict[str, Tensor]:
-    if packed:
-        ids = torch.zeros(1, sum(rows), dtype=torch.long, device=device)
-        places = torch.zeros_like(ids)
-        edges = [0, *accumulate(rows)]
-        setattr(places, EDGES, edges)
-        setattr(places, ROWS, PackedRows(torch.zeros(len(edges), dtype=torch.int32, device=device), max(rows)))
-        return {"input_ids": ids, "position_ids": places}
-    ids = torch.zeros(len(rows), max(rows), dtype=torch.long, device=device)
-    return {"input_ids": ids}  # a mask would be looked into, and takes little
+    shape = (1, sum(rows)) if packed else (len(rows), max(rows))
+    ids = torch.zeros(shape, dtype=torch.long, device=device)
+    if not packed:
+        return {"input_ids": ids}  # a mask would be looked into, and takes little
+    places, edges = torch.zeros_like(ids), [0, *accumulate(rows)]
+    setattr(places, EDGES, edges)
+    setattr(places, ROWS, PackedRows(torch.zeros(len(edges), dtype=torch.int32, device=device), max(rows)))
+    return {"input_ids": ids, "position_ids": places}
 
 
 def _same(hidden: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ def _same(hidden: Tensor) -> Tensor:
 
 
 def _materialize(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype, device: str) -> None:
-    """Put tensors of the right type and device, but without memory, in the place of those on the meta device."""
+    """Replace tensors on the meta device by tensors of the right type and device, still without memory."""
     made: dict[int, Tensor] = {}
 
     def fake(tensor: Tensor) -> Tensor:
@@ -124,9 +126,9 @@ def _materialize(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype, dev
             frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad and tensor.is_floating_point()
             with mode:
                 empty = torch.empty(tensor.shape, dtype=dtype if frozen else tensor.dtype, device=device)
-                made[id(tensor)] = (
-                    nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-                )
+                if isinstance(tensor, nn.Parameter):
+                    empty = nn.Parameter(empty, tensor.requires_grad)
+                made[id(tensor)] = empty
         return made[id(tensor)]
 
     for module in model.modules():
@@ -145,14 +147,14 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen: dict[int, Any] = {id(storage): storage for storage in known}
 
     def __torch_dispatch__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = function(*args, **(kwargs or {}))
         outputs = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
         for tensor in outputs:
             self._count(tensor.untyped_storage())
         self.calls += 1
-        if not _is_product(function) and not _is_view(function):
+        if function.overloadpacket not in PRODUCTS and not getattr(function, "is_view", False):
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self.moved += sum(t.numel() * t.element_size() for t in (*inputs, *outputs))
         return made
@@ -170,17 +172,3 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.seen.pop(key, None)
 
         self.seen[key] = weakref.ref(storage, gone)
-
-
-def _is_product(function: Any) -> bool:
-    return function.overloadpacket in (
-        torch.ops.aten.mm,
-        torch.ops.aten.addmm,
-        torch.ops.aten.addmm_,
-        torch.ops.aten.bmm,
-        torch.ops.aten.baddbmm,
-    )
-
-
-def _is_view(function: Any) -> bool:
-    return bool(getattr(function, "is_view", False))

@@ -12,7 +12,7 @@ from luthier.core.errors import InputError
 from luthier.pipeline import choose as choosing
 from luthier.planning import plan
 from luthier.planning.advisor.candidates import Planner, shape_key
-from luthier.planning.advisor.question import Wish
+from luthier.planning.advisor.question import ChooseOptions
 from luthier.recipe.config import RunConfig
 from tests.conftest import build_tokenizer
 
@@ -66,10 +66,11 @@ def shapes_are_made_once() -> Iterator[None]:
     tuned: dict[str, Any] = {}
     trace, check, attach = plan._trace, Planner.check, Planner._tuned
 
-    def trace_once(model: Any, *rest: Any) -> Any:
-        key = repr((type(model).__name__, [p.shape for p in model.parameters() if p.requires_grad], rest[1:]))
+    def trace_once(model: Any, inputs: Any, *rest: Any) -> Any:
+        shapes = [p.shape for p in model.parameters() if p.requires_grad]
+        key = repr((type(model).__name__, shapes, inputs.method, inputs.train, inputs.source, inputs.labels, rest))
         if key not in traces:
-            traces[key] = trace(model, *rest)
+            traces[key] = trace(model, inputs, *rest)
         return traces[key]
 
     def check_once(self: Planner, arm: str, quantize: str | None = None) -> None:
@@ -102,9 +103,9 @@ def choose(bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Choo
     """`choose("llama-7b", ["train.epochs=1"], memory="12GB")` as the command does it, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def ask(base: str, overrides: Any = (), evidence: Any = (), **wish: Any) -> dict[str, Any]:
+    def ask(base: str, overrides: Any = (), evidence: Any = (), **options: Any) -> dict[str, Any]:
         path = base if base == "builtin" else str(bases / base)
         config = RunConfig.load(None, [f"model={path}", *overrides])
-        return choosing.choose(config, Wish.said(**wish), evidence=evidence)
+        return choosing.choose(config, ChooseOptions.parse(**options), evidence=evidence)
 
     return ask

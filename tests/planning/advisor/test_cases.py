@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from luthier.planning.advisor import rank as choosing
-from luthier.planning.advisor.candidates import ARMS
+from luthier.planning.advisor import rank
+from luthier.planning.advisor.candidates import NAMES
 from tests.conftest import write_jsonl
 from tests.planning.advisor.conftest import Choose
 
@@ -19,11 +19,11 @@ class Case:
     """A question, and what its answer must hold."""
 
     base: str
-    wish: dict[str, Any]
+    options: dict[str, Any]
     first: str
     """The method that comes first."""
     out: dict[str, str] = field(default_factory=dict)
-    """Methods that are ruled out -> part of the reason."""
+    """Methods that are excluded -> part of the reason."""
     reasons: tuple[str, ...] = ()
     """Parts of reasons of the first, each with its source."""
     limits: tuple[str, ...] = ()
@@ -31,7 +31,7 @@ class Case:
     """Methods that are measured behind, so they stand below those that fit."""
     set: tuple[str, ...] = ()
     """Overrides."""
-    arms: tuple[str, ...] = ARMS
+    names: tuple[str, ...] = NAMES
     """What is looked at: where nothing fits, all would be planned one after the other."""
     learns: str = ""
     """What the rows teach, where they are read."""
@@ -55,7 +55,7 @@ CASES = {
         "llama-7b",
         {"rows": 500, "memory": "80GB"},
         "lora",
-        arms=("lora", "full", "qlora", "dora"),
+        names=("lora", "full", "qlora", "dora"),
         out={"full": "alone take 107.8 GB"},
         reasons=("LLaMA-7B: lora 76.3; dora 78.4 [arXiv 2402.09353",),
     ),
@@ -63,7 +63,7 @@ CASES = {
         "qwen2-0.5b",
         {"rows": 500, "memory": "400MB"},
         "",
-        arms=("full", "qlora", "prompt"),
+        names=("full", "qlora", "prompt"),
         out={"full": "take 7.9 GB", "qlora": "and 360 MB of 400 MB", "prompt on nf4": "and 360 MB of 400 MB"},
     ),
     "an intent classifier with 150 classes on a CPU": Case(
@@ -93,7 +93,7 @@ CASES = {
         "qwen2-0.5b",
         {"rows": 2_000_000, "devices": 8, "memory": "80GB", "time": "24h"},
         "lora",
-        arms=("lora", "full", "dora"),
+        names=("lora", "full", "dora"),
         reasons=("4.69 EFLOP of matrix products in all: 13.0 h for a card that does 100 TFLOP/s",),
         limits=(
             "one process on one device: 7 of 8 stay idle",
@@ -112,14 +112,14 @@ CASES = {
         "minilm",
         {"rows": 2_000_000, "time": "1h"},
         "",
-        arms=("lora", "full"),
+        names=("lora", "full"),
         out={"lora": "and 60 min are allowed", "full": "are allowed"},
     ),
     "an encoder-decoder": Case(
         "t5-small",
         {"rows": 3000},
         "lora",
-        arms=("lora", "full", "prefix", "prompt", "mam"),
+        names=("lora", "full", "prefix", "prompt", "mam"),
         reasons=("memory cannot be estimated for this model",),
         out={"prefix": "encoder-decoder", "prompt": "encoder-decoder", "mam": "encoder-decoder"},
     ),
@@ -145,7 +145,7 @@ CASES = {
         "builtin",
         {"rows": 1000, "memory": "24GB"},
         "lora",
-        arms=("lora", "full", "adalora", "prompt"),
+        names=("lora", "full", "adalora", "prompt"),
         set=("task=complete",),
         limits=("no measurement on plain text",),
     ),
@@ -154,7 +154,7 @@ CASES = {
         {"time": "10min"},
         "freeze",
         set=("data=builtin:reviews", "task=chat"),
-        reasons=("reviews, accuracy: 65.4 (64.9 to 65.9), not told apart from the best",),
+        reasons=("reviews, accuracy: 65.4 (64.9 to 65.9), statistically tied with the best",),
     ),
 }
 
@@ -166,10 +166,10 @@ def holds(texts: list[str], part: str) -> bool:
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_person_would_choose(name: str, choose: Choose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
-    monkeypatch.setattr(choosing, "ARMS", case.arms)
+    monkeypatch.setattr(rank, "NAMES", case.names)
     rows = [{"text": f"how do i {i % 150} my card, please {i}", "label": f"intent {i % 150}"} for i in range(600)]
     write_jsonl(tmp_path / "intents.jsonl", rows)
-    found = choose(case.base, case.set, **case.wish)
+    found = choose(case.base, case.set, **case.options)
     assert case.learns in ("", found["question"]["learns"])
     names = [row["method"] for row in found["ranked"]]
     assert (names[0] if names else "") == case.first
@@ -177,10 +177,10 @@ def test_what_a_person_would_choose(name: str, choose: Choose, tmp_path: Path, m
     for method, part in case.out.items():
         assert part in out[method], (method, out[method])
     if names:
-        told = [f"{reason['text']} {reason['cited']}" for reason in found["ranked"][0]["reasons"]]
-        assert holds(told, REPOSITORY)
+        given = [f"{reason['text']} {reason['cited']}" for reason in found["ranked"][0]["reasons"]]
+        assert holds(given, REPOSITORY)
         for part in case.reasons:
-            assert holds(told, part), (part, told)
+            assert holds(given, part), (part, given)
         assert found["next"][0].endswith(f"--method {case.first}")
         assert all(row["fits"] or case.base == "t5-small" for row in found["ranked"])
     limits = [reason["text"] for reason in found["limits"]]
@@ -204,7 +204,7 @@ def test_what_is_shown_of_the_data_is_what_is_in_it(choose: Choose, tmp_path: Pa
 
 
 def test_memory_only_ever_takes_methods_away(choose: Choose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choosing, "ARMS", ("lora", "full", "qlora"))
+    monkeypatch.setattr(rank, "NAMES", ("lora", "full", "qlora"))
     free = choose("bert-base", rows=1000, memory="80GB")
     tight = choose("bert-base", rows=1000, memory="1.5GB")
     assert "full" in [row["method"] for row in free["ranked"]]

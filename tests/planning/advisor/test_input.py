@@ -14,8 +14,9 @@ from luthier.core.errors import InputError
 from luthier.methods.base import METHODS
 from luthier.models.settings import ModelConfig
 from luthier.planning import machine
-from luthier.planning.advisor.question import Wish, latency_of, seconds_of, size_of
-from luthier.planning.plan import HOLDS, Load, plan
+from luthier.planning.advisor.question import ChooseOptions, latency_of, seconds_of, size_of
+from luthier.planning.plan import HOLDS, PlanInputs, Workload, plan
+from luthier.tasks.base import TASKS
 from luthier.training.settings import TrainConfig
 from tests.conftest import luthier, model_config
 from tests.planning.advisor.conftest import Choose
@@ -37,14 +38,14 @@ def test_times(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "part"),
+    ("options", "part"),
     [
-        ({"memory": "-3GB"}, "--memory: '-3GB' is no size"),
-        ({"memory": "a lot"}, "--memory: 'a lot' is no size"),
+        ({"memory": "-3GB"}, "--memory: '-3GB' is not a size"),
+        ({"memory": "a lot"}, "--memory: 'a lot' is not a size"),
         ({"memory": "12"}, "--memory: 12 is 12 bytes"),
         ({"memory": "0GB"}, "--memory: 0GB is 0 bytes"),
-        ({"time": "soon"}, "--time: 'soon' is no time"),
-        ({"time": "0h"}, "--time: '0h' is no time"),
+        ({"time": "soon"}, "--time: 'soon' is not a time"),
+        ({"time": "0h"}, "--time: '0h' is not a time"),
         ({"latency": "fast"}, "--latency: 'fast' is neither"),
         ({"latency": "nan"}, "--latency: 'nan' is neither"),
         ({"variants": 0}, "--variants: 0 is less than one"),
@@ -52,9 +53,9 @@ def test_times(text: str, seconds: float) -> None:
         ({"rows": 0}, "--rows: 0 is less than one"),
     ],
 )
-def test_what_cannot_be_is_one_clear_error(wish: dict[str, Any], part: str) -> None:
+def test_what_cannot_be_is_one_clear_error(options: dict[str, Any], part: str) -> None:
     with pytest.raises(InputError) as caught:
-        Wish.said(**wish)
+        ChooseOptions.parse(**options)
     assert part in caught.value.message and caught.value.fix
     assert latency_of("merged") == "merged" and latency_of("12.5") == 12.5
 
@@ -62,7 +63,7 @@ def test_what_cannot_be_is_one_clear_error(wish: dict[str, Any], part: str) -> N
 def test_mistakes_in_base_and_evidence(choose: Choose, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no folder"):
         choose("lama-7b", rows=10)
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is missing"):
         choose("builtin", evidence=[tmp_path / "none.json"], rows=10)
     with pytest.raises(InputError, match="cannot serve as a causal decoder"):
         choose("bert-base", ["task=chat"], rows=10)
@@ -73,17 +74,21 @@ def test_another_machine_is_planned_by_its_memory_alone(tmp_path: Path) -> None:
 
     def planned(other: machine.TargetMachine | None) -> Any:
         model = ModelConfig(path=str(tmp_path), device="cpu")
-        return plan(
+        inputs = PlanInputs(
             model,
             METHODS.parse("lora"),
             TrainConfig(),
+            TASKS.parse("chat"),
             str(tmp_path),
-            Load(10, 60.0, 30.0, 2.0, [9, 30], 20),
-            precision="fp32",
-            labels=None,
-            packed=False,
-            other=other,
+            [30],
+            [10],
+            10,
+            "fp32",
+            None,
+            0,
+            other,
         )
+        return plan(inputs, Workload(10, 60.0, 30.0, 2.0, [9, 30], 20))
 
     here, card, box = (
         planned(None),
@@ -101,26 +106,26 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     model_config("llama").save_pretrained(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
 
-    def said(*arguments: str) -> tuple[int, list[str]]:
+    def output(*arguments: str) -> tuple[int, list[str]]:
         code = app(["choose", "--rows", "200", *arguments], standalone_mode=False) or 0
         return code, capsys.readouterr().out.splitlines()
 
-    code, lines = said("--model", "base", "--memory", "1GB", "--variants", "9", "train.epochs=1")
-    assert code == 0 and "1. lora" in lines and "what this does not know" in lines and "ruled out" in lines
+    code, lines = output("--model", "base", "--memory", "1GB", "--variants", "9", "train.epochs=1")
+    assert code == 0 and "1. lora" in lines and "what this does not know" in lines and "excluded" in lines
     row = next(line for line in lines if line.startswith("  1 "))
     assert re.search(r"lora .*yes +\d+ MB +[\d.]+ [MGT]FLOP +0\.\d+ MB +0\.\d+ MB +yes +assistant 5\.442 ± 0\.012", row)
     assert any("[benchmarks/methods/results.jsonl: python -m benchmarks.methods.run reviews]" in line for line in lines)
     assert "  luthier train train.epochs=1 --model base --data YOUR_FILE.jsonl --method lora" in lines
-    code, lines = said("--model", "builtin", "--memory", "1MB")
+    code, lines = output("--model", "builtin", "--memory", "1MB")
     assert code == 2 and any("nothing fits: the least is" in line for line in lines), lines
-    code, lines = said("--model", "builtin", "--memory", "1MB", "--json")
-    told = json.loads("\n".join(lines))
-    assert code == 2 and told["version"] == 1 and told["question"]["memory"] == 10**6 and told["ranked"] == []
-    assert {"lora", "full"} <= {row["method"] for row in told["ruled_out"]} and told["next"] == []
+    code, lines = output("--model", "builtin", "--memory", "1MB", "--json")
+    found = json.loads("\n".join(lines))
+    assert code == 2 and found["version"] == 1 and found["question"]["memory"] == 10**6 and found["ranked"] == []
+    assert {"lora", "full"} <= {row["method"] for row in found["ruled_out"]} and found["next"] == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base"]
 
 
 def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     done = luthier("choose", "--memory", "much", cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: --memory: 'much' is no size")
+    assert done.returncode == 2 and done.stderr.startswith("error: --memory: 'much' is not a size")
     assert "fix: for example --memory 12GB" in done.stderr and "Traceback" not in done.stderr

@@ -36,23 +36,25 @@ def command(
     from luthier.cli.terminal.progress import Terminal, consent, console, starting
     from luthier.core.events import Progress
     from luthier.core.strict_json import to_json
-    from luthier.planning.advisor.question import Wish
+    from luthier.planning.advisor.question import ChooseOptions
     from luthier.recipe.config import RunConfig
     from luthier.recipe.consent import refuse_foreign
 
-    wish = Wish.said(variants=variants, latency=latency, memory=memory, devices=devices, time=time, rows=rows)
+    wanted = ChooseOptions.parse(
+        variants=variants, latency=latency, memory=memory, devices=devices, time=time, rows=rows
+    )
     options = {"model": model, "data": data, "task": task}
     path, overrides = split_arguments(recipe or [], options)
     given = [*(recipe or []), *(word for key, value in options.items() if value for word in (f"--{key}", value))]
     config = RunConfig.load(path, overrides)
     if not as_json:
         starting("choose", f"a method for {config.sources}")
-    from luthier.pipeline.choose import choose as rank
-    from luthier.planning.advisor.commands import show
+    from luthier.cli.terminal.show_choice import show
+    from luthier.pipeline.choose import choose
 
     refuse_foreign(path, config.model, None, overrides, consent())
     progress = Progress() if as_json else Terminal()
-    found = rank(config, wish, evidence=evidence or [], given=given, progress=progress)
+    found = choose(config, wanted, evidence=evidence or [], given=given, progress=progress)
     if as_json:
         typer.echo(to_json(found, indent=1, ensure_ascii=False))
     else:

@@ -45,10 +45,11 @@ def command(
     for note in refuse_foreign(path, config.model, config.evaluate, overrides, consent()):
         terminal.note(note)
     from luthier.cli.terminal.show_compare import show
-    from luthier.comparison.budget import seconds_of
     from luthier.comparison.compare import compare
     from luthier.comparison.runner import CompareConfig
+    from luthier.planning.advisor.question import seconds_of
 
-    options = CompareConfig(methods, None if budget is None else seconds_of(budget), tokens, seeds, tune, workers)
+    seconds = None if budget is None else seconds_of(budget, "--budget", default_unit="")
+    options = CompareConfig(methods, seconds, tokens, seeds, tune, workers)
     with resumable(terminal):
         show(compare(config, options, recipe=path, progress=terminal))

@@ -1,0 +1,127 @@
+"""The ranking of methods on the terminal: the table, reasons with their sources, exclusions, and what to type next."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from luthier.core.units import duration, gigabytes
+from luthier.planning.advisor.reasons import size, work
+
+FIRST = 3
+"""Methods whose reasons are shown."""
+SPARED = ("merges", "file", "fits", "setting", "training")
+"""Columns of the table that are left out where the terminal is too narrow, the first of them first."""
+
+
+def show(found: Mapping[str, Any], console: Console) -> None:
+    """Print the question, the ranking, reasons, limits, exclusions, and the next commands."""
+    asked = found["question"]
+    console.print(
+        f"  {escape(asked['model'])}: {asked['parameters']:,} parameters, {asked['family']}; {escape(asked['said'])}"
+    )
+    console.print(f"  {machine(asked)}")
+    if found["ranked"]:
+        tables = (table(found, SPARED[:number]) for number in range(len(SPARED)))
+        whole = console.options.update(max_width=10 * console.width)
+        fits = (made for made in tables if console.measure(made, options=whole).maximum <= console.width)
+        console.print(next(fits, table(found, SPARED)))
+        scores = [row["score"] for row in found["ranked"] if row["score"]]
+        for board in dict.fromkeys(f"{score['board']}, {score['metric']} {score['cited']}" for score in scores):
+            console.print(f"  measured: {escape(board)}")
+    else:
+        console.print("  [bold red]nothing fits[/]" + escape(least(found)))
+    for row in found["ranked"][:FIRST]:
+        tie = f"  (tied with {found['ranked'][0]['method']} by what was measured)" if row["ties_with_first"] else ""
+        console.print(f"[bold]{row['place']}. {row['method']}[/]{tie if row['place'] > 1 else ''}")
+        for reason in row["reasons"]:
+            sign = "-" if reason["weight"] < 0 else "+" if reason["weight"] > 0 else " "
+            console.print(f"  {sign} {_cited(reason)}")
+    for title, rows in (("what this does not know", found["limits"]), ("excluded", excluded(found))):
+        if rows:
+            console.print(f"[bold]{title}[/]")
+        for row in rows:
+            console.print(f"  {_cited(row)}")
+    if found["behind"]:
+        names = ", ".join(row["method"] for row in found["behind"])
+        console.print(f"ranked lower, not estimated: {escape(names)}")
+    if found["next"]:
+        console.print("next:")
+    for line in found["next"]:
+        console.print(f"  [bold]{escape(line)}[/]", soft_wrap=True)
+
+
+def _cited(row: Mapping[str, Any]) -> str:
+    return f"{escape(row['text'])} [dim]{escape(row['cited'])}[/]"
+
+
+def machine(asked: Mapping[str, Any]) -> str:
+    """The device and its memory, and the other options."""
+    kind = {"cuda": "GPU", "cpu": "CPU"}.get(asked["device"], asked["device"])
+    memory = gigabytes(asked["memory"])
+    here = f"this machine, {kind}: {gigabytes(asked['free'])} of {memory} free"
+    parts = [here if asked["this_machine"] else f"another machine, {kind}: {memory}"]
+    if asked["devices"] > 1:
+        parts.append(f"{asked['devices']} devices")
+    if asked["variants"] > 1:
+        parts.append(f"{asked['variants']} variants")
+    if asked["latency"] is not None:
+        parts.append("merged" if asked["latency"] == "merged" else f"{asked['latency']:g} ms per token")
+    if asked["time"]:
+        parts.append(f"at most {duration(asked['time'])}")
+    return ", ".join(parts)
+
+
+def table(found: Mapping[str, Any], without: Sequence[str] = ()) -> Table:
+    """The ranking, `without` some of its columns."""
+    made = Table(box=SIMPLE, pad_edge=False)
+    many = found["question"]["variants"]
+    rows = [_cells(row, many) for row in found["ranked"]]
+    figures = ("", "memory", "training", "file", f"all {many}")
+    heads = [head for head in rows[0] if head not in without]
+    for head in heads:
+        made.add_column(head, justify="right" if head in figures else "left", no_wrap=True)
+    for cells in rows:
+        made.add_row(*(cells[head] for head in heads))
+    return made
+
+
+def _cells(row: Mapping[str, Any], many: int) -> dict[str, str]:
+    training = duration(row["seconds"]) if row["seconds"] is not None else "?"
+    if row["seconds"] is None and row["flops"] is not None:
+        training = work(row["flops"])
+    setting = [row["quantize"]] if row["quantize"] != "none" else []
+    setting += ["checkpointing"] if row["gradient_checkpointing"] else []
+    score = row["score"]
+    return {
+        "": str(row["place"]) + ("=" if row["ties_with_first"] and row["place"] > 1 else ""),
+        "method": row["arm"],
+        "setting": ", ".join(setting),
+        "fits": {True: "yes", False: "no", None: "?"}[row["fits"]],
+        "memory": "?" if row["memory"] is None else gigabytes(row["memory"]),
+        "training": training,
+        "file": size(row["file_bytes"]),
+        **({f"all {many}": size(row["all_bytes"])} if many > 1 else {}),
+        "merges": "yes" if row["merges"] else "no",
+        "measured": "no measurement" if score is None else f"{score['board']} {score['shown']}",
+    }
+
+
+def excluded(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One line for each reason, with all methods that it holds for."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for out in found["ruled_out"]:
+        lines.setdefault((out["text"], out["cited"]), []).append(out["method"])
+    return [{"text": f"{', '.join(names)}: {text}", "cited": cited} for (text, cited), names in lines.items()]
+
+
+def least(found: Mapping[str, Any]) -> str:
+    """The method that comes nearest where nothing fits, after a colon."""
+    needs = [out for out in found["ruled_out"] if out["needs"]]
+    if not needs:
+        return ""
+    nearest = min(needs, key=lambda out: out["needs"])
+    return f": the least is {nearest['method']}, which needs {gigabytes(nearest['needs'])} beyond the program"
