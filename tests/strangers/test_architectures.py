@@ -13,7 +13,7 @@ import transformers as t
 from luthier.core.errors import InputError
 from luthier.kernels.apply import patched
 from luthier.methods.base import METHODS
-from luthier.methods.layers.targets import read_as_experts
+from luthier.models.targets import read_as_experts
 from tests.methods.zoo import base, loss, shake
 
 SIZES: dict[str, Any] = {

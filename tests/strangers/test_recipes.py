@@ -21,7 +21,7 @@ from luthier.data.settings import MixSource
 from luthier.evaluation.metrics.base import EVALUATIONS
 from luthier.evaluation.records.settings import JudgeConfig
 from luthier.exports.base import EXPORTS
-from luthier.methods.layers.targets import check_rank
+from luthier.models.targets import check_rank
 from luthier.recipe.config import FAMILIES, RunConfig
 from luthier.recipe.parse import parse_export
 

@@ -13,7 +13,7 @@ from luthier.core.redaction import command_with
 from luthier.data.columns import LONG, NUMBER, Column, size
 from luthier.data.formats.base import FORMATS, Format
 from luthier.data.guess import Reading, guess
-from luthier.data.read import TABLE_SUFFIXES, RawRow
+from luthier.data.read import RawRow, file_type_of
 from luthier.data.settings import DataConfig
 from luthier.data.sources import open_rows
 from luthier.tasks.base import TASKS, Task
@@ -62,7 +62,8 @@ def _guessed(
 ) -> Opened:
     """The format by names and content of the columns; a question to the user where they leave a doubt."""
     names = list(dict.fromkeys(str(name) for row in sample for name in row.values))
-    if not config.columns and config.path.lower().endswith(TABLE_SUFFIXES):
+    kind = file_type_of(config.path)
+    if not config.columns and kind is not None and kind.headless:
         refuse_headerless(sample)
     reading, offered = guess([row.values for row in sample])
     why = "understood from the names and content of the columns"

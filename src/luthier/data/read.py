@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
 from luthier.core.errors import DataError, LuthierError, MissingExtra, did_you_mean, install
-from luthier.data.reading.arrow_rows import read_arrow, read_parquet
+from luthier.data.file_types.base import FILE_TYPES, FileType
 from luthier.data.reading.files import encoding_of, kind_of, refusal, watched
-from luthier.data.reading.json_rows import read_json
-from luthier.data.reading.rows import RawRow, read_table, read_text
+from luthier.data.reading.rows import RawRow
 
-__all__ = ["SUFFIXES", "RawRow", "encoding_of", "encodings", "looks_like_file", "read_file", "read_rows"]
+__all__ = ["RawRow", "encoding_of", "encodings", "looks_like_file", "read_file", "read_rows"]
 
-JSON, TABLES = (".jsonl", ".json", ".ndjson"), (".csv", ".tsv")
-ARROW = (".arrow", ".feather", ".ipc")
 COMPRESSED = (".gz", ".zst")
-KINDS = (*JSON, *TABLES, ".txt", ".parquet", *ARROW)
-SUFFIXES = (*KINDS, *(kind + suffix for kind in (*JSON, *TABLES, ".txt") for suffix in COMPRESSED))
-TABLE_SUFFIXES = (*TABLES, *(kind + suffix for kind in TABLES for suffix in COMPRESSED))
 SHARD = re.compile(r"(?P<split>.+?)[-_.](?:part[-_])?(?P<number>\d+)(?:[-_]of[-_](?P<all>\d+))?(?:-[0-9a-f]{8,})?")
 HUB, BY_FORMAT = "a data set of a hub", ": text is UTF-8 by its format"
 VALIDATION = ("validation", "valid", "val", "dev")
+
+
+@cache
+def suffixes() -> tuple[str, ...]:
+    """Every suffix of a data file, those of compressed text included."""
+    plain = [f".{name}" for name in (*FILE_TYPES.names(), *FILE_TYPES.presets)]
+    return (*plain, *(suffix + end for suffix in plain if FILE_TYPES.get(suffix[1:]).text for end in COMPRESSED))
+
+
+def file_type_of(path: str) -> FileType | None:
+    """The type of a data file by its suffix, that of its content where it is compressed; None for an unknown one."""
+    suffix = _suffix(path)
+    name = "txt" if suffix in ("", ".md") else suffix[1:]
+    return FILE_TYPES.parse(name) if name in (*FILE_TYPES.names(), *FILE_TYPES.presets) else None
+
+
+def _suffix(path: str) -> str:
+    """The suffix of a file's content, in lower case: .csv of A.csv.gz."""
+    file = Path(path.lower())
+    return Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
 
 
 def read_rows(
@@ -61,7 +75,7 @@ def local_files(path: str, split: str) -> list[Path] | None:
 
 def looks_like_file(path: str) -> bool:
     """Not a hub id: it has a data suffix, or is absolute or dotted, or has more than one slash."""
-    return path.endswith(SUFFIXES) or path.startswith((".", "/", "~")) or path.count("/") > 1
+    return path.endswith(suffixes()) or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
 def missing(path: str) -> DataError:
@@ -144,7 +158,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _stem(name: str) -> str:
     """The name of a data file without its suffix, or '' for other files."""
-    suffix = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default="")
+    suffix = max((suffix for suffix in suffixes() if name.lower().endswith(suffix)), key=len, default="")
     return name[: len(name) - len(suffix)] if suffix else ""
 
 
@@ -172,25 +186,17 @@ def read_file(file: Path, columns: Sequence[str] = ()) -> Iterator[RawRow]:
     with watched(file):
         if file.stat().st_size == 0:
             raise DataError(f"{file}: the file is empty", fix="give a file with at least one row")
-        inner = Path(file.stem) if file.suffix.lower() in COMPRESSED else file
-        suffix = inner.suffix.lower()
-        if suffix in (".parquet", *ARROW) and inner is not file:
-            raise DataError(f"{file}: a {suffix} file is compressed inside, not as a whole", fix="decompress it")
-        if suffix == ".parquet":
-            rows = read_parquet(file)
-        elif suffix in ARROW:
-            rows = read_arrow(file)
-        elif suffix in TABLES:
-            rows = read_table(file, encoding_of(file), tab=suffix == ".tsv", columns=columns)
-        elif suffix in JSON:
-            rows = read_json(file, encoding_of(file))
-        elif suffix in (".txt", ".md", ""):
-            rows = read_text(file, encoding_of(file))
-        else:
-            fix = f"known are {', '.join(KINDS)}; text files also with {' or '.join(COMPRESSED)} at the end"
-            raise DataError(f"{file}: unknown kind of file {suffix!r}", fix=fix)
+        kind = file_type_of(file.name)
+        if kind is None:
+            known = ", ".join(suffix for suffix in suffixes() if not suffix.endswith(COMPRESSED))
+            fix = f"known are {known}; text files also with {' or '.join(COMPRESSED)} at the end"
+            raise DataError(f"{file}: unknown kind of file {_suffix(file.name)!r}", fix=fix)
+        if file.suffix.lower() in COMPRESSED and not kind.text:
+            raise DataError(
+                f"{file}: a {_suffix(file.name)} file is compressed inside, not as a whole", fix="decompress it"
+            )
         empty = True
-        for row in rows:
+        for row in kind.rows(file, columns):
             empty = False
             yield row
         if empty:
@@ -205,8 +211,8 @@ def encodings(files: Iterable[str]) -> list[dict[str, str]]:
 def _encoding(file: Path) -> str:
     if not file.is_file():
         return HUB
-    suffix = file.suffix.lower()
-    return f"{suffix[1:]}{BY_FORMAT}" if suffix in (".parquet", *ARROW) else encoding_of(file)
+    kind = file_type_of(file.name)
+    return encoding_of(file) if kind is None or kind.text else f"{file.suffix.lower()[1:]}{BY_FORMAT}"
 
 
 def _read_hub(path: str, split: str, subset: str, hub: str, streaming: bool) -> Iterator[RawRow]:

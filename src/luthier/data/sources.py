@@ -7,7 +7,7 @@ from typing import Literal
 
 from luthier.core.errors import InputError
 from luthier.data.dataset_info import named, resolve
-from luthier.data.read import SUFFIXES, RawRow, looks_like_file, read_rows, validation_split
+from luthier.data.read import RawRow, looks_like_file, read_rows, suffixes, validation_split
 from luthier.data.reading.files import kind_of
 from luthier.data.settings import DataConfig
 
@@ -22,7 +22,7 @@ def open_rows(config: DataConfig, *, streaming: bool = False) -> Iterator[RawRow
 
 def source_name(config: DataConfig) -> str:
     """The name of a set in messages and data.json."""
-    return config.path if config.path.endswith(SUFFIXES) else f"{config.path} ({config.split})"
+    return config.path if config.path.endswith(suffixes()) else f"{config.path} ({config.split})"
 
 
 def other_source(recipe: DataConfig, config: DataConfig, side: HeldOut) -> DataConfig | None:

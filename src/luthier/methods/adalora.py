@@ -20,7 +20,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from luthier.core.errors import InputError
 from luthier.core.registry import Count, Share, Size
 from luthier.methods.base import TARGET_ALIASES, Blocks, Model, State, TargetedMethod, Targets, trainable_state
-from luthier.methods.layers.targets import check_rank, peft_names
+from luthier.models.targets import check_rank, peft_names
 
 IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """Attributes of PEFT's rank allocator that hold a tensor per parameter."""

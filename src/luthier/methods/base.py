@@ -334,13 +334,13 @@ class TargetedMethod(PeftMethod):
         """Raise InputError where a setting does not suit one of the chosen layers (name -> module)."""
 
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
-        from luthier.methods.layers.targets import check_targets
+        from luthier.models.targets import check_targets
 
         self.check_layers(check_targets(*self.targeting(model)))
         super().check(model, classify=classify, quantize=quantize)
 
     def caveat(self, model: Model) -> str:
-        from luthier.methods.layers.targets import fused_experts
+        from luthier.models.targets import fused_experts
 
         return fused_experts(model, self.taken(model))
 

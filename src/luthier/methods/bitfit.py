@@ -16,7 +16,7 @@ from pydantic import field_validator
 
 from luthier.core.errors import InputError
 from luthier.methods.base import Model, PeftMethod, split_names
-from luthier.methods.layers.targets import check_targets
+from luthier.models.targets import check_targets
 
 Term = Literal["query", "key", "value", "intermediate", "output", "attention_layernorm", "output_layernorm"]
 

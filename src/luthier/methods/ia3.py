@@ -24,7 +24,7 @@ class IA3(PeftMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import IA3Config
 
-        from luthier.methods.layers.module_map import module_map_of
+        from luthier.models.module_map import module_map_of
 
         names = module_map_of(model.config)
         targets = "|".join(f"(?:{name})" for name in dict.fromkeys((names.key, names.value, names.ffn_last)))

@@ -30,7 +30,7 @@ from pydantic import Field, PositiveFloat
 from luthier.core.errors import InputError
 from luthier.core.registry import Share, Size
 from luthier.methods.base import TARGET_ALIASES, Blocks, Context, Model, State, TargetedMethod, Targets, trainable_state
-from luthier.methods.layers.targets import check_rank, peft_names, read_as_experts
+from luthier.models.targets import check_rank, peft_names, read_as_experts
 
 
 class LoRA(TargetedMethod):

@@ -17,7 +17,7 @@ from pydantic import Field
 from luthier.core.errors import InputError
 from luthier.core.registry import Share
 from luthier.methods.base import TARGET_ALIASES, Blocks, Model, State, TargetedMethod, Targets
-from luthier.methods.layers.targets import peft_names
+from luthier.models.targets import peft_names
 
 
 class OFT(TargetedMethod):

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from luthier.core.errors import InputError
 from luthier.core.registry import Size
 from luthier.methods.base import Model, PrefixMethod
-from luthier.methods.layers.targets import check_rank, linear_layers
+from luthier.models.targets import check_rank, linear_layers
 
 
 class UniPELT(PrefixMethod):
@@ -41,7 +41,7 @@ class UniPELT(PrefixMethod):
 
     def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.composite import UniPeltConfig
-        from luthier.methods.layers.module_map import module_map_of
+        from luthier.models.module_map import module_map_of
 
         names = module_map_of(model.config)
         adapted = f"(?:{names.query})|(?:{names.value})"

@@ -14,7 +14,7 @@ from pydantic import PositiveFloat
 
 from luthier.core.registry import Seed, Share, Size
 from luthier.methods.base import TARGET_ALIASES, Blocks, Model, TargetedMethod, Targets
-from luthier.methods.layers.targets import peft_names
+from luthier.models.targets import peft_names
 
 
 class VeRA(TargetedMethod):

@@ -64,8 +64,8 @@ class TrainConfig(Config):
     warmup: Annotated[float, Field(ge=0)] = 0.03
     """Steps of linear warm-up; below 1 a share of all steps."""
     optimizer: Annotated[str, NameOf(OPTIMIZERS, OPTIMIZER_SPELLINGS)] = "adamw"
-    """From torch, or from bitsandbytes: adamw_8bit keeps its states in 8 bit, paged ones move them to the CPU's
-    memory when the GPU's is full."""
+    """The optimizer; adamw_8bit keeps its states in 8 bit, paged ones move them to the CPU's memory when the GPU's is
+    full (both from bitsandbytes)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices; biases and norms are spared."""
     betas: tuple[Share, Share] = (0.9, 0.999)

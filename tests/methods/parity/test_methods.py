@@ -26,7 +26,7 @@ from transformers.activations import ACT2FN
 from luthier.methods.base import METHODS
 from luthier.methods.layers.bottleneck import BottleneckConfig
 from luthier.methods.layers.prefix import PrefixKVConfig, flattened
-from luthier.methods.layers.targets import linear_layers
+from luthier.models.targets import linear_layers
 from luthier.training.optimizer import build_optimizer
 from luthier.training.settings import TrainConfig
 from tests.methods.zoo import attached, base, classifies, ids, logits, loss, method, shake

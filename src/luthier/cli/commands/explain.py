@@ -9,7 +9,8 @@ def command(
     kind: Annotated[
         str,
         typer.Argument(
-            help="method, task, format, evaluation, export, the name of one, or a block of a recipe such as train."
+            help="method, task, format, evaluation, export, optimizer, listener, filetype, "
+            "the name of one, or a block of a recipe such as train."
         ),
     ],
     name: Annotated[str, typer.Argument(help="Name, for example lora.")] = "",

@@ -6,7 +6,12 @@ import typer
 
 
 def command(
-    kind: Annotated[str, typer.Argument(help="methods, tasks, formats, evaluations, exports, data or models.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="methods, tasks, formats, evaluations, exports, optimizers, listeners, filetypes, data or models."
+        ),
+    ],
 ) -> None:
     """List the names of a kind, each with a description."""
     from luthier.cli.terminal.explain import listing

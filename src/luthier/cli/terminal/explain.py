@@ -15,14 +15,24 @@ from pydantic.fields import FieldInfo
 
 from luthier.builtin import data_names
 from luthier.core.errors import InputError, did_you_mean
-from luthier.core.registry import Config, Family, word_for_none
+from luthier.core.registry import Config, Family, NameOf, word_for_none
 from luthier.core.strict_yaml import parse_value
+from luthier.data.file_types.base import FILE_TYPES
 from luthier.evaluation.metrics.base import EVALUATIONS
 from luthier.exports.base import EXPORTS
 from luthier.methods.base import METHODS, QUANTIZED, Method
 from luthier.recipe.config import FAMILIES, RunConfig
+from luthier.training.listeners.base import LISTENERS
+from luthier.training.optimizers.base import OPTIMIZERS
 
-KINDS: dict[str, Family[Any]] = {**FAMILIES, "evaluation": EVALUATIONS, "export": EXPORTS}
+KINDS: dict[str, Family[Any]] = {
+    **FAMILIES,
+    "evaluation": EVALUATIONS,
+    "export": EXPORTS,
+    "optimizer": OPTIMIZERS,
+    "listener": LISTENERS,
+    "filetype": FILE_TYPES,
+}
 MAX_WIDTH, FILE_WIDTH = 100, 80
 """Maximum width of a text, and its width in a file or a pager."""
 NARROWEST = 30
@@ -97,9 +107,9 @@ def _methods() -> str:
     return "\n".join(lines)
 
 
-def _meaning(preset: str) -> str:
+def _meaning(preset: str, family: Family[Any] = METHODS) -> str:
     """Return the settings that a preset stands for."""
-    name, values = METHODS.presets[preset]
+    name, values = family.presets[preset]
     settings = [f"method={name}", *(f"method.{key}={typed(value)}" for key, value in values.items())]
     if preset in QUANTIZED:
         quantize, optimizer = QUANTIZED[preset]
@@ -125,7 +135,7 @@ def explanation(kind: str, name: str) -> str:
         found = family.get(name)
         lines = [_wrapped(inspect.getdoc(sys.modules[found.__module__]) or "")]
         if name in family.presets:
-            lines.insert(0, f"{name} is {_meaning(name)}\n")
+            lines.insert(0, f"{name} is {_meaning(name, family)}\n")
         if issubclass(found, Method):
             lines += _facts(found)
         prefix = {"evaluation": "", "export": "", "format": "data.format."}.get(singular, f"{singular}.")
@@ -194,6 +204,7 @@ def _field(key: str, field: FieldInfo, spellings: Sequence[str] = ()) -> str:
     value = "" if field.is_required() else typed(field.get_default(call_default_factory=True), word_for_none(field))
     default = f" = {value}" if value else ""
     text = " ".join((field.description or "").split())
+    text += "".join(f" One of: {', '.join(each.names())}." for each in field.metadata if isinstance(each, NameOf))
     text += f" Alias: {', '.join(spellings)}." if spellings else ""
     return f"{key}{default}\n" + textwrap.fill(
         text, min(_columns() or FILE_WIDTH, MAX_WIDTH), initial_indent="    ", subsequent_indent="    "

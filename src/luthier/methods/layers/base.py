@@ -24,9 +24,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.methods.layers.module_map import ModuleMap, module_map_of
 from luthier.methods.layers.registry import peft_type
-from luthier.methods.layers.targets import block_of
+from luthier.models.module_map import ModuleMap, module_map_of
+from luthier.models.targets import block_of
 
 
 @dataclass

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer
 from luthier.methods.layers.registry import register
-from luthier.methods.layers.targets import NARROW, block_of, sides, why_unfit
+from luthier.models.targets import NARROW, block_of, sides, why_unfit
 
 OUTPUTS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "cls", "qa_classifier")
 SUBSETS = {

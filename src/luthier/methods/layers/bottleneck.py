@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer, pooled_gate
-from luthier.methods.layers.module_map import ModuleMap
 from luthier.methods.layers.registry import register
+from luthier.models.module_map import ModuleMap
 
 
 @dataclass

@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.methods.layers.base import Target, Tuner, TunerLayer, pooled_gate
 from luthier.methods.layers.bottleneck import BottleneckConfig, put_bottleneck
-from luthier.methods.layers.module_map import ModuleMap
 from luthier.methods.layers.prefix import PrefixFields, attach_prefix
 from luthier.methods.layers.registry import register
+from luthier.models.module_map import ModuleMap
 
 
 @dataclass

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer, pooled_gate
-from luthier.methods.layers.module_map import ModuleMap
 from luthier.methods.layers.registry import register
+from luthier.models.module_map import ModuleMap
 
 CHILD, SHARED = "luthier_prefix", "luthier_prefix_encoder"
 """Names of the child of each attention, and of the root's child that holds the shared half of the MLP."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from luthier.methods.layers.base import untrained_heads
-from luthier.methods.layers.module_map import MODULE_MAPS
+from luthier.models.module_map import MODULE_MAPS
 
 
 def guard_prompts(model: Any, *, classify: bool) -> None:

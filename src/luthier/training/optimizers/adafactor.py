@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Adafactor(Optimizer):
-    """From torch."""
+    """Second moments kept as a row and a column for each matrix, from torch."""
 
     def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> optim.Optimizer:
         import torch

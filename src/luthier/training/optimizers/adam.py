@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Adam(Optimizer):
-    """From torch."""
+    """Two moments of the gradient in float32, from torch."""
 
     def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> optim.Optimizer:
         import torch

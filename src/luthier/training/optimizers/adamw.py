@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class AdamW(Optimizer):
-    """From torch; with 8 bits or paged, from bitsandbytes."""
+    """Adam with decoupled weight decay, from torch; in 8 bit or paged, from bitsandbytes."""
 
     bits: Literal[8, 32] = 32
     """Bits of a state; 8 are quantized in blocks (arXiv 2110.02861)."""

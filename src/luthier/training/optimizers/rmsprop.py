@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class RMSprop(Optimizer):
-    """From torch."""
+    """Steps divided by the root of a running mean square, from torch."""
 
     def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> optim.Optimizer:
         import torch

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SGD(Optimizer):
-    """From torch."""
+    """Steps along the gradient with momentum, from torch."""
 
     def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> optim.Optimizer:
         import torch
