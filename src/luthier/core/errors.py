@@ -73,6 +73,10 @@ class UnknownPlugin(InputError):
         super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)}; choose one of: {', '.join(known)}")
 
 
+class IncompletePlugin(LuthierError):
+    """A plugin that lacks what every member of its family must have."""
+
+
 class DataError(InputError):
     """A data file, or a row of it, that cannot be used as it stands."""
 

@@ -24,7 +24,7 @@ from pydantic.annotated_handlers import GetCoreSchemaHandler, GetJsonSchemaHandl
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
 
-from luthier.core.errors import UnknownPlugin
+from luthier.core.errors import IncompletePlugin, UnknownPlugin
 
 
 def auto_is_none(value: Any) -> Any:
@@ -99,6 +99,8 @@ class Plugin(Config):
     """A block of configuration that is also the code it configures."""
 
     name: ClassVar[str]
+    required: ClassVar[tuple[str, ...]] = ()
+    """Methods of this class that every member of its family must define."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -110,6 +112,11 @@ class Plugin(Config):
 
 
 P = TypeVar("P", bound=Plugin)
+
+
+def _open(found: type, base: type, name: str) -> bool:
+    """Whether `found` takes the method from `base`, which only declares it."""
+    return getattr(found, name) is getattr(base, name)
 
 
 @cache
@@ -150,12 +157,20 @@ class Family(Generic[P]):
             (entry.module for entry in installed(self.package) if entry.name == name), f"{self.package}.{name}"
         )
         module = importlib.import_module(module_name)
-        (found,) = (
+        classes = [
             value
             for value in vars(module).values()
             if isinstance(value, type) and issubclass(value, self.base) and value.__module__ == module_name
-        )
-        return found
+        ]
+        if len(classes) != 1:
+            what = f"{len(classes)} subclasses of {self.base.__module__}.{self.base.__name__}"
+            raise IncompletePlugin(f"{self.kind} {name}: {module_name} must define one class, and has {what}")
+        if lacks := [
+            one for base in classes[0].__mro__ for one in vars(base).get("required", ()) if _open(classes[0], base, one)
+        ]:
+            where = f"{classes[0].__name__} in {module_name}"
+            raise IncompletePlugin(f"{self.kind} {name}: {where} must define {', '.join(lacks)}")
+        return classes[0]
 
     def parse(self, value: Any, context: dict[str, Any] | None = None) -> P:
         """Turn `"lora"` or `{"name": "lora", "rank": 8}` into a plugin."""

@@ -28,6 +28,8 @@ UNPACKS = ("none", "int8", "nf4", "fp4")
 class Export(Plugin):
     """One form. This class describes a merged model; other forms override `refuse`."""
 
+    required: ClassVar[tuple[str, ...]] = ("required_bytes", "write", "open", "use")
+
     base_layout: ClassVar[bool] = True
     """Whether a merged model has the weights of the base's architecture, and no others."""
 

@@ -42,6 +42,8 @@ Blocks = Annotated[tuple[Place, ...], BeforeValidator(split_names)]
 class Method(Plugin):
     """A way to make a pretrained model trainable. Only `attach` must be written, and how weights are kept."""
 
+    required: ClassVar[tuple[str, ...]] = ("attach", "save", "restore")
+
     paper: ClassVar[str] = ""
     """arXiv id of the source."""
     suggested_lr: ClassVar[float] = 1e-4
@@ -186,6 +188,8 @@ class WholeMethod(Method):
 
 class PeftMethod(Method):
     """A method whose layers and file format are PEFT's, or registered with PEFT by `luthier.methods.layers`."""
+
+    required: ClassVar[tuple[str, ...]] = ("peft_config",)
 
     def peft_config(self, model: Model, steps: int) -> Any:
         """PEFT's configuration of this method for `model`."""

@@ -17,6 +17,8 @@ Batch: TypeAlias = dict[str, Tensor]
 class Task(Plugin):
     """What to learn."""
 
+    required: ClassVar[tuple[str, ...]] = ("encode",)
+
     model_class: ClassVar[Literal["causal", "classification"]] = "causal"
     """Which auto class of transformers loads the base model."""
     splits_long_rows: ClassVar[bool] = False

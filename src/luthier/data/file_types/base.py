@@ -13,6 +13,8 @@ from luthier.data.reading.rows import RawRow
 class FileType(Plugin):
     """A kind of data file; its name is the suffix without the dot."""
 
+    required: ClassVar[tuple[str, ...]] = ("rows",)
+
     text: ClassVar[bool] = True
     """Is it text in some encoding? Then it may also be compressed: NAME.csv.gz."""
     headless: ClassVar[bool] = False

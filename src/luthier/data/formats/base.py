@@ -15,6 +15,8 @@ from luthier.rendering.tools import read_calls, read_result, read_tools, without
 class Format(Plugin):
     """A layout of rows. Its fields name columns, so that other names need no conversion."""
 
+    required: ClassVar[tuple[str, ...]] = ("matches", "read")
+
     order: ClassVar[int] = 100
     """Detection tries formats with a low number first: the more particular, the lower."""
 

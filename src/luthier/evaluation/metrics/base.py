@@ -61,6 +61,8 @@ Table = Mapping[str, Metric]
 class Evaluation(Plugin):
     """One way to evaluate a model, with one or more metrics."""
 
+    required: ClassVar[tuple[str, ...]] = ("applies", "measure")
+
     table: ClassVar[Table]
     """Its metrics by name."""
     package: ClassVar[str] = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from luthier.core.events import Listeners, Progress
 from luthier.core.registry import Family, Plugin
@@ -12,6 +12,8 @@ from luthier.runs.folder import RunFolder
 
 class Listener(Plugin):
     """Something that follows a run: a file, a tracker, a page."""
+
+    required: ClassVar[tuple[str, ...]] = ("open",)
 
     def open(self, run: Path) -> Progress:
         """What is told of the run in this folder from now on; a resumed run opens it once more."""

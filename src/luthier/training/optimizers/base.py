@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from luthier.core.errors import MissingExtra, install
 from luthier.core.registry import Family, Plugin
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 class Optimizer(Plugin):
     """An optimizer, by its name in a recipe."""
+
+    required: ClassVar[tuple[str, ...]] = ("build", "state_bytes")
 
     @property
     def needs(self) -> str:
