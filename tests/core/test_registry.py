@@ -45,7 +45,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 def test_another_package_adds_a_method_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("elsewhere")
     exec(
-        "from luthier.methods.lora import Lora\nclass Mine(Lora):\n    '''Mine.'''\n    strength: float = 1.0\n",
+        "from luthier.methods.lora import LoRA\nclass Mine(LoRA):\n    '''Mine.'''\n    strength: float = 1.0\n",
         module.__dict__,
     )
     monkeypatch.setitem(sys.modules, "elsewhere", module)
