@@ -171,3 +171,21 @@ def test_every_module_says_what_it_is_in_one_sentence() -> None:
     for path in FILES:
         doc = ast.get_docstring(ast.parse(path.read_text()))
         assert doc and doc.split("\n")[0].rstrip().endswith((".", ":", "?", "all")), name_of(path)
+
+
+TOLD_APART = {
+    "Adapter": "a form of export, a method",
+    "command": "one a file of cli.commands",
+    "patch": "one a kernel",
+    "render": "one a page, and the files for vLLM",
+}
+"""Names that several modules define, where the namespace says which."""
+
+
+def test_a_public_name_has_one_owner() -> None:
+    owners: dict[str, list[str]] = defaultdict(list)
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                owners[node.name].append(name_of(path))
+    assert {name: where for name, where in owners.items() if len(where) > 1 and name not in TOLD_APART} == {}

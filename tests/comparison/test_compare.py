@@ -135,14 +135,14 @@ def test_tune_finds_a_rate_on_rows_the_score_never_sees(recipe: Callable[..., Ru
 
 
 def test_rows_of_a_search_are_the_training_rows(recipe: Callable[..., RunConfig]) -> None:
-    from luthier.comparison.tuning import split
+    from luthier.comparison.tuning import split_for_tuning
     from luthier.core.events import Progress
     from luthier.pipeline.prepare import prepare_data, tokenize
 
     config = recipe()
     data = prepare_data(config, Progress())
     tokenize(config, data, Progress())
-    parts = split(data)
+    parts = split_for_tuning(data)
     inside = {example.text for example in data.examples}
     trained, held = ([example.text for example in side] for side in (parts.examples, parts.validation_examples))
     assert {*trained, *held} == inside and len(trained) + len(held) == len(data.examples) and held

@@ -16,7 +16,7 @@ from luthier.comparison.budget import steps_for_time
 from luthier.comparison.candidates import method_names, variant, variants_of
 from luthier.comparison.paper_results import paper_results
 from luthier.comparison.shared_base import share_base, untie
-from luthier.comparison.significance import differences, draws, metric, pareto
+from luthier.comparison.significance import differences_to, draws, metric, pareto
 from luthier.core.errors import InputError, Stopped
 from luthier.methods.base import METHODS, PRESETS
 from luthier.planning.advisor.question import seconds_of
@@ -163,7 +163,7 @@ def test_a_real_difference_is_distinguished_from_chance_and_pairs_count() -> Non
     found = {
         name: draws(function, [labels(list(right))]) for name, right in (("good", good), ("easy", easy), ("same", same))
     }
-    against = differences(found, "easy", higher=higher)
+    against = differences_to(found, "easy", higher=higher)
     assert against["good"]["verdict"] == "better" and against["good"]["p"] < 0.01
     assert against["same"]["verdict"] == "no real difference"
     low, high = found["easy"].interval
@@ -180,9 +180,9 @@ def test_holm_makes_many_comparisons_stricter() -> None:
     slightly[np.flatnonzero(~right)[:9]] = True
     slightly[np.flatnonzero(right)[:2]] = False
     found = {"a": draws(function, [labels(list(right))]), "b": draws(function, [labels(list(slightly))])}
-    alone = differences(found, "a", higher=higher)["b"]["p"]
+    alone = differences_to(found, "a", higher=higher)["b"]["p"]
     noise = {f"n{i}": draws(function, [labels(list(rng.permutation(right)))]) for i in range(8)}
-    among = differences(found | noise, "a", higher=higher)["b"]["p"]
+    among = differences_to(found | noise, "a", higher=higher)["b"]["p"]
     assert among > alone and among == pytest.approx(min(1.0, 9 * alone))
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from luthier.core.errors import DataError
-from luthier.data.checks.audit import Audit, as_json
+from luthier.data.checks.audit import Audit, audit_json
 from luthier.data.checks.duplicates import groups, near, normalized
 from luthier.data.checks.languages import languages
 from luthier.data.checks.mask import mask, refuse_endless
 from luthier.data.checks.scripts import script
-from luthier.data.checks.survey import lenient, read, survey
+from luthier.data.checks.survey import lenient, read_all, survey
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
 from luthier.data.rows import Encoded, Rows
@@ -32,9 +32,9 @@ LONG = "The quick brown fox jumps over the lazy dog and says hello to number {} 
 def looked(path: Path, *, max_length: int = 256, task: str | None = None, **fields: Any) -> tuple[Audit, Prepared]:
     config = DataConfig(path=str(path), **fields)
     chosen = TASKS.parse(task) if task else None
-    data = read(config, chosen)
+    data = read_all(config, chosen)
     found = survey(config, chosen, data, Template(build_tokenizer()), max_length)
-    json.dumps(as_json(found))
+    json.dumps(audit_json(found))
     return found, data
 
 
@@ -315,7 +315,7 @@ def test_text_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
     tokenizer = build_tokenizer(special=["[UNK]"])
     tokenizer.unk_token = "[UNK]"
     config = DataConfig(path=str(write_jsonl(tmp_path / "a.jsonl", distinct(12))), validation="none")
-    data = read(config, None)
+    data = read_all(config, None)
     tokenizer.backend_tokenizer.pre_tokenizer = None  # no bytes any more: what has no token of its own is unknown
     tokenizer.backend_tokenizer.model.unk_token = "[UNK]"
     found = survey(config, None, data, Template(tokenizer), 256)
@@ -333,4 +333,4 @@ def test_the_check_changes_no_setting_but_the_stops() -> None:
 
 def test_the_rows_are_those_that_train_reads(alpaca_file: Path) -> None:
     config = DataConfig(path=str(alpaca_file))
-    assert read(config, None).fingerprint == load(config, None).fingerprint
+    assert read_all(config, None).fingerprint == load(config, None).fingerprint

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from luthier.core.errors import DataError, InputError
-from luthier.data.dataset_info import resolve
+from luthier.data.dataset_info import resolve_name
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
 from luthier.recipe.config import DataConfig, RunConfig
@@ -153,7 +153,7 @@ def judged(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("name", "form", "asked"), [("pairs", "preference", "Q\nM"), ("turns", "preference", "Q")])
 def test_preference_pairs(tmp_path: Path, name: str, form: str, asked: str) -> None:
-    config, _ = resolve(DataConfig(path=str(judged(tmp_path)), subset=name))
+    config, _ = resolve_name(DataConfig(path=str(judged(tmp_path)), subset=name))
     assert config.format is not None and config.format.name == form
     row = json.loads(Path(config.path).read_text())
     example = config.format.read(row)
@@ -166,7 +166,7 @@ def test_judged_answers_and_tags_that_are_not_read_there(tmp_path: Path) -> None
     path = judged(tmp_path)
     with pytest.raises(InputError, match="answers that are judged good or bad"):
         read(path, "kto")
-    config, _ = resolve(DataConfig(path=str(path), subset="kto"))
+    config, _ = resolve_name(DataConfig(path=str(path), subset="kto"))
     assert config.format is not None
     assert [config.format.read(json.loads(line)).label for line in (path / "k.jsonl").read_text().splitlines()] == [
         "true",
@@ -214,7 +214,7 @@ def test_a_format_in_the_recipe_goes_before(tmp_path: Path) -> None:
 )
 def test_hub_ids(tmp_path: Path, hub: Any, entry: dict[str, str], found: tuple[str, ...]) -> None:
     folder(tmp_path, mine=entry)
-    config, _ = resolve(DataConfig(path=str(tmp_path), subset="mine", hub=hub))
+    config, _ = resolve_name(DataConfig(path=str(tmp_path), subset="mine", hub=hub))
     assert (config.path, config.hub, config.split, config.subset) == found
 
 
@@ -278,7 +278,7 @@ def test_a_table_that_is_damaged_or_of_another_tool(tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(saved)
     config = DataConfig(path=str(saved), split="data")
     for block in (config, DataConfig(path=str(saved)), DataConfig(path=str(saved), subset="mine")):
-        assert resolve(block) == (block, ""), "datasets' own file of that name is another thing"
+        assert resolve_name(block) == (block, ""), "datasets' own file of that name is another thing"
     assert load(config.model_copy(update={"validation": "none"}), None).format.name == "text"
     (tmp_path / "dataset_info.json").write_text("{")
     with pytest.raises(DataError, match=r"dataset_info\.json: invalid JSON"):
@@ -310,7 +310,7 @@ def test_real_judgements(shared: Path, name: str, learn: str) -> None:
     path = shared / "llamafactory_demos"
     with pytest.raises(InputError, match=f"data.format.learn={learn}"):
         read(path, name)
-    config, _ = resolve(DataConfig(path=str(path), subset=name))
+    config, _ = resolve_name(DataConfig(path=str(path), subset=name))
     assert config.format is not None
     data = read(path, name, format=config.format.model_copy(update={"learn": learn}), on_bad_row="skip")
     assert data.train.read == 300 == len(data.examples) + data.train.refused
@@ -342,7 +342,7 @@ def test_every_entry_of_the_real_table_is_found_or_refused_by_name(shared: Path)
     refused = {}
     for name in json.loads((path / "dataset_info.json").read_text()):
         try:
-            resolve(DataConfig(path=str(path), subset=name))
+            resolve_name(DataConfig(path=str(path), subset=name))
         except DataError as error:
             refused[name] = error.message.partition(f"{name}: ")[2]
     assert all(reason.startswith(("has ", "takes one folder", "columns names no")) for reason in refused.values()), (

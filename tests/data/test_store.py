@@ -17,7 +17,7 @@ from luthier.data.encode import encode, encode_piece
 from luthier.data.parallel import in_order
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
-from luthier.data.store import Examples, Refusal, Refusals, content_record, digest
+from luthier.data.store import Examples, Refusal, Refusals, content_record, example_digest
 from luthier.recipe.config import DataConfig
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example, Message, RowError
@@ -78,7 +78,7 @@ def test_examples_come_back_as_they_went_in() -> None:
     assert list(stored.store.files) == ["f", "x\udcff", ""]
     moved = Examples.of([Example(text="a", where="1"), Example(text="a", where="2", group="g"), Example(text="b")])
     assert moved.digests[0] == moved.digests[1] != moved.digests[2], "where a row stands is not what it is"
-    assert digest(content_record(ODD[0])) == stored.digests[0]
+    assert example_digest(content_record(ODD[0])) == stored.digests[0]
     with pytest.raises(IndexError):
         stored[3]
 

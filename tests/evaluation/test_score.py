@@ -18,9 +18,9 @@ from sklearn import metrics
 from luthier.builtin import PROBE
 from luthier.core.errors import InputError
 from luthier.evaluation.contrast import contrast
-from luthier.evaluation.forgetting import forgetting, probe
+from luthier.evaluation.forgetting import forgetting, probe_texts
 from luthier.evaluation.metrics.base import EVALUATIONS, SumMetric
-from luthier.evaluation.metrics.exact_match import plain
+from luthier.evaluation.metrics.exact_match import normalized_answer
 from luthier.evaluation.metrics.labels import accuracy, macro_f1, mcc
 from luthier.evaluation.records.context import EvalContext
 from luthier.evaluation.records.generate import answer_start
@@ -28,7 +28,7 @@ from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.evaluation.records.words import bleu_tokenizer, words
 from luthier.evaluation.scores import (
     check_settings,
-    choose,
+    choose_primary,
     counted,
     differences,
     evaluations,
@@ -90,7 +90,9 @@ def test_a_paired_difference_is_narrower_than_its_parts() -> None:
 
 def test_exact_match_forgives_case_and_the_final_stop() -> None:
     assert (
-        plain(" Positive.\n") == plain("positive") and plain("我叫琴匠。") == "我叫琴匠" and plain("a b") != plain("ab")
+        normalized_answer(" Positive.\n") == normalized_answer("positive")
+        and normalized_answer("我叫琴匠。") == "我叫琴匠"
+        and normalized_answer("a b") != normalized_answer("ab")
     )
 
 
@@ -222,7 +224,7 @@ def test_without_its_package_a_score_is_left_out_and_that_is_told(monkeypatch: p
     left = [name for e in evaluations(context) for name in e.metrics()]
     assert "rouge_l" not in left and "bleu" not in left and len(lacking(context)) == 2
     assert all("pip install 'rouge-score>=0.1.2'" in why for why in lacking(context))
-    assert choose(context, left) == "perplexity", "exact match of long answers ranks nothing"
+    assert choose_primary(context, left) == "perplexity", "exact match of long answers ranks nothing"
 
 
 def test_the_primary_metric_is_the_marked_score_else_the_first_in_order() -> None:
@@ -294,7 +296,7 @@ def test_forgetting_is_bits_over_bytes_and_its_interval_is_paired() -> None:
 
 
 def test_the_probe_is_small_balanced_and_right() -> None:
-    texts = probe()
+    texts = probe_texts()
     assert len({each["text"] for each in texts}) == 120 and PROBE.stat().st_size < 60_000
     assert set(Counter(each["category"] for each in texts).values()) == {20}
     sums = [

@@ -306,14 +306,15 @@ def _write(folder: Path, model: Any, tokenizer: Any, kind: Any = "f32") -> Path:
 def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, whole_words: bool, name: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.checking.parity import Prompt
+    from luthier.exports.checking.parity import HeldOutPrompt
     from luthier.exports.llama_cpp.runner import LlamaRunner, same_tokens
 
     tokenizer = byte_level(cuts, whole_words)
     file = _write(tmp_path, AutoModelForCausalLM.from_config(model_config("llama")), tokenizer)
     assert fields(file)["tokenizer.ggml.pre"] == name
     prompts = [
-        Prompt(tokenizer(text)["input_ids"], 1) for text in [*TEXTS, "I'LL  go\n\n\n 1234567 times！？ Ünïcödé</s>再见"]
+        HeldOutPrompt(tokenizer(text)["input_ids"], 1)
+        for text in [*TEXTS, "I'LL  go\n\n\n 1234567 times！？ Ünïcödé</s>再见"]
     ]
     assert same_tokens(LlamaRunner(file, [1]), tokenizer, prompts) == 10
 

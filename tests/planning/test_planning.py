@@ -18,7 +18,7 @@ from luthier.methods.base import METHODS
 from luthier.models.load import load_model, load_tokenizer
 from luthier.models.settings import ModelConfig
 from luthier.planning import machine, tracing
-from luthier.planning.plan import PlanInputs, Workload, plan, workload_of
+from luthier.planning.plan import PlanInputs, Workload, estimate, workload_of
 from luthier.planning.tracing import Trace, trace
 from luthier.tasks.base import TASKS
 from luthier.training.optimizer import build_optimizer
@@ -101,7 +101,7 @@ def inputs_of(model: ModelConfig, train: TrainConfig, name: str = "lora", **rows
 def planned(folder: Path, name: str = "lora", **blocks: Any) -> Any:
     model = ModelConfig(path=str(folder), **blocks.pop("model", {}))
     work = Workload(10, 60.0, 30.0, blocks.pop("passes", 2.0), ROWS, 30, packed=True)
-    return plan(inputs_of(model, TrainConfig(**blocks.pop("train", {})), name), work)
+    return estimate(inputs_of(model, TrainConfig(**blocks.pop("train", {})), name), work)
 
 
 def test_weights_gradients_and_optimizer_are_counted_to_the_byte(model_folder: Callable[..., Path]) -> None:

@@ -22,7 +22,7 @@ from luthier.core.redaction import redacted, redacted_command
 from luthier.pipeline.evaluate import evaluate, open_run
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
-from luthier.runs.provenance import base_of, changes, environment
+from luthier.runs.provenance import base_hashes, changes, environment
 from luthier.serving.engine.engine import Engine
 from tests.reliability.conftest import LORA, Heard, Start, forked, status
 
@@ -113,7 +113,7 @@ def test_finished_weights_that_were_damaged_are_refused_and_written_anew(
 
 
 def test_any_change_of_a_tensors_ends_counts_and_training_changes_both(base: Path) -> None:
-    before = base_of(base)
+    before = base_hashes(base)
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(before)
     assert "generation_config.json" not in before, "what is generated is measured, not trained"
     data = bytearray((base / "model.safetensors").read_bytes())
@@ -123,13 +123,13 @@ def test_any_change_of_a_tensors_ends_counts_and_training_changes_both(base: Pat
         for place in (begin, end - 1):
             data[8 + length + place] ^= 1
             (base / "model.safetensors").write_bytes(data)
-            assert base_of(base)["model.safetensors"] != before["model.safetensors"]
+            assert base_hashes(base)["model.safetensors"] != before["model.safetensors"]
             data[8 + length + place] ^= 1
     (base / "model.safetensors").write_bytes(data)
-    assert base_of(base) == before
-    assert "model.safetensors" not in base_of(base, weights=False), "model.init=random reads none"
+    assert base_hashes(base) == before
+    assert "model.safetensors" not in base_hashes(base, weights=False), "model.init=random reads none"
     (base / "model.safetensors").write_bytes(b"\xff" * 40)
-    assert base_of(base)["model.safetensors"] != before["model.safetensors"]
+    assert base_hashes(base)["model.safetensors"] != before["model.safetensors"]
 
 
 def test_other_versions_are_told_and_the_run_goes_on(whole: Path, start: Start, tmp_path: Path) -> None:

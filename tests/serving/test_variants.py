@@ -18,7 +18,7 @@ from luthier.serving.engine.engine import Engine
 from luthier.serving.engine.models import SEPARATE, SEQUENTIAL, SHARED
 from luthier.serving.engine.multi_adapter import AdapterDelta, MultiAdapter, deltas_of
 from luthier.serving.engine.requests import Chunk, GenerationRequest, SamplingParams
-from luthier.serving.engine.scheduler import CHUNK, PrefixState, Row, SequentialScheduler
+from luthier.serving.engine.scheduler import CHUNK, PrefixState, RunningRow, SequentialScheduler
 from luthier.serving.engine.sources import source_of
 from tests.methods import zoo
 
@@ -287,7 +287,7 @@ def test_rows_that_have_not_begun_may_leave(adapter: Callable[..., Path]) -> Non
     said: list[torch.Tensor] = []
     with torch.inference_mode():
         for first in range(3):
-            rows = [Row([5 + number, 6, 7], PrefixState()) for number in range(9)]
+            rows = [RunningRow([5 + number, 6, 7], PrefixState()) for number in range(9)]
             scheduler.admit(rows[0])
             [(ready, _)] = scheduler.prefill()
             for row in rows[1:]:

@@ -30,7 +30,7 @@ from luthier.core.events import Progress
 from luthier.serving.http.settings import ServerAddress, ServerLimits
 from luthier.serving.vllm import files
 from luthier.serving.vllm.command import GUARD, arguments, plan_of
-from luthier.serving.vllm.launch import find
+from luthier.serving.vllm.launch import find_vllm
 from luthier.serving.vllm.launch import serve as become
 from tests.conftest import luthier
 from tests.serving.checks import CHECKS
@@ -540,7 +540,7 @@ def test_the_guard_lets_through_what_the_key_protects_and_nothing_else() -> None
 
 def test_a_program_is_found_on_the_path(fake: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(fake().parent))
-    assert find(None) == str(fake())
+    assert find_vllm(None) == str(fake())
 
 
 @pytest.fixture(scope="module", params=["luthier", "vllm"])

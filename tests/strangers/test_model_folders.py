@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from luthier.core.errors import ModelError
 from luthier.models.load import load_model, load_tokenizer, locate, row_limit, skeleton
 from luthier.models.settings import ModelConfig
-from luthier.runs.provenance import base_of
+from luthier.runs.provenance import base_hashes
 
 
 @pytest.fixture
@@ -89,12 +89,12 @@ def test_shards_in_a_folder_within_are_read_and_hashed(folder: Path) -> None:
     (folder / "parts").mkdir()
     save_file(rest, folder / "parts" / "b.safetensors", metadata={"format": "pt"})
     opened(folder)
-    before = base_of(folder)
+    before = base_hashes(folder)
     assert {"a.safetensors", "parts/b.safetensors"} <= set(before)
     name = next(name for name, tensor in rest.items() if tensor.ndim == 2)
     rest[name][0, 0] += 1
     save_file(rest, folder / "parts" / "b.safetensors", metadata={"format": "pt"})
-    assert base_of(folder)["parts/b.safetensors"] != before["parts/b.safetensors"]
+    assert base_hashes(folder)["parts/b.safetensors"] != before["parts/b.safetensors"]
 
 
 def change(folder: Path, **values: Any) -> None:
@@ -197,10 +197,10 @@ def test_a_base_is_loaded_without_an_adapter_that_lies_beside_it(folder: Path) -
 
 
 def test_a_run_within_the_folder_of_its_base_does_not_change_the_base(folder: Path) -> None:
-    before = base_of(folder)
+    before = base_hashes(folder)
     (folder / "run" / "adapter").mkdir(parents=True)
     save_file({"a": torch.ones(1)}, folder / "run" / "adapter" / "adapter_model.safetensors")
-    assert base_of(folder) == before
+    assert base_hashes(folder) == before
 
 
 def test_tokens_beyond_the_vocabulary_are_named_before_a_run_meets_them(folder: Path) -> None:
@@ -267,8 +267,8 @@ def test_an_index_of_anything_is_hashed_without_a_traceback(single: bool, folder
     )
     if not single:
         (folder / "model.safetensors").unlink()
-    assert ("model.safetensors" in base_of(folder)) == single
-    assert "../outside.safetensors" not in base_of(folder)
+    assert ("model.safetensors" in base_hashes(folder)) == single
+    assert "../outside.safetensors" not in base_hashes(folder)
 
 
 def test_advice_for_a_tokenizer_of_no_length_is_about_the_tokenizer(folder: Path) -> None:

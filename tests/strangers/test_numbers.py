@@ -18,7 +18,7 @@ from torch import nn
 from luthier.core.errors import Diverged, InputError, ModelError
 from luthier.core.files import write_json, write_jsonl
 from luthier.core.strict_json import to_json
-from luthier.evaluation.records.context import restored
+from luthier.evaluation.records.context import restored_records
 from luthier.kernels.finite import not_finite, weights_of
 from luthier.methods.layers.loading import load_adapter
 from luthier.pipeline import train as api
@@ -270,7 +270,7 @@ def test_all_json_that_is_written_goes_through_one_function() -> None:
 
 def test_scores_that_were_no_numbers_can_be_read_and_shown_again() -> None:
     kept = read(to_json([{"loss_sum": float("inf"), "targets": 3, "chosen": "a", "label": "a"}]))
-    assert math.isnan(restored(kept)[0]["loss_sum"])
+    assert math.isnan(restored_records(kept)[0]["loss_sum"])
     assert math.isnan(Measured(records=kept).records[0]["loss_sum"])
     good = {"loss_sum": 1.0, "targets": 2}
     assert worst([{"tuned": good}, {"tuned": kept[0]}])[0]["tuned"] is kept[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from luthier.cli import main
-from luthier.core.shell import command, home, literal, public, setting
+from luthier.core.shell import home, literal, public, setting, shell_line
 from luthier.pipeline.check import check
 from luthier.pipeline.export import export
 from luthier.pipeline.train import train
@@ -134,7 +134,7 @@ def test_the_commands_of_a_run_reach_the_program_as_they_were_meant(run: Path) -
 def test_the_next_command_works_when_it_is_pasted(run: Path) -> None:
     """The first one, by a shell: the run's name has a space, a quote and a dollar."""
     line = json.loads((run / "result.json").read_text(encoding="utf-8"))["next"][0]
-    python = command(sys.executable, "-m", "luthier")
+    python = shell_line(sys.executable, "-m", "luthier")
     done = subprocess.run(
         ["sh", "-c", line.replace("luthier", python, 1) + " --prompt hi --max-new-tokens 1"],
         capture_output=True,
@@ -149,13 +149,13 @@ def test_the_next_command_works_when_it_is_pasted(run: Path) -> None:
 def typed(line: str) -> list[str]:
     """What the program gets when a shell reads the line."""
     say = "import json, sys; print(json.dumps(sys.argv[1:]))"
-    shell = f'luthier() {{ {command(sys.executable, "-c", say)} "$@"; }}; {line}'
+    shell = f'luthier() {{ {shell_line(sys.executable, "-c", say)} "$@"; }}; {line}'
     return list(json.loads(subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout))
 
 
 @pytest.mark.parametrize("name", ["a b", "it's", 'say "x"', "$HOME", "中文", "-rf", "a;b", "a #1", "a: b", "12", "[x"])
 def test_a_command_says_what_was_meant(name: str) -> None:
-    line = command("luthier", "train", Path(name), setting("run", name))
+    line = shell_line("luthier", "train", Path(name), setting("run", name))
     path, override = typed(line)[1:]
     assert Path(path) == Path(name) and not path.startswith("-")
     assert parse_value(override.removeprefix("run=")) == name

@@ -19,7 +19,7 @@ from typing import Any
 
 from luthier.comparison import budget, tuning, workers
 from luthier.comparison.candidates import Variant, variants_of
-from luthier.comparison.runner import CompareConfig, Context, parallel_runs, run_all, run_until_done, train
+from luthier.comparison.runner import CompareConfig, Context, parallel_runs, run_all, run_until_done, train_variant
 from luthier.comparison.table import table_of
 from luthier.core.errors import Busy, InputError, Stopped
 from luthier.core.events import Progress
@@ -253,7 +253,9 @@ def _run(context: Context) -> dict[tuple[str, int], str]:
         f"{len(waiting)} of {len(every)} runs, {context.steps} steps, about {_tokens(context):,.0f} tokens each"
         + (f", {context.workers} at a time" if context.workers > 1 else "")
     )
-    jobs = [partial(train, v.recipe(s, context.folder, steps=context.steps), context.inputs) for v, s in waiting]
+    jobs = [
+        partial(train_variant, v.recipe(s, context.folder, steps=context.steps), context.inputs) for v, s in waiting
+    ]
     began = time.monotonic()
     for done, (end, number) in enumerate(run_all(context, jobs, [variant.name for variant, _ in waiting]), 1):
         variant, seed = waiting[number]

@@ -78,7 +78,7 @@ class _Report(Progress):
             self.send({"share": record["step"] / self.total})
 
 
-def train(config: RunConfig, inputs: SharedInputs, send: workers.Send) -> dict[str, Any]:
+def train_variant(config: RunConfig, inputs: SharedInputs, send: workers.Send) -> dict[str, Any]:
     """Make one run as `luthier train` would, on shared inputs."""
     from luthier.pipeline.train import train as train_run
 
@@ -118,7 +118,7 @@ def parallel_runs(context: Context) -> tuple[int, float]:
         )
         little = config.evaluate.model_copy(update={"before": False, "generate": 0, "rows": 2})
         config = config.model_copy(update={"run": f"{place}/{number}", "evaluate": little})
-        return lambda send: train(config, inputs, send)
+        return lambda send: train_variant(config, inputs, send)
 
     def seconds(count: int, threads: int) -> float:
         jobs = [job(number) for number in range(count)]

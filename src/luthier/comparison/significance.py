@@ -63,7 +63,7 @@ def draws(function: MetricFunction, runs: Sequence[Sequence[Record]], seed: int 
     return Draws(float(np.mean([function(run) for run in runs])), np.asarray(sampled))
 
 
-def differences(found: Mapping[str, Draws], reference: str, *, higher: bool) -> dict[str, dict[str, Any]]:
+def differences_to(found: Mapping[str, Draws], reference: str, *, higher: bool) -> dict[str, dict[str, Any]]:
     """Each other method minus `reference`: value, interval, Holm's p, and a verdict in words."""
     made: dict[str, dict[str, Any]] = {}
     base = found[reference]

@@ -11,10 +11,10 @@ from typing import Any
 
 from luthier.comparison.candidates import Variant
 from luthier.comparison.paper_results import paper_results
-from luthier.comparison.significance import Draws, differences, draws, metric, pareto
+from luthier.comparison.significance import Draws, differences_to, draws, metric, pareto
 from luthier.core.errors import InputError
 from luthier.core.files import read_object
-from luthier.evaluation.records.context import Record, restored
+from luthier.evaluation.records.context import Record, restored_records
 from luthier.evaluation.scores import primary_metric
 from luthier.runs.folder import RunFolder
 
@@ -52,9 +52,9 @@ def table_of(
     found = {name: draws(function, [_records(run) for _, run, _ in runs]) for name, runs in finished.items() if runs}
     whole = {n: drawn for n, drawn in found.items() if len(finished[n]) == len(seeds) and isfinite(drawn.value)}
     best = (max if higher else min)(whole or found, key=lambda each: found[each].value)
-    against = {"best": differences(whole, best, higher=higher) if best in whole else {}}
+    against = {"best": differences_to(whole, best, higher=higher) if best in whole else {}}
     if "full" in whole:
-        against["full"] = differences(whole, "full", higher=higher)
+        against["full"] = differences_to(whole, "full", higher=higher)
     rows = [
         _row(variant, finished[variant.name], found[variant.name], against, failed)
         if finished[variant.name]
@@ -87,7 +87,7 @@ def table_of(
 
 def _records(run: RunFolder) -> list[Record]:
     lines = run.checked(run.predictions).read_text(encoding="utf-8").splitlines()
-    return restored([json.loads(line)["tuned"] for line in lines])
+    return restored_records([json.loads(line)["tuned"] for line in lines])
 
 
 def _described(variant: Variant) -> Row:

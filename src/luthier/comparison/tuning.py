@@ -15,7 +15,7 @@ from typing import Any
 
 from luthier.comparison import workers
 from luthier.comparison.candidates import Variant
-from luthier.comparison.runner import Context, run_all, train
+from luthier.comparison.runner import Context, run_all, train_variant
 from luthier.core.errors import InputError, Stopped
 from luthier.core.files import read_object, write_json
 from luthier.data.prepared import Prepared, SplitCounts
@@ -44,7 +44,7 @@ def steps_of(total: int) -> tuple[int, int]:
     return unit, total - UNITS * unit
 
 
-def split(data: Prepared) -> Prepared:
+def split_for_tuning(data: Prepared) -> Prepared:
     """Split the training rows: every tenth example is held out, the others are trained on."""
     count = len(data.examples)
     held = list(range(0, count, 10))[:MOST]
@@ -130,12 +130,14 @@ def tune(context: Context) -> None:
     if not waiting:
         return
     context.progress.stage(f"searching rate and size of {len(waiting)} methods, {UNITS * unit} steps each")
-    inputs = replace(context.inputs, data=split(context.inputs.data), before=None, finished=lambda loaded, run: None)
+    inputs = replace(
+        context.inputs, data=split_for_tuning(context.inputs.data), before=None, finished=lambda loaded, run: None
+    )
 
     def job(variant: Variant, send: workers.Send) -> dict[str, Any]:
         config = variant.config
         lr = config.train.lr or config.method.learning_rate(inputs.load(config, RunFolder(context.folder)).model)
-        return search(variant, lr, unit, context.folder, lambda tried: train(tried, inputs, send))
+        return search(variant, lr, unit, context.folder, lambda tried: train_variant(tried, inputs, send))
 
     jobs = [partial(job, variant) for variant in waiting]
     names = [variant.name for variant in waiting]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luthier.core.errors import InputError, NoSpace, OutOfMemory
-from luthier.core.shell import command
+from luthier.core.shell import shell_line
 
 FULL = {
     errno.ENOSPC: "No space left on device",
@@ -117,7 +117,7 @@ def no_access(error: OSError, whole: Path | None = None) -> InputError:
     whole = whole if closed == path else None
     opening = ["chmod", *(["-R"] if whole else []), "a+rX", whole or closed]
     return InputError(
-        f"{path} may not be read by this user{_owned(closed)}", fix=f"its owner gives access: {command(*opening)}"
+        f"{path} may not be read by this user{_owned(closed)}", fix=f"its owner gives access: {shell_line(*opening)}"
     )
 
 

@@ -12,7 +12,7 @@ import yaml
 _ABSOLUTE = re.compile(r"(?<![\w.~:/<-])/(?:[^/\s\"'<>]+/)+")
 
 
-def command(*words: object) -> str:
+def shell_line(*words: object) -> str:
     """A line for the shell. A path that begins with a dash gets ./ in front, so that it is not read as an option."""
     return shlex.join(f"./{word}" if isinstance(word, Path) and str(word)[0] == "-" else str(word) for word in words)
 
@@ -30,12 +30,12 @@ def setting(key: str, value: object) -> str:
 def after_training(run: Path, recipe: Path, model: str, method: str, task: str, lr: float) -> list[str]:
     """Three commands to go on with: use it, compare it, your own data or another setting."""
     if task in ("classify", "regress"):
-        again = command("luthier", "train", recipe, setting("run", f"{run}-2"), f"train.lr={lr / 2:g}")
-        use = [command("luthier", "evaluate", run), again]
+        again = shell_line("luthier", "train", recipe, setting("run", f"{run}-2"), f"train.lr={lr / 2:g}")
+        use = [shell_line("luthier", "evaluate", run), again]
     else:
-        use = [command("luthier", "chat", run), command("luthier", "chat", run, "--base")]
+        use = [shell_line("luthier", "chat", run), shell_line("luthier", "chat", run, "--base")]
     own = ["--model", model, "--data", "YOUR_FILE.jsonl", "--method", method]
-    return [*use, command("luthier", "train", *own)]
+    return [*use, shell_line("luthier", "train", *own)]
 
 
 def literal(text: str) -> str:

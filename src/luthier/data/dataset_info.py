@@ -42,7 +42,7 @@ def named(config: DataConfig, name: str) -> bool:
     return file is not None and name in _sets(file)
 
 
-def resolve(config: DataConfig) -> tuple[DataConfig, str]:
+def resolve_name(config: DataConfig) -> tuple[DataConfig, str]:
     """The data block with the entry of dataset_info.json resolved, and where its format comes from; else as it was."""
     file = _file(config.path)
     if file is None or (

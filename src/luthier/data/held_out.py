@@ -23,7 +23,7 @@ STAND_INS = 100
 """Training examples that are kept where none is held out: the parity checks of exports replay some."""
 
 
-def lines(data: Prepared) -> Iterator[dict[str, Any]]:
+def held_out_lines(data: Prepared) -> Iterator[dict[str, Any]]:
     """The lines of held_out.jsonl: of the test rows, else the validation rows."""
     side = data.held_out_side if data.side(data.held_out_side).rows else "train"
     _, examples, rows = data.side(side)

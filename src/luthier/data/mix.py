@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.core.errors import InputError
-from luthier.data.dataset_info import resolve
+from luthier.data.dataset_info import resolve_name
 from luthier.data.settings import DataConfig
 from luthier.data.store import Examples
 
@@ -40,10 +40,10 @@ class Portion:
 
 def members(config: DataConfig) -> list[tuple[DataConfig, str]]:
     """The resolved data block of each set, with where its format comes from: data.path, then those of data.mix."""
-    blocks = [resolve(config)]
+    blocks = [resolve_name(config)]
     for one in config.mix:
         given = {name: getattr(one, name) for name in type(one).model_fields}
-        blocks.append(resolve(config.model_copy(update=given)))
+        blocks.append(resolve_name(config.model_copy(update=given)))
     places = [(block.path, block.split, block.subset) for block, _ in blocks]
     for place, (block, _) in zip(places, blocks, strict=True):
         if places.count(place) > 1:

@@ -23,7 +23,17 @@ from luthier.data.read import RawRow, encodings, local_files
 from luthier.data.settings import DataConfig
 from luthier.data.sources import HeldOut, open_rows, other_source, refuse_split_settings, source_name
 from luthier.data.split import check_labels, leaks, split
-from luthier.data.store import DataFolder, Examples, Records, Refusal, Refusals, Store, content_record, digest, plain
+from luthier.data.store import (
+    DataFolder,
+    Examples,
+    Records,
+    Refusal,
+    Refusals,
+    Store,
+    content_record,
+    example_digest,
+    plain,
+)
 from luthier.data.stream import Stream, refuse_settings
 from luthier.rendering.example import FIXES, RowError
 from luthier.tasks.base import Task
@@ -216,7 +226,7 @@ class _Loader:
                 self.refusals.append(Refusal(row.where, error.reason, row.values))
                 continue
             if config.deduplicate == "exact":
-                there = seen.setdefault(digest(content_record(example)), len(self.store))
+                there = seen.setdefault(example_digest(content_record(example)), len(self.store))
                 if there < len(self.store):
                     counts.duplicates += 1
                     self.refusals.append(Refusal(row.where, f"the same as {self.store.where(there)}", row.values))
@@ -272,7 +282,7 @@ class _Loader:
         for there, place in found:
             why = f"the same as the {side} row {held.where(there)}"
             self.refusals.append(Refusal(examples.where(place), why, plain(examples[place])))
-        return examples.take(place for place, digest in enumerate(digests) if digest not in same)
+        return examples.take(place for place, example_digest in enumerate(digests) if example_digest not in same)
 
 
 def decided(config: DataConfig, made: Mapping[str, Any]) -> DataConfig:

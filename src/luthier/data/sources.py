@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from luthier.core.errors import InputError
-from luthier.data.dataset_info import named, resolve
+from luthier.data.dataset_info import named, resolve_name
 from luthier.data.read import RawRow, looks_like_file, read_rows, suffixes, validation_split
 from luthier.data.reading.files import kind_of
 from luthier.data.settings import DataConfig
@@ -37,7 +37,7 @@ def other_source(recipe: DataConfig, config: DataConfig, side: HeldOut) -> DataC
     if wanted is None or wanted == "none" or isinstance(wanted, float):
         return None
     if named(recipe, wanted):
-        made, _ = resolve(recipe.model_copy(update={"subset": wanted, "limit": recipe.validation_limit}))
+        made, _ = resolve_name(recipe.model_copy(update={"subset": wanted, "limit": recipe.validation_limit}))
         return made.model_copy(update={"validation_limit": made.limit})
     if wanted.startswith("builtin:"):
         return config.model_copy(update={"path": wanted, "split": "heldout"})

@@ -166,7 +166,7 @@ class Store:
     def add(self, example: Example) -> None:
         content = content_record(example)
         self.records.append(content + b"\n" + json.dumps(_place(example)).encode())
-        self.digests.append(digest(content))
+        self.digests.append(example_digest(content))
         self.files[file_of(example.where)] = None
         label, group = example.label, example.group
         # One string for all rows that share it.
@@ -274,7 +274,7 @@ def content_record(example: Example) -> bytes:
     return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
-def digest(content: bytes) -> bytes:
+def example_digest(content: bytes) -> bytes:
     """Digest of a `content_record`."""
     return blake2b(content, digest_size=DIGEST).digest()
 

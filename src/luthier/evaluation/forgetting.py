@@ -33,12 +33,12 @@ def applies(context: EvalContext) -> str:
     return ""
 
 
-def probe() -> list[dict[str, str]]:
+def probe_texts() -> list[dict[str, str]]:
     """The texts: category and text."""
     return [json.loads(line) for line in PROBE.read_text(encoding="utf-8").splitlines()]
 
 
-def measure(context: EvalContext) -> list[Record]:
+def measure_probe(context: EvalContext) -> list[Record]:
     """{category, bits, bytes} of each text."""
     import torch
 
@@ -48,7 +48,7 @@ def measure(context: EvalContext) -> list[Record]:
         opening = opening[:-1]
     records: list[Record] = []
     rows = []
-    for each in probe():
+    for each in probe_texts():
         ids = [*opening, *context.template.encode_text(each["text"])][: context.max_length]
         first = "" if opening else str(tokenizer.decode(ids[:1]))
         read = str(tokenizer.decode(ids[len(opening) :]))

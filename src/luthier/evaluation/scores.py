@@ -45,7 +45,7 @@ def check_settings(settings: EvaluateConfig) -> None:
         each.check_settings(settings)
 
 
-def choose(context: EvalContext, measured: Sequence[str]) -> str:
+def choose_primary(context: EvalContext, measured: Sequence[str]) -> str:
     """The primary metric among `measured`. InputError if the recipe names one that is not measured."""
     wanted = context.settings.metric
     if wanted is not None and wanted not in measured:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from luthier.core.errors import CannotMerge
 from luthier.core.registry import Family, Plugin
 from luthier.exports.checking.card import card
-from luthier.exports.checking.parity import Bounds, Prompt, Runner
+from luthier.exports.checking.parity import Bounds, HeldOutPrompt, Runner
 from luthier.exports.checking.tuned import Tuned
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["EXPORTS", "Bounds", "Export", "Opened", "Prompt", "Tuned"]
+__all__ = ["EXPORTS", "Bounds", "Export", "HeldOutPrompt", "Opened", "Tuned"]
 Opened: TypeAlias = "nn.Module | Runner"
 UNPACKS = ("none", "int8", "nf4", "fp4")
 """Quantizations of a base that can be undone, so that the tuned weights can be merged into it."""
@@ -73,7 +73,7 @@ class Export(Plugin):
         """Open what was written, with the program that will use it."""
         raise NotImplementedError
 
-    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
         """Further checks, for export.json; Unproved if one fails. `opened` is None if nothing is replayed."""
         return {}
 

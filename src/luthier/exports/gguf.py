@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.shell import literal
-from luthier.exports.base import Bounds, Export, Opened, Prompt, Tuned
-from luthier.exports.llama_cpp.file import BITS, LIMITS, Kind, refuse_gguf, vocabulary_of, write_model
+from luthier.exports.base import Bounds, Export, HeldOutPrompt, Opened, Tuned
+from luthier.exports.llama_cpp.file import BITS, LIMITS, Kind, refuse_gguf, run_vocabulary, write_model
 
 FILE = "model.gguf"
 
@@ -32,14 +32,14 @@ class Gguf(Export):
         return LIMITS[self.type], None
 
     def write(self, tuned: Tuned, folder: Path) -> None:
-        write_model(folder / FILE, tuned.merged(), vocabulary_of(tuned), self.type, tuned.run)
+        write_model(folder / FILE, tuned.merged(), run_vocabulary(tuned), self.type, tuned.run)
 
     def open(self, tuned: Tuned, folder: Path) -> Opened:
         from luthier.exports.llama_cpp.runner import LlamaRunner
 
         return LlamaRunner(folder / FILE, tuned.ends)
 
-    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
         from luthier.exports.llama_cpp.runner import verified
 
         return verified(tuned.tokenizer, opened, prompts)

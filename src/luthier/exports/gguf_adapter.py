@@ -9,8 +9,8 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import InputError
-from luthier.core.shell import command, literal
-from luthier.exports.base import Bounds, Export, Opened, Prompt, Tuned
+from luthier.core.shell import literal, shell_line
+from luthier.exports.base import Bounds, Export, HeldOutPrompt, Opened, Tuned
 from luthier.exports.llama_cpp import file as gguf_file
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class GgufAdapter(Export):
             self._write_base(tuned, folder / BASE)
 
     def _write_base(self, tuned: Tuned, path: Path) -> None:
-        vocabulary = gguf_file.vocabulary_of(tuned)
+        vocabulary = gguf_file.run_vocabulary(tuned)
         gguf_file.write_model(path, tuned.open_plain_base(), vocabulary, self._kind, tuned.base)
 
     def open(self, tuned: Tuned, folder: Path) -> Opened:
@@ -92,7 +92,7 @@ class GgufAdapter(Export):
         self._write_base(tuned, own / BASE)
         return LlamaRunner(own / BASE, tuned.ends, folder / FILE, own)
 
-    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
         from luthier.exports.llama_cpp.runner import verified
 
         return verified(tuned.tokenizer, opened, prompts)
@@ -101,7 +101,7 @@ class GgufAdapter(Export):
         base = "BASE.gguf" if self.base == "none" else f"{folder}/{BASE}"
         length = min(4096, tuned.config.max_position_embeddings)
         return [
-            f"from llama_cpp import Llama  # or: {command('llama-server', '-m', base, '--lora', FILE, '--jinja')}",
+            f"from llama_cpp import Llama  # or: {shell_line('llama-server', '-m', base, '--lora', FILE, '--jinja')}",
             f"llama = Llama({literal(base)}, lora_path={literal(f'{folder}/{FILE}')}, n_ctx={length})",
             'llama.create_chat_completion([{"role": "user", "content": "..."}], temperature=0, repeat_penalty=1)',
         ]
@@ -150,6 +150,6 @@ def _tensors(tuned: Tuned, settings: dict[str, Any]) -> dict[str, Callable[[], N
             alpha = _alpha(settings | changed)
             if alpha != _alpha(settings):
                 made = (made * (alpha / _alpha(settings))).astype("float32")
-            made = gguf_file.in_order(tuned.config, weight, made)
+            made = gguf_file.permuted(tuned.config, weight, made)
         tensors[f"{gguf_file.name_of(tuned.config, weight)}.lora_{part[0].lower()}"] = lambda made=made: made  # type: ignore[misc]
     return tensors

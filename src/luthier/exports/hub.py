@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator
 
 from luthier.core.errors import InputError, MissingExtra, install
-from luthier.core.shell import command
+from luthier.core.shell import shell_line
 from luthier.exports.base import EXPORTS, Bounds, Export, Opened, Tuned
 from luthier.exports.checking.card import card, is_local
 
@@ -158,7 +158,7 @@ class Hub(Export):
     def _command(self, tuned: Tuned) -> str:
         given = {key: value for key, value in self.model_dump(exclude_defaults=True).items() if key != "push"}
         settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items()]
-        return command("luthier", "export", Path(tuned.run), "--to", "hub", *settings, "push=true")
+        return shell_line("luthier", "export", Path(tuned.run), "--to", "hub", *settings, "push=true")
 
 
 def _tokens() -> list[str]:

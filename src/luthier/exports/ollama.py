@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from luthier.core.errors import InputError
-from luthier.core.shell import command
-from luthier.exports.base import Prompt, Tuned
+from luthier.core.shell import shell_line
+from luthier.exports.base import HeldOutPrompt, Tuned
 from luthier.exports.gguf import FILE, Gguf
-from luthier.exports.llama_cpp.file import vocabulary_of
+from luthier.exports.llama_cpp.file import run_vocabulary
 from luthier.exports.llama_cpp.ollama_template import Dialogue, go_template
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Message
@@ -38,19 +38,22 @@ class Ollama(Gguf):
         super().write(tuned, folder)
         (folder / "Modelfile").write_text(self._modelfile(tuned), encoding="utf-8")
 
-    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
         facts = super().check(tuned, opened, prompts)
         facts["verified"] += "; the Modelfile's template renders dialogues as the run's own"
         return facts
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         name = re.sub(r"[^a-z0-9._-]+", "-", Path(tuned.run).name.lower()).strip("-") or "tuned"
-        return [command("ollama", "create", name, "-f", f"{folder}/Modelfile"), command("ollama", "run", name)]
+        return [
+            shell_line("ollama", "create", name, "-f", f"{folder}/Modelfile"),
+            shell_line("ollama", "run", name),
+        ]
 
     def _modelfile(self, tuned: Tuned) -> str:
         """InputError if no Ollama template matches the run's, or the template has no place for a system message."""
         template = Template(tuned.tokenizer)
-        opens = tuned.tokenizer.bos_token if vocabulary_of(tuned).add_bos else ""
+        opens = tuned.tokenizer.bos_token if run_vocabulary(tuned).add_bos else ""
 
         def render(dialogue: Dialogue, prompt: bool) -> str:
             text = template.render([Message(role, content) for role, content in dialogue], prompt=prompt)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.events import Progress
-from luthier.pipeline.prepare import decided
+from luthier.pipeline.prepare import with_decisions
 from luthier.recipe.config import RunConfig
 
 
@@ -24,8 +24,8 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
     data_report.refuse_run_folder(out)
     progress.stage("reading data")
     whole = config.data.model_copy(update={"streaming": False})  # a look at the data is a look at all of it
-    data = survey.read(whole, config.task, progress)
-    config = decided(config, data)
+    data = survey.read_all(whole, config.task, progress)
+    config = with_decisions(config, data)
     whole = config.data.model_copy(update={"streaming": False})  # with the format that was found, to be read again
     model = config.model.model_copy(update={"init": "random"})  # its weights need not be there
     source = locate(model)
@@ -33,4 +33,4 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
     template = Template(load_tokenizer(model, source))
     limit = row_limit(model, source, template.tokenizer, config.train.max_length, config.method.positions)
     found = survey.survey(whole, config.task, data, template, limit, progress)
-    return data_report.write(out, found, data, model.path, named="path" in model.model_fields_set)
+    return data_report.write_report(out, found, data, model.path, named="path" in model.model_fields_set)

@@ -14,10 +14,10 @@ from luthier.core.events import Progress
 from luthier.core.files import write_json
 from luthier.core.shell import public
 from luthier.exports.base import Export
-from luthier.exports.checking.parity import Bounds, Prompt, Runner, check_parity
+from luthier.exports.checking.parity import Bounds, HeldOutPrompt, Runner, check_parity
 from luthier.exports.checking.runners import TorchRunner, as_module
 from luthier.exports.checking.tuned import Tuned
-from luthier.pipeline.prepare import Tokens, load_base, on_this_machine, reopen
+from luthier.pipeline.prepare import Encoding, load_base, on_this_machine, reopen
 from luthier.recipe.config import RunConfig
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
@@ -80,7 +80,7 @@ def export(
     return report | {"path": str(place), "messages": target.publish(tuned, place)}
 
 
-def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Tokens, weights: Path) -> Tuned:
+def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Encoding, weights: Path) -> Tuned:
     from luthier.models.load import architecture, load_tokenizer, skeleton
     from luthier.models.quantized import unpack
     from luthier.rendering.chat_template import Template
@@ -133,7 +133,7 @@ def _refuse_small(place: Path, needed: int) -> None:
         )
 
 
-def _prompts(data: Prepared, count: int) -> list[Prompt]:
+def _prompts(data: Prepared, count: int) -> list[HeldOutPrompt]:
     """Of held-out rows, or of training rows where none is held out: its tokens, and where its answer begins."""
     from luthier.evaluation.records.generate import answer_start
 
@@ -141,7 +141,7 @@ def _prompts(data: Prepared, count: int) -> list[Prompt]:
     rows = rows if len(rows) else data.rows
     chosen = [rows[number] for number in range(min(count, len(rows)))]
     classifies = data.task.model_class == "classification"
-    return [Prompt(row.ids, None if classifies else max(1, answer_start(row))) for row in chosen]
+    return [HeldOutPrompt(row.ids, None if classifies else max(1, answer_start(row))) for row in chosen]
 
 
 def _held(
@@ -149,9 +149,9 @@ def _held(
     tuned: Tuned,
     folder: Path,
     data: Prepared,
-    tokens: Tokens,
+    tokens: Encoding,
     config: RunConfig,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[HeldOutPrompt],
     progress: Progress,
 ) -> dict[str, Any]:
     """What lies in `folder`, opened and held to the run: {"checked", "parity", "scores"}."""
@@ -173,7 +173,7 @@ def _held(
 
 
 def _parity_checks(
-    target: Export, tuned: Tuned, opened: nn.Module | Runner, prompts: Sequence[Prompt], progress: Progress
+    target: Export, tuned: Tuned, opened: nn.Module | Runner, prompts: Sequence[HeldOutPrompt], progress: Progress
 ) -> list[dict[str, Any]]:
     """What was exported and `opened` again, beside the run.
 
@@ -210,7 +210,12 @@ def _parity_checks(
 
 
 def _scores(
-    opened: nn.Module | Runner, tuned: Tuned, data: Prepared, tokens: Tokens, config: RunConfig, progress: Progress
+    opened: nn.Module | Runner,
+    tuned: Tuned,
+    data: Prepared,
+    tokens: Encoding,
+    config: RunConfig,
+    progress: Progress,
 ) -> dict[str, Any]:
     """{"export": scores} on the rows and with the settings of the run's own last scores, but without a judge."""
     import torch

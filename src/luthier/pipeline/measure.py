@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.events import Progress
-from luthier.evaluation.records.context import Memory, restored
+from luthier.evaluation.records.context import Memory, restored_records
 from luthier.pipeline.prepare import Loaded, load_base
 from luthier.runs.folder import RunFolder
 from luthier.runs.provenance import environment
@@ -55,7 +55,7 @@ class Measured:
 
     def __post_init__(self) -> None:
         """What came from JSON holds numbers again."""
-        self.records, self.probe = restored(self.records), restored(self.probe)
+        self.records, self.probe = restored_records(self.records), restored_records(self.probe)
 
 
 class Kept(Memory):
@@ -108,12 +108,12 @@ def measure_base(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measu
 
     InputError where the recipe ranks by a score that these rows do not have: before anything is trained.
     """
-    from luthier.evaluation.scores import choose, evaluations, lacking, metrics_of
+    from luthier.evaluation.scores import choose_primary, evaluations, lacking, metrics_of
 
     subject = subject_of(loaded, progress)
     if subject is None:
         return Measured()
-    choose(subject, list(metrics_of(evaluations(subject))))
+    choose_primary(subject, list(metrics_of(evaluations(subject))))
     for why in lacking(subject):
         progress.note(why)
     if not loaded.config.evaluate.before or loaded.config.model.init != "pretrained":
@@ -154,7 +154,7 @@ def _measure(subject: EvalContext) -> Measured:
 
     records = measure(subject)
     wanted = subject.settings.forgetting and not forgetting.applies(subject)
-    return Measured(records, forgetting.measure(subject) if wanted else [], dict(subject.counts))
+    return Measured(records, forgetting.measure_probe(subject) if wanted else [], dict(subject.counts))
 
 
 def _decides(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -
     """Measure `subject`, set it against the base and write predictions.jsonl."""
     from luthier.evaluation import forgetting
     from luthier.evaluation.contrast import contrast
-    from luthier.evaluation.scores import FEW, choose, differences, evaluations, lacking, scores
+    from luthier.evaluation.scores import FEW, choose_primary, differences, evaluations, lacking, scores
 
     tuned, chosen = _measure(subject), evaluations(subject)
     both = len(base.records) == len(tuned.records)
@@ -210,7 +210,7 @@ def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -
     ]
     folder.write_jsonl(folder.predictions, predictions)
     found = {"base": scores(base.records, chosen) if both else {}, "tuned": scores(tuned.records, chosen)}
-    primary = choose(subject, list(found["tuned"]))
+    primary = choose_primary(subject, list(found["tuned"]))
     for name, side in found.items():
         if primary in side:  # it comes first, wherever scores are shown
             side[primary]["primary_metric"] = True

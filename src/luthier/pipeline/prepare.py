@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class Encoding:
     """What a model's tokenizer and config.json make of the data; its weights are not there yet."""
 
     template: Template
@@ -42,7 +42,7 @@ class Loaded:
 
     config: RunConfig
     model: nn.Module
-    tokens: Tokens
+    tokens: Encoding
     data: Prepared
 
     @property
@@ -62,7 +62,7 @@ class SharedInputs:
 
     data: Prepared
     """Read, and tokenized as `tokens` says."""
-    tokens: Tokens
+    tokens: Encoding
     base: Callable[[RunConfig], nn.Module] | None
     """A model of one's own to train, which may lie in the memory of a base that others use; None: it is loaded."""
     own: Callable[[nn.Module], None]
@@ -110,7 +110,7 @@ def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
     return load(config.data, config.task, progress)
 
 
-def decided(config: RunConfig, data: Prepared) -> RunConfig:
+def with_decisions(config: RunConfig, data: Prepared) -> RunConfig:
     """The recipe with what was guessed of the data's columns, or chosen by the user, written down."""
     from luthier.data.prepare import decided
     from luthier.tasks.base import TASKS
@@ -121,7 +121,7 @@ def decided(config: RunConfig, data: Prepared) -> RunConfig:
 
 def tokenize(
     config: RunConfig, data: Prepared, progress: Progress, folder: RunFolder | None = None, positions: int | None = None
-) -> Tokens:
+) -> Encoding:
     """Encode the rows in place, and refuse what cannot be trained. Comes before any weights: it can stop the run.
 
     InputError where the base is not the one that the run in `folder` was started from. `positions` of the model are
@@ -141,7 +141,7 @@ def tokenize(
 
 def load_tokens(
     config: RunConfig, data: Prepared, progress: Progress, folder: RunFolder | None = None, positions: int | None = None
-) -> Tokens:
+) -> Encoding:
     """What encodes the rows, and how long they may be. InputError as `tokenize` raises for another base."""
     from luthier.models.load import load_tokenizer, locate, row_limit
     from luthier.rendering.chat_template import Template
@@ -154,10 +154,10 @@ def load_tokens(
     labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
     taken = config.method.positions if positions is None else positions
     max_length = row_limit(config.model, source, template.tokenizer, config.train.max_length, taken)
-    return Tokens(template, source, labels, max_length)
+    return Encoding(template, source, labels, max_length)
 
 
-def reopen(config: RunConfig, folder: RunFolder, progress: Progress) -> tuple[Prepared, Tokens]:
+def reopen(config: RunConfig, folder: RunFolder, progress: Progress) -> tuple[Prepared, Encoding]:
     """The held-out rows of a finished run as the run kept them, and its tokenizer; its data files are not read.
 
     A run that kept none (it is older than that) has its data read again. InputError where the rows are others now.
@@ -181,7 +181,11 @@ def refuse_other_rows(config: RunConfig, data: Prepared, folder: RunFolder) -> N
 
 
 def load_base(
-    config: RunConfig, data: Prepared, tokens: Tokens, folder: RunFolder | None = None, weights: Path | None = None
+    config: RunConfig,
+    data: Prepared,
+    tokens: Encoding,
+    folder: RunFolder | None = None,
+    weights: Path | None = None,
 ) -> Loaded:
     """The base model. `weights` is the folder of a whole tuned model to load instead."""
     import torch
@@ -205,7 +209,7 @@ def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None)
     config.method.check(model, classify=labels is not None, quantize=quantization(config.model, model.config))
 
 
-def plan_inputs(config: RunConfig, data: Prepared, tokens: Tokens) -> PlanInputs:
+def plan_inputs(config: RunConfig, data: Prepared, tokens: Encoding) -> PlanInputs:
     """What is to be planned; device and precision are decided in the recipe."""
     from luthier.planning.plan import PlanInputs
     from luthier.training.settings import total_steps
@@ -228,7 +232,7 @@ def plan_inputs(config: RunConfig, data: Prepared, tokens: Tokens) -> PlanInputs
 
 
 def resolve_run(
-    config: RunConfig, data: Prepared, tokens: Tokens, folder: RunFolder, progress: Progress
+    config: RunConfig, data: Prepared, tokens: Encoding, folder: RunFolder, progress: Progress
 ) -> ResolvedSettings:
     """Decide what the recipe leaves open, or take what was decided when the run was started, and say so."""
     from luthier.planning.resolve import ResolvedSettings, resolve

@@ -20,7 +20,6 @@ from luthier.pipeline.measure import UNMEASURED, compare_with_base, measure_base
 from luthier.pipeline.prepare import (
     Loaded,
     SharedInputs,
-    decided,
     load_base,
     on_this_machine,
     prepare_data,
@@ -28,9 +27,10 @@ from luthier.pipeline.prepare import (
     resolve_run,
     run_settings,
     tokenize,
+    with_decisions,
 )
 from luthier.recipe.config import RunConfig
-from luthier.recipe.identity import begin, holds_run_of, run_path, with_found_formats
+from luthier.recipe.identity import begin_run, holds_run_of, run_path, with_found_formats
 from luthier.runs.folder import RunFolder
 from luthier.runs.provenance import environment
 
@@ -67,7 +67,7 @@ def train(
         data = shared.data if shared is not None else None
         if not holds_run_of(folder, config):
             data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
-            config = decided(config, data)
+            config = with_decisions(config, data)
         elif folder.result.is_file():
             progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to retrain")
             result = dict(folder.read_json(folder.result))
@@ -109,7 +109,7 @@ def _stoppable(folder: RunFolder) -> Iterator[StopRequest]:
 @contextmanager
 def _begun(config: RunConfig, folder: RunFolder, progress: Progress) -> Iterator[None]:
     """Write what a run begins with, or resume it. A run that fails before its first step leaves no folder behind."""
-    resumes = begin(folder, config)
+    resumes = begin_run(folder, config)
     tidy(folder.path)
     tidy(folder.checkpoints)
     if resumes and (changed := [*folder.changes(), *folder.changed_check(config.evaluate)]):
@@ -128,7 +128,7 @@ def _keep_data(config: RunConfig, data: Prepared, folder: RunFolder, progress: P
 
     refuse_other_rows(config, data, folder)
     folder.write_json(folder.data, data.account())
-    folder.write_jsonl(folder.held_out, held_out.lines(data))
+    folder.write_jsonl(folder.held_out, held_out.held_out_lines(data))
     if data.refusals and data.stream is None:  # those of a stream are kept with each checkpoint
         folder.keep_refusals(data.refusals)
     account.report(data, folder.refused, progress)

@@ -156,7 +156,7 @@ def workload_of(inputs: PlanInputs, pack: int | None) -> Workload:
     return Workload(inputs.steps, *means, largest, at, len(shapes), pack is not None)
 
 
-def plan(inputs: PlanInputs, work: Workload) -> Plan:
+def estimate(inputs: PlanInputs, work: Workload) -> Plan:
     """Plan a run from config.json alone: no weights are read, and nothing large is held.
 
     Bytes and operations are those of the other machine, where there is one; seconds are always this machine's.

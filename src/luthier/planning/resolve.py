@@ -9,7 +9,7 @@ from luthier.core.errors import InputError
 from luthier.core.units import duration, gigabytes
 from luthier.methods.base import METHODS
 from luthier.models.load import device
-from luthier.planning.plan import Plan, PlanInputs, plan, workload_of
+from luthier.planning.plan import Plan, PlanInputs, estimate, workload_of
 from luthier.training.packing import check_packing, packs_well
 from luthier.training.settings import TrainConfig
 
@@ -95,7 +95,7 @@ def _planned(inputs: PlanInputs, packing: bool, tokens: int | None, checkpointin
     pack = max(tokens or 0, inputs.longest) if packing else None
     work = workload_of(inputs, pack)
     try:
-        return ResolvedSettings(train, pack, plan(inputs, work))
+        return ResolvedSettings(train, pack, estimate(inputs, work))
     except (InputError, ImportError):
         raise
     except Exception as error:  # a model's own code may ask for numbers in any way it likes

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from luthier.builtin import BASE
 from luthier.core.errors import InputError
 from luthier.core.files import digest
-from luthier.core.shell import command, setting
+from luthier.core.shell import setting, shell_line
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.models.settings import ModelConfig
 
@@ -84,7 +84,7 @@ def require(
         if callable(allow) and allow(f"{key} in {recipe} would {use.what}"):
             continue
         ways = [flag] if flag else []
-        ways += [command(*use.settings)] if key.partition(".")[0] in blocks else []
+        ways += [shell_line(*use.settings)] if key.partition(".")[0] in blocks else []
         raise InputError(
             f"{key} in {recipe} would {use.what}, which nobody asked for on this command line",
             fix=f"look at it first, then give {' or '.join(ways)} with the same command",

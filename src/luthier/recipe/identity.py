@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from luthier.core.errors import InputError
 from luthier.core.files import write_text
-from luthier.core.shell import command
+from luthier.core.shell import shell_line
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder, checked
 from luthier.runs.provenance import environment
@@ -74,7 +74,7 @@ def read_recipe(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:
         if changed:
             raise InputError(
                 f"{folder.recipe} was edited after the run was started:{changed}",
-                fix=f"put it back, or start another run: {command('luthier', 'train', folder.recipe, 'run=DIR')}",
+                fix=f"put it back, or start another run: {shell_line('luthier', 'train', folder.recipe, 'run=DIR')}",
             )
     return now
 
@@ -111,7 +111,7 @@ def holds_run_of(folder: RunFolder, config: RunConfig) -> bool:
     return True
 
 
-def begin(folder: RunFolder, config: RunConfig) -> bool:
+def begin_run(folder: RunFolder, config: RunConfig) -> bool:
     """Begin a run, or find one of the same recipe: True then. Only for who holds the folder."""
     there = holds_run_of(folder, config)
     if not there:

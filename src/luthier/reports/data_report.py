@@ -10,7 +10,7 @@ from typing import Any
 
 from luthier.core.errors import InputError
 from luthier.core.files import write_json, write_jsonl, write_text
-from luthier.data.checks.audit import Audit, as_json
+from luthier.data.checks.audit import Audit, audit_json
 from luthier.data.prepared import Prepared
 from luthier.reports import page
 from luthier.runs.folder import RunFolder
@@ -33,14 +33,14 @@ def refuse_run_folder(out: Path) -> None:
         raise InputError(f"{out} is the folder of a run", fix="choose another folder with --out DIR")
 
 
-def write(out: Path, found: Audit, data: Prepared, model: str, *, named: bool) -> dict[str, Any]:
+def write_report(out: Path, found: Audit, data: Prepared, model: str, *, named: bool) -> dict[str, Any]:
     """Write data.html, data.json and refused.jsonl; returns data.json. `named`: whether the user named the model."""
     notes = [
         f"read as train would, with the tokenizer of {model}"
         + ("" if named else ", because no model is named: --model M counts with yours"),
         f"rows of at most {found.max_length:,} tokens",
     ]
-    body = {"out": str(out), "notes": notes, **as_json(found)}
+    body = {"out": str(out), "notes": notes, **audit_json(found)}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

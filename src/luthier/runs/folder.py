@@ -31,13 +31,13 @@ from pydantic import ValidationError
 
 from luthier.core.errors import Busy, InputError, did_you_mean
 from luthier.core.files import JsonObject, as_json, digest, read_object, staging_of, sync, write_jsonl, write_text
-from luthier.core.shell import command
+from luthier.core.shell import shell_line
 from luthier.core.strict_json import to_json
 from luthier.data.store import Refusal
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.models.settings import ModelConfig
 from luthier.runs.ledger import Ledger
-from luthier.runs.provenance import base_of, changes, environment, local_copy, refuse_another_base
+from luthier.runs.provenance import base_hashes, changes, environment, local_copy, refuse_another_base
 
 FIRST = {
     ".lock",
@@ -83,7 +83,7 @@ class RunFolder:
         """The finished weights, whole as they were written; InputError where they are damaged or not there yet."""
         from luthier.core.files import fault
 
-        train = command("luthier", "train", self.recipe)
+        train = shell_line("luthier", "train", self.recipe)
         for name in ("adapter", "model"):
             if (self.path / name).is_dir() and self.result.is_file():
                 if what := fault(self.path / name, run=self.ledger.run, others=True):
@@ -149,7 +149,7 @@ class RunFolder:
 
     def _restore(self, path: Path) -> str:
         if path == self.result:
-            again = f"{command('rm', path)} && {command('luthier', 'train', self.recipe)}"
+            again = f"{shell_line('rm', path)} && {shell_line('luthier', 'train', self.recipe)}"
             return f"{again}: it is written again from the checkpoint"
         return f"restore {path.name} from a copy of the run, or train in another folder: run=DIR"
 
@@ -169,7 +169,7 @@ class RunFolder:
         there, kept = local_copy(source, model.revision), self._environment()
         if there is None:
             return
-        now = base_of(there, weights=model.init == "pretrained")
+        now = base_hashes(there, weights=model.init == "pretrained")
         if "base" in kept:
             if there != Path(source):  # a snapshot of a commit: what was fetched since is no change
                 now = {name: value for name, value in now.items() if name in kept["base"]}

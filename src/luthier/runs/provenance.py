@@ -47,7 +47,7 @@ def changes(before: Mapping[str, Any]) -> list[str]:
     return [f"{name} {then} at the start, {here} now" for name, then, here in pairs if then not in (None, here)]
 
 
-def base_of(folder: Path, *, weights: bool = True) -> dict[str, str]:
+def base_hashes(folder: Path, *, weights: bool = True) -> dict[str, str]:
     """A hash for each file of a base that a run depends on: tokenizer, configuration, code, weights.
 
     Of weights the header is hashed and both ends of each tensor, for reading all of them would take as long as loading

@@ -67,7 +67,7 @@ def _found(folder: Path) -> list[Path]:
     return [named[step] for step in sorted(named)]
 
 
-def write(
+def write_checkpoint(
     target: Path,
     weights: Callable[[Path], None],
     optimizer: torch.optim.Optimizer,
@@ -97,7 +97,7 @@ def write(
         )
 
 
-def read(
+def read_checkpoint(
     checkpoint: Path,
     restore: Callable[[Path], None],
     optimizer: torch.optim.Optimizer,

@@ -118,7 +118,7 @@ class Trainer:
         for what in broken:
             self.progress.warn(what)
         if found is not None:
-            self.state |= checkpoints.read(
+            self.state |= checkpoints.read_checkpoint(
                 found,
                 lambda weights: self.method.restore(self.raw, weights),
                 self._plain_optimizer(),
@@ -356,7 +356,7 @@ class Trainer:
         if self.data.stream is not None:
             self.folder.keep_refusals(self.data.refusals)
         self.folder.sync_metrics()
-        checkpoints.write(
+        checkpoints.write_checkpoint(
             self.folder.checkpoints / checkpoint_name(step),
             lambda folder: self.method.save(self.raw, folder, training=True),
             self._plain_optimizer(),

@@ -14,7 +14,16 @@ from luthier.core.errors import InputError
 from luthier.methods.base import METHODS
 from luthier.models.settings import ModelConfig
 from luthier.planning.advisor.candidates import NAMES, Base, Planner
-from luthier.planning.advisor.evidence import Board, Score, Source, comparisons, measured, papers, relevant, repository
+from luthier.planning.advisor.evidence import (
+    Board,
+    Citation,
+    Score,
+    comparisons,
+    measured,
+    papers,
+    relevant,
+    repository,
+)
 from luthier.planning.advisor.question import assumed_facts
 from luthier.training.settings import TrainConfig
 from tests.conftest import ROOT
@@ -66,7 +75,7 @@ def test_the_recipes_own_settings_of_a_method_count(bases: Path) -> None:
 
 
 def board(scores: dict[str, Score], *, metric: str = "accuracy", higher: bool = True, tier: int = 2) -> Board:
-    return Board(tier, "x", metric, higher, "", "", "m", None, None, scores, Source("repository", "f"), {})
+    return Board(tier, "x", metric, higher, "", "", "m", None, None, scores, Citation("repository", "f"), {})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from luthier.methods.base import METHODS
 from luthier.models.settings import ModelConfig
 from luthier.planning import machine
 from luthier.planning.advisor.question import ChooseOptions, latency_of, seconds_of, size_of
-from luthier.planning.plan import HOLDS, PlanInputs, Workload, plan
+from luthier.planning.plan import HOLDS, PlanInputs, Workload, estimate
 from luthier.tasks.base import TASKS
 from luthier.training.settings import TrainConfig
 from tests.conftest import luthier, model_config
@@ -88,7 +88,7 @@ def test_another_machine_is_planned_by_its_memory_alone(tmp_path: Path) -> None:
             0,
             other,
         )
-        return plan(inputs, Workload(10, 60.0, 30.0, 2.0, [9, 30], 20))
+        return estimate(inputs, Workload(10, 60.0, 30.0, 2.0, [9, 30], 20))
 
     here, card, box = (
         planned(None),

@@ -49,7 +49,7 @@ def command(
     config = RunConfig.load(path, overrides)
     if not as_json:
         starting("choose", f"a method for {config.sources}")
-    from luthier.cli.terminal.show_choice import show
+    from luthier.cli.terminal.show_choice import show_choice
     from luthier.pipeline.choose import choose
 
     refuse_foreign(path, config.model, None, overrides, consent())
@@ -58,6 +58,6 @@ def command(
     if as_json:
         typer.echo(to_json(found, indent=1, ensure_ascii=False))
     else:
-        show(found, console)
+        show_choice(found, console)
     if not found["ranked"]:
         raise typer.Exit(2)

@@ -44,7 +44,7 @@ def command(
     starting("compare", f"methods {methods} on {config.sources}")
     for note in refuse_foreign(path, config.model, config.evaluate, overrides, consent()):
         terminal.note(note)
-    from luthier.cli.terminal.show_compare import show
+    from luthier.cli.terminal.show_compare import show_comparison
     from luthier.comparison.compare import compare
     from luthier.comparison.runner import CompareConfig
     from luthier.planning.advisor.question import seconds_of
@@ -52,4 +52,4 @@ def command(
     seconds = None if budget is None else seconds_of(budget, "--budget", default_unit="")
     options = CompareConfig(methods, seconds, tokens, seeds, tune, workers)
     with resumable(terminal):
-        show(compare(config, options, recipe=path, progress=terminal))
+        show_comparison(compare(config, options, recipe=path, progress=terminal))

@@ -52,7 +52,7 @@ def command(
     limits = ServerLimits(max_batch, max_waiting, max_body, max_prompt, max_tokens, grace)
     common: dict[str, Any] = {"dtype": dtype, "progress": Terminal(), "allow_code": consent(allow_code)}
     if engine == "vllm":
-        from luthier.serving.vllm.launch import serve as serve_vllm
+        from luthier.serving.vllm.launch import serve_vllm
 
         serve_vllm(runs, address, limits, vllm=vllm, write=write, **common)
         return

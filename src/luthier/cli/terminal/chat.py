@@ -28,7 +28,7 @@ HELP = "type a message; /new starts a new conversation, /quit or ctrl-D ends, //
 
 
 @dataclass(slots=True)
-class Side:
+class Speaker:
     """One model, the conversation with it, and its current answer."""
 
     label: str
@@ -44,7 +44,7 @@ class Side:
         return CONTROL.sub("\N{REPLACEMENT CHARACTER}", self.text) if console.is_terminal else self.text
 
 
-Show = Callable[[Side, str], None]
+Show = Callable[[Speaker, str], None]
 """Called with the side whose answer grew or ended, and its new text."""
 
 
@@ -70,7 +70,7 @@ def talk(
     opening = [Message("system", system)] if system else []
     equal = len({backend.name for backend in backends}) < len(backends)
     sides = [
-        Side(f"{number}: {backend.name}" if equal else backend.name, backend, list(opening))
+        Speaker(f"{number}: {backend.name}" if equal else backend.name, backend, list(opening))
         for number, backend in enumerate(backends, start=1)
     ]
     if prompt is not None:
@@ -79,7 +79,9 @@ def talk(
         _converse(sides, opening, sampling, terminal)
 
 
-def _converse(sides: Sequence[Side], opening: Sequence[Message], sampling: SamplingParams, terminal: Terminal) -> None:
+def _converse(
+    sides: Sequence[Speaker], opening: Sequence[Message], sampling: SamplingParams, terminal: Terminal
+) -> None:
     """Answer line by line. After an error, a user at a terminal can go on, a pipe cannot."""
     interactive = _open_input(terminal)
     while (line := _read_line(interactive)) is not None:
@@ -132,7 +134,7 @@ def _read_line(interactive: bool) -> str | None:
         return None
 
 
-def _answer(sides: Sequence[Side], text: str, sampling: SamplingParams) -> None:
+def _answer(sides: Sequence[Speaker], text: str, sampling: SamplingParams) -> None:
     """Let all sides answer at the same time and show it. A side that fails forgets the message; the error is raised."""
     for side in sides:
         side.messages.append(Message("user", text))
@@ -153,12 +155,12 @@ def _answer(sides: Sequence[Side], text: str, sampling: SamplingParams) -> None:
             raise side.error
 
 
-def _stream(sides: Sequence[Side], sampling: SamplingParams, show: Show) -> None:
+def _stream(sides: Sequence[Speaker], sampling: SamplingParams, show: Show) -> None:
     """Read all answers, each in its own thread, until they have ended; an exception here stops them."""
-    received: SimpleQueue[tuple[Side, str | Exception | None]] = SimpleQueue()
+    received: SimpleQueue[tuple[Speaker, str | Exception | None]] = SimpleQueue()
     stop = threading.Event()
 
-    def read(side: Side) -> None:
+    def read(side: Speaker) -> None:
         stream = side.backend.stream(list(side.messages), sampling)
         try:
             for piece in stream:
@@ -194,11 +196,11 @@ def _out(text: str) -> None:
 class _InTurn:
     """Shows the answers below one another; the text of a later one waits for its turn."""
 
-    def __init__(self, sides: Sequence[Side]) -> None:
+    def __init__(self, sides: Sequence[Speaker]) -> None:
         self.sides, self.several = list(sides), len(sides) > 1
         self.labelled = False
 
-    def __call__(self, side: Side, piece: str) -> None:
+    def __call__(self, side: Speaker, piece: str) -> None:
         if side is not self.sides[0]:
             return
         self._print(side, piece)
@@ -209,14 +211,14 @@ class _InTurn:
             if self.sides:
                 self._print(self.sides[0], self.sides[0].shown)
 
-    def _print(self, side: Side, piece: str) -> None:
+    def _print(self, side: Speaker, piece: str) -> None:
         if self.several and not self.labelled:
             console.print(Text(f"{side.label}: ", style="bold"), end="")
             self.labelled = True
         _out(piece)
 
 
-def _in_columns(sides: Sequence[Side], sampling: SamplingParams) -> None:
+def _in_columns(sides: Sequence[Speaker], sampling: SamplingParams) -> None:
     """Show two answers next to each other; if they outgrow the screen, only their ends until they are complete."""
     screen = Console(highlight=False)
     with Live(console=screen, refresh_per_second=12, transient=True, vertical_overflow="crop") as live:
@@ -228,7 +230,7 @@ def _in_columns(sides: Sequence[Side], sampling: SamplingParams) -> None:
     screen.print()
 
 
-def _columns(screen: Console, sides: Sequence[Side], last: int = 0) -> Table:
+def _columns(screen: Console, sides: Sequence[Speaker], last: int = 0) -> Table:
     """Return a table with a column for each answer; `last` limits it to so many lines."""
     table = Table.grid(padding=(0, 2), expand=True)
     for _ in sides:

@@ -23,7 +23,7 @@ from rich.text import Text
 from luthier.core.errors import Stopped
 from luthier.core.events import Progress
 from luthier.core.redaction import redacted
-from luthier.core.shell import command
+from luthier.core.shell import shell_line
 from luthier.reports.data_report import piece, shown
 
 WIDE = 140
@@ -204,7 +204,7 @@ def resumable(terminal: Terminal) -> Iterator[None]:
     except Stopped as stop:
         terminal.train_ends()
         console.print(f"{stop}. Rerun the same command to resume:")
-        console.print(f"  [bold]{command('luthier', *sys.argv[1:])}[/]", soft_wrap=True)
+        console.print(f"  [bold]{shell_line('luthier', *sys.argv[1:])}[/]", soft_wrap=True)
         raise typer.Exit(stop.exit_code) from None
     except BaseException:
         terminal.train_ends()

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from luthier.core.units import duration, gigabytes
-from luthier.planning.advisor.reasons import size, work
+from luthier.planning.advisor.reasons import bytes_text, work
 
 FIRST = 3
 """Methods whose reasons are shown."""
@@ -17,7 +17,7 @@ SPARED = ("merges", "file", "fits", "setting", "training")
 """Columns of the table that are left out where the terminal is too narrow, the first of them first."""
 
 
-def show(found: Mapping[str, Any], console: Console) -> None:
+def show_choice(found: Mapping[str, Any], console: Console) -> None:
     """Print the question, the ranking, reasons, limits, exclusions, and the next commands."""
     asked = found["question"]
     console.print(
@@ -25,10 +25,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     )
     console.print(f"  {machine(asked)}")
     if found["ranked"]:
-        tables = (table(found, SPARED[:number]) for number in range(len(SPARED)))
+        tables = (ranking_table(found, SPARED[:number]) for number in range(len(SPARED)))
         whole = console.options.update(max_width=10 * console.width)
         fits = (made for made in tables if console.measure(made, options=whole).maximum <= console.width)
-        console.print(next(fits, table(found, SPARED)))
+        console.print(next(fits, ranking_table(found, SPARED)))
         scores = [row["score"] for row in found["ranked"] if row["score"]]
         for board in dict.fromkeys(f"{score['board']}, {score['metric']} {score['cited']}" for score in scores):
             console.print(f"  measured: {escape(board)}")
@@ -75,7 +75,7 @@ def machine(asked: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def table(found: Mapping[str, Any], without: Sequence[str] = ()) -> Table:
+def ranking_table(found: Mapping[str, Any], without: Sequence[str] = ()) -> Table:
     """The ranking, `without` some of its columns."""
     made = Table(box=SIMPLE, pad_edge=False)
     many = found["question"]["variants"]
@@ -103,8 +103,8 @@ def _cells(row: Mapping[str, Any], many: int) -> dict[str, str]:
         "fits": {True: "yes", False: "no", None: "?"}[row["fits"]],
         "memory": "?" if row["memory"] is None else gigabytes(row["memory"]),
         "training": training,
-        "file": size(row["file_bytes"]),
-        **({f"all {many}": size(row["all_bytes"])} if many > 1 else {}),
+        "file": bytes_text(row["file_bytes"]),
+        **({f"all {many}": bytes_text(row["all_bytes"])} if many > 1 else {}),
         "merges": "yes" if row["merges"] else "no",
         "measured": "no measurement" if score is None else f"{score['board']} {score['shown']}",
     }

@@ -21,7 +21,7 @@ COLUMNS: list[tuple[str, int, Callable[[Mapping[str, Any]], str]]] = [
 """Name, minimum terminal width, and cell."""
 
 
-def show(body: Mapping[str, Any]) -> None:
+def show_comparison(body: Mapping[str, Any]) -> None:
     """Show score, interval, significance and costs of each method, failed methods, and where the page is."""
     if done := [row for row in body["rows"] if row["status"] == "done"]:
         seeds = len(body["seeds"])

@@ -337,6 +337,6 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
         found.add("note", "validation", "no row is held out, so nothing will show whether training helps")
 
 
-def as_json(found: Audit) -> dict[str, Any]:
+def audit_json(found: Audit) -> dict[str, Any]:
     """The audit as it is written to data.json."""
     return {"stops": found.stops, **asdict(found)}

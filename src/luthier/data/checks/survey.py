@@ -15,7 +15,7 @@ from luthier.rendering.chat_template import Template
 from luthier.tasks.base import Task
 
 
-def read(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
+def read_all(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
     """The rows that can be read; the others are in `refusals`. DataError where none is left."""
     try:
         return load(lenient(config), task, progress)

@@ -130,7 +130,7 @@ def turns_of(value: Any, name: str) -> list[Message]:
     return made
 
 
-def question_of(value: Any, name: str, material: str = "") -> list[Message]:
+def question_text(value: Any, name: str, material: str = "") -> list[Message]:
     """A prompt as turns: a text becomes the user's turn, with `material` after it."""
     if isinstance(value, list | Mapping) and not material:
         return turns_of(value, name)

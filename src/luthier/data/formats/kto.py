@@ -55,7 +55,7 @@ class Kto(Format):
             turns += base.turns_of(row[self.messages], self.messages)
         else:
             prompt = column(row, self.prompt, key="prompt")
-            turns += base.question_of(prompt, self.prompt, optional_text(row, self.input))
+            turns += base.question_text(prompt, self.prompt, optional_text(row, self.input))
             turns += base.answer_of(column(row, self.completion, key="completion"), self.completion)
         tools = tools_of(row, self.tools)
         dialogue = dialogue_of(turns, tools)

@@ -74,7 +74,7 @@ class Preference(Format):
         answer = row.get(self.chosen)
         if isinstance(answer, list) and (name not in row or _whole(answer_of(answer, self.chosen))):
             return start  # the answers hold the prompt already
-        return start + base.question_of(column(row, name, key="prompt"), name, base.optional_text(row, self.input))
+        return start + base.question_text(column(row, name, key="prompt"), name, base.optional_text(row, self.input))
 
 
 def _whole(turns: list[Message]) -> bool:

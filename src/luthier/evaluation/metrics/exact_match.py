@@ -30,9 +30,9 @@ class ExactMatch(Evaluation):
 
 def exact(record: Record) -> int:
     """1 if the answer is one of the references, else 0."""
-    return int(plain(record["said"]) in map(plain, references_of(record)))
+    return int(normalized_answer(record["said"]) in map(normalized_answer, references_of(record)))
 
 
-def plain(text: str) -> str:
+def normalized_answer(text: str) -> str:
     """Text without case, outer white space and final stop."""
     return text.strip().casefold().rstrip(".。").strip()

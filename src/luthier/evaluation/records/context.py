@@ -21,7 +21,7 @@ Record = dict[str, Any]
 """What was measured on one example: numbers, and the model's own words."""
 
 
-def restored(records: Sequence[Mapping[str, Any]]) -> list[Record]:
+def restored_records(records: Sequence[Mapping[str, Any]]) -> list[Record]:
     """Records as they were before JSON, which stores NaN and infinity as null."""
     return [{key: math.nan if value is None else value for key, value in each.items()} for each in records]
 

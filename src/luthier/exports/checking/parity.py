@@ -17,7 +17,7 @@ Bounds = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class HeldOutPrompt:
     """A held-out row."""
 
     ids: Sequence[int]  # all its tokens: logits are compared at each
@@ -51,7 +51,7 @@ class ParityCheck:
 
 
 def check_parity(
-    trained: Runner, exported: Runner, prompts: Sequence[Prompt], bounds: Bounds, most: int, progress: Progress
+    trained: Runner, exported: Runner, prompts: Sequence[HeldOutPrompt], bounds: Bounds, most: int, progress: Progress
 ) -> ParityCheck:
     """Compare both on all prompts, with answers of `most` tokens. AssertionError if logits differ in shape."""
     import numpy as np

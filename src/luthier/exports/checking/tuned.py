@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.shell import command
+from luthier.core.shell import shell_line
 from luthier.methods.base import Method
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Tuned:
 
     def export_command(self, form: str) -> str:
         """What to type for another form of this run."""
-        return command("luthier", "export", Path(self.run), "--to", form)
+        return shell_line("luthier", "export", Path(self.run), "--to", form)
 
     def merged(self) -> nn.Module:
         """The plain base with the tuned weights merged in."""

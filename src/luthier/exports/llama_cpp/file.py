@@ -46,10 +46,10 @@ def refuse_gguf(tuned: Tuned, *, replay: bool) -> None:
     if tuned.classifies:
         raise _cannot("a classification head: llama.cpp runs models that generate text")
     refuse_model(tuned.config)
-    vocabulary_of(tuned)
+    run_vocabulary(tuned)
 
 
-def vocabulary_of(tuned: Tuned) -> Vocabulary:
+def run_vocabulary(tuned: Tuned) -> Vocabulary:
     """The run's tokenizer in llama.cpp's terms."""
     return vocabulary(tuned.tokenizer, tuned.config.vocab_size, tuned.ends, dialogues=tuned.task == "chat")
 
@@ -139,7 +139,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Callable[[], NDArray[Any]]
 
 
 def _weight(config: Any, key: str, tensor: Tensor) -> NDArray[Any]:
-    return in_order(config, key, _numbers(tensor))
+    return permuted(config, key, _numbers(tensor))
 
 
 def name_of(config: Any, key: str) -> str:
@@ -153,7 +153,7 @@ def name_of(config: Any, key: str) -> str:
     return str(name)
 
 
-def in_order(config: Any, key: str, numbers: NDArray[Any]) -> NDArray[Any]:
+def permuted(config: Any, key: str, numbers: NDArray[Any]) -> NDArray[Any]:
     """Rows in llama.cpp's order: [out, ...] -> [out, ...].
 
     Its Llama rotates adjacent numbers of a head, transformers' those half a head apart, so rows of Q and K move.

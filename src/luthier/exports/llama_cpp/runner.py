@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import Unproved
-from luthier.exports.checking.parity import Prompt
+from luthier.exports.checking.parity import HeldOutPrompt
 from luthier.exports.llama_cpp.vocabulary import PROBES
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class LlamaRunner:
         return list(self.llama.tokenize(text.encode(), add_bos=False, special=True))
 
 
-def same_tokens(runner: LlamaRunner, tokenizer: Any, prompts: Sequence[Prompt]) -> int:
+def same_tokens(runner: LlamaRunner, tokenizer: Any, prompts: Sequence[HeldOutPrompt]) -> int:
     """Number of texts that llama.cpp tokenizes as the run's tokenizer does; Unproved if one differs."""
     texts = [*PROBES, *(tokenizer.decode(prompt.ids, clean_up_tokenization_spaces=False) for prompt in prompts)]
     for text in texts:
@@ -103,7 +103,7 @@ def same_tokens(runner: LlamaRunner, tokenizer: Any, prompts: Sequence[Prompt]) 
     return len(texts)
 
 
-def verified(tokenizer: Any, opened: LlamaRunner | None, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def verified(tokenizer: Any, opened: LlamaRunner | None, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
     """What was verified beside the answers, and what was not, for export.json."""
     if opened is None:
         not_verified = "that llama.cpp splits text into the same tokens and answers as the run"

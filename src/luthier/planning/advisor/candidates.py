@@ -115,7 +115,7 @@ class Candidate:
         return settings + (["train.gradient_checkpointing=true"] if self.checkpointing else [])
 
 
-def named(method: Method) -> str:
+def named_variant(method: Method) -> str:
     """The name of a method in benchmarks: `dora` for a LoRA with dora, else the method's own name."""
     for name, (file, fields) in METHODS.presets.items():
         if file == method.name and fields and all(getattr(method, key) == value for key, value in fields.items()):
@@ -171,7 +171,7 @@ class Planner:
 
     def method(self, preset: str) -> Method:
         """The method at its defaults, or with the recipe's settings."""
-        return self.own if self.own is not None and named(self.own) == preset else METHODS.parse(preset)
+        return self.own if self.own is not None and named_variant(self.own) == preset else METHODS.parse(preset)
 
     def check(self, preset: str, quantize: str | None = None) -> None:
         """InputError where a method cannot serve on this base or machine. Two layers are enough for the check."""

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from luthier.core.shell import command
-from luthier.planning.advisor.rank import Choice
+from luthier.core.shell import shell_line
+from luthier.planning.advisor.rank import Ranking
 
 COMPARED = 4
 """Most methods that a comparison is suggested for."""
 
 
-def next_commands(choice: Choice, given: Sequence[str], *, quantize: str) -> list[str]:
+def next_commands(choice: Ranking, given: Sequence[str], *, quantize: str) -> list[str]:
     """The command that trains with the first method, and one that compares it with those it is tied with.
 
     `given` holds the recipe's arguments as typed, `quantize` is the recipe's own model.quantize.
@@ -29,4 +29,4 @@ def next_commands(choice: Choice, given: Sequence[str], *, quantize: str) -> lis
     if len(tied) > 1:
         names = ",".join(one.preset for one in tied[:COMPARED])
         commands.append(["luthier", "compare", *kept, "--methods", names])
-    return [command(*words) for words in commands]
+    return [shell_line(*words) for words in commands]

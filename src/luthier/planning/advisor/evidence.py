@@ -31,7 +31,7 @@ Learns = Literal["classify", "labels", "answers", "text"]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Citation:
     """Where a figure stands, so that a person can look it up."""
 
     kind: Literal["compare", "repository", "paper", "plan", "method"]
@@ -86,7 +86,7 @@ class Board:
     parameters: float | None
     rows: int | None
     scores: dict[str, Score]
-    source: Source
+    source: Citation
     failed: dict[str, str] = field(default_factory=dict)
     """Methods that failed there -> the error."""
     classes: int | None = None
@@ -136,7 +136,11 @@ def measured() -> dict[str, Any]:
 
 
 def _board(
-    tier: int, kept: Mapping[str, Any], scores: dict[str, Score], source: Source, failed: dict[str, str] | None = None
+    tier: int,
+    kept: Mapping[str, Any],
+    scores: dict[str, Score],
+    source: Citation,
+    failed: dict[str, str] | None = None,
 ) -> Board:
     learns, family = kept.get("learns", ""), kept.get("family", "")
     higher, languages = kept.get("higher_is_better", True), tuple(kept.get("languages", ()))
@@ -151,7 +155,7 @@ def repository() -> dict[str, Board]:
     found = {}
     for kept in measured()["boards"]:
         scores = {name: Score(s["value"], s["low"], s["high"], s["bytes"]) for name, s in kept["scores"].items()}
-        found[kept["name"]] = _board(2, kept, scores, Source("repository", measured()["file"], kept["command"]))
+        found[kept["name"]] = _board(2, kept, scores, Citation("repository", measured()["file"], kept["command"]))
     return found
 
 
@@ -161,7 +165,7 @@ def papers() -> tuple[Board, ...]:
     found = []
     for kept in json.loads((HERE / "papers.json").read_text(encoding="utf-8")):
         scores = {name: Score(value) for name, value in kept["scores"].items()}
-        found.append(_board(3, kept, scores, Source("paper", kept["paper"], kept["place"])))
+        found.append(_board(3, kept, scores, Citation("paper", kept["paper"], kept["place"])))
     return tuple(found)
 
 
@@ -234,7 +238,7 @@ def comparisons(files: Iterable[Path], *, model: str, data: str | None, task: st
         failed = {preset_of(row.method, row.quantize): row.reason for row in made.rows if row.status == "failed"}
         if scores or (failed and same):
             kept = made.model_dump() | {"name": Path(made.data).name or made.data, "rows": None}
-            boards.append(_board(0 if same else 1, kept, scores, Source("compare", str(file)), failed))
+            boards.append(_board(0 if same else 1, kept, scores, Citation("compare", str(file)), failed))
     return boards
 
 

@@ -18,8 +18,8 @@ from luthier.core.errors import InputError
 from luthier.core.units import duration, gigabytes
 from luthier.methods.base import METHODS
 from luthier.planning.advisor.candidates import NAMES, Candidate, Planner
-from luthier.planning.advisor.evidence import Source, tiers
-from luthier.planning.advisor.reasons import Excluded, Question, Reason, kept_bytes, limits, reasons, size, work
+from luthier.planning.advisor.evidence import Citation, tiers
+from luthier.planning.advisor.reasons import Excluded, Question, Reason, bytes_text, kept_bytes, limits, reasons, work
 
 ENOUGH = 5
 """Methods that fit; more are planned only where they are tied with the first."""
@@ -31,7 +31,7 @@ Standing = tuple[bool, int, int, float]
 
 
 @dataclass(slots=True)
-class Choice:
+class Ranking:
     """The ranking of all methods for a question."""
 
     question: Question
@@ -94,9 +94,9 @@ def above(size: float, least: float, factor: float = ABOUT) -> int:
     return int(log(max(size, least) / least) / log(factor)) if 0 < least <= size < float("inf") else 0
 
 
-def rank_methods(question: Question, planner: Planner, report: Callable[[str], None] = lambda name: None) -> Choice:
+def rank_methods(question: Question, planner: Planner, report: Callable[[str], None] = lambda name: None) -> Ranking:
     """Rank all methods for the question; `report` is called with the name of each method that is planned."""
-    choice = Choice(question)
+    choice = Ranking(question)
     serving = [name for name in NAMES if _serves(choice, planner, name)]
     first: Standing | None = None
     for name in sorted(serving, key=lambda name: (standing(question, name), NAMES.index(name))):
@@ -121,20 +121,20 @@ def rank_methods(question: Question, planner: Planner, report: Callable[[str], N
     return choice
 
 
-def _serves(choice: Choice, planner: Planner, name: str) -> bool:
+def _serves(choice: Ranking, planner: Planner, name: str) -> bool:
     """Whether a method can serve, as far as is known without its sizes; if not, the reason is kept."""
     question = choice.question
     failed = next((board for board in question.boards if board.tier == 0 and name in board.failed), None)
     if failed is not None:
         text, source = f"failed on this base and data: {failed.failed[name]}", failed.source
     elif question.options.latency == "merged" and not METHODS.get(name).mergeable:
-        text, source = "does not merge into the base", Source("method", "luthier list methods")
+        text, source = "does not merge into the base", Citation("method", "luthier list methods")
     else:
         try:
             planner.check(name)
             return True
         except InputError as error:
-            text, source = error.message, Source("method", f"luthier explain method {name}")
+            text, source = error.message, Citation("method", f"luthier explain method {name}")
     choice.exclude(name, Reason(text, source, -1.0))
     return False
 
@@ -145,13 +145,13 @@ def _too_many_models(question: Question, one: Candidate) -> Reason | None:
     if number == 1 or not one.whole or number * one.file_bytes <= 2 * question.base_bytes:
         return None
     text = (
-        f"{number} variants are {number} whole models of {size(one.file_bytes)}, "
-        f"{size(number * one.file_bytes)} together; adapters share one base of {size(question.base_bytes)}"
+        f"{number} variants are {number} whole models of {bytes_text(one.file_bytes)}, "
+        f"{bytes_text(number * one.file_bytes)} together; adapters share one base of {bytes_text(question.base_bytes)}"
     )
     return question.planned(text, -1.0)
 
 
-def _planned(choice: Choice, planner: Planner, one: Candidate) -> Candidate | None:
+def _planned(choice: Ranking, planner: Planner, one: Candidate) -> Candidate | None:
     """The candidate with its plan; None where it takes too much memory or time, with the reason kept."""
     question, most = choice.question, choice.question.options.time
     usable = f"{gigabytes(question.room)} of {gigabytes(question.memory)} may be counted on"
@@ -171,7 +171,7 @@ def _planned(choice: Choice, planner: Planner, one: Candidate) -> Candidate | No
     return None
 
 
-def record(choice: Choice, *, data: str | None, task: str, next_commands: Sequence[str]) -> dict[str, Any]:
+def record(choice: Ranking, *, data: str | None, task: str, next_commands: Sequence[str]) -> dict[str, Any]:
     """The choice as JSON."""
     question, facts, options = choice.question, choice.question.facts, choice.question.options
     ties = {one.name for one in choice.ties()}
@@ -197,7 +197,7 @@ def record(choice: Choice, *, data: str | None, task: str, next_commands: Sequen
     }
 
 
-def _needed_rate(choice: Choice) -> list[Reason]:
+def _needed_rate(choice: Ranking) -> list[Reason]:
     """The speed that a card of unknown speed must have to end in time."""
     question, most = choice.question, choice.question.options.time
     if question.knows_speed or not most or not choice.ranked or choice.ranked[0].plan is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.core.units import duration, gigabytes
 from luthier.planning.advisor.candidates import Base, Candidate
-from luthier.planning.advisor.evidence import Board, Source, measured, nearest_papers, relevant, tiers
+from luthier.planning.advisor.evidence import Board, Citation, measured, nearest_papers, relevant, tiers
 from luthier.planning.advisor.question import ChooseOptions, DataFacts
 
 FAR = 10.0
@@ -19,7 +19,7 @@ class Reason:
     """Something that counts for a method (weight above zero), against it (below), or limits the advice (zero)."""
 
     text: str
-    source: Source
+    source: Citation
     weight: float = 0.0
 
     def record(self) -> dict[str, Any]:
@@ -80,20 +80,20 @@ class Question:
 
     def planned(self, text: str, weight: float = 0.0) -> Reason:
         """A reason from the plan of a run."""
-        return Reason(text, Source("plan", f"luthier plan, config.json of {self.model}"), weight)
+        return Reason(text, Citation("plan", f"luthier plan, config.json of {self.model}"), weight)
 
 
-def explained(one: Candidate, text: str, weight: float) -> Reason:
+def explain_rank(one: Candidate, text: str, weight: float) -> Reason:
     """A reason from what a method can do."""
-    return Reason(text, Source("method", f"luthier explain method {one.preset}"), weight)
+    return Reason(text, Citation("method", f"luthier explain method {one.preset}"), weight)
 
 
-def count(number: float) -> str:
+def number_of(number: float) -> str:
     """`22.7 million`."""
     return f"{number / 1e9:.1f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"
 
 
-def size(number: float) -> str:
+def bytes_text(number: float) -> str:
     """`0.06 MB`, `2.7 MB`, `35 MB`, `1.9 GB`."""
     return gigabytes(number) if number >= 1e7 else f"{number / 1e6:.2g} MB"
 
@@ -128,7 +128,7 @@ def by_measurement(question: Question, one: Candidate) -> list[Reason]:
             weight = -board.gap(one.preset)
             standing = f"{-weight:.1f} points behind" if points else f"{-weight:.2f} nats behind"
             standing += f" the best, {best}"
-        where = f"a base of {count(board.parameters)}, {board.rows:,} rows" if board.parameters else board.model
+        where = f"a base of {number_of(board.parameters)}, {board.rows:,} rows" if board.parameters else board.model
         if tier == 0:
             where = "your base, your data, this machine"
         if own.memory and own.seconds:
@@ -180,7 +180,7 @@ def by_time(question: Question, one: Candidate) -> list[Reason]:
         if abs(ratio - 1) >= 0.05:
             took = f"({own['seconds']:.2f} s, {usual['seconds']:.2f} s)"
             text = f"a step takes {ratio:.2f} times as long as LoRA's on a CPU {took}"
-            found.append(Reason(text, Source("repository", speed["file"], speed["command"]), 1 - ratio))
+            found.append(Reason(text, Citation("repository", speed["file"], speed["command"]), 1 - ratio))
     return found
 
 
@@ -190,11 +190,11 @@ def by_variants(question: Question, one: Candidate) -> list[Reason]:
     if number == 1:
         return []
     if one.whole:
-        text = f"{number} whole models of {size(one.file_bytes)} take {size(number * one.file_bytes)}"
+        text = f"{number} whole models of {bytes_text(one.file_bytes)} take {bytes_text(number * one.file_bytes)}"
         return [question.planned(text, -1.0)]
     text = (
-        f"{number} adapters of {size(one.file_bytes)} and one base of {size(base)} take "
-        f"{size(kept_bytes(question, one))}; {number} whole models would take {size(number * base)}"
+        f"{number} adapters of {bytes_text(one.file_bytes)} and one base of {bytes_text(base)} take "
+        f"{bytes_text(kept_bytes(question, one))}; {number} whole models would take {bytes_text(number * base)}"
     )
     return [question.planned(text, 1.0)]
 
@@ -204,13 +204,13 @@ def by_latency(question: Question, one: Candidate) -> list[Reason]:
     if question.options.latency is None:
         return []
     if not one.method.mergeable:
-        return [explained(one, "does not merge: its layers work at every token; how long was not measured", -1.0)]
+        return [explain_rank(one, "does not merge: its layers work at every token; how long was not measured", -1.0)]
     text = "merges into the base, which then answers with the base's own layers"
     if one.quantize != "none":
         text += f"; merged, the {one.quantize} base is unpacked to {gigabytes(question.base_bytes)}"
     if question.options.variants > 1:
         text += f"; {question.options.variants} merged variants are {question.options.variants} whole models again"
-    return [explained(one, text, 1.0)]
+    return [explain_rank(one, text, 1.0)]
 
 
 CONSIDERATIONS: tuple[Callable[[Question, Candidate], list[Reason]], ...] = (
@@ -254,7 +254,7 @@ def _differences(question: Question, board: Board) -> list[str]:
     """In what the board is far from the question."""
     facts, found = question.facts, []
     if board.parameters and question.parameters > FAR * board.parameters:
-        found.append(f"a base of {count(board.parameters)}, yours has {count(question.parameters)}")
+        found.append(f"a base of {number_of(board.parameters)}, yours has {number_of(question.parameters)}")
     if board.rows and not 1 / FAR <= facts.rows / board.rows <= FAR:
         found.append(f"{board.rows:,} rows, you have {facts.rows:,}")
     if facts.learns == "classify" and board.classes and len(facts.labels or ()) >= MANY_CLASSES:
@@ -274,7 +274,7 @@ def _limits_of_machine(question: Question) -> list[Reason]:
             f"this version trains in one process on one device: {options.devices - 1} of {options.devices} stay idle, "
             f"and memory and time are those of one; all together could at best take 1/{options.devices} of that time"
         )
-        found.append(Reason(text, Source("method", "README.md", "What is not there yet")))
+        found.append(Reason(text, Citation("method", "README.md", "What is not there yet")))
     if not question.knows_speed:
         text = "the speed of that GPU is not known here, so no time is planned: run luthier plan on that machine"
         found.append(question.planned(text))
@@ -285,7 +285,7 @@ def _limits_of_machine(question: Question) -> list[Reason]:
             f"reading the base's {gigabytes(question.base_bytes)} once takes this machine {least:.1f} ms, which is "
             f"the least that a token can take: {verdict}"
         )
-        found.append(Reason(text, Source("plan", "measured just now", "reading memory")))
+        found.append(Reason(text, Citation("plan", "measured just now", "reading memory")))
     elif isinstance(options.latency, float):
         text = "milliseconds per token were not measured: merged, a model is as fast as its base"
         found.append(question.planned(text))

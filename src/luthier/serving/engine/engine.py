@@ -24,8 +24,8 @@ from luthier.serving.engine.detokenizer import Detokenizer
 from luthier.serving.engine.models import ServedModel, open_models
 from luthier.serving.engine.requests import Chunk, Finish, GenerationRequest, QueueFull, SamplingParams, ScoredToken
 from luthier.serving.engine.sampling import Sampler, sample, scored
-from luthier.serving.engine.scheduler import Row, Scheduler
-from luthier.serving.engine.sources import base_of, refuse_equal_names, refuse_two_bases, source_of
+from luthier.serving.engine.scheduler import RunningRow, Scheduler
+from luthier.serving.engine.sources import base_of_sources, refuse_equal_names, refuse_two_bases, source_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ class Running:
 
     request: GenerationRequest
     model: ServedModel
-    row: Row
+    row: RunningRow
     sampler: Sampler
     text: Detokenizer
     tokens: int = 0
@@ -63,7 +63,7 @@ class Engine:
         self.models = {model.name: model for model in models}
         self.max_rows, self.max_waiting = rows, waiting
         self.schedulers = list(dict.fromkeys(model.scheduler for model in models))
-        self.running: dict[Row, Running] = {}
+        self.running: dict[RunningRow, Running] = {}
         self.waiting: deque[GenerationRequest] = deque()
         self.counts = Counts()
         self.closing = False
@@ -100,7 +100,7 @@ class Engine:
                 raise InputError(
                     f"{path} holds full weights: its base is another model", fix="chat with the base itself"
                 )
-            source = base_of(source)
+            source = base_of_sources(source)
         return cls(call_apart(lambda: open_models([source], Progress()))[-1:], rows=1)
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
@@ -183,7 +183,7 @@ class Engine:
         while self.waiting and len(self.running) < self.max_rows:
             request = self.waiting.popleft()
             model = self.models[request.model]
-            row = Row(request.ids, model.prefix)
+            row = RunningRow(request.ids, model.prefix)
             text = Detokenizer(model.template.tokenizer, request.sampling.stop)
             self.running[row] = Running(request, model, row, Sampler(request.sampling), text)
             self.counts.prompt_tokens += len(request.ids)
@@ -202,7 +202,7 @@ class Engine:
         if scheduler.count:
             self._sample(scheduler.ready, scheduler.decode())
 
-    def _sample(self, rows: Sequence[Row], logits: Tensor) -> None:
+    def _sample(self, rows: Sequence[RunningRow], logits: Tensor) -> None:
         """Sample the next token of each row from logits [rows, vocabulary]."""
         running = [self.running[row] for row in rows]
         tokens = sample(logits, [each.sampler for each in running])

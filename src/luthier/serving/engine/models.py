@@ -26,8 +26,8 @@ from luthier.models.load import load_model, load_tokenizer, locate
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Message
 from luthier.serving.engine.multi_adapter import MultiAdapter, deltas_of
-from luthier.serving.engine.scheduler import BatchScheduler, PrefixState, Row, Scheduler, SequentialScheduler
-from luthier.serving.engine.sources import Source, base_of
+from luthier.serving.engine.scheduler import BatchScheduler, PrefixState, RunningRow, Scheduler, SequentialScheduler
+from luthier.serving.engine.sources import ModelSource, base_of_sources
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,13 +60,13 @@ class ServedModel:
 class _Reference:
     """The plain model's logits [tokens, vocabulary] for a prompt, before a scheduler changes its attention."""
 
-    source: Source
+    source: ModelSource
     template: Template
     ids: list[int]
     logits: Tensor
 
     @classmethod
-    def of(cls, source: Source, model: Any) -> _Reference:
+    def of(cls, source: ModelSource, model: Any) -> _Reference:
         # The template is stored with the weights, also if Luthier chose it, so training and inference cannot differ.
         template = Template(load_tokenizer(source.base, str(source.tokenizer)))
         template.prompt_ids([Message("user", "hi")])  # a broken template fails now, not in an answer
@@ -88,7 +88,7 @@ class _Reference:
     def _matches(self, scheduler: Scheduler, prefix: PrefixState) -> bool:
         """Compare the logits of the last tokens, read in chunks and then decoded one by one."""
         ids = self.ids
-        own, other = Row(ids[:-3], prefix), Row(ids[: len(ids) // 2], PrefixState())
+        own, other = RunningRow(ids[:-3], prefix), RunningRow(ids[: len(ids) // 2], PrefixState())
         found = []
         scheduler.chunk = max(4, len(ids) // 3)
         try:
@@ -112,7 +112,7 @@ class _Reference:
         return bool(error <= bound * self.logits[-4:].std(-1).mean())
 
 
-def open_models(sources: Sequence[Source], progress: Progress, *, dtype: str = "auto") -> list[ServedModel]:
+def open_models(sources: Sequence[ModelSource], progress: Progress, *, dtype: str = "auto") -> list[ServedModel]:
     """Load all models; adapters share one base, which is offered as "base". InputError if one has another base."""
     with torch.inference_mode():
         full = []
@@ -124,14 +124,14 @@ def open_models(sources: Sequence[Source], progress: Progress, *, dtype: str = "
         return [*(_over_one_base(adapters, progress, dtype) if adapters else []), *full]
 
 
-def _over_one_base(sources: Sequence[Source], progress: Progress, dtype: str) -> list[ServedModel]:
+def _over_one_base(sources: Sequence[ModelSource], progress: Progress, dtype: str) -> list[ServedModel]:
     first = sources[0]
     progress.stage(f"loading the base {first.base.path}")
     place = locate(first.base)
     for source in sources:
         source.check(place)
     base = _load(first, dtype)
-    reference = _Reference.of(base_of(first), base)
+    reference = _Reference.of(base_of_sources(first), base)
     untouched = _share(base)  # before a scheduler changes its attention
     adapters = MultiAdapter(base)
     shared = _serve(reference, base, PrefixState(), (lambda model: BatchScheduler(model, adapters), SHARED))
@@ -142,7 +142,7 @@ def _over_one_base(sources: Sequence[Source], progress: Progress, dtype: str) ->
     return made
 
 
-def _adapter(source: Source, base: nn.Module, shared: ServedModel, adapters: MultiAdapter) -> ServedModel:
+def _adapter(source: ModelSource, base: nn.Module, shared: ServedModel, adapters: MultiAdapter) -> ServedModel:
     assert source.load is not None
     model: Any = source.load(_share(base))
     reference = _Reference.of(source, model)
@@ -209,7 +209,7 @@ def _share(base: nn.Module) -> nn.Module:
     return copy.deepcopy(base, known)
 
 
-def _load(source: Source, dtype: str) -> nn.Module:
+def _load(source: ModelSource, dtype: str) -> nn.Module:
     config = source.base if dtype == "auto" else source.base.model_copy(update={"dtype": dtype})
     tokenizer = load_tokenizer(config, str(source.tokenizer))
     return load_model(config, locate(config), labels=None, tokenizer=tokenizer).eval()

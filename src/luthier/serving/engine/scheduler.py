@@ -40,7 +40,7 @@ class PrefixState:
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class RunningRow:
     """A sequence in a scheduler's batch."""
 
     ids: list[int]
@@ -72,19 +72,19 @@ class Scheduler:
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model.eval()
         self.device = next(model.parameters()).device
-        self.rows: list[Row] = []
+        self.rows: list[RunningRow] = []
         self.count = 0
         """Number of ready rows."""
 
     @property
-    def ready(self) -> list[Row]:
+    def ready(self) -> list[RunningRow]:
         """Rows that get a token in each step."""
         return self.rows[: self.count]
 
-    def admit(self, row: Row) -> None:
+    def admit(self, row: RunningRow) -> None:
         self.rows.append(row)
 
-    def evict(self, row: Row) -> None:
+    def evict(self, row: RunningRow) -> None:
         """Remove a row; the last one of its kind takes its index."""
         at = self.rows.index(row)
         if at < self.count:
@@ -98,7 +98,7 @@ class Scheduler:
         """Remove all rows, whatever their state."""
         self.rows, self.count = [], 0
 
-    def prefill(self) -> list[tuple[Row, Tensor]]:
+    def prefill(self) -> list[tuple[RunningRow, Tensor]]:
         """Read up to CHUNK prompt tokens; return the rows that are now ready with their first logits [vocabulary]."""
         raise NotImplementedError
 
@@ -109,14 +109,14 @@ class Scheduler:
     def _move(self, source: int, target: int) -> None:
         self.rows[target] = self.rows[source]
 
-    def _mark_ready(self, row: Row) -> None:
+    def _mark_ready(self, row: RunningRow) -> None:
         self._swap(self.rows.index(row), self.count)
         self.count += 1
 
     def _swap(self, one: int, other: int) -> None:
         self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
 
-    def _inputs(self, row: Row, begin: int, end: int) -> dict[str, Tensor]:
+    def _inputs(self, row: RunningRow, begin: int, end: int) -> dict[str, Tensor]:
         """Prompt tokens `begin` to `end`, counting virtual ones: ids, or embeddings if there are virtual tokens."""
         virtual, embeds = row.prefix.virtual_tokens, row.prefix.embeds
         text = torch.tensor([row.ids[max(0, begin - virtual) : max(0, end - virtual)]], device=self.device).long()
@@ -135,12 +135,12 @@ class BatchScheduler(Scheduler):
         self.adapters = adapters
         self.cache = RowCache(self.model.config.get_text_config().num_hidden_layers)
 
-    def admit(self, row: Row) -> None:
+    def admit(self, row: RunningRow) -> None:
         super().admit(row)
         if row.prefix.keys:
             self.cache.put(len(self.rows) - 1, row.prefix.keys, row.prefix.values)
 
-    def evict(self, row: Row) -> None:
+    def evict(self, row: RunningRow) -> None:
         super().evict(row)
         if not self.rows:
             self.cache.clear()
@@ -149,7 +149,7 @@ class BatchScheduler(Scheduler):
         super().clear()
         self.cache.clear()
 
-    def prefill(self) -> list[tuple[Row, Tensor]]:
+    def prefill(self) -> list[tuple[RunningRow, Tensor]]:
         group = self._group()
         if not group:
             return []
@@ -194,12 +194,12 @@ class BatchScheduler(Scheduler):
             self.cache.move(source, target, self.rows[row].cached)
         super()._swap(one, other)
 
-    def _group(self) -> list[Row]:
+    def _group(self) -> list[RunningRow]:
         """New rows to prefill together: the first one and those after it that fit into the chunk.
 
         Their number is a power of two, so that the number of tokens is as even as that of a single row.
         """
-        group: list[Row] = []
+        group: list[RunningRow] = []
         for row in self.rows[self.count :]:
             if group and (row.prefix.embeds is not None or group[0].prefix.embeds is not None):
                 break
@@ -210,7 +210,7 @@ class BatchScheduler(Scheduler):
         return group[: 1 << len(group).bit_length() - 1] if group else group
 
     def _forward(
-        self, rows: Sequence[Row], first: int, size: int, inputs: dict[str, Tensor], keep: int | Tensor
+        self, rows: Sequence[RunningRow], first: int, size: int, inputs: dict[str, Tensor], keep: int | Tensor
     ) -> Tensor:
         """Logits [rows, kept, vocabulary] for the next `size` tokens; past the end of a prompt they are meaningless."""
         starts = [row.cached for row in rows]
@@ -229,7 +229,7 @@ class BatchScheduler(Scheduler):
 class SequentialScheduler(Scheduler):
     """One row at a time, each with the model's own kind of cache: for models that RowCache does not support."""
 
-    def prefill(self) -> list[tuple[Row, Tensor]]:
+    def prefill(self) -> list[tuple[RunningRow, Tensor]]:
         if self.count == len(self.rows):
             return []
         row = self.rows[self.count]
@@ -244,7 +244,7 @@ class SequentialScheduler(Scheduler):
         tokens = [{"input_ids": torch.tensor([[row.token]], device=self.device)} for row in self.ready]
         return torch.stack([self._forward(row, row.done + 1, own) for row, own in zip(self.ready, tokens, strict=True)])
 
-    def _forward(self, row: Row, end: int, inputs: dict[str, Tensor]) -> Tensor:
+    def _forward(self, row: RunningRow, end: int, inputs: dict[str, Tensor]) -> Tensor:
         mask = torch.ones(1, end, dtype=torch.long, device=self.device)
         output = self.model(**inputs, attention_mask=mask, past_key_values=row.cache, use_cache=True)
         row.cache, row.done = output.past_key_values, end

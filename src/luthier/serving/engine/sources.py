@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.core.resources import refuse_closed
-from luthier.core.shell import command
+from luthier.core.shell import shell_line
 from luthier.models.settings import ModelConfig
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """A model on disk that is not loaded yet."""
 
     name: str
@@ -39,7 +39,7 @@ class Source:
     """Raises InputError if the base in this folder is not the one that it was trained on."""
 
 
-def source_of(given: str, allow_code: Allow = False) -> Source:
+def source_of(given: str, allow_code: Allow = False) -> ModelSource:
     """Read NAME=PATH or PATH; InputError if it cannot be served or contains code that is not allowed."""
     named = not Path(given).expanduser().is_dir()  # a folder whose name contains = is a folder
     name, equals, rest = given.partition("=") if named else (given, "", "")
@@ -59,11 +59,11 @@ def source_of(given: str, allow_code: Allow = False) -> Source:
     )
 
 
-def _run(name: str, path: Path, allow_code: Allow) -> Source:
+def _run(name: str, path: Path, allow_code: Allow) -> ModelSource:
     folder = RunFolder.existing(path)
     config, weights = read_recipe(folder), folder.weights()
     if folder.read_json(folder.data)["task"]["name"] in ("classify", "regress"):
-        raise InputError(f"{path} is a classifier, which cannot chat", fix=command("luthier", "evaluate", path))
+        raise InputError(f"{path} is a classifier, which cannot chat", fix=shell_line("luthier", "evaluate", path))
     full = config.method.saves == "model"
     base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if full else config.model
     require(folder.recipe, allow_code, base)
@@ -75,10 +75,10 @@ def _run(name: str, path: Path, allow_code: Allow) -> Source:
     def load(model: nn.Module) -> nn.Module:
         return config.method.load(model, weights)  # type: ignore[no-any-return]
 
-    return Source(name, path, base, config.method.name, weights, None if full else load, check)
+    return ModelSource(name, path, base, config.method.name, weights, None if full else load, check)
 
 
-def _adapter(name: str, path: Path) -> Source:
+def _adapter(name: str, path: Path) -> ModelSource:
     refuse_closed(path)
     settings = read_object(path / "adapter_config.json")
     base = settings.get("base_model_name_or_path")
@@ -102,22 +102,22 @@ def _adapter(name: str, path: Path) -> Source:
 
     own = path if (path / "tokenizer_config.json").is_file() else Path(base).expanduser()
     kind = str(settings.get("peft_type", "adapter")).lower()
-    return Source(name, path, ModelConfig(path=str(base)), kind, own, load, lambda _: None)
+    return ModelSource(name, path, ModelConfig(path=str(base)), kind, own, load, lambda _: None)
 
 
-def _full(name: str, path: Path) -> Source:
+def _full(name: str, path: Path) -> ModelSource:
     kind = str(read_object(path / "config.json").get("architectures") or "")
     if "SequenceClassification" in kind:
         raise InputError(f"{path} is a classifier ({kind}), which cannot chat")
-    return Source(name, path, ModelConfig(path=str(path)), "model", path, None, lambda _: None)
+    return ModelSource(name, path, ModelConfig(path=str(path)), "model", path, None, lambda _: None)
 
 
-def base_of(source: Source) -> Source:
+def base_of_sources(source: ModelSource) -> ModelSource:
     """Return the unmodified base of an adapter, named "base", with the tokenizer and template of the run."""
-    return Source("base", source.path, source.base, "base", source.tokenizer, None, lambda _: None)
+    return ModelSource("base", source.path, source.base, "base", source.tokenizer, None, lambda _: None)
 
 
-def refuse_two_bases(sources: list[Source]) -> None:
+def refuse_two_bases(sources: list[ModelSource]) -> None:
     """Raise InputError if adapters were trained on different bases."""
     adapters = [source for source in sources if source.load is not None]
     for other in adapters[1:]:
@@ -130,9 +130,9 @@ def refuse_two_bases(sources: list[Source]) -> None:
             )
 
 
-def refuse_equal_names(sources: list[Source]) -> None:
+def refuse_equal_names(sources: list[ModelSource]) -> None:
     """Raise InputError if two models have the same name."""
-    seen: dict[str, Source] = {}
+    seen: dict[str, ModelSource] = {}
     for source in sources:
         if source.name in seen or (source.name == "base" and source.load is not None):
             other = seen.get(source.name)

@@ -12,7 +12,7 @@ from typing import Any
 from luthier.builtin import BASE
 from luthier.core.errors import InputError
 from luthier.core.files import read_object
-from luthier.core.shell import command
+from luthier.core.shell import shell_line
 from luthier.core.strict_json import to_json
 from luthier.methods.layers.loading import check_fit, shapes_of
 from luthier.models.load import locate, skeleton
@@ -20,7 +20,7 @@ from luthier.models.settings import ModelConfig
 from luthier.recipe.consent import Allow
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
-from luthier.serving.engine.sources import Source, refuse_equal_names, refuse_two_bases, source_of
+from luthier.serving.engine.sources import ModelSource, refuse_equal_names, refuse_two_bases, source_of
 from luthier.serving.http.settings import ServerLimits
 
 VERSION, PLUGIN = "0.33.0", "0.0.3"
@@ -118,16 +118,16 @@ def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
     return VllmPlan(first.base, "base", adapters, _limit(first.base), max(ranks), tokenizer)
 
 
-def adapter_folder(source: Source) -> Path:
+def adapter_folder(source: ModelSource) -> Path:
     """Return the folder of adapter_config.json."""
     return source.tokenizer if (source.tokenizer / "adapter_config.json").is_file() else source.path
 
 
-def _checked_rank(source: Source) -> int:
+def _checked_rank(source: ModelSource) -> int:
     """Return the adapter's rank; InputError if vLLM cannot load it, or would ignore a part of it."""
     settings = read_object(adapter_folder(source) / "adapter_config.json")
     if settings.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"):
-        fix = command("luthier", "evaluate", source.path)
+        fix = shell_line("luthier", "evaluate", source.path)
         raise InputError(f"{source.path} is a classifier, which cannot chat", fix=fix)
     if str(settings.get("peft_type", "")) != "LORA":
         raise _refusal(source, f"vLLM only loads plain LoRA, and this is {source.kind}")
@@ -144,7 +144,7 @@ def _checked_rank(source: Source) -> int:
     return rank
 
 
-def _refuse_base(source: Source) -> None:
+def _refuse_base(source: ModelSource) -> None:
     """Raise InputError if vLLM cannot load the base as it was in training."""
     base, folder = source.base, model_folder(source.base)
     if base.init == "random":
@@ -154,16 +154,16 @@ def _refuse_base(source: Source) -> None:
     settings = _read(folder / "config.json") if folder else {}
     kind = (settings.get("architectures") or [""])[0]
     if settings.get("is_encoder_decoder") or kind.endswith("ForMaskedLM"):
-        fix = command("luthier", "serve", source.path)
+        fix = shell_line("luthier", "serve", source.path)
         raise InputError(f"{source.path}: vLLM serves decoders, and {base.path} is {kind}", fix=fix)
 
 
-def _refusal(source: Source, why: str) -> InputError:
+def _refusal(source: ModelSource, why: str) -> InputError:
     """Suggest a merged export if the method can be merged, and Luthier's own engine otherwise."""
     if (source.path / "recipe.yaml").is_file() and read_recipe(RunFolder(source.path)).method.mergeable:
-        fix = f"{command('luthier', 'export', source.path, '--to', 'merged')}, and serve the result"
+        fix = f"{shell_line('luthier', 'export', source.path, '--to', 'merged')}, and serve the result"
     else:
-        fix = f"{command('luthier', 'serve', source.path)}, whose own engine serves it"
+        fix = f"{shell_line('luthier', 'serve', source.path)}, whose own engine serves it"
     return InputError(f"{source.path}: {why}", fix=fix)
 
 
@@ -233,7 +233,7 @@ def _module(name: str, path: str) -> str:
     return f"{name}={path}"
 
 
-def environment(plan: VllmPlan, key: str | None) -> dict[str, str]:
+def vllm_environment(plan: VllmPlan, key: str | None) -> dict[str, str]:
     """Return vLLM's environment variables, including the key: command lines are visible to other users."""
     found = {"VLLM_NO_USAGE_STATS": "1"}
     if plan.base.hub == "modelscope" and plan.folder is None:

@@ -19,7 +19,7 @@ from luthier.core.files import staged
 from luthier.core.shell import public
 from luthier.core.strict_json import to_json
 from luthier.serving.http.settings import ServerLimits
-from luthier.serving.vllm.command import GUARD, PLUGIN, VERSION, VllmPlan, arguments, environment
+from luthier.serving.vllm.command import GUARD, PLUGIN, VERSION, VllmPlan, arguments, vllm_environment
 
 CONSTANTS = {
     "VERSION": VERSION,
@@ -36,7 +36,7 @@ TOKENIZER_FILES = ("tokenizer*", "*.jinja", "*.model", "vocab.*", "merges.txt", 
 RENDERED = ("serve.sh", "Containerfile", "compose.yaml", "kubernetes.yaml", "README.md")
 
 
-def write(plan: VllmPlan, limits: ServerLimits, dtype: str, target: Path, progress: Progress) -> None:
+def write_files(plan: VllmPlan, limits: ServerLimits, dtype: str, target: Path, progress: Progress) -> None:
     """Write all files into the new folder `target`, or nothing."""
     target = target.expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -104,7 +104,7 @@ def render(plan: VllmPlan, limits: ServerLimits, name: str, options: Sequence[st
         "models": [plan.name, *plan.adapters],
         "model": plan.folder or plan.base.path,
         "place": f"`{public(str(plan.folder or plan.base.path))}`",
-        "environment": environment(plan, None),
+        "environment": vllm_environment(plan, None),
         "options": _lines(options),
         # Running requests get their grace period, and vLLM some time to exit.
         "stop_seconds": int(limits.grace) + 30,

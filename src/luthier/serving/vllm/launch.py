@@ -8,13 +8,13 @@ from pathlib import Path
 
 from luthier.core.errors import InputError, MissingExtra
 from luthier.core.events import Progress
-from luthier.core.shell import command
+from luthier.core.shell import shell_line
 from luthier.recipe.consent import Allow
 from luthier.serving.http.settings import ServerAddress, ServerLimits
-from luthier.serving.vllm.command import GUARD, PLUGIN, VERSION, arguments, environment, plan_of
+from luthier.serving.vllm.command import GUARD, PLUGIN, VERSION, arguments, plan_of, vllm_environment
 
 
-def serve(
+def serve_vllm(
     given: Sequence[str],
     address: ServerAddress,
     limits: ServerLimits,
@@ -32,11 +32,11 @@ def serve(
             raise InputError(f"{option} has no effect on vLLM", fix="leave it out, or --engine luthier")
     plan = plan_of(given, allow_code)
     if write is not None:
-        from luthier.serving.vllm.files import write as write_files
+        from luthier.serving.vllm.files import write_files
 
         write_files(plan, limits, dtype, write, progress)
         return
-    program = find(vllm)
+    program = find_vllm(vllm)
     address.check()
     with address.bind() as free:  # a free port if it is 0
         port: int = free.getsockname()[1]
@@ -47,14 +47,14 @@ def serve(
     words = [program, "serve", str(plan.folder or plan.base.path), *options, *where]
     if plan.base.quantize == "nf4":
         progress.note(f"the base is quantized: vLLM needs a plugin (pip install vllm-bnb-plugin=={PLUGIN})")
-    progress.stage(command(*words))
+    progress.stage(shell_line(*words))
     inherited = {name: value for name, value in os.environ.items() if name != "LUTHIER_API_KEY"}
     path = os.pathsep.join(filter(None, (str(GUARD), inherited.get("PYTHONPATH"))))
     sys.stdout.flush()
-    os.execve(program, words, inherited | environment(plan, address.key) | {"PYTHONPATH": path})
+    os.execve(program, words, inherited | vllm_environment(plan, address.key) | {"PYTHONPATH": path})
 
 
-def find(vllm: str | None) -> str:
+def find_vllm(vllm: str | None) -> str:
     """Return the path of the vllm program; MissingExtra, with the commands that install it, if there is none."""
     found = shutil.which(Path(vllm).expanduser() if vllm else "vllm")
     if found:
