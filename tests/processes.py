@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
+QUIET = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
 CONTEXT.set_forkserver_preload(["luthier", "torch", "transformers", "peft"])
 
 
@@ -34,9 +36,21 @@ def _main(arguments: list[str], cwd: str, env: dict[str, str], streams: Sequence
     main()
 
 
+def serve() -> None:
+    """Start the server, where it is not there yet, with the libraries as silent as the command line makes them."""
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(QUIET, "error"))
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def start(arguments: Sequence[str], cwd: Path | None, env: Mapping[str, str], streams: Sequence[str]) -> BaseProcess:
     """Start `luthier ARGUMENTS`; `streams` are the files of standard input, output and errors."""
     made = CONTEXT.Process(target=_main, args=([*arguments], str(cwd or Path.cwd()), {**env}, [*streams]))
+    serve()
     made.start()
     return made
 

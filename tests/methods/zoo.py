@@ -50,7 +50,7 @@ REFUSALS = {
         for name in SPECS
         if name.split(" ")[0] in ("prefix", "p_tuning_v2", "prompt", "p_tuning", "mam", "unipelt")
     },
-    ("oft", "gpt2"): "is a Conv1D and no nn.Linear",
+    ("oft", "gpt2"): "is a Conv1D and not an nn.Linear",
 }
 """(method, architecture) -> the words it is refused with. Everything else must work."""
 

@@ -211,7 +211,7 @@ def test_memory_that_runs_out_halves_the_pass_and_changes_nothing_else(
     heard = Heard()
     result = start(tmp_path / "run", *own, progress=heard)
     assert result["rows_per_pass"] == 1
-    told = [text for text in heard.said if "memory ran out" in text]
+    told = [text for text in heard.said if "out of memory" in text]
     assert ["at most 2 rows" in told[0], "at most 1 rows" in told[1], len(told)] == [True, True, 2], "told once each"
     odd = {name for name in differences(tmp_path / "small", tmp_path / "run") if not name.endswith(".json")}
     assert odd == set(), "the same losses and weights; only the state says how they came about"
@@ -257,7 +257,7 @@ def test_with_one_row_in_a_pass_it_stops_with_everything_saved(faulty: Faulty, s
         no_memory_for_more_than(0)(number, rows, losses) if number > 6 else losses
     )
     with pytest.raises(
-        OutOfMemory, match="behind step 3, with one row in a pass; everything up to there is saved"
+        OutOfMemory, match="after step 3, with one row in a pass; everything up to there is saved"
     ) as no:
         start(tmp_path / "run", *own)
     assert "train.gradient_checkpointing=true" in str(no.value) and no.value.exit_code == 2
@@ -329,7 +329,7 @@ def test_memory_that_the_system_refuses(shelf: Path, start: Start, tmp_path: Pat
             "data.validation=none",
             progress=heard,
         )
-        assert 1 <= result["rows_per_pass"] < 16 and any("memory ran out" in text for text in heard.said)
+        assert 1 <= result["rows_per_pass"] < 16 and any("out of memory" in text for text in heard.said)
 
     assert status(forked(run)) == 0
     assert [record["step"] for record in history(tmp_path / "run")] == [1, 2]

@@ -108,7 +108,7 @@ def test_the_last_good_weights_are_kept_and_the_run_goes_on_from_them(
     own = ["train.steps=6", "train.save_every=2", "data.validation=none", f"train.on_nan={policy}"]
     whole = train(model_folder("llama"), tmp_path / "whole", *own)
     ruin(3)  # nothing looks at step 3; the loss of step 4 is NaN, which stops with `stop` and is left out with `skip`
-    with pytest.raises(Diverged, match=r"left weights that .*step-000002 holds those before"):
+    with pytest.raises(Diverged, match=r"left NaN or infinite weights.*step-000002 holds those before"):
         train(model_folder("llama"), tmp_path / "run", *own)
     found, damaged = checkpoints.newest(tmp_path / "run" / "checkpoints")
     assert (found and found.name, damaged) == ("step-000002", [])
@@ -156,7 +156,9 @@ def test_a_checkpoint_of_ruined_weights_is_refused_and_the_run_goes_on_without_i
     with pytest.raises(Diverged, match="step 3: the loss is nan"):
         train(model_folder("llama"), tmp_path / "run", *own)
     monkeypatch.undo()
-    with pytest.raises(Diverged, match=r"step 2 left weights .*step-000002; remove it to go on before it"):
+    with pytest.raises(
+        Diverged, match=r"step 2 left NaN or infinite weights.*step-000002; remove it to go on before it"
+    ):
         train(model_folder("llama"), tmp_path / "run", *own)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000002")
     assert train(model_folder("llama"), tmp_path / "run", *own)["steps"] == 4
@@ -248,7 +250,7 @@ def test_no_json_holds_what_is_no_number(tmp_path: Path) -> None:
 def test_all_json_that_is_written_goes_through_one_function() -> None:
     """Where Python's own is called, it makes a key to be hashed, a part of a message, or text that holds no number."""
     own = {
-        "main",
+        "arguments",
         "explain",
         "strict_json",
         "measure",

@@ -21,7 +21,6 @@ from luthier.data.settings import MixSource
 from luthier.evaluation.metrics.base import EVALUATIONS
 from luthier.evaluation.records.settings import JudgeConfig
 from luthier.exports.base import EXPORTS
-from luthier.models.targets import check_rank
 from luthier.recipe.config import FAMILIES, RunConfig
 from luthier.recipe.parse import parse_export
 
@@ -195,7 +194,7 @@ def test_the_fix_for_a_rank_works(method: str, width: int) -> None:
     settings = [f"method={method}", "method.rank=50"]
     config = RunConfig.load(None, settings).method
     with pytest.raises(InputError, match="is more than the") as caught:
-        check_rank({"a": Narrow()}, config.rank, getattr(config, "_fix", "method.rank={}".format))  # type: ignore[attr-defined]
+        config.check_layers({"a": Narrow()})  # type: ignore[attr-defined]
     if width == 0:
         assert "no rank fits" in caught.value.fix
     else:

@@ -61,7 +61,7 @@ def test_what_cannot_be_is_one_clear_error(options: dict[str, Any], part: str) -
 
 
 def test_mistakes_in_base_and_evidence(choose: Choose, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         choose("lama-7b", rows=10)
     with pytest.raises(InputError, match="is missing"):
         choose("builtin", evidence=[tmp_path / "none.json"], rows=10)
