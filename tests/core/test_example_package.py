@@ -35,6 +35,7 @@ def installed(tmp_path: Path) -> Run:
     return lambda *words: luthier(*words, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
 
 
+@pytest.mark.slow
 def test_everything_is_listed_and_a_command_runs(installed: Run) -> None:
     for kind, name in (("methods", "tiny_lora"), ("optimizers", "nadam"), ("listeners", "losses"), ("exports", "half")):
         assert name in installed("list", kind).stdout
@@ -42,6 +43,7 @@ def test_everything_is_listed_and_a_command_runs(installed: Run) -> None:
     assert installed("hello", "--name", "luthier").stdout == "hello luthier\n"
 
 
+@pytest.mark.slow
 def test_a_run_uses_them_all(installed: Run, tmp_path: Path) -> None:
     (tmp_path / "sums.pairs").write_text("".join(f"{i} + {i} | {2 * i}\n" for i in range(40)), encoding="utf-8")
     done = installed(
@@ -60,6 +62,7 @@ def test_a_run_uses_them_all(installed: Run, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "exports" / "half" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_what_is_forgotten_is_named(installed: Run, tmp_path: Path) -> None:
     file = tmp_path / "luthier_example" / "nadam.py"
     file.write_text(file.read_text().partition("    def state_bytes")[0], encoding="utf-8")

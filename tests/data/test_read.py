@@ -88,6 +88,7 @@ def test_a_text_over_the_limit_of_the_csv_library(tmp_path: Path) -> None:
     assert len(str(read(file)[0]["text"])) == 300_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz", "a.jsonl.zst", "gb18030.jsonl"])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
     def peak(count: int) -> int:

@@ -195,6 +195,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     assert [folder for folder, _, _ in cache.entries()] == folders[:2]
 
 
+@pytest.mark.slow
 def test_the_cache_is_shown_and_cleared(tmp_path: Path, small_cache: Path) -> None:
     load(DataConfig(path=str(write_jsonl(tmp_path / "a.jsonl", alpaca_rows(50)))), None)
     shown = luthier("cache", cwd=tmp_path).stdout
@@ -298,6 +299,7 @@ def test_test_rows_of_a_file_that_train_too_are_told_dropped_or_stop(tmp_path: P
         prepared(file, test=str(other), on_leak="stop")
 
 
+@pytest.mark.slow
 def test_the_end_is_measured_on_the_test_rows(tmp_path: Path) -> None:
     rows = [{"text": f"a {'good' if i % 2 else 'bad'} film {i}", "label": "pos" if i % 2 else "neg"} for i in range(60)]
     file = write_jsonl(tmp_path / "a.jsonl", rows)
@@ -346,6 +348,7 @@ def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
     assert sum("is read as" in text for text in told) == 2
 
 
+@pytest.mark.slow
 def test_an_interrupt_while_rows_are_tokenized_leaves_nothing(tmp_path: Path, small_cache: Path) -> None:
     import subprocess
     import sys

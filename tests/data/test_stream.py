@@ -209,6 +209,7 @@ def losses(run: Path) -> list[Any]:
     return [(line["step"], line.get("loss"), line.get("validation_loss"), line.get("grad_norm")) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, packing: bool) -> None:
     write_jsonl(tmp_path / "a.jsonl", mixed(30))
@@ -244,6 +245,7 @@ main()
     assert result["epochs"] == pytest.approx(48 / 29) and data["train"]["kept"] == 29 and data["train"]["refused"] == 1
 
 
+@pytest.mark.slow
 def test_a_row_that_stops_the_run_costs_no_step(tmp_path: Path) -> None:
     rows = alpaca_rows(60)
     write_jsonl(tmp_path / "a.jsonl", [*rows[:40], {**rows[40], "output": " "}, *rows[41:]])

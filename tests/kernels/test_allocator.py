@@ -24,6 +24,7 @@ print(kept, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="it is glibc's allocator that is told")
 def test_the_next_tensor_takes_the_pages_of_the_last_one() -> None:
     found = []

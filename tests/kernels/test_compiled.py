@@ -38,6 +38,7 @@ def test_blocks_are_the_layers(kind: str) -> None:
     assert repeated_blocks(torch.nn.Linear(2, 2)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("packed", [False, True])
 def test_loss_and_gradients_are_the_models_own(packed: bool) -> None:
@@ -63,6 +64,7 @@ def test_loss_and_gradients_are_the_models_own(packed: bool) -> None:
     assert model.get_base_model().config._attn_implementation != NAME
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_a_run_with_it_ends_where_one_without_ends(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(24))

@@ -104,6 +104,7 @@ def imdb_like(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_deepseek_runs_on_a_stand_in_and_hides_none_of_the_known_faults(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def rows_of(recipe: Path, overrides: list[str], tokenizer: Any, max_length: int)
     return config, data
 
 
+@pytest.mark.slow
 def test_what_deepseek_learns_is_the_label_and_the_end_and_nothing_else(tmp_path: Path) -> None:
     tokenizer = build_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token  # as deepseek-llm-7b-base ships
@@ -158,6 +160,7 @@ def test_what_deepseek_learns_is_the_label_and_the_end_and_nothing_else(tmp_path
     assert config.train.rows_per_pass == 1
 
 
+@pytest.mark.slow
 def test_qwen_runs_on_a_stand_in_with_its_own_split_and_curve(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -203,6 +206,7 @@ def test_fp16_on_a_cpu_is_refused_and_not_ignored() -> None:
 SMALL = ["model.compute_dtype=auto", "train.max_length=64", "data.limit=80", "data.validation_limit=20"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU serves fp16")
 @pytest.mark.parametrize(
     ("recipe", "kind", "packing", "here"),
@@ -240,6 +244,7 @@ def test_both_recipes_run_with_their_quantization(
     assert set(adapted) == {packing} and len(adapted) == (4 if recipe is DEEPSEEK else 14)
 
 
+@pytest.mark.slow
 def test_trained_weights_are_float32_under_half_precision(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     """Pitfall 18: half-precision weights lose small updates, and AMP cannot unscale their gradients."""
     from transformers import AutoModelForCausalLM
@@ -269,6 +274,7 @@ def test_trained_weights_are_float32_under_half_precision(model_folder: Callable
     assert result["tuned"]["loss"]["value"] < result["base"]["loss"]["value"]
 
 
+@pytest.mark.slow
 def test_checkpointing_leaves_gradients_and_generation_working(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
