@@ -221,12 +221,12 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, packing: bool
     killed = """
 import os, sys
 from luthier.training import trainer
-write = trainer.checkpoints.write
+write = trainer.checkpoints.write_checkpoint
 def dying(target, *rest):
     write(target, *rest)
     if target.name == "step-000008":
         os._exit(9)
-trainer.checkpoints.write = dying
+trainer.checkpoints.write_checkpoint = dying
 from luthier.cli.main import main
 sys.argv = ["luthier", *sys.argv[1:]]
 main()

@@ -247,6 +247,7 @@ def test_a_metric_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "    'Shorter is better.'\n"
         "    table = {'brevity': Metric(mean_of('length'), rank=-1, higher=False, scale='0 to 9')}\n"
         "    def applies(self, context): return True\n"
+        "    def measure(self, context): return [{'length': len(e.answer)} for e in context.examples]\n"
         "    def check_settings(self, settings):\n"
         "        if settings.metric == 'brevity': raise InputError('never by brevity')\n"
     )

@@ -118,7 +118,7 @@ def test_killed_between_the_evaluation_that_was_made_up_for_and_its_checkpoint(
         os.kill(os.getpid(), signal.SIGKILL)
 
     def resumed() -> None:
-        monkeypatch.setattr("luthier.training.checkpoint.write", lambda *_: die())
+        monkeypatch.setattr("luthier.training.checkpoint.write_checkpoint", lambda *_: die())
         passes.at = {}
         start(tmp_path / "run", *LORA)
 

@@ -31,7 +31,7 @@ from luthier.serving.http.settings import ServerAddress, ServerLimits
 from luthier.serving.vllm import files
 from luthier.serving.vllm.command import GUARD, arguments, plan_of
 from luthier.serving.vllm.launch import find_vllm
-from luthier.serving.vllm.launch import serve as become
+from luthier.serving.vllm.launch import serve_vllm as become
 from tests.conftest import luthier
 from tests.serving.checks import CHECKS
 from tests.serving.small import served, tuned_adapter
