@@ -2,7 +2,7 @@
 .POSIX:
 PYTHON = python3
 BIN = .venv/bin
-QUICK = tests/core tests/data tests/rendering tests/recipe tests/models tests/kernels tests/evaluation tests/docs tests/test_architecture.py
+QUICK = tests/core tests/data tests/rendering tests/recipe tests/models tests/docs tests/test_architecture.py
 
 .PHONY: demo test quick test-all test-gguf test-strangers test-versions lint types check methods-table clean
 

@@ -23,6 +23,8 @@ from luthier.data.read import RawRow, read_file
 from luthier.rendering.example import RowError
 from luthier.rendering.tools import read_calls, read_tools
 
+pytestmark = pytest.mark.slow
+
 READERS = [FORMATS.parse(name) for name in FORMATS.names()]
 FOLDER = tempfile.TemporaryDirectory()  # one for the module: a fixture of a test would serve all its examples as well
 fuzz = settings(

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from luthier.cli import commands
+from luthier.core.entry_points import installed
 from luthier.core.errors import LuthierError
-from luthier.core.registry import installed
 from luthier.core.version import __version__
 
 app = typer.Typer(

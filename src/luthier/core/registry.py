@@ -15,8 +15,6 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
@@ -24,6 +22,7 @@ from pydantic.annotated_handlers import GetCoreSchemaHandler, GetJsonSchemaHandl
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, core_schema
 
+from luthier.core.entry_points import installed
 from luthier.core.errors import IncompletePlugin, UnknownPlugin
 
 
@@ -117,12 +116,6 @@ P = TypeVar("P", bound=Plugin)
 def _open(found: type, base: type, name: str) -> bool:
     """Whether `found` takes the method from `base`, which only declares it."""
     return getattr(found, name) is getattr(base, name)
-
-
-@cache
-def installed(group: str) -> tuple[EntryPoint, ...]:
-    """Plugins that other packages bring. Looked up once, for each look opens the metadata of every package there is."""
-    return tuple(entry_points(group=group))
 
 
 class Family(Generic[P]):
