@@ -55,7 +55,7 @@ def code() -> str:
     for package in (data, rendering, tasks):
         for file in sorted(Path(package.__path__[0]).rglob("*")):
             whole.update(file.read_bytes() if file.suffix in (".py", ".yaml") else b"")
-    for group in (f"{data.__name__}.formats", tasks.__name__):
+    for group in (f"{data.__name__}.formats", f"{data.__name__}.file_types", tasks.__name__):
         for entry in entry_points(group=group):
             whole.update(f"{entry.value} {entry.dist.version if entry.dist else ''}".encode())
     return whole.hexdigest()

@@ -251,18 +251,16 @@ def device(config: ModelConfig) -> str:
     return config.device
 
 
-def check_quantize(config: ModelConfig, optimizer: str = "adamw") -> None:
+def check_quantize(config: ModelConfig) -> None:
     """InputError where the recipe's quantization cannot serve here. Cheap: comes before any download."""
-    needs = [("train.optimizer", optimizer, "adamw")] if "8bit" in optimizer or "paged" in optimizer else []
-    if config.quantize != "none":
-        needs.append(("model.quantize", config.quantize, "none"))
-        if config.init == "random":
-            message = f"model.init=random trains all weights, and model.quantize={config.quantize} freezes them"
-            raise ModelError(message, fix="model.quantize=none")
-    for key, value, instead in needs:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            message = f"{key}={value} needs bitsandbytes, which is not installed"
-            raise MissingExtra(message, fix=f"{install('quantize')}, or {key}={instead}")
+    if config.quantize == "none":
+        return
+    if config.init == "random":
+        message = f"model.init=random trains all weights, and model.quantize={config.quantize} freezes them"
+        raise ModelError(message, fix="model.quantize=none")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        message = f"model.quantize={config.quantize} needs bitsandbytes, which is not installed"
+        raise MissingExtra(message, fix=f"{install('quantize')}, or model.quantize=none")
     if config.quantize in ("nf4", "fp4") and config.compute_dtype == "float16" and device(config) == "cpu":
         message = "model.compute_dtype=float16 cannot serve on a CPU: a step takes some 25 times as long there"
         raise MissingExtra(message, fix="model.compute_dtype=auto")

@@ -123,7 +123,7 @@ def question_of(
 
 
 def _own_boards(config: RunConfig, evidence: list[Path], task: str, progress: Progress) -> list[Board]:
-    """Comparisons that were named, which must be sound, and those in runs/, of which a broken one is told."""
+    """Comparisons that were named, which must be valid, and those in runs/; of these an invalid one is a warning."""
     from luthier.planning.advisor.evidence import comparisons
 
     asked = {"model": config.model.path, "data": config.data.path, "task": task}

@@ -1,4 +1,4 @@
-"""Train, check, evaluate, chat: the Python API is the command line. Nothing heavy is imported before a call."""
+"""Train a run, or resume it: its stages from top to bottom. Nothing heavy is imported before the call."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ def train(
             resolved = resolve_run(config, data, tokens, folder, progress)
             loaded = shared.load(config, folder) if shared else load_base(config, data, tokens, folder)
             base = measure_base(loaded, folder, progress)
-            trainer = _trainer(loaded, resolved, accelerator, folder, progress, shared)
+            trainer, counts = _trainer(loaded, resolved, accelerator, folder, progress, shared)
             machine.watch_peak(config.model.device)
             outcome = trainer.train(request)
             memory = machine.peak(config.model.device)
-            result = _result(loaded, trainer, outcome, memory, base)
+            result = _result(loaded, trainer, outcome, memory, counts, base)
             if shared is not None:
                 shared.finished(loaded, folder)
             return _report(result, folder)
@@ -141,8 +141,8 @@ def _trainer(
     folder: RunFolder,
     progress: Progress,
     shared: SharedInputs | None,
-) -> Trainer:
-    """The trainer with the method's model over the base, where the last checkpoint left it."""
+) -> tuple[Trainer, tuple[int, int]]:
+    """(trainer with the model of the method, where the last checkpoint left it; (trainable, all) parameters)."""
     from luthier.models.load import parameter_counts
     from luthier.training.rng import seed
     from luthier.training.settings import total_steps
@@ -169,17 +169,17 @@ def _trainer(
     trainer = Trainer(loaded.model, data, config.method, settings, accelerator, pad_id, folder, progress)
     seed(config.seed)
     trainer.resume()
-    return trainer
+    return trainer, (trained, parameters)
 
 
-def _result(loaded: Loaded, trainer: Trainer, outcome: Outcome, memory: int, base: Measured) -> dict[str, Any]:
+def _result(
+    loaded: Loaded, trainer: Trainer, outcome: Outcome, memory: int, counts: tuple[int, int], base: Measured
+) -> dict[str, Any]:
     """Save the tuned weights, measure them and write predictions.jsonl; returns the body of result.json."""
-    from luthier.models.load import parameter_counts
-
     config, data, folder, progress = loaded.config, loaded.data, trainer.folder, trainer.progress
     if data.stream is not None:
         folder.write_json(folder.data, data.account())  # it is known only now
-    trained, parameters = parameter_counts(loaded.model)
+    trained, parameters = counts
     plan = folder.read_json(folder.plan)["plan"] or {"bytes": None, "seconds": None}
     result: dict[str, Any] = {
         "run": str(folder.path),

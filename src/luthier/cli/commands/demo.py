@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from luthier.cli.commands.train import opened
+
 
 def command(
     overrides: Annotated[
@@ -14,12 +16,9 @@ def command(
 ) -> None:
     """Fine-tune the built-in base on built-in reviews, offline, in two minutes."""
     from luthier.builtin import DEMO
-    from luthier.cli.terminal.progress import Terminal, resumable, starting
-    from luthier.recipe.config import RunConfig
 
-    config = _fresh(RunConfig.load(DEMO, ["run=runs/demo", *(overrides or [])]))
-    terminal = Terminal(config.train.log_every)
-    starting("demo", f"{config.method.name} on {config.sources}", Path(config.run))
+    config, terminal = opened("demo", DEMO, ["run=runs/demo", *(overrides or [])], _fresh)
+    from luthier.cli.terminal.progress import resumable
     from luthier.cli.terminal.show_result import show_result
     from luthier.pipeline.train import train
 

@@ -16,7 +16,7 @@ class Listener(Plugin):
     required: ClassVar[tuple[str, ...]] = ("open",)
 
     def open(self, run: Path) -> Progress:
-        """What is told of the run in this folder from now on; a resumed run opens it once more."""
+        """The object that the run in this folder reports to from now on; a resumed run opens it again."""
         raise NotImplementedError
 
 
