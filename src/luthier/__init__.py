@@ -1,7 +1,5 @@
 """Luthier fine-tunes language models: from a data file and a base model to a measured, usable model."""
 
-from __future__ import annotations
-
 from luthier.core.import_hook import follow_peft
 from luthier.core.version import __version__
 

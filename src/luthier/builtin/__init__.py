@@ -1,7 +1,5 @@
 """The embedded default: a small base model and data sets, usable offline."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 BASE = Path(__file__).parent / "base"

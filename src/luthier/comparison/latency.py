@@ -1,7 +1,5 @@
 """Latency of the first token and of each further one, tuned and base model measured in turns."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from statistics import median
@@ -19,7 +17,7 @@ PROMPT = 128
 """Most tokens of the prompt."""
 
 
-def latency(loaded: Loaded, base: nn.Module) -> dict[str, Any]:
+def latency(loaded: Loaded, base: "nn.Module") -> dict[str, Any]:
     """Median seconds of TURNS turns and their ratio to the base's with its range; batch size 1, not merged.
 
     A classifier has `row` alone: one forward pass.

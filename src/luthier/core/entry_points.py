@@ -1,7 +1,5 @@
 """Entry points of other packages, read without importlib.metadata, which parses every package there is."""
 
-from __future__ import annotations
-
 import sys
 from configparser import ConfigParser
 from functools import cache

@@ -17,8 +17,6 @@
   - Stopped                a signal asked us to stop, and everything is saved: exit code 75, 138 or 143
 """
 
-from __future__ import annotations
-
 import difflib
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """What a run reports while it works: the terminal, a file, a tracker, a test or a web page listens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files that are whole after a kill or a power failure: written aside, synced to the disk, renamed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Text and commands without the secrets in them."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import sys

@@ -9,8 +9,6 @@ A plugin is one frozen pydantic class: its fields are its configuration, its met
 and its attribute docstrings the only help text there is.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Libraries hide the system's answer in messages of their own.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Commands as people paste them into a shell, and paths as others may see them."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

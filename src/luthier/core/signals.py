@@ -6,8 +6,6 @@ can be lost but work that the next start does again, so there it ends what is be
 Processes that Luthier starts end with the one that started them, also where that one was killed.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """JSON as every reader takes it: Python would write NaN and Infinity, for which JSON has no word."""
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """YAML of recipes and overrides, stricter than PyYAML: a key set twice or too large a value is an error."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

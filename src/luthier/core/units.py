@@ -1,7 +1,5 @@
 """Bytes and seconds as people say them. Loads nothing."""
 
-from __future__ import annotations
-
 
 def gigabytes(size: float) -> str:
     """`1.9 GB`, or `31 MB` where it is less than one; powers of ten."""

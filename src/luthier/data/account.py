@@ -1,7 +1,5 @@
 """What became of the rows, as progress messages."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from luthier.core.events import Progress

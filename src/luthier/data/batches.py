@@ -1,7 +1,5 @@
 """Which rows make up each step: a pure function of seed, epoch and lengths, so a resumed run is identical."""
 
-from __future__ import annotations
-
 import random
 from array import array
 from bisect import bisect_left, insort
@@ -55,7 +53,7 @@ def micro_batches(
 
 
 @lru_cache(maxsize=2)
-def _order(rows: int, seed: int, epoch: int) -> array[int]:
+def _order(rows: int, seed: int, epoch: int) -> "array[int]":
     """The shuffle of an epoch, cached: shuffling a million rows takes half a second."""
     order = list(range(rows))
     random.Random(f"{seed}:{epoch}").shuffle(order)

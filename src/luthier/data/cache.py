@@ -5,8 +5,6 @@ data files, the settings, the tokenizer, our own code), so nothing in it is ever
 and no pickle. The least recently used entries are deleted when all of them are larger than LIMIT.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -76,7 +74,7 @@ def content_of(files: Iterable[Path]) -> list[str] | None:
         return None
 
 
-def find(name: str) -> tuple[Path, dict[str, Any], dict[str, array[int]]] | None:
+def find(name: str) -> "tuple[Path, dict[str, Any], dict[str, array[int]]] | None":
     """The folder, the values and the arrays of an entry; None where there is none, or it is not whole."""
     folder = root() / name
     try:
@@ -102,7 +100,7 @@ def begin() -> DataFolder:
         return DataFolder()
 
 
-def keep(name: str, folder: DataFolder, values: Mapping[str, Any], arrays: Mapping[str, array[int]]) -> None:
+def keep(name: str, folder: DataFolder, values: Mapping[str, Any], arrays: "Mapping[str, array[int]]") -> None:
     """Make the folder the entry `name`. Where that fails there is no entry, and nothing else is lost."""
     if folder.path.parent != root():
         return

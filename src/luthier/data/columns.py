@@ -1,7 +1,5 @@
 """What a column of unknown data may hold, from its name and its values."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +37,7 @@ class Column:
     rows: int
 
     @classmethod
-    def of(cls, name: str, rows: Sequence[Mapping[str, Any]]) -> Column:
+    def of(cls, name: str, rows: Sequence[Mapping[str, Any]]) -> "Column":
         values = [row.get(name) for row in rows]
         full = [value for value in values if value not in (None, "", [], {}) and str(value).strip()]
         return cls(name, full, len(rows))

@@ -5,8 +5,6 @@ not read. Plain text is split at empty lines, as in all text files here, not at 
 `datasets` saved has a file of the same name with other content, and is left alone.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import lru_cache

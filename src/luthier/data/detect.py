@@ -1,7 +1,5 @@
 """Which format the rows of a set have, and which task follows from it."""
 
-from __future__ import annotations
-
 import itertools
 import shlex
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """From examples to rows of tokens, in parallel processes, with the reason of each example that gives none."""
 
-from __future__ import annotations
-
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,7 +36,7 @@ class EncodedPiece:
     rows: Encoded = field(default_factory=Encoded)
     failures: dict[int, tuple[RowError, int]] = field(default_factory=dict)
     """Errors of the examples without rows, with the tokens of the longest row where that is too long."""
-    whole: array[int] = field(default_factory=lambda: array("I"))
+    whole: "array[int]" = field(default_factory=lambda: array("I"))
     """Tokens of each row without the limit, where they were asked for."""
 
 
@@ -49,7 +47,7 @@ def encode(
     max_length: int,
     *,
     progress: Progress | None = None,
-    whole: array[int] | None = None,
+    whole: "array[int] | None" = None,
 ) -> None:
     """Fill the rows of every side with tokens; rows over the limit follow data.on_long_row.
 
@@ -142,12 +140,12 @@ class _Encoder:
     progress: Progress
     every: int
     done: int = 0
-    kept: dict[str, array[int]] = field(default_factory=dict)
+    kept: "dict[str, array[int]]" = field(default_factory=dict)
     """For each side, the places of the examples that have rows."""
     refused: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: {side: [] for side in SIDES})
     """For each side, the places of the other examples, with the reason."""
 
-    def encode(self, side: str, whole: array[int] | None) -> None:
+    def encode(self, side: str, whole: "array[int] | None") -> None:
         """The rows of one side, and the examples that have any."""
         examples = self.data.side(side).examples
         rows, kept = Rows(self.folder, side), array("Q")
@@ -206,7 +204,7 @@ def _restore(data: Prepared, name: str) -> bool:
     return True
 
 
-def _fill(data: Prepared, side: str, rows: Rows, kept: array[int], refused: Iterable[tuple[int, str]]) -> None:
+def _fill(data: Prepared, side: str, rows: Rows, kept: "array[int]", refused: Iterable[tuple[int, str]]) -> None:
     """Set the rows of one side, count them, and keep what was left out."""
     counts, examples, _ = data.side(side)
     rows.examples = examples.take(kept)

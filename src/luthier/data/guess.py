@@ -1,7 +1,5 @@
 """How rows of unknown columns are to be read: one certain reading, or several to choose from."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

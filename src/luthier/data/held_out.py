@@ -3,8 +3,6 @@
 held_out.jsonl has a line of what is common to all rows, then a line per example with its tokens and labels.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import asdict

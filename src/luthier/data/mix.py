@@ -5,8 +5,6 @@ epoch is all of that together. Weights count after rows are held out, so no copy
 and before data.limit.
 """
 
-from __future__ import annotations
-
 import random
 from array import array
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A function mapped over many pieces in parallel processes, in order."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

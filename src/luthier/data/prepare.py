@@ -1,7 +1,5 @@
 """From the data block of a recipe to training, validation and test examples, with a count of every row."""
 
-from __future__ import annotations
-
 import hashlib
 from array import array
 from collections import Counter
@@ -90,7 +88,7 @@ def _keep(name: str, data: Prepared) -> None:
     cache.keep(name, store.records.folder, values, arrays)
 
 
-def _restored(folder: Path, values: dict[str, Any], arrays: dict[str, array[int]]) -> Prepared:
+def _restored(folder: Path, values: dict[str, Any], arrays: "dict[str, array[int]]") -> Prepared:
     """What an earlier run read."""
     store, account = Store.restored(DataFolder.existing(folder), values, arrays), values["account"]
     refusals = Refusals(Refusal(**each) for each in values["refusals"])

@@ -1,7 +1,5 @@
 """The data of a run: examples and encoded rows of each side, with counts of what became of every row."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -86,7 +84,7 @@ class Prepared:
     rows: Rows = field(default_factory=lambda: Rows(DataFolder(), "train"))
     validation_rows: Rows = field(default_factory=lambda: Rows(DataFolder(), "validation"))
     test_rows: Rows = field(default_factory=lambda: Rows(DataFolder(), "test"))
-    stream: Stream | None = None
+    stream: "Stream | None" = None
     """The training rows, where they are read while the run trains; `examples` and `rows` are empty then."""
     template_source: str = ""
     labels: tuple[str, ...] = ()
@@ -95,7 +93,7 @@ class Prepared:
     """What was guessed or asked for, for the recipe of the run: the spec of `format`, of `mix.0` and of `task`."""
 
     @classmethod
-    def of(cls, examples: Mapping[str, Examples], counts: Mapping[str, SplitCounts], **more: Any) -> Prepared:
+    def of(cls, examples: Mapping[str, Examples], counts: Mapping[str, SplitCounts], **more: Any) -> "Prepared":
         """The data with the examples and counts of each side."""
         sides: dict[str, Any] = {f"{_prefix(side)}examples": examples[side] for side in SIDES}
         return cls(**{**sides, **counts, **more})
@@ -103,7 +101,7 @@ class Prepared:
     @classmethod
     def restored(
         cls, account: Mapping[str, Any], examples: Mapping[str, Examples], refusals: Refusals, **more: Any
-    ) -> Prepared:
+    ) -> "Prepared":
         """The data of an earlier run from its `account`."""
         counts = {side: SplitCounts(**account[side]) for side in SIDES}
         known = {"format": FORMATS.parse(account["format"]), "task": TASKS.parse(account["task"]), "refusals": refusals}

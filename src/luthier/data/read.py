@@ -1,7 +1,5 @@
 """Rows from local files and hub ids: every row comes with its place, and none is dropped silently."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial

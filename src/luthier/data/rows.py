@@ -1,7 +1,5 @@
 """Encoded rows on disk: token ids and labels in flat arrays, read from the file row by row."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +22,13 @@ PER_ROW = {"lengths": "I", "cut": "I", "learned": "I", "owner": "Q"}
 class Encoded:
     """The rows of some examples, in order and flat."""
 
-    ids: array[int] = field(default_factory=partial(array, TOKEN))
-    labels: array[int] = field(default_factory=partial(array, TOKEN))
-    label_lengths: array[int] = field(default_factory=partial(array, "I"))
-    lengths: array[int] = field(default_factory=partial(array, "I"))
-    cut: array[int] = field(default_factory=partial(array, "I"))
-    learned: array[int] = field(default_factory=partial(array, "I"))
-    owner: array[int] = field(default_factory=partial(array, "Q"))
+    ids: "array[int]" = field(default_factory=partial(array, TOKEN))
+    labels: "array[int]" = field(default_factory=partial(array, TOKEN))
+    label_lengths: "array[int]" = field(default_factory=partial(array, "I"))
+    lengths: "array[int]" = field(default_factory=partial(array, "I"))
+    cut: "array[int]" = field(default_factory=partial(array, "I"))
+    learned: "array[int]" = field(default_factory=partial(array, "I"))
+    owner: "array[int]" = field(default_factory=partial(array, "Q"))
 
     def add(self, row: Row, owner: int) -> None:
         """Append a row; `owner` is the number of its example."""
@@ -46,10 +44,10 @@ class Encoded:
 class Rows(OnDisk[Row]):
     """The rows of one side. In memory are some tens of bytes for each."""
 
-    lengths: array[int]
-    cut: array[int]
-    learned: array[int]
-    owner: array[int]
+    lengths: "array[int]"
+    cut: "array[int]"
+    learned: "array[int]"
+    owner: "array[int]"
 
     def __init__(self, folder: DataFolder, side: str) -> None:
         self.side = side
@@ -72,7 +70,7 @@ class Rows(OnDisk[Row]):
         self.learned.extend(rows.learned)
         self.owner.extend(owner)
 
-    def state(self) -> dict[str, array[int]]:
+    def state(self) -> "dict[str, array[int]]":
         """What `restored` needs beside the files. Closes the files."""
         self._ids.close()
         self._labels.close()
@@ -81,7 +79,7 @@ class Rows(OnDisk[Row]):
         return {f"{self.side}.{name}": numbers for name, numbers in arrays.items()}
 
     @classmethod
-    def restored(cls, folder: DataFolder, side: str, arrays: Mapping[str, array[int]]) -> Rows:
+    def restored(cls, folder: DataFolder, side: str, arrays: "Mapping[str, array[int]]") -> "Rows":
         """The rows whose files are in `folder`."""
         rows = cls(folder, side)
         for name in PER_ROW:

@@ -1,7 +1,5 @@
 """The data block of a recipe: where rows come from, how they are split, and what is done with bad rows."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Where the rows of each side come from, and what that excludes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Which rows are held out, and which are on both sides: the same data and seed give the same split."""
 
-from __future__ import annotations
-
 import math
 import random
 from array import array

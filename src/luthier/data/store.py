@@ -4,8 +4,6 @@ A run reads all of its data before step one, and a million short rows as Python 
 kept in one file and read from it one by one; what stays in memory is some tens of bytes per row.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -41,7 +39,7 @@ class DataFolder:
         self._delete = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
     @classmethod
-    def existing(cls, path: Path) -> DataFolder:
+    def existing(cls, path: Path) -> "DataFolder":
         """A folder that stays, read only."""
         folder = cls.__new__(cls)
         folder.path, folder.writable = path, False
@@ -57,7 +55,7 @@ class DataFolder:
 class Records:
     """Byte strings in one file, in the order they were added, read by number."""
 
-    def __init__(self, folder: DataFolder, name: str, ends: array[int] | None = None) -> None:
+    def __init__(self, folder: DataFolder, name: str, ends: "array[int] | None" = None) -> None:
         self.folder, self.name = folder, name
         self.ends = array("Q", [0]) if ends is None else ends
         self._file: BinaryIO | None = None
@@ -180,7 +178,7 @@ class Store:
         """File and line of an example, without reading the rest of it."""
         return str(json.loads(self.records[number].rpartition(b"\n")[2])[0])
 
-    def state(self) -> tuple[dict[str, Any], dict[str, array[int]]]:
+    def state(self) -> "tuple[dict[str, Any], dict[str, array[int]]]":
         """What `restored` needs beside the file, as values and arrays. Closes the file."""
         self.records.close()
         names = {name: code for code, name in enumerate(self._names)}
@@ -192,7 +190,7 @@ class Store:
         }
 
     @classmethod
-    def restored(cls, folder: DataFolder, values: Mapping[str, Any], arrays: Mapping[str, array[int]]) -> Store:
+    def restored(cls, folder: DataFolder, values: Mapping[str, Any], arrays: "Mapping[str, array[int]]") -> "Store":
         """The examples whose file is in `folder`."""
         store, names = cls(Records(folder, "examples", arrays["ends"])), values["names"]
         store.files = dict.fromkeys(values["files"])
@@ -212,7 +210,7 @@ class Examples(OnDisk[Example]):
         """Number of each example in the store."""
 
     @classmethod
-    def of(cls, examples: Iterable[Example]) -> Examples:
+    def of(cls, examples: Iterable[Example]) -> "Examples":
         """A store of these alone."""
         store = Store()
         for example in examples:
@@ -233,7 +231,7 @@ class Examples(OnDisk[Example]):
         """File and line of the example at `place`."""
         return self.store.where(self.numbers[place])
 
-    def take(self, places: Iterable[int]) -> Examples:
+    def take(self, places: Iterable[int]) -> "Examples":
         """The examples at these places."""
         return Examples(self.store, (self.numbers[place] for place in places))
 

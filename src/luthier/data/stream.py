@@ -6,8 +6,6 @@ rows up to its place once more, without tokenizing them, and has the same buffer
 whether they have changed. When the data ends, another epoch begins.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace

@@ -5,8 +5,6 @@ wrong, the ROUGE-L of its answer, its loss. If that score is the same before and
 whatever its loss did; among equal changes those with the larger change of loss come first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

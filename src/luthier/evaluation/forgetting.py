@@ -8,8 +8,6 @@ adds a token of its own before every text. Of all texts, and of each category: s
 paired bootstrap's interval over texts. More bits per byte are worse.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ noise if its 95 % interval, 1.96 sqrt(se_base^2 + se_tuned^2) on either side, co
 errors per model, not per pair, so this interval is wider than a paired one would be.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -31,9 +29,9 @@ def check_harness() -> None:
 
 
 def measure_harness(
-    tuned: nn.Module,
-    base: AbstractContextManager[nn.Module] | None,
-    tokenizer: PreTrainedTokenizerBase,
+    tuned: "nn.Module",
+    base: "AbstractContextManager[nn.Module] | None",
+    tokenizer: "PreTrainedTokenizerBase",
     tasks: Sequence[str],
     folder: Path | None,
     limit: int | None,
@@ -50,7 +48,7 @@ def measure_harness(
         raise InputError("the run is a classifier: the harness evaluates language models", fix="luthier evaluate RUN")
     manager = _manager(tasks, folder)
 
-    def measured(model: nn.Module, who: str) -> Any:
+    def measured(model: "nn.Module", who: str) -> Any:
         progress.stage(f"evaluating the {who} with lm-evaluation-harness: {', '.join(tasks)}")
         return _ask(model.eval(), tokenizer, tasks, manager, limit, batch_size=batch_size, max_length=max_length)
 
@@ -76,7 +74,9 @@ def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
     return manager
 
 
-def _ask(model: nn.Module, tokenizer: Any, tasks: Sequence[str], manager: Any, limit: int | None, **sizes: int) -> Any:
+def _ask(
+    model: "nn.Module", tokenizer: Any, tasks: Sequence[str], manager: Any, limit: int | None, **sizes: int
+) -> Any:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 

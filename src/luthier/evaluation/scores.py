@@ -5,8 +5,6 @@ and the score is computed on each resample. For a difference base and tuned mode
 cancels what is hard for both. A difference whose interval contains zero is within noise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 

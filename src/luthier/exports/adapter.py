@@ -1,7 +1,5 @@
 """The adapter in PEFT's format, with tokenizer, template and a model card: small, and its base stays as it is."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

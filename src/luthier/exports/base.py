@@ -4,8 +4,6 @@ After an export is written it is opened and replays held-out prompts of the run 
 has to answer as what was trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias

@@ -1,7 +1,5 @@
 """One GGUF file for llama.cpp and what is built on it (Ollama, LM Studio): merged weights, tokenizer, chat template."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """LoRA as a GGUF file, which llama.cpp applies to a GGUF of the base: one base in memory for many small adapters."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -125,7 +123,7 @@ def _alpha(settings: dict[str, Any]) -> float:
     return float(settings["lora_alpha"]) * (float(settings["r"]) ** 0.5 if settings.get("use_rslora") else 1.0)
 
 
-def _tensors(tuned: Tuned, settings: dict[str, Any]) -> dict[str, Callable[[], NDArray[Any]]]:
+def _tensors(tuned: Tuned, settings: dict[str, Any]) -> "dict[str, Callable[[], NDArray[Any]]]":
     """{llama.cpp's name: function that returns A or B in float32}."""
     from peft.utils.other import get_pattern_key
     from safetensors.numpy import load_file

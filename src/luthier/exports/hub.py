@@ -1,7 +1,5 @@
 """A run on a model hub: the folder is prepared and checked, reported, and uploaded only if asked."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping, Sequence

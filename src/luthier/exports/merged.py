@@ -1,7 +1,5 @@
 """One plain model: the tuned weights merged into the base's own, in transformers' layout, sharded safetensors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """A folder for Ollama: the GGUF file and a Modelfile with the run's chat template, its end tokens and settings."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

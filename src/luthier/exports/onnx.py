@@ -1,7 +1,5 @@
 """ONNX for onnxruntime, without PyTorch: a classifier, or a causal model with its KV cache."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -91,7 +89,7 @@ class OnnxRunner:
         self.inputs = {each.name: each.shape for each in self.session.get_inputs()}
         self.outputs = [each.name for each in self.session.get_outputs()]
 
-    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
+    def logits(self, ids: Sequence[int]) -> "NDArray[Any]":
         """[tokens, vocabulary]; of a classifier [1, labels]."""
         made = self._run(ids, self._empty(), 0)["logits"]
         return made[0] if made.ndim == 3 else made
@@ -110,13 +108,13 @@ class OnnxRunner:
             answer += new
         return answer
 
-    def _empty(self) -> dict[str, NDArray[Any]]:
+    def _empty(self) -> "dict[str, NDArray[Any]]":
         import numpy as np
 
         sizes = {name: (1, size[1], 0, size[3]) for name, size in self.inputs.items() if name.startswith(PAST)}
         return {name: np.zeros(size, np.float32) for name, size in sizes.items()}
 
-    def _run(self, ids: Sequence[int], past: dict[str, NDArray[Any]], seen: int) -> dict[str, NDArray[Any]]:
+    def _run(self, ids: Sequence[int], past: "dict[str, NDArray[Any]]", seen: int) -> "dict[str, NDArray[Any]]":
         """Outputs for one row of new tokens after `seen` cached ones."""
         import numpy as np
 

@@ -1,7 +1,5 @@
 """The merged model in 8 or 4 bit, by torchao or bitsandbytes, for transformers on a CPU or GPU."""
 
-from __future__ import annotations
-
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,7 +83,7 @@ class Quantized(Export):
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         return [f"# pip install {SCHEMES[self.scheme].library}", *load_lines(tuned, folder)]
 
-    def _packable(self, model: nn.Module) -> bool:
+    def _packable(self, model: "nn.Module") -> bool:
         """Whether there is a layer to quantize; bitsandbytes takes GPT-2's transposed ones, torchao does not."""
         from torch import nn
 

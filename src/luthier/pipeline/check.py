@@ -1,7 +1,5 @@
 """Read the data as a run would, and say what is in it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

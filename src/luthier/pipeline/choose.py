@@ -1,7 +1,5 @@
 """Which method to take for a task, a base and a machine."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 def choose(
     config: RunConfig,
-    options: ChooseOptions | None = None,
+    options: "ChooseOptions | None" = None,
     *,
     evidence: Sequence[Path] = (),
     given: Sequence[str] = (),
@@ -50,8 +48,8 @@ def choose(
 
 
 def question_of(
-    config: RunConfig, options: ChooseOptions, evidence: list[Path], progress: Progress
-) -> tuple[Question, Task]:
+    config: RunConfig, options: "ChooseOptions", evidence: list[Path], progress: Progress
+) -> "tuple[Question, Task]":
     """The question: rows and task, read unless the options give their number; the base's shape; the machine."""
     from luthier.methods.base import METHODS
     from luthier.models.load import architecture, device, locate, skeleton, stored_bytes
@@ -122,7 +120,7 @@ def question_of(
     return question, task
 
 
-def _own_boards(config: RunConfig, evidence: list[Path], task: str, progress: Progress) -> list[Board]:
+def _own_boards(config: RunConfig, evidence: list[Path], task: str, progress: Progress) -> "list[Board]":
     """Comparisons that were named, which must be valid, and those in runs/; of these an invalid one is a warning."""
     from luthier.planning.advisor.evidence import comparisons
 

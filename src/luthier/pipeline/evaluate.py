@@ -1,7 +1,5 @@
 """A finished run, opened and measured again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

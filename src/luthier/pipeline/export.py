@@ -1,7 +1,5 @@
 """From a finished run to a form to deploy, and the parity check that it answers as the run does."""
 
-from __future__ import annotations
-
 import gc
 import shutil
 from collections.abc import Callable, Sequence
@@ -80,24 +78,24 @@ def export(
     return report | {"path": str(place), "messages": target.publish(tuned, place)}
 
 
-def _tuned(folder: RunFolder, config: RunConfig, data: Prepared, tokens: Encoding, weights: Path) -> Tuned:
+def _tuned(folder: RunFolder, config: RunConfig, data: "Prepared", tokens: Encoding, weights: Path) -> Tuned:
     from luthier.models.load import architecture, load_tokenizer, skeleton
     from luthier.models.quantized import unpack
     from luthier.rendering.chat_template import Template
 
     whole = config.method.saves == "model"
 
-    def open_base(**changed: Any) -> nn.Module:
+    def open_base(**changed: Any) -> "nn.Module":
         model = config.model.model_copy(update=changed)
         return load_base(
             config.model_copy(update={"model": model}), data, tokens, folder, weights if whole else None
         ).model
 
-    def open_plain_base() -> nn.Module:
+    def open_plain_base() -> "nn.Module":
         base: Any = open_base(quantize="none", dtype="float32")
         return unpack(base) if getattr(base, "is_quantized", False) else base  # its own files may be packed
 
-    def open_plain() -> nn.Module:
+    def open_plain() -> "nn.Module":
         base = open_plain_base()
         return base if whole else config.method.load(base, weights)
 
@@ -133,7 +131,7 @@ def _refuse_small(place: Path, needed: int) -> None:
         )
 
 
-def _prompts(data: Prepared, count: int) -> list[HeldOutPrompt]:
+def _prompts(data: "Prepared", count: int) -> list[HeldOutPrompt]:
     """Of held-out rows, or of training rows where none is held out: its tokens, and where its answer begins."""
     from luthier.evaluation.records.generate import answer_start
 
@@ -148,7 +146,7 @@ def _held(
     target: Export,
     tuned: Tuned,
     folder: Path,
-    data: Prepared,
+    data: "Prepared",
     tokens: Encoding,
     config: RunConfig,
     prompts: Sequence[HeldOutPrompt],
@@ -173,7 +171,7 @@ def _held(
 
 
 def _parity_checks(
-    target: Export, tuned: Tuned, opened: nn.Module | Runner, prompts: Sequence[HeldOutPrompt], progress: Progress
+    target: Export, tuned: Tuned, opened: "nn.Module | Runner", prompts: Sequence[HeldOutPrompt], progress: Progress
 ) -> list[dict[str, Any]]:
     """What was exported and `opened` again, beside the run.
 
@@ -184,10 +182,10 @@ def _parity_checks(
 
     pad = tuned.tokenizer.pad_token_id or 0
 
-    def runner(model: nn.Module) -> TorchRunner:
+    def runner(model: "nn.Module") -> TorchRunner:
         return TorchRunner(model, tuned.ends, pad)
 
-    def as_trained() -> nn.Module:
+    def as_trained() -> "nn.Module":
         base = tuned.open_base()
         return base if tuned.method.saves == "model" else tuned.method.load(base, tuned.weights)
 
@@ -210,9 +208,9 @@ def _parity_checks(
 
 
 def _scores(
-    opened: nn.Module | Runner,
+    opened: "nn.Module | Runner",
     tuned: Tuned,
-    data: Prepared,
+    data: "Prepared",
     tokens: Encoding,
     config: RunConfig,
     progress: Progress,

@@ -1,7 +1,5 @@
 """Base and tuned model on the held-out rows and on the probe for forgetting, and the difference."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time
@@ -47,9 +45,9 @@ UNMEASURED: dict[str, Any] = {
 class Measured:
     """What one model scored."""
 
-    records: list[Record] = field(default_factory=list)
+    records: "list[Record]" = field(default_factory=list)
     """One per held-out example; none where the model was not measured."""
-    probe: list[Record] = field(default_factory=list)
+    probe: "list[Record]" = field(default_factory=list)
     """One per general text (see evaluation.forgetting)."""
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -77,7 +75,7 @@ class Kept(Memory):
         cache.keep(name, cache.begin(), {"value": value}, {})
 
 
-def subject_of(loaded: Loaded, progress: Progress | None = None) -> EvalContext | None:
+def subject_of(loaded: Loaded, progress: Progress | None = None) -> "EvalContext | None":
     """The test rows, else the validation rows, with the model as it is now; None where there are none."""
     from luthier.evaluation.records.context import EvalContext
 
@@ -121,7 +119,7 @@ def measure_base(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measu
     return _measure_base(loaded, subject, folder)
 
 
-def _measure_base(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> Measured:
+def _measure_base(loaded: Loaded, subject: "EvalContext", folder: RunFolder) -> Measured:
     """From before.json, from the cache, or by measuring."""
     progress = subject.progress
     decides = _decides(loaded, subject, folder)
@@ -148,7 +146,7 @@ def _measure_base(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> Me
     return measured
 
 
-def _measure(subject: EvalContext) -> Measured:
+def _measure(subject: "EvalContext") -> Measured:
     from luthier.evaluation import forgetting
     from luthier.evaluation.scores import measure
 
@@ -157,7 +155,7 @@ def _measure(subject: EvalContext) -> Measured:
     return Measured(records, forgetting.measure_probe(subject) if wanted else [], dict(subject.counts))
 
 
-def _decides(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> dict[str, Any]:
+def _decides(loaded: Loaded, subject: "EvalContext", folder: RunFolder) -> dict[str, Any]:
     """Everything that the base's scores follow from."""
     from luthier import evaluation
     from luthier.builtin import PROBE
@@ -190,7 +188,7 @@ def _decides(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> dict[st
     }
 
 
-def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -> dict[str, Any]:
+def compare_with_base(subject: "EvalContext", base: Measured, folder: RunFolder) -> dict[str, Any]:
     """Measure `subject`, set it against the base and write predictions.jsonl."""
     from luthier.evaluation import forgetting
     from luthier.evaluation.contrast import contrast
@@ -233,7 +231,7 @@ def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -
     }
 
 
-def _cut(subject: EvalContext, tuned: Measured) -> list[str]:
+def _cut(subject: "EvalContext", tuned: Measured) -> list[str]:
     if not (cut := tuned.counts.get("cut answers", 0)):
         return []
     limit = subject.settings.max_new_tokens
@@ -263,11 +261,11 @@ def base_again(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measure
         return _measure_base(base, subject, folder) if subject is not None else Measured()
 
 
-def with_base(loaded: Loaded, progress: Progress) -> AbstractContextManager[nn.Module] | None:
+def with_base(loaded: Loaded, progress: Progress) -> "AbstractContextManager[nn.Module] | None":
     """A context in which the base of a tuned model is at hand; None where it is only random weights."""
 
     @contextmanager
-    def opened() -> Iterator[nn.Module]:
+    def opened() -> "Iterator[nn.Module]":
         with _untouched(loaded) as base:
             yield base.model
 

@@ -1,7 +1,5 @@
 """Memory and time of a run, before any weights."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from luthier.core.events import Progress

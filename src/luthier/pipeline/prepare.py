@@ -1,7 +1,5 @@
 """What every way into a run begins with: data, tokens, what is still open decided, and the base model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 class Encoding:
     """What a model's tokenizer and config.json make of the data; its weights are not there yet."""
 
-    template: Template
+    template: "Template"
     source: str
     """Folder or hub id of the base."""
     labels: tuple[str, ...] | None
@@ -41,12 +39,12 @@ class Loaded:
     """Base model, template and data of a run, ready to train or to measure."""
 
     config: RunConfig
-    model: nn.Module
+    model: "nn.Module"
     tokens: Encoding
-    data: Prepared
+    data: "Prepared"
 
     @property
-    def template(self) -> Template:
+    def template(self) -> "Template":
         """Tokenizer and chat template."""
         return self.tokens.template
 
@@ -60,16 +58,16 @@ class Loaded:
 class SharedInputs:
     """What several runs of one comparison share, so that none of them computes it again."""
 
-    data: Prepared
+    data: "Prepared"
     """Read, and tokenized as `tokens` says."""
     tokens: Encoding
-    base: Callable[[RunConfig], nn.Module] | None
+    base: "Callable[[RunConfig], nn.Module] | None"
     """A model of one's own to train, which may lie in the memory of a base that others use; None: it is loaded."""
-    own: Callable[[nn.Module], None]
+    own: "Callable[[nn.Module], None]"
     """What is to be trained of it gets memory of its own."""
     before: Path | None
     """The base's before.json, where it has been measured."""
-    finished: Callable[[Loaded, RunFolder], None]
+    finished: "Callable[[Loaded, RunFolder], None]"
     """Called with the tuned model, when it is measured and saved."""
 
     def load(self, config: RunConfig, folder: RunFolder) -> Loaded:
@@ -102,7 +100,7 @@ def on_this_machine(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": model, "train": config.train.model_copy(update={"precision": precision})})
 
 
-def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
+def prepare_data(config: RunConfig, progress: Progress) -> "Prepared":
     """Read all rows. Comes before the model: a mistake in the data should not cost a download."""
     progress.stage("reading data")
     from luthier.data.prepare import load
@@ -110,7 +108,7 @@ def prepare_data(config: RunConfig, progress: Progress) -> Prepared:
     return load(config.data, config.task, progress)
 
 
-def with_decisions(config: RunConfig, data: Prepared) -> RunConfig:
+def with_decisions(config: RunConfig, data: "Prepared") -> RunConfig:
     """The recipe with what was guessed of the data's columns, or chosen by the user, written down."""
     from luthier.data.prepare import decided
     from luthier.tasks.base import TASKS
@@ -120,7 +118,11 @@ def with_decisions(config: RunConfig, data: Prepared) -> RunConfig:
 
 
 def tokenize(
-    config: RunConfig, data: Prepared, progress: Progress, folder: RunFolder | None = None, positions: int | None = None
+    config: RunConfig,
+    data: "Prepared",
+    progress: Progress,
+    folder: RunFolder | None = None,
+    positions: int | None = None,
 ) -> Encoding:
     """Encode the rows in place, and refuse what cannot be trained. Comes before any weights: it can stop the run.
 
@@ -140,7 +142,11 @@ def tokenize(
 
 
 def load_tokens(
-    config: RunConfig, data: Prepared, progress: Progress, folder: RunFolder | None = None, positions: int | None = None
+    config: RunConfig,
+    data: "Prepared",
+    progress: Progress,
+    folder: RunFolder | None = None,
+    positions: int | None = None,
 ) -> Encoding:
     """What encodes the rows, and how long they may be. InputError as `tokenize` raises for another base."""
     from luthier.models.load import load_tokenizer, locate, row_limit
@@ -157,7 +163,7 @@ def load_tokens(
     return Encoding(template, source, labels, max_length)
 
 
-def reopen(config: RunConfig, folder: RunFolder, progress: Progress) -> tuple[Prepared, Encoding]:
+def reopen(config: RunConfig, folder: RunFolder, progress: Progress) -> "tuple[Prepared, Encoding]":
     """The held-out rows of a finished run as the run kept them, and its tokenizer; its data files are not read.
 
     A run that kept none (it is older than that) has its data read again. InputError where the rows are others now.
@@ -172,7 +178,7 @@ def reopen(config: RunConfig, folder: RunFolder, progress: Progress) -> tuple[Pr
     return data, tokenize(config, data, progress, folder)
 
 
-def refuse_other_rows(config: RunConfig, data: Prepared, folder: RunFolder) -> None:
+def refuse_other_rows(config: RunConfig, data: "Prepared", folder: RunFolder) -> None:
     """InputError where the rows are not those that the run in `folder` was started with."""
     if folder.checked(folder.data).is_file() and folder.read_json(folder.data)["fingerprint"] != data.fingerprint:
         raise InputError(
@@ -182,7 +188,7 @@ def refuse_other_rows(config: RunConfig, data: Prepared, folder: RunFolder) -> N
 
 def load_base(
     config: RunConfig,
-    data: Prepared,
+    data: "Prepared",
     tokens: Encoding,
     folder: RunFolder | None = None,
     weights: Path | None = None,
@@ -209,7 +215,7 @@ def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None)
     config.method.check(model, classify=labels is not None, quantize=quantization(config.model, model.config))
 
 
-def plan_inputs(config: RunConfig, data: Prepared, tokens: Encoding) -> PlanInputs:
+def plan_inputs(config: RunConfig, data: "Prepared", tokens: Encoding) -> "PlanInputs":
     """What is to be planned; device and precision are decided in the recipe."""
     from luthier.planning.plan import PlanInputs
     from luthier.training.settings import total_steps
@@ -232,8 +238,8 @@ def plan_inputs(config: RunConfig, data: Prepared, tokens: Encoding) -> PlanInpu
 
 
 def resolve_run(
-    config: RunConfig, data: Prepared, tokens: Encoding, folder: RunFolder, progress: Progress
-) -> ResolvedSettings:
+    config: RunConfig, data: "Prepared", tokens: Encoding, folder: RunFolder, progress: Progress
+) -> "ResolvedSettings":
     """Decide what the recipe leaves open, or take what was decided when the run was started, and say so."""
     from luthier.planning.resolve import ResolvedSettings, resolve
 
@@ -252,7 +258,7 @@ def resolve_run(
     return resolved
 
 
-def run_settings(resolved: ResolvedSettings, loaded: Loaded, base: nn.Module, progress: Progress) -> RunSettings:
+def run_settings(resolved: "ResolvedSettings", loaded: Loaded, base: "nn.Module", progress: Progress) -> "RunSettings":
     """All that was left open, decided: the learning rate by the `base`, packing by a trial on the model to be trained.
 
     InputError where the recipe insists on packing and rows of one sequence would see one another.

@@ -1,7 +1,5 @@
 """Train a run, or resume it: its stages from top to bottom. Nothing heavy is imported before the call."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator
@@ -122,7 +120,7 @@ def _begun(config: RunConfig, folder: RunFolder, progress: Progress) -> Iterator
         raise
 
 
-def _keep_data(config: RunConfig, data: Prepared, folder: RunFolder, progress: Progress) -> None:
+def _keep_data(config: RunConfig, data: "Prepared", folder: RunFolder, progress: Progress) -> None:
     """Write data.json, held_out.jsonl and refused.jsonl. InputError where the run was started with other rows."""
     from luthier.data import account, held_out
 
@@ -136,12 +134,12 @@ def _keep_data(config: RunConfig, data: Prepared, folder: RunFolder, progress: P
 
 def _trainer(
     loaded: Loaded,
-    resolved: ResolvedSettings,
-    accelerator: Accelerator,
+    resolved: "ResolvedSettings",
+    accelerator: "Accelerator",
     folder: RunFolder,
     progress: Progress,
     shared: SharedInputs | None,
-) -> tuple[Trainer, tuple[int, int]]:
+) -> "tuple[Trainer, tuple[int, int]]":
     """(trainer with the model of the method, where the last checkpoint left it; (trainable, all) parameters)."""
     from luthier.models.load import parameter_counts
     from luthier.training.rng import seed
@@ -173,7 +171,7 @@ def _trainer(
 
 
 def _result(
-    loaded: Loaded, trainer: Trainer, outcome: Outcome, memory: int, counts: tuple[int, int], base: Measured
+    loaded: Loaded, trainer: "Trainer", outcome: "Outcome", memory: int, counts: tuple[int, int], base: "Measured"
 ) -> dict[str, Any]:
     """Save the tuned weights, measure them and write predictions.jsonl; returns the body of result.json."""
     config, data, folder, progress = loaded.config, loaded.data, trainer.folder, trainer.progress
@@ -231,7 +229,7 @@ def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
     return weights_bytes(target)
 
 
-def _epochs(taken: int, data: Prepared) -> float | None:
+def _epochs(taken: int, data: "Prepared") -> float | None:
     """How often the data was seen; None where a stream did not come to its end."""
     if data.stream is None:
         return taken / len(data.rows)

@@ -1,7 +1,5 @@
 """Decide what the recipe leaves open (auto) so that the run fits: packing, tokens per pass, gradient checkpointing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,7 +51,7 @@ class ResolvedSettings:
         }
 
     @classmethod
-    def from_record(cls, train: TrainConfig, record: dict[str, Any]) -> ResolvedSettings:
+    def from_record(cls, train: TrainConfig, record: dict[str, Any]) -> "ResolvedSettings":
         """The settings that `record` kept, for the same recipe; the plan itself is only needed at the start."""
         return cls(train.model_copy(update=record["train"]), record["pack"], None)
 

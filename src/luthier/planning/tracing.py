@@ -4,8 +4,6 @@ Modules and methods run as they are, on tensors that have a shape and no memory 
 transformers, PEFT and our own functions keep for the backward pass is counted, not guessed by a formula.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,7 +43,7 @@ class Trace:
     calls: float
     """Number of operations."""
 
-    def grown(self, other: Trace, by: float) -> Trace:
+    def grown(self, other: "Trace", by: float) -> "Trace":
         """Extrapolate from one and two layers to any number: self + by (other - self), field by field."""
         return Trace(
             *(getattr(self, name) + by * (getattr(other, name) - getattr(self, name)) for name in self.__slots__)

@@ -1,7 +1,5 @@
 """One run as one typed object: YAML, command line, Python and docs are all made from it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -79,7 +77,9 @@ class RunConfig(Config):
         return self
 
     @classmethod
-    def load(cls, path: Path | None = None, overrides: Sequence[str] = (), notes: list[str] | None = None) -> RunConfig:
+    def load(
+        cls, path: Path | None = None, overrides: Sequence[str] = (), notes: list[str] | None = None
+    ) -> "RunConfig":
         """Read a YAML recipe and apply `key.path=value` overrides, whose values are YAML too.
 
         ConfigError reports all mistakes at once. `notes` receives what was read under another spelling.

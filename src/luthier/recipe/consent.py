@@ -5,8 +5,6 @@ address of a judge, which gets prompts, answers and a key. In a recipe of the us
 that is meant. In a run folder, which may come from anybody, it is asked about.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which run a recipe is: its folder, and whether a folder holds a run of this recipe."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

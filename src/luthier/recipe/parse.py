@@ -1,7 +1,5 @@
 """YAML and overrides: read, and what is wrong with them said by key."""
 
-from __future__ import annotations
-
 import re
 import types
 import typing

@@ -8,8 +8,6 @@ ids are those of the template's own whole. Otherwise it is an error: a mask that
 the wrong thing.
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -76,7 +74,7 @@ class AnswerSpan(NamedTuple):
 class Template:
     """A tokenizer with a chat template, its own or the documented default."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
         self._tails: dict[str, list[int]] = {}
         self._openers: dict[bool, str | None] = {}

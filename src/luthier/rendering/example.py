@@ -1,7 +1,5 @@
 """The central record: an example, into which every format turns its rows."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """One training row: token ids and labels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

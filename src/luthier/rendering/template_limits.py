@@ -5,8 +5,6 @@ and counts: steps (turns of loops and calls), characters, and seconds. It takes 
 counts only within `apply_chat_template`. It can go when transformers limits rendering itself.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar

@@ -4,8 +4,6 @@ Each family of templates writes calls its own way, as JSON, as tags or as its ow
 at all. So every call is looked for in the text, name, keys and values, and a template is probed once.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Sequence

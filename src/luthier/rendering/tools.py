@@ -5,8 +5,6 @@ They are kept as JSON text in OpenAI's form, in the order of the row, so that an
 {"name", "arguments"}}, with the "id" that the row gives it. Arguments are an object, as most templates want them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence

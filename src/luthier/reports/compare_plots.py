@@ -1,7 +1,5 @@
 """Plots of a comparison: score against parameters and against time, and the loss curves, as PNG."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from math import cos, pi, sin
 from typing import Any

@@ -1,7 +1,5 @@
 """One self-contained HTML page about a comparison: table, real differences, plots, and what papers claim."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 from typing import Any

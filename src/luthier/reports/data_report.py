@@ -1,7 +1,5 @@
 """One self-contained HTML page about the data: what is refused, long, similar or unbalanced, and what is learned."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """The loss curve as a PNG: training loss per step, smoothed, and held-out loss at each evaluation."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from io import BytesIO

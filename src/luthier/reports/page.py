@@ -1,7 +1,5 @@
 """Self-contained HTML pages from the templates in this folder."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from luthier.core.shell import public

@@ -1,7 +1,5 @@
 """One self-contained HTML page about a run: what was gained, the loss curve, the data, the worst examples."""
 
-from __future__ import annotations
-
 import base64
 import math
 from collections.abc import Mapping, Sequence

@@ -17,8 +17,6 @@ harness.json     what lm-evaluation-harness measured on it, where it was asked
 .lock            held by the process at work on the run
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -70,7 +68,7 @@ class RunFolder:
         self.harness = path / "harness.json"
 
     @classmethod
-    def existing(cls, path: Path) -> RunFolder:
+    def existing(cls, path: Path) -> "RunFolder":
         """The folder of a finished or interrupted run; InputError where it is none."""
         folder = cls(path)
         if not folder.recipe.is_file():

@@ -4,8 +4,6 @@ A hash here is no signature. It finds a file that was edited, cut short, or swap
 anyone who also edits run.json. A folder from before there was a run.json is taken as it is.
 """
 
-from __future__ import annotations
-
 import secrets
 from pathlib import Path
 from typing import Any

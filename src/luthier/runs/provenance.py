@@ -1,7 +1,5 @@
 """Where a run comes from: command, versions, machine and base weights, and whether they are still the same."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

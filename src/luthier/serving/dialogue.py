@@ -1,7 +1,5 @@
 """Chat backends: a model in this process, or one behind an endpoint, with the same interface."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -28,7 +26,7 @@ class ChatBackend(Protocol):
 class LocalBackend:
     """A model of an engine in this process."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: "Engine", name: str) -> None:
         self.engine, self.name = engine, name
 
     def stream(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]:

@@ -10,8 +10,6 @@ Names that begin with a dot are never read: `.staging-*` is being written, `.tra
 where a new folder takes its place. `tidy` clears away what a killed process left of them.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

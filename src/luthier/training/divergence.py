@@ -1,7 +1,5 @@
 """Is a run well? Steps without a finite loss, and losses far above those before."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import median
 

@@ -1,7 +1,5 @@
 """Optimizer and learning-rate schedule from the train block."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Packing: may this task and method share a sequence among rows, and does this model keep the rows apart?"""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InputError
@@ -37,7 +35,7 @@ def packs_well(device: str, precision: str) -> bool:
     return torch.cuda.get_device_capability()[0] >= 8  # torch's variable-length kernel is Flash Attention's
 
 
-def prove_packing(model: nn.Module, vocabulary: int) -> None:
+def prove_packing(model: "nn.Module", vocabulary: int) -> None:
     """Run two short rows apart and in one sequence; InputError where the logits differ.
 
     Whether attention stops at a row's edge is up to the model's own code: most of transformers reads it off the

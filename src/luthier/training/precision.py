@@ -1,7 +1,5 @@
 """The type that a run computes in, and accelerate set up for it."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Random states of all generators that a run draws from: put back, the next draws are the same."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +20,7 @@ class RandomState:
     """JSON holds them."""
 
     @classmethod
-    def now(cls) -> RandomState:
+    def now(cls) -> "RandomState":
         """The states as they are."""
         tensors = {"rng.torch": torch.get_rng_state()}
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

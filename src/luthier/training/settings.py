@@ -1,7 +1,5 @@
 """The block `train` of a recipe."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self

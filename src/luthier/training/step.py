@@ -1,7 +1,5 @@
 """One optimizer step, and the held-out loss. The policies around them are the trainer's."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Sequence

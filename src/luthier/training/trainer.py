@@ -4,8 +4,6 @@
 the run between two steps or inside one: a step that is broken off is as if it had never begun.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import time

@@ -1,7 +1,5 @@
 """`luthier train`: train a run, or resume it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +29,8 @@ def opened(
     title: str,
     path: Path | None,
     overrides: list[str],
-    finish: Callable[[RunConfig], RunConfig] = lambda config: config,
-) -> tuple[RunConfig, Terminal]:
+    finish: "Callable[[RunConfig], RunConfig]" = lambda config: config,
+) -> "tuple[RunConfig, Terminal]":
     """Read the recipe, ask about code that is not the user's own, and print the first line of a run."""
     from luthier.cli.terminal.progress import Terminal, consent, starting
     from luthier.recipe.config import RunConfig

@@ -1,7 +1,5 @@
 """Checks of the data that a run would learn from. Reads no file and loads no model."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ similarity of two sets. Texts that agree in a whole band of minima are compared 
 is never an estimate; what may be missed is a pair near the threshold (one in a thousand at 0.8).
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Hashes of the texts that an audit compares: computed in parallel processes, and small in memory."""
 
-from __future__ import annotations
-
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -30,20 +28,20 @@ class TextHashes:
     They have 64 bits: among a million different texts, two share a hash with a probability of 3e-8.
     """
 
-    contents: array[int] = field(default_factory=partial(array, "Q"))
+    contents: "array[int]" = field(default_factory=partial(array, "Q"))
     """The example's own text, normalized."""
-    prompts: array[int] = field(default_factory=partial(array, "Q"))
+    prompts: "array[int]" = field(default_factory=partial(array, "Q"))
     """The input of the model, normalized."""
-    answers: array[int] = field(default_factory=partial(array, "Q"))
+    answers: "array[int]" = field(default_factory=partial(array, "Q"))
     """The answer of a dialogue."""
-    heads: array[int] = field(default_factory=partial(array, "Q"))
+    heads: "array[int]" = field(default_factory=partial(array, "Q"))
     """The first PREFIX characters of a longer prompt or text."""
     scripts: Counter[str] = field(default_factory=Counter)
-    short: array[int] = field(default_factory=partial(array, "Q"))
+    short: "array[int]" = field(default_factory=partial(array, "Q"))
     """Numbers of the dialogues with a short answer."""
     chats: int = 0
 
-    def add(self, other: TextHashes) -> None:
+    def add(self, other: "TextHashes") -> None:
         """Append the hashes of the examples that follow."""
         self.short.extend(number + len(self.contents) for number in other.short)
         for name in ("contents", "prompts", "answers", "heads"):

@@ -1,7 +1,5 @@
 """Detects the languages of texts, where the extra `languages` is installed."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """The loss mask as text: which tokens of a row are learned; and checks of the masks."""
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Detects the scripts of texts. A script is not a language: English and German are both Latin here."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Read and encode data as `train` would, but skip rows that stop it, so that one check names them all."""
 
-from __future__ import annotations
-
 from array import array
 
 from luthier.core.errors import DataError, InputError

@@ -1,7 +1,5 @@
 """Arrow: files and streams of record batches, as datasets keeps them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """What a file type is: how rows come out of a file with its suffix."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Tables as text: columns separated by commas (csv) or tabs (tsv)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """JSON: an array, or one object per line, whatever the suffix."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Parquet: tables by columns, compressed inside."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar

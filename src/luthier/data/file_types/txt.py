@@ -1,7 +1,5 @@
 """Plain text: documents separated by empty lines; a text without any is one document."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

@@ -5,8 +5,6 @@ The input follows the instruction after a line break; Alpaca's own English pream
 the chat template already marks the speakers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """The base of formats: the names of the columns, and how one row becomes an example."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar

@@ -4,8 +4,6 @@ With task `classify` a head learns the label. With task `chat` the text becomes 
 label, in words, the answer: then give `names` for numeric labels, and a `prompt` with the instruction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

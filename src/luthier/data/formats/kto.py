@@ -5,8 +5,6 @@ learns from the judgments yet; `learn: good` trains on the good answers as on an
 the rows with bad ones out, counted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal

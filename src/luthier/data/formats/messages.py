@@ -1,7 +1,5 @@
 """Messages: OpenAI's chat layout, a list of turns with `role` and `content`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

@@ -5,8 +5,6 @@ alike; then the prompt column is not needed, and not read. No task learns from t
 `learn: chosen` trains on the better answers as on any dialogue and leaves the worse ones out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """Prompt and completion: two columns, of which the second is learned."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

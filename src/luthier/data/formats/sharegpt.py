@@ -1,7 +1,5 @@
 """ShareGPT: a `conversations` list of turns with `from` (human, gpt, system) and `value`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

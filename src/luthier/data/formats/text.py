@@ -1,7 +1,5 @@
 """Text: one column of plain text, all of it learned."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Rows of parquet and arrow files, a few hundred at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any

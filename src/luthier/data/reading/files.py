@@ -1,7 +1,5 @@
 """A file as lines or blocks of text: compressed or plain, in common encodings, in constant memory."""
 
-from __future__ import annotations
-
 import codecs
 import errno
 import gzip
@@ -106,7 +104,7 @@ class _Pieces(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
         while not self._rest:
             piece = next(self._pieces, None)
             if piece is None:

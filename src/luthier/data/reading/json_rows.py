@@ -1,7 +1,5 @@
 """Rows of JSON: an array or one object per line, item by item. A bad item is reported and affects no other."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

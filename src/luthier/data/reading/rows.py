@@ -1,7 +1,5 @@
 """Rows of csv, tsv and plain text. What is not a row is reported, not dropped."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

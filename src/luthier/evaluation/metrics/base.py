@@ -1,7 +1,5 @@
 """What a metric is: a function of records, one per held-out example."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,9 +20,9 @@ MetricFunction = Callable[[Sequence[Record]], float]
 class SumMetric:
     """A metric that follows from sums over the records, so that a resample costs a matrix product and not a loop."""
 
-    terms: Callable[[Sequence[Record]], NDArray[Any]]
+    terms: "Callable[[Sequence[Record]], NDArray[Any]]"
     """[records, terms]: what is summed."""
-    value: Callable[[NDArray[Any]], NDArray[Any]]
+    value: "Callable[[NDArray[Any]], NDArray[Any]]"
     """[draws, terms] -> [draws]: the metric of each sum."""
     key: str = ""
     """Key of the records that have this metric; "" if all have it."""
@@ -38,7 +36,7 @@ def mean_of(key: str) -> SumMetric:
     """The mean of record[key] over the records that have it."""
     import numpy as np
 
-    def terms(records: Sequence[Record]) -> NDArray[Any]:
+    def terms(records: Sequence[Record]) -> "NDArray[Any]":
         return np.array([[float(r[key]), 1.0] if key in r else [0.0, 0.0] for r in records]).reshape(-1, 2)
 
     return SumMetric(terms, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1), key)

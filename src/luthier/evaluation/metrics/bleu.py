@@ -8,8 +8,6 @@ chrF the best one. Papineni et al. 2002, aclanthology.org/P02-1040; Popović 201
 arXiv 1804.08771.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

@@ -4,8 +4,6 @@
 your rights, once per run. An exception in it counts as not passed; their number and the first one are reported.
 """
 
-from __future__ import annotations
-
 import runpy
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ Pearson's r = cov(x, y) / (sd x sd y), over the predicted and the true numbers; 
 with the mean of their ranks. A model that always predicts the same number has no correlation; that counts as 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

@@ -4,8 +4,6 @@ Case, white space at the edges and a final full stop do not count. If the held-o
 any of their answers is right.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from luthier.evaluation.metrics.base import Evaluation, Metric, Table, mean_of

@@ -9,8 +9,6 @@ The key comes from the environment variable that `key_env` names, is sent to tha
 and is written nowhere.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

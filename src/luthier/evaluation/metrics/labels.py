@@ -10,8 +10,6 @@ no mistake: (c n - sum_k p_k t_k) / sqrt((n^2 - sum_k p_k^2) (n^2 - sum_k t_k^2)
 often class k was predicted and true; 0 if only one class was predicted, or exists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

@@ -3,8 +3,6 @@
 Weighted by targets, not by rows: sum of -log p over all targets / their number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

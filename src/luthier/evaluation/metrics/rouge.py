@@ -5,8 +5,6 @@ Google's rouge-score without stemming; the mean over the answers. With several r
 each score its own. Chinese characters are words (see words.py). Lin 2004, aclanthology.org/W04-1013.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import ClassVar
 

@@ -7,8 +7,6 @@ put tokens in front, some caches slide. Each is tested once, on its longest prom
 sums; if not, each pair of prompt and label is a row.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
@@ -95,7 +93,7 @@ def bytes_of_shared(context: EvalContext, prompts: Sequence[list[int]], tails: S
     return max(1, sizes[0]) if near else 0
 
 
-def sums_of_rows(context: EvalContext, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]]) -> Sums:
+def sums_of_rows(context: EvalContext, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]]) -> "Sums":
     """-log p of each label after each prompt, by a row for each pair."""
     pairs = [(i, j) for i, labels in enumerate(tails) for j in range(len(labels))]
     rows = [Row(prompts[i] + tails[i][j], [IGNORED] * len(prompts[i]) + tails[i][j], "") for i, j in pairs]
@@ -109,7 +107,7 @@ def sums_of_rows(context: EvalContext, prompts: Sequence[list[int]], tails: Sequ
 
 def sums_of_shared(
     context: EvalContext, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]], sizes: list[int] | None = None
-) -> Sums:
+) -> "Sums":
     """The same, with each prompt read once. The bytes of KV cache for a token are appended to `sizes`."""
     import torch
 
@@ -142,7 +140,9 @@ def sums_of_shared(
     return sums
 
 
-def _after(model: Any, head: Any, cache: Any, mask: Tensor, lengths: Tensor, tails: list[list[list[int]]]) -> Sums:
+def _after(
+    model: Any, head: Any, cache: Any, mask: "Tensor", lengths: "Tensor", tails: list[list[list[int]]]
+) -> "Sums":
     """-log p of the tokens of each label after its first one; the cache is consumed."""
     import torch
 

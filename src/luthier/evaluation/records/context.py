@@ -1,7 +1,5 @@
 """What an evaluation is given: the model, the held-out rows and their settings; it makes one record per example."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +39,7 @@ class Memory:
 class EvalContext:
     """A model and the held-out rows to evaluate it on."""
 
-    model: nn.Module
+    model: "nn.Module"
     template: Template
     task: Task
     examples: Sequence[Example]
@@ -69,7 +67,7 @@ class EvalContext:
         """Token id for padding."""
         return self.template.tokenizer.pad_token_id or 0
 
-    def batches(self, rows: Sequence[Row], what: str = "rows") -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    def batches(self, rows: Sequence[Row], what: str = "rows") -> "Iterator[tuple[list[int], dict[str, Tensor]]]":
         """(row numbers, batch on the model's device), rows of similar length together; reports progress."""
         done = 0
         for numbers in by_length([len(row.ids) for row in rows], self.settings):
@@ -77,7 +75,7 @@ class EvalContext:
             done += len(numbers)
             self.progress.measured(what, done, len(rows))
 
-    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[Row]) -> "dict[str, Tensor]":
         """A batch of these rows, on the model's device."""
         return {key: value.to(self.device) for key, value in self.task.collate(list(rows), self.pad).items()}
 
@@ -94,7 +92,7 @@ class EvalContext:
                     records[self.owner[number]]["targets"] += count
         return records
 
-    def logits(self) -> list[tuple[int, Tensor]]:
+    def logits(self) -> "list[tuple[int, Tensor]]":
         """(number of its example, logits [labels] in float32) of each row, for models with a head for labels."""
         import torch
 

@@ -4,8 +4,6 @@ Rows with the same prompt are one question with several references: E2E NLG has 
 The answer is in the record of the first of them, {"said", "answer", "references"}; the others have none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from luthier.evaluation.records.context import EvalContext, Record, by_length

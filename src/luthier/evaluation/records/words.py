@@ -5,8 +5,6 @@ for one word. Here a Chinese or Japanese character is a word of its own, as in s
 words are those of rouge-score's default tokenizer.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """The model card that lies beside an export: what it is, how to load it, what was measured."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The parity check: held-out prompts through the trained and the exported model, and their differences in numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,7 +25,7 @@ class HeldOutPrompt:
 class Runner(Protocol):
     """A model that answers, in whatever program it runs. It may have `close()`, which frees files and memory."""
 
-    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
+    def logits(self, ids: Sequence[int]) -> "NDArray[Any]":
         """Scores of the token that follows each of `ids`: [tokens, vocabulary]; of a classifier [1, labels]."""
 
     def answer(self, ids: Sequence[int], most: int) -> list[int]:

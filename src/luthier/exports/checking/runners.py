@@ -1,7 +1,5 @@
 """Runners of PyTorch models, and any runner as a PyTorch module."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any

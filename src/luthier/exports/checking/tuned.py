@@ -1,7 +1,5 @@
 """A finished run, as an export takes it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +29,10 @@ class Tuned:
     config: Any  # the base's config.json, as transformers reads it
     tokenizer: Any
     ends: tuple[int, ...]  # tokens that end an answer; empty for a classifier
-    open_base: Callable[[], nn.Module]  # loads the untouched base as it was in training
-    open_plain_base: Callable[[], nn.Module]  # loads the untouched base in float32, unquantized
-    open_plain: Callable[[], nn.Module]  # loads the tuned model on the base in float32, unquantized
-    skeleton: Callable[[], nn.Module]  # builds the base's modules and shapes, without weights
+    open_base: "Callable[[], nn.Module]"  # loads the untouched base as it was in training
+    open_plain_base: "Callable[[], nn.Module]"  # loads the untouched base in float32, unquantized
+    open_plain: "Callable[[], nn.Module]"  # loads the tuned model on the base in float32, unquantized
+    skeleton: "Callable[[], nn.Module]"  # builds the base's modules and shapes, without weights
     facts: dict[str, Any]  # the run's result.json
 
     @property
@@ -46,6 +44,6 @@ class Tuned:
         """What to type for another form of this run."""
         return shell_line("luthier", "export", Path(self.run), "--to", form)
 
-    def merged(self) -> nn.Module:
+    def merged(self) -> "nn.Module":
         """The plain base with the tuned weights merged in."""
         return self.method.merge(self.open_plain())  # type: ignore[no-any-return]

@@ -1,7 +1,5 @@
 """Models and LoRA adapters as GGUF files, written tensor by tensor and read back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -89,7 +87,7 @@ def head_size(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def write_model(path: Path, model: nn.Module, vocabulary: Vocabulary, kind: Kind, name: str) -> None:
+def write_model(path: Path, model: "nn.Module", vocabulary: Vocabulary, kind: Kind, name: str) -> None:
     """Write the whole model as one file, tensor by tensor; Unproved if the file does not hold its weights.
 
     `name` may be a path, of which the last part is stored.
@@ -126,7 +124,7 @@ def write_model(path: Path, model: nn.Module, vocabulary: Vocabulary, kind: Kind
     write_tensors(path, writer, dict(_tensors(model)), kind)
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Callable[[], NDArray[Any]]]]:
+def _tensors(model: "nn.Module") -> "Iterator[tuple[str, Callable[[], NDArray[Any]]]]":
     """(llama.cpp's name, function that returns the numbers in float32) of every weight except a tied head."""
     config: Any = model.config
     state = model.state_dict()
@@ -138,7 +136,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Callable[[], NDArray[Any]]
             yield name_of(config, key), partial(_weight, config, key, tensor)
 
 
-def _weight(config: Any, key: str, tensor: Tensor) -> NDArray[Any]:
+def _weight(config: Any, key: str, tensor: "Tensor") -> "NDArray[Any]":
     return permuted(config, key, _numbers(tensor))
 
 
@@ -153,7 +151,7 @@ def name_of(config: Any, key: str) -> str:
     return str(name)
 
 
-def permuted(config: Any, key: str, numbers: NDArray[Any]) -> NDArray[Any]:
+def permuted(config: Any, key: str, numbers: "NDArray[Any]") -> "NDArray[Any]":
     """Rows in llama.cpp's order: [out, ...] -> [out, ...].
 
     Its Llama rotates adjacent numbers of a head, transformers' those half a head apart, so rows of Q and K move.
@@ -166,11 +164,11 @@ def permuted(config: Any, key: str, numbers: NDArray[Any]) -> NDArray[Any]:
     return halves.swapaxes(1, 2).reshape(numbers.shape)
 
 
-def _numbers(tensor: Tensor) -> NDArray[Any]:
+def _numbers(tensor: "Tensor") -> "NDArray[Any]":
     return tensor.detach().float().cpu().numpy()
 
 
-def _llama3_factors(config: Any) -> NDArray[Any]:
+def _llama3_factors(config: Any) -> "NDArray[Any]":
     """The divisors of each frequency in Llama 3's scaling: [head / 2]."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -180,7 +178,7 @@ def _llama3_factors(config: Any) -> NDArray[Any]:
     return (plain / _numbers(scaled)).astype("float32")  # type: ignore[no-any-return]
 
 
-def write_tensors(path: Path, writer: Any, tensors: Mapping[str, Callable[[], NDArray[Any]]], kind: Kind) -> None:
+def write_tensors(path: Path, writer: Any, tensors: "Mapping[str, Callable[[], NDArray[Any]]]", kind: Kind) -> None:
     """Write header and tensors one by one, then read all back."""
     import gguf
 
@@ -202,7 +200,7 @@ def write_tensors(path: Path, writer: Any, tensors: Mapping[str, Callable[[], ND
     _read_back(path, tensors)
 
 
-def _read_back(path: Path, tensors: Mapping[str, Callable[[], NDArray[Any]]]) -> None:
+def _read_back(path: Path, tensors: "Mapping[str, Callable[[], NDArray[Any]]]") -> None:
     """Raise Unproved if a tensor in the file is not the model's, to the rounding of its type."""
     import gguf
     import numpy as np

@@ -5,8 +5,6 @@ whose messages are markers. Then both are rendered side by side, Go's as the sam
 anywhere is not written.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from itertools import takewhile

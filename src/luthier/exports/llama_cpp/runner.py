@@ -1,7 +1,5 @@
 """llama.cpp as a runner: a GGUF file answers held-out prompts, and splits text into tokens."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +64,7 @@ class LlamaRunner:
         self.llama.reset()
         self.llama.eval([int(token) for token in ids])
 
-    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
+    def logits(self, ids: Sequence[int]) -> "NDArray[Any]":
         """[tokens, vocabulary] in float32."""
         self._read(ids, 0)
         return self.llama.scores[: len(ids)].copy()  # type: ignore[no-any-return]

@@ -5,8 +5,6 @@ sentencepiece's BPE by a score for each token. What has no name there is refused
 model without any error.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Every method that can serve a task on a base, with its file size, memory and training time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -123,7 +121,7 @@ def named_variant(method: Method) -> str:
     return method.name
 
 
-def file_bytes(method: Method, tuned: nn.Module) -> int:
+def file_bytes(method: Method, tuned: "nn.Module") -> int:
     """Bytes of the weights that a run leaves, from shapes alone."""
     from luthier.models.heads import in_head
 

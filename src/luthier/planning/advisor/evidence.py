@@ -4,8 +4,6 @@ A board is one measurement of several methods on the same base and rows. Scores 
 what counts is how far a method is behind the best one of the same board.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -174,7 +172,7 @@ class _Interval(BaseModel):
     low: FiniteFloat | None = None
     high: FiniteFloat | None = None
 
-    def times(self, factor: float, row: _Row) -> Score:
+    def times(self, factor: float, row: "_Row") -> Score:
         low, high = (None if side is None else side * factor for side in (self.low, self.high))
         return Score(self.value * factor, low, high, row.adapter_bytes, row.memory, row.seconds)
 
@@ -190,7 +188,7 @@ class _Row(BaseModel):
     reason: str = ""
 
     @model_validator(mode="after")
-    def _done_means_measured(self) -> _Row:
+    def _done_means_measured(self) -> "_Row":
         if self.status == "done" and self.score is None:
             raise ValueError(f"{self.method} is done and has no score")
         return self

@@ -1,7 +1,5 @@
 """The question that `luthier choose` answers: task and rows, and what machine, budget and use allow."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -85,7 +83,7 @@ class ChooseOptions:
     @classmethod
     def parse(
         cls, *, latency: str | None = None, memory: str | None = None, time: str | None = None, **counts: int | None
-    ) -> ChooseOptions:
+    ) -> "ChooseOptions":
         """The options from their text on the command line. InputError that names the option."""
         for option, value in counts.items():
             if value is not None and value < 1:
@@ -153,7 +151,7 @@ def assumed_facts(
     return DataFacts("answers", rows, some, learned, None, assumed=f"{note}, half of them learned, are assumed")
 
 
-def facts_of(data: Prepared, labels: tuple[str, ...] | None) -> DataFacts:
+def facts_of(data: "Prepared", labels: tuple[str, ...] | None) -> DataFacts:
     """The facts of rows that were read and tokenized."""
     from luthier.data.checks import languages, scripts
 

@@ -1,7 +1,5 @@
 """The engine: one thread that admits requests, steps every scheduler in turn and delivers the chunks."""
 
-from __future__ import annotations
-
 import sys
 import traceback
 from collections import deque
@@ -83,7 +81,7 @@ class Engine:
         dtype: str = "auto",
         progress: Progress | None = None,
         allow_code: Allow = False,
-    ) -> Engine:
+    ) -> "Engine":
         """Serve the models in these folders (NAME=PATH or PATH); adapters share one base."""
         sources = [source_of(each, allow_code) for each in given]
         refuse_two_bases(sources)
@@ -92,7 +90,7 @@ class Engine:
         return cls(models, rows=rows, waiting=waiting)
 
     @classmethod
-    def load(cls, path: Path, *, base: bool = False, allow_code: Allow = False) -> Engine:
+    def load(cls, path: Path, *, base: bool = False, allow_code: Allow = False) -> "Engine":
         """Load one run, adapter or model; with `base`, the base model of an adapter."""
         source = source_of(str(path), allow_code)
         if base:
@@ -202,14 +200,14 @@ class Engine:
         if scheduler.count:
             self._sample(scheduler.ready, scheduler.decode())
 
-    def _sample(self, rows: Sequence[RunningRow], logits: Tensor) -> None:
+    def _sample(self, rows: Sequence[RunningRow], logits: "Tensor") -> None:
         """Sample the next token of each row from logits [rows, vocabulary]."""
         running = [self.running[row] for row in rows]
         tokens = sample(logits, [each.sampler for each in running])
         for each, token, own in zip(running, tokens, logits, strict=True):
             self._add(each, token, own)
 
-    def _add(self, running: Running, token: int, logits: Tensor) -> None:
+    def _add(self, running: Running, token: int, logits: "Tensor") -> None:
         sampling, row = running.request.sampling, running.row
         row.token = token
         running.tokens += 1

@@ -8,8 +8,6 @@ head form one block of queries, so keys are not repeated.
 Registered with transformers as `luthier_rows`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -29,7 +27,7 @@ class RowCacheLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, owner: RowCache) -> None:
+    def __init__(self, owner: "RowCache") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.owner = owner
 

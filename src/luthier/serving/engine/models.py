@@ -11,8 +11,6 @@ This is not guessed from names: a prompt is run through the scheduler next to an
 must match those of the plain model. If they do not, the next way is tried.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,10 +61,10 @@ class _Reference:
     source: ModelSource
     template: Template
     ids: list[int]
-    logits: Tensor
+    logits: "Tensor"
 
     @classmethod
-    def of(cls, source: ModelSource, model: Any) -> _Reference:
+    def of(cls, source: ModelSource, model: Any) -> "_Reference":
         # The template is stored with the weights, also if Luthier chose it, so training and inference cannot differ.
         template = Template(load_tokenizer(source.base, str(source.tokenizer)))
         template.prompt_ids([Message("user", "hi")])  # a broken template fails now, not in an answer
@@ -142,7 +140,7 @@ def _over_one_base(sources: Sequence[ModelSource], progress: Progress, dtype: st
     return made
 
 
-def _adapter(source: ModelSource, base: nn.Module, shared: ServedModel, adapters: MultiAdapter) -> ServedModel:
+def _adapter(source: ModelSource, base: "nn.Module", shared: ServedModel, adapters: MultiAdapter) -> ServedModel:
     assert source.load is not None
     model: Any = source.load(_share(base))
     reference = _Reference.of(source, model)
@@ -161,7 +159,10 @@ def _adapter(source: ModelSource, base: nn.Module, shared: ServedModel, adapters
 
 
 def _serve(
-    reference: _Reference, model: nn.Module, prefix: PrefixState, first: tuple[Callable[[nn.Module], Scheduler], str]
+    reference: _Reference,
+    model: "nn.Module",
+    prefix: PrefixState,
+    first: "tuple[Callable[[nn.Module], Scheduler], str]",
 ) -> ServedModel:
     """Use the first scheduler that gives the model's own logits; ModelError if none does."""
     attention = getattr(model.config, "_attn_implementation", "sdpa")
@@ -196,7 +197,7 @@ def _prefix_state(model: Any) -> PrefixState | None:
     return PrefixState(keys=[each[0].to(dtype) for each in both], values=[each[1].to(dtype) for each in both])
 
 
-def _share(base: nn.Module) -> nn.Module:
+def _share(base: "nn.Module") -> "nn.Module":
     """Copy the modules but share the weights, which nothing trains; quantized ones share their state.
 
     Biases are copied: PEFT overwrites the base's biases with those of an adapter.
@@ -209,7 +210,7 @@ def _share(base: nn.Module) -> nn.Module:
     return copy.deepcopy(base, known)
 
 
-def _load(source: ModelSource, dtype: str) -> nn.Module:
+def _load(source: ModelSource, dtype: str) -> "nn.Module":
     config = source.base if dtype == "auto" else source.base.model_copy(update={"dtype": dtype})
     tokenizer = load_tokenizer(config, str(source.tokenizer))
     return load_model(config, locate(config), labels=None, tokenizer=tokenizer).eval()

@@ -1,7 +1,5 @@
 """Sampling: from logits to the next token of each row."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +26,7 @@ class Sampler:
         self.penalized = bool(params.presence_penalty or params.frequency_penalty)
         self.greedy = params.temperature == 0 and not self.penalized
 
-    def sample(self, logits: Tensor) -> int:
+    def sample(self, logits: "Tensor") -> int:
         """Return a token for logits [vocabulary]."""
         if self.counts and self.penalized:
             tokens = torch.tensor(list(self.counts), device=logits.device)
@@ -42,7 +40,7 @@ class Sampler:
         self.counts[token] += 1
         return token
 
-    def _sample(self, probs: Tensor) -> int:
+    def _sample(self, probs: "Tensor") -> int:
         target, top_p = self.rng.random(), self.params.top_p
         if top_p >= 1:
             return _search(probs.cumsum(-1), target)
@@ -55,18 +53,18 @@ class Sampler:
         return int(tokens[_search(sums[:size], target)])
 
 
-def _search(sums: Tensor, target: float) -> int:
+def _search(sums: "Tensor", target: float) -> int:
     """Return the index at which the cumulative sums pass the fraction `target` of their total."""
     return min(int(torch.searchsorted(sums, target * float(sums[-1]), right=True)), len(sums) - 1)
 
 
-def sample(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
+def sample(logits: "Tensor", samplers: Sequence[Sampler]) -> list[int]:
     """Return a token for each row of logits [rows, vocabulary]."""
     best = logits.argmax(-1).tolist()
     return [s.sample(row) if not s.greedy else token for token, s, row in zip(best, samplers, logits, strict=True)]
 
 
-def scored(logits: Tensor, token: int, top: int) -> ScoredToken:
+def scored(logits: "Tensor", token: int, top: int) -> ScoredToken:
     """Return the token's log probability under the model's own distribution, whatever it was sampled from."""
     logs = torch.log_softmax(logits.float(), -1)
     values, tokens = logs.topk(top) if top else (logs[:0], logs[:0])

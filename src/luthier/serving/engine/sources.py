@@ -1,7 +1,5 @@
 """Sources of served models: a Luthier run, an adapter in PEFT's format, or a full model in transformers' format."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +31,7 @@ class ModelSource:
     """The method, or "model"."""
     tokenizer: Path
     """Folder of the tokenizer and chat template."""
-    load: Callable[[nn.Module], nn.Module] | None
+    load: "Callable[[nn.Module], nn.Module] | None"
     """Loads the adapter onto the base; None for a full model."""
     check: Callable[[str], None]
     """Raises InputError if the base in this folder is not the one that it was trained on."""
@@ -72,7 +70,7 @@ def _run(name: str, path: Path, allow_code: Allow) -> ModelSource:
         if not full:
             folder.refuse_another_base(config.model, source)
 
-    def load(model: nn.Module) -> nn.Module:
+    def load(model: "nn.Module") -> "nn.Module":
         return config.method.load(model, weights)  # type: ignore[no-any-return]
 
     return ModelSource(name, path, base, config.method.name, weights, None if full else load, check)
@@ -95,7 +93,7 @@ def _adapter(name: str, path: Path) -> ModelSource:
 
     shapes_of(path)  # before the base is loaded; vLLM would also read a pickle in this folder
 
-    def load(model: nn.Module) -> nn.Module:
+    def load(model: "nn.Module") -> "nn.Module":
         from luthier.methods.layers.loading import load_adapter
 
         return load_adapter(model, path)

@@ -3,8 +3,6 @@
 Unsupported fields that would change the answer are rejected, never ignored.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -141,7 +139,7 @@ class ChatRequest(GenerationBody):
     response_format: TextFormat | None = None
 
     @model_validator(mode="after")
-    def _consistent(self) -> ChatRequest:
+    def _consistent(self) -> "ChatRequest":
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ")
         if self.top_logprobs is not None and not self.logprobs:

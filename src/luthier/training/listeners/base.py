@@ -1,7 +1,5 @@
 """What a listener of a run is, and the list of them that a run reports to."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """events.jsonl in the run folder: all that a run reports, a JSON object a line, with the time in seconds since 1970."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235): a row and a column of states for each matrix."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +12,10 @@ if TYPE_CHECKING:
 class Adafactor(Optimizer):
     """Second moments kept as a row and a column for each matrix, from torch."""
 
-    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> optim.Optimizer:
+    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> "optim.Optimizer":
         import torch
 
         return torch.optim.Adafactor(groups, lr=lr)
 
-    def state_bytes(self, parameter: nn.Parameter) -> int:
+    def state_bytes(self, parameter: "nn.Parameter") -> int:
         return 4 * (sum(parameter.shape[-2:]) if parameter.ndim > 1 else parameter.numel())

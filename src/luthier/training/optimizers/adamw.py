@@ -1,7 +1,5 @@
 """AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +22,7 @@ class AdamW(Optimizer):
     def needs(self) -> str:
         return "bitsandbytes" if self.bits == 8 or self.paged else ""
 
-    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> optim.Optimizer:
+    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> "optim.Optimizer":
         import torch
 
         if not self.needs:
@@ -37,6 +35,6 @@ class AdamW(Optimizer):
         made: optim.Optimizer = getattr(bnb.optim, name)(groups, lr=lr, betas=betas)
         return made
 
-    def state_bytes(self, parameter: nn.Parameter) -> int:
+    def state_bytes(self, parameter: "nn.Parameter") -> int:
         small = parameter.numel() < 4096  # bitsandbytes leaves those in 32 bits
         return parameter.numel() * (2 if self.bits == 8 and not small else 8)

@@ -1,7 +1,5 @@
 """What an optimizer is: how torch's object is made, and the memory that its states take."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,11 +29,11 @@ class Optimizer(Plugin):
                 fix=f"{install('quantize')}, or train.optimizer=adamw",
             )
 
-    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> optim.Optimizer:
+    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> "optim.Optimizer":
         """The optimizer over parameter groups (params, lr, weight_decay); `lr` is the peak learning rate."""
         raise NotImplementedError
 
-    def state_bytes(self, parameter: nn.Parameter) -> int:
+    def state_bytes(self, parameter: "nn.Parameter") -> int:
         """Bytes of the states that it keeps for one parameter, on the device that trains."""
         raise NotImplementedError
 

@@ -1,7 +1,5 @@
 """RMSprop (Tieleman and Hinton 2012)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +12,10 @@ if TYPE_CHECKING:
 class RMSprop(Optimizer):
     """Steps divided by the root of a running mean square, from torch."""
 
-    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> optim.Optimizer:
+    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> "optim.Optimizer":
         import torch
 
         return torch.optim.RMSprop(groups, lr=lr)
 
-    def state_bytes(self, parameter: nn.Parameter) -> int:
+    def state_bytes(self, parameter: "nn.Parameter") -> int:
         return 4 * parameter.numel()  # the mean square in float32

@@ -1,7 +1,5 @@
 """Stochastic gradient descent with momentum, the first of train.betas."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +12,10 @@ if TYPE_CHECKING:
 class SGD(Optimizer):
     """Steps along the gradient with momentum, from torch."""
 
-    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> optim.Optimizer:
+    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> "optim.Optimizer":
         import torch
 
         return torch.optim.SGD(groups, lr=lr, momentum=betas[0])
 
-    def state_bytes(self, parameter: nn.Parameter) -> int:
+    def state_bytes(self, parameter: "nn.Parameter") -> int:
         return 4 * parameter.numel()  # the momentum in float32
