@@ -160,22 +160,27 @@ READ_WHEN_IMPORTED = ("HF_", "OMP_", "MKL_", "PYTHON", "MPL", "TRANSFORMERS_", "
 """Starts of variables that libraries look at while they are imported."""
 
 
-def luthier(*arguments: Any, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300) -> Any:
-    """Run the command line in a process of its own, as a user does."""
-    whole = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})}
-    words = [*map(str, arguments)]
+def luthier(
+    *arguments: Any,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    text: str = "",
+    before: processes.Before | None = None,
+    timeout: float = 300,
+) -> Any:
+    """Run the command line in a process of its own, as a user does; see `processes.Command` for the options."""
     if not any(name.startswith(READ_WHEN_IMPORTED) for name in env or {}):
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for the server, which begins with the first command
-        return processes.run(words, cwd=cwd, env=whole, timeout=timeout)
+        return processes.Command(arguments, cwd=cwd, env=env, text=text, before=before).result(timeout)
+    assert before is None
     return subprocess.run(
-        [sys.executable, "-m", "luthier", *words],
+        [sys.executable, "-m", "luthier", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
         timeout=timeout,
         check=False,
-        env=whole,
-        stdin=subprocess.DEVNULL,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})},
+        input=text,
     )
 
 

@@ -4,33 +4,38 @@ A server process imports the libraries once, and each command is a fork of it (m
 memory, signals, streams and exit code, in a tenth of the time of a new interpreter.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 QUIET = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
-CONTEXT.set_forkserver_preload(["luthier", "torch", "transformers", "peft"])
+CONTEXT.set_forkserver_preload(["tests.preload"])
+Before = Callable[[], object]
+"""A function of a test module that a new process calls before the command: it patches, or changes the process."""
 
 
-def _main(arguments: list[str], cwd: str, env: dict[str, str], streams: Sequence[str]) -> None:
+def _main(arguments: list[str], cwd: str, env: dict[str, str], streams: Sequence[str], before: Before | None) -> None:
     """What the fork does: become `python -m luthier` with these arguments, folder, environment and streams."""
-    for number, (path, mode) in enumerate(zip(streams, (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY), strict=True)):
-        handle = os.open(path, mode)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
+    os.setsid()  # a group of its own; the first terminal that the leader of a session opens becomes its own, too
+    for number, path in enumerate(streams):
+        handle = os.open(path, os.O_RDWR)
         os.dup2(handle, number)
         os.close(handle)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     sys.argv = ["luthier", *arguments]
+    if before is not None:
+        before()
     from luthier.cli.main import main
 
     main()
@@ -47,26 +52,69 @@ def serve() -> None:
         os.environ.update(before)
 
 
-def start(arguments: Sequence[str], cwd: Path | None, env: Mapping[str, str], streams: Sequence[str]) -> BaseProcess:
-    """Start `luthier ARGUMENTS`; `streams` are the files of standard input, output and errors."""
-    made = CONTEXT.Process(target=_main, args=([*arguments], str(cwd or Path.cwd()), {**env}, [*streams]))
-    serve()
-    made.start()
-    return made
+class Command:
+    """`luthier ARGUMENTS` while it runs, much as subprocess.Popen: its output goes into files that can be read."""
 
+    def __init__(
+        self,
+        arguments: Sequence[object],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        text: str = "",
+        terminal: str = "",
+        before: Before | None = None,
+    ) -> None:
+        """`text` is the standard input, `env` is added to the environment of the tests.
 
-def run(
-    arguments: Sequence[str], *, cwd: Path | None, env: Mapping[str, str], timeout: float
-) -> subprocess.CompletedProcess[str]:
-    """As subprocess.run with captured text; TimeoutExpired where it takes more than `timeout` seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = (Path(folder, name) for name in ("out", "err"))
-        out.touch(), err.touch()
-        process = start(arguments, cwd, env, (os.devnull, str(out), str(err)))
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired([*arguments], timeout, out.read_text(), err.read_text())
-        texts = [path.read_text(encoding="utf-8", errors="surrogateescape") for path in (out, err)]
-        return subprocess.CompletedProcess([*arguments], process.exitcode or 0, *texts)
+        With a `terminal` (the name of a pseudoterminal), that is all three streams instead.
+        """
+        self.arguments = [*map(str, arguments)]
+        self._folder = tempfile.TemporaryDirectory()
+        self._in, self._out, self._err = (Path(self._folder.name, name) for name in ("in", "out", "err"))
+        self._in.write_text(text), self._out.touch(), self._err.touch()
+        streams = [terminal] * 3 if terminal else [str(path) for path in (self._in, self._out, self._err)]
+        whole = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})}
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the server, which begins with the first command
+        given = (self.arguments, str(cwd or Path.cwd()), whole, streams, before)
+        self._process = CONTEXT.Process(target=_main, args=given)
+        serve()
+        self._process.start()
+        self.pid = int(self._process.pid or 0)
+
+    @property
+    def out(self) -> str:
+        """Standard output so far."""
+        return self._out.read_text(encoding="utf-8", errors="surrogateescape")
+
+    @property
+    def err(self) -> str:
+        """Standard error so far."""
+        return self._err.read_text(encoding="utf-8", errors="surrogateescape")
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def wait_for(self, ready: Callable[[], object], seconds: float = 120) -> None:
+        """Wait until `ready()` is true; fails, with the output, where the command ends before."""
+        end = time.monotonic() + seconds
+        while not ready():
+            assert self._process.is_alive() and time.monotonic() < end, self.out + self.err
+            time.sleep(0.005)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 300) -> int:
+        """The exit code; the command is killed, and TimeoutExpired raised, after so many seconds."""
+        self._process.join(timeout)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+            raise subprocess.TimeoutExpired(self.arguments, timeout, self.out, self.err)
+        return self._process.exitcode or 0
+
+    def result(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Wait for the end; what subprocess.run gives with captured text."""
+        return subprocess.CompletedProcess(self.arguments, self.wait(timeout), self.out, self.err)
