@@ -25,11 +25,12 @@ Before = Callable[[], object]
 def _main(arguments: list[str], cwd: str, env: dict[str, str], streams: Sequence[str], before: Before | None) -> None:
     """What the fork does: become `python -m luthier` with these arguments, folder, environment and streams."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
-    os.setsid()  # a group of its own; the first terminal that the leader of a session opens becomes its own, too
+    os.setpgrp()  # so that a test can signal the command and its children
     for number, path in enumerate(streams):
         handle = os.open(path, os.O_RDWR)
         os.dup2(handle, number)
         os.close(handle)
+    sys.stdin = os.fdopen(0)  # multiprocessing has closed the one there was
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -62,18 +63,14 @@ class Command:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         text: str = "",
-        terminal: str = "",
         before: Before | None = None,
     ) -> None:
-        """`text` is the standard input, `env` is added to the environment of the tests.
-
-        With a `terminal` (the name of a pseudoterminal), that is all three streams instead.
-        """
+        """`text` is the standard input, `env` is added to the environment of the tests."""
         self.arguments = [*map(str, arguments)]
         self._folder = tempfile.TemporaryDirectory()
         self._in, self._out, self._err = (Path(self._folder.name, name) for name in ("in", "out", "err"))
         self._in.write_text(text), self._out.touch(), self._err.touch()
-        streams = [terminal] * 3 if terminal else [str(path) for path in (self._in, self._out, self._err)]
+        streams = [str(path) for path in (self._in, self._out, self._err)]
         whole = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})}
         os.environ["HF_HUB_OFFLINE"] = "1"  # for the server, which begins with the first command
         given = (self.arguments, str(cwd or Path.cwd()), whole, streams, before)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from luthier.cli.terminal.arguments import split_arguments
 from luthier.core.errors import InputError
 from tests.conftest import alpaca_rows, luthier
+from tests.processes import Command
 
 QUICK = ["train.steps=2", "evaluate.generate=0", "method.rank=2"]
 
@@ -264,19 +264,11 @@ def test_a_signal_saves_and_says_how_to_go_on(
         "evaluate.before=false",
         "train.evaluate_every=99999",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "luthier", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "NO_COLOR": "1"},
-    )
-    deadline = time.time() + 120
-    while (not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text()) and time.time() < deadline:
-        time.sleep(0.05)
+    process = Command(arguments)
+    process.wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text())
     process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == code, out
+    assert process.wait(60) == code, process.out + process.err
+    out = process.out + process.err
     assert "everything is saved" in out and f"luthier train model={model_folder('llama')}" in out.replace("\n", " ")
     assert list((run / "checkpoints").glob("step-*"))
 
@@ -343,14 +335,7 @@ def test_chat_answers_the_lines_of_a_pipe(model_folder: Callable[..., Path], alp
     assert (
         luthier("train", f"model={model_folder('llama')}", f"data={alpaca_file}", f"run={run}", *QUICK).returncode == 0
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "luthier", "chat", str(run), "--max-new-tokens", "4"],
-        input="Hello\n/new\nHello\n/quit\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = luthier("chat", run, "--max-new-tokens", "4", text="Hello\n/new\nHello\n/quit\n")
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and len(lines) >= 3 and lines[-1] == lines[-2], "a new dialogue begins anew"
 

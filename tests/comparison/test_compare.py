@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 from tests.conftest import alpaca_rows, luthier, review_rows, write_jsonl
+from tests.processes import Command
 
 SHORT = ["train.steps=4", "train.batch_size=4", "evaluate.generate=0", "data.validation=0.3", "method.rank=2"]
 
@@ -105,17 +103,15 @@ def test_killed_and_started_again_it_goes_on_and_ends_the_same(
 
     def command(run: Path) -> list[str]:
         given = [*options, f"model={model}", f"run={run}", "--methods", "lora,houlsby,full", "--workers", "1"]
-        return [sys.executable, "-m", "luthier", "compare", str(tmp_path / "recipe.yaml"), *given]
+        return ["compare", str(tmp_path / "recipe.yaml"), *given]
 
-    assert subprocess.run(command(tmp_path / "whole"), capture_output=True, check=False, timeout=200).returncode == 0
-    process = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert luthier(*command(tmp_path / "whole")).returncode == 0
+    process = Command(command(tmp_path / "killed"))
     second = tmp_path / "killed/arms/houlsby-s0/checkpoints"
-    deadline = time.time() + 120
-    while not list(second.glob("step-*")) and process.poll() is None and time.time() < deadline:
-        time.sleep(0.005)
+    process.wait_for(lambda: list(second.glob("step-*")))
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) in (75, 143) and not (tmp_path / "killed/compare.json").exists()
-    done = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True, check=False, timeout=200)
+    done = luthier(*command(tmp_path / "killed"))
     assert done.returncode == 0, done.stderr
     for name in ("lora", "houlsby", "full"):
         kept, whole = (RunFolder(tmp_path / f"{each}/arms/{name}-s0") for each in ("killed", "whole"))

@@ -24,6 +24,7 @@ from luthier.rendering.example import Example, Message, RowError
 from luthier.rendering.row import Row
 from luthier.tasks.chat import Chat
 from tests.conftest import alpaca_rows, build_tokenizer, luthier, write_jsonl
+from tests.processes import Command
 
 ODD = [
     Example(
@@ -350,31 +351,16 @@ def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_interrupt_while_rows_are_tokenized_leaves_nothing(tmp_path: Path, small_cache: Path) -> None:
-    import subprocess
-    import sys
     import time
 
     import psutil
 
     write_jsonl(tmp_path / "a.jsonl", alpaca_rows(60_000))
-    with subprocess.Popen(
-        [sys.executable, "-m", "luthier", "check", "a.jsonl", "data.workers=2"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (CI may have it ignored)
-    ) as process:
-        assert process.stdout is not None and process.stderr is not None
-        while "tokenizing" not in (line := process.stdout.readline()):
-            assert line, "it ended before it was interrupted"
-        deadline = time.monotonic() + 60
-        while len(psutil.Process(process.pid).children()) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)  # while it forks, Python drops what a signal raises
-        time.sleep(1)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-        assert process.wait(60) == 75
-        assert process.stderr.read().startswith("stopped; ")
+    process = Command(["check", "a.jsonl", "data.workers=2"], cwd=tmp_path, env={"TMPDIR": str(tmp_path)})
+    process.wait_for(lambda: "tokenizing" in process.out)
+    children = psutil.Process(process.pid).children
+    process.wait_for(lambda: len(children()) >= 2)  # while it forks, Python drops what a signal raises
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    assert process.wait(60) == 75 and process.err.startswith("stopped; ")
     assert not list(tmp_path.glob("luthier-data-*")) and not list(small_cache.glob("luthier-data-*"))

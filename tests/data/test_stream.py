@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
@@ -209,6 +210,19 @@ def losses(run: Path) -> list[Any]:
     return [(line["step"], line.get("loss"), line.get("validation_loss"), line.get("grad_norm")) for line in lines]
 
 
+def die_behind_step_8() -> None:
+    from luthier.training import trainer
+
+    write = trainer.checkpoints.write_checkpoint
+
+    def dying(target: Path, *rest: Any) -> None:
+        write(target, *rest)
+        if target.name == "step-000008":
+            os._exit(9)
+
+    trainer.checkpoints.write_checkpoint = dying
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, packing: bool) -> None:
@@ -218,24 +232,8 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, packing: bool
     whole = luthier("train", "data=a.jsonl", *own, "run=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     assert "rows to train on are read while training" in whole.stdout
-    killed = """
-import os, sys
-from luthier.training import trainer
-write = trainer.checkpoints.write_checkpoint
-def dying(target, *rest):
-    write(target, *rest)
-    if target.name == "step-000008":
-        os._exit(9)
-trainer.checkpoints.write_checkpoint = dying
-from luthier.cli.main import main
-sys.argv = ["luthier", *sys.argv[1:]]
-main()
-"""
-    import subprocess
-    import sys
-
-    command = [sys.executable, "-c", killed, "train", "data=a.jsonl", *own, "run=killed"]
-    assert subprocess.run(command, cwd=tmp_path, check=False, capture_output=True).returncode == 9
+    killed = luthier("train", "data=a.jsonl", *own, "run=killed", cwd=tmp_path, before=die_behind_step_8)
+    assert killed.returncode == 9, killed.stderr
     again = luthier("train", "data=a.jsonl", *own, "run=killed", cwd=tmp_path)
     assert again.returncode == 0 and "resuming from step 8 of 12" in again.stdout, again.stderr
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")

@@ -71,6 +71,29 @@ def test_the_tree_of_the_architecture_page_is_the_tree_on_disk() -> None:
     assert told == there
 
 
+@pytest.mark.slow
+def test_the_walks_of_the_architecture_page_print_what_their_comments_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    walk: dict[str, object] = {}
+    for block in blocks:
+        capsys.readouterr()
+        exec(block, walk)
+        expected = re.findall(r"^ *print\(.*\n# (.*)$", block, re.MULTILINE)
+        assert len(expected) == block.count("print(")
+        assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_every_stop_of_the_walks_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for stops in re.findall(r"^\| [\w, ]+ \| ((?:`[\w/.]+`(?:, )?)+) \|", page, re.MULTILINE):
+        for stop in re.findall(r"`([\w/.]+)`", stops):
+            assert (ROOT / "src" / "luthier" / stop).exists(), stop
+
+
 def test_both_readmes_show_the_two_commands_first_and_the_same_commands() -> None:
     for page in READMES:
         first = page.read_text(encoding="utf-8").split("\n")[:40]

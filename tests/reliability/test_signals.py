@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +19,7 @@ from luthier.data.stream import Stream
 from luthier.rendering.row import Row
 from luthier.tasks.chat import Chat
 from tests.conftest import alpaca_rows, write_jsonl
+from tests.processes import Command
 from tests.reliability.conftest import LORA, Heard, Start, forked, status
 
 CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SIGINT: 75}
@@ -209,20 +208,19 @@ def test_a_signal_while_nothing_is_trained_is_no_exception_that_libraries_catch(
     assert request.exit_code == 138
 
 
+def slow_passes() -> None:
+    losses = Chat.losses
+
+    def slow(*given: Any) -> Any:
+        print("PASS", flush=True)
+        time.sleep(1)
+        return losses(*given)
+
+    Chat.losses = slow  # type: ignore[method-assign]
+
+
 def test_the_command_line_stops_a_step_of_minutes_behind_its_first_pass(shelf: Path, tmp_path: Path) -> None:
     """A pass is made to sleep, so that the step of 64 passes would take a minute."""
-    slow = (
-        "import sys, time\n"
-        "from luthier.tasks.chat import Chat\n"
-        "losses = Chat.losses\n"
-        "def slow(*given):\n"
-        "    print('PASS', flush=True)\n"
-        "    time.sleep(1)\n"
-        "    return losses(*given)\n"
-        "Chat.losses = slow\n"
-        "from luthier.cli.main import main\n"
-        "main()\n"
-    )
     rows = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(64))
     arguments = [
         "train",
@@ -234,16 +232,9 @@ def test_the_command_line_stops_a_step_of_minutes_behind_its_first_pass(shelf: P
         "train.micro_batch=1",
         "data.validation=none",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if line == "PASS\n":
-            process.send_signal(signal.SIGUSR1)
-            break
-    rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 138, said + rest
-    assert rest.count("PASS") <= 1 and "everything is saved" in rest and "Rerun the same command to resume" in rest
+    process = Command(arguments, before=slow_passes)
+    process.wait_for(lambda: "PASS" in process.out)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(120) == 138, process.out + process.err
+    said = process.out + process.err
+    assert said.count("PASS") <= 2 and "everything is saved" in said and "Rerun the same command to resume" in said

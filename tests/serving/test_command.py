@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -17,24 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import luthier
+from tests.processes import Command
 
 
 def test_it_starts_answers_and_stops_with_exit_code_0(adapter: Callable[..., Path]) -> None:
-    server = subprocess.Popen(
-        [sys.executable, "-m", "luthier", "serve", f"mine={adapter('lora')}", str(adapter("houlsby")), "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"},
-    )
-    assert server.stdout is not None
-    deadline = threading.Timer(120, server.kill)  # then the pipe ends, and the test with it
-    deadline.start()
-    told = ""
-    while "listening on" not in told:
-        line = server.stdout.readline()
-        assert line, told
-        told += line
+    server = Command(["serve", f"mine={adapter('lora')}", adapter("houlsby"), "--port", "0"])
+    server.wait_for(lambda: "listening on" in server.out)
+    told = server.out
     assert "mine (lora): in one batch with the others" in told and "in batches of its own" in told
     url = told.split("listening on ")[1].split()[0]
     body = json.dumps({"model": "mine", "prompt": "Is it", "max_tokens": 3, "temperature": 0}).encode()
@@ -42,9 +27,7 @@ def test_it_starts_answers_and_stops_with_exit_code_0(adapter: Callable[..., Pat
     with urllib.request.urlopen(request, timeout=60) as answer:
         assert json.loads(answer.read())["usage"]["completion_tokens"] <= 3
     server.send_signal(signal.SIGTERM)
-    rest, faults = server.communicate(timeout=60)
-    deadline.cancel()
-    assert server.returncode == 0 and "stopped" in rest and "Traceback" not in faults
+    assert server.wait(60) == 0 and "stopped" in server.out and "Traceback" not in server.err
 
 
 def test_a_port_in_use_and_an_open_door_are_refused_at_once(adapter: Callable[..., Path]) -> None:

@@ -6,9 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 from tests.conftest import alpaca_rows, review_rows, write_jsonl
+from tests.processes import Command
 
 BASE = [
     "method.rank=4",
@@ -132,13 +130,10 @@ def test_a_run_killed_at_any_time_goes_on_from_its_last_whole_checkpoint(
     model_folder: Callable[..., Path], data: Path, tmp_path: Path
 ) -> None:
     arguments = [*BASE, f"model={model_folder('llama')}", f"data={data}"]
-    command = [sys.executable, "-m", "luthier", "train", *arguments]
     start(model_folder("llama"), data, tmp_path / "whole")
     run = tmp_path / "killed"
-    process = subprocess.Popen([*command, f"run={run}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list((run / "checkpoints").glob("step-000004")) and time.time() < deadline and process.poll() is None:
-        time.sleep(0.002)
+    process = Command(["train", *arguments, f"run={run}"])
+    process.wait_for((run / "checkpoints/step-000004").exists)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (run / "checkpoints").is_dir()
