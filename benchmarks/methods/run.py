@@ -209,7 +209,7 @@ def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> di
             "train_seconds": result["train_seconds"],
             "tokens_per_second": result["tokens_per_second"],
         }
-    except Stopped:  # no result: the next start runs it anew
+    except Stopped:  # no result: the next start reruns it
         raise
     except LuthierError as error:
         line["refused"] = str(error)

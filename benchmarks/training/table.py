@@ -86,7 +86,7 @@ def bars_of(arms: dict[str, list[Line]]) -> list[str]:
 
 
 def planned_of(arms: dict[str, list[Line]]) -> list[str]:
-    """What `luthier plan` foretold beside what was used: memory of the whole process, time of all steps."""
+    """What `luthier plan` estimated beside what was used: memory of the whole process, time of all steps."""
     made: list[str] = []
     for name, runs in arms.items():
         known = [line for line in runs if "planned_memory" in line]

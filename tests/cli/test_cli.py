@@ -337,7 +337,7 @@ def test_chat_answers_the_lines_of_a_pipe(model_folder: Callable[..., Path], alp
     )
     done = luthier("chat", run, "--max-new-tokens", "4", text="Hello\n/new\nHello\n/quit\n")
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) >= 3 and lines[-1] == lines[-2], "a new dialogue begins anew"
+    assert done.returncode == 0 and len(lines) >= 3 and lines[-1] == lines[-2], "/new starts a new dialogue"
 
 
 def test_explain_finds_a_method_by_its_name_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,11 +135,11 @@ def test_what_decides_the_rows_makes_another_entry(tmp_path: Path, change: str) 
         fields["on_long_row"] = "truncate_answer"
     else:
         file = file.rename(tmp_path / "b.jsonl")
-    kept, anew = (
+    kept, reread = (
         everything(prepared(file, build_tokenizer(special=special, template=template), length, cache=on, **fields))
         for on in (True, False)
     )
-    assert kept == anew
+    assert kept == reread
     assert kept["train"][0][0].where.startswith(str(file))
 
 
@@ -157,7 +157,7 @@ def test_other_code_makes_another_entry(tmp_path: Path, monkeypatch: pytest.Monk
     assert cache.key("examples", {}) != name
 
 
-def test_an_entry_that_is_not_whole_is_made_anew(tmp_path: Path) -> None:
+def test_an_entry_that_is_not_whole_is_rebuilt(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", mixed(40))
     first = everything(prepared(file, **POLICIES))
     for folder, _, _ in cache.entries():

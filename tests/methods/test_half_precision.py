@@ -27,7 +27,7 @@ CELLS = [
     if (name, kind) not in REFUSALS and name != "lora (bias)"
 ]
 ROUNDED = {"pissa": 2e-2}
-"""PiSSA takes its start out of the base's weights, which are then rounded anew."""
+"""PiSSA takes its start out of the base's weights, which are then rounded again."""
 
 
 RATES = {"lora": 1e-2, "adalora": 1e-2, "houlsby": 1e-2, "unipelt": 1e-2, "full": 1e-3}

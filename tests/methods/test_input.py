@@ -358,7 +358,7 @@ def test_what_is_in_order_goes_on_to_the_weights(kind: str, overrides: list[str]
 
 
 @pytest.mark.parametrize("overrides", [["method=qlora"], ["model.quantize=nf4"], ["method=lora_int8"]], ids=" ".join)
-def test_a_missing_package_is_named_with_its_mend(
+def test_a_missing_package_is_named_with_its_fix(
     overrides: list[str], run_train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = importlib.util.find_spec
@@ -371,7 +371,7 @@ def test_a_missing_package_is_named_with_its_mend(
     )
 
 
-def test_the_mended_block_divides_every_layer() -> None:
+def test_the_fixed_block_divides_every_layer() -> None:
     """Inputs of 32 and 48: 32 divides the first only, 24 the second only, 16 both."""
     import transformers as t
 

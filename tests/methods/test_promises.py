@@ -234,7 +234,7 @@ def test_4_generation_with_a_cache_is_generation_without(name: str, kind: str, k
     greedy = x
     for _ in range(6):
         greedy = torch.cat([greedy, logits(model, greedy)[:, -1:].argmax(-1)], 1)
-    assert torch.equal(cached[:, -6:], greedy[:, -6:]), "cached = computed anew each time"
+    assert torch.equal(cached[:, -6:], greedy[:, -6:]), "cached = computed again each time"
     assert torch.equal(left, greedy[:, -6:]), "a left-padded batch answers as single rows do"
     kept(name, kind, "g")
 

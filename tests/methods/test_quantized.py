@@ -232,7 +232,7 @@ def test_every_method_works_or_is_refused() -> None:
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refusal_says_why_and_the_mend_before_any_weights(name: str, kind: str, quantize: str) -> None:
+def test_a_refusal_gives_the_reason_and_the_fix_before_any_weights(name: str, kind: str, quantize: str) -> None:
     with pytest.raises(InputError, match=REFUSED[name]) as error:
         method(name).check(empty(kind), classify=classifies(kind), quantize=quantize)
     assert "model.quantize=none" in error.value.fix
@@ -297,7 +297,7 @@ def test_fused_layers_on_a_packed_base_are_pefts(
 def test_saved_loaded_and_switched_off(
     name: str, kind: str, packing: str, bases: Bases, tmp_path: Path, kept: Any
 ) -> None:
-    """An evaluation changes no saved byte; on a base loaded anew the logits are the same, and without it the base's."""
+    """An evaluation changes no saved byte; on a newly loaded base the logits are the same, and without it the base's."""
     x = ids(kind)
     tuner, model = attached(name, kind, model=bases.load(kind, packing))
     shake(model)

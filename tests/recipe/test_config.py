@@ -39,7 +39,7 @@ def test_all_mistakes_are_reported_at_once_with_path_and_suggestion(tmp_path: Pa
         ("model=[1", "model"),
     ],
 )
-def test_each_mistake_names_key_and_mend(override: str, said: str) -> None:
+def test_each_mistake_names_key_and_fix(override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         RunConfig.load(None, [override])
     assert said in str(caught.value)

@@ -87,7 +87,7 @@ def test_a_run_does_not_go_on_with_another_base(
             use(tmp_path / "run")
 
 
-def test_finished_weights_that_were_damaged_are_refused_and_written_anew(
+def test_finished_weights_that_were_damaged_are_refused_and_rewritten(
     whole: Path, start: Start, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -326,7 +326,7 @@ def test_code_of_a_model_does_not_run_unless_asked_for(base: Path, start: Start,
     assert not marker.exists() and not (tmp_path / "run").exists()
 
 
-def test_pickled_weights_are_refused_with_the_mend(base: Path, start: Start, tmp_path: Path) -> None:
+def test_pickled_weights_are_refused_with_the_fix(base: Path, start: Start, tmp_path: Path) -> None:
     marker = tmp_path / "it ran"
 
     class Trap:

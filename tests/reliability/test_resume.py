@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     assert differences(whole, run) == []
 
 
-def test_with_all_checkpoints_damaged_a_run_begins_anew(whole: Path, start: Start, tmp_path: Path) -> None:
+def test_with_all_checkpoints_damaged_a_run_restarts(whole: Path, start: Start, tmp_path: Path) -> None:
     run = killed_behind(whole, 2, tmp_path / "run")
     for checkpoint in (run / "checkpoints").glob("step-*"):
         (checkpoint / "state.json").write_text("{}")

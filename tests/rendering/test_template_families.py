@@ -235,7 +235,7 @@ def test_each_answer_is_learned_with_its_reasoning_behind_answers_without(name: 
         assert learned == [message.content + family.end for message in messages if message.learn]
         assert "<think>" not in tokenizer.decode(rows[1].ids).split("Bad?")[0], "as use shows the first answer"
         assert [row.where for row in rows] == ["a:1", "a:1"]
-    else:  # nothing is rendered anew, so one row holds both
+    else:  # nothing is rendered again, so one row holds both
         assert learned == ["Yes." + family.end + messages[3].content + family.end]
 
 

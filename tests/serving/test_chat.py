@@ -108,7 +108,7 @@ def test_base_and_tuned_answer_side_by_side_from_one_engine(
         f"base: {said(engine, 'base', 'Hello', base.strip(), 'And then?')}\n"
         f"tuned: {said(engine, 'tuned', 'Hello', mine.strip(), 'And then?')}"
     ).splitlines()
-    assert lines == [*first, *second, *first], "each has a dialogue of its own, and /new begins both anew"
+    assert lines == [*first, *second, *first], "each has a dialogue of its own, and /new restarts both"
 
 
 def test_models_over_different_bases_stand_side_by_side_too(

@@ -102,7 +102,7 @@ def test_a_checkpoint_that_is_closed_is_not_put_aside(tmp_path: Path, close: Clo
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
-def test_hashes_of_the_base_that_are_closed_are_not_made_anew(
+def test_hashes_of_the_base_that_are_closed_are_not_rebuilt(
     tmp_path: Path, close: Close, model_folder: Callable[..., Path]
 ) -> None:
     folder = RunFolder(tmp_path)

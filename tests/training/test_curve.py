@@ -1,4 +1,4 @@
-"""The curve of a short run on the embedded base stays where it was recorded; record.py records it anew."""
+"""The curve of a short run on the embedded base stays where it was recorded; record.py records a new one."""
 
 from __future__ import annotations
 
