@@ -27,6 +27,7 @@ def grams(text: str) -> set[str]:
     return {plain[i : i + 4] for i in range(len(plain) - 3)}
 
 
+@pytest.mark.slow
 def test_the_base_is_small_and_loads_as_any_model() -> None:
     from luthier.models.settings import ModelConfig
 

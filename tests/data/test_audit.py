@@ -129,6 +129,7 @@ def test_scripts(text: str, name: str) -> None:
     assert script(text) == name
 
 
+@pytest.mark.slow
 def test_languages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {
         "en": "The kettle leaks and the shop would not take it back.",

@@ -284,6 +284,7 @@ def test_a_line_of_200_megabytes_is_never_loaded_whole(tmp_path: Path, monkeypat
     assert peak < 20 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.zst"])
 def test_a_zip_bomb_is_stopped_in_constant_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(files, "BOMB_SIZE", 10 * 2**20)

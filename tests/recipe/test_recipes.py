@@ -81,6 +81,7 @@ def counts(config: RunConfig, model: Any) -> tuple[int, int]:
         return parameter_counts(config.method.attach(AutoModelForCausalLM.from_config(model), steps=1))
 
 
+@pytest.mark.slow
 def test_trainable_parameters_and_steps_are_the_expected() -> None:
     from tests.methods.parity.test_reference import deepseek, qwen2_half_billion
 
@@ -296,6 +297,7 @@ def test_checkpointing_leaves_gradients_and_generation_working(
     assert "exact_match" in result["tuned"], "answers were generated after training with checkpointing"
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_both_recipes_run_on_real_weights_and_real_data(shared: Path, tmp_path: Path) -> None:
     stories = shared / "weights" / "stories260K-hf"
