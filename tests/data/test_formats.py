@@ -122,7 +122,7 @@ FOUR_TURNS = [*TWO_TURNS, {"role": "user", "content": "And?"}, {"role": "assista
         ("messages", turns(("user", "Q"), ("assistant", " ")), "the assistant message is empty"),
         ("messages", turns(("user", "Q"), ("system", "S")), "system message must come first"),
         ("messages", {"messages": "text"}, "should be a list of turns"),
-        ("sharegpt", {"conversations": [{"from": "cat", "value": "meow"}]}, "unknown speaker 'cat'"),
+        ("sharegpt", {"conversations": [{"from": "cat", "value": "meow"}]}, "unknown role 'cat'"),
         ("alpaca", {"instruction": "Q", "output": 3}, "output should be text, not int"),
         ("alpaca", {"instruction": "Q", "output": ""}, "the assistant message is empty"),
         ("classification", {"text": "", "label": 1}, "text is empty"),

@@ -14,7 +14,8 @@ import pytest
 
 from luthier.builtin import BASE
 from luthier.core.errors import DataError, LuthierError
-from luthier.data.read import encoding_of, read_rows, validation_split
+from luthier.data.read import read_rows, validation_split
+from luthier.data.reading.files import encoding_of
 
 ROWS = [{"text": 'a, "quoted"\nline', "label": "NA"}, {"text": "水壶；漏水", "label": "007"}]
 

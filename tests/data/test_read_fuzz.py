@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from luthier.core.errors import LuthierError
+from luthier.data.file_types.base import RawRow
 from luthier.data.formats.base import FORMATS
-from luthier.data.read import RawRow, read_file
+from luthier.data.read import read_file
 from luthier.rendering.example import RowError
 from luthier.rendering.tools import read_calls, read_tools
 

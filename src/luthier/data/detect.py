@@ -9,9 +9,10 @@ from luthier.core.errors import DataError, InputError
 from luthier.core.events import Progress
 from luthier.core.redaction import command_with
 from luthier.data.columns import LONG, NUMBER, Column, size
+from luthier.data.file_types.base import RawRow
 from luthier.data.formats.base import FORMATS, Format
 from luthier.data.guess import Reading, guess
-from luthier.data.read import RawRow, file_type_of
+from luthier.data.read import file_type_of
 from luthier.data.settings import DataConfig
 from luthier.data.sources import open_rows
 from luthier.tasks.base import TASKS, Task

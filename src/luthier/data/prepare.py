@@ -14,10 +14,11 @@ from luthier.core.errors import DataError, InputError
 from luthier.core.events import Progress
 from luthier.data import cache
 from luthier.data.detect import Opened, open_set, refuse_other_task, refuse_unlearned, task_for
+from luthier.data.file_types.base import RawRow
 from luthier.data.formats.base import FORMATS, Format, column
 from luthier.data.mix import Portion, members, weigh
 from luthier.data.prepared import SIDES, Prepared, SplitCounts
-from luthier.data.read import RawRow, encodings, local_files
+from luthier.data.read import encodings, local_files
 from luthier.data.settings import DataConfig
 from luthier.data.sources import HeldOut, open_rows, other_source, refuse_split_settings, source_name
 from luthier.data.split import check_labels, leaks, split

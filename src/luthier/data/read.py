@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from luthier.core.errors import DataError, LuthierError, MissingExtra, did_you_mean, install
-from luthier.data.file_types.base import FILE_TYPES, FileType
+from luthier.data.file_types.base import FILE_TYPES, FileType, RawRow
 from luthier.data.reading.files import encoding_of, kind_of, refusal, watched
-from luthier.data.reading.rows import RawRow
-
-__all__ = ["RawRow", "encoding_of", "encodings", "looks_like_file", "read_file", "read_rows"]
 
 COMPRESSED = (".gz", ".zst")
 SHARD = re.compile(r"(?P<split>.+?)[-_.](?:part[-_])?(?P<number>\d+)(?:[-_]of[-_](?P<all>\d+))?(?:-[0-9a-f]{8,})?")

@@ -5,7 +5,8 @@ from typing import Literal
 
 from luthier.core.errors import InputError
 from luthier.data.dataset_info import named, resolve_name
-from luthier.data.read import RawRow, looks_like_file, read_rows, suffixes, validation_split
+from luthier.data.file_types.base import RawRow
+from luthier.data.read import looks_like_file, read_rows, suffixes, validation_split
 from luthier.data.reading.files import kind_of
 from luthier.data.settings import DataConfig
 

@@ -1,11 +1,20 @@
 """What a file type is: how rows come out of a file with its suffix."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from luthier.core.registry import Family, Plugin
-from luthier.data.reading.rows import RawRow
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row of a file. `problem` is why it is not a row at all; then `values` holds its raw text."""
+
+    where: str
+    values: Mapping[str, Any]
+    problem: str = ""
 
 
 class FileType(Plugin):
@@ -27,10 +36,8 @@ FILE_TYPES = Family(
     FileType,
     "kind of file",
     presets={
-        "json": ("jsonl", {}),
-        "ndjson": ("jsonl", {}),
+        **dict.fromkeys(("json", "ndjson"), ("jsonl", {})),
+        **dict.fromkeys(("feather", "ipc"), ("arrow", {})),
         "tsv": ("csv", {"tab": True}),
-        "feather": ("arrow", {}),
-        "ipc": ("arrow", {}),
     },
 )

@@ -1,16 +1,202 @@
-"""JSON: an array, or one object per line, whatever the suffix."""
+"""JSON: an array or one object per line, read item by item. A bad item is reported and affects no other."""
 
-from collections.abc import Iterator, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import Any, NoReturn
 
-from luthier.data.file_types.base import FileType
-from luthier.data.reading.files import encoding_of
-from luthier.data.reading.json_rows import read_json
-from luthier.data.reading.rows import RawRow
+from luthier.core.errors import DataError
+from luthier.data.file_types.base import FileType, RawRow
+from luthier.data.reading.files import BLOCK, LINE_LIMIT, LONE, SHOWN, blocks, encoding_of, lines, not_text, too_long
+
+DEPTH = 64
+"""Lists and objects may be nested this deep: parsers differ in their limits, so this one is fixed."""
+
+
+class _Unusable(ValueError):
+    """Text that Python would read as JSON, and that is invalid or not safe to use."""
+
+
+def _constant(text: str) -> NoReturn:
+    raise _Unusable(f"invalid JSON: {text} is not a number in JSON; write null, or leave the key out")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Unusable(f"the key {twice!r} is there twice in one object")
+    return made
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_JSON = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_object)
 
 
 class Jsonl(FileType):
-    """Objects whose keys are the columns."""
+    """Objects whose keys are the columns, in an array or one per line, whatever the suffix."""
 
     def rows(self, file: Path, columns: Sequence[str]) -> Iterator[RawRow]:
-        return read_json(file, encoding_of(file))
+        encoding = encoding_of(file)
+        first = next((text.lstrip()[0] for text in blocks(file, encoding) if text.strip()), "")
+        return (_json_array if first == "[" else _json_lines)(file, encoding)
+
+
+def _json_lines(file: Path, encoding: str) -> Iterator[RawRow]:
+    first = True
+    for number, text, _, fault in lines(file, encoding):
+        where = f"{file}: line {number}"
+        if not fault and not text.strip():
+            continue
+        whole = text.rstrip("\r\n")
+        row = RawRow(where, {"raw": whole}, fault) if fault else _json_row(where, whole, cut=not text.endswith("\n"))
+        if first and row.problem and text.lstrip().startswith("{"):
+            _refuse_one_object(file, encoding)
+        first = False
+        yield row
+
+
+def _json_row(where: str, text: str, *, cut: bool = False) -> RawRow:
+    """The row of a piece of JSON. `cut`: the file ends right after it."""
+    try:
+        value = _JSON.decode(text)
+        problem = "" if isinstance(value, dict) else f"should be an object with columns, not {type(value).__name__}"
+        # Only such an escape makes half a character, and only brackets make depth: other rows need no check.
+        if not problem and (_HALF.search(text) or text.count("{") + text.count("[") > DEPTH):
+            problem = _fault(value)
+    except json.JSONDecodeError as error:
+        end = "; the file ends here, so it may have been cut off" if cut else ""
+        problem = f"invalid JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}{end}"
+    except _Unusable as error:
+        problem = str(error)
+    except RecursionError:
+        problem = f"lists and objects are nested more than {DEPTH} deep"
+    except ValueError:
+        problem = "a number has more digits than Python reads"
+    return RawRow(where, {"raw": text.strip()}, problem) if problem else RawRow(where, value)
+
+
+def _fault(row: Mapping[str, Any]) -> str:
+    """Why a parsed row cannot be used, or ''. Without recursion, which it guards against."""
+    stack: list[tuple[str, Any, int]] = [(name, item, 2) for name, value in row.items() for item in (name, value)]
+    while stack:
+        name, item, depth = stack.pop()
+        if isinstance(item, str):
+            if LONE.search(item):
+                return f"{name!a} holds half a character (a lone surrogate such as \\ud800), which text cannot"
+        elif isinstance(item, dict | list):
+            if depth > DEPTH:
+                return f"lists and objects are nested more than {DEPTH} deep"
+            within = [*item, *item.values()] if isinstance(item, dict) else item
+            stack += [(name, inner, depth + 1) for inner in within]
+    return ""
+
+
+def _refuse_one_object(file: Path, encoding: str) -> None:
+    """Refuse a file of one object over several lines, with a message of its own."""
+    most = LINE_LIMIT // BLOCK
+    kept = list(islice(blocks(file, encoding), most + 1)) if file.stat().st_size <= LINE_LIMIT else []
+    whole = None
+    if len(kept) <= most:  # a compressed file may be larger than its size
+        with suppress(ValueError, RecursionError):
+            whole = _JSON.decode("".join(kept))
+    if isinstance(whole, dict):
+        why = f"holds one object, not rows (its keys: {', '.join(map(ascii, list(whole)[:8]))})"
+        raise DataError(f"{file}: {why}", fix="rows are a JSON array [...] or one object per line")
+
+
+def _json_array(file: Path, encoding: str) -> Iterator[RawRow]:
+    for number, (text, size) in enumerate(_items(file, blocks(file, encoding)), 1):
+        where = f"{file}: row {number}"
+        fault = not_text(encoding) if LONE.search(text) else ""
+        fault = too_long(size, "characters") if size > LINE_LIMIT else fault
+        if fault:
+            shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            yield RawRow(where, {"raw": shown.strip()}, fault)
+        else:
+            yield _json_row(where, text)
+
+
+def _items(file: Path, pieces: Iterator[str]) -> Iterator[tuple[str, int]]:
+    """(text, length) of each item of an array: cut at the commas here, parsed by the caller.
+
+    So a bad item affects no other, and memory holds one item; of one over the limit only the beginning.
+    """
+    scan = _Scan()
+    kept: list[str] = []
+    size = number = 0
+    opened = closed = False
+    for piece in pieces:
+        at = 0
+        if not opened:
+            at = piece.find("[") + 1
+            opened = at > 0
+        while opened and not closed:
+            end = scan.end(piece, at)
+            part = piece[at:] if end < 0 else piece[at:end]
+            size += len(part)
+            kept.append(part)
+            if size > LINE_LIMIT:
+                kept = [kept[0][:SHOWN]]
+            if end < 0:
+                break
+            at, mark, text = end + 1, piece[end], "".join(kept)
+            closed = mark == "]"
+            if not closed or number or text.strip():
+                number += 1
+                yield text, size
+            if mark == "}":
+                raise _invalid_array(file, f"a }} without its {{ is after row {number}")
+            kept, size = [], 0
+        if closed and piece[at:].strip():
+            raise _invalid_array(file, f"there is more after the closing ], after row {number}")
+    if not closed:
+        raise _invalid_array(file, f"it ends within row {number + 1}, without the closing ]")
+
+
+def _invalid_array(file: Path, why: str) -> DataError:
+    return DataError(f"{file}: invalid JSON array: {why}", fix="fix the file there; it may have been cut off")
+
+
+_REST_OF_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_TO_MARK, _TO_MARK_WITHIN = (  # over whole strings to the next bracket; outside of any item a comma ends it too
+    re.compile(rf'[^"{marks}]*+(?:"{_REST_OF_STRING.pattern}[^"{marks}]*+)*+', re.DOTALL)
+    for marks in (r"\[\]{},", r"\[\]{}")
+)
+
+
+class _Scan:
+    """Finds where items of an array end, while their text comes in pieces, by strings and brackets alone."""
+
+    def __init__(self) -> None:
+        self.depth, self.in_string, self.escaped = 0, False, False
+
+    def end(self, text: str, at: int) -> int:
+        """Place of the mark that ends the item, or -1 where it goes on after `text`."""
+        if self.escaped:
+            at, self.escaped = at + 1, False
+        while True:
+            if self.in_string:
+                found = _REST_OF_STRING.match(text, at)
+                if not found:
+                    tail = text[at:]
+                    self.escaped = (len(tail) - len(tail.rstrip("\\"))) % 2 == 1
+                    return -1
+                at, self.in_string = found.end(), False
+            found = (_TO_MARK_WITHIN if self.depth else _TO_MARK).match(text, at)
+            if not found or found.end() == len(text):
+                return -1
+            at = found.end() + 1
+            mark = text[at - 1]
+            if mark == '"':  # a string that goes on after `text`
+                self.in_string = True
+            elif mark in "[{":
+                self.depth += 1
+            elif self.depth:
+                self.depth -= 1
+            else:
+                return at - 1

@@ -1,15 +1,36 @@
 """Plain text: documents separated by empty lines; a text without any is one document."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from luthier.data.file_types.base import FileType
-from luthier.data.reading.files import encoding_of
-from luthier.data.reading.rows import RawRow, read_text
+from luthier.core.errors import DataError
+from luthier.data.file_types.base import FileType, RawRow
+from luthier.data.reading.files import LINE_LIMIT, SHOWN, encoding_of, lines, too_long
 
 
 class Txt(FileType):
     """Each document is a row with one column, text."""
 
     def rows(self, file: Path, columns: Sequence[str]) -> Iterator[RawRow]:
-        return read_text(file, encoding_of(file))
+        kept: list[str] = []
+        start = size = 0
+        problem = ""
+        found = False
+        for number, line, length, fault in itertools.chain(lines(file, encoding_of(file)), [(0, "", 0, "")]):
+            text = line.removesuffix("\n").removesuffix("\r")
+            if text:
+                start, size, problem = start or number, size + length, problem or fault
+                kept.append(text)
+                if size > LINE_LIMIT:
+                    kept = [kept[0][:SHOWN]]
+                continue
+            document = "\n".join(kept)
+            if size > LINE_LIMIT:
+                problem = too_long(size)
+            if document.strip():
+                found = True
+                yield RawRow(f"{file}: line {start}", {"raw" if problem else "text": document}, problem)
+            kept, start, size, problem = [], 0, 0, ""
+        if not found:
+            raise DataError(f"{file}: the file has no text", fix="give a file with at least one line")

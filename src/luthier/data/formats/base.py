@@ -113,18 +113,22 @@ def _calls(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "tool_call" and "value" in part
 
 
-def turns_of(value: Any, name: str) -> list[Message]:
-    """A turn or a list of turns, each with `role` and `content` or with `from` and `value`, as messages."""
+def turns_of(
+    value: Any, name: str, *, speaker: str = "", text: str = "", known: Mapping[str, str] = SPEAKERS
+) -> list[Message]:
+    """A turn or a list of turns, each with `role` and `content`, with `from` and `value`, or with these keys."""
+    if not isinstance(value, list | Mapping):
+        raise RowError(f"{name} should be a list of turns, not {type(value).__name__}")
     made = []
+    keys = {speaker: text} if speaker else {"role": "content", "from": "value"}
     for number, turn in enumerate(value if isinstance(value, list) else [value], 1):
-        where = f"turn {number} of {name}"
-        speaker = next((key for key in ("role", "from") if isinstance(turn, Mapping) and key in turn), None)
-        if speaker is None:
-            raise RowError(f"{where} has no role")
-        role = SPEAKERS.get(str(turn[speaker]))
+        key = next((key for key in keys if isinstance(turn, Mapping) and key in turn), None)
+        if key is None:
+            raise RowError(f"turn {number} of {name} has no {next(iter(keys))}")
+        role = known.get(str(turn[key]))
         if role is None:
-            raise RowError(f"{where}: unknown role {turn[speaker]!r}; known are {', '.join(SPEAKERS)}")
-        made.append(message_of(turn, role, "content" if speaker == "role" else "value", where))
+            raise RowError(f"turn {number} of {name}: unknown role {turn[key]!r}; known are {', '.join(known)}")
+        made.append(message_of(turn, role, keys[key], f"turn {number}" if speaker else f"turn {number} of {name}"))
     return made
 
 

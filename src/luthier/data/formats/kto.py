@@ -47,7 +47,11 @@ class Kto(Format):
         return "answers that are judged good or bad", f"{setting} trains on the good answers alone"
 
     def read(self, row: Mapping[str, Any]) -> Example:
-        good = _truth(column(row, self.label, key="label"), self.label)
+        value = column(row, self.label, key="label")
+        word = value.strip().lower() if isinstance(value, str) else value
+        good = word in ("true", "1", 1)
+        if not good and word not in ("false", "0", 0):
+            raise RowError(f"{self.label} should be true or false, not {value!r:.40}")
         turns = system_of(row, self.system)
         if self.prompt not in row and self.messages in row:
             turns += base.turns_of(row[self.messages], self.messages)
@@ -63,13 +67,3 @@ class Kto(Format):
         asked = tuple(replace(message, learn=False) for message in dialogue[:-1])
         label = None if self.learn == "good" else str(good).lower()
         return Example(messages=(*asked, dialogue[-1]), label=label, tools=tools)
-
-
-def _truth(value: Any, name: str) -> bool:
-    """A judgment: true or false, as JSON or csv have it."""
-    word = value.strip().lower() if isinstance(value, str) else value
-    if word in ("true", "1", 1):
-        return True
-    if word in ("false", "0", 0):
-        return False
-    raise RowError(f"{name} should be true or false, not {value!r:.40}")

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.formats.base import Format, column, dialogue_of, message_of, tools_of
-from luthier.rendering.example import Example, RowError
+from luthier.data.formats.base import Format, column, dialogue_of, tools_of, turns_of
+from luthier.rendering.example import ROLES, Example
+
+KNOWN = {**{role: role for role in ROLES}, "function": "tool"}
 
 
 class Messages(Format):
@@ -23,13 +25,6 @@ class Messages(Format):
 
     def read(self, row: Mapping[str, Any]) -> Example:
         turns = column(row, self.messages, key="messages")
-        if not isinstance(turns, list):
-            raise RowError(f"{self.messages} should be a list of turns, not {type(turns).__name__}")
-        made = []
-        for number, turn in enumerate(turns, 1):
-            if not isinstance(turn, Mapping) or "role" not in turn:
-                raise RowError(f"turn {number} of {self.messages} has no role")
-            role = str(turn["role"])
-            made.append(message_of(turn, "tool" if role == "function" else role, "content", f"turn {number}"))
         tools = tools_of(row, self.tools)
+        made = turns_of(turns, self.messages, speaker="role", text="content", known=KNOWN)
         return Example(messages=dialogue_of(made, tools), tools=tools)

@@ -70,11 +70,8 @@ class Preference(Format):
             name = next((other for other in others if other in row), name)
         start = system_of(row, self.system)
         answer = row.get(self.chosen)
-        if isinstance(answer, list) and (name not in row or _whole(answer_of(answer, self.chosen))):
-            return start  # the answers hold the prompt already
+        if isinstance(answer, list):
+            turns = answer_of(answer, self.chosen)
+            if name not in row or (turns and turns[0].role != "assistant"):
+                return start  # the answers are whole dialogues, which hold the prompt already
         return start + base.question_text(column(row, name, key="prompt"), name, base.optional_text(row, self.input))
-
-
-def _whole(turns: list[Message]) -> bool:
-    """Is this a dialogue from its beginning, not an answer alone?"""
-    return bool(turns) and turns[0].role != "assistant"

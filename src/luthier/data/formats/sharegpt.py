@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from luthier.data.formats.base import CALL, SPEAKERS, Format, column, dialogue_of, message_of, system_of, tools_of
-from luthier.rendering.example import Example, RowError
+from luthier.data.formats.base import CALL, SPEAKERS, Format, column, dialogue_of, system_of, tools_of, turns_of
+from luthier.rendering.example import Example
 from luthier.rendering.tools import split_results
 
 
@@ -40,24 +40,9 @@ class ShareGPT(Format):
 
     def read(self, row: Mapping[str, Any]) -> Example:
         turns = column(row, self.conversations, key="conversations")
-        if not isinstance(turns, list):
-            raise RowError(f"{self.conversations} should be a list of turns, not {type(turns).__name__}")
-        known = {
-            **SPEAKERS,
-            self.user: "user",
-            self.assistant: "assistant",
-            self.system_speaker: "system",
-            self.tool_call: CALL,
-            self.tool_result: "tool",
-        }
+        known = {**SPEAKERS, self.user: "user", self.assistant: "assistant", self.system_speaker: "system"}
+        known |= {self.tool_call: CALL, self.tool_result: "tool"}
         made = system_of(row, self.system)
-        for number, turn in enumerate(turns, 1):
-            if not isinstance(turn, Mapping) or self.speaker not in turn:
-                raise RowError(f"turn {number} of {self.conversations} has no {self.speaker!r}")
-            name = turn[self.speaker]
-            role = known.get(str(name))
-            if role is None:
-                raise RowError(f"turn {number}: unknown speaker {name!r}; known are {', '.join(known)}")
-            made.append(message_of(turn, role, self.value, f"turn {number}"))
+        made += turns_of(turns, self.conversations, speaker=self.speaker, text=self.value, known=known)
         tools = tools_of(row, self.tools)
         return Example(messages=dialogue_of(split_results(made), tools), tools=tools)
