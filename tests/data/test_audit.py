@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 
 from luthier.core.errors import DataError
+from luthier.core.events import Progress
 from luthier.data.checks.audit import Audit, audit_json
 from luthier.data.checks.duplicates import groups, near, normalized
-from luthier.data.checks.languages import languages
+from luthier.data.checks.languages import languages, script
 from luthier.data.checks.mask import mask, refuse_endless
-from luthier.data.checks.scripts import script
 from luthier.data.checks.survey import lenient, read_all, survey
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
-from luthier.data.rows import Encoded, Rows
+from luthier.data.rows import Rows
 from luthier.data.settings import DataConfig
-from luthier.data.store import DataFolder
 from luthier.rendering.chat_template import IGNORED, Template
 from luthier.rendering.row import Row
 from luthier.tasks.base import TASKS
@@ -33,7 +32,7 @@ def looked(path: Path, *, max_length: int = 256, task: str | None = None, **fiel
     config = DataConfig(path=str(path), **fields)
     chosen = TASKS.parse(task) if task else None
     data = read_all(config, chosen)
-    found = survey(config, chosen, data, Template(build_tokenizer()), max_length)
+    found = survey(config, chosen, data, Template(build_tokenizer()), max_length, Progress())
     json.dumps(audit_json(found))
     return found, data
 
@@ -286,12 +285,7 @@ def test_an_end_that_is_never_learned_stops_and_train_stops_as_well(tmp_path: Pa
 
 
 def put_rows(data: Prepared, rows: list[Row]) -> None:
-    made, encoded = Rows(DataFolder(), "train"), Encoded()
-    for number, row in enumerate(rows):
-        encoded.add(row, number)
-    made.extend(encoded, list(encoded.owner))
-    made.examples = data.examples
-    data.rows = made
+    data.rows = Rows.of("train", data.examples, enumerate(rows))
 
 
 def test_a_prompt_that_is_learned_stops(tmp_path: Path) -> None:
@@ -319,7 +313,7 @@ def test_text_that_the_tokenizer_does_not_know(tmp_path: Path) -> None:
     data = read_all(config, None)
     tokenizer.backend_tokenizer.pre_tokenizer = None  # no bytes any more: what has no token of its own is unknown
     tokenizer.backend_tokenizer.model.unk_token = "[UNK]"
-    found = survey(config, None, data, Template(tokenizer), 256)
+    found = survey(config, None, data, Template(tokenizer), 256, Progress())
     assert "unknown" in what(found, "warn")
 
 

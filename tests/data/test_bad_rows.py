@@ -16,13 +16,12 @@ import pytest
 
 from luthier.core.errors import DataError, LuthierError
 from luthier.data.encode import encode
-from luthier.data.file_types import arrow, csv, jsonl, txt
-from luthier.data.file_types.base import RawRow
+from luthier.data.file_types import arrow, csv, txt
+from luthier.data.file_types import base as files
+from luthier.data.file_types.base import RawRow, encoding_of
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
 from luthier.data.read import read_file, read_rows
-from luthier.data.reading import files
-from luthier.data.reading.files import encoding_of
 from luthier.recipe.config import DataConfig
 from luthier.rendering.chat_template import Template
 from luthier.tasks.base import TASKS
@@ -37,13 +36,13 @@ def write(file: Path, content: str | bytes) -> Path:
 
 
 def read(file: Path) -> list[RawRow]:
-    return list(read_rows(str(file), hub="huggingface"))
+    return list(read_rows(DataConfig(path=str(file))))
 
 
 def refused(path: Path | str, said: str, fix: str = "") -> None:
     """Reading ends in a DataError that names the file, says `said`, and offers a fix."""
     with pytest.raises(DataError) as caught:
-        list(read_rows(str(path), hub="huggingface"))
+        list(read_rows(DataConfig(path=str(path))))
     assert f"{path}: " in str(caught.value) and said in caught.value.message, str(caught.value)
     assert caught.value.fix and fix in caught.value.fix
 
@@ -58,7 +57,7 @@ def prepared(file: Path, *, task: str | None = None, **fields: Any) -> Prepared:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> int:
     """A limit for rows that a test can pass quickly."""
-    for module in (files, jsonl, csv, txt):
+    for module in (files, csv, txt):
         monkeypatch.setattr(module, "LINE_LIMIT", 1000)
     return 1000
 
@@ -138,7 +137,7 @@ def test_a_bad_line_is_named_and_the_others_are_kept(tmp_path: Path, text: str, 
             "a system message must come first",
         ),
         ('{"role": "critic", "content": "A"}', "unknown role 'critic'"),
-        ('{"role": null, "content": "A"}', "unknown role 'None'"),
+        ('{"role": null, "content": "A"}', "unknown role None"),
         ('{"role": "assistant"}', "content of turn 2 is null"),
         ('{"content": "A"}', "turn 2 of messages has no role"),
         ('"A"', "turn 2 of messages has no role"),
@@ -260,15 +259,17 @@ def test_a_row_over_the_limit_is_refused_with_its_length(tmp_path: Path, small: 
     long = json.dumps({"a": "x" * 5000})
     found = read(write(tmp_path / "a.jsonl", f'{{"a": 1}}\n{long}\n{{"a": 2}}\n{long}'))
     assert [row.problem for row in found if row.problem] == [
-        "is 5,010 bytes long, over the limit of 1,000 for one row",
-        "is 5,009 bytes long, over the limit of 1,000 for one row",
+        "is 5,010 characters long, over the limit of 1,000 for one row",
+        "is 5,009 characters long, over the limit of 1,000 for one row",
     ]
     assert found[1].where.endswith("line 2") and len(found[1].values["raw"]) == 200 and found[2].values == {"a": 2}
     found = read(write(tmp_path / "a.json", f'[{{"a": 1}},{long},{{"a": 2}}]'))
     assert len(found) == 3 and "is 5,009 characters long" in found[1].problem and len(found[1].values["raw"]) == 200
     found = read(write(tmp_path / "a.txt", "one\n\n" + "two\n" * 1000 + "\nthree"))
-    assert len(found) == 3 and "is 4,000 bytes long" in found[1].problem and found[2].values == {"text": "three"}
-    refused(write(tmp_path / "a.csv", f"a,b\n1,2\n{'x' * 2000},3\n"), "line 3: the row that begins here is 2,003 bytes")
+    assert len(found) == 3 and "is 4,000 characters long" in found[1].problem and found[2].values == {"text": "three"}
+    refused(
+        write(tmp_path / "a.csv", f"a,b\n1,2\n{'x' * 2000},3\n"), "line 3: the row that begins here is 2,003 characters"
+    )
     refused(write(tmp_path / "b.csv", 'a,b\n1,"2\n' + "3,4\n" * 1000), "line 2: the row that begins here", "not closed")
     whole = '{"a": 1,\n "b": "' + "x" * 2000 + '"}'
     assert all(row.problem for row in read(write(tmp_path / "b.jsonl", whole))), "too long to look at as a whole"
@@ -283,7 +284,7 @@ def test_a_line_of_200_megabytes_is_never_loaded_whole(tmp_path: Path, monkeypat
     _, long = read(file)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert long.problem == f"is {200 * 10**6 - 9:,} bytes long, over the limit of 4,194,304 for one row"
+    assert long.problem == f"is {200 * 10**6 - 9:,} characters long, over the limit of 4,194,304 for one row"
     assert peak < 20 * 2**20
 
 
@@ -421,7 +422,7 @@ def test_a_hub_that_has_no_such_data_or_is_out_of_reach(
     there.MsDataset = types.SimpleNamespace(load=fail)
     monkeypatch.setitem(sys.modules, "modelscope", there)
     with pytest.raises(DataError, match=f"could not be loaded from the hub: {said}") as caught:
-        list(read_rows("org/none", hub=hub))
+        list(read_rows(DataConfig(path="org/none", hub=hub)))
     assert "check the name and the network" in caught.value.fix
     if hub == "huggingface":
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([GOOD] * 3))
@@ -430,7 +431,7 @@ def test_a_hub_that_has_no_such_data_or_is_out_of_reach(
         assert "data.validation=NAME" in caught.value.fix
     else:
         there.MsDataset = types.SimpleNamespace(load=lambda *_, **__: [GOOD, ["no row"]])
-        good, bad = read_rows("org/set", hub="modelscope")
+        good, bad = read_rows(DataConfig(path="org/set", hub="modelscope"))
         assert good.values == GOOD and "should be an object with columns, not list" in bad.problem
 
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.feather
@@ -14,14 +15,15 @@ import pytest
 
 from luthier.builtin import BASE
 from luthier.core.errors import DataError, LuthierError
+from luthier.data.file_types.base import encoding_of
 from luthier.data.read import read_rows, validation_split
-from luthier.data.reading.files import encoding_of
+from luthier.recipe.config import DataConfig
 
 ROWS = [{"text": 'a, "quoted"\nline', "label": "NA"}, {"text": "水壶；漏水", "label": "007"}]
 
 
-def read(path: Path, **options: str) -> list[dict[str, object]]:
-    return [dict(row.values) for row in read_rows(str(path), hub="huggingface", **options)]  # type: ignore[arg-type]
+def read(path: Path, **options: Any) -> list[dict[str, object]]:
+    return [dict(row.values) for row in read_rows(DataConfig(path=str(path), **options))]
 
 
 TEXTUAL = ["a.jsonl", "lines.json", "a.json", "array.jsonl", "a.csv", "semicolon.csv", "a.tsv", "old_mac.csv"]
@@ -52,7 +54,7 @@ def test_the_same_rows_come_out_of_every_kind_of_text(tmp_path: Path, name: str,
     file.write_bytes({"": bytes, ".gz": gzip.compress, ".zst": zstd}[packed](content))
     assert read(file) == ROWS, "texts stay texts: NA is no null and 007 no number"
     assert encoding_of(file) == encoding.removesuffix("-be"), "and the report can say it"
-    places = [row.where.rpartition(" ")[2] for row in read_rows(str(file), hub="huggingface")]
+    places = [row.where.rpartition(" ")[2] for row in read_rows(DataConfig(path=str(file)))]
     assert places == (["1", "2"] if "csv" not in name and "tsv" not in name else ["2", "4"])
 
 
@@ -68,7 +70,7 @@ def test_the_same_rows_come_out_of_every_kind_of_table(tmp_path: Path, name: str
         with pa.OSFile(str(file), "wb") as sink, made(sink, table.schema) as writer:
             writer.write_table(table, max_chunksize=1)
     assert read(file) == ROWS
-    assert [row.where for row in read_rows(str(file), hub="huggingface")] == [f"{file}: row 1", f"{file}: row 2"]
+    assert [row.where for row in read_rows(DataConfig(path=str(file)))] == [f"{file}: row 1", f"{file}: row 2"]
     empty = tmp_path / f"empty-{name}"
     (pq.write_table if name == "a.parquet" else pyarrow.feather.write_feather)(table.slice(0, 0), empty)
     with pytest.raises(DataError, match="the file has no rows"):
@@ -102,7 +104,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
         file.write_bytes(pack(content))
         del made, texts, text, content
         tracemalloc.start()
-        assert sum(1 for _ in read_rows(str(file), hub="huggingface")) == count
+        assert sum(1 for _ in read_rows(DataConfig(path=str(file)))) == count
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
@@ -114,14 +116,14 @@ def test_plain_text_is_parted_at_blank_lines(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("one\ntwo\n\nthree\n")
     assert read(file) == [{"text": "one\ntwo"}, {"text": "three"}]
-    rows = list(read_rows(str(file), hub="huggingface"))
+    rows = list(read_rows(DataConfig(path=str(file))))
     assert [row.where for row in rows] == [f"{file}: line 1", f"{file}: line 4"]
 
 
 def test_a_line_that_is_no_json_is_named_and_the_others_come_through(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"a": 1}\n\n{"a": \n[1]\n{"a": NaN}\n{"a": 2}\n')
-    rows = list(read_rows(str(file), hub="huggingface"))
+    rows = list(read_rows(DataConfig(path=str(file))))
     assert [row.where.rpartition(" ")[2] for row in rows if row.problem] == ["3", "4", "5"]
     assert [row.values for row in rows if not row.problem] == [{"a": 1}, {"a": 2}]
 
@@ -129,7 +131,7 @@ def test_a_line_that_is_no_json_is_named_and_the_others_come_through(tmp_path: P
 def test_a_ragged_csv_row_is_a_problem_and_not_a_shift(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text('text,label\n"two\nlines",1\none, two,3\n')
-    good, bad = read_rows(str(file), hub="huggingface")
+    good, bad = read_rows(DataConfig(path=str(file)))
     assert good.values == {"text": "two\nlines", "label": "1"} and good.where == f"{file}: line 2"
     assert "has 3 cells, the header 2" in bad.problem and bad.where == f"{file}: line 4"
 
@@ -167,6 +169,12 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
         read(tmp_path / "nowhere" / "review.jsonl")
 
 
+def test_rows_of_a_table_without_a_header_line_begin_with_the_first_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1,2\n3,4\n")
+    rows = list(read_rows(DataConfig(path=str(tmp_path / "a.csv"), columns=("x", "y"))))
+    assert [(row.where.rpartition(" ")[2], row.values["y"]) for row in rows] == [("1", "2"), ("2", "4")]
+
+
 def test_a_folder_has_splits(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"a": 1}\n')
     (tmp_path / "dev.jsonl").write_text('{"a": 2}\n')
@@ -187,7 +195,7 @@ def test_shards_of_a_split_are_read_in_order(tmp_path: Path) -> None:
     assert read(tmp_path, split="validation") == [{"a": 0}, {"a": 1}]
     assert read(tmp_path, split="test") == [{"a": "1"}]
     assert validation_split(str(tmp_path), "huggingface") == "validation"
-    places = [row.where for row in read_rows(str(tmp_path), split="validation", hub="huggingface")]
+    places = [row.where for row in read_rows(DataConfig(path=str(tmp_path), split="validation"))]
     assert places[1] == f"{tmp_path}/validation-00001-of-00002-0123456789abcdef.parquet: row 1"
     (tmp_path / "train.jsonl").write_text('{"a": "whole"}\n')
     assert read(tmp_path) == [{"a": "whole"}], "a file of just this name is the split"
@@ -219,7 +227,6 @@ def test_a_hub_data_set_brings_its_rows_and_its_validation_split(monkeypatch: py
     import datasets
 
     from luthier.data.prepare import load
-    from luthier.recipe.config import DataConfig
 
     asked: list[tuple[str, str | None, str]] = []
 
@@ -244,7 +251,7 @@ def test_modelscope_says_what_to_install_and_is_asked_where_it_is(monkeypatch: p
 
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(LuthierError, match=r"pip install 'modelscope>=1.20'"):
-        list(read_rows("org/set", hub="modelscope"))
+        list(read_rows(DataConfig(path="org/set", hub="modelscope")))
     there = types.ModuleType("modelscope")
 
     class MsDataset:
@@ -256,7 +263,7 @@ def test_modelscope_says_what_to_install_and_is_asked_where_it_is(monkeypatch: p
     there.MsDataset = MsDataset  # type: ignore[attr-defined]
     there.snapshot_download = lambda path, revision: str(BASE)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "modelscope", there)
-    (row,) = read_rows("org/set", hub="modelscope")
+    (row,) = read_rows(DataConfig(path="org/set", hub="modelscope"))
     assert row.values == {"text": "org/set default train"}
     from luthier.models.load import locate
     from luthier.models.settings import ModelConfig

@@ -267,7 +267,7 @@ def test_a_row_that_learns_nothing_is_refused(tmp_path: Path) -> None:
     data = load(DataConfig(path=str(write_jsonl(tmp_path / "a.jsonl", alpaca_rows(10)))), None)
     made = encode_piece(Silent(), Template(build_tokenizer()), 64, "stop", False, list(data.examples.records()))
     assert {error.reason for error, _ in made.failures.values()} >= {"no token of the row carries loss"}
-    assert len(made.failures) == len(data.examples) and not made.rows.lengths
+    assert len(made.failures) == len(data.examples) and not made.lengths
 
 
 def test_test_rows_are_apart_from_both_others(tmp_path: Path) -> None:
@@ -327,7 +327,6 @@ def test_the_end_is_measured_on_the_test_rows(tmp_path: Path) -> None:
 
 def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
     from luthier.core.events import Progress
-    from luthier.data.account import report
 
     told: list[str] = []
 
@@ -343,7 +342,7 @@ def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding=encoding)
         config = DataConfig(path=str(file), test=str(tmp_path / "utf-8.jsonl"))
         data = load(config, None)
-        report(data, tmp_path, Listener())
+        data.report(tmp_path, Listener())
         assert {"file": str(file), "encoding": encoding} in data.account()["files"]
         assert (f"{file} is read as {encoding}" in told) == (encoding != "utf-8")
     assert sum("is read as" in text for text in told) == 2

@@ -19,7 +19,7 @@ from luthier.comparison.runner import Context, run_all, train_variant
 from luthier.core.errors import InputError, Stopped
 from luthier.core.files import read_object, write_json
 from luthier.data.prepared import Prepared, SplitCounts
-from luthier.data.rows import Encoded, Rows
+from luthier.data.rows import Rows
 from luthier.data.store import DataFolder, Examples
 from luthier.runs.folder import RunFolder
 
@@ -66,14 +66,9 @@ def split_for_tuning(data: Prepared) -> Prepared:
 
 def _subset(data: Prepared, numbers: list[int], side: str) -> tuple[Examples, Rows]:
     place = {number: new for new, number in enumerate(numbers)}
-    kept = Encoded()
-    for row, owner in enumerate(data.rows.owner):
-        if owner in place:
-            kept.add(data.rows[row], place[owner])
-    rows = Rows(DataFolder(), side)
-    rows.extend(kept, kept.owner)
-    rows.examples = data.examples.take(numbers)
-    return rows.examples, rows
+    examples = data.examples.take(numbers)
+    rows = ((place[owner], data.rows[row]) for row, owner in enumerate(data.rows.owner) if owner in place)
+    return examples, Rows.of(side, examples, rows)
 
 
 def search(variant: Variant, lr: float, unit: int, folder: Path, run: Callable[[Any], Any]) -> dict[str, Any]:

@@ -61,20 +61,17 @@ def code() -> str:
 
 def content_of(files: Iterable[Path]) -> list[str] | None:
     """SHA-256 of each file, or None where they are so small that a cache is not worth it."""
-    files = list(files)
-    try:
-        if sum(file.stat().st_size for file in files) < SMALLEST:
-            return None
-        digests = []
-        for file in files:
-            with file.open("rb") as opened:
-                digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
-        return digests
-    except OSError:  # reading the rows will report what is wrong
-        return None
+    files, digests = list(files), []
+    with contextlib.suppress(OSError):  # reading the rows will report what is wrong
+        if sum(file.stat().st_size for file in files) >= SMALLEST:
+            for file in files:
+                with file.open("rb") as opened:
+                    digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+            return digests
+    return None
 
 
-def find(name: str) -> "tuple[Path, dict[str, Any], dict[str, array[int]]] | None":
+def find(name: str) -> "tuple[DataFolder, dict[str, Any], dict[str, array[int]]] | None":
     """The folder, the values and the arrays of an entry; None where there is none, or it is not whole."""
     folder = root() / name
     try:
@@ -88,7 +85,7 @@ def find(name: str) -> "tuple[Path, dict[str, Any], dict[str, array[int]]] | Non
         os.utime(folder)  # it was used
     except (OSError, ValueError, KeyError):
         return None
-    return folder, meta["values"], arrays
+    return DataFolder.existing(folder), meta["values"], arrays
 
 
 def begin() -> DataFolder:

@@ -5,16 +5,14 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from luthier.core.errors import DataError, InputError
+from luthier.core.errors import DataError
 from luthier.core.events import Progress
 from luthier.core.redaction import command_with
-from luthier.data.columns import LONG, NUMBER, Column, size
 from luthier.data.file_types.base import RawRow
 from luthier.data.formats.base import FORMATS, Format
-from luthier.data.guess import Reading, guess
-from luthier.data.read import file_type_of
+from luthier.data.guess import Column, Reading, guess
+from luthier.data.read import file_type_of, read_rows
 from luthier.data.settings import DataConfig
-from luthier.data.sources import open_rows
 from luthier.tasks.base import TASKS, Task
 
 DETECTION_ROWS = 50
@@ -34,7 +32,7 @@ class Opened(NamedTuple):
 
 def open_set(config: DataConfig, progress: Progress, *, mixed: bool = False) -> Opened:
     """The rows of one set, and its format with the reason for it. `mixed`: the set is one of data.mix."""
-    raw = open_rows(config, streaming=config.streaming)
+    raw = read_rows(config, streaming=config.streaming)
     first: list[RawRow] = []
     good = 0
     while good < DETECTION_ROWS and (row := next(raw, None)) is not None:
@@ -82,11 +80,9 @@ def _guessed(
 def _unsure(where: str, names: Sequence[str], offered: Sequence[Reading], mixed: bool) -> DataError:
     """The error in place of the question: every reading, and a command that takes the first."""
     if not offered:
-        return DataError(
-            f"{where}: no column holds texts that a format could read: {', '.join(names)}",
-            fix="name the format and its columns with data.format.name=NAME and the keys of luthier explain format "
-            "NAME, or bring the rows into one of the formats of luthier list formats",
-        )
+        fix = "name the format and its columns with data.format.name=NAME and the keys of luthier explain format NAME, "
+        fix += "or bring the rows into one of the formats of luthier list formats"
+        return DataError(f"{where}: no column holds texts that a format could read: {', '.join(names)}", fix=fix)
     ways = "".join(f"\n  {number}. {each}: {shlex.join(each.settings())}" for number, each in enumerate(offered, 1))
     fix = f"choose one; for the first: {command_with(offered[0].settings())}"
     if mixed:
@@ -97,8 +93,8 @@ def _unsure(where: str, names: Sequence[str], offered: Sequence[Reading], mixed:
 def refuse_headerless(sample: Sequence[RawRow]) -> None:
     """DataError where the names of a table's columns look like one more row of it: the file has no header line."""
     names = [str(name) for name in sample[0].values]
-    columns = [Column.of(name, [row.values for row in sample]) for name in names]
-    if not any(_like_values(column) for column in columns):
+    columns = [Column(name, [row.values for row in sample]) for name in names]
+    if not any(column.headless for column in columns):
         return
     made: list[str] = []
     texts = sum(column.long for column in columns)
@@ -107,44 +103,12 @@ def refuse_headerless(sample: Sequence[RawRow]) -> None:
         plain = "label" if column.label and "label" not in made else f"column{number}"
         plain = "id" if column.metadata and column.numbers and "id" not in made else plain
         made.append(text if column.long else plain)
-    setting = f"data.columns=[{','.join(made)}]"
-    raise DataError(
-        f"{sample[0].where.rpartition(':')[0]}: the first line looks like a row and not like the names of columns: "
-        + ", ".join(f"{name!r:.40}" for name in names),
-        fix=f"name the columns, and change the names where they are not what you want: {command_with([setting])}",
-    )
-
-
-def _like_values(column: Column) -> bool:
-    """Is the name of a column one of its values, a number above numbers, or a long text above texts?"""
-    name = column.name.strip()
-    if NUMBER.fullmatch(name):
-        return bool(column.numbers)
-    sentence = column.long and size(name) >= LONG and len(name.split()) > 4
-    return sentence or (name in column.values and column.distinct < len(column.values))
+    shown = ", ".join(f"{name!r:.40}" for name in names)
+    why = f"{sample[0].where.rpartition(':')[0]}: the first line looks like a row and not like the names of columns: "
+    fix = "name the columns, and change the names where they are not what you want: "
+    raise DataError(why + shown, fix=fix + command_with([f"data.columns=[{','.join(made)}]"]))
 
 
 def task_for(reader: Format) -> Task:
     """The default task of a format."""
     return TASKS.parse({"text": "complete", "classification": "classify"}.get(reader.name, "chat"))
-
-
-def refuse_unlearned(reader: Format, task: Task) -> None:
-    """Refuse rows that no task can learn yet."""
-    what, fix = reader.unlearned()
-    if what:
-        raise InputError(
-            f"the rows are {what} (format {reader.name}), which task {task.name} does not learn from, and no other; "
-            f"tasks are {', '.join(TASKS.names())}",
-            fix=fix,
-        )
-
-
-def refuse_other_task(config: DataConfig, reader: Format, block: DataConfig, other: Format, given: Task | None) -> None:
-    """Refuse a mix of sets with different default tasks where the recipe does not name the task."""
-    one, two = task_for(reader).name, task_for(other).name
-    if given is None and one != two:
-        raise InputError(
-            f"data.mix: {config.path} ({reader.name}) is for task {one}, {block.path} ({other.name}) for task {two}",
-            fix=f"name the task for all, such as task={one}, or leave one out",
-        )

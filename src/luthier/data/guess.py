@@ -1,20 +1,166 @@
-"""How rows of unknown columns are to be read: one certain reading, or several to choose from."""
+"""How rows of unknown columns are to be read, from names and values: one certain reading, or several to choose from."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from luthier.data.columns import LONG, VOCABULARY, Column
 from luthier.data.formats.base import FORMATS, Format
+
+_WORDS = yaml.safe_load((Path(__file__).parent / "vocabulary.yaml").read_text(encoding="utf-8"))
+VOCABULARY = {key: frozenset(words.split()) for key, words in _WORDS.items()}
+LABEL = ("label 1", "label 2", "label 3")
+IDENTIFIER = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{18,}|[0-9a-f]{16,64}|https?://\S+|\d{4}-\d\d?-\d\d?\b.{0,20}"
+)
+NUMBER = re.compile(r"[-+]?\d{1,15}(\.\d{1,15})?")
+HAN = re.compile(r"[\u3400-\u9fff]")
+LONG = 20
+"""Characters from which a column of strings without a telling name holds texts; a Chinese character counts as three."""
+SHORT = 40
+"""Characters that a label has at most."""
+
+
+def size(text: str) -> int:
+    """Length of a text, where a Chinese character counts as three."""
+    return len(text) + 2 * len(HAN.findall(text))
+
 
 LANGUAGES = VOCABULARY["language"]
 YES_NO = ({"yes", "no"}, {"true", "false"}, {"yes", "no", "maybe"}, {"0", "1"}, {"是", "否"}, {"对", "错"})
 DEFAULT_KEYS = (("speaker", "from"), ("value", "value"))
 MOST = 6
 """Readings that a question offers at most."""
+
+
+class Column:
+    """One column of the first rows, without its empty values."""
+
+    def __init__(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        values = [row.get(name) for row in rows]
+        self.name, self.rows = name, len(rows)
+        self.values = [value for value in values if value not in (None, "", [], {}) and str(value).strip()]
+        split = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z])(?=\d)|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+        self.words = re.findall(r"\d+|[^\W\d_]+", split.lower())
+        """The words of the name: `questionText` and `question_text` have two. A number after a word is a word."""
+        self.strings = bool(self.values) and all(isinstance(value, str) for value in self.values)
+        texts = [str(value).strip() if isinstance(value, str | int | float) else "" for value in self.values]
+        self.numbers = [float(text) for text in texts] if all(map(NUMBER.fullmatch, texts)) else []
+        """The values where all of them are numbers, also as text in a csv file; else none."""
+        self.fractions = any(not number.is_integer() for number in self.numbers)
+        self.distinct = len({str(value) for value in self.values})
+        self.mean = sum(size(str(value)) for value in self.values) / max(1, len(self.values))
+        """Mean size of the values as text."""
+
+    def named(self, kind: str) -> int:
+        """2 where the whole name is in this vocabulary, 1 where a word of it is, else 0."""
+        words = [word for word in self.words if not word.isdigit()]
+        if "".join(words) in VOCABULARY[kind]:
+            return 2
+        words = [word for word in words if len(word) > 1]  # one letter counts only as a whole name: q, a, sentence_A
+        return int(any(word in VOCABULARY[kind] or _contains(word, kind) for word in words))
+
+    @cached_property
+    def metadata(self) -> bool:
+        """Is this about the row: empty, an id, a date, an address, a count?"""
+        if not self.values:
+            return True
+        if isinstance(self.values[0], list | Mapping):
+            return False
+        if all(isinstance(value, str) and IDENTIFIER.fullmatch(value.strip()) for value in self.values):
+            return True
+        words, known = self.words, VOCABULARY["metadata"]
+        about = bool(words) and (
+            words[-1] in known
+            or (len(words) > 1 and words[-1].isdigit() and words[-2] in known)
+            or not {"id", "ids", "qid", "url", "date", "count", "confidence", "votes"}.isdisjoint(words)
+            or self.named("metadata") == 2
+            or (words[-1].endswith("id") and self.distinct > len(self.values) / 2)
+            or any(_contains(word, "metadata") and self.mean < LONG for word in words)
+        )
+        dated = all(any(sign.isdigit() for sign in str(value)) for value in self.values) and self.mean < 2 * LONG
+        judged = self.label_name and self.numbers and self.distinct <= self.rows / 2  # such as `Class Index`
+        if about and (dated or not self.long) and not judged:
+            return True
+        counted = bool(self.numbers) and not self.fractions
+        return counted and self.distinct > max(20, len(self.values) * 0.6) and not self.label_name
+
+    @cached_property
+    def label_name(self) -> int:
+        """How much the name is that of a label: 6 where it is nothing else, down to 1, else 0."""
+        if self.words[:1] == ["is"] and len(self.words) > 1:
+            return 6
+        found = [(self.named(kind), 3 - tier) for tier, kind in enumerate(LABEL)]
+        return max((2 * rank if whole == 2 else rank for whole, rank in found if whole), default=0)
+
+    @cached_property
+    def whole_label_name(self) -> bool:
+        """Is the name that of a label and nothing else?"""
+        return self.words[:1] == ["is"] or self.words == ["gold", "label"] or any(self.named(k) == 2 for k in LABEL)
+
+    @cached_property
+    def long(self) -> bool:
+        """Are these texts, whatever their name?"""
+        spaced = sum(" " in str(value).strip() or bool(HAN.search(str(value))) for value in self.values)
+        return self.strings and self.mean >= LONG and spaced > len(self.values) / 2 and not self.numbers
+
+    @cached_property
+    def text(self) -> bool:
+        """May this be a text to classify, a prompt or an answer?"""
+        if not self.strings or self.metadata or self.numbers:
+            return False
+        telling = any(map(self.named, ("prompt", "answer", "text", "title", "material")))
+        several = self.distinct > 2 or self.rows < 4 or self.name == "text"
+        return self.long or (telling and several) or self.named("language") == 2
+
+    @cached_property
+    def label(self) -> bool:
+        """May these be labels: short, and few or with a label's name?"""
+        if self.metadata or not self.values or not all(isinstance(v, str | int | float) for v in self.values):
+            return False
+        if self.fractions:
+            return True
+        few = self.distinct <= max(2, len(self.values) // 2) and self.rows >= 4
+        if self.numbers or isinstance(self.values[0], bool):
+            return (few and self.distinct > 1) or (bool(self.label_name) and self.distinct <= max(20, self.rows / 2))
+        short = self.mean <= SHORT and sum(len(str(v).split()) for v in self.values) <= 4 * len(self.values)
+        return short and ((few and self.distinct > 1 and len(self.values) == self.rows) or bool(self.label_name))
+
+    @cached_property
+    def headless(self) -> bool:
+        """Is the name one more value: a number above numbers, a long text above texts, or a value that is there?"""
+        name = self.name.strip()
+        if NUMBER.fullmatch(name):
+            return bool(self.numbers)
+        sentence = self.long and size(name) >= LONG and len(name.split()) > 4
+        return sentence or (name in self.values and self.distinct < len(self.values))
+
+    @cached_property
+    def stem(self) -> str:
+        """The name without the number or letter by which two columns of a pair differ."""
+        return re.sub(r"(?<![^\W_])[ab12](?![^\W_])|(?<=[^\W\d])[12]$|(?<=[a-z])[AB]$|(?<=_)[ab]$", "", self.name)
+
+    @cached_property
+    def turns(self) -> tuple[str, str] | None:
+        """Keys of the speaker and of the text, where the values are lists of turns."""
+        if not self.values or not all(isinstance(value, list) and value for value in self.values):
+            return None
+        first = self.values[0][0]
+        if not isinstance(first, Mapping):
+            return None
+        speaker = next((key for key in first if key in ("role", "from", "speaker")), None)
+        content = next((key for key in first if key in ("value", "content", "text")), None)
+        return (speaker, content) if speaker and content else None
+
+
+def _contains(word: str, kind: str) -> bool:
+    """Is a Chinese word of this vocabulary inside the word? Chinese names are written without spaces."""
+    return any(len(each) > 1 and HAN.match(each) and each in word for each in VOCABULARY[kind])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +211,7 @@ def quoted(text: str) -> str:
 
 def guess(rows: Sequence[Mapping[str, Any]]) -> tuple[Reading | None, list[Reading]]:
     """The reading that names and values leave no doubt about, or None; and the readings to choose from."""
-    columns = [Column.of(str(name), rows) for name in dict.fromkeys(name for row in rows for name in row)]
+    columns = [Column(str(name), rows) for name in dict.fromkeys(name for row in rows for name in row)]
     texts = [column for column in columns if column.text]
     labels = [column for column in columns if column.label and not (column.text and column.long)]
     if any(column.name == "text" for column in columns):  # plain text often comes with a few words beside it
@@ -120,8 +266,10 @@ def _translation(columns: Sequence[Column], texts: Sequence[Column]) -> Reading 
 
 def _answered(columns: Sequence[Column], texts: Sequence[Column], labels: Sequence[Column]) -> Reading | None:
     """A prompt and its answer, with the material and a system message."""
-    found = _answer(columns, texts) or _lone_answer(texts, labels)
-    if found is None or any(_marks(column) for column in labels if column is not found[0]):
+    found = _answer(columns, texts, labels)
+    named = [c for c in labels if c.label_name == 6 and c.words[-1] in ("label", "labels", "class", "标签")]
+    judged = [column for column in named if column.numbers or isinstance(column.values[0], bool)]
+    if found is None or any(column is not found[0] for column in judged):  # do question and answer belong together?
         return None
     answer, path = found
     system = next((c for c in columns if c.named("system") and c.strings and c is not answer), None)
@@ -142,12 +290,6 @@ def _answered(columns: Sequence[Column], texts: Sequence[Column], labels: Sequen
     return Reading("alpaca", {"instruction": prompt.name, **more, "output": path})
 
 
-def _marks(column: Column) -> bool:
-    """Does this column label whether question and answer belong together?"""
-    named = column.label_name == 6 and column.words[-1] in ("label", "labels", "class", "标签")
-    return named and bool(column.numbers or isinstance(column.values[0], bool))
-
-
 def _prompt(texts: Sequence[Column]) -> Column | None:
     """The prompt: the first of these ways that leaves one column; a way that leaves more stops the search."""
     whole = [column for column in texts if column.named("prompt") == 2]
@@ -159,15 +301,7 @@ def _prompt(texts: Sequence[Column]) -> Column | None:
     return found[0] if len(found) == 1 else None
 
 
-def _lone_answer(texts: Sequence[Column], labels: Sequence[Column]) -> tuple[Column, str] | None:
-    """The only other text beside a prompt, where its name says nothing."""
-    others = [column for column in texts if not column.named("prompt")]
-    if len(texts) != 2 or len(others) != 1 or any(column.label_name for column in labels):
-        return None
-    return None if others[0].named("text") or others[0].named("title") else (others[0], others[0].name)
-
-
-def _answer(columns: Sequence[Column], texts: Sequence[Column]) -> tuple[Column, str] | None:
+def _answer(columns: Sequence[Column], texts: Sequence[Column], labels: Sequence[Column]) -> tuple[Column, str] | None:
     """The column of the answer and the path to its text; `answers.text.0` is the first of several."""
     ways = []
     for column in columns:
@@ -175,15 +309,16 @@ def _answer(columns: Sequence[Column], texts: Sequence[Column]) -> tuple[Column,
         if rank and column.values and not column.metadata:
             if path := _answer_path(column):
                 ways.append((rank, column, path))
-        elif (
-            column.label_name
-            and column in texts
-            and column.long
-            and any(c.named("prompt") for c in texts if c is not column)
-        ):
-            ways.append((1, column, column.name))
+        elif column.label_name and column in texts and column.long:
+            ways += [(1, column, column.name)] if any(c.named("prompt") for c in texts if c is not column) else []
     best = [way for way in ways if way[0] == max(rank for rank, _, _ in ways)]
-    return best[0][1:] if len(best) == 1 else None
+    if len(best) == 1:
+        return best[0][1:]
+    # The only other text beside a prompt, where its name says nothing.
+    lone = [column for column in texts if not column.named("prompt")]
+    if len(texts) != 2 or len(lone) != 1 or any(column.label_name for column in labels):
+        return None
+    return None if lone[0].named("text") or lone[0].named("title") else (lone[0], lone[0].name)
 
 
 def _answer_path(column: Column) -> str:
@@ -195,15 +330,12 @@ def _answer_path(column: Column) -> str:
             return f"{column.name}.text.0"
         key = next((key for key in ("text", "value") if isinstance(first.get(key), str)), None)
         return f"{column.name}.{key}" if key else ""
-    numbered = column.numbers and column.label_name
-    return column.name if column.strings and not _judgment(column) and not numbered else ""
-
-
-def _judgment(column: Column) -> bool:
-    """Is this a label and not an answer: yes or no, or few short values under a name that labels have too?"""
+    if not column.strings or (column.numbers and column.label_name):
+        return ""
+    # A label and not an answer: yes or no, or few short values under a name that labels have too.
     found = {str(value).strip().lower() for value in column.values}
     few = column.label and column.distinct <= max(2, len(column.values) // 2) and column.mean < LONG
-    return few or any(found <= words for words in YES_NO)
+    return "" if few or any(found <= words for words in YES_NO) else column.name
 
 
 def _labeled(columns: Sequence[Column], texts: Sequence[Column], labels: Sequence[Column]) -> Reading | None:

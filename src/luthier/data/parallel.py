@@ -40,9 +40,8 @@ def in_order(work: Callable[[Piece], Made], pieces: Iterable[Piece], workers: in
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise InputError(
-                "a process that tokenizes was killed, most often because memory ran out", fix="data.workers=1"
-            ) from None
+            why = "a process that tokenizes was killed, most often because memory ran out"
+            raise InputError(why, fix="data.workers=1") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,31 +1,26 @@
 """From the data block of a recipe to training, validation and test examples, with a count of every row."""
 
 import hashlib
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from luthier.core.errors import DataError, InputError
 from luthier.core.events import Progress
 from luthier.data import cache
-from luthier.data.detect import Opened, open_set, refuse_other_task, refuse_unlearned, task_for
-from luthier.data.file_types.base import RawRow
+from luthier.data.dataset_info import named, resolve_name
+from luthier.data.detect import Opened, open_set, task_for
+from luthier.data.file_types.base import RawRow, kind_of
 from luthier.data.formats.base import FORMATS, Format, column
-from luthier.data.mix import Portion, members, weigh
-from luthier.data.prepared import SIDES, Prepared, SplitCounts
-from luthier.data.read import encodings, local_files
+from luthier.data.prepared import SIDES, Portion, Prepared, SplitCounts
+from luthier.data.read import encodings, local_files, looks_like_file, read_rows, suffixes, validation_split
 from luthier.data.settings import DataConfig
-from luthier.data.sources import HeldOut, open_rows, other_source, refuse_split_settings, source_name
-from luthier.data.split import check_labels, leaks, split
+from luthier.data.split import split, weigh
 from luthier.data.store import (
-    DataFolder,
     Examples,
-    Records,
     Refusal,
     Refusals,
     Store,
@@ -35,10 +30,11 @@ from luthier.data.store import (
 )
 from luthier.data.stream import Stream, refuse_settings
 from luthier.rendering.example import FIXES, RowError
-from luthier.tasks.base import Task
+from luthier.tasks.base import TASKS, Task
 
 VALIDATION_SHARE = 0.1
 SHOW_EVERY = 1_000  # rows
+HeldOut = Literal["validation", "test"]
 HELD_OUT: tuple[HeldOut, HeldOut] = ("test", "validation")
 
 
@@ -51,19 +47,27 @@ def load(config: DataConfig, task: Task | None, progress: Progress | None = None
     if not config.path:
         raise InputError("no data given", fix="data=FILE, a hub id, or data=builtin:reviews")
     blocks = members(config)
-    if config.streaming:
-        return _Loader(config, blocks[0][0], task, Store(), progress).stream(blocks[0][1])
-    name = _cached_name(config, [block for block, _ in blocks], task) if config.cache else ""
+    name = ""
+    if config.cache and not config.streaming:
+        name = _cached_name(config, [block for block, _ in blocks], task)
     if name and (found := cache.find(name)):
         progress.note("these files were read before: their rows come from the cache")
-        data = _restored(*found)
+        folder, values, arrays = found
+        store, account = Store(folder, (values, arrays)), values["account"]
+        refusals = Refusals(Refusal(**each) for each in values["refusals"])
+        more = {"portions": [Portion(**each) for each in account["mix"]], "decided": values["decided"]}
+        held = {side: Examples(store, arrays[side]) for side in SIDES}
+        data = Prepared.restored(account, held, refusals, **more)
         if "format" in data.decided:
             progress.note(f"{config.path}: {data.format_why}")
         return data
-    store = Store(Records(cache.begin() if name else DataFolder(), "examples"))
+    store = Store(cache.begin() if name else None)
     data = _Loader(config, blocks[0][0], task, store, progress).load(blocks)
     if name:
-        _keep(name, data)
+        values, arrays = store.state()
+        values |= {"account": data.account(), "decided": data.decided, "refusals": [*map(asdict, data.refusals)]}
+        arrays |= {side: data.side(side).examples.numbers for side in SIDES}
+        cache.keep(name, store.records.folder, values, arrays)
     return data
 
 
@@ -78,23 +82,6 @@ def _cached_name(recipe: DataConfig, blocks: list[DataConfig], task: Task | None
         return ""
     dumped = [block.model_dump(mode="json", exclude={"workers", "cache"}) for block in [recipe, *blocks]]
     return cache.key("examples", {"blocks": dumped, "content": content, "task": task.spec() if task else None})
-
-
-def _keep(name: str, data: Prepared) -> None:
-    """Put what was read into the cache."""
-    store = data.examples.store
-    values, arrays = store.state()
-    values |= {"account": data.account(), "decided": data.decided, "refusals": [asdict(each) for each in data.refusals]}
-    arrays |= {side: data.side(side).examples.numbers for side in SIDES}
-    cache.keep(name, store.records.folder, values, arrays)
-
-
-def _restored(folder: Path, values: dict[str, Any], arrays: "dict[str, array[int]]") -> Prepared:
-    """What an earlier run read."""
-    store, account = Store.restored(DataFolder.existing(folder), values, arrays), values["account"]
-    refusals = Refusals(Refusal(**each) for each in values["refusals"])
-    more = {"portions": [Portion(**each) for each in account["mix"]], "decided": values["decided"]}
-    return Prepared.restored(account, {side: Examples(store, arrays[side]) for side in SIDES}, refusals, **more)
 
 
 @dataclass(slots=True)
@@ -114,46 +101,63 @@ class _Loader:
     decided: dict[str, Any] = field(default_factory=dict)
     """What a recipe keeps of formats that were guessed: see Prepared.decided."""
 
-    def open(self, config: DataConfig, key: str) -> Opened:
-        """One set, with its format; a guess is reported and kept."""
+    def open(self, config: DataConfig, key: str) -> tuple[Opened, Task]:
+        """One set, with its format, and the task; a guess is reported and kept."""
         opened = open_set(config, self.progress, mixed=key != "format")
         if opened.guessed:
             self.decided[key] = opened.format.spec()
             self.progress.note(f"{config.path}: {opened.why}")
-        return opened
-
-    def open_first(self, found: str) -> tuple[Opened, Task]:
-        """The set at data.path and the task; `found` is where its format comes from, if not from its rows."""
-        opened = self.open(self.config, "format")
-        task = self.task or opened.task or task_for(opened.format)
-        if opened.task and self.task is None:
+        form, task = opened.format, self.task or opened.task or task_for(opened.format)
+        if opened.task and self.task is None and key == "format":
             self.decided["task"] = task.spec()
-        refuse_unlearned(opened.format, task)
-        return opened._replace(why=found or opened.why), task
+        what, fix = form.unlearned()
+        if what:
+            why = f"the rows are {what} (format {form.name}), which task {task.name} does not learn from, and no other"
+            raise InputError(f"{why}; tasks are {', '.join(TASKS.names())}", fix=fix)
+        if config.streaming and task.model_class == "classification" and not getattr(task, "labels", ()):
+            why = "data.streaming: the labels are not known before the rows are read"
+            raise InputError(why, fix="name them all: task.name=classify task.labels=[ONE,OTHER]")
+        return opened, task
+
+    def read_sets(self, blocks: Sequence[DataConfig], first: Opened) -> tuple[list[range], list[Portion]]:
+        """The numbers in the store of the rows of each set, and its counts; `first` is the first one, opened."""
+        sets: list[range] = []
+        portions: list[Portion] = []
+        for number, block in enumerate(blocks):
+            one = self.open(block, f"mix.{number - 1}")[0] if number else first
+            ours, other = task_for(first.format).name, task_for(one.format).name
+            if self.task is None and ours != other:
+                why = f"data.mix: {self.config.path} ({first.format.name}) is for task {ours}, "
+                why += f"{block.path} ({one.format.name}) for task {other}"
+                raise InputError(why, fix=f"name the task for all, such as task={ours}, or leave one out")
+            portions.append(Portion(source_name(block), block.weight, format=one.format.spec()))
+            sets.append(self.read(one.rows, one.format, block, portions[-1]))
+        for key in ("read", "refused", "duplicates"):
+            setattr(self.counts["train"], key, sum(getattr(portion, key) for portion in portions))
+        return sets, portions
 
     def load(self, blocks: list[tuple[DataConfig, str]]) -> Prepared:
-        """Read all sets and split them."""
-        config, train = self.config, self.counts["train"]
-        train.source = " + ".join(source_name(block) for block, _ in blocks)
-        opened, task = self.open_first(blocks[0][1])
+        """Read all sets and split them; of a stream only what is held out, and the run reads the training rows."""
+        config, streaming, train = self.config, self.config.streaming, self.counts["train"]
+        if streaming:
+            refuse_settings(self.recipe)
+        opened, task = self.open(config, "format")
         others = {side: other_source(self.recipe, config, side) for side in reversed(HELD_OUT)}
         refuse_split_settings(config, others["validation"])
-        sets = [self.read(opened.rows, opened.format, config, train)]
-        portions = [_portion(config, opened.format, train)]
-        for number, (block, _) in enumerate(blocks[1:]):
-            one = self.open(block, f"mix.{number}")
-            refuse_unlearned(one.format, task)
-            refuse_other_task(config, opened.format, block, one.format, self.task)
-            part = SplitCounts()
-            sets.append(self.read(one.rows, one.format, block, part))
-            portions.append(_portion(block, one.format, part))
-            for key in ("read", "refused", "duplicates"):
-                setattr(train, key, getattr(train, key) + getattr(part, key))
+        train.source = " + ".join(source_name(block) for block, _ in blocks)
+        train.source += ", read while training" if streaming else ""
+        sets, portions = ([], []) if streaming else self.read_sets([block for block, _ in blocks], opened)
         examples = Examples(self.store, (number for one in sets for number in one))
-        every, held = len(examples), dict.fromkeys(SIDES, examples)
+        every, sides = len(examples), dict.fromkeys(SIDES, examples.take(()))
         for side in HELD_OUT:
-            held[side], examples = self.split_off(side, others[side], examples, opened.format, every)
-            train.read -= self.counts[side].read if others[side] is None else 0
+            counts, other = self.counts[side], others[side]
+            if other is not None:
+                counts.source = source_name(other)
+                rows = self.read(read_rows(other), other.format or opened.format, other, counts)
+                sides[side] = Examples(self.store, rows)
+            elif not streaming:
+                examples, sides[side] = self.split_off(side, examples, every)
+                train.read -= counts.read
         if len(portions) > 1 or config.weight != 1:
             examples = weigh(sets, examples, portions, config.seed)
             train.by_weight = sum(portion.by_weight for portion in portions)
@@ -162,54 +166,37 @@ class _Loader:
             portions = []
         examples = _take(examples, config.limit, config.seed, train)
         limit = (others["validation"] or config).validation_limit
-        held["validation"] = _take(held["validation"], limit, config.seed, self.counts["validation"])
+        sides["validation"] = _take(sides["validation"], limit, config.seed, self.counts["validation"])
         for side in HELD_OUT:
             if others[side] is not None:
-                examples = self.without_leaks(examples, held[side], side)
-        if not examples:
+                examples = self.without_leaks(examples, sides[side], side)
+        if not examples and not streaming:
             raise DataError(f"{config.path}: no row is left to train on, {len(self.refusals)} were refused")
-        files = encodings([*self.store.files, *self.refusals.files])
-        held["train"] = examples
-        return self.prepared(opened, task.fitted(examples.labels), held, portions=portions, files=files)
+        sides["train"], whole = examples, hashlib.sha256()
+        for name, one in sides.items():
+            labels = Counter(label for label in one.labels if label is not None)
+            self.counts[name].labels = dict(labels.most_common(200))
+            if name != "train" or not streaming:
+                whole.update(b"".join(one.digests) + b"--")
+        source = partial(read_rows, config, streaming=True)
+        return Prepared.of(
+            sides,
+            self.counts,
+            format=opened.format,
+            format_why=blocks[0][1] or opened.why,
+            task=task if streaming else task.fitted(examples.labels),
+            refusals=self.refusals,
+            fingerprint=whole.hexdigest(),
+            files=encodings([*self.store.files, *self.refusals.files]),
+            portions=portions,
+            stream=Stream(source, opened.format, config, train, self.refusals) if streaming else None,
+            decided=self.decided,
+        )
 
-    def stream(self, found: str) -> Prepared:
-        """Read what is held out, and leave the training rows to the run."""
-        config = self.config
-        refuse_settings(self.recipe)
-        opened, task = self.open_first(found)
-        if task.model_class == "classification" and not getattr(task, "labels", ()):
-            raise InputError(
-                "data.streaming: the labels are not known before the rows are read",
-                fix="name them all: task.name=classify task.labels=[ONE,OTHER]",
-            )
-        self.counts["train"].source = f"{source_name(config)}, read while training"
-        none = Examples(self.store, ())
-        held = dict.fromkeys(SIDES, none)
-        for side in HELD_OUT:
-            if (other := other_source(self.recipe, config, side)) is not None:
-                rows, _ = self.split_off(side, other, none, opened.format, 0)
-                held[side] = _take(rows, other.validation_limit, config.seed, self.counts[side])
-        source = partial(open_rows, config, streaming=True)
-        stream = Stream(source, opened.format, config, config.seed, self.counts["train"], self.refusals)
-        return self.prepared(opened, task, held, stream=stream)
-
-    def prepared(self, opened: Opened, task: Task, examples: Mapping[str, Examples], **more: Any) -> Prepared:
-        """The data of all sides, with their labels counted."""
-        for side in SIDES:
-            labels = Counter(label for label in examples[side].labels if label is not None)
-            self.counts[side].labels = dict(labels.most_common(200))
-        whole = hashlib.sha256()
-        for side in SIDES[1:] if "stream" in more else SIDES:
-            whole.update(b"".join(examples[side].digests) + b"--")
-        known = {"format": opened.format, "format_why": opened.why, "fingerprint": whole.hexdigest()}
-        known |= {"task": task, "refusals": self.refusals, "decided": self.decided}
-        return Prepared.of(examples, self.counts, **known, **more)
-
-    def read(
-        self, raw: Iterable[RawRow], reader: Format, config: DataConfig, counts: SplitCounts, *, separate: bool = False
-    ) -> range:
+    def read(self, raw: Iterable[RawRow], reader: Format, config: DataConfig, counts: SplitCounts | Portion) -> range:
         """Put the examples of one set into the store; returns their numbers there."""
-        first, seen = len(self.store), {} if separate else self.seen
+        first = len(self.store)
+        seen = self.seen if isinstance(counts, Portion) else {}  # the training sets share theirs
         for row in raw:
             counts.read += 1
             if counts.read % SHOW_EVERY == 0:
@@ -217,7 +204,12 @@ class _Loader:
             try:
                 if row.problem:
                     raise RowError(row.problem)
-                example = replace(reader.read(row.values), where=row.where, group=_group(row, config.group))
+                example = replace(reader.read(row.values), where=row.where)
+                if config.group:
+                    value = column(row.values, config.group)
+                    if value is None or not str(value).strip():  # it would be split at random
+                        raise RowError(f"{config.group} is empty, and data.group goes by it")
+                    example = replace(example, group=str(value).strip())
             except RowError as error:
                 if config.on_bad_row == "stop" and error.kind != "unwanted":
                     raise DataError(f"{row.where}: {error.reason}", fix=error.fix or FIXES["bad"]) from None
@@ -233,23 +225,18 @@ class _Loader:
             self.store.add(example)
         return range(first, len(self.store))
 
-    def split_off(
-        self, side: HeldOut, other: DataConfig | None, examples: Examples, reader: Format, every: int
-    ) -> tuple[Examples, Examples]:
-        """The rows of a held-out side, from their own source or a share of `every` row; and the rest."""
+    def split_off(self, side: HeldOut, examples: Examples, every: int) -> tuple[Examples, Examples]:
+        """The rest, and the rows of a held-out side: a share of `every` row."""
         config, counts = self.config, self.counts[side]
-        if other is not None:
-            counts.source = source_name(other)
-            numbers = self.read(open_rows(other), other.format or reader, other, counts, separate=True)
-            return Examples(self.store, numbers), examples
         share = config.test if side == "test" else config.validation
         if share is None and side == "validation":
             share = VALIDATION_SHARE
         if not isinstance(share, float):
-            return examples.take(()), examples
+            return examples, examples.take(())
         stratify = config.stratify
-        if stratify:
-            check_labels(examples)
+        if stratify and None in (labels := examples.labels):
+            why = f"data.stratify: {examples.where(labels.index(None))} has no label"
+            raise InputError(why, fix="data.stratify=auto, or a format with labels")
         group = f", by {config.group}" if config.group else ""
         counts.source = f"{share:.0%} of the training rows, seed {config.seed}{group}"
         if stratify is None and self.task is not None and self.task.numeric:
@@ -258,55 +245,38 @@ class _Loader:
             share *= every / max(1, len(examples))
         rest, held = split(examples, share, config.seed, stratify=stratify)
         counts.read = len(held)
-        return held, rest
+        return rest, held
 
     def without_leaks(self, examples: Examples, held: Examples, side: HeldOut) -> Examples:
         """The training rows after data.on_leak; the rows held out stay as they are, so that scores compare."""
-        found = leaks(examples, held)
+        there: dict[bytes, int] = {}
+        for place, digest in enumerate(held.digests):
+            there.setdefault(digest, place)
+        digests = examples.digests
+        found = [(place, there[digest]) for place, digest in enumerate(digests) if digest in there]
         if not found:
             return examples
-        digests = examples.digests
-        same = {digests[place] for _, place in found}
+        same = {digests[place] for place, _ in found}
         in_training = self.counts[side].in_training = sum(digest in same for digest in held.digests)
         if self.config.on_leak == "stop":
-            first, trained = found[0]
-            raise DataError(
-                f"{held.where(first)}: this {side} row is a training row too, at {examples.where(trained)}; "
-                f"{in_training} of {len(held)} are",
-                fix="data.on_leak=drop takes them out of the training rows",
-            )
+            trained, first = found[0]
+            why = f"{held.where(first)}: this {side} row is a training row too, at {examples.where(trained)}; "
+            why += f"{in_training} of {len(held)} are"
+            raise DataError(why, fix="data.on_leak=drop takes them out of the training rows")
         if self.config.on_leak == "warn":
             return examples
         self.counts["train"].leaks += len(found)
-        for there, place in found:
-            why = f"the same as the {side} row {held.where(there)}"
+        for place, other in found:
+            why = f"the same as the {side} row {held.where(other)}"
             self.refusals.append(Refusal(examples.where(place), why, plain(examples[place])))
-        return examples.take(place for place, example_digest in enumerate(digests) if example_digest not in same)
+        return examples.take(place for place, digest in enumerate(digests) if digest not in same)
 
 
 def decided(config: DataConfig, made: Mapping[str, Any]) -> DataConfig:
     """The data block with the formats that were guessed (`Prepared.decided`), so that none is guessed again."""
-    mix = [
-        one.model_copy(update={"format": FORMATS.parse(made[key])}) if (key := f"mix.{number}") in made else one
-        for number, one in enumerate(config.mix)
-    ]
-    form = FORMATS.parse(made["format"]) if "format" in made else config.format
-    return config.model_copy(update={"format": form, "mix": tuple(mix)})
-
-
-def _portion(config: DataConfig, reader: Format, counts: SplitCounts) -> Portion:
-    read, refused, duplicates = counts.read, counts.refused, counts.duplicates
-    return Portion(source_name(config), config.weight, read, refused, duplicates, format=reader.spec())
-
-
-def _group(row: RawRow, name: str) -> str:
-    """The group of a row; a row without one would be split at random."""
-    if not name:
-        return ""
-    value = column(row.values, name)
-    if value is None or not str(value).strip():
-        raise RowError(f"{name} is empty, and data.group goes by it")
-    return str(value).strip()
+    forms = {key: FORMATS.parse(spec) for key, spec in made.items() if key != "task"}
+    mix = [one.model_copy(update={"format": forms.get(f"mix.{i}", one.format)}) for i, one in enumerate(config.mix)]
+    return config.model_copy(update={"format": forms.get("format", config.format), "mix": tuple(mix)})
 
 
 def _take(examples: Examples, limit: int | None, seed: int, counts: SplitCounts) -> Examples:
@@ -317,3 +287,60 @@ def _take(examples: Examples, limit: int | None, seed: int, counts: SplitCounts)
     order = list(range(len(examples)))
     Random(seed).shuffle(order)
     return examples.take(order[:limit])
+
+
+def members(config: DataConfig) -> list[tuple[DataConfig, str]]:
+    """The resolved data block of each set, with where its format comes from: data.path, then those of data.mix."""
+    blocks = [resolve_name(config)]
+    for one in config.mix:
+        given = {name: getattr(one, name) for name in type(one).model_fields}
+        blocks.append(resolve_name(config.model_copy(update=given)))
+    places = [(block.path, block.split, block.subset) for block, _ in blocks]
+    for place, (block, _) in zip(places, blocks, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"data.mix: {place[0]} is there twice", fix="name it once, with how often as its weight")
+        if config.mix and block.limit != config.limit:
+            why = f"data.mix: num_samples of {block.path} is not used in a mix"
+            raise InputError(why, fix="give its share as the weight")
+    return blocks
+
+
+def source_name(config: DataConfig) -> str:
+    """The name of a set in messages and data.json."""
+    return config.path if config.path.endswith(suffixes()) else f"{config.path} ({config.split})"
+
+
+def other_source(recipe: DataConfig, config: DataConfig, side: HeldOut) -> DataConfig | None:
+    """Where the rows of this side come from, or None where they are split off the training rows, or there are none.
+
+    `recipe` is the block as written, `config` the same with a name of dataset_info.json resolved.
+    """
+    wanted = getattr(config, side)
+    if wanted is None and side == "validation":
+        found = validation_split(config.path, config.hub, config.subset)
+        return config.model_copy(update={"split": found}) if found else None
+    if wanted is None or wanted == "none" or isinstance(wanted, float):
+        return None
+    if named(recipe, wanted):
+        made, _ = resolve_name(recipe.model_copy(update={"subset": wanted, "limit": recipe.validation_limit}))
+        return made.model_copy(update={"validation_limit": made.limit})
+    if wanted.startswith("builtin:"):
+        return config.model_copy(update={"path": wanted, "split": "heldout"})
+    one_file = kind_of(config.path) == "file"
+    if looks_like_file(wanted) or (one_file and kind_of(wanted)):
+        return config.model_copy(update={"path": wanted, "split": "train", "subset": ""})
+    if one_file:
+        why = f"data.{side}={wanted}: {config.path} is one file, which has no splits"
+        raise InputError(why, fix=f"give a file with {side} rows, a share such as 0.1, or none")
+    return config.model_copy(update={"split": wanted})
+
+
+def refuse_split_settings(config: DataConfig, other: DataConfig | None) -> None:
+    """Refuse data.group and data.stratify where no share is held out: they would silently do nothing."""
+    if isinstance(config.test, float) or (other is None and config.validation != "none"):
+        return
+    why = f"the validation rows come from {source_name(other)}" if other else "data.validation is none"
+    for key in ("group", "stratify"):
+        if getattr(config, key):
+            fix = f"leave data.{key} out, or data.validation=0.1"
+            raise InputError(f"data.{key}: {why}, so no share is held out", fix=fix)

@@ -1,13 +1,20 @@
 """The data of a run: examples and encoded rows of each side, with counts of what became of every row."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from luthier.core.errors import InputError
+from luthier.core.events import Progress
 from luthier.data.formats.base import FORMATS, Format
-from luthier.data.mix import Portion
-from luthier.data.rows import Rows
-from luthier.data.store import DataFolder, Examples, Refusals
+from luthier.data.read import BY_FORMAT, HUB
+from luthier.data.rows import Encoded, Rows
+from luthier.data.store import DataFolder, Examples, Refusals, Store
+from luthier.rendering.example import Example, Message
+from luthier.rendering.row import Row
 from luthier.tasks.base import TASKS, Task
 
 if TYPE_CHECKING:
@@ -45,6 +52,35 @@ class SplitCounts:
     """Tokens of the longest row."""
     labels: dict[str, int] = field(default_factory=dict)
 
+    def add(self, examples: int, rows: Encoded | Rows) -> None:
+        """Count so many examples with these rows."""
+        self.kept += examples
+        self.windows += len(rows.lengths)
+        self.cut += sum(cut > 0 for cut in rows.cut)
+        self.cut_tokens += sum(rows.cut)
+        self.tokens += sum(rows.lengths)
+        self.learned += sum(rows.learned)
+        self.longest = max(self.longest, max(rows.lengths, default=0))
+
+
+@dataclass(slots=True)
+class Portion:
+    """Rows of one set in a mix: read + repeated = refused + duplicates + held out + by weight + rows."""
+
+    source: str
+    weight: float
+    read: int = 0
+    refused: int = 0
+    duplicates: int = 0
+    held_out: int = 0
+    by_weight: int = 0
+    """Rows left out by a weight below 1."""
+    repeated: int = 0
+    """Copies made by a weight above 1."""
+    rows: int = 0
+    """Rows of an epoch, before data.limit and data.on_leak."""
+    format: dict[str, Any] = field(default_factory=dict)
+
 
 class Side(NamedTuple):
     """Counts, examples and encoded rows of one side."""
@@ -55,6 +91,8 @@ class Side(NamedTuple):
 
 
 SIDES = ("train", "validation", "test")
+STAND_INS = 100
+"""Training examples that are kept where none is held out: the parity checks of exports replay some."""
 
 
 def _prefix(side: str) -> str:
@@ -108,6 +146,44 @@ class Prepared:
         known |= {key: account[key] for key in ("format_why", "fingerprint", "files")}
         return cls.of(examples, counts, **{"template_source": account["template"], **known, **more})
 
+    @classmethod
+    def from_held_out(cls, path: Path) -> "Prepared":
+        """The data of a run from its held_out.jsonl, as far as measuring needs it: tokens, labels and counts."""
+        store, rows = Store(), []
+        try:
+            with path.open(encoding="utf-8") as file:
+                head = json.loads(file.readline())
+                for owner, line in enumerate(file):
+                    kept = json.loads(line)
+                    for name in {"messages", "rejected"} & kept["example"].keys():
+                        kept["example"][name] = tuple(Message(**each) for each in kept["example"][name])
+                    example = Example(**kept["example"])
+                    store.add(example)
+                    rows += [(owner, Row(row["ids"], row["labels"], example.where, row["cut"])) for row in kept["rows"]]
+            none = dict.fromkeys(SIDES, Examples(store, ()))
+            account = {**head["account"], "format_why": head["format_why"]}
+            data = cls.restored(account, none, Refusals(), labels=tuple(head["labels"]))
+            data.fill(Rows.of(head["side"], Examples(store, range(len(store))), rows))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} cannot be read: {error}", fix="restore it from a copy of the run") from error
+        return data
+
+    def held_out_lines(self) -> Iterator[dict[str, Any]]:
+        """The lines of held_out.jsonl: what is common to the rows, then each test or validation example with tokens.
+
+        A finished run is measured on these, whatever became of its data.
+        """
+        side = self.held_out_side if self.side(self.held_out_side).rows else "train"
+        _, examples, rows = self.side(side)
+        labels = sorted({label for label in (*self.examples.labels, *examples.labels) if label is not None})
+        yield {"side": side, "account": self.account(), "format_why": self.format_why, "labels": labels}
+        for owner, numbers in groupby(range(len(rows)), key=rows.owner.__getitem__):
+            if side == "train" and owner >= STAND_INS:
+                return
+            made = [rows[number] for number in numbers]
+            tokens = [{"ids": row.ids, "labels": row.labels, "cut": row.cut} for row in made]
+            yield {"example": {k: v for k, v in asdict(examples[owner]).items() if v or k == "label"}, "rows": tokens}
+
     @property
     def held_out_side(self) -> str:
         """The side that the model is measured on."""
@@ -117,20 +193,44 @@ class Prepared:
         """`train`, `validation` or `test`."""
         return Side(*(getattr(self, key) for key in (name, f"{_prefix(name)}examples", f"{_prefix(name)}rows")))
 
-    def fill(self, name: str, examples: Examples, rows: Rows) -> None:
+    def fill(self, rows: Rows) -> None:
         """Set the encoded rows of a side, and the examples that have any."""
-        setattr(self, f"{_prefix(name)}examples", examples)
-        setattr(self, f"{_prefix(name)}rows", rows)
+        setattr(self, f"{_prefix(rows.side)}examples", rows.examples)
+        setattr(self, f"{_prefix(rows.side)}rows", rows)
 
     def account(self) -> dict[str, Any]:
         """What goes into data.json."""
-        return {
-            "format": self.format.spec(),
-            "format_why": self.format_why,
-            "task": self.task.spec(),
-            "template": self.template_source,
-            "fingerprint": self.fingerprint,
-            "files": self.files,
-            "mix": [asdict(portion) for portion in self.portions],
-            **{side: asdict(getattr(self, side)) for side in SIDES},
-        }
+        made: dict[str, Any] = {"format": self.format.spec(), "format_why": self.format_why, "task": self.task.spec()}
+        made |= {"template": self.template_source, "fingerprint": self.fingerprint, "files": self.files}
+        made["mix"] = [asdict(portion) for portion in self.portions]
+        return made | {side: asdict(getattr(self, side)) for side in SIDES}
+
+    def report(self, refused: Path, progress: Progress) -> None:
+        """Report what became of the rows; `refused` is the file with those left out."""
+        train, validation, test = self.train, self.validation, self.test
+        sides = (train, validation, test)
+        why = "" if self.decided else f" ({self.format_why})"  # a guess was reported when it was made
+        progress.note(f"format {self.format.name}{why}, task {self.task.name}, template: {self.template_source}")
+        counted = f"{train.kept:,} rows to train on ({train.tokens:,} tokens, {train.learned:,} learned)"
+        counted = "rows to train on are read while training" if self.stream else counted
+        progress.note(f"{counted}, {validation.kept:,} held out ({validation.source or 'none'})")
+        for file in self.files:
+            if file["encoding"] not in ("utf-8", HUB) and not file["encoding"].endswith(BY_FORMAT):
+                progress.note(f"{file['file']} is read as {file['encoding']}")
+        if test.kept:
+            progress.note(f"{test.kept:,} test rows for the end ({test.source})")
+        for portion in self.portions:
+            progress.note(f"{portion.source}: {portion.rows} rows of an epoch, by weight {portion.weight:g}")
+        if self.refusals:
+            counts = {key: sum(getattr(side, key) for side in sides) for key in ("refused", "duplicates")}
+            counts["in the validation rows too"] = train.leaks
+            reasons = ", ".join(f"{count} {why}" for why, count in counts.items() if count)
+            progress.warn(f"{len(self.refusals)} rows were left out ({reasons}); each with its reason in {refused}")
+        leaks = validation.in_training + test.in_training
+        if leaks and not train.leaks:
+            fix = "data.on_leak=drop takes them out of the training rows"
+            progress.warn(f"{leaks} held-out rows are training rows too, which inflates the score; {fix}")
+        if cut := sum(side.cut for side in sides):
+            progress.warn(f"{cut} rows were cut to fit train.max_length, by data.on_long_row")
+        if not self.validation_rows:
+            progress.warn("no row is held out, so nothing will show whether training helps")

@@ -4,11 +4,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
 
 from luthier.core.errors import DataError, LuthierError, MissingExtra, did_you_mean, install
-from luthier.data.file_types.base import FILE_TYPES, FileType, RawRow
-from luthier.data.reading.files import encoding_of, kind_of, refusal, watched
+from luthier.data.file_types.base import FILE_TYPES, FileType, RawRow, encoding_of, kind_of, refusal, watched
+from luthier.data.settings import DataConfig
 
 COMPRESSED = (".gz", ".zst")
 SHARD = re.compile(r"(?P<split>.+?)[-_.](?:part[-_])?(?P<number>\d+)(?:[-_]of[-_](?P<all>\d+))?(?:-[0-9a-f]{8,})?")
@@ -36,34 +35,34 @@ def _suffix(path: str) -> str:
     return Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
 
 
-def read_rows(
-    path: str,
-    *,
-    split: str = "",
-    subset: str = "",
-    hub: Literal["huggingface", "modelscope"],
-    streaming: bool = False,
-    columns: Sequence[str] = (),
-) -> Iterator[RawRow]:
+def read_rows(config: DataConfig, *, streaming: bool = False) -> Iterator[RawRow]:
     """Rows of a file, of one split of a folder, of an embedded data set (`builtin:reviews`), or of a hub id.
 
-    Files are always read row by row; `streaming` does not download a hub's data set first either. `columns` names
-    those of a csv or tsv file without a header line.
+    Files are always read row by row; `streaming` does not download a hub's data set first either.
     """
-    split = split or "train"
-    files = local_files(path, split)
-    if files is None and looks_like_file(path):
-        raise missing(path)
+    files = local_files(config.path, config.split)
+    if files is None and looks_like_file(config.path):
+        path = Path(config.path)
+        hint = f", and no folder {path.parent} either"
+        if kind_of(str(path.parent)) == "folder":
+            hint = did_you_mean(path.name, [entry.name for entry in _entries(path.parent)])
+        raise DataError(f"{config.path}: no such file{hint}", fix="check the path for data.path")
     if files is None:
-        yield from _read_hub(path, split, subset, hub, streaming)
+        yield from _read_hub(config, streaming)
     for file in files or ():
-        yield from read_file(file, columns)
+        yield from read_file(file, config.columns)
 
 
 def local_files(path: str, split: str) -> list[Path] | None:
     """The files that `read_rows` reads; None for a hub id, or where nothing is."""
     if path.startswith("builtin:"):
-        return builtin_files(path.removeprefix("builtin:"), split or "train")
+        from luthier.builtin import DATA, data_names
+
+        name, names = path.removeprefix("builtin:"), data_names()
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise DataError(f"no embedded data set is named {name!r}{hint}; there are {', '.join(names)}")
+        return split_files(DATA / name, split or "train")
     kind = kind_of(path)
     return split_files(Path(path), split or "train") if kind == "folder" else [Path(path)] if kind else None
 
@@ -73,32 +72,18 @@ def looks_like_file(path: str) -> bool:
     return path.endswith(suffixes()) or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
-def missing(path: str) -> DataError:
-    """The error for a file that is not there, naming the nearest that is."""
-    folder, hint = Path(path).parent, f", and no folder {Path(path).parent} either"
-    if kind_of(str(folder)) == "folder":
-        hint = did_you_mean(Path(path).name, [entry.name for entry in _entries(folder)])
-    return DataError(f"{path}: no such file{hint}", fix="check the path for data.path")
-
-
-def builtin_files(name: str, split: str) -> list[Path]:
-    """Files of an embedded data set."""
-    from luthier.builtin import DATA, data_names
-
-    names = data_names()
-    if name not in names:
-        hint = did_you_mean(name, names)
-        raise DataError(f"no embedded data set is named {name!r}{hint}; there are {', '.join(names)}")
-    return split_files(DATA / name, split)
-
-
 def _splits(folder: Path) -> list[tuple[Path, str, re.Match[str] | None]]:
     """The data files of a folder, with the stem of each, and its parts where it may be a shard of a split."""
-    files = [(file, _stem(file.name)) for file in _entries(folder)]
-    return [(file, stem, SHARD.fullmatch(stem)) for file, stem in files if stem and not file.is_dir()]
+    made = []
+    for file in _entries(folder):
+        ends = [suffix for suffix in suffixes() if file.name.lower().endswith(suffix)]
+        stem = file.name[: -len(max(ends, key=len))] if ends else ""
+        if stem and not file.is_dir():
+            made.append((file, stem, SHARD.fullmatch(stem)))
+    return made
 
 
-def _split_names(folder: Path) -> set[str]:
+def splits_in(folder: Path) -> set[str]:
     """The splits that a folder has as files or shards."""
     return {name for _, stem, shard in _splits(folder) for name in (stem, shard and shard["split"]) if name}
 
@@ -108,28 +93,18 @@ def split_files(folder: Path, split: str) -> list[Path]:
     files = _splits(folder)
     whole = [file for file, stem, _ in files if stem == split]
     if len(whole) > 1:
-        raise DataError(
-            f"{folder}: the split {split!r} is there {len(whole)} times: {', '.join(file.name for file in whole)}",
-            fix="name one file as the data",
-        )
+        names = ", ".join(file.name for file in whole)
+        why = f"{folder}: the split {split!r} is there {len(whole)} times: {names}"
+        raise DataError(why, fix="name one file as the data")
+    if whole:
+        return whole
     shards = [(int(x["number"]), int(x["all"] or 0), file) for file, _, x in files if x and x["split"] == split]
-    if not whole and not shards:
+    if not shards:
         there = ", ".join(file.name for file, _, _ in files) or "no data file"
         hint = did_you_mean(split, [stem for _, stem, _ in files])
-        raise DataError(
-            f"{folder}: this is a folder with no file for the split {split!r}{hint}; the folder has {there}",
-            fix="name a file, or a split with data.split=NAME",
-        )
-    return whole or _in_order(folder, split, shards)
-
-
-def has_split(folder: Path, split: str) -> bool:
-    """Does the folder have a file or shards of the split?"""
-    return split in _split_names(folder)
-
-
-def _in_order(folder: Path, split: str, shards: list[tuple[int, int, Path]]) -> list[Path]:
-    """Shards by their number; a missing or repeated number would silently lose or repeat rows."""
+        why = f"{folder}: this is a folder with no file for the split {split!r}{hint}; the folder has {there}"
+        raise DataError(why, fix="name a file, or a split with data.split=NAME")
+    # A missing or repeated number would silently lose or repeat rows.
     shards.sort(key=lambda shard: shard[0])
     numbers = [number for number, _, _ in shards]
     twice = next((number for number in numbers if numbers.count(number) > 1), None)
@@ -151,19 +126,13 @@ def _entries(folder: Path) -> list[Path]:
         raise refusal(folder, error) from None
 
 
-def _stem(name: str) -> str:
-    """The name of a data file without its suffix, or '' for other files."""
-    suffix = max((suffix for suffix in suffixes() if name.lower().endswith(suffix)), key=len, default="")
-    return name[: len(name) - len(suffix)] if suffix else ""
-
-
 def validation_split(path: str, hub: str, subset: str = "") -> str:
     """Name of the validation split of a folder, an embedded or a hub data set, or ''."""
     if path.startswith("builtin:"):
         return "heldout"
     kind = kind_of(path)
     if kind == "folder":
-        there = _split_names(Path(path))
+        there = splits_in(Path(path))
     elif kind == "file" or hub != "huggingface":
         return ""
     else:
@@ -187,31 +156,29 @@ def read_file(file: Path, columns: Sequence[str] = ()) -> Iterator[RawRow]:
             fix = f"known are {known}; text files also with {' or '.join(COMPRESSED)} at the end"
             raise DataError(f"{file}: unknown kind of file {_suffix(file.name)!r}", fix=fix)
         if file.suffix.lower() in COMPRESSED and not kind.text:
-            raise DataError(
-                f"{file}: a {_suffix(file.name)} file is compressed inside, not as a whole", fix="decompress it"
-            )
-        empty = True
+            why = f"{file}: a {_suffix(file.name)} file is compressed inside, not as a whole"
+            raise DataError(why, fix="decompress it")
+        count = 0
         for row in kind.rows(file, columns):
-            empty = False
+            count += 1
             yield row
-        if empty:
+        if not count:
             raise DataError(f"{file}: the file has no rows", fix="give a file with at least one row")
 
 
 def encodings(files: Iterable[str]) -> list[dict[str, str]]:
     """Each file that rows come from, with the encoding of its text."""
-    return [{"file": name, "encoding": _encoding(Path(name))} for name in dict.fromkeys(files)]
+    made = []
+    for name in dict.fromkeys(files):
+        file, kind = Path(name), file_type_of(name)
+        by_format = "" if kind is None or kind.text else f"{file.suffix.lower()[1:]}{BY_FORMAT}"
+        made.append({"file": name, "encoding": (by_format or encoding_of(file)) if file.is_file() else HUB})
+    return made
 
 
-def _encoding(file: Path) -> str:
-    if not file.is_file():
-        return HUB
-    kind = file_type_of(file.name)
-    return encoding_of(file) if kind is None or kind.text else f"{file.suffix.lower()[1:]}{BY_FORMAT}"
-
-
-def _read_hub(path: str, split: str, subset: str, hub: str, streaming: bool) -> Iterator[RawRow]:
-    if hub == "modelscope":
+def _read_hub(config: DataConfig, streaming: bool) -> Iterator[RawRow]:
+    path, split, subset = config.path, config.split or "train", config.subset
+    if config.hub == "modelscope":
         try:
             from modelscope import MsDataset  # type: ignore[import-not-found, unused-ignore]
         except ImportError:

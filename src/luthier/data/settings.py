@@ -9,8 +9,13 @@ from luthier.core.registry import AUTO, Config, Count, Seed
 from luthier.data.formats.base import FORMATS, Format
 from luthier.rendering.row import LongRow
 
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
-def _share(value: str | float | None) -> str | float | None:
+
+def _place(value: str | float | None) -> str | float | None:
+    """Nothing is read from a URL, and one may hold a password, which recipe and reports would keep."""
+    if isinstance(value, str) and URL.match(value):
+        raise ValueError("this is a URL: download the file and give its path, or a hub id (OWNER/NAME)")
     if isinstance(value, float) and not 0 < value < 1:
         raise ValueError(f"should be a file, the name of a split, a share between 0 and 1, or none, not {value}")
     return value
@@ -20,64 +25,41 @@ def _none_is_none(value: object) -> object:
     return None if value in ("none", "auto") else value
 
 
-Weight = Annotated[float, Field(gt=0, le=10_000)]
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
-
-def _no_url(value: str | float | None) -> str | float | None:
-    """Nothing is read from a URL, and one may hold a password, which recipe and reports would keep."""
-    if isinstance(value, str) and URL.match(value):
-        raise ValueError("this is a URL: download the file and give its path, or a hub id (OWNER/NAME)")
-    return value
-
-
 class MixSource(Config):
     """One more set of rows to train on."""
 
-    path: Annotated[str, AfterValidator(_no_url)]
+    path: Annotated[str, AfterValidator(_place)]
     """As data.path."""
-    split: str = "train"
-    """Split of a folder or hub id."""
-    subset: str = ""
-    """As data.subset."""
-    columns: tuple[str, ...] = ()
-    """As data.columns."""
-    format: Annotated[Annotated[Format, FORMATS] | None, AUTO] = None
-    """As data.format."""
-    weight: Weight = 1.0
-    """How often its rows appear in an epoch."""
-
-
-class DataConfig(Config):
-    """Where the rows come from, and what happens to rows that cannot be used as they are."""
-
-    aliases: ClassVar[dict[str, str]] = {"val_size": "validation", "max_samples": "limit"}
-
-    path: Annotated[str, AfterValidator(_no_url)] = ""
-    """File (jsonl, json, csv, tsv, txt, also with .gz or .zst after it; parquet, arrow, feather), folder of split
-    files or their shards (train.jsonl, train-00000-of-00002.parquet), folder with LLaMA-Factory's
-    dataset_info.json, hub id, or builtin:reviews."""
     split: str = "train"
     """Split of a folder or hub id to train on."""
     subset: str = ""
     """Configuration name of a hub data set, or the name of a data set in dataset_info.json."""
-    hub: Literal["huggingface", "modelscope"] = "huggingface"
-    """Where a hub id is looked up."""
     columns: tuple[str, ...] = ()
     """Names of the columns of a csv or tsv file without a header line."""
     format: Annotated[Annotated[Format, FORMATS] | None, AUTO] = None
     """How rows become examples; auto finds it from the names and the content of the columns, and asks
     where that is ambiguous. `luthier list formats` shows all."""
-    weight: Weight = 1.0
+    weight: Annotated[float, Field(gt=0, le=10_000)] = 1.0
     """How often the rows appear in an epoch: 2 has each twice, 0.5 has half of them, chosen by the seed."""
+
+
+class DataConfig(MixSource):
+    """Where the rows come from, and what happens to rows that cannot be used as they are."""
+
+    aliases: ClassVar[dict[str, str]] = {"val_size": "validation", "max_samples": "limit"}
+
+    path: Annotated[str, AfterValidator(_place)] = ""
+    """File (jsonl, json, csv, tsv, txt, also with .gz or .zst after it; parquet, arrow, feather), folder of split
+    files or their shards (train.jsonl, train-00000-of-00002.parquet), folder with LLaMA-Factory's
+    dataset_info.json, hub id, or builtin:reviews."""
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    """Where a hub id is looked up."""
     mix: tuple[MixSource, ...] = ()
     """More sets to train on beside data.path: [{path: FILE, weight: 0.5}]; each may have split, subset and format."""
-    validation: Annotated[str | float | None, AUTO, AfterValidator(_share), AfterValidator(_no_url)] = None
+    validation: Annotated[str | float | None, AUTO, AfterValidator(_place)] = None
     """A file, the name of a split, a share of the training rows, or none; auto takes a split that comes with
     the data, else 10 % of the training rows. Beside a dataset_info.json also the name of a data set there."""
-    test: Annotated[
-        str | float | None, BeforeValidator(_none_is_none), AfterValidator(_share), AfterValidator(_no_url)
-    ] = None
+    test: Annotated[str | float | None, BeforeValidator(_none_is_none), AfterValidator(_place)] = None
     """Rows that are measured once, at the end, and decide nothing before (validation rows choose the best weights):
     a file, the name of a split, or a share of the training rows; none has no such rows, and the end is measured on
     the validation rows."""

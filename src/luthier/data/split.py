@@ -1,4 +1,4 @@
-"""Which rows are held out, and which are on both sides: the same data and seed give the same split."""
+"""Which rows are held out, and how often the others are in an epoch: the same data and seed give the same rows."""
 
 import math
 import random
@@ -6,7 +6,8 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 
-from luthier.core.errors import DataError, InputError
+from luthier.core.errors import DataError
+from luthier.data.prepared import Portion
 from luthier.data.store import Examples
 
 
@@ -36,21 +37,9 @@ def split(examples: Examples, share: float, seed: int, *, stratify: bool | None 
         (held_out if fits else rest).extend(unit)
     if not held_out and any(group_of):
         least = min(map(len, units))
-        raise DataError(
-            f"no group of data.group fits into the {wanted} rows to hold out: the smallest has {least}",
-            fix="raise data.validation, or give a file with validation rows",
-        )
+        why = f"no group of data.group fits into the {wanted} rows to hold out: the smallest has {least}"
+        raise DataError(why, fix="raise data.validation, or give a file with validation rows")
     return examples.take(rest), examples.take(held_out)
-
-
-def check_labels(examples: Examples) -> None:
-    """Refuse data.stratify=true where a row has no label."""
-    labels = examples.labels
-    if None in labels:
-        raise InputError(
-            f"data.stratify: {examples.where(labels.index(None))} has no label",
-            fix="data.stratify=auto, or a format with labels",
-        )
 
 
 def _units(digests: Sequence[bytes], groups: Sequence[str]) -> list[list[int]]:
@@ -79,18 +68,28 @@ def _places(rows: Counter[str], share: float, wanted: int) -> dict[str, int]:
     """How many rows each label holds out: its share rounded down, and what is left over to labels without any,
     then to the largest remainders. The last row of a label always trains."""
     places = {label: math.floor(count * share) for label, count in rows.items()}
-    open_labels = sorted(
-        (label for label, count in rows.items() if places[label] < count - 1),
-        key=lambda label: (places[label] > 0, places[label] - rows[label] * share, -rows[label], label),
-    )
+    open_labels = [label for label, count in rows.items() if places[label] < count - 1]
+    open_labels.sort(key=lambda label: (places[label] > 0, places[label] - rows[label] * share, -rows[label], label))
     for label in open_labels[: max(0, wanted - sum(places.values()))]:
         places[label] += 1
     return places
 
 
-def leaks(train: Examples, held_out: Examples) -> list[tuple[int, int]]:
-    """Places (validation row, training row) of every training row that equals a validation row."""
-    there: dict[bytes, int] = {}
-    for place, digest in enumerate(held_out.digests):
-        there.setdefault(digest, place)
-    return [(there[digest], place) for place, digest in enumerate(train.digests) if digest in there]
+def weigh(sets: Sequence[range], examples: Examples, portions: Sequence[Portion], seed: int) -> Examples:
+    """The rows of an epoch. `sets` has, for each portion, the numbers of its rows in the store, held out or not.
+
+    Weight 2 has every row twice, weight 0.5 half of the rows once, the same ones in each epoch. Weights count after
+    rows are held out, so no copy of a held-out row trains.
+    """
+    made = array("Q")
+    for number, (one, portion) in enumerate(zip(sets, portions, strict=True)):
+        rows = array("Q", (which for which in examples.numbers if which in one))
+        whole = int(portion.weight)
+        part = round((portion.weight - whole) * len(rows))
+        more = sorted(random.Random(f"{seed}:{number}").sample(range(len(rows)), part))
+        portion.held_out = len(one) - len(rows)
+        portion.by_weight = 0 if whole else len(rows) - part
+        portion.repeated = max(0, whole - 1) * len(rows) + (part if whole else 0)
+        portion.rows = whole * len(rows) + part
+        made += rows * whole + array("Q", (rows[i] for i in more))
+    return Examples(examples.store, made)

@@ -57,7 +57,7 @@ class Records:
 
     def __init__(self, folder: DataFolder, name: str, ends: "array[int] | None" = None) -> None:
         self.folder, self.name = folder, name
-        self.ends = array("Q", [0]) if ends is None else ends
+        self.ends = ends or array("Q", [0])
         self._file: BinaryIO | None = None
         self._opened_by = 0
 
@@ -151,54 +151,42 @@ class Refusals(OnDisk[Refusal]):
 class Store:
     """All examples that were read, in one file; digests, labels and groups are in memory."""
 
-    def __init__(self, records: Records | None = None) -> None:
-        self.records = Records(DataFolder(), "examples") if records is None else records
-        self.digests: list[bytes] = []
-        """Digest of each example's content: equal examples have equal digests."""
-        self.labels: list[str | None] = []
-        self.groups: list[str] = []
-        self.files: dict[str, None] = {}
+    def __init__(
+        self, folder: DataFolder | None = None, kept: "tuple[Mapping[str, Any], Mapping[str, array[int]]] | None" = None
+    ) -> None:
+        """Without examples, or with those whose file is in `folder`: then `kept` is what `state` returned."""
+        values, arrays = kept or ({}, {})
+        self.records = Records(folder or DataFolder(), "examples", arrays.get("ends"))
+        self.files: dict[str, None] = dict.fromkeys(values.get("files", ()))
         """Names of the files or data sets that the examples come from."""
-        self._names: dict[str, str] = {}
+        self.names: dict[str, int] = {name: code for code, name in enumerate(values.get("names", ()))}
+        """Each label and group -> its code."""
+        self.digests, self.labels, self.groups = (
+            arrays.get(name, array(code)) for name, code in (("digests", "B"), ("labels", "i"), ("groups", "i"))
+        )
+        """For each example the DIGEST bytes of its content, and the codes of its label (-1 for none) and its group."""
 
     def add(self, example: Example) -> None:
         content = content_record(example)
         self.records.append(content + b"\n" + json.dumps(_place(example)).encode())
-        self.digests.append(example_digest(content))
         self.files[file_of(example.where)] = None
+        self.digests.frombytes(example_digest(content))
         label, group = example.label, example.group
-        # One string for all rows that share it.
-        self.labels.append(None if label is None else self._names.setdefault(label, label))
-        self.groups.append(self._names.setdefault(group, group))
+        self.labels.append(-1 if label is None else self.names.setdefault(label, len(self.names)))
+        self.groups.append(self.names.setdefault(group, len(self.names)))
 
     def __len__(self) -> int:
-        return len(self.digests)
+        return len(self.records)
 
     def where(self, number: int) -> str:
         """File and line of an example, without reading the rest of it."""
         return str(json.loads(self.records[number].rpartition(b"\n")[2])[0])
 
     def state(self) -> "tuple[dict[str, Any], dict[str, array[int]]]":
-        """What `restored` needs beside the file, as values and arrays. Closes the file."""
+        """What another start needs beside the file, as values and arrays. Closes the file."""
         self.records.close()
-        names = {name: code for code, name in enumerate(self._names)}
-        return {"names": list(names), "files": list(self.files)}, {
-            "ends": self.records.ends,
-            "digests": array("B", b"".join(self.digests)),
-            "labels": array("i", (-1 if label is None else names[label] for label in self.labels)),
-            "groups": array("i", (names[group] for group in self.groups)),
-        }
-
-    @classmethod
-    def restored(cls, folder: DataFolder, values: Mapping[str, Any], arrays: "Mapping[str, array[int]]") -> "Store":
-        """The examples whose file is in `folder`."""
-        store, names = cls(Records(folder, "examples", arrays["ends"])), values["names"]
-        store.files = dict.fromkeys(values["files"])
-        digests = arrays["digests"].tobytes()
-        store.digests = [digests[at : at + DIGEST] for at in range(0, len(digests), DIGEST)]
-        store.labels = [None if code < 0 else names[code] for code in arrays["labels"]]
-        store.groups = [names[code] for code in arrays["groups"]]
-        return store
+        arrays = {"digests": self.digests, "labels": self.labels, "groups": self.groups}
+        return {"names": list(self.names), "files": list(self.files)}, {"ends": self.records.ends, **arrays}
 
 
 class Examples(OnDisk[Example]):
@@ -238,17 +226,20 @@ class Examples(OnDisk[Example]):
     @property
     def digests(self) -> list[bytes]:
         """Digest of each example's content, in order."""
-        return [self.store.digests[number] for number in self.numbers]
+        every = self.store.digests.tobytes()
+        return [every[number * DIGEST : (number + 1) * DIGEST] for number in self.numbers]
 
     @property
     def labels(self) -> list[str | None]:
         """Label of each example, in order."""
-        return [self.store.labels[number] for number in self.numbers]
+        names = [*self.store.names, None]  # of which -1 is the last
+        return [names[self.store.labels[number]] for number in self.numbers]
 
     @property
     def groups(self) -> list[str]:
         """Group of each example, in order."""
-        return [self.store.groups[number] for number in self.numbers]
+        names = list(self.store.names)
+        return [names[self.store.groups[number]] for number in self.numbers]
 
 
 def plain(example: Example) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from luthier.core.errors import DataError, InputError
 from luthier.data.file_types.base import RawRow
 from luthier.data.formats.base import Format
 from luthier.data.prepared import SplitCounts
+from luthier.data.rows import Encoded
 from luthier.data.settings import DataConfig
 from luthier.data.store import Refusal, Refusals, plain
 from luthier.rendering.example import FIXES, Example, RowError
@@ -42,10 +43,8 @@ def refuse_settings(config: DataConfig) -> None:
             raise InputError(f"data.{key}: not with data.streaming=true: {why}", fix=f"leave data.{key} out")
     for key in ("validation", "test"):
         if isinstance(getattr(config, key), float):
-            raise InputError(
-                f"data.{key}: no share can be held out of a stream, which is not read to its end first",
-                fix=f"data.{key}=FILE, the name of a split, or none",
-            )
+            why = f"data.{key}: no share can be held out of a stream, which is not read to its end first"
+            raise InputError(why, fix=f"data.{key}=FILE, the name of a split, or none")
 
 
 @dataclass(slots=True)
@@ -56,7 +55,6 @@ class Stream:
     """Opens the data at its first row."""
     reader: Format
     config: DataConfig
-    seed: int
     counts: SplitCounts
     """Counts of the first epoch."""
     refusals: Refusals
@@ -95,13 +93,12 @@ class Stream:
             if not self._buffer:
                 if not self.drawn:
                     first = f"; the first: {self.refusals[0].where}: {self.refusals[0].reason}" if self.refusals else ""
-                    raise DataError(
-                        f"{self.config.path}: no row can be used, {self.counts.refused} were refused{first}"
-                    )
+                    why = f"{self.config.path}: no row can be used, {self.counts.refused} were refused"
+                    raise DataError(why + first)
                 self.epoch += 1
                 self._open()
                 continue
-            place = Random(f"{self.seed}:{self.epoch}:{self.drawn}").randrange(len(self._buffer))
+            place = Random(f"{self.config.seed}:{self.epoch}:{self.drawn}").randrange(len(self._buffer))
             self._buffer[place], self._buffer[-1] = self._buffer[-1], self._buffer[place]
             self._current, self.given = self._buffer.pop(), 0
             self.drawn += 1
@@ -127,38 +124,27 @@ class Stream:
             example = replace(self.reader.read(raw.values), where=raw.where)
             rows = self._encode(example)
         except RowError as error:
-            long = error.kind == "long"
-            skip = self._policy == "skip" if long else self.config.on_bad_row == "skip" or error.kind == "unwanted"
-            if not skip:
-                fix = error.fix or FIXES["long" if long else "bad"]
+            policy = self._policy if error.kind == "long" else self.config.on_bad_row
+            if policy != "skip" and error.kind != "unwanted":
+                fix = error.fix or FIXES.get(error.kind, FIXES["bad"])
                 raise DataError(f"{raw.where}: {error.reason}", fix=fix) from None
             if first:
                 counts.refused += 1
                 self.refusals.append(Refusal(raw.where, error.reason, plain(example) if example else raw.values))
             return []
         if first:
-            counts.kept += 1
-            counts.windows += len(rows)
-            counts.cut += sum(row.cut > 0 for row in rows)
-            counts.cut_tokens += sum(row.cut for row in rows)
-            counts.tokens += sum(len(row.ids) for row in rows)
-            counts.learned += sum(row.learned for row in rows)
-            counts.longest = max([counts.longest, *(len(row.ids) for row in rows)])
+            encoded = Encoded()
+            for row in rows:
+                encoded.add(row, 0)
+            counts.add(1, encoded)
         return rows
 
     def state(self) -> dict[str, Any]:
         """The position of the stream, for a checkpoint."""
-        return {
-            "epoch": self.epoch,
-            "read": self.read,
-            "drawn": self.drawn,
-            "given": self.given,
-            "hand": self._current[0],
-            "buffer": [number for number, _ in self._buffer],
-            "digest": self._digest.hexdigest(),
-            "part": asdict(self.counts),
-            "refused": len(self.refusals),
-        }
+        made: dict[str, Any] = {"epoch": self.epoch, "read": self.read, "drawn": self.drawn, "given": self.given}
+        made |= {"hand": self._current[0], "buffer": [number for number, _ in self._buffer]}
+        made |= {"digest": self._digest.hexdigest(), "part": asdict(self.counts), "refused": len(self.refusals)}
+        return made
 
     def go_on(self, state: Mapping[str, Any], refused: Iterator[Refusal]) -> None:
         """Go to the position of `state`. `refused` are the rows left out before, as the run kept them.
@@ -179,9 +165,8 @@ class Stream:
                 except RowError:
                     break  # another row than before: the digest differs
         if self.read != state["read"] or self._digest.hexdigest() != state["digest"]:
-            raise InputError(
-                f"{self.config.path}: the rows have changed since the run was started", fix="run=ANOTHER_DIR"
-            )
+            why = f"{self.config.path}: the rows have changed since the run was started"
+            raise InputError(why, fix="run=ANOTHER_DIR")
         self.drawn, self.given = state["drawn"], state["given"]
         self._current = (state["hand"], found[state["hand"]])
         self._buffer = [(number, found[number]) for number in state["buffer"]]

@@ -168,10 +168,10 @@ def reopen(config: RunConfig, folder: RunFolder, progress: Progress) -> "tuple[P
 
     A run that kept none (it is older than that) has its data read again. InputError where the rows are others now.
     """
-    from luthier.data import held_out
+    from luthier.data.prepared import Prepared
 
     if folder.checked(folder.held_out).is_file():
-        data = held_out.restored(folder.held_out)
+        data = Prepared.from_held_out(folder.held_out)
         return data, load_tokens(config, data, progress, folder)
     data = prepare_data(config, progress)
     refuse_other_rows(config, data, folder)

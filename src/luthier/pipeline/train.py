@@ -122,14 +122,13 @@ def _begun(config: RunConfig, folder: RunFolder, progress: Progress) -> Iterator
 
 def _keep_data(config: RunConfig, data: "Prepared", folder: RunFolder, progress: Progress) -> None:
     """Write data.json, held_out.jsonl and refused.jsonl. InputError where the run was started with other rows."""
-    from luthier.data import account, held_out
 
     refuse_other_rows(config, data, folder)
     folder.write_json(folder.data, data.account())
-    folder.write_jsonl(folder.held_out, held_out.held_out_lines(data))
+    folder.write_jsonl(folder.held_out, data.held_out_lines())
     if data.refusals and data.stream is None:  # those of a stream are kept with each checkpoint
         folder.keep_refusals(data.refusals)
-    account.report(data, folder.refused, progress)
+    data.report(folder.refused, progress)
 
 
 def _trainer(

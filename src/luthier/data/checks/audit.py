@@ -52,6 +52,9 @@ class Pair:
     similarity: float
     text: str
 
+    def __str__(self) -> str:
+        return f"{self.b} = {self.a}" if self.similarity == 1 else f"{self.b} ~ {self.a} ({self.similarity:.0%})"
+
 
 @dataclass(slots=True)
 class Audit:
@@ -118,10 +121,21 @@ def audit(
     examples = Examples(data.examples.store, (number for side in sides for number in side.numbers))
     _labels(found, data, hashes)
     found.scripts = dict(hashes.scripts.most_common())
-    _languages(found, examples)
+    found.languages_how = f"{install_anywhere('languages')} detects languages as well"
+    if available():
+        count = min(len(examples), MOST_TEXTS)
+        places = (number * len(examples) // count for number in range(count))
+        found.languages = languages(content(examples[place]) for place in places)
+        evenly = f", of {count:,} rows evenly spaced" if count < len(examples) else ""
+        found.languages_how = f"Detected by py3langid{evenly}"
     _duplicates(found, examples, hashes, len(data.examples))
     _conflicts(found, examples, hashes)
-    _answers(found, examples, hashes)
+    if hashes.short and not found.labels["train"]:
+        text = f"answers of at most {SHORT} characters: {_share(len(hashes.short), hashes.chats)}"
+        shown = [examples[number] for number in hashes.short[:PLACES]]
+        found.add("warn", "short answers", text, [f"{e.where}: {e.answer.strip()!r}" for e in shown])
+    if empty := [refusal["where"] for refusal in found.refusals if "empty" in refusal["reason"]]:
+        found.add("warn", "empty", f"rows refused for an empty text or answer: {len(empty):,}", empty)
     _repeated(found, examples, hashes)
     _masks(found, data, template)
     found.findings.sort(key=lambda finding: get_args(Level).index(finding.level))
@@ -185,17 +199,6 @@ def _labels(found: Audit, data: Prepared, hashes: TextHashes) -> None:
         found.add("warn", "labels", f"labels of the validation rows that no training row has: {', '.join(unseen[:9])}")
 
 
-def _languages(found: Audit, examples: Examples) -> None:
-    if not available():
-        found.languages_how = f"{install_anywhere('languages')} detects languages as well"
-        return
-    count = min(len(examples), MOST_TEXTS)
-    places = (number * len(examples) // count for number in range(count))
-    found.languages = languages(content(examples[place]) for place in places)
-    evenly = f", of {count:,} rows evenly spaced" if count < len(examples) else ""
-    found.languages_how = f"Detected by py3langid{evenly}"
-
-
 def _duplicates(found: Audit, examples: Examples, hashes: TextHashes, trained: int) -> None:
     """Exact and near duplicates, within the rows and between training rows and those held out."""
 
@@ -215,7 +218,14 @@ def _duplicates(found: Audit, examples: Examples, hashes: TextHashes, trained: i
     prompts = set(hashes.prompts[:trained]) - {0}
     known = {number for number in range(trained, len(examples)) if hashes.prompts[number] in prompts} - crossing
     similar = near(lambda number: normalized(content(examples[number])), hashes.contents, trained)
-    found.near, found.near_pairs, found.near_how = pairs(similar.pairs), len(similar.pairs), _how(similar)
+    found.near, found.near_pairs = pairs(similar.pairs), len(similar.pairs)
+    found.near_how = (
+        f"{similar.texts:,} different texts compared by MinHash over {duplicates.SHINGLE} characters in a row, "
+        f"confirmed exactly; threshold: {duplicates.THRESHOLD:.0%} of the shingles in common; "
+        f"the first {duplicates.MOST_CHARACTERS:,} characters of each count"
+    )
+    if not similar.whole:
+        found.near_how += f". Too many to compare them all (at most {duplicates.MOST_TEXTS:,} texts): there may be more"
     close = [each for each in similar.pairs if each[0] < trained <= each[1]]
     found.overlap = pairs(across + close)
     close_rows = len({each[1] for each in close} - crossing)
@@ -223,35 +233,22 @@ def _duplicates(found: Audit, examples: Examples, hashes: TextHashes, trained: i
     if found.exact_rows:
         level: Level = "warn" if found.exact_rows > len(examples) / 100 else "note"
         text = f"the same as an earlier row: {_share(found.exact_rows, len(examples))}"
-        found.add(level, "duplicates", text, [f"{p.b} = {p.a}" for p in found.exact])
+        found.add(level, "duplicates", text, [*map(str, found.exact)])
     if found.near_pairs:
         rows = {number for each in similar.pairs for number in each[:2]}
         bound = "" if similar.whole else ", and perhaps more: there are too many to compare them all"
         text = f"nearly the same as another row: {_share(len(rows), len(examples))}{bound}"
-        found.add("note", "near duplicates", text, [f"{p.b} ~ {p.a} ({p.similarity:.0%})" for p in found.near])
-    for key, places, what in (
-        ("same", [f"{p.b} = {p.a}" for p in found.overlap if p.similarity == 1], "that are training rows too"),
-        (
-            "near",
-            [f"{p.b} ~ {p.a} ({p.similarity:.0%})" for p in found.overlap if p.similarity < 1],
-            "nearly the same as a training row",
-        ),
-        ("same_prompt", [], "whose prompt a training row has"),
+        found.add("note", "near duplicates", text, [*map(str, found.near)])
+    for key, what in (
+        ("same", "that are training rows too"),
+        ("near", "nearly the same as a training row"),
+        ("same_prompt", "whose prompt a training row has"),
     ):
         if count := found.overlap_rows[key]:
+            places = [str(p) for p in found.overlap if key == ("same" if p.similarity == 1 else "near")]
             of = f"{count:,} of {len(examples) - trained:,}"
             text = f"validation rows {what}: {of}; their score says little about new text"
             found.add("warn", "overlap", text, places)
-
-
-def _how(similar: duplicates.Near) -> str:
-    text = (
-        f"{similar.texts:,} different texts compared by MinHash over {duplicates.SHINGLE} characters in a row, "
-        f"confirmed exactly; threshold: {duplicates.THRESHOLD:.0%} of the shingles in common; "
-        f"the first {duplicates.MOST_CHARACTERS:,} characters of each count"
-    )
-    more = f". Too many to compare them all (at most {duplicates.MOST_TEXTS:,} texts): there may be more"
-    return text if similar.whole else text + more
 
 
 def _conflicts(found: Audit, examples: Examples, hashes: TextHashes) -> None:
@@ -271,15 +268,6 @@ def _conflicts(found: Audit, examples: Examples, hashes: TextHashes) -> None:
     if found.conflict_groups:
         text = f"prompts with more than one answer: {found.conflict_groups:,}"
         found.add("warn", "conflicts", text, [f"{p.a} and {p.b}: {p.text}" for p in found.conflicts])
-
-
-def _answers(found: Audit, examples: Examples, hashes: TextHashes) -> None:
-    if hashes.short and not found.labels["train"]:
-        text = f"answers of at most {SHORT} characters: {_share(len(hashes.short), hashes.chats)}"
-        shown = [examples[number] for number in hashes.short[:PLACES]]
-        found.add("warn", "short answers", text, [f"{e.where}: {e.answer.strip()!r}" for e in shown])
-    if empty := [refusal["where"] for refusal in found.refusals if "empty" in refusal["reason"]]:
-        found.add("warn", "empty", f"rows refused for an empty text or answer: {len(empty):,}", empty)
 
 
 def _repeated(found: Audit, examples: Examples, hashes: TextHashes) -> None:

@@ -3,13 +3,11 @@
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from hashlib import blake2b
 
 from luthier.core.events import Progress
 from luthier.data.checks.duplicates import normalized
-from luthier.data.checks.scripts import script
+from luthier.data.checks.languages import script
 from luthier.data.encode import pieces
 from luthier.data.parallel import in_order
 from luthier.data.store import Examples, example_of
@@ -21,62 +19,51 @@ SHORT = 2
 """An answer of at most this many characters is short."""
 
 
-@dataclass(slots=True)
 class TextHashes:
     """Hashes of these texts of each example, in order, 0 where there is none: equal texts, equal hashes.
 
     They have 64 bits: among a million different texts, two share a hash with a probability of 3e-8.
     """
 
-    contents: "array[int]" = field(default_factory=partial(array, "Q"))
-    """The example's own text, normalized."""
-    prompts: "array[int]" = field(default_factory=partial(array, "Q"))
-    """The input of the model, normalized."""
-    answers: "array[int]" = field(default_factory=partial(array, "Q"))
-    """The answer of a dialogue."""
-    heads: "array[int]" = field(default_factory=partial(array, "Q"))
-    """The first PREFIX characters of a longer prompt or text."""
-    scripts: Counter[str] = field(default_factory=Counter)
-    short: "array[int]" = field(default_factory=partial(array, "Q"))
-    """Numbers of the dialogues with a short answer."""
-    chats: int = 0
-
-    def add(self, other: "TextHashes") -> None:
-        """Append the hashes of the examples that follow."""
-        self.short.extend(number + len(self.contents) for number in other.short)
-        for name in ("contents", "prompts", "answers", "heads"):
-            getattr(self, name).extend(getattr(other, name))
-        self.scripts.update(other.scripts)
-        self.chats += other.chats
+    def __init__(self) -> None:
+        self.contents, self.prompts, self.answers, self.heads = array("Q"), array("Q"), array("Q"), array("Q")
+        """The example's own text and the input of the model, normalized; the answer of a dialogue; the first PREFIX
+        characters of a longer prompt or text."""
+        self.scripts: Counter[str] = Counter()
+        self.short = array("Q")
+        """Numbers of the dialogues with a short answer."""
+        self.chats = 0
 
 
 def text_hashes(sides: Sequence[Examples], workers: int, progress: Progress) -> TextHashes:
     """The hashes of all examples of these sides, one side after another."""
     found, every = TextHashes(), sum(map(len, sides))
+    hashes = found.contents, found.prompts, found.answers, found.heads
     for side in sides:
         for part in in_order(hashes_of, pieces(side), workers):
-            found.add(part)
+            for own, name, length in part:
+                if length is not None:
+                    found.chats += 1
+                    if length <= SHORT:
+                        found.short.append(len(found.contents))
+                found.scripts[name] += 1
+                for numbers, number in zip(hashes, own, strict=True):
+                    numbers.append(number)
             progress.rows(len(found.contents), every)
     return found
 
 
-def hashes_of(records: Sequence[bytes]) -> TextHashes:
-    """The hashes of some examples."""
-    found = TextHashes()
-    for number, record in enumerate(records):
+def hashes_of(records: Sequence[bytes]) -> list[tuple[tuple[int, ...], str, int | None]]:
+    """The hashes of each example, its script, and the characters of the answer of an unlabeled dialogue."""
+    made = []
+    for record in records:
         example = example_of(record)
-        own, asked = content(example), prompt(example)
-        found.contents.append(_hash(normalized(own + example.tools)))
-        found.prompts.append(_hash(normalized(asked + example.tools)))
-        found.answers.append(_hash(example.answer.strip()) if example.messages else 0)
-        begin = beginning(example)
-        found.heads.append(_hash(begin[:PREFIX]) if len(begin) > PREFIX else 0)
-        found.scripts[script(own)] += 1
-        if example.messages and example.label is None:
-            found.chats += 1
-            if len(example.answer.strip()) <= SHORT:
-                found.short.append(number)
-    return found
+        own, begin = content(example), beginning(example)
+        answer = example.answer.strip() if example.messages else ""
+        texts = normalized(own + example.tools), normalized(prompt(example) + example.tools), answer
+        hashes = (*map(_hash, texts), _hash(begin[:PREFIX]) if len(begin) > PREFIX else 0)
+        made.append((hashes, script(own), len(answer) if example.messages and example.label is None else None))
+    return made
 
 
 def prompt(example: Example) -> str:

@@ -51,17 +51,19 @@ def mask(row: Row, why: str, data: Prepared, template: Template) -> Mask:
     classes = data.task.model_class == "classification"
     labels = [IGNORED] * len(row.ids) if classes else [IGNORED, *row.labels[1:]]  # the first token is not a target
     ends = end_ids(data, template)
-    special = {*template.tokenizer.all_special_ids} | {
-        number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special
-    }
+    special = {*template.tokenizer.all_special_ids}
+    special |= {number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special}
     kinds: list[Kind] = []
     for token, label in zip(row.ids, labels, strict=True):
         learned: Kind = "end" if token in ends else "learned"
         kinds.append(learned if label != IGNORED else "special" if token in special else "plain")
     if len(row.ids) <= MOST_TOKENS:
         pieces = list(_pieces(row.ids, kinds, special, template))
-    else:
-        first, last = _whole_characters(row.ids, template)
+    else:  # cut near the half of what is shown on each side, and not inside a character
+        first, last = MOST_TOKENS // 2, len(row.ids) - MOST_TOKENS // 2
+        heads, tails = range(first, first - 4, -1), range(last, last + 4)
+        first = next((at for at in heads if not _text(row.ids[at - 4 : at], template).endswith(BROKEN)), first)
+        last = next((at for at in tails if not _text(row.ids[at : at + 4], template).startswith(BROKEN)), last)
         learned_inside = sum(kind in ("learned", "end") for kind in kinds[first:last])
         gap: tuple[str, Kind] = (f" ... {last - first:,} tokens, {learned_inside:,} of them learned ... ", "gap")
         head = _pieces(row.ids[:first], kinds[:first], special, template)
@@ -85,18 +87,6 @@ def seen(data: Prepared, template: Template) -> str:
     return f"{text} -> \u00ab{shown.label}\u00bb" if shown.label else text
 
 
-def _whole_characters(ids: Sequence[int], template: Template) -> tuple[int, int]:
-    """Where to cut a long row: near the half of what is shown on each side, and not inside a character."""
-    first, last = MOST_TOKENS // 2, len(ids) - MOST_TOKENS // 2
-
-    def decode(begin: int) -> str:
-        return str(template.tokenizer.decode(list(ids[begin : begin + 4])))
-
-    first = next((at for at in range(first, first - 4, -1) if not decode(at - 4).endswith(BROKEN)), first)
-    last = next((at for at in range(last, last + 4) if not decode(at).startswith(BROKEN)), last)
-    return first, last
-
-
 def _pieces(
     ids: Sequence[int], kinds: Sequence[Kind], special: set[int], template: Template
 ) -> Iterator[tuple[str, Kind]]:
@@ -118,11 +108,12 @@ def _pieces(
 
 
 def _after(before: Sequence[int], ids: Sequence[int], template: Template) -> str:
-    def decode(part: Sequence[int]) -> str:
-        return str(template.tokenizer.decode(list(part), clean_up_tokenization_spaces=False))
+    context, both = _text(before, template), _text([*before, *ids], template)
+    return both[len(context) :] if both.startswith(context) else _text(ids, template)
 
-    context, both = decode(before), decode([*before, *ids])
-    return both[len(context) :] if both.startswith(context) else decode(ids)
+
+def _text(ids: Sequence[int], template: Template) -> str:
+    return str(template.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
 def end_ids(data: Prepared, template: Template) -> set[int]:
@@ -144,17 +135,13 @@ def endless(data: Prepared, template: Template) -> list[int]:
 
 def refuse_endless(data: Prepared, template: Template) -> None:
     """DataError where no row at all teaches the model to stop."""
+    if data.task.name != "chat" or not data.rows:
+        return
     # One row that has it is enough, and mostly the first: train checks this at every start.
-    if (
-        data.task.name == "chat"
-        and data.rows
-        and next(data.rows.containing(template.end_ids, learned=True), None) is None
-    ):
-        raise DataError(
-            f"{data.rows.where(0)}: the token that ends an answer is cut away here and in every other row, so the "
-            "model would never learn to stop",
-            fix="raise train.max_length, or data.on_long_row=truncate_prompt, which keeps the answers whole",
-        )
+    if next(data.rows.containing(template.end_ids, learned=True), None) is None:
+        why = "the token that ends an answer is cut away here and in all others, so the model would never learn to stop"
+        fix = "raise train.max_length, or data.on_long_row=truncate_prompt, which keeps the answers whole"
+        raise DataError(f"{data.rows.where(0)}: {why}", fix=fix)
 
 
 def learned_prompts(data: Prepared, template: Template) -> tuple[list[str], int]:

@@ -32,16 +32,10 @@ def lenient(config: DataConfig, task: Task | None = None) -> DataConfig:
 
 
 def survey(
-    config: DataConfig,
-    task: Task | None,
-    data: Prepared,
-    template: Template,
-    max_length: int,
-    progress: Progress | None = None,
+    config: DataConfig, task: Task | None, data: Prepared, template: Template, max_length: int, progress: Progress
 ) -> Audit:
     """Encode what `read` returned and check it. `task` is that of the recipe, which may leave it open."""
-    progress = progress or Progress()
-    examples = sum(len(data.side(side).examples) for side in SIDES)
+    workers = workers_for(config, sum(len(data.side(side).examples) for side in SIDES))
     failure = ""
     lengths = array("I")
     try:
@@ -51,11 +45,12 @@ def survey(
             raise
         failure = str(error)
     progress.stage("checking the rows")
-    found = audit(
-        data, template, lengths=lengths, max_length=max_length, workers=workers_for(config, examples), progress=progress
-    )
+    found = audit(data, template, lengths=lengths, max_length=max_length, workers=workers, progress=progress)
     if data.refusals or config.on_leak == "stop":  # else nothing was skipped that could stop it
-        failure = _would_stop(config, task, template, max_length) or failure
+        try:  # the error of train under the policies of the recipe
+            encode(load(config, task), template, config, max_length)
+        except InputError as error:
+            failure = str(error)
     if failure:
         total = f"\nIn all {len(data.refusals):,} rows are refused." if len(data.refusals) > 1 else ""
         found.add("stop", "rows", failure + total, [refusal["where"] for refusal in found.refusals])
@@ -63,13 +58,3 @@ def survey(
         found.add("note", "rows", f"{len(data.refusals):,} rows are left out, as the recipe says")
     found.findings.sort(key=lambda finding: finding.level != "stop")
     return found
-
-
-def _would_stop(config: DataConfig, task: Task | None, template: Template, max_length: int) -> str:
-    """The error of train on these rows under the policies of the recipe, or ''."""
-    try:
-        data = load(config, task)
-        encode(data, template, config, max_length)
-    except InputError as error:
-        return str(error)
-    return ""

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from luthier.core.errors import DataError
-from luthier.data.file_types.base import FileType, RawRow
-from luthier.data.reading.files import LINE_LIMIT, encoding_of, lines, too_long
+from luthier.data.file_types.base import LINE_LIMIT, FileType, RawRow, encoding_of, lines, too_long
 
 
 class Csv(FileType):
@@ -69,10 +68,8 @@ class _Cells(Iterator[tuple[int, list[str], str]]):
             self._size += size
             self._fault = self._fault or fault
             if self._size > LINE_LIMIT:
-                raise DataError(
-                    f"{self._file}: line {self._start}: the row that begins here {too_long(self._size)} or longer",
-                    fix="check its quotes: one that is not closed swallows what follows",
-                )
+                why = f"{self._file}: line {self._start}: the row that begins here {too_long(self._size)} or longer"
+                raise DataError(why, fix="check its quotes: one that is not closed swallows what follows")
             # Files of old Macs end their lines with \r alone.
             for line in io.StringIO(text, newline="") if "\r" in text[:-2] else [text]:
                 self._line += 1
@@ -88,8 +85,6 @@ def _header(file: Path, line: int, cells: list[str], fault: str) -> list[str]:
     if fault:
         raise DataError(f"{file}: line {line}: {fault}", fix="fix the header")
     if len(set(names)) != len(names):
-        raise DataError(
-            f"{file}: line {line}: two columns have the same name",
-            fix="name each column once; if this line is a row, data.columns=[NAME,NAME] names the columns",
-        )
+        fix = "name each column once; if this line is a row, data.columns=[NAME,NAME] names the columns"
+        raise DataError(f"{file}: line {line}: two columns have the same name", fix=fix)
     return names

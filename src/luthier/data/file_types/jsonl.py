@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from luthier.core.errors import DataError
-from luthier.data.file_types.base import FileType, RawRow
-from luthier.data.reading.files import BLOCK, LINE_LIMIT, LONE, SHOWN, blocks, encoding_of, lines, not_text, too_long
+from luthier.data.file_types import base
+from luthier.data.file_types.base import LONE, FileType, RawRow, blocks, encoding_of, lines, readable_part
 
 DEPTH = 64
 """Lists and objects may be nested this deep: parsers differ in their limits, so this one is fixed."""
@@ -98,27 +98,19 @@ def _fault(row: Mapping[str, Any]) -> str:
 
 def _refuse_one_object(file: Path, encoding: str) -> None:
     """Refuse a file of one object over several lines, with a message of its own."""
-    most = LINE_LIMIT // BLOCK
-    kept = list(islice(blocks(file, encoding), most + 1)) if file.stat().st_size <= LINE_LIMIT else []
-    whole = None
-    if len(kept) <= most:  # a compressed file may be larger than its size
-        with suppress(ValueError, RecursionError):
-            whole = _JSON.decode("".join(kept))
+    whole, most = None, base.LINE_LIMIT // base.BLOCK + 1
+    with suppress(ValueError, RecursionError):
+        whole = _JSON.decode("".join(islice(blocks(file, encoding), most))[: base.LINE_LIMIT])
     if isinstance(whole, dict):
         why = f"holds one object, not rows (its keys: {', '.join(map(ascii, list(whole)[:8]))})"
         raise DataError(f"{file}: {why}", fix="rows are a JSON array [...] or one object per line")
 
 
 def _json_array(file: Path, encoding: str) -> Iterator[RawRow]:
-    for number, (text, size) in enumerate(_items(file, blocks(file, encoding)), 1):
+    for number, (item, size) in enumerate(_items(file, blocks(file, encoding)), 1):
         where = f"{file}: row {number}"
-        fault = not_text(encoding) if LONE.search(text) else ""
-        fault = too_long(size, "characters") if size > LINE_LIMIT else fault
-        if fault:
-            shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            yield RawRow(where, {"raw": shown.strip()}, fault)
-        else:
-            yield _json_row(where, text)
+        text, fault = readable_part(item, size, encoding, "row")
+        yield RawRow(where, {"raw": text.strip()}, fault) if fault else _json_row(where, text)
 
 
 def _items(file: Path, pieces: Iterator[str]) -> Iterator[tuple[str, int]]:
@@ -140,8 +132,8 @@ def _items(file: Path, pieces: Iterator[str]) -> Iterator[tuple[str, int]]:
             part = piece[at:] if end < 0 else piece[at:end]
             size += len(part)
             kept.append(part)
-            if size > LINE_LIMIT:
-                kept = [kept[0][:SHOWN]]
+            if size > base.LINE_LIMIT:
+                kept = [kept[0][: base.SHOWN]]
             if end < 0:
                 break
             at, mark, text = end + 1, piece[end], "".join(kept)
@@ -162,41 +154,29 @@ def _invalid_array(file: Path, why: str) -> DataError:
     return DataError(f"{file}: invalid JSON array: {why}", fix="fix the file there; it may have been cut off")
 
 
-_REST_OF_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_TO_MARK, _TO_MARK_WITHIN = (  # over whole strings to the next bracket; outside of any item a comma ends it too
-    re.compile(rf'[^"{marks}]*+(?:"{_REST_OF_STRING.pattern}[^"{marks}]*+)*+', re.DOTALL)
-    for marks in (r"\[\]{},", r"\[\]{}")
-)
+_IN_STRING, _OUTSIDE = re.compile(r'["\\]'), re.compile(r'["\[\]{},]')
 
 
 class _Scan:
     """Finds where items of an array end, while their text comes in pieces, by strings and brackets alone."""
 
     def __init__(self) -> None:
-        self.depth, self.in_string, self.escaped = 0, False, False
+        self.depth, self.in_string, self.skip = 0, False, 0
 
     def end(self, text: str, at: int) -> int:
         """Place of the mark that ends the item, or -1 where it goes on after `text`."""
-        if self.escaped:
-            at, self.escaped = at + 1, False
-        while True:
-            if self.in_string:
-                found = _REST_OF_STRING.match(text, at)
-                if not found:
-                    tail = text[at:]
-                    self.escaped = (len(tail) - len(tail.rstrip("\\"))) % 2 == 1
-                    return -1
-                at, self.in_string = found.end(), False
-            found = (_TO_MARK_WITHIN if self.depth else _TO_MARK).match(text, at)
-            if not found or found.end() == len(text):
-                return -1
-            at = found.end() + 1
-            mark = text[at - 1]
-            if mark == '"':  # a string that goes on after `text`
-                self.in_string = True
+        at, self.skip = at + self.skip, 0
+        while found := (_IN_STRING if self.in_string else _OUTSIDE).search(text, at):
+            at, mark = found.end(), found[0]
+            if mark == "\\":
+                at += 1
+            elif mark == '"':
+                self.in_string = not self.in_string
             elif mark in "[{":
                 self.depth += 1
-            elif self.depth:
-                self.depth -= 1
-            else:
+            elif not self.depth:
                 return at - 1
+            elif mark != ",":
+                self.depth -= 1
+        self.skip = max(0, at - len(text))
+        return -1

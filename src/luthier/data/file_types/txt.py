@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from luthier.core.errors import DataError
-from luthier.data.file_types.base import FileType, RawRow
-from luthier.data.reading.files import LINE_LIMIT, SHOWN, encoding_of, lines, too_long
+from luthier.data.file_types.base import LINE_LIMIT, SHOWN, FileType, RawRow, encoding_of, lines, too_long
 
 
 class Txt(FileType):

@@ -103,19 +103,14 @@ def message_of(turn: Mapping[str, Any], role: str, key: str, where: str) -> Mess
         return Message(role, text, name=optional_text(turn, "name"), tool_call_id=optional_text(turn, "tool_call_id"))
     given = turn.get("tool_calls") or turn.get("function_call")
     if isinstance(value, list) and not given:  # LLaMA-Factory's parts of a turn
-        given = [part["value"] for part in value if _calls(part)]
-        value = [part for part in value if not _calls(part)]
+        called = [isinstance(part, Mapping) and part.get("type") == "tool_call" and "value" in part for part in value]
+        given = [part["value"] for part, call in zip(value, called, strict=True) if call]
+        value = [part for part, call in zip(value, called, strict=True) if not call]
     calls = read_calls(given, where) if given else ""
     return Message(role, "" if calls and value is None else text_of(value, f"{key} of {where}"), tool_calls=calls)
 
 
-def _calls(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "tool_call" and "value" in part
-
-
-def turns_of(
-    value: Any, name: str, *, speaker: str = "", text: str = "", known: Mapping[str, str] = SPEAKERS
-) -> list[Message]:
+def turns_of(value: Any, name: str, speaker: str = "", text: str = "", known: Any = SPEAKERS) -> list[Message]:
     """A turn or a list of turns, each with `role` and `content`, with `from` and `value`, or with these keys."""
     if not isinstance(value, list | Mapping):
         raise RowError(f"{name} should be a list of turns, not {type(value).__name__}")
@@ -132,16 +127,11 @@ def turns_of(
     return made
 
 
-def question_text(value: Any, name: str, material: str = "") -> list[Message]:
-    """A prompt as turns: a text becomes the user's turn, with `material` after it."""
+def turns_or_text(value: Any, name: str, role: str, material: str = "") -> list[Message]:
+    """A prompt or an answer as turns: a text becomes a turn of this role, with `material` after it."""
     if isinstance(value, list | Mapping) and not material:
         return turns_of(value, name)
-    return [Message("user", text_of(value, name) + (f"\n{material}" if material else ""))]
-
-
-def answer_of(value: Any, name: str) -> list[Message]:
-    """An answer as turns: a text becomes the assistant's turn."""
-    return turns_of(value, name) if isinstance(value, list | Mapping) else [Message("assistant", text_of(value, name))]
+    return [Message(role, text_of(value, name) + (f"\n{material}" if material else ""))]
 
 
 def system_of(row: Mapping[str, Any], name: str) -> list[Message]:

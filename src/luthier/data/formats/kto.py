@@ -9,8 +9,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.formats import base
-from luthier.data.formats.base import Format, column, dialogue_of, optional_text, system_of, tools_of
+from luthier.data.formats.base import (
+    Format,
+    column,
+    dialogue_of,
+    optional_text,
+    system_of,
+    tools_of,
+    turns_of,
+    turns_or_text,
+)
 from luthier.rendering.example import Example, RowError
 
 
@@ -41,10 +49,8 @@ class Kto(Format):
         return dialogue and isinstance(row.get(self.label), bool)
 
     def unlearned(self) -> tuple[str, str]:
-        if self.learn == "good":
-            return "", ""
-        setting = f"data.format.name={self.name} data.format.learn=good"
-        return "answers that are judged good or bad", f"{setting} trains on the good answers alone"
+        fix = f"data.format.name={self.name} data.format.learn=good trains on the good answers alone"
+        return ("answers that are judged good or bad", fix) if self.learn == "judged" else ("", "")
 
     def read(self, row: Mapping[str, Any]) -> Example:
         value = column(row, self.label, key="label")
@@ -54,11 +60,11 @@ class Kto(Format):
             raise RowError(f"{self.label} should be true or false, not {value!r:.40}")
         turns = system_of(row, self.system)
         if self.prompt not in row and self.messages in row:
-            turns += base.turns_of(row[self.messages], self.messages)
+            turns += turns_of(row[self.messages], self.messages)
         else:
             prompt = column(row, self.prompt, key="prompt")
-            turns += base.question_text(prompt, self.prompt, optional_text(row, self.input))
-            turns += base.answer_of(column(row, self.completion, key="completion"), self.completion)
+            turns += turns_or_text(prompt, self.prompt, "user", optional_text(row, self.input))
+            turns += turns_or_text(column(row, self.completion, key="completion"), self.completion, "assistant")
         tools = tools_of(row, self.tools)
         dialogue = dialogue_of(turns, tools)
         if self.learn == "good" and not good:

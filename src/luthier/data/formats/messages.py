@@ -26,5 +26,5 @@ class Messages(Format):
     def read(self, row: Mapping[str, Any]) -> Example:
         turns = column(row, self.messages, key="messages")
         tools = tools_of(row, self.tools)
-        made = turns_of(turns, self.messages, speaker="role", text="content", known=KNOWN)
+        made = turns_of(turns, self.messages, "role", "content", KNOWN)
         return Example(messages=dialogue_of(made, tools), tools=tools)

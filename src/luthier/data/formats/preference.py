@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.formats import base
-from luthier.data.formats.base import Format, answer_of, column, dialogue_of, system_of, tools_of
+from luthier.data.formats.base import Format, column, dialogue_of, optional_text, system_of, tools_of, turns_or_text
 from luthier.rendering.example import Example, Message, RowError, shared_start
 
 
@@ -38,16 +37,14 @@ class Preference(Format):
         return self.chosen in row and self.rejected in row
 
     def unlearned(self) -> tuple[str, str]:
-        if self.learn == "chosen":
-            return "", ""
-        setting = f"data.format.name={self.name} data.format.learn=chosen"
-        return "pairs of a better and a worse answer", f"{setting} trains on the better answers alone"
+        fix = f"data.format.name={self.name} data.format.learn=chosen trains on the better answers alone"
+        return ("pairs of a better and a worse answer", fix) if self.learn == "pairs" else ("", "")
 
     def read(self, row: Mapping[str, Any]) -> Example:
         start = self._start(row)
         tools = tools_of(row, self.tools)
         chosen, rejected = (
-            dialogue_of(start + answer_of(column(row, name, key=key), name), tools)
+            dialogue_of(start + turns_or_text(column(row, name, key=key), name, "assistant"), tools)
             for key, name in (("chosen", self.chosen), ("rejected", self.rejected))
         )
         shared = shared_start(chosen, rejected)
@@ -71,7 +68,7 @@ class Preference(Format):
         start = system_of(row, self.system)
         answer = row.get(self.chosen)
         if isinstance(answer, list):
-            turns = answer_of(answer, self.chosen)
+            turns = turns_or_text(answer, self.chosen, "assistant")
             if name not in row or (turns and turns[0].role != "assistant"):
                 return start  # the answers are whole dialogues, which hold the prompt already
-        return start + base.question_text(column(row, name, key="prompt"), name, base.optional_text(row, self.input))
+        return start + turns_or_text(column(row, name, key="prompt"), name, "user", optional_text(row, self.input))

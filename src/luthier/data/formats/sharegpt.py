@@ -43,6 +43,6 @@ class ShareGPT(Format):
         known = {**SPEAKERS, self.user: "user", self.assistant: "assistant", self.system_speaker: "system"}
         known |= {self.tool_call: CALL, self.tool_result: "tool"}
         made = system_of(row, self.system)
-        made += turns_of(turns, self.conversations, speaker=self.speaker, text=self.value, known=known)
+        made += turns_of(turns, self.conversations, self.speaker, self.value, known)
         tools = tools_of(row, self.tools)
         return Example(messages=dialogue_of(split_results(made), tools), tools=tools)

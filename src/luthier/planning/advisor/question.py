@@ -153,7 +153,7 @@ def assumed_facts(
 
 def facts_of(data: "Prepared", labels: tuple[str, ...] | None) -> DataFacts:
     """The facts of rows that were read and tokenized."""
-    from luthier.data.checks import languages, scripts
+    from luthier.data.checks.languages import available, languages, script
 
     some = [data.examples[i] for i in range(0, len(data.examples), max(1, len(data.examples) // LOOKED))][:LOOKED]
     answers = Counter(example.answer for example in some)
@@ -163,14 +163,14 @@ def facts_of(data: "Prepared", labels: tuple[str, ...] | None) -> DataFacts:
     elif learns == "answers" and len(answers) <= FEW_ANSWERS and 10 * len(answers) <= len(some):
         learns = "labels"
     texts = [e.text or " ".join(m.content for m in e.messages if m.role != "system") for e in some[:200]]
-    known = languages.available()
+    known = available()
     return DataFacts(
         learns,
         len(data.rows),
         data.rows.lengths,
         data.rows.learned,
         labels,
-        languages.languages(texts) if known else scripts.scripts(texts),
+        languages(texts) if known else dict(Counter(map(script, texts)).most_common()),
         "languages" if known else "scripts",
         len(answers) if learns == "labels" else 0,
     )
