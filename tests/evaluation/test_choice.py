@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers as t
 
-from luthier.evaluation.records import choice
-from luthier.evaluation.records.choice import bytes_of_shared, most_likely, sums_of_rows, sums_of_shared
-from luthier.evaluation.records.context import EvalContext
+from luthier.evaluation.metrics import labels as choice
+from luthier.evaluation.metrics.labels import bytes_of_shared, most_likely, sums_of_rows, sums_of_shared
+from luthier.evaluation.records.context import EvalContext, split_answer
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.methods.base import METHODS
 from luthier.rendering.chat_template import IGNORED, Template
@@ -128,7 +128,7 @@ def test_150_labels_are_affordable(shared: Path) -> None:
     begun = time.perf_counter()
     chosen = most_likely(context)
     took = time.perf_counter() - begun
-    prompts = [row.ids[: choice.answer_start(row)] for row in context.rows]
+    prompts = [split_answer(row)[0] for row in context.rows]
     tails = [[choice._tail(context, 0, label) for label in labels]] * 3
     begun = time.perf_counter()
     with torch.inference_mode():

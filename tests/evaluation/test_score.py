@@ -22,10 +22,8 @@ from luthier.evaluation.forgetting import forgetting, probe_texts
 from luthier.evaluation.metrics.base import EVALUATIONS, SumMetric
 from luthier.evaluation.metrics.exact_match import normalized_answer
 from luthier.evaluation.metrics.labels import accuracy, macro_f1, mcc
-from luthier.evaluation.records.context import EvalContext
-from luthier.evaluation.records.generate import answer_start
+from luthier.evaluation.records.context import EvalContext, bleu_tokenizer, split_answer, words
 from luthier.evaluation.records.settings import EvaluateConfig
-from luthier.evaluation.records.words import bleu_tokenizer, words
 from luthier.evaluation.scores import (
     check_settings,
     choose_primary,
@@ -42,8 +40,8 @@ from luthier.rendering.row import Row
 from luthier.reports import run_report
 from luthier.tasks.base import TASKS
 
-pearson = EVALUATIONS.get("correlation")().metrics()["pearson"]
-spearman = EVALUATIONS.get("correlation")().metrics()["spearman"]
+pearson = EVALUATIONS.get("correlation").table["pearson"].function
+spearman = EVALUATIONS.get("correlation").table["spearman"].function
 
 
 @pytest.mark.parametrize("classes", [2, 3, 12])
@@ -59,8 +57,8 @@ def test_accuracy_and_macro_f1_are_scikit_learns(classes: int) -> None:
 
 def test_loss_is_weighted_by_targets() -> None:
     records = [{"loss_sum": 2.0, "targets": 1}, {"loss_sum": 6.0, "targets": 3}]
-    assert EVALUATIONS.get("perplexity")().metrics()["loss"](records) == 2.0
-    assert EVALUATIONS.get("perplexity")().metrics()["perplexity"](records) == pytest.approx(math.exp(2))
+    assert EVALUATIONS.get("perplexity").table["loss"].function(records) == 2.0
+    assert EVALUATIONS.get("perplexity").table["perplexity"].function(records) == pytest.approx(math.exp(2))
 
 
 def test_intervals_cover_as_often_as_they_say() -> None:
@@ -97,7 +95,7 @@ def test_exact_match_forgives_case_and_the_final_stop() -> None:
 
 
 def test_the_prompt_ends_where_the_last_answer_starts() -> None:
-    assert answer_start(Row([1, 2, 3, 4, 5, 6], [-100, 2, -100, -100, 5, 6], "")) == 4
+    assert split_answer(Row([1, 2, 3, 4, 5, 6, 7], [-100, 2, -100, -100, 5, 6, -100], "")) == ([1, 2, 3, 4], [5, 6])
 
 
 def test_who_always_says_the_same_has_no_correlation() -> None:
@@ -114,7 +112,7 @@ def test_correlations_are_scipys() -> None:
     records = [{"number": a, "guess": b, "squared": (a - b) ** 2} for a, b in zip(truth, said, strict=True)]
     assert pearson(records) == pytest.approx(stats.pearsonr(truth, said).statistic)
     assert spearman(records) == pytest.approx(stats.spearmanr(truth, said).statistic)
-    error = EVALUATIONS.get("correlation")().metrics()["squared_error"](records)
+    error = EVALUATIONS.get("correlation").table["squared_error"].function(records)
     assert error == pytest.approx(metrics.mean_squared_error(truth, said))
 
 
@@ -135,7 +133,7 @@ def test_a_resample_of_sums_is_the_metric_of_the_drawn_records() -> None:
     ]
     counts = next(counted(len(records)))[:20]
     for name in ("labels", "perplexity", "correlation", "exact_match"):
-        for metric, function in EVALUATIONS.get(name)().metrics().items():
+        for metric, function in ((name, each.function) for name, each in EVALUATIONS.get(name).table.items()):
             if isinstance(function, SumMetric):
                 fast = function.value(counts @ function.terms(records))
                 for draw, value in zip(counts, fast, strict=True):
@@ -196,7 +194,7 @@ def test_bleu_and_chrf_are_sacrebleus_over_the_whole_set(pairs: list[tuple[str, 
     records = bleu.measure(context_of([(said, [answer]) for said, answer in pairs]))
     said, references = [a for a, _ in pairs], [[b for _, b in pairs]]
     assert bleu_tokenizer(references[0]) == tokenize
-    found = bleu.metrics()
+    found = {name: metric.function for name, metric in bleu.table.items()}
     assert found["bleu"](records) == pytest.approx(sacrebleu.corpus_bleu(said, references, tokenize=tokenize).score)
     assert found["chrf"](records) == pytest.approx(sacrebleu.corpus_chrf(said, references).score)
     assert found["bleu"]([]) == 0
@@ -213,15 +211,15 @@ def test_several_references_count_as_sacrebleu_counts_them() -> None:
     streams = [["a cat sat on the mat", "the dog ran off"], ["the cat sat on a mat today", "one dog ran away"]]
     bleu = EVALUATIONS.get("bleu")()
     records = bleu.measure(context_of(list(zip(said, zip(*streams, strict=True), strict=True))))
-    assert bleu.metrics()["bleu"](records) == pytest.approx(sacrebleu.corpus_bleu(said, streams).score)
-    assert bleu.metrics()["chrf"](records) == pytest.approx(sacrebleu.corpus_chrf(said, streams).score)
+    assert bleu.table["bleu"].function(records) == pytest.approx(sacrebleu.corpus_bleu(said, streams).score)
+    assert bleu.table["chrf"].function(records) == pytest.approx(sacrebleu.corpus_chrf(said, streams).score)
 
 
 def test_without_its_package_a_score_is_left_out_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of([("a b", ["one two three four five six seven"])] * 3)
-    assert lacking(context) == [] and "rouge_l" in {m for e in evaluations(context) for m in e.metrics()}
+    assert lacking(context) == [] and "rouge_l" in {m for e in evaluations(context) for m in e.table}
     monkeypatch.setattr("luthier.evaluation.metrics.base.find_spec", lambda name: None)
-    left = [name for e in evaluations(context) for name in e.metrics()]
+    left = [name for e in evaluations(context) for name in e.table]
     assert "rouge_l" not in left and "bleu" not in left and len(lacking(context)) == 2
     assert all("pip install 'rouge-score>=0.1.2'" in why for why in lacking(context))
     assert choose_primary(context, left) == "perplexity", "exact match of long answers ranks nothing"

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from luthier.core.errors import CannotMerge, InputError, MissingExtra, Unproved
-from luthier.exports.checking.runners import TorchRunner
+from luthier.exports.checking.parity import TorchRunner
 from luthier.exports.llama_cpp import file as gguf_file
 from luthier.exports.llama_cpp import vocabulary as gguf_vocab
 from luthier.exports.llama_cpp.file import refuse_model, write_model
-from luthier.exports.llama_cpp.ollama_template import go_template, rendered
 from luthier.exports.llama_cpp.vocabulary import NAMES, vocabulary
 from luthier.exports.merged import Merged
+from luthier.exports.ollama import go_template, rendered
 from luthier.pipeline.export import export
 from luthier.recipe.config import RunConfig
 from luthier.recipe.parse import parse_export
@@ -177,13 +177,15 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused_by_name() -> None:
 def test_end_tokens_and_the_opening_one_are_those_of_the_run() -> None:
     chatml = build_tokenizer(template=CHATML, bos=True, special=["<|im_start|>", "<|im_end|>"])
     made = vocabulary(chatml, 400, [1, 3], dialogues=True)
-    assert (made.ids["eos"], made.ids["eot"], made.add_bos) == (1, 3, False), "ChatML writes no opening token"
-    assert vocabulary(chatml, 400, [1], dialogues=False).add_bos, "of plain text the tokenizer does"
+    assert (made["eos_token_id"], made["eot_token_id"], made["add_bos_token"]) == (1, 3, False), (
+        "ChatML writes no opening token"
+    )
+    assert vocabulary(chatml, 400, [1], dialogues=False)["add_bos_token"], "of plain text the tokenizer does"
     llama = build_tokenizer(template=LLAMA2, bos=True)
-    assert vocabulary(llama, 400, [1], dialogues=True).add_bos
+    assert vocabulary(llama, 400, [1], dialogues=True)["add_bos_token"]
     none = build_tokenizer(template=PLAIN)
     none.bos_token = None
-    assert vocabulary(none, 400, [1], dialogues=True).template.startswith("{%- set bos_token = '' -%}")
+    assert vocabulary(none, 400, [1], dialogues=True)["chat_template"].startswith("{%- set bos_token = '' -%}")
 
 
 TEMPLATES = {path.stem: path.read_text() for path in sorted((ROOT / "tests/rendering/templates").glob("*.jinja"))}
@@ -306,8 +308,8 @@ def _write(folder: Path, model: Any, tokenizer: Any, kind: Any = "f32") -> Path:
 def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, whole_words: bool, name: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.checking.parity import HeldOutPrompt
-    from luthier.exports.llama_cpp.runner import LlamaRunner, same_tokens
+    from luthier.exports.checking.tuned import HeldOutPrompt
+    from luthier.exports.llama_cpp.file import LlamaRunner, verified
 
     tokenizer = byte_level(cuts, whole_words)
     file = _write(tmp_path, AutoModelForCausalLM.from_config(model_config("llama")), tokenizer)
@@ -316,7 +318,7 @@ def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, w
         HeldOutPrompt(tokenizer(text)["input_ids"], 1)
         for text in [*TEXTS, "I'LL  go\n\n\n 1234567 times！？ Ünïcödé</s>再见"]
     ]
-    assert same_tokens(LlamaRunner(file, [1]), tokenizer, prompts) == 10
+    assert "splits 10 texts" in verified(tokenizer, LlamaRunner(file, [1]), prompts)["verified"]
 
 
 @LLAMA_CPP
@@ -358,7 +360,7 @@ def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, w
 def test_settings_of_an_architecture_are_the_same_there(tmp_path: Path, kind: str, changed: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.llama_cpp.runner import LlamaRunner
+    from luthier.exports.llama_cpp.file import LlamaRunner
 
     config = type(model_config(kind))(**(model_config(kind).to_dict() | changed))
     refuse_model(config)
@@ -379,7 +381,7 @@ def test_settings_of_an_architecture_are_the_same_there(tmp_path: Path, kind: st
 def test_a_prompt_longer_than_the_first_context_gets_one_of_its_size(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.llama_cpp.runner import SMALLEST, LlamaRunner
+    from luthier.exports.llama_cpp.file import SMALLEST, LlamaRunner
 
     config = model_config("qwen3")
     config.max_position_embeddings = 2048
@@ -394,7 +396,7 @@ def test_a_prompt_longer_than_the_first_context_gets_one_of_its_size(tmp_path: P
 def test_a_spoiled_file_and_other_tokens_are_found_out(run: Callable[..., Path], monkeypatch: Any) -> None:
     folder = run()
     with monkeypatch.context() as patch:  # the rows of Q and K as they are: the reading back cannot know better
-        patch.setattr(gguf_file, "in_order", lambda config, key, numbers: numbers)
+        patch.setattr(gguf_file, "permuted", lambda config, key, tensor: tensor.detach().float().numpy())
         with pytest.raises(Unproved, match="does not answer as the run does"):
             export(folder, parse_export("gguf", ["type=f32"]))
     with monkeypatch.context() as patch:

@@ -61,7 +61,7 @@ def settings(model_folder: Callable[..., Path], tmp_path: Path) -> Callable[...,
 def test_open_answers_are_generated_once_for_all_scores(
     settings: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import luthier.evaluation.records.generate as asking
+    import luthier.evaluation.records.context as asking
 
     calls = []
     ask = asking.generate

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from luthier.core.errors import InputError, MissingExtra
-from luthier.evaluation.harness import _scores
+from luthier.core.events import Progress
+from luthier.evaluation.harness import _scores, measure_harness
 from luthier.pipeline.evaluate import harness
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
@@ -73,7 +74,6 @@ def test_a_task_of_ones_own_is_asked_of_base_and_tuned_model(run: Path, tmp_path
 @needs_harness
 def test_the_base_is_the_base(run: Path, tmp_path: Path) -> None:
     """Scores of the base do not depend on what was tuned: they are those of the model loaded alone."""
-    import luthier.evaluation.harness as module
     from luthier.pipeline.evaluate import open_run
 
     folder = tmp_path / "tasks"
@@ -88,11 +88,9 @@ def test_the_base_is_the_base(run: Path, tmp_path: Path) -> None:
     plain = loaded.config.method.disabled(loaded.model)
     assert plain is not None
     with plain:
-        manager = module._manager(["film_verdicts"], folder)
-        alone = module._ask(
-            loaded.model, loaded.template.tokenizer, ["film_verdicts"], manager, None, batch_size=8, max_length=256
-        )
-    assert alone["film_verdicts"]["brier_score,none"] == pytest.approx(both["base"])
+        tokenizer, tasks = loaded.template.tokenizer, ["film_verdicts"]
+        alone = measure_harness(loaded.model, None, tokenizer, tasks, folder, None, 8, 256, Progress())["scores"]
+    assert alone["film_verdicts"]["brier_score"]["tuned"] == pytest.approx(both["base"])
     assert both["base"] != both["tuned"], "or the adapter was not on"
 
 

@@ -70,7 +70,7 @@ def test_a_base_without_tools_in_its_template_refuses_them_and_names_the_row(tmp
 def test_rows_with_tools_are_trained_on_and_asked_with_their_tools(
     tmp_path: Path, qwen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import luthier.evaluation.records.generate as asking
+    import luthier.evaluation.records.context as asking
 
     prompts: list[str] = []
     ask = asking.generate

@@ -11,8 +11,7 @@ import pytest
 from luthier.core.errors import TemplateError
 from luthier.rendering.chat_template import CHATML, IGNORED, PLAIN, Template, Tokens
 from luthier.rendering.example import Example, Message, RowError, chat
-from luthier.rendering.tool_calls import as_turns
-from luthier.rendering.tools import parse, read_calls, read_tools
+from luthier.rendering.tools import as_turns, parse, read_calls, read_tools
 from luthier.tasks.chat import Chat
 from luthier.tasks.complete import Complete
 from tests.conftest import ROOT, build_tokenizer

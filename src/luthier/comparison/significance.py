@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from luthier.evaluation.metrics.base import EVALUATIONS, MetricFunction, SumMetric
+from luthier.evaluation.metrics.base import MetricFunction, SumMetric, known_metrics
 from luthier.evaluation.records.context import Record
-from luthier.evaluation.scores import metrics_of
 
 RESAMPLES = 2000
 SLOW_RESAMPLES = 300
@@ -26,7 +25,8 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 def metric(name: str) -> tuple[MetricFunction, bool]:
     """(the function of a metric, whether higher is better)."""
-    return metrics_of([EVALUATIONS.get(evaluation)() for evaluation in EVALUATIONS.names()])[name]
+    found = known_metrics()[name]
+    return found.function, found.higher
 
 
 @dataclass(frozen=True, slots=True)

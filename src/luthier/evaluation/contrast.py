@@ -8,9 +8,8 @@ whatever its loss did; among equal changes those with the larger change of loss 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier.evaluation.metrics.base import Evaluation
+from luthier.evaluation.metrics.base import Evaluation, metrics_of
 from luthier.evaluation.records.context import Record
-from luthier.evaluation.scores import metrics_of
 
 MOST_TEXT = 2000
 """Characters of a text that are kept in result.json."""
@@ -21,11 +20,10 @@ def contrast(
 ) -> dict[str, Any]:
     """{by, better, worse, same, regressions, gains}; a prediction has where, text, answer, base and tuned."""
     metrics = metrics_of(chosen)
-    stands_for = {name: metric.per_example for each in chosen for name, metric in each.table.items()}
-    names = (stands_for.get(primary) or primary, "accuracy", "loss", *metrics)
-    by = next(name for name in names if name in metrics)
-    metric, higher = metrics[by]
-    sign, key = 1 if higher else -1, getattr(metric, "key", "")
+    stands_for = metrics[primary].per_example if primary in metrics else ""
+    by = next(name for name in (stands_for or primary, "accuracy", "loss", *metrics) if name in metrics)
+    metric, sign = metrics[by].function, 1 if metrics[by].higher else -1
+    key = getattr(metric, "key", "")
     found = []
     for number, row in enumerate(predictions):
         base, tuned = row["base"], row["tuned"]

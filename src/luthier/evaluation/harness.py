@@ -44,25 +44,12 @@ def measure_harness(
     InputError for an unknown task, and for a classifier, which the harness cannot evaluate.
     """
     check_harness()
-    if not hasattr(tuned, "generate") or tuned.get_output_embeddings() is None:  # type: ignore[operator]
-        raise InputError("the run is a classifier: the harness evaluates language models", fix="luthier evaluate RUN")
-    manager = _manager(tasks, folder)
-
-    def measured(model: "nn.Module", who: str) -> Any:
-        progress.stage(f"evaluating the {who} with lm-evaluation-harness: {', '.join(tasks)}")
-        return _ask(model.eval(), tokenizer, tasks, manager, limit, batch_size=batch_size, max_length=max_length)
-
-    after, before = measured(tuned, "tuned model"), {}
-    if base is not None:
-        with base as model:
-            before = measured(model, "base")
-    scores = {task: _scores(before.get(task, {}), metrics) for task, metrics in after.items()}
-    return {"tasks": list(tasks), "limit": limit, "lm_eval": metadata.version("lm_eval"), "scores": scores}
-
-
-def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    if not hasattr(tuned, "generate") or tuned.get_output_embeddings() is None:  # type: ignore[operator]
+        raise InputError("the run is a classifier: the harness evaluates language models", fix="luthier evaluate RUN")
     if folder is not None and not folder.is_dir():
         raise InputError(f"--harness-path: there is no folder {folder}", fix="give the folder of your task files")
     manager = TaskManager(include_path=None if folder is None else str(folder))
@@ -71,19 +58,20 @@ def _manager(tasks: Sequence[str], folder: Path | None) -> Any:
             f"lm-evaluation-harness has no task {unknown[0]!r}{did_you_mean(unknown[0], manager.all_tasks)}",
             fix="--harness-path=DIR for tasks of your own, or one that `lm-eval ls tasks` shows",
         )
-    return manager
-
-
-def _ask(
-    model: "nn.Module", tokenizer: Any, tasks: Sequence[str], manager: Any, limit: int | None, **sizes: int
-) -> Any:
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, **sizes)
     options = {"task_manager": manager, "limit": limit, "log_samples": False, "bootstrap_iters": 1000}
-    found = simple_evaluate(wrapped, tasks=list(tasks), **options)
-    return found["results"] if found else {}
+
+    def measured(model: "nn.Module", who: str) -> Any:
+        progress.stage(f"evaluating the {who} with lm-evaluation-harness: {', '.join(tasks)}")
+        wrapped: Any = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
+        found = simple_evaluate(wrapped, tasks=list(tasks), **options)
+        return found["results"] if found else {}
+
+    after, before = measured(tuned, "tuned model"), {}
+    if base is not None:
+        with base as model:
+            before = measured(model, "base")
+    scores = {task: _scores(before.get(task, {}), metrics) for task, metrics in after.items()}
+    return {"tasks": list(tasks), "limit": limit, "lm_eval": metadata.version("lm_eval"), "scores": scores}
 
 
 def _scores(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

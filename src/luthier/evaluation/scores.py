@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.core.errors import InputError, did_you_mean
-from luthier.evaluation.metrics.base import Evaluation, MetricFunction, SumMetric, known_evaluations, known_metrics
+from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, known_evaluations, known_metrics, metrics_of
 from luthier.evaluation.records.context import EvalContext, Record
 from luthier.evaluation.records.settings import EvaluateConfig
 
@@ -82,9 +82,10 @@ def measure(context: EvalContext) -> list[Record]:
 def scores(records: Sequence[Record], chosen: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
     """{metric: {value, low, high, higher_is_better}}; low to high is the bootstrap's 95 % interval over examples."""
     result = {}
-    for name, (function, higher) in metrics_of(chosen).items():
-        low, high = _interval(_resampled([records], function)[0])
-        result[name] = {"value": function(records), "low": low, "high": high, "higher_is_better": higher}
+    for name, metric in metrics_of(chosen).items():
+        low, high = _interval(_resampled([records], metric)[0])
+        value = metric.function(records)
+        result[name] = {"value": value, "low": low, "high": high, "higher_is_better": metric.higher}
     return result
 
 
@@ -96,9 +97,10 @@ def differences(
     The verdict is `better` or `worse`, or `within noise` if the interval contains zero.
     """
     result = {}
-    for name, (function, higher) in metrics_of(chosen).items():
-        before, after = _resampled([base, tuned], function)
-        result[name] = difference(function(tuned) - function(base), after - before, higher=higher)
+    for name, metric in metrics_of(chosen).items():
+        before, after = _resampled([base, tuned], metric)
+        change = metric.function(tuned) - metric.function(base)
+        result[name] = difference(change, after - before, higher=metric.higher)
     return result
 
 
@@ -110,14 +112,9 @@ def difference(value: float, resampled: NDArray[Any], *, higher: bool) -> dict[s
     return {"value": value, "low": low, "high": high, "verdict": verdict}
 
 
-def metrics_of(chosen: Sequence[Evaluation]) -> dict[str, tuple[MetricFunction, bool]]:
-    """Name -> (metric, whether more is better)."""
-    return {name: (metric.function, metric.higher) for each in chosen for name, metric in each.table.items()}
-
-
-def _resampled(sides: Sequence[Sequence[Record]], function: MetricFunction) -> list[NDArray[Any]]:
+def _resampled(sides: Sequence[Sequence[Record]], metric: Metric) -> list[NDArray[Any]]:
     """The metric of each resample, for each side; all sides share the resamples."""
-    size = len(sides[0])
+    size, function = len(sides[0]), metric.function
     if isinstance(function, SumMetric):
         terms = [function.terms(records) for records in sides]
         return [np.concatenate([function.value(counts @ each) for counts in counted(len(each))]) for each in terms]

@@ -45,17 +45,13 @@ class Adapter(Export):
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
         kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftConfig.from_pretrained(str(tuned.weights)).peft_type]
-        own = kind.__module__.startswith("luthier.")
-        task = "SequenceClassification" if tuned.classifies else "CausalLM"
-        load = [f"from peft import AutoPeftModelFor{task}"]
-        load.append(f"model = AutoPeftModelFor{task}.from_pretrained({literal(folder)})")
-        base = home(tuned.base)
+        base, auto = home(tuned.base), tuned.auto_class
         if base.startswith("~"):  # PEFT would look for a folder of that name
-            load = [
-                "from pathlib import Path",
-                "from peft import PeftModel",
-                f"from transformers import AutoModelFor{task}",
-                f"base = AutoModelFor{task}.from_pretrained(Path({literal(base)}).expanduser())",
-                f"model = PeftModel.from_pretrained(base, {literal(folder)})",
-            ]
+            load = ["from pathlib import Path", "from peft import PeftModel", f"from transformers import {auto}"]
+            load.append(f"base = {auto}.from_pretrained(Path({literal(base)}).expanduser())")
+            load.append(f"model = PeftModel.from_pretrained(base, {literal(folder)})")
+        else:
+            auto = auto.replace("AutoModel", "AutoPeftModel")
+            load = [f"from peft import {auto}", f"model = {auto}.from_pretrained({literal(folder)})"]
+        own = kind.__module__.startswith("luthier.")
         return [*(["import luthier  # registers this adapter type with PEFT"] if own else []), *load]

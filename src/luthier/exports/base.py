@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from luthier.core.errors import CannotMerge
 from luthier.core.registry import Family, Plugin
-from luthier.exports.checking.card import card
-from luthier.exports.checking.parity import Bounds, HeldOutPrompt, Runner
-from luthier.exports.checking.tuned import Tuned
+from luthier.exports.checking.tuned import Bounds, HeldOutPrompt, Runner, Tuned, card
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,9 +43,7 @@ class Export(Plugin):
         """Raise InputError or CannotMerge if this form cannot hold the run, before anything is loaded."""
         why = ""
         if not tuned.method.mergeable:
-            why = (
-                f"method {tuned.method.name} changes what the model computes, not only its weights: it cannot be merged"
-            )
+            why = f"method {tuned.method.name} changes what the model computes, so it cannot be merged"
         elif tuned.quantize not in UNPACKS:
             why = f"the base's files are quantized as {tuned.quantize}, which cannot be undone here to merge weights"
         elif self.base_layout:

@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.core.shell import literal
 from luthier.exports.base import Bounds, Export, HeldOutPrompt, Opened, Tuned
-from luthier.exports.llama_cpp.file import BITS, LIMITS, Kind, refuse_gguf, run_vocabulary, write_model
+from luthier.exports.llama_cpp import file as gguf_file
 
 FILE = "model.gguf"
 
@@ -14,33 +14,29 @@ FILE = "model.gguf"
 class Gguf(Export):
     """A file with everything in it, also in a half or a quarter of the size, for machines without Python or a GPU."""
 
-    type: Kind = "f16"
+    type: gguf_file.Kind = "f16"
     """Type of the matrices: f32 exact, f16 and bf16 rounded, q8_0 in 8 bits with a scale for each 32 weights."""
     replay: bool = True
     """Run the parity check in llama.cpp. Otherwise every weight is read back and compared, and nothing else."""
 
     def refuse(self, tuned: Tuned) -> None:
         super().refuse(tuned)
-        refuse_gguf(tuned, replay=self.replay)
+        gguf_file.refuse_gguf(tuned, replay=self.replay)
 
     def required_bytes(self, tuned: Tuned) -> int:
-        return int(BITS[self.type] / 8 * tuned.facts["parameters"])
+        return int(gguf_file.BITS[self.type] / 8 * tuned.facts["parameters"])
 
     def bounds(self, tuned: Tuned) -> Bounds:
-        return LIMITS[self.type], None
+        return gguf_file.LIMITS[self.type], None
 
     def write(self, tuned: Tuned, folder: Path) -> None:
-        write_model(folder / FILE, tuned.merged(), run_vocabulary(tuned), self.type, tuned.run)
+        gguf_file.write_model(folder / FILE, tuned.merged(), gguf_file.run_vocabulary(tuned), self.type, tuned.run)
 
     def open(self, tuned: Tuned, folder: Path) -> Opened:
-        from luthier.exports.llama_cpp.runner import LlamaRunner
-
-        return LlamaRunner(folder / FILE, tuned.ends)
+        return gguf_file.LlamaRunner(folder / FILE, tuned.ends)
 
     def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
-        from luthier.exports.llama_cpp.runner import verified
-
-        return verified(tuned.tokenizer, opened, prompts)
+        return gguf_file.verified(tuned.tokenizer, opened, prompts)
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         return [

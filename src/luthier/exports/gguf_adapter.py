@@ -1,18 +1,16 @@
 """LoRA as a GGUF file, which llama.cpp applies to a GGUF of the base: one base in memory for many small adapters."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from luthier.core.errors import InputError
 from luthier.core.shell import literal, shell_line
 from luthier.exports.base import Bounds, Export, HeldOutPrompt, Opened, Tuned
 from luthier.exports.llama_cpp import file as gguf_file
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 FILE, BASE, WEIGHTS = "adapter.gguf", "base.gguf", "adapter_model.safetensors"
 UNSUPPORTED = {
@@ -40,6 +38,8 @@ class GgufAdapter(Export):
         return "f32" if self.base == "none" else self.base
 
     def refuse(self, tuned: Tuned) -> None:
+        from safetensors import safe_open
+
         gguf_file.refuse_gguf(tuned, replay=self.replay)
         settings = _settings(tuned)
         if settings.get("peft_type") != "LORA":
@@ -47,7 +47,8 @@ class GgufAdapter(Export):
         elif found := [key for key in UNSUPPORTED if settings.get(key) not in (None, False, "none", [], {})]:
             why = UNSUPPORTED[found[0]]
         else:
-            keys = _keys(tuned)
+            with safe_open(tuned.weights / WEIGHTS, framework="np") as stored:
+                keys = list(stored.keys())
             odd = [key for key in keys if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
             why = f"contains {odd[0]}" if odd else ""
             if not why and tuned.config.tie_word_embeddings and any(".lm_head." in key for key in keys):
@@ -66,14 +67,33 @@ class GgufAdapter(Export):
 
     def write(self, tuned: Tuned, folder: Path) -> None:
         import gguf
+        from peft.utils.other import get_pattern_key
+        from safetensors.torch import load_file
 
-        settings = _settings(tuned)
+        from luthier.kernels.finite import refuse_file
+
+        settings, tensors = _settings(tuned), dict[str, Any]()  # llama.cpp's name -> function that returns A or B
+        refuse_file(tuned.weights / WEIGHTS)
+        for key, tensor in load_file(tuned.weights / WEIGHTS).items():
+            layer, _, part = key.removeprefix("base_model.model.").partition(".lora_")
+            name = gguf_file.name_of(tuned.config, f"{layer}.weight")
+            if part.startswith("A."):
+                tensors[f"{name}.lora_a"] = tensor.float().numpy
+                continue
+            # A file has one alpha: if a layer has its own (alpha_pattern, rank_pattern), that goes into its B.
+            own = dict(settings)
+            for setting, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+                patterns = settings.get(pattern) or {}
+                own[setting] = patterns.get(get_pattern_key(list(patterns), layer)) or settings[setting]
+            scale = _alpha(own) / _alpha(settings)
+            made = tensor.float() if scale == 1 else tensor.float() * scale
+            tensors[f"{name}.lora_b"] = partial(gguf_file.permuted, tuned.config, f"{layer}.weight", made)
         writer = gguf.GGUFWriter(folder / FILE, gguf_file.NAMES[tuned.config.model_type].lower())
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_name(Path(tuned.run).name)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, _alpha(settings))
-        gguf_file.write_tensors(folder / FILE, writer, _tensors(tuned, settings), "f32")
+        gguf_file.write_tensors(folder / FILE, writer, tensors, "f32")
         if self.base != "none":
             self._write_base(tuned, folder / BASE)
 
@@ -82,18 +102,14 @@ class GgufAdapter(Export):
         gguf_file.write_model(path, tuned.open_plain_base(), vocabulary, self._kind, tuned.base)
 
     def open(self, tuned: Tuned, folder: Path) -> Opened:
-        from luthier.exports.llama_cpp.runner import LlamaRunner
-
         if self.base != "none":
-            return LlamaRunner(folder / BASE, tuned.ends, folder / FILE)
+            return gguf_file.LlamaRunner(folder / BASE, tuned.ends, folder / FILE)
         own = Path(mkdtemp(prefix=".staging-base-", dir=folder.parent))
         self._write_base(tuned, own / BASE)
-        return LlamaRunner(own / BASE, tuned.ends, folder / FILE, own)
+        return gguf_file.LlamaRunner(own / BASE, tuned.ends, folder / FILE, own)
 
     def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
-        from luthier.exports.llama_cpp.runner import verified
-
-        return verified(tuned.tokenizer, opened, prompts)
+        return gguf_file.verified(tuned.tokenizer, opened, prompts)
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         base = "BASE.gguf" if self.base == "none" else f"{folder}/{BASE}"
@@ -111,43 +127,6 @@ def _settings(tuned: Tuned) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
-def _keys(tuned: Tuned) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(tuned.weights / WEIGHTS, framework="np") as stored:
-        return list(stored.keys())
-
-
 def _alpha(settings: dict[str, Any]) -> float:
     """llama.cpp multiplies by alpha / rank, so alpha / sqrt(rank) of rsLoRA needs a larger alpha."""
     return float(settings["lora_alpha"]) * (float(settings["r"]) ** 0.5 if settings.get("use_rslora") else 1.0)
-
-
-def _tensors(tuned: Tuned, settings: dict[str, Any]) -> "dict[str, Callable[[], NDArray[Any]]]":
-    """{llama.cpp's name: function that returns A or B in float32}."""
-    from peft.utils.other import get_pattern_key
-    from safetensors.numpy import load_file
-
-    from luthier.kernels.finite import refuse_file
-
-    def own(name: str, layer: str, default: Any) -> Any:
-        patterns = settings.get(f"{name}_pattern") or {}
-        return patterns.get(get_pattern_key(list(patterns), layer)) or default
-
-    refuse_file(tuned.weights / WEIGHTS)
-    tensors: dict[str, Callable[[], NDArray[Any]]] = {}
-    for key, numbers in load_file(tuned.weights / WEIGHTS).items():
-        layer, _, part = key.removeprefix("base_model.model.").partition(".lora_")
-        weight, made = f"{layer}.weight", numbers.astype("float32")
-        if part.startswith("B."):
-            # A file has one alpha: if a layer has its own (alpha_pattern, rank_pattern), that goes into its B.
-            changed = {
-                "r": own("rank", layer, settings["r"]),
-                "lora_alpha": own("alpha", layer, settings["lora_alpha"]),
-            }
-            alpha = _alpha(settings | changed)
-            if alpha != _alpha(settings):
-                made = (made * (alpha / _alpha(settings))).astype("float32")
-            made = gguf_file.permuted(tuned.config, weight, made)
-        tensors[f"{gguf_file.name_of(tuned.config, weight)}.lora_{part[0].lower()}"] = lambda made=made: made  # type: ignore[misc]
-    return tensors

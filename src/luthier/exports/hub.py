@@ -13,7 +13,7 @@ from pydantic import AfterValidator
 from luthier.core.errors import InputError, MissingExtra, install
 from luthier.core.shell import shell_line
 from luthier.exports.base import EXPORTS, Bounds, Export, Opened, Tuned
-from luthier.exports.checking.card import card, is_local
+from luthier.exports.checking.tuned import card, is_local
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 KEPT_BACK = ("export.json", "manifest.json")
@@ -105,12 +105,14 @@ class Hub(Export):
         license = self.license or "none stated (license=...)"
         what = f"to {page} ({'private' if self.private else 'public'}; license: {license}):"
         if not self.push:
+            given = self.model_dump(exclude_defaults=True).items()
+            settings = [f"{key}={str(value).lower() if key == 'private' else value}" for key, value in given]
             note = "weights that are there already are replaced. Nothing has left this machine. To upload:"
-            return [f"would be uploaded {what}", *listed, f"{total}; {note}", f"  {self._command(tuned)}"]
-        send = self._to_huggingface if self.site == "huggingface" else self._to_modelscope
+            command = shell_line("luthier", "export", Path(tuned.run), "--to", "hub", *settings, "push=true")
+            return [f"would be uploaded {what}", *listed, f"{total}; {note}", f"  {command}"]
         names = [each.name for each in files]
         try:
-            send(repo_id=self.repo, folder_path=place, allow_patterns=names, commit_message=f"{self.form} by Luthier")
+            self._upload(place, repo_id=self.repo, allow_patterns=names, commit_message=f"{self.form} by Luthier")
         except InputError:
             raise
         except Exception as error:  # the hubs' clients raise many kinds
@@ -123,16 +125,18 @@ class Hub(Export):
             ) from None
         return [f"uploaded {what}", *listed, total]
 
-    def _to_huggingface(self, **upload: Any) -> None:
-        from huggingface_hub import HfApi
+    def _upload(self, place: Path, **upload: Any) -> None:
+        """Make the repository if there is none and upload the folder; InputError if others would see it."""
+        api: Any
+        if self.site == "huggingface":
+            from huggingface_hub import HfApi
 
-        api = HfApi()
-        api.create_repo(self.repo, private=self.private, exist_ok=True)
-        if self.private and not api.model_info(self.repo).private:
-            raise InputError(f"{self.repo} is there already and public: nothing was uploaded", fix="private=false")
-        api.upload_folder(delete_patterns=OLD_WEIGHTS, **upload)
-
-    def _to_modelscope(self, folder_path: Path, **upload: Any) -> None:
+            api = HfApi()
+            api.create_repo(self.repo, private=self.private, exist_ok=True)
+            if self.private and not api.model_info(self.repo).private:
+                raise InputError(f"{self.repo} is there already and public: nothing was uploaded", fix="private=false")
+            api.upload_folder(folder_path=place, delete_patterns=OLD_WEIGHTS, **upload)
+            return
         from modelscope.hub.api import HubApi
         from modelscope.hub.constants import ModelVisibility
 
@@ -145,18 +149,13 @@ class Hub(Export):
                 f"{self.repo} is there already, and its visibility is not known here: nothing was uploaded",
                 fix="private=false if others may see it, or a new name",
             )
-        api.upload_folder(folder_path=str(folder_path), **upload)
+        api.upload_folder(folder_path=str(place), **upload)
 
     def _form(self) -> Export:
         return EXPORTS.get(self.form)()
 
     def _public(self, tuned: Tuned) -> Tuned:
         return replace(tuned, base=self.base) if self.base else tuned
-
-    def _command(self, tuned: Tuned) -> str:
-        given = {key: value for key, value in self.model_dump(exclude_defaults=True).items() if key != "push"}
-        settings = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items()]
-        return shell_line("luthier", "export", Path(tuned.run), "--to", "hub", *settings, "push=true")
 
 
 def _tokens() -> list[str]:

@@ -1,20 +1,20 @@
 """ONNX for onnxruntime, without PyTorch: a classifier, or a causal model with its KV cache."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from luthier.core.errors import InputError, MissingExtra, install
 from luthier.core.shell import literal
 from luthier.exports.base import Export, Opened, Tuned
 from luthier.models.saving import write_words
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 FILE = "model.onnx"
@@ -53,15 +53,19 @@ class Onnx(Export):
 
         model: Any = tuned.merged().float().cpu().eval()
         inputs = _example(model, caches=not tuned.classifies)
-        with _quiet():
-            try:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # the exporters' messages to their own developers
+        try:
+            with redirect_stdout(StringIO()):
                 made = OnnxExporter().export(model, inputs, OnnxConfig(dynamic=True)).program
-            except Exception as error:  # the exporters of torch and transformers raise many kinds
-                raise InputError(
-                    f"{tuned.run}: {type(model).__name__} cannot be written as ONNX: {type(error).__name__}: "
-                    f"{str(error).strip().splitlines()[0]}",
-                    fix=tuned.export_command("merged"),
-                ) from error
+        except Exception as error:  # the exporters of torch and transformers raise many kinds
+            raise InputError(
+                f"{tuned.run}: {type(model).__name__} cannot be written as ONNX: {type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0]}",
+                fix=tuned.export_command("merged"),
+            ) from error
+        finally:
+            logging.disable(before)
         _rename(made.graph, caches=not tuned.classifies)
         onnx_ir.save(made, folder / FILE, external_data=f"{FILE}.data")
         model.config.dtype = "float32"
@@ -89,7 +93,7 @@ class OnnxRunner:
         self.inputs = {each.name: each.shape for each in self.session.get_inputs()}
         self.outputs = [each.name for each in self.session.get_outputs()]
 
-    def logits(self, ids: Sequence[int]) -> "NDArray[Any]":
+    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
         """[tokens, vocabulary]; of a classifier [1, labels]."""
         made = self._run(ids, self._empty(), 0)["logits"]
         return made[0] if made.ndim == 3 else made
@@ -108,16 +112,12 @@ class OnnxRunner:
             answer += new
         return answer
 
-    def _empty(self) -> "dict[str, NDArray[Any]]":
-        import numpy as np
+    def _empty(self) -> dict[str, NDArray[Any]]:
+        past = {name: size for name, size in self.inputs.items() if name.startswith(PAST)}
+        return {name: np.zeros((1, size[1], 0, size[3]), np.float32) for name, size in past.items()}
 
-        sizes = {name: (1, size[1], 0, size[3]) for name, size in self.inputs.items() if name.startswith(PAST)}
-        return {name: np.zeros(size, np.float32) for name, size in sizes.items()}
-
-    def _run(self, ids: Sequence[int], past: "dict[str, NDArray[Any]]", seen: int) -> "dict[str, NDArray[Any]]":
+    def _run(self, ids: Sequence[int], past: dict[str, NDArray[Any]], seen: int) -> dict[str, NDArray[Any]]:
         """Outputs for one row of new tokens after `seen` cached ones."""
-        import numpy as np
-
         feed = {
             "input_ids": np.array([list(ids)], np.int64),
             "attention_mask": np.ones((1, seen + len(ids)), np.int64),
@@ -162,22 +162,7 @@ def _rename(graph: Any, *, caches: bool) -> None:
             axes = {0: "batch", 1: "length"} if caches or value.name != "logits" else {0: "batch"}
         elif value.name == "attention_mask":
             axes = {0: "batch", 1: "past + length" if caches else "length"}
-        value.shape = onnx_ir.Shape([axes.get(place) or _number(size) for place, size in enumerate(value.shape)])
-
-
-def _number(size: Any) -> Any:
-    """A fixed size as int, also where the exporter took it for a dynamic axis and wrote it as text."""
-    text = str(size).strip("'")
-    return int(text) if text.isdigit() else size
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters' messages to their own developers, on stdout and in the log."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stdout(StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+        # The exporter takes some fixed sizes for dynamic axes, and writes their number as text.
+        texts = [str(size).strip("'") for size in value.shape]
+        sizes = [int(text) if text.isdigit() else size for text, size in zip(texts, value.shape, strict=True)]
+        value.shape = onnx_ir.Shape([axes.get(place) or size for place, size in enumerate(sizes)])

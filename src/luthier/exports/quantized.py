@@ -41,15 +41,19 @@ class Quantized(Export):
     outliers (bitsandbytes). nf4: weights in 4 bit, as in QLoRA (bitsandbytes)."""
 
     def refuse(self, tuned: Tuned) -> None:
+        from torch import nn
+
         super().refuse(tuned)
         library = SCHEMES[self.scheme].library
         if find_spec(library) is None:
             extra = "torchao" if library == "torchao" else "quantize"
             raise MissingExtra(f"scheme={self.scheme} needs {library}, which is not installed", fix=install(extra))
-        model = tuned.skeleton()
-        if not self._packable(model):
-            kind = model.config.model_type  # type: ignore[union-attr]
-            why = f"{tuned.run}: {library} quantizes torch's linear layers, and a {kind} has none"
+        model: Any = tuned.skeleton()
+        heads = getattr(model, "get_output_embeddings", lambda: None)()
+        layers = [each for name, each in linear_layers(model).items() if each is not heads and not in_head(name)]
+        # bitsandbytes takes GPT-2's transposed layers as well, torchao does not.
+        if not any(library != "torchao" or isinstance(each, nn.Linear) for each in layers):
+            why = f"{tuned.run}: {library} quantizes torch's linear layers, and a {model.config.model_type} has none"
             raise InputError(why, fix="scheme=nf4")
 
     def required_bytes(self, tuned: Tuned) -> int:
@@ -61,55 +65,39 @@ class Quantized(Export):
 
     def write(self, tuned: Tuned, folder: Path) -> None:
         import torch
-
-        plain = folder / "plain"
-        write_merged(tuned, tuned.stored, plain)
-        place = {"": "cuda" if torch.cuda.is_available() else "cpu"}
-        made = self._open(tuned, plain, dtype="auto", quantization_config=self._settings(tuned), device_map=place)
-        shutil.rmtree(plain)
-        made.save_pretrained(folder)  # before any forward pass: see models.quantized
-        write_words(tuned.tokenizer, tuned.ends, folder)
-
-    def open(self, tuned: Tuned, folder: Path) -> Opened:
-        return self._open(tuned, folder)  # type: ignore[no-any-return]
-
-    def _open(self, tuned: Tuned, folder: Path, **options: Any) -> Any:
-        from luthier.models.quantized import repair
-
-        model = open_model(tuned, folder, **options)
-        repair(model)
-        return model
-
-    def use(self, tuned: Tuned, folder: str) -> list[str]:
-        return [f"# pip install {SCHEMES[self.scheme].library}", *load_lines(tuned, folder)]
-
-    def _packable(self, model: "nn.Module") -> bool:
-        """Whether there is a layer to quantize; bitsandbytes takes GPT-2's transposed ones, torchao does not."""
-        from torch import nn
-
-        heads = getattr(model, "get_output_embeddings", lambda: None)()
-        layers = [each for name, each in linear_layers(model).items() if not in_head(name)]
-        if SCHEMES[self.scheme].library == "torchao":
-            layers = [each for each in layers if isinstance(each, nn.Linear)]
-        return any(each is not heads for each in layers)
-
-    def _settings(self, tuned: Tuned) -> Any:
-        """Settings for transformers, with the heads left as they are; None does that for a language model's output."""
-        import torch
         from transformers import BitsAndBytesConfig, TorchAoConfig
 
+        # The heads stay as they are; None does that for a language model's output.
         heads = UNPACKED if tuned.classifies else None
+        settings: Any
         if self.scheme == "llm_int8":
-            return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
-        if self.scheme == "nf4":
-            return BitsAndBytesConfig(
+            settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=heads)
+        elif self.scheme == "nf4":
+            settings = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
                 # A CPU computes in float16 some 25 times slower.
                 bnb_4bit_compute_dtype=torch.float32 if tuned.stored == "float32" else torch.bfloat16,
                 llm_int8_skip_modules=heads,
             )
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+        else:
+            from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 
-        kinds = {"int8": Int8WeightOnlyConfig, "int8_dynamic": Int8DynamicActivationInt8WeightConfig}
-        return TorchAoConfig(kinds[self.scheme](), modules_to_not_convert=heads)
+            kind = Int8WeightOnlyConfig if self.scheme == "int8" else Int8DynamicActivationInt8WeightConfig
+            settings = TorchAoConfig(kind(), modules_to_not_convert=heads)
+        plain, place = folder / "plain", {"": "cuda" if torch.cuda.is_available() else "cpu"}
+        write_merged(tuned, tuned.stored, plain)
+        made: Any = self.open(tuned, plain, dtype="auto", quantization_config=settings, device_map=place)
+        shutil.rmtree(plain)
+        made.save_pretrained(folder)  # before any forward pass: see models.quantized
+        write_words(tuned.tokenizer, tuned.ends, folder)
+
+    def open(self, tuned: Tuned, folder: Path, **options: Any) -> Opened:
+        from luthier.models.quantized import repair
+
+        model: nn.Module = open_model(tuned, folder, **options)
+        repair(model)
+        return model
+
+    def use(self, tuned: Tuned, folder: str) -> list[str]:
+        return [f"# pip install {SCHEMES[self.scheme].library}", *load_lines(tuned, folder)]

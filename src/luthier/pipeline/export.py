@@ -3,7 +3,6 @@
 import gc
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,8 @@ from luthier.core.events import Progress
 from luthier.core.files import write_json
 from luthier.core.shell import public
 from luthier.exports.base import Export
-from luthier.exports.checking.parity import Bounds, HeldOutPrompt, Runner, check_parity
-from luthier.exports.checking.runners import TorchRunner, as_module
-from luthier.exports.checking.tuned import Tuned
+from luthier.exports.checking.parity import TorchRunner, as_module, check_parity
+from luthier.exports.checking.tuned import Bounds, HeldOutPrompt, Runner, Tuned
 from luthier.pipeline.prepare import Encoding, load_base, on_this_machine, reopen
 from luthier.recipe.config import RunConfig
 from luthier.recipe.consent import Allow, require
@@ -133,13 +131,13 @@ def _refuse_small(place: Path, needed: int) -> None:
 
 def _prompts(data: "Prepared", count: int) -> list[HeldOutPrompt]:
     """Of held-out rows, or of training rows where none is held out: its tokens, and where its answer begins."""
-    from luthier.evaluation.records.generate import answer_start
+    from luthier.evaluation.records.context import split_answer
 
     _, _, rows = data.side(data.held_out_side)
     rows = rows if len(rows) else data.rows
     chosen = [rows[number] for number in range(min(count, len(rows)))]
     classifies = data.task.model_class == "classification"
-    return [HeldOutPrompt(row.ids, None if classifies else max(1, answer_start(row))) for row in chosen]
+    return [HeldOutPrompt(row.ids, None if classifies else max(1, len(split_answer(row)[0]))) for row in chosen]
 
 
 def _held(
@@ -202,7 +200,7 @@ def _parity_checks(
     for name, load, allowed in sides:
         progress.stage(f"replaying {len(prompts)} held-out prompts beside {name}")
         found = check_parity(runner(load()), exported, prompts, allowed, ANSWER, progress)
-        made.append({"against": name, **asdict(found)})
+        made.append({"against": name, **found})
         gc.collect()
     return made
 

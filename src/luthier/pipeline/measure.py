@@ -106,7 +106,8 @@ def measure_base(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measu
 
     InputError where the recipe ranks by a score that these rows do not have: before anything is trained.
     """
-    from luthier.evaluation.scores import choose_primary, evaluations, lacking, metrics_of
+    from luthier.evaluation.metrics.base import metrics_of
+    from luthier.evaluation.scores import choose_primary, evaluations, lacking
 
     subject = subject_of(loaded, progress)
     if subject is None:

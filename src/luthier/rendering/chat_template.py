@@ -12,15 +12,15 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.core.errors import TemplateError
-from luthier.rendering import tool_calls
+from luthier.rendering import tools as tool_form
 from luthier.rendering.example import Message, RowError, shared_start
 from luthier.rendering.template_limits import LimitExceeded, apply_chat_template
-from luthier.rendering.tool_calls import PROBE_CALL, PROBE_RESULT, PROBE_TOOLS, as_turns, contains
-from luthier.rendering.tools import parse, texts, tool_texts
+from luthier.rendering.tools import PROBE_CALL, PROBE_RESULT, PROBE_TOOLS, as_turns, contains, parse, strings, texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,25 +29,9 @@ IGNORED = -100
 """Label of a token that carries no loss; the value torch and transformers use."""
 MARKER = re.compile(r"\{%[-+]?\s*generation\b")
 
-CHATML = """\
-{%- for message in messages -%}
-<|im_start|>{{ message['role'] }}
-{{ message['content'] }}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{% endif -%}"""
+CHATML = Path(__file__).with_name("chatml.jinja").read_text(encoding="utf-8").removesuffix("\n")
 """For tokenizers that have the two ChatML tokens but no template (Qwen base models)."""
-
-PLAIN = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{{ message['role'] | capitalize }}:
-{{ message['content'] }}{{ eos_token if message['role'] == 'assistant' else '' }}
-{% endfor -%}
-{%- if add_generation_prompt -%}
-Assistant:
-{% endif -%}"""
+PLAIN = Path(__file__).with_name("plain.jinja").read_text(encoding="utf-8").removesuffix("\n")
 """For base models without a template: `User:` / `Assistant:` lines, each answer closed by the end token."""
 
 
@@ -76,7 +60,7 @@ class Template:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
-        self._tails: dict[str, list[int]] = {}
+        self._tail_ids = lru_cache(maxsize=128)(self.encode_text)  # most templates have one: the role of the answer
         self._openers: dict[bool, str | None] = {}
         self.source = "the tokenizer's own"
         if not tokenizer.chat_template:
@@ -98,22 +82,24 @@ class Template:
         calls = any(message.tool_calls or message.role == "tool" for message in messages)
         if tools or calls:
             self._tool_support.refuse(tools, calls=calls)
-        try:
-            return self._render(messages, tools, calls and self._tool_support.short_ids, prompt=prompt)
+        try:  # A base tokenizer may lack bos_token; the sandboxed Jinja then prints nothing for it.
+            return str(self._apply(messages, tools, tokenize=False, add_generation_prompt=prompt))
         except LimitExceeded as error:
             raise TemplateError(f"the chat template is stopped: {error}", fix="use another chat template") from error
         except Exception as error:  # a template may raise anything, by design
             raise TemplateError(f"the chat template refuses this dialogue: {error}") from error
 
-    def _render(self, messages: Sequence[Message], tools: str, short_ids: bool, *, prompt: bool = False) -> str:
-        # A base tokenizer may lack bos_token; the sandboxed Jinja then prints nothing for it.
+    def _apply(self, messages: Sequence[Message], tools: str, short_ids: bool | None = None, **options: Any) -> Any:
+        """The tokenizer's own `apply_chat_template`; calls get short ids if its template needs them."""
+        if short_ids is None:
+            calls = any(message.tool_calls or message.role == "tool" for message in messages)
+            short_ids = calls and self._tool_support.short_ids
         turns = as_turns(messages, short_ids=short_ids)
-        given = {"tools": parse(tools) or None, "add_generation_prompt": prompt}
-        return str(apply_chat_template(self.tokenizer, turns, tokenize=False, **given))
+        return apply_chat_template(self.tokenizer, turns, tools=parse(tools) or None, **options)
 
     @cached_property
-    def _tool_support(self) -> tool_calls.ToolSupport:
-        return tool_calls.probe(self._render)
+    def _tool_support(self) -> tool_form.ToolSupport:
+        return tool_form.probe(lambda *asked: str(self._apply(*asked, tokenize=False)))
 
     @property
     def _probe_tools(self) -> str:
@@ -168,7 +154,7 @@ class Template:
                 continue
             before = self.render(messages[:turn], prompt=True, tools=tools)
             through = full if turn == len(messages) - 1 else self.render(messages[: turn + 1], tools=tools)
-            tool_calls.refuse_unseen(before, messages[:turn], tools, lambda part: self.render(part, tools=tools))
+            tool_form.refuse_unseen(before, messages[:turn], tools, lambda part: self.render(part, tools=tools))
             if not through.startswith(before):
                 same = shared_start(before, through)
                 raise TemplateError(
@@ -202,7 +188,7 @@ class Template:
     def refuse_special(self, messages: Sequence[Message], tools: str) -> None:
         """RowError where a text contains a special token: it could open or end a turn as the template does."""
         given = [(f"turn {n}: the {m.role} message", text) for n, m in enumerate(messages, 1) for text in texts(m)]
-        for where, text in [*given, *(("a tool on offer", text) for text in tool_texts(tools))]:
+        for where, text in [*given, *(("a tool on offer", text) for text in strings(parse(tools)))]:
             if found := self._special_text.search(text):
                 raise RowError(
                     f"{where} contains {found[0]!r}, a special token of this "
@@ -217,7 +203,7 @@ class Template:
         """
         if message.tool_calls:
             ends = {self._special[token] for token in self._plain_ends if token in self._special}
-            return tool_calls.answer_size(turn, message, text, self._special_text, ends)
+            return tool_form.answer_size(turn, message, text, self._special_text, ends)
         content = message.content.strip()
         place = stop = 0
         for token in self._special_text.finditer(text):
@@ -284,7 +270,7 @@ class Template:
 
         if type(self.tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template:
             return
-        whole = self._apply(messages, tools, return_dict=False)
+        whole = self._apply(messages, tools, tokenize=True, return_dict=False)
         if list(whole) != ids:
             raise TemplateError(
                 f"{type(self.tokenizer).__name__} makes {len(whole)} tokens of a dialogue whose text has {len(ids)}: "
@@ -301,13 +287,7 @@ class Template:
         # The id alone is not enough: unk is special and stands for any text that the vocabulary lacks.
         while last > 0 and not ((token := self._special.get(ids[last])) and text.startswith(token, starts[last])):
             last -= 1
-        tail = text[starts[last] if last > 0 else 0 : start]
-        expected = self._tails.get(tail)
-        if expected is None:
-            expected = self.encode_text(tail)
-            if len(tail) < 200 and len(self._tails) < 1000:  # most templates have one: the role of the answer
-                self._tails[tail] = expected
-        if ids[max(last, 0) : first] == expected:
+        if ids[max(last, 0) : first] == self._tail_ids(text[starts[last] if last > 0 else 0 : start]):
             return
         if content[:1].isspace():
             raise RowError(
@@ -341,8 +321,8 @@ class Template:
 
         They may hold more only within the turn: its opening, which is the prompt, and white space after its end.
         """
-        encoded = self._apply(messages, tools, return_dict=True, return_assistant_tokens_mask=True)
-        marks: list[int] = encoded["assistant_masks"]
+        options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        marks: list[int] = self._apply(messages, tools, **options)["assistant_masks"]
         stretches = sum(mark > last for last, mark in zip([0, *marks], marks, strict=False))
         fault = "mark more than the answers" if stretches > sum(m.role == "assistant" for m in messages) else ""
         for answer in answers:
@@ -362,9 +342,3 @@ class Template:
                 f"the chat template's generation markers {fault}",
                 fix="mark in the template what the model generates: the content of an answer and its end token",
             )
-
-    def _apply(self, messages: Sequence[Message], tools: str, **options: Any) -> Any:
-        """The tokenizer's own `apply_chat_template`, which tokenizes."""
-        calls = any(message.tool_calls for message in messages)
-        turns = as_turns(messages, short_ids=calls and self._tool_support.short_ids)
-        return apply_chat_template(self.tokenizer, turns, tools=parse(tools) or None, tokenize=True, **options)

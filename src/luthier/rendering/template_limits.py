@@ -54,19 +54,11 @@ def take(steps: int = 0, characters: int = 0) -> None:
         raise LimitExceeded(f"it takes more than {SECONDS:.0f} s")
 
 
-class Counted:
-    """An iterable of a `for`, each turn of which is a step and writes this many characters of the template itself."""
-
-    def __init__(self, values: Iterable[Any], characters: int) -> None:
-        self.values, self.characters = values, characters
-
-    def __iter__(self) -> Iterator[Any]:
-        for value in self.values:
-            take(1, self.characters)
-            yield value
-
-    def __len__(self) -> int:
-        return len(self.values)  # type: ignore[arg-type]  # a TypeError is how Jinja learns that there is none
+def counted(values: Iterable[Any], characters: int) -> Iterator[Any]:
+    """The values of a `for`, each turn of which is a step and writes this many characters of the template itself."""
+    for value in values:
+        take(1, characters)
+        yield value
 
 
 class Generator(CodeGenerator):
@@ -74,8 +66,8 @@ class Generator(CodeGenerator):
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
         written = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        counted = nodes.EnvironmentAttribute("counted")
-        node.iter = nodes.Call(counted, [node.iter, nodes.Const(written)], [], None, None, lineno=node.lineno)
+        turns = nodes.EnvironmentAttribute("counted")
+        node.iter = nodes.Call(turns, [node.iter, nodes.Const(written)], [], None, None, lineno=node.lineno)
         super().visit_For(node, frame)
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
@@ -91,7 +83,7 @@ class CountingEnvironment(ImmutableSandboxedEnvironment):
 
     code_generator_class = Generator
     intercepted_binops = frozenset({"+", "*", "**"})
-    counted = staticmethod(Counted)
+    counted = staticmethod(counted)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, finalize=_counted, **options)
@@ -99,8 +91,8 @@ class CountingEnvironment(ImmutableSandboxedEnvironment):
             self.filters[name] = _counting(self.filters[name])
 
     def call(self, context: Context, called: Any, *args: Any, **options: Any) -> Any:
-        if called is Counted:  # a loop's own
-            return Counted(*args)
+        if called is counted:  # a loop's own
+            return counted(*args)
         take(1, _sizes(args, options))
         return _counted(super().call(context, called, *args, **options))
 
@@ -136,11 +128,11 @@ def _counted(value: Any, kinds: Any = str) -> Any:
 
 def _counting(filter_: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(filter_)
-    def counted(*args: Any, **options: Any) -> Any:
+    def limited(*args: Any, **options: Any) -> Any:
         take(1, _sizes(args, options))
         return _counted(filter_(*args, **options), str | list)
 
-    return counted
+    return limited
 
 
 def apply_chat_template(tokenizer: Any, turns: Any, **options: Any) -> Any:

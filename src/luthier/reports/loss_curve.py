@@ -6,22 +6,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Source Han Sans SC",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "Microsoft YaHei",
-    "SimHei",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "Heiti TC",
-    "Arial Unicode MS",
-)
-"""Fonts with Chinese, Japanese and Korean, on Linux, Windows and macOS; matplotlib's own font has none."""
-FILES = r"(sans|gothic).*cjk.*regular|sourcehansans.*regular|wqy|msyh|simhei|pingfang|hiragino|heiti|arial ?unicode"
-"""Names of the files of these."""
+FONTS = r"(sans|gothic).*cjk.*regular|sourcehansans.*regular|wqy|msyh|simhei|pingfang|hiragino|heiti|arial ?unicode"
+"""Names of font files with Chinese, Japanese and Korean, on Linux, Windows and macOS; matplotlib's own has none."""
 GREY, BLUE, ORANGE = "#b8c0cc", "#1f5fa8", "#d1602a"
 
 
@@ -74,15 +60,17 @@ def readable(text: str) -> tuple[str, list[str]]:
     """`text` and the fonts for it. What no font here can draw becomes an ellipsis, where matplotlib draws boxes."""
     from matplotlib.font_manager import findfont, findSystemFonts, fontManager, get_font
 
+    def eastern(file: str) -> bool:
+        return re.search(FONTS, Path(file).name, re.IGNORECASE) is not None
+
     families = ["DejaVu Sans"]  # comes with matplotlib
     known = set(get_font(findfont(families[0])).get_charmap())
-    if not known.issuperset(map(ord, text)) and not {font.name for font in fontManager.ttflist}.intersection(FONTS):
-        for file in findSystemFonts():  # matplotlib's list is as old as its first use on this machine
-            if re.search(FILES, Path(file).name, re.IGNORECASE):
-                fontManager.addfont(file)
-    installed = {font.name for font in fontManager.ttflist}
-    for family in FONTS:
-        if family in installed and not known.issuperset(map(ord, text)):
+    if not known.issuperset(map(ord, text)) and not any(eastern(font.fname) for font in fontManager.ttflist):
+        for file in filter(eastern, findSystemFonts()):  # matplotlib's list is as old as its first use here
+            fontManager.addfont(file)
+    installed = {font.name for font in fontManager.ttflist if eastern(font.fname)}
+    for family in sorted(installed, key=lambda name: (" SC" not in name, name)):  # Chinese forms of shared characters
+        if not known.issuperset(map(ord, text)):
             families.append(family)
             known |= set(get_font(findfont(family)).get_charmap())
     drawn = "".join(sign if ord(sign) in known else "\0" for sign in text)

@@ -1,5 +1,6 @@
 """Self-contained HTML pages from the templates in this folder."""
 
+from base64 import b64encode
 from typing import Any
 
 from luthier.core.shell import public
@@ -11,5 +12,5 @@ def render(name: str, filters: dict[str, Any], **values: Any) -> str:
 
     loader = PackageLoader("luthier.reports", ".")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"public": public, **filters}
+    pages.filters |= {"public": public, "base64": lambda image: b64encode(image).decode(), **filters}
     return pages.get_template(f"{name}.html.jinja").render(values)

@@ -1,6 +1,5 @@
 """One self-contained HTML page about a run: what was gained, the loss curve, the data, the worst examples."""
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -19,8 +18,7 @@ def render(
     """The page of a run, from what its folder has."""
     filters = {"figure": figure, "shift": shift, "output": words_of, "scale": scale_of}
     values = {"result": result, "data": data, "recipe": recipe, "environment": environment}
-    image = base64.b64encode(loss_png).decode()
-    return page.render("run_report", filters, **values, worst=worst(predictions), loss_png=image)
+    return page.render("run_report", filters, **values, worst=worst(predictions), loss_png=loss_png)
 
 
 def worst(predictions: Sequence[Json], count: int = 12) -> list[Json]:

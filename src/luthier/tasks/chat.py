@@ -11,7 +11,7 @@ from luthier.core.errors import TemplateError
 from luthier.rendering.chat_template import IGNORED, Template, Tokens
 from luthier.rendering.example import Example, Message, RowError
 from luthier.rendering.row import LongRow, Row
-from luthier.rendering.tool_calls import shows
+from luthier.rendering.tools import shows
 from luthier.tasks.base import Task
 
 

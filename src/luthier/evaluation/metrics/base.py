@@ -32,12 +32,13 @@ class SumMetric:
         return float(self.value(self.terms(records).sum(0, keepdims=True))[0]) if records else 0.0
 
 
-def mean_of(key: str) -> SumMetric:
-    """The mean of record[key] over the records that have it."""
+def mean_of(key: str, weight: str = "") -> SumMetric:
+    """The sum of record[key] / their number, or the sum of record[weight], over the records that have the key."""
     import numpy as np
 
     def terms(records: Sequence[Record]) -> "NDArray[Any]":
-        return np.array([[float(r[key]), 1.0] if key in r else [0.0, 0.0] for r in records]).reshape(-1, 2)
+        pairs = [[float(r[key]), float(r[weight]) if weight else 1.0] if key in r else [0.0, 0.0] for r in records]
+        return np.array(pairs).reshape(-1, 2)
 
     return SumMetric(terms, lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1), key)
 
@@ -88,14 +89,6 @@ class Evaluation(Plugin):
         """One record per example, in order; the records of all evaluations are merged in the end."""
         raise NotImplementedError
 
-    def metrics(self) -> dict[str, MetricFunction]:
-        """Metric names and the function of the records for each."""
-        return {name: metric.function for name, metric in self.table.items()}
-
-    def higher(self, metric: str) -> bool:
-        """Whether more of this metric is better."""
-        return self.table[metric].higher
-
 
 EVALUATIONS = Family(Evaluation, "evaluation")
 
@@ -107,4 +100,9 @@ def known_evaluations() -> list[Evaluation]:
 
 def known_metrics() -> dict[str, Metric]:
     """Every metric there is, by name."""
-    return {name: metric for each in known_evaluations() for name, metric in each.table.items()}
+    return metrics_of(known_evaluations())
+
+
+def metrics_of(chosen: Sequence[Evaluation]) -> dict[str, Metric]:
+    """The metrics of these evaluations, by name."""
+    return {name: metric for each in chosen for name, metric in each.table.items()}

@@ -15,9 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table
-from luthier.evaluation.records.context import EvalContext, Record
-from luthier.evaluation.records.generate import answered, asks, open_answers, references_of
-from luthier.evaluation.records.words import bleu_tokenizer
+from luthier.evaluation.records.context import (
+    EvalContext,
+    Record,
+    answered,
+    bleu_tokenizer,
+    open_answers,
+    references_of,
+)
 
 COUNTS = {"bleu": 10, "chrf": 18}
 """Numbers that sacrebleu sums: lengths, and hits and n-grams of four orders; three for each of six orders."""
@@ -45,7 +50,7 @@ class Bleu(Evaluation):
     package: ClassVar[str] = "sacrebleu"
 
     def applies(self, context: EvalContext) -> bool:
-        return asks(context) and open_answers(context)
+        return open_answers(context)
 
     def measure(self, context: EvalContext) -> list[Record]:
         from sacrebleu import BLEU, CHRF

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 
 from luthier.core.errors import InputError
 from luthier.evaluation.metrics.base import Evaluation, Metric, Table, mean_of
-from luthier.evaluation.records.context import EvalContext, Record
-from luthier.evaluation.records.generate import answered, asks, references_of
+from luthier.evaluation.records.context import EvalContext, Record, answered, asks, references_of
 from luthier.evaluation.records.settings import EvaluateConfig
 
 
@@ -38,9 +37,10 @@ class Check(Evaluation):
                 continue
             prompt = next((m.content for m in reversed(example.messages[:-1]) if m.role == "user"), "")
             try:
-                # With several right answers the best one counts.
-                each = [_share(check(prompt, record["said"], reference)) for reference in references_of(record)]
-                made[-1] = {"passed": max(each)}
+                each = [float(check(prompt, record["said"], reference)) for reference in references_of(record)]
+                if odd := [share for share in each if not 0 <= share <= 1]:
+                    raise ValueError(f"check returned {odd[0]}, which is not a bool and not a number from 0 to 1")
+                made[-1] = {"passed": max(each)}  # with several right answers the best one counts
             except Exception as error:  # the user's code may raise anything, and one answer is not worth the run
                 errors.append(f"{example.where}: {type(error).__name__}: {error}")
                 made[-1] = {"passed": 0.0, "check_error": errors[-1]}
@@ -48,14 +48,6 @@ class Check(Evaluation):
             context.counts["errors in check"] = len(errors)
             context.progress.warn(f"evaluate.check raised {len(errors)} times, which counts as failed: {errors[0]}")
         return made
-
-
-def _share(value: Any) -> float:
-    """The result as a number from 0 to 1; TypeError or ValueError for anything else."""
-    share = float(value)
-    if not 0 <= share <= 1:
-        raise ValueError(f"check returned {value!r}, which is not a bool and not a number from 0 to 1")
-    return share
 
 
 def load_check(path: str) -> Callable[[str, str, str], Any]:

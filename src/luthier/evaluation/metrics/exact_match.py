@@ -7,8 +7,7 @@ any of their answers is right.
 from typing import ClassVar
 
 from luthier.evaluation.metrics.base import Evaluation, Metric, Table, mean_of
-from luthier.evaluation.records.context import EvalContext, Record
-from luthier.evaluation.records.generate import answered, asks, open_answers, references_of
+from luthier.evaluation.records.context import EvalContext, Record, answered, asks, open_answers, references_of
 
 
 class ExactMatch(Evaluation):

@@ -22,8 +22,7 @@ from urllib.parse import urlsplit
 from luthier.core.errors import InputError
 from luthier.core.strict_json import to_json
 from luthier.evaluation.metrics.base import Evaluation, Metric, Table, mean_of
-from luthier.evaluation.records.context import EvalContext, Record
-from luthier.evaluation.records.generate import answered, asks
+from luthier.evaluation.records.context import EvalContext, Record, answered, asks
 from luthier.evaluation.records.settings import EvaluateConfig, JudgeConfig
 
 _GRADE = re.compile(r"\[\[\s*(10|[0-9])(?:\.0+)?\s*\]\]")

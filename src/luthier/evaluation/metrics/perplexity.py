@@ -3,26 +3,15 @@
 Weighted by targets, not by rows: sum of -log p over all targets / their number.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table
+from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table, mean_of
 from luthier.evaluation.records.context import EvalContext, Record
 
-
-def _terms(records: Sequence[Record]) -> NDArray[Any]:
-    return np.array([[r["loss_sum"], r["targets"]] for r in records], dtype=float).reshape(-1, 2)
-
-
-def _per_target(sums: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(sums[:, 0] / np.maximum(sums[:, 1], 1))
-
-
-LOSS = SumMetric(_terms, _per_target)
-PERPLEXITY = SumMetric(_terms, lambda sums: np.exp(np.minimum(_per_target(sums), 700.0)))
+LOSS = mean_of("loss_sum", "targets")
+PERPLEXITY = SumMetric(LOSS.terms, lambda sums: np.exp(np.minimum(LOSS.value(sums), 700.0)))
 
 
 class Perplexity(Evaluation):

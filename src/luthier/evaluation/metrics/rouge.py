@@ -2,16 +2,14 @@
 
 F1 of unigrams (ROUGE-1), bigrams (ROUGE-2) and the longest common subsequence (ROUGE-L, over the whole text), by
 Google's rouge-score without stemming; the mean over the answers. With several references the best one counts, for
-each score its own. Chinese characters are words (see words.py). Lin 2004, aclanthology.org/W04-1013.
+each score its own. Chinese characters are words (see records.context.words). Lin 2004, aclanthology.org/W04-1013.
 """
 
 from types import SimpleNamespace
 from typing import ClassVar
 
 from luthier.evaluation.metrics.base import Evaluation, Metric, Table, mean_of
-from luthier.evaluation.records.context import EvalContext, Record
-from luthier.evaluation.records.generate import answered, asks, open_answers, references_of
-from luthier.evaluation.records.words import words
+from luthier.evaluation.records.context import EvalContext, Record, answered, open_answers, references_of, words
 
 NAMES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 """Our name -> rouge-score's."""
@@ -24,7 +22,7 @@ class Rouge(Evaluation):
     package: ClassVar[str] = "rouge_score"
 
     def applies(self, context: EvalContext) -> bool:
-        return asks(context) and open_answers(context)
+        return open_answers(context)
 
     def measure(self, context: EvalContext) -> list[Record]:
         from rouge_score.rouge_scorer import RougeScorer

@@ -1,13 +1,19 @@
-"""What an evaluation is given: the model, the held-out rows and their settings; it makes one record per example."""
+"""What an evaluation is given: the model, the held-out rows and their settings, and the greedy answers to the prompts.
+
+An evaluation makes one record per example. Each prompt is answered once, for all evaluations that read answers. Rows
+with the same prompt are one question with several references: E2E NLG has up to a dozen texts for one meaning. The
+answer is in the record of the first of them, {"said", "answer", "references"}; the others have none.
+"""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.events import Progress
 from luthier.evaluation.records.settings import EvaluateConfig
-from luthier.rendering.chat_template import Template
+from luthier.rendering.chat_template import IGNORED, Template, Tokens
 from luthier.rendering.example import Example
 from luthier.rendering.row import Row
 from luthier.tasks.base import Task
@@ -17,6 +23,16 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 """What was measured on one example: numbers, and the model's own words."""
+
+MOST_LABELS = 500
+"""With more different labels than this, they are free text, not classes."""
+SHORT = 5
+"""Words (Chinese: characters) that nine of ten references must not exceed for answers to count as short and closed."""
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+KANA = "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+THAI = "\u0e00-\u0e7f\u0e80-\u0eff\u1000-\u109f\u1780-\u17ff"  # with Lao, Burmese and Khmer: no spaces either
+_WORD = re.compile(rf"[{HAN}{KANA}{THAI}]|[^\W_{HAN}{KANA}{THAI}]+")
+_HAN, _KANA, _THAI = (re.compile(f"[{letters}]") for letters in (HAN, KANA, THAI))
 
 
 def restored_records(records: Sequence[Mapping[str, Any]]) -> list[Record]:
@@ -53,7 +69,7 @@ class EvalContext:
     progress: Progress = field(default_factory=Progress)
     memory: Memory = field(default_factory=Memory)
     answers: list[Record] | None = None
-    """The generated answers, once there are any (see generate.answered)."""
+    """The generated answers, once there are any (see answered)."""
     counts: dict[str, int] = field(default_factory=dict)
     """What failed or was cut, by name, for the report."""
 
@@ -115,3 +131,113 @@ def by_length(lengths: Sequence[int], settings: EvaluateConfig) -> Iterator[list
         batch.append(place)
     if batch:
         yield batch
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of letters and digits; each character of a script without spaces is one, as in sacrebleu's `zh`.
+
+    For text in ASCII they are those of rouge-score's default tokenizer, which keeps nothing but a-z and 0-9 of others.
+    """
+    return _WORD.findall(text.lower())
+
+
+def bleu_tokenizer(references: Iterable[str]) -> str:
+    """Sacrebleu's tokenizer for these texts: `zh` for Chinese, `char` for Japanese and Thai and their kin, else `13a`.
+
+    One for the whole set, by the references alone, so that base and tuned model are counted alike.
+    """
+    text = "".join(references)
+    letters = max(1, sum(character.isalpha() for character in text))
+    if (len(_KANA.findall(text)) + len(_THAI.findall(text))) / letters > 0.1:
+        return "char"
+    return "zh" if len(_HAN.findall(text)) / letters > 0.3 else "13a"
+
+
+def asks(context: EvalContext) -> bool:
+    """Whether answers are generated for these rows."""
+    return context.task.name == "chat" and context.settings.generate > 0
+
+
+def labelled(context: EvalContext) -> bool:
+    """Whether every row has one of a set of labels."""
+    return 1 < len(context.labels) <= MOST_LABELS and all(example.label is not None for example in context.examples)
+
+
+def open_answers(context: EvalContext) -> bool:
+    """Whether answers are generated and references are longer than a few words, so that overlap means something."""
+    if not asks(context) or labelled(context):
+        return False
+    lengths = sorted(len(words(example.answer)) for example in context.examples[:1000])
+    return bool(lengths) and lengths[int(0.9 * (len(lengths) - 1))] > SHORT
+
+
+def answered(context: EvalContext) -> list[Record]:
+    """A record per example, with the model's answer if one was generated; this happens at most once."""
+    if context.answers is not None:
+        return context.answers
+    # A dialogue may have a row per answer (see Template.rows); only its last answer is generated.
+    last = dict(zip(context.owner, context.rows, strict=True))
+    learned: dict[int, list[int]] = {}
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number in sorted(last):
+        prompt, learned[number] = split_answer(last[number])
+        groups.setdefault(tuple(prompt), []).append(number)
+    asked = list(groups.items())[: context.settings.generate]
+    longest = max(len(last[number].ids) - len(prompt) for prompt, numbers in asked for number in numbers)
+    most = min(context.settings.max_new_tokens, longest + 2)
+    answers = generate(context, [list(prompt) for prompt, _ in asked], most)
+    records: list[Record] = [{} for _ in context.examples]
+    for (_, numbers), (text, whole) in zip(asked, answers, strict=True):
+        # What was learned, not the message: a template may add to the model's answer (Qwen3's think block).
+        decode = context.template.tokenizer.decode
+        references = [str(decode(learned[number], skip_special_tokens=True)) for number in numbers]
+        record = records[numbers[0]]
+        record |= {"answer": references[0], "said": text}
+        if len(set(references)) > 1:
+            record["references"] = list(dict.fromkeys(references))
+        if not whole:
+            record["cut"] = True
+    context.counts["answers"] = len(asked)
+    context.counts["cut answers"] = sum(not whole for _, whole in answers)
+    context.answers = records
+    return records
+
+
+def references_of(record: Record) -> list[str]:
+    """All texts that would be right."""
+    return list(record.get("references") or [record["answer"]])
+
+
+def split_answer(row: Row | Tokens) -> tuple[list[int], list[int]]:
+    """Token ids of the last learned stretch, the answer, and before it those of its prompt: (prompt, answer)."""
+    stop = max(place for place, label in enumerate(row.labels) if label != IGNORED) + 1
+    start = stop - 1
+    while start > 0 and row.labels[start - 1] != IGNORED:
+        start -= 1
+    return row.ids[:start], row.labels[start:stop]
+
+
+def generate(context: EvalContext, prompts: Sequence[list[int]], most: int) -> list[tuple[str, bool]]:
+    """At most `most` tokens after each prompt (token ids), as text without the end token, and whether it ended."""
+    import torch
+    from transformers import GenerationConfig
+
+    ends, pad = sorted(context.template.end_ids), context.pad
+    options = GenerationConfig(do_sample=False, max_new_tokens=most, eos_token_id=ends, pad_token_id=pad)
+    answers = [("", True)] * len(prompts)
+    context.model.eval()
+    done = 0
+    with torch.inference_mode():
+        for numbers in by_length([len(prompt) + most for prompt in prompts], context.settings):
+            width = max(len(prompts[i]) for i in numbers)
+            # Padded on the left, so that all answers begin at the same position.
+            rows = [[pad] * (width - len(prompts[i])) + prompts[i] for i in numbers]
+            masks = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in numbers]
+            ids, mask = (torch.tensor(each, device=context.device) for each in (rows, masks))
+            made = context.model.generate(input_ids=ids, attention_mask=mask, generation_config=options)  # type: ignore[operator]
+            for i, tokens in zip(numbers, made[:, width:].tolist(), strict=True):
+                text = str(context.template.tokenizer.decode(tokens, skip_special_tokens=True))
+                answers[i] = text, not context.template.end_ids.isdisjoint(tokens)
+            done += len(numbers)
+            context.progress.measured("answers", done, len(prompts))
+    return answers

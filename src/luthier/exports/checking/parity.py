@@ -1,59 +1,29 @@
 """The parity check: held-out prompts through the trained and the exported model, and their differences in numbers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import GenerationConfig
 
 from luthier.core.events import Progress
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-
-Bounds = tuple[float | None, float | None]
-"""Allowed (largest, mean) difference of two logits, as a share of their spread; None: differences are reported."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOutPrompt:
-    """A held-out row."""
-
-    ids: Sequence[int]  # all its tokens: logits are compared at each
-    start: int | None  # where its answer begins; None for a classifier
-
-
-class Runner(Protocol):
-    """A model that answers, in whatever program it runs. It may have `close()`, which frees files and memory."""
-
-    def logits(self, ids: Sequence[int]) -> "NDArray[Any]":
-        """Scores of the token that follows each of `ids`: [tokens, vocabulary]; of a classifier [1, labels]."""
-
-    def answer(self, ids: Sequence[int], most: int) -> list[int]:
-        """At most `most` greedy tokens, up to and including an end token; none of a classifier."""
-
-
-@dataclass(frozen=True, slots=True)
-class ParityCheck:
-    """Differences between a trained and an exported model, as export.json has them."""
-
-    prompts: int
-    positions: int  # at which all logits were compared
-    largest: float  # difference of two logits
-    mean: float  # difference of two logits, over positions and vocabulary
-    spread: float  # standard deviation of the trained model's logits over the vocabulary, mean over positions
-    bound: float | None  # allowed `largest`, as a share of `spread`; None: differences are only reported
-    mean_bound: float | None  # allowed `mean`, as a share of `spread`; None: no bound
-    same_top: float  # share of positions with the same most likely token
-    same_answers: float  # share of prompts with the same greedy answer, token by token; 1 for a classifier
-    held: bool  # whether `largest` and `mean` are within their bounds
+from luthier.exports.checking.tuned import Bounds, HeldOutPrompt, Runner
 
 
 def check_parity(
     trained: Runner, exported: Runner, prompts: Sequence[HeldOutPrompt], bounds: Bounds, most: int, progress: Progress
-) -> ParityCheck:
-    """Compare both on all prompts, with answers of `most` tokens. AssertionError if logits differ in shape."""
-    import numpy as np
+) -> dict[str, Any]:
+    """Compare both on all `prompts`, with answers of `most` tokens. AssertionError if logits differ in shape.
 
+    `largest` and `mean` are differences of two logits; `spread` is the standard deviation of the trained model's logits
+    over the vocabulary, averaged over `positions`; `same_top` is the share of positions with the same most likely
+    token, `same_answers` that of prompts with the same greedy answer (1 for a classifier); `held` is whether `largest`
+    and `mean` are within `bound` and `mean_bound` (see Bounds).
+    """
     largest, total, spread, positions, same_top, same = 0.0, 0.0, 0.0, 0, 0, 0
     for number, prompt in enumerate(prompts):
         before, after = trained.logits(prompt.ids), exported.logits(prompt.ids)
@@ -70,5 +40,56 @@ def check_parity(
         progress.measured("prompts", number + 1, len(prompts))
     spread, mean = spread / positions, total / positions
     held = all(bound is None or gap <= bound * spread for gap, bound in zip((largest, mean), bounds, strict=True))
-    shares = same_top / positions, same / len(prompts)
-    return ParityCheck(len(prompts), positions, largest, mean, spread, *bounds, *shares, held)
+    found = {"prompts": len(prompts), "positions": positions, "largest": largest, "mean": mean, "spread": spread}
+    found |= {"bound": bounds[0], "mean_bound": bounds[1]}
+    return found | {"same_top": same_top / positions, "same_answers": same / len(prompts), "held": held}
+
+
+class TorchRunner:
+    """A model of transformers or PEFT."""
+
+    def __init__(self, model: nn.Module, ends: Sequence[int], pad: int) -> None:
+        self.model: Any = model.eval()
+        self.ends, self.pad = list(ends), pad
+
+    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
+        """[tokens, vocabulary] in float32; of a classifier [1, labels]."""
+        with torch.inference_mode():
+            made = self.model(**self._inputs(ids)).logits
+        made = made[0] if made.dim() == 3 else made
+        # A prompt method may have logits for its virtual tokens as well: those stand first.
+        return made[-len(ids) :].float().cpu().numpy()  # type: ignore[no-any-return]
+
+    def answer(self, ids: Sequence[int], most: int) -> list[int]:
+        """Greedy tokens."""
+        if not self.ends:
+            return []
+        options = GenerationConfig(do_sample=False, max_new_tokens=most, eos_token_id=self.ends, pad_token_id=self.pad)
+        with torch.inference_mode():
+            made = self.model.generate(**self._inputs(ids), generation_config=options)
+        return made[0, len(ids) :].tolist()  # type: ignore[no-any-return]
+
+    def _inputs(self, ids: Sequence[int]) -> dict[str, Any]:
+        row = torch.tensor([list(ids)], device=next(self.model.parameters()).device)
+        return {"input_ids": row, "attention_mask": torch.ones_like(row)}
+
+
+def as_module(runner: Runner, *, classifies: bool) -> nn.Module:
+    """A runner as a PyTorch model that evaluations can call, with batches of one row."""
+
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # evaluations ask for its device
+
+        def forward(self, input_ids: Any, **_: Any) -> Any:
+            """Logits: [1, T, vocabulary]; of a classifier [1, labels]."""
+            logits = torch.from_numpy(runner.logits(input_ids[0].tolist()))
+            return SimpleNamespace(logits=logits if classifies else logits[None])
+
+        def generate(self, input_ids: Any, generation_config: Any, **_: Any) -> Any:
+            """The prompt with its greedy answer: [1, T + answer]."""
+            answer = runner.answer(input_ids[0].tolist(), generation_config.max_new_tokens)
+            return torch.cat([input_ids, input_ids.new_tensor([answer])], 1)
+
+    return Module()

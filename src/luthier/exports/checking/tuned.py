@@ -1,15 +1,39 @@
-"""A finished run, as an export takes it."""
+"""What an export is given and checked against: a finished run, held-out prompts, and the model card."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.core.shell import shell_line
+from luthier.core.strict_json import to_json
+from luthier.core.version import __version__
 from luthier.methods.base import Method
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import nn
+
+Bounds = tuple[float | None, float | None]
+"""Allowed (largest, mean) difference of two logits, as a share of their spread; None: differences are reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutPrompt:
+    """A held-out row."""
+
+    ids: Sequence[int]  # all its tokens: logits are compared at each
+    start: int | None  # where its answer begins; None for a classifier
+
+
+class Runner(Protocol):
+    """A model that answers, in whatever program it runs. It may have `close()`, which frees files and memory."""
+
+    def logits(self, ids: Sequence[int]) -> "NDArray[Any]":
+        """Scores of the token that follows each of `ids`: [tokens, vocabulary]; of a classifier [1, labels]."""
+
+    def answer(self, ids: Sequence[int], most: int) -> list[int]:
+        """At most `most` greedy tokens, up to and including an end token; none of a classifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +71,39 @@ class Tuned:
     def merged(self) -> "nn.Module":
         """The plain base with the tuned weights merged in."""
         return self.method.merge(self.open_plain())  # type: ignore[no-any-return]
+
+
+LIBRARIES = {"adapter": "peft", "gguf": "gguf", "gguf_adapter": "gguf", "ollama": "gguf"}
+
+
+def is_local(base: str) -> bool:
+    """Whether it is a folder of this machine or the embedded model, not a hub id."""
+    return base == "builtin" or base.startswith((".", "/", "~")) or Path(base).is_dir()
+
+
+def card(
+    tuned: Tuned,
+    target: str,
+    use: Sequence[str],
+    parity: Sequence[Mapping[str, Any]],
+    checked: Mapping[str, Any],
+    **more: str,
+) -> str:
+    """README.md in the form that model hubs read: a block of YAML, with `more` keys, then text. It names no folder."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    facts, local = tuned.facts, is_local(tuned.base)
+    head = {
+        "library_name": LIBRARIES.get(target, "transformers"),
+        "tags": ["luthier", tuned.method.name],
+        "pipeline_tag": "text-classification" if tuned.classifies else "text-generation",
+        **({} if local else {"base_model": tuned.base}),
+        **more,
+    }
+    loader = PackageLoader("luthier.exports.checking", ".")
+    pages = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    values = {"target": target, "use": use, "parity": parity, "checked": checked, "facts": {"tuned": {}, **facts}}
+    values["head"] = {key: to_json(value, ensure_ascii=False) for key, value in head.items()}  # JSON is YAML, quoted
+    values["origin"] = Path(tuned.base).expanduser().name if local else tuned.base
+    page = pages.get_template("card.md.jinja")
+    return page.render(values, tuned=tuned, name=Path(tuned.run).name, version=__version__)

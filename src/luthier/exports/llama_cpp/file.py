@@ -1,17 +1,21 @@
-"""Models and LoRA adapters as GGUF files, written tensor by tensor and read back."""
+"""Models and LoRA adapters as GGUF files: written tensor by tensor, read back, and opened in llama.cpp."""
 
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from luthier.core.errors import InputError, MissingExtra, Unproved, install
-from luthier.exports.checking.tuned import Tuned
-from luthier.exports.llama_cpp.vocabulary import Vocabulary, vocabulary
+from luthier.exports.checking.tuned import HeldOutPrompt, Tuned
+from luthier.exports.llama_cpp.vocabulary import PROBES, vocabulary
+from luthier.rendering.example import shared_start
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
@@ -25,10 +29,12 @@ ROUNDING: dict[str, float] = {"F32": 0.0, "F16": 2**-11, "BF16": 2**-8, "Q8_0": 
 NAMES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 """model_type -> llama.cpp's architecture."""
 ROPE = {"rope_theta", "rope_type", "factor", "original_max_position_embeddings", "partial_rotary_factor"}
-YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True} | dict.fromkeys(
-    ("attention_factor", "mscale", "mscale_all_dim")
-)
+YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "attention_factor": None}
+YARN |= {"mscale": None, "mscale_all_dim": None}
 """The only values that llama.cpp has for further settings of YaRN."""
+SMALLEST = 256
+"""Tokens of the first context; a longer prompt gets one of its own size."""
+READ_BACK = "every tensor was read back from the file and is the model's, to the rounding of its type"
 
 
 def refuse_gguf(tuned: Tuned, *, replay: bool) -> None:
@@ -47,7 +53,7 @@ def refuse_gguf(tuned: Tuned, *, replay: bool) -> None:
     run_vocabulary(tuned)
 
 
-def run_vocabulary(tuned: Tuned) -> Vocabulary:
+def run_vocabulary(tuned: Tuned) -> dict[str, Any]:
     """The run's tokenizer in llama.cpp's terms."""
     return vocabulary(tuned.tokenizer, tuned.config.vocab_size, tuned.ends, dialogues=tuned.task == "chat")
 
@@ -59,9 +65,7 @@ def refuse_model(config: Any) -> None:
         raise _cannot(f"architecture {kind}; {', '.join(sorted(NAMES))} are supported")
     heads, size, rope = config.num_attention_heads, head_size(config), config.rope_parameters
     how = rope.get("rope_type", "default")
-    odd = (
-        [key for key, value in rope.items() if key not in ROPE and YARN.get(key, ...) != value] if how == "yarn" else []
-    )
+    odd = [key for key, value in rope.items() if how == "yarn" and key not in ROPE and YARN.get(key, ...) != value]
     layers = getattr(config, "layer_types", None) or ()
     scalings = ("default", "linear", "yarn", "llama3") if kind == "llama" else ("default", "linear", "yarn")
     for found, what in (
@@ -87,12 +91,13 @@ def head_size(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def write_model(path: Path, model: "nn.Module", vocabulary: Vocabulary, kind: Kind, name: str) -> None:
+def write_model(path: Path, model: "nn.Module", vocabulary: Mapping[str, Any], kind: Kind, name: str) -> None:
     """Write the whole model as one file, tensor by tensor; Unproved if the file does not hold its weights.
 
     `name` may be a path, of which the last part is stored.
     """
     import gguf
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     config: Any = model.config
     size, rope = head_size(config), config.rope_parameters
@@ -120,24 +125,20 @@ def write_model(path: Path, model: "nn.Module", vocabulary: Vocabulary, kind: Ki
         writer.add_rope_scaling_orig_ctx_len(int(length))
     types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
     writer.add_file_type(gguf.LlamaFileType[types[kind]])
-    vocabulary.write(writer)
-    write_tensors(path, writer, dict(_tensors(model)), kind)
-
-
-def _tensors(model: "nn.Module") -> "Iterator[tuple[str, Callable[[], NDArray[Any]]]]":
-    """(llama.cpp's name, function that returns the numbers in float32) of every weight except a tied head."""
-    config: Any = model.config
+    for key, value in vocabulary.items():
+        getattr(writer, f"add_{key}")(value)
     state = model.state_dict()
+    tensors: dict[str, Callable[[], NDArray[Any]]] = {}
+    if how == "llama3":
+        # The divisors of each frequency in Llama 3's scaling: [head / 2].
+        plain = rope["rope_theta"] ** (-np.arange(0, size, 2) / size)
+        divisors = (plain / ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].float().numpy()).astype("float32")
+        tensors["rope_freqs.weight"] = lambda: divisors
     tied = state["model.embed_tokens.weight"].data_ptr() == state["lm_head.weight"].data_ptr()
-    if config.rope_parameters.get("rope_type") == "llama3":
-        yield "rope_freqs.weight", partial(_llama3_factors, config)
     for key, tensor in state.items():
         if not (tied and key == "lm_head.weight"):
-            yield name_of(config, key), partial(_weight, config, key, tensor)
-
-
-def _weight(config: Any, key: str, tensor: "Tensor") -> "NDArray[Any]":
-    return permuted(config, key, _numbers(tensor))
+            tensors[name_of(config, key)] = partial(permuted, config, key, tensor)
+    write_tensors(path, writer, tensors, kind)
 
 
 def name_of(config: Any, key: str) -> str:
@@ -151,11 +152,12 @@ def name_of(config: Any, key: str) -> str:
     return str(name)
 
 
-def permuted(config: Any, key: str, numbers: "NDArray[Any]") -> "NDArray[Any]":
-    """Rows in llama.cpp's order: [out, ...] -> [out, ...].
+def permuted(config: Any, key: str, tensor: "Tensor") -> NDArray[Any]:
+    """A weight in float32 with its rows in llama.cpp's order: [out, ...] -> [out, ...].
 
     Its Llama rotates adjacent numbers of a head, transformers' those half a head apart, so rows of Q and K move.
     """
+    numbers: NDArray[Any] = tensor.detach().float().cpu().numpy()
     which = key.rpartition(".")[0].rpartition(".")[2]
     if config.model_type != "llama" or which not in ("q_proj", "k_proj"):
         return numbers
@@ -164,22 +166,8 @@ def permuted(config: Any, key: str, numbers: "NDArray[Any]") -> "NDArray[Any]":
     return halves.swapaxes(1, 2).reshape(numbers.shape)
 
 
-def _numbers(tensor: "Tensor") -> "NDArray[Any]":
-    return tensor.detach().float().cpu().numpy()
-
-
-def _llama3_factors(config: Any) -> "NDArray[Any]":
-    """The divisors of each frequency in Llama 3's scaling: [head / 2]."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    places = _numbers(scaled) * 0 + range(0, head_size(config), 2)
-    plain = config.rope_parameters["rope_theta"] ** (-places / head_size(config))
-    return (plain / _numbers(scaled)).astype("float32")  # type: ignore[no-any-return]
-
-
-def write_tensors(path: Path, writer: Any, tensors: "Mapping[str, Callable[[], NDArray[Any]]]", kind: Kind) -> None:
-    """Write header and tensors one by one, then read all back."""
+def write_tensors(path: Path, writer: Any, tensors: Mapping[str, Callable[[], NDArray[Any]]], kind: Kind) -> None:
+    """Write header and tensors one by one, then read all back: Unproved if one differs by more than its rounding."""
     import gguf
 
     kinds = {}
@@ -197,14 +185,6 @@ def write_tensors(path: Path, writer: Any, tensors: "Mapping[str, Callable[[], N
     for name, numbers in tensors.items():
         writer.write_tensor_data(gguf.quants.quantize(numbers(), kinds[name]))
     writer.close()
-    _read_back(path, tensors)
-
-
-def _read_back(path: Path, tensors: "Mapping[str, Callable[[], NDArray[Any]]]") -> None:
-    """Raise Unproved if a tensor in the file is not the model's, to the rounding of its type."""
-    import gguf
-    import numpy as np
-
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     if odd := sorted(set(found) ^ set(tensors)):
         raise Unproved(f"{path.name}: the tensor {odd[0]} is only in the file or only in the model")
@@ -220,3 +200,82 @@ def _read_back(path: Path, tensors: "Mapping[str, Callable[[], NDArray[Any]]]") 
                 f"{path.name}: a weight of {name} differs by {gap.max():.3g} from the model's, more than rounding",
                 fix="type=f32; f16 holds no weight beyond 65504",
             )
+
+
+class LlamaRunner:
+    """A model in llama.cpp, with an adapter if one is given.
+
+    The KV cache is in f32: in f16, the default there, it alone would differ by more than the weights.
+    """
+
+    def __init__(self, model: Path, ends: Sequence[int], adapter: Path | None = None, own: Path | None = None) -> None:
+        """`own` is a folder to delete on close."""
+        self.model, self.ends, self.adapter, self.own, self.context = model, set(ends), adapter, own, 0
+        self._open(SMALLEST)
+
+    def close(self) -> None:
+        """Free memory and files."""
+        self.llama.close()
+        if self.own is not None:
+            shutil.rmtree(self.own, ignore_errors=True)
+
+    def _open(self, context: int) -> None:
+        import llama_cpp
+        import torch
+
+        if self.context:
+            self.llama.close()
+        threads, cache = torch.get_num_threads(), llama_cpp.GGML_TYPE_F32
+        options: dict[str, Any] = {"type_k": cache, "type_v": cache, "n_threads": threads, "n_threads_batch": threads}
+        options |= {"n_ctx": context, "n_batch": min(context, SMALLEST), "logits_all": True, "verbose": False}
+        try:
+            lora = str(self.adapter) if self.adapter else None
+            self.llama: Any = llama_cpp.Llama(str(self.model), lora_path=lora, **options)
+        except (ValueError, RuntimeError) as error:
+            raise Unproved(f"llama.cpp cannot open what was written: {error}") from error
+        self.context = context
+
+    def _read(self, ids: Sequence[int], more: int) -> None:
+        if len(ids) + more > self.context:
+            self._open(-(-(len(ids) + more) // SMALLEST) * SMALLEST)
+        self.llama.reset()
+        self.llama.eval([int(token) for token in ids])
+
+    def logits(self, ids: Sequence[int]) -> NDArray[Any]:
+        """[tokens, vocabulary] in float32."""
+        self._read(ids, 0)
+        return self.llama.scores[: len(ids)].copy()  # type: ignore[no-any-return]
+
+    def answer(self, ids: Sequence[int], most: int) -> list[int]:
+        """Greedy tokens."""
+        self._read(ids, most)
+        answer: list[int] = []
+        while len(answer) < most:
+            answer.append(int(self.llama.scores[len(ids) + len(answer) - 1].argmax()))
+            if answer[-1] in self.ends:
+                break
+            self.llama.eval(answer[-1:])
+        return answer
+
+
+def verified(tokenizer: Any, opened: LlamaRunner | None, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
+    """What was verified beside the answers, and what was not, for export.json.
+
+    Unproved if llama.cpp splits one of PROBES or of the prompts into other tokens than the run's tokenizer.
+    """
+    if opened is None:
+        not_verified = "that llama.cpp splits text into the same tokens and answers as the run"
+        return {"verified": READ_BACK, "not_verified": not_verified}
+    texts = [*PROBES, *(tokenizer.decode(prompt.ids, clean_up_tokenization_spaces=False) for prompt in prompts)]
+    for text in texts:
+        ours = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        theirs = list(opened.llama.tokenize(text.encode(), add_bos=False, special=True))
+        if ours != theirs:
+            place = shared_start(ours, theirs)
+            part = tokenizer.decode(ours[max(0, place - 3) : place + 3])
+            raise Unproved(
+                f"llama.cpp splits {part!r} into other tokens than the run's tokenizer: "
+                f"{theirs[place : place + 6]} instead of {ours[place : place + 6]}",
+                fix="luthier export RUN --to merged",
+            )
+    return {"verified": f"{READ_BACK}; llama.cpp splits {len(texts)} texts into the same tokens"}

@@ -8,7 +8,6 @@ model without any error.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -39,44 +38,11 @@ PROBES = (
 """Texts that llama.cpp has to split as the run does, beside the run's own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """Lists with an entry per row of the embeddings, and what goes with them."""
+def vocabulary(tokenizer: Any, rows: int, ends: Sequence[int], *, dialogues: bool) -> dict[str, Any]:
+    """{NAME of GGUFWriter.add_NAME: value} for a fast tokenizer. InputError if llama.cpp cannot split text as it does.
 
-    model: str  # gpt2 (byte-level BPE) or llama (sentencepiece's BPE)
-    pre: str  # name of the pre-tokenizer
-    tokens: list[str]
-    types: list[int]
-    scores: list[float] = field(default_factory=list)
-    merges: list[str] = field(default_factory=list)
-    prefix: bool = False  # whether a text gets a space in front
-    add_bos: bool = False  # whether a text without the BOS token gets it in front
-    ids: Mapping[str, int] = field(default_factory=dict)  # of bos, eos, eot, eom, unk, pad: those that exist
-    template: str = ""
-
-    def write(self, writer: Any) -> None:
-        """Add it to a GGUFWriter."""
-        writer.add_tokenizer_model(self.model)
-        writer.add_tokenizer_pre(self.pre)
-        writer.add_token_list(self.tokens)
-        writer.add_token_types(self.types)
-        if self.scores:
-            writer.add_token_scores(self.scores)
-        if self.model == "gpt2":
-            writer.add_token_merges(self.merges)
-        else:
-            writer.add_add_space_prefix(self.prefix)
-        writer.add_add_bos_token(self.add_bos)
-        for name, number in self.ids.items():
-            getattr(writer, f"add_{name}_token_id")(number)
-        if self.template:
-            writer.add_chat_template(self.template)
-
-
-def vocabulary(tokenizer: Any, rows: int, ends: Sequence[int], *, dialogues: bool) -> Vocabulary:
-    """Convert a fast tokenizer; `rows` of the embeddings, `ends` that end an answer. InputError if llama.cpp cannot.
-
-    With `dialogues` the model was trained on what the chat template writes, which has a BOS token or does not.
+    `rows` is the number of rows of the embeddings, `ends` are the tokens that end an answer. With `dialogues` the model
+    was trained on what the chat template writes, which has a BOS token or does not.
     """
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     model = spec["model"]
@@ -95,20 +61,21 @@ def vocabulary(tokenizer: Any, rows: int, ends: Sequence[int], *, dialogues: boo
     tokens, types = _tokens(names, added, rows, model.get("unk_token"), sentencepiece)
     bos, template = tokenizer.bos_token, str(tokenizer.chat_template or "") if dialogues else ""
     opens = list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
-    shared: dict[str, Any] = {
-        "tokens": tokens,
-        "types": types,
-        "ids": _special(tokenizer, ends),
-        "add_bos": opens and (not template or _written(tokenizer).startswith(bos)),
-        # llama.cpp takes some token as BOS if a file names none, and a template would write it.
-        "template": "{%- set bos_token = '' -%}" + template if template and bos is None else template,
-    }
+    made: dict[str, Any] = {"tokenizer_model": "llama" if sentencepiece else "gpt2"}
+    made["tokenizer_pre"] = "default" if sentencepiece else _pre_tokenizer(spec, bool(model.get("ignore_merges")))
+    made |= {"token_list": tokens, "token_types": types}
     if sentencepiece:
         by_token = _scores(model["vocab"], merges, set(added))
-        scores, prefix = [by_token.get(text, 0.0) for text in tokens], _prefix(spec, template, tokenizer)
-        return Vocabulary("llama", "default", prefix=prefix, scores=scores, **shared)
-    pre = _pre_tokenizer(spec, bool(model.get("ignore_merges")))
-    return Vocabulary("gpt2", pre, merges=[" ".join(merge) for merge in merges], **shared)
+        made["token_scores"] = [by_token.get(text, 0.0) for text in tokens]
+        made["add_space_prefix"] = _prefix(spec, template, tokenizer)
+    else:
+        made["token_merges"] = [" ".join(merge) for merge in merges]
+    made["add_bos_token"] = opens and (not template or _written(tokenizer).startswith(bos))
+    made |= _special(tokenizer, ends)
+    if template:
+        # llama.cpp takes some token as BOS if a file names none, and a template would write it.
+        made["chat_template"] = "{%- set bos_token = '' -%}" + template if bos is None else template
+    return made
 
 
 def _unsupported(why: str) -> InputError:
@@ -125,10 +92,10 @@ def _written(tokenizer: Any) -> str:
 
 def _special(tokenizer: Any, ends: Sequence[int]) -> dict[str, int]:
     """Token ids with a role. llama.cpp ends an answer at eos, eot and eom."""
-    found = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
+    found = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
     ids = {name: int(number) for name, number in found.items() if number is not None}
-    others = [number for number in ends if number != ids.get("eos")]
-    for name in ("eos", "eot", "eom"):
+    others = [number for number in ends if number != ids.get("eos_token_id")]
+    for name in ("eos_token_id", "eot_token_id", "eom_token_id"):
         if name not in ids and others:
             ids[name] = others.pop(0)
     if others:
