@@ -43,7 +43,6 @@ def measure_harness(
 
     InputError for an unknown task, and for a classifier, which the harness cannot evaluate.
     """
-    check_harness()
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -54,10 +53,8 @@ def measure_harness(
         raise InputError(f"--harness-path: there is no folder {folder}", fix="give the folder of your task files")
     manager = TaskManager(include_path=None if folder is None else str(folder))
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
-        raise InputError(
-            f"lm-evaluation-harness has no task {unknown[0]!r}{did_you_mean(unknown[0], manager.all_tasks)}",
-            fix="--harness-path=DIR for tasks of your own, or one that `lm-eval ls tasks` shows",
-        )
+        why = f"lm-evaluation-harness has no task {unknown[0]!r}{did_you_mean(unknown[0], manager.all_tasks)}"
+        raise InputError(why, fix="--harness-path=DIR for tasks of your own, or one that `lm-eval ls tasks` shows")
     options = {"task_manager": manager, "limit": limit, "log_samples": False, "bootstrap_iters": 1000}
 
     def measured(model: "nn.Module", who: str) -> Any:

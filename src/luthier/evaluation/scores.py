@@ -35,10 +35,8 @@ def check_settings(settings: EvaluateConfig) -> None:
     """Refuse, before anything is read, what cannot work for any data: an unknown metric, a missing file or key."""
     known = list(known_metrics())
     if settings.metric is not None and settings.metric not in known:
-        raise InputError(
-            f"evaluate.metric: there is no score {settings.metric!r}{did_you_mean(settings.metric, known)}",
-            fix=f"one of: {', '.join(known)}",
-        )
+        why = f"evaluate.metric: there is no score {settings.metric!r}{did_you_mean(settings.metric, known)}"
+        raise InputError(why, fix=f"one of: {', '.join(known)}")
     for each in known_evaluations():
         each.check_settings(settings)
 

@@ -19,10 +19,8 @@ class Adapter(Export):
 
     def refuse(self, tuned: Tuned) -> None:
         if tuned.method.saves != "adapter":
-            raise InputError(
-                f"{tuned.run}: method {tuned.method.name} tunes whole weights, there is no adapter",
-                fix=tuned.export_command("merged"),
-            )
+            why = f"{tuned.run}: method {tuned.method.name} tunes whole weights, there is no adapter"
+            raise InputError(why, fix=tuned.export_command("merged"))
 
     def required_bytes(self, tuned: Tuned) -> int:
         return sum(file.stat().st_size for file in tuned.weights.rglob("*") if file.is_file())

@@ -58,10 +58,8 @@ class Hub(Export):
     def refuse(self, tuned: Tuned) -> None:
         self._form().refuse(tuned)
         if self.form == "adapter" and not self.base and is_local(tuned.base):
-            raise InputError(
-                f"{tuned.run}: an adapter has to name its base on the hub, and the recipe has {tuned.base}",
-                fix="base=USER/BASE if the hub has exactly those weights, or form=merged",
-            )
+            why = f"{tuned.run}: an adapter has to name its base on the hub, and the recipe has {tuned.base}"
+            raise InputError(why, fix="base=USER/BASE if the hub has exactly those weights, or form=merged")
         if self.site == "modelscope" and find_spec("modelscope") is None:
             raise MissingExtra("site=modelscope: ModelScope's package is not installed", fix=install("modelscope"))
         if self.push and self.site == "huggingface":
@@ -116,13 +114,11 @@ class Hub(Export):
         except InputError:
             raise
         except Exception as error:  # the hubs' clients raise many kinds
-            why = (str(error).strip().splitlines() or [""])[0]
+            why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             for token in _tokens():
                 why = why.replace(token, "***")
-            raise InputError(
-                f"{page}: the upload failed: {type(error).__name__}: {why}. {place} is complete",
-                fix="check the token's rights and the network, then rerun the same command",
-            ) from None
+            fix = "check the token's rights and the network, then rerun the same command"
+            raise InputError(f"{page}: the upload failed: {why}. {place} is complete", fix=fix) from None
         return [f"uploaded {what}", *listed, total]
 
     def _upload(self, place: Path, **upload: Any) -> None:
@@ -145,10 +141,8 @@ class Hub(Export):
             visibility = ModelVisibility.PRIVATE if self.private else ModelVisibility.PUBLIC
             api.create_model(self.repo, visibility=visibility, **({"license": self.license} if self.license else {}))
         elif self.private:
-            raise InputError(
-                f"{self.repo} is there already, and its visibility is not known here: nothing was uploaded",
-                fix="private=false if others may see it, or a new name",
-            )
+            why = f"{self.repo} is there already, and its visibility is not known here: nothing was uploaded"
+            raise InputError(why, fix="private=false if others may see it, or a new name")
         api.upload_folder(folder_path=str(place), **upload)
 
     def _form(self) -> Export:

@@ -116,10 +116,8 @@ def go_template(render: Render) -> tuple[str, bool]:
     for made in _candidates(render, knows_system):
         if all(text is not None and text == rendered(made, sample) for sample, text in wanted.items()):
             return made, knows_system
-    raise InputError(
-        "no Ollama template renders dialogues as this run's chat template does",
-        fix="--to gguf: llama.cpp reads the run's own template (llama-server --jinja)",
-    )
+    why = "no Ollama template renders dialogues as this run's chat template does"
+    raise InputError(why, fix="--to gguf: llama.cpp reads the run's own template (llama-server --jinja)")
 
 
 def _candidates(render: Render, knows_system: bool) -> list[str]:

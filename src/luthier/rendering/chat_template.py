@@ -75,10 +75,8 @@ class Template:
     def render(self, messages: Sequence[Message], *, prompt: bool = False, tools: str = "") -> str:
         """The dialogue as text; `prompt` adds what opens the next answer, `tools` those on offer (Example.tools)."""
         if not self.tokenizer.chat_template:
-            raise TemplateError(
-                "the tokenizer has neither a chat template nor an end token, so an answer could never end",
-                fix="give the tokenizer an eos_token, or use task=complete",
-            )
+            why = "the tokenizer has neither a chat template nor an end token, so an answer could never end"
+            raise TemplateError(why, fix="give the tokenizer an eos_token, or use task=complete")
         calls = any(message.tool_calls or message.role == "tool" for message in messages)
         if tools or calls:
             self._tool_support.refuse(tools, calls=calls)
@@ -190,11 +188,8 @@ class Template:
         given = [(f"turn {n}: the {m.role} message", text) for n, m in enumerate(messages, 1) for text in texts(m)]
         for where, text in [*given, *(("a tool on offer", text) for text in strings(parse(tools)))]:
             if found := self._special_text.search(text):
-                raise RowError(
-                    f"{where} contains {found[0]!r}, a special token of this "
-                    "tokenizer, which the model would take for the template's",
-                    fix="write it otherwise, or leave such rows out with data.on_bad_row=skip",
-                )
+                why = f"{where} contains {found[0]!r}, a special token: the model would take it for the template's"
+                raise RowError(why, fix="write it otherwise, or leave such rows out with data.on_bad_row=skip")
 
     def _answer_size(self, turn: int, message: Message, text: str) -> tuple[int, bool]:
         """Characters of a turn's text that the model generates, and whether a special token ends them.
@@ -233,10 +228,8 @@ class Template:
             first, past = bisect_left(starts, answer.start), bisect_left(starts, answer.stop)
             self._check_prompt(text, ids, starts, first, answer.start, messages[answer.turn].all_text)
             if ids[past - 1] not in self._special:
-                raise TemplateError(
-                    f"the tokenizer splits the token that ends an answer, {text[: answer.stop][-20:]!r}, into text",
-                    fix="load the tokenizer without split_special_tokens",
-                )
+                why = f"the tokenizer splits the token that ends an answer, {text[: answer.stop][-20:]!r}, into text"
+                raise TemplateError(why, fix="load the tokenizer without split_special_tokens")
             labels[first:past] = ids[first:past]
         if MARKER.search(self.tokenizer.get_chat_template(tools=parse(tools) or None)):
             self._check_markers(messages, tools, text, starts, answers)
@@ -260,10 +253,8 @@ class Template:
     def _check_ids(self, messages: Sequence[Message], tools: str, ids: list[int]) -> None:
         """The ids are the template's own whole, and no opening token is doubled."""
         if len(ids) > 1 and ids[0] == ids[1] and ids[0] in self._special:
-            raise TemplateError(
-                f"the row opens with {self._special[ids[0]]!r} twice",
-                fix="let the chat template write bos_token once, and nothing else before the first turn",
-            )
+            fix = "let the chat template write bos_token once, and nothing else before the first turn"
+            raise TemplateError(f"the row opens with {self._special[ids[0]]!r} twice", fix=fix)
         # transformers' method encodes the rendered text by the very call that gave us the ids, so only a
         # tokenizer with a method of its own can differ. It is checked on every row.
         from transformers import PreTrainedTokenizerBase
@@ -295,10 +286,8 @@ class Template:
                 "prompt: in use the model would never see that token",
                 fix="strip the answers, or leave such rows out with data.on_bad_row=skip",
             )
-        raise TemplateError(
-            f"a token spans the start of the answer {content[:20]!r}: in use the model would never see that token",
-            fix="end the template's generation prompt with a newline or a special token",
-        )
+        why = f"a token spans the start of the answer {content[:20]!r}: in use the model would never see that token"
+        raise TemplateError(why, fix="end the template's generation prompt with a newline or a special token")
 
     def _opener(self, message: Message) -> str | None:
         """The special token that opens the turn right after an answer, in a template that closes none.
@@ -338,7 +327,5 @@ class Template:
             elif begin < bisect_left(starts, opening) or text[answer.stop : [*starts, len(text)][end]].strip():
                 fault = fault or f"reach beyond turn {answer.turn + 1}"
         if fault:
-            raise TemplateError(
-                f"the chat template's generation markers {fault}",
-                fix="mark in the template what the model generates: the content of an answer and its end token",
-            )
+            fix = "mark in the template what the model generates: the content of an answer and its end token"
+            raise TemplateError(f"the chat template's generation markers {fault}", fix=fix)

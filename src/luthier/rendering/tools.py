@@ -61,14 +61,21 @@ def read_calls(value: Any, where: str) -> str:
         function = call.get("function", call)
         if not isinstance(function, Mapping):
             raise RowError(f"{name} should have an object for its function, not {type(function).__name__}")
-        made = {"name": _name(function, name), "arguments": _arguments(function, name)}
+        called = _name(function, name)
+        if "arguments" not in function:  # a missing key may have another name: that there are none must be explicit
+            raise RowError(f"{name} ({called}) has no arguments, not even {{}}")
+        given = function["arguments"]
+        given = None if isinstance(given, str) and not given.strip() else _parsed(given, f"arguments of {name}")
+        if given not in (None, "") and not isinstance(given, Mapping):
+            raise RowError(f"arguments of {name} should be an object, not {type(given).__name__}")
+        made = {"name": called, "arguments": dict(given or {})}
         identity = call.get("id")
-        given = {} if identity in (None, "") else {"id": str(identity)}
-        if given and not isinstance(identity, str | int):
+        own = {} if identity in (None, "") else {"id": str(identity)}
+        if own and not isinstance(identity, str | int):
             raise RowError(f"{name} has an id that is not text: {identity!r:.40}")
-        if given and given["id"] in [other.get("id") for other in calls]:
+        if own and own["id"] in [other.get("id") for other in calls]:
             raise RowError(f"{name} has the id of an earlier one, {identity!r}")
-        calls.append({"type": "function", **given, "function": made})
+        calls.append({"type": "function", **own, "function": made})
     if not calls:
         raise RowError(f"the list of tool calls of {where} is empty")
     return _text(calls, f"the tool call of {where}")
@@ -122,18 +129,6 @@ def _name(function: Mapping[str, Any], where: str) -> str:
     if not isinstance(name, str) or not name.strip():
         raise RowError(f"{where} has no name")
     return name
-
-
-def _arguments(function: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if "arguments" not in function:  # a missing key may have another name: that there are none must be explicit
-        raise RowError(f"{where} ({function['name']}) has no arguments, not even {{}}")
-    given = function["arguments"]
-    given = None if isinstance(given, str) and not given.strip() else _parsed(given, f"arguments of {where}")
-    if given in (None, ""):
-        return {}
-    if not isinstance(given, Mapping):
-        raise RowError(f"arguments of {where} should be an object, not {type(given).__name__}")
-    return dict(given)
 
 
 def _without_nulls(value: Any) -> Any:
@@ -236,10 +231,8 @@ class ToolSupport:
         """TemplateError where the template cannot show a dialogue with these tools, or with calls."""
         for what, fault in (("tools", tools and self.tools), ("tool calls", calls and self.calls[bool(tools)])):
             if fault:
-                raise TemplateError(
-                    f"the chat template does not support {what}: {fault}",
-                    fix="use a model whose chat template takes tools, or give the tokenizer such a chat_template",
-                )
+                fix = "use a model whose chat template takes tools, or give the tokenizer such a chat_template"
+                raise TemplateError(f"the chat template does not support {what}: {fault}", fix=fix)
 
 
 _PARAMETERS = {"type": "object", "properties": {"a": {"type": "string", "description": "A."}}}
@@ -336,9 +329,8 @@ def refuse_unseen(
         hidden = (message.content for message in messages[last:] if not _result_shown(text, message.content))
         unseen = next((f"a tool's result: {result[:40]!r}" for result in hidden), "")
     if unseen:
-        raise TemplateError(
-            f"the chat template leaves out {unseen}", fix="give the tokenizer a chat_template that writes it"
-        )
+        fix = "give the tokenizer a chat_template that writes it"
+        raise TemplateError(f"the chat template leaves out {unseen}", fix=fix)
 
 
 def answer_size(turn: int, message: Message, text: str, special: re.Pattern[str], ends: set[str]) -> tuple[int, bool]:

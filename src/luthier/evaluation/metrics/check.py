@@ -52,15 +52,17 @@ class Check(Evaluation):
 
 def load_check(path: str) -> Callable[[str, str, str], Any]:
     """The function `check` of the file. InputError if there is none."""
-    fix = "give a Python file with: def check(prompt: str, answer: str, reference: str) -> bool"
+    check, why = None, f"{path} has no function check"
     if not Path(path).is_file():
-        raise InputError(f"evaluate.check: there is no file {path}", fix=fix)
-    if Path(path).suffix not in (".py", ".pyc"):
-        raise InputError(f"evaluate.check: {path} is not a Python file", fix=fix)
-    try:
-        check = runpy.run_path(path, run_name="luthier_check").get("check")
-    except Exception as error:
-        raise InputError(f"evaluate.check: {path}: {type(error).__name__}: {error}", fix=fix) from error
+        why = f"there is no file {path}"
+    elif Path(path).suffix not in (".py", ".pyc"):
+        why = f"{path} is not a Python file"
+    else:
+        try:
+            check = runpy.run_path(path, run_name="luthier_check").get("check")
+        except Exception as error:
+            why = f"{path}: {type(error).__name__}: {error}"
     if not callable(check):
-        raise InputError(f"evaluate.check: {path} has no function check", fix=fix)
+        fix = "give a Python file with: def check(prompt: str, answer: str, reference: str) -> bool"
+        raise InputError(f"evaluate.check: {why}", fix=fix)
     return check  # type: ignore[no-any-return]

@@ -22,12 +22,11 @@ class ExactMatch(Evaluation):
         return not open_answers(context)  # a long answer that differs in a word may be as good
 
     def measure(self, context: EvalContext) -> list[Record]:
-        return [{**record, "exact": exact(record)} if record else {} for record in answered(context)]
-
-
-def exact(record: Record) -> int:
-    """1 if the answer is one of the references, else 0."""
-    return int(normalized_answer(record["said"]) in map(normalized_answer, references_of(record)))
+        made: list[Record] = []
+        for record in answered(context):
+            right = [normalized_answer(text) for text in references_of(record)] if record else []
+            made.append({**record, "exact": int(normalized_answer(record["said"]) in right)} if record else {})
+        return made
 
 
 def normalized_answer(text: str) -> str:

@@ -45,13 +45,11 @@ NEAR = 2e-2
 def _counts(records: Sequence[Record]) -> NDArray[Any]:
     """[records, 3 classes]: whether class k is right here, was predicted, is true."""
     names = sorted({str(r[key]) for r in records for key in ("label", "chosen")})
-    place = {name: i for i, name in enumerate(names)}
-    counts = np.zeros((len(records), 3 * len(names)))
-    for row, record in zip(counts, records, strict=True):
-        true, predicted = place[str(record["label"])], place[str(record["chosen"])]
-        row[true] = true == predicted
-        row[len(names) + predicted] = row[2 * len(names) + true] = 1
-    return counts
+    predicted, true = (
+        np.array([[str(r[key]) == name for name in names] for r in records], bool).reshape(len(records), len(names))
+        for key in ("chosen", "label")
+    )
+    return np.concatenate([predicted & true, predicted, true], axis=1).astype(float)
 
 
 def _thirds(sums: NDArray[Any]) -> Any:

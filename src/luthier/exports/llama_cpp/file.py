@@ -196,10 +196,8 @@ def write_tensors(path: Path, writer: Any, tensors: Mapping[str, Callable[[], ND
         allowed = ROUNDING[found[name].tensor_type.name] * np.abs(wanted).max(-1, keepdims=True)
         gap = np.nan_to_num(np.abs(stored - wanted), nan=np.inf)
         if (gap > 1.001 * allowed + (0 if not np.any(allowed) else 1e-7)).any():
-            raise Unproved(
-                f"{path.name}: a weight of {name} differs by {gap.max():.3g} from the model's, more than rounding",
-                fix="type=f32; f16 holds no weight beyond 65504",
-            )
+            why = f"{path.name}: a weight of {name} differs by {gap.max():.3g} from the model's, more than rounding"
+            raise Unproved(why, fix="type=f32; f16 holds no weight beyond 65504")
 
 
 class LlamaRunner:

@@ -79,10 +79,8 @@ def vocabulary(tokenizer: Any, rows: int, ends: Sequence[int], *, dialogues: boo
 
 
 def _unsupported(why: str) -> InputError:
-    return InputError(
-        f"llama.cpp cannot split text as this tokenizer does: {why}",
-        fix="luthier export RUN --to merged, for programs that use tokenizer.json",
-    )
+    text = f"llama.cpp cannot split text as this tokenizer does: {why}"
+    return InputError(text, fix="luthier export RUN --to merged, for programs that use tokenizer.json")
 
 
 def _written(tokenizer: Any) -> str:
