@@ -252,13 +252,13 @@ def test_a_metric_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     import luthier.evaluation.metrics as package
 
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    run_report._scales.cache_clear()
+    run_report.scale_of.cache_clear()
     assert primary_metric({"accuracy": {}, "brevity": {}}) == "brevity" and run_report.figure("brevity", 3) == "3.00"
     with pytest.raises(InputError, match="never by brevity"):
         check_settings(EvaluateConfig(metric="brevity"))
     found = scores([{"length": 3}, {"length": 5}], [EVALUATIONS.get("brevity")()])["brevity"]
     assert found["value"] == 4 and not found["higher_is_better"]
-    run_report._scales.cache_clear()
+    run_report.scale_of.cache_clear()
 
 
 def test_examples_are_ranked_by_what_the_run_is_ranked_by() -> None:

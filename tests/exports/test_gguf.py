@@ -135,11 +135,11 @@ def test_what_llama_cpp_computes_otherwise_is_refused(kind: str, changed: dict[s
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("method=dora",), "DoRA"),
+        (("method=dora",), "use_dora=True"),
         (("method=adalora",), "of method adalora"),
         (("method=full",), "of method full"),
         (("method=ia3",), "of method ia3"),
-        (("method=lora", "method.bias=all"), "biases"),
+        (("method=lora", "method.bias=all"), "bias=all"),
         (("method=lora", "method.targets=lm_head,q_proj"), "lm_head"),
     ],
 )

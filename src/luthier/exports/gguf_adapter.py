@@ -13,16 +13,8 @@ from luthier.exports.base import Bounds, Export, HeldOutPrompt, Opened, Tuned
 from luthier.exports.llama_cpp import file as gguf_file
 
 FILE, BASE, WEIGHTS = "adapter.gguf", "base.gguf", "adapter_model.safetensors"
-UNSUPPORTED = {
-    "use_dora": "trains magnitudes (DoRA)",
-    "modules_to_save": "has whole modules beside it (modules_to_save)",
-    "trainable_token_indices": "trains single tokens (trainable_token_indices)",
-    "bias": "trains biases",
-    "lora_bias": "trains biases",
-    "layer_replication": "repeats layers (layer_replication)",
-    "target_parameters": "adapts bare parameters (target_parameters)",
-}
-"""Setting in adapter_config.json -> what it means."""
+UNSUPPORTED = "use_dora modules_to_save trainable_token_indices bias lora_bias layer_replication target_parameters"
+"""Settings in adapter_config.json that ask for more than A and B of whole layers."""
 
 
 class GgufAdapter(Export):
@@ -44,8 +36,8 @@ class GgufAdapter(Export):
         settings = _settings(tuned)
         if settings.get("peft_type") != "LORA":
             why = f"is of method {tuned.method.name}, and llama.cpp supports only LoRA"
-        elif found := [key for key in UNSUPPORTED if settings.get(key) not in (None, False, "none", [], {})]:
-            why = UNSUPPORTED[found[0]]
+        elif found := [key for key in UNSUPPORTED.split() if settings.get(key) not in (None, False, "none", [], {})]:
+            why = f"has more than LoRA's A and B: {found[0]}={settings[found[0]]}"
         else:
             with safe_open(tuned.weights / WEIGHTS, framework="np") as stored:
                 keys = list(stored.keys())

@@ -94,7 +94,7 @@ class OnnxRunner:
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def logits(self, ids: Sequence[int]) -> NDArray[Any]:
-        """[tokens, vocabulary]; of a classifier [1, labels]."""
+        """[tokens, vocabulary], or [1, labels] for a classifier."""
         made = self._run(ids, self._empty(), 0)["logits"]
         return made[0] if made.ndim == 3 else made
 

@@ -126,6 +126,7 @@ def _result(turn: Message, number: int, calls: list[Any], last: str) -> Message:
         fault = "more tool results than calls" if last == "tool" else "a tool result without a call before it"
         raise RowError(f"turn {number}: {fault}")
     names = [str(call["function"]["name"]) for call in calls]
+    place = 0
     if turn.tool_call_id:
         ids = [str(call.get("id", "")) for call in calls]
         if turn.tool_call_id not in ids:
@@ -136,8 +137,6 @@ def _result(turn: Message, number: int, calls: list[Any], last: str) -> Message:
         if turn.name not in names:
             raise RowError(f"turn {number}: the tool result is of {turn.name!r}; open calls are of {', '.join(names)}")
         place = names.index(turn.name)
-    else:
-        place = 0
     call = calls.pop(place)
     return replace(turn, name=turn.name or names[place], tool_call_id=turn.tool_call_id or call.get("id", ""))
 

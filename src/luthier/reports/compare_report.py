@@ -37,7 +37,7 @@ def render(body: Mapping[str, Any]) -> str:
         plots["Score against training time"] = scatter(body, "seconds", "seconds of training", log=False)
         plots["Loss"] = curves(body)
     missing = [row for row in body["rows"] if row["status"] != "done"]
-    values = {"body": body, "done": done, "missing": missing, "plots": plots}
+    values: dict[str, Any] = {"body": body, "done": done, "missing": missing, "plots": plots}
     values["forgetting"] = any("forgetting" in row for row in done)
     values["full"] = any(row["arm"] == "full" for row in done)
     return page.render("compare_report", filters, **values)

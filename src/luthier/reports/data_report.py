@@ -1,7 +1,6 @@
 """One self-contained HTML page about the data: what is refused, long, similar or unbalanced, and what is learned."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,27 +32,22 @@ def refuse_run_folder(out: Path) -> None:
 
 def write_report(out: Path, found: Audit, data: Prepared, model: str, *, named: bool) -> dict[str, Any]:
     """Write data.html, data.json and refused.jsonl; returns data.json. `named`: whether the user named the model."""
+    whose = "" if named else ", because no model is named: --model M counts with yours"
     notes = [
-        f"read as train would, with the tokenizer of {model}"
-        + ("" if named else ", because no model is named: --model M counts with yours"),
+        f"read as train would, with the tokenizer of {model}{whose}",
         f"rows of at most {found.max_length:,} tokens",
     ]
     body = {"out": str(out), "notes": notes, **audit_json(found)}
+    filters = {"shown": shown, "piece": piece, "count": lambda number: f"{number:,}"}
+    values = {"found": body, "kinds": KINDS, "parts": body["account"], "most_refusals": MOST_REFUSALS}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out: cannot make the folder {out}: {error.strerror}", fix="--out DIR") from None
     write_jsonl(out / "refused.jsonl", map(asdict, data.refusals))
-    write_text(out / "data.html", render(body))
+    write_text(out / "data.html", page.render("data_report", filters, **values))
     write_json(out / "data.json", body)
     return body
-
-
-def render(found: Mapping[str, Any]) -> str:
-    """The page of an audit."""
-    filters = {"shown": shown, "piece": piece, "count": lambda number: f"{number:,}"}
-    values = {"found": found, "kinds": KINDS, "parts": found["account"], "most_refusals": MOST_REFUSALS}
-    return page.render("data_report", filters, **values)
 
 
 def shown(text: str) -> str:

@@ -34,13 +34,10 @@ def worst(predictions: Sequence[Json], count: int = 12) -> list[Json]:
 
 
 @cache
-def _scales() -> dict[str, str | None]:
-    return {name: metric.scale for name, metric in known_metrics().items()} | {"bits_per_byte": ""}
-
-
 def scale_of(name: str) -> str | None:
     """The range of a metric that is not a share, such as "0 to 100", or ""; None for a share."""
-    return _scales().get(name)
+    scales = {known: metric.scale for known, metric in known_metrics().items()} | {"bits_per_byte": ""}
+    return scales.get(name)
 
 
 def shift(name: str, before: float, after: float) -> str:

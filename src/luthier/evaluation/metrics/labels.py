@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table
-from luthier.evaluation.records.context import EvalContext, Record, by_length, labelled, split_answer
+from luthier.evaluation.records.context import EvalContext, Record, labelled, split_answer
 from luthier.rendering.chat_template import IGNORED
 from luthier.rendering.row import Row
 
@@ -131,18 +131,15 @@ def most_likely(context: EvalContext) -> list[str]:
     with torch.inference_mode():
         trial = sorted(numbers, key=lambda number: -len(prompts[number]))[:TRIAL_ROWS]
         size = bytes_of_shared(context, [prompts[i] for i in trial], [tails(i) for i in trial])
-        settings, way = context.settings, sums_of_shared if size else sums_of_rows
+        tokens, way = context.settings.batch_tokens, sums_of_shared if size else sums_of_rows
         if size:
-            room = max(1, CACHE_BYTES // (size * len(context.labels)))
-            settings = settings.model_copy(update={"batch_tokens": min(settings.batch_tokens, room)})
-        done = 0
-        for places in by_length([len(prompts[number]) for number in numbers], settings):
+            tokens = min(tokens, max(1, CACHE_BYTES // (size * len(context.labels))))
+        lengths = [len(prompts[number]) for number in numbers]
+        for places in context.by_length(lengths, "prompts with all labels", tokens):
             batch = [numbers[place] for place in places]
             found = way(context, [prompts[i] for i in batch], [tails(i) for i in batch])
             for number, sums in zip(batch, found, strict=True):
                 chosen[number] = context.labels[sums.index(min(sums))]
-            done += len(batch)
-            context.progress.measured("prompts with all labels", done, len(numbers))
     return chosen
 
 
@@ -172,7 +169,7 @@ def sums_of_rows(context: EvalContext, prompts: Sequence[list[int]], tails: Sequ
     pairs = [(i, j) for i, labels in enumerate(tails) for j in range(len(labels))]
     rows = [Row(prompts[i] + tails[i][j], [IGNORED] * len(prompts[i]) + tails[i][j], "") for i, j in pairs]
     sums = [[0.0] * len(labels) for labels in tails]
-    for numbers in by_length([len(row.ids) for row in rows], context.settings):
+    for numbers in context.by_length([len(row.ids) for row in rows]):
         batch = context.collate([rows[n] for n in numbers])
         for n, total in zip(numbers, context.task.losses(context.model, batch)[0].tolist(), strict=True):
             sums[pairs[n][0]][pairs[n][1]] = total

@@ -32,7 +32,6 @@ HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 KANA = "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
 THAI = "\u0e00-\u0e7f\u0e80-\u0eff\u1000-\u109f\u1780-\u17ff"  # with Lao, Burmese and Khmer: no spaces either
 _WORD = re.compile(rf"[{HAN}{KANA}{THAI}]|[^\W_{HAN}{KANA}{THAI}]+")
-_HAN, _KANA, _THAI = (re.compile(f"[{letters}]") for letters in (HAN, KANA, THAI))
 
 
 def restored_records(records: Sequence[Mapping[str, Any]]) -> list[Record]:
@@ -83,13 +82,28 @@ class EvalContext:
         """Token id for padding."""
         return self.template.tokenizer.pad_token_id or 0
 
-    def batches(self, rows: Sequence[Row], what: str = "rows") -> "Iterator[tuple[list[int], dict[str, Tensor]]]":
-        """(row numbers, batch on the model's device), rows of similar length together; reports progress."""
+    def by_length(self, lengths: Sequence[int], what: str = "", tokens: int | None = None) -> Iterator[list[int]]:
+        """Places of similar length together, in batches of at most `batch_size` rows and `batch_tokens` padded tokens.
+
+        Progress is reported in terms of `what`, if it is given. `tokens` takes the place of `batch_tokens`.
+        """
+        batches: list[list[int]] = [[]]
+        for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+            full = (len(batches[-1]) + 1) * lengths[place] > (tokens or self.settings.batch_tokens)
+            if batches[-1] and (full or len(batches[-1]) == self.settings.batch_size):
+                batches.append([])
+            batches[-1].append(place)
         done = 0
-        for numbers in by_length([len(row.ids) for row in rows], self.settings):
+        for batch in filter(None, batches):
+            yield batch
+            done += len(batch)
+            if what:
+                self.progress.measured(what, done, len(lengths))
+
+    def batches(self, rows: Sequence[Row], what: str) -> "Iterator[tuple[list[int], dict[str, Tensor]]]":
+        """(row numbers, batch on the model's device), rows of similar length together; reports progress."""
+        for numbers in self.by_length([len(row.ids) for row in rows], what):
             yield numbers, self.collate([rows[i] for i in numbers])
-            done += len(numbers)
-            self.progress.measured(what, done, len(rows))
 
     def collate(self, rows: Sequence[Row]) -> "dict[str, Tensor]":
         """A batch of these rows, on the model's device."""
@@ -120,19 +134,6 @@ class EvalContext:
         return made
 
 
-def by_length(lengths: Sequence[int], settings: EvaluateConfig) -> Iterator[list[int]]:
-    """Places of similar length together, in batches of at most `batch_size` rows and `batch_tokens` padded tokens."""
-    batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        full = (len(batch) + 1) * lengths[place] > settings.batch_tokens
-        if batch and (full or len(batch) == settings.batch_size):
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
-
-
 def words(text: str) -> list[str]:
     """Lower-case words of letters and digits; each character of a script without spaces is one, as in sacrebleu's `zh`.
 
@@ -148,9 +149,9 @@ def bleu_tokenizer(references: Iterable[str]) -> str:
     """
     text = "".join(references)
     letters = max(1, sum(character.isalpha() for character in text))
-    if (len(_KANA.findall(text)) + len(_THAI.findall(text))) / letters > 0.1:
+    if len(re.findall(f"[{KANA}{THAI}]", text)) / letters > 0.1:
         return "char"
-    return "zh" if len(_HAN.findall(text)) / letters > 0.3 else "13a"
+    return "zh" if len(re.findall(f"[{HAN}]", text)) / letters > 0.3 else "13a"
 
 
 def asks(context: EvalContext) -> bool:
@@ -226,9 +227,8 @@ def generate(context: EvalContext, prompts: Sequence[list[int]], most: int) -> l
     options = GenerationConfig(do_sample=False, max_new_tokens=most, eos_token_id=ends, pad_token_id=pad)
     answers = [("", True)] * len(prompts)
     context.model.eval()
-    done = 0
     with torch.inference_mode():
-        for numbers in by_length([len(prompt) + most for prompt in prompts], context.settings):
+        for numbers in context.by_length([len(prompt) + most for prompt in prompts], "answers"):
             width = max(len(prompts[i]) for i in numbers)
             # Padded on the left, so that all answers begin at the same position.
             rows = [[pad] * (width - len(prompts[i])) + prompts[i] for i in numbers]
@@ -238,6 +238,4 @@ def generate(context: EvalContext, prompts: Sequence[list[int]], most: int) -> l
             for i, tokens in zip(numbers, made[:, width:].tolist(), strict=True):
                 text = str(context.template.tokenizer.decode(tokens, skip_special_tokens=True))
                 answers[i] = text, not context.template.end_ids.isdisjoint(tokens)
-            done += len(numbers)
-            context.progress.measured("answers", done, len(prompts))
     return answers

@@ -1,1 +1,1 @@
-"""What an export is held to: replayed prompts, logits, the card that says so."""
+"""What an export is given, and the parity check that it answers as the run does."""

@@ -40,9 +40,9 @@ def check_parity(
         progress.measured("prompts", number + 1, len(prompts))
     spread, mean = spread / positions, total / positions
     held = all(bound is None or gap <= bound * spread for gap, bound in zip((largest, mean), bounds, strict=True))
-    found = {"prompts": len(prompts), "positions": positions, "largest": largest, "mean": mean, "spread": spread}
-    found |= {"bound": bounds[0], "mean_bound": bounds[1]}
-    return found | {"same_top": same_top / positions, "same_answers": same / len(prompts), "held": held}
+    sizes = {"prompts": len(prompts), "positions": positions, "largest": largest, "mean": mean, "spread": spread}
+    allowed = dict(zip(("bound", "mean_bound"), bounds, strict=True))
+    return sizes | allowed | {"same_top": same_top / positions, "same_answers": same / len(prompts), "held": held}
 
 
 class TorchRunner:
@@ -53,7 +53,7 @@ class TorchRunner:
         self.ends, self.pad = list(ends), pad
 
     def logits(self, ids: Sequence[int]) -> NDArray[Any]:
-        """[tokens, vocabulary] in float32; of a classifier [1, labels]."""
+        """[tokens, vocabulary] in float32, or [1, labels] for a classifier."""
         with torch.inference_mode():
             made = self.model(**self._inputs(ids)).logits
         made = made[0] if made.dim() == 3 else made
@@ -83,7 +83,7 @@ def as_module(runner: Runner, *, classifies: bool) -> nn.Module:
             self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # evaluations ask for its device
 
         def forward(self, input_ids: Any, **_: Any) -> Any:
-            """Logits: [1, T, vocabulary]; of a classifier [1, labels]."""
+            """Logits: [1, T, vocabulary], or [1, labels] for a classifier."""
             logits = torch.from_numpy(runner.logits(input_ids[0].tolist()))
             return SimpleNamespace(logits=logits if classifies else logits[None])
 

@@ -30,10 +30,10 @@ class Runner(Protocol):
     """A model that answers, in whatever program it runs. It may have `close()`, which frees files and memory."""
 
     def logits(self, ids: Sequence[int]) -> "NDArray[Any]":
-        """Scores of the token that follows each of `ids`: [tokens, vocabulary]; of a classifier [1, labels]."""
+        """Scores of the token that follows each of `ids`: [tokens, vocabulary], or [1, labels] for a classifier."""
 
     def answer(self, ids: Sequence[int], most: int) -> list[int]:
-        """At most `most` greedy tokens, up to and including an end token; none of a classifier."""
+        """At most `most` greedy tokens, up to and including an end token; a classifier has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ class Tuned:
 
 
 LIBRARIES = {"adapter": "peft", "gguf": "gguf", "gguf_adapter": "gguf", "ollama": "gguf"}
+Checks = Sequence[Mapping[str, Any]]
 
 
 def is_local(base: str) -> bool:
@@ -81,16 +82,9 @@ def is_local(base: str) -> bool:
     return base == "builtin" or base.startswith((".", "/", "~")) or Path(base).is_dir()
 
 
-def card(
-    tuned: Tuned,
-    target: str,
-    use: Sequence[str],
-    parity: Sequence[Mapping[str, Any]],
-    checked: Mapping[str, Any],
-    **more: str,
-) -> str:
+def card(tuned: Tuned, target: str, use: Sequence[str], parity: Checks, checked: Mapping[str, Any], **more: str) -> str:
     """README.md in the form that model hubs read: a block of YAML, with `more` keys, then text. It names no folder."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import StrictUndefined, Template
 
     facts, local = tuned.facts, is_local(tuned.base)
     head = {
@@ -100,10 +94,9 @@ def card(
         **({} if local else {"base_model": tuned.base}),
         **more,
     }
-    loader = PackageLoader("luthier.exports.checking", ".")
-    pages = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     values = {"target": target, "use": use, "parity": parity, "checked": checked, "facts": {"tuned": {}, **facts}}
     values["head"] = {key: to_json(value, ensure_ascii=False) for key, value in head.items()}  # JSON is YAML, quoted
     values["origin"] = Path(tuned.base).expanduser().name if local else tuned.base
-    page = pages.get_template("card.md.jinja")
+    text = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
+    page: Template = Template(text, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return page.render(values, tuned=tuned, name=Path(tuned.run).name, version=__version__)

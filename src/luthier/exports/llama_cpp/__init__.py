@@ -1,1 +1,1 @@
-"""GGUF files, llama.cpp that plays them, and Ollama's template."""
+"""GGUF files: written from a model and its tokenizer, and run in llama.cpp."""

@@ -8,7 +8,7 @@ model without any error.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -19,10 +19,8 @@ from luthier.rendering.template_limits import apply_chat_template
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What ByteLevel cuts by itself."""
 DIGIT, DIGITS = "one digit", "digits"
-_TABLE = yaml.safe_load(resources.files(__package__).joinpath("pre_tokenizers.yaml").read_text(encoding="utf-8"))
-NAMES: dict[tuple[tuple[str, ...], bool], str] = {
-    (tuple(each["cuts"]), each["ignore_merges"]): name for name, each in _TABLE.items()
-}
+_TABLE = yaml.safe_load(Path(__file__).with_name("pre_tokenizers.yaml").read_text(encoding="utf-8"))
+NAMES = {(tuple[str, ...](each["cuts"]), bool(each["ignore_merges"])): str(name) for name, each in _TABLE.items()}
 """(expressions that cut text, in order; whether a word that is a token stays whole) -> llama.cpp's name for both."""
 
 SPACE = "▁"
@@ -108,20 +106,17 @@ def _tokens(
     """Text and type of each token; rows of the embeddings without a token get one that no text contains."""
     from gguf import TokenType
 
-    taken, tokens, types = set(names.values()), [], []
+    tokens, types = [], []
     for number in range(rows):
-        text = names.get(number)
-        if text is None:
-            text, kind = f"[PAD{number}]", TokenType.UNUSED
-            while text in taken:
-                text = f"[{text}]"
+        text = names.get(number, f"[PAD{number}]")
+        if number not in names:
+            kind = TokenType.UNUSED
         elif sentencepiece and text == unknown:
             kind = TokenType.UNKNOWN
         elif number in added:
             kind = TokenType.CONTROL if added[number]["special"] else TokenType.USER_DEFINED
         else:
             kind = TokenType.BYTE if sentencepiece and BYTE.fullmatch(text) else TokenType.NORMAL
-        taken.add(text)
         tokens.append(text)
         types.append(int(kind))
     if len(set(tokens)) < len(tokens) or "" in tokens:  # llama.cpp would end the process
