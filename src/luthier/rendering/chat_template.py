@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from luthier.core.errors import TemplateError
-from luthier.rendering import tools as tool_form
+from luthier.rendering import tools as tool_checks
 from luthier.rendering.example import Message, RowError, shared_start
 from luthier.rendering.template_limits import LimitExceeded, apply_chat_template
 from luthier.rendering.tools import PROBE_CALL, PROBE_RESULT, PROBE_TOOLS, as_turns, contains, parse, strings, texts
@@ -96,8 +96,8 @@ class Template:
         return apply_chat_template(self.tokenizer, turns, tools=parse(tools) or None, **options)
 
     @cached_property
-    def _tool_support(self) -> tool_form.ToolSupport:
-        return tool_form.probe(lambda *asked: str(self._apply(*asked, tokenize=False)))
+    def _tool_support(self) -> tool_checks.ToolSupport:
+        return tool_checks.probe(lambda *asked: str(self._apply(*asked, tokenize=False)))
 
     @property
     def _probe_tools(self) -> str:
@@ -152,7 +152,7 @@ class Template:
                 continue
             before = self.render(messages[:turn], prompt=True, tools=tools)
             through = full if turn == len(messages) - 1 else self.render(messages[: turn + 1], tools=tools)
-            tool_form.refuse_unseen(before, messages[:turn], tools, lambda part: self.render(part, tools=tools))
+            tool_checks.refuse_unseen(before, messages[:turn], tools, lambda part: self.render(part, tools=tools))
             if not through.startswith(before):
                 same = shared_start(before, through)
                 raise TemplateError(
@@ -198,7 +198,7 @@ class Template:
         """
         if message.tool_calls:
             ends = {self._special[token] for token in self._plain_ends if token in self._special}
-            return tool_form.answer_size(turn, message, text, self._special_text, ends)
+            return tool_checks.answer_size(turn, message, text, self._special_text, ends)
         content = message.content.strip()
         place = stop = 0
         for token in self._special_text.finditer(text):

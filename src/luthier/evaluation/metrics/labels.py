@@ -116,16 +116,13 @@ def most_likely(context: EvalContext) -> list[str]:
     numbers = sorted(last)
     split = {number: split_answer(last[number]) for number in numbers}
     prompts = {number: prompt for number, (prompt, _) in split.items()}
-    common: list[list[int]] = []
+    common = {label: _tail(context, numbers[0], label) for label in context.labels}
 
     def tails(number: int) -> list[list[int]]:
-        """The tokens of each label as the answer; those of another example, where its own label agrees with them."""
-        label = context.examples[number].label
-        if common and label in context.labels and split[number][1] == common[context.labels.index(label)]:
-            return common
-        made = [_tail(context, number, label) for label in context.labels]
-        common[:] = common or made
-        return made
+        """The tokens of each label as the answer; those of the first example, if the own label agrees with them."""
+        if split[number][1] == common.get(context.examples[number].label or ""):
+            return list(common.values())
+        return [_tail(context, number, label) for label in context.labels]
 
     chosen = [""] * len(context.examples)
     with torch.inference_mode():
