@@ -54,7 +54,7 @@ def take(steps: int = 0, characters: int = 0) -> None:
         raise LimitExceeded(f"it takes more than {SECONDS:.0f} s")
 
 
-def counted(values: Iterable[Any], characters: int) -> Iterator[Any]:
+def limited_turns(values: Iterable[Any], characters: int) -> Iterator[Any]:
     """The values of a `for`, each turn of which is a step and writes this many characters of the template itself."""
     for value in values:
         take(1, characters)
@@ -66,7 +66,7 @@ class Generator(CodeGenerator):
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
         written = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        turns = nodes.EnvironmentAttribute("counted")
+        turns = nodes.EnvironmentAttribute("limited_turns")
         node.iter = nodes.Call(turns, [node.iter, nodes.Const(written)], [], None, None, lineno=node.lineno)
         super().visit_For(node, frame)
 
@@ -83,7 +83,7 @@ class CountingEnvironment(ImmutableSandboxedEnvironment):
 
     code_generator_class = Generator
     intercepted_binops = frozenset({"+", "*", "**"})
-    counted = staticmethod(counted)
+    limited_turns = staticmethod(limited_turns)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, finalize=_counted, **options)
@@ -91,8 +91,8 @@ class CountingEnvironment(ImmutableSandboxedEnvironment):
             self.filters[name] = _counting(self.filters[name])
 
     def call(self, context: Context, called: Any, *args: Any, **options: Any) -> Any:
-        if called is counted:  # a loop's own
-            return counted(*args)
+        if called is limited_turns:  # a loop's own
+            return limited_turns(*args)
         take(1, _sizes(args, options))
         return _counted(super().call(context, called, *args, **options))
 
