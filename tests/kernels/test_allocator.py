@@ -9,7 +9,7 @@ import pytest
 
 TRIAL = """
 import resource, torch
-from luthier.kernels.allocator import keep_freed_memory
+from luthier.kernels.process import keep_freed_memory
 kept = {kept} and keep_freed_memory()
 torch.set_num_threads(1)
 def faults():

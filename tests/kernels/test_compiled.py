@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from luthier.core.errors import InputError
-from luthier.kernels.apply import patched
+from luthier.kernels.apply import check_compile, patched, repeated_blocks
 from luthier.kernels.attention import NAME
-from luthier.kernels.compiled import check_compile, repeated_blocks
 from luthier.pipeline.prepare import on_this_machine
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig

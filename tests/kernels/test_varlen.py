@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from luthier.kernels import attention, varlen
-from luthier.kernels.attention import row_by_row
-from luthier.kernels.varlen import PackedRows
+from luthier.kernels import attention
+from luthier.kernels.attention import PackedRows, packed_rows, row_by_row
 from luthier.tasks.base import TASKS
 from tests.methods.zoo import DECODERS, attached, base, shake
 from tests.training.test_packing import some_rows
@@ -32,7 +31,7 @@ def standing_in(
 ) -> Tensor:
     """What the kernel does, by its documentation, in float32: [T, heads, D]."""
     made = []
-    for begin, end in pairwise(rows.edges.tolist()):
+    for begin, end in pairwise(rows.starts.tolist()):
         places = torch.arange(end - begin)
         ago = places[:, None] - places[None]
         left, right = window[0] + begins[0], window[1] + begins[1]
@@ -45,27 +44,29 @@ def standing_in(
 
 @pytest.fixture(autouse=True)
 def nothing_known() -> Any:
-    varlen._proved.cache_clear()
+    attention._proved.cache_clear()
     yield
-    varlen._proved.cache_clear()
+    attention._proved.cache_clear()
 
 
 def proved() -> bool:
-    varlen._proved.cache_clear()
-    return varlen._proved(HALF, torch.device("cpu"), 4, 2, 16)
+    attention._proved.cache_clear()
+    return attention._proved(HALF, torch.device("cpu"), 4, 2, 16)
 
 
 def test_a_kernel_is_used_only_where_values_gradients_and_window_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not proved(), "torch has none for a CPU"
-    monkeypatch.setattr(varlen, "kernel", standing_in)
+    monkeypatch.setattr(attention, "kernel", standing_in)
     assert proved()
     for wrong in ((1, 0), (-1, 0), (0, 1)):  # a window one wider, one narrower; one token of the future
-        monkeypatch.setattr(varlen, "kernel", lambda *a, wrong=wrong: standing_in(*a, begins=wrong))
+        monkeypatch.setattr(attention, "kernel", lambda *a, wrong=wrong: standing_in(*a, begins=wrong))
         assert not proved()
-    monkeypatch.setattr(varlen, "kernel", lambda *a: standing_in(*a).detach())
+    monkeypatch.setattr(attention, "kernel", lambda *a: standing_in(*a).detach())
     assert not proved(), "no gradient"
     monkeypatch.setattr(
-        varlen, "kernel", lambda q, k, v, rows, *a: standing_in(q, k, v, PackedRows(rows.edges[[0, 2]], 128), *a)
+        attention,
+        "kernel",
+        lambda q, k, v, rows, *a: standing_in(q, k, v, PackedRows([0, 128], rows.starts[[0, 2]], 128), *a),
     )
     assert not proved(), "crosses from row to row"
 
@@ -73,10 +74,11 @@ def test_a_kernel_is_used_only_where_values_gradients_and_window_are_right(monke
 def test_the_rows_are_read_off_the_positions_once() -> None:
     places = torch.tensor([[0, 1, 2, 0, 0, 1]])
     query = torch.zeros(1, 2, 6, 8)
-    rows = varlen.packed_rows(places, query)
-    assert rows is not None and rows.edges.tolist() == [0, 3, 4, 6] and rows.edges.dtype == torch.int32
-    assert rows.longest == 3 and varlen.packed_rows(places, query) is rows
-    assert varlen.packed_rows(places, query[:, :, :5]) is None and varlen.packed_rows(None, query) is None
+    rows = packed_rows(places, query)
+    assert rows is not None and rows.edges == rows.starts.tolist() == [0, 3, 4, 6]
+    assert rows.starts.dtype == torch.int32
+    assert rows.longest == 3 and packed_rows(places, query) is rows
+    assert packed_rows(places, query[:, :, :5]) is None and packed_rows(None, query) is None
 
 
 @pytest.mark.parametrize("kind", DECODERS)
@@ -84,7 +86,7 @@ def test_the_rows_are_read_off_the_positions_once() -> None:
 def test_a_model_learns_with_it_what_it_learns_without(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(attention, "_on_gpu", lambda query: True)
-    monkeypatch.setattr(varlen, "kernel", lambda *a: (calls.append(1), standing_in(*a))[1])
+    monkeypatch.setattr(attention, "kernel", lambda *a: (calls.append(1), standing_in(*a))[1])
     task, rows, found = TASKS.parse("chat"), some_rows(6), []
     _, model = attached(name, kind)
     shake(model)
@@ -106,4 +108,4 @@ def test_a_model_learns_with_it_what_it_learns_without(kind: str, name: str, mon
 def test_torchs_own_kernel_proves_itself_here(dtype: torch.dtype, heads: int, few: int, width: int) -> None:
     if torch.cuda.get_device_capability()[0] < 8:
         pytest.skip("the kernel is for compute capability 8.0 and above")
-    assert varlen._proved(dtype, torch.device("cuda"), heads, few, width)
+    assert attention._proved(dtype, torch.device("cuda"), heads, few, width)

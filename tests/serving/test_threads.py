@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from luthier.core.events import Progress
-from luthier.kernels.threads import SPINS, call_apart
+from luthier.kernels.process import SPINS, call_apart
 from luthier.serving.engine.engine import Engine
 
 
@@ -34,7 +34,7 @@ def test_it_raises_what_was_raised(error: BaseException) -> None:
 TRIAL = """
 import os, time, torch
 from luthier.core.events import Progress
-from luthier.kernels.threads import call_apart
+from luthier.kernels.process import call_apart
 threads = lambda: len(os.listdir("/proc/self/task"))
 def compute():
     torch.set_num_threads(3)

@@ -1,13 +1,16 @@
-"""Put everything that computes faster here into a model, for the time of a context."""
+"""Put everything that computes faster here into a model, or torch.compile, for the time of a context."""
 
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
+import torch
 from torch import nn
 
+from luthier.core.errors import InputError
 from luthier.kernels import gated_mlp, lora, rms_norm
 from luthier.kernels.attention import row_by_row
-from luthier.kernels.compiled import compiled
 
 
 @contextmanager
@@ -18,17 +21,50 @@ def patched(model: nn.Module, packed: bool = False, compile: bool = False, *, tr
     numbers, which is only planned, has no `trial`. `packed` adds attention over packed rows. With `compile` blocks are
     torch.compile's instead, and only attention is ours; without `trial` they stay as they are.
     """
-    with ExitStack() as stack:
-        if packed:
-            stack.enter_context(row_by_row(model, apart=compile))
-        if compile:
-            if trial:
-                stack.enter_context(compiled(model))
-            yield
-            return
-        changed = [*lora.patch(model), *gated_mlp.patch(model, trial=trial), *rms_norm.patch(model, trial=trial)]
+    blocks: list[Any] = repeated_blocks(model) if compile and trial else []
+    changed: list[nn.Module] = []
+    with row_by_row(model, apart=compile) if packed else nullcontext():
+        if not compile:
+            changed += [*lora.patch(model), *gated_mlp.patch(model, trial=trial), *rms_norm.patch(model, trial=trial)]
+        for block in blocks:
+            block.compile(dynamic=True)
+            block._compiled_call_impl = _with_gradients(block._compiled_call_impl, block)
         try:
             yield
         finally:
+            for block in blocks:
+                block._compiled_call_impl = None
             for module in changed:
                 del module.forward
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The model's layers: modules of the class that is most frequent in its lists of modules.
+
+    One is compiled for all layers and any number of tokens: a whole model would take as many times longer to compile
+    as it has layers.
+    """
+    listed = [m for found in model.modules() if isinstance(found, nn.ModuleList) for m in found]
+    most = Counter(type(m) for m in listed).most_common(1)
+    return [m for m in listed if type(m) is most[0][0]]
+
+
+def _with_gradients(made: Any, block: Any) -> Any:
+    """The compiled block, but for passes without gradients: they are few and of other shapes, so it would not pay."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (made if torch.is_grad_enabled() else block._call_impl)(*args, **kwargs)
+
+    return call
+
+
+def check_compile(device: str) -> None:
+    """Compile one small function for this device; InputError where that fails. Seconds: comes before any weights."""
+    try:
+        torch.compile(lambda numbers: numbers.cos() + 1)(torch.ones(8, device=device))
+    except Exception as error:  # whatever a missing or broken compiler makes of it
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"train.compile: torch.compile does not work here: {what}",
+            fix="a C++ compiler (g++, or the one that CXX names) for a CPU, Triton for a GPU; or train.compile=false",
+        ) from error

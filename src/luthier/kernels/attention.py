@@ -2,30 +2,61 @@
 
 transformers' sdpa takes a sequence of packed rows with a [T, T] mask, so its cost grows with the square of the whole
 sequence. Here each row is computed by itself: on a CPU in one function for all rows where the mask is the causal
-triangle, else by a call of sdpa per row; on a GPU by torch's kernel for many lengths, where it works. Registered with
-transformers as `luthier_packed`; everything but packed rows goes to sdpa.
+triangle, else by a call of sdpa per row; on a GPU by torch's kernel for many lengths (torch.nn.attention.varlen; Flash
+Attention 2, Dao 2023, arXiv 2307.08691), where a trial proves it. Registered with transformers as `luthier_packed`;
+everything but packed rows goes to sdpa.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from luthier.kernels import varlen
 from luthier.kernels.frozen_linear import autocast_type
 
 NAME = "luthier_packed"
-EDGES = "luthier_edges"
+ROWS = "luthier_packed_rows"
+"""Attribute of the positions that keeps their PackedRows: all layers get the same positions."""
 BLOCK = 64
 """Queries of a row that are computed at a time: more would compute more that is then hidden."""
 BLOCK_BYTES = 2**22
 """Most bytes of their scores, which should stay in a processor's cache; longer rows take fewer queries."""
+
+
+class PackedRows(NamedTuple):
+    """Where the rows of one sequence begin, and the end of the last."""
+
+    edges: list[int]
+    starts: Tensor
+    """`edges` as int32 [rows + 1], on the device of the queries."""
+    longest: int
+
+
+def packed_rows(position_ids: Tensor | None, query: Tensor) -> PackedRows | None:
+    """The rows of one sequence, each from position 0; None where the batch is not one sequence of packed rows.
+
+    Kept with the positions: they are read from the GPU once a pass.
+    """
+    if position_ids is None or query.size(0) != 1 or position_ids.shape != (1, query.size(2)):
+        return None
+    known: PackedRows | None = getattr(position_ids, ROWS, None)
+    if known is None:
+        edges = [*(position_ids[0] == 0).nonzero()[:, 0].tolist(), query.size(2)]
+        if edges[0] != 0:
+            return None
+        starts = torch.tensor(edges, dtype=torch.int32, device=query.device)
+        known = PackedRows(edges, starts, max(end - begin for begin, end in pairwise(edges)))
+        setattr(position_ids, ROWS, known)
+    return known
 
 
 def packed_attention(
@@ -45,28 +76,24 @@ def packed_attention(
     """
     front = key.size(2) - query.size(2)
     scaling, dropping = kwargs.get("scaling"), kwargs.get("dropout") and module.training
-    plain = not (front or dropping or _additive(attention_mask))
-    edges: list[int] = []
-    if not _on_gpu(query):  # reading them would wait for a GPU
-        edges = _edges(position_ids, query)
-        longest = max((end - begin for begin, end in pairwise(edges)), default=0)
-        if edges and plain and not (sliding_window is not None and longest > sliding_window):
-            scale = query.size(-1) ** -0.5 if scaling is None else scaling
-            return causal_rows(query[0], key[0], value[0], edges, scale)[None], None
-    elif plain and not kwargs.get("softcap"):
-        rows = varlen.packed_rows(position_ids, query)
-        if rows is not None and varlen.serves(query, key, value):
-            return varlen.attend(query[0], key[0], value[0], rows, scaling, sliding_window)[None], None
-    if len(edges) <= 2:
+    additive = attention_mask is not None and attention_mask.dtype != torch.bool  # a gate's, a bias: not only hiding
+    plain, gpu = not (front or dropping or additive), _on_gpu(query)
+    rows = None if gpu and (not plain or kwargs.get("softcap")) else packed_rows(position_ids, query)
+    if rows is not None and gpu and _serves(query, key, value):
+        return attend(query[0], key[0], value[0], rows, scaling, sliding_window)[None], None
+    if rows is not None and not gpu and plain and (sliding_window is None or rows.longest <= sliding_window):
+        scale = query.size(-1) ** -0.5 if scaling is None else scaling
+        return causal_rows(query[0], key[0], value[0], rows.edges, scale)[None], None
+    if gpu or rows is None or len(rows.edges) <= 2:
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         kwargs["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     out = []
-    for begin, end in pairwise(edges):
+    for begin, end in pairwise(rows.edges):
         keys, values = key[:, :, front + begin : front + end], value[:, :, front + begin : front + end]
         mask = None
-        if front or (sliding_window is not None and end - begin > sliding_window) or _additive(attention_mask):
+        if front or (sliding_window is not None and end - begin > sliding_window) or additive:
             assert attention_mask is not None  # more than one row
             own = attention_mask[..., begin:end, :]
             mask = torch.cat([own[..., :front], own[..., front + begin : front + end]], -1)
@@ -162,28 +189,67 @@ def _probabilities(queries: Tensor, keys: Tensor, future: Tensor, group: int) ->
     return scores.softmax(-1)
 
 
-def _edges(position_ids: Tensor | None, query: Tensor) -> list[int]:
-    """Where rows begin, and the end of the last; empty where the batch is not one sequence of packed rows.
-
-    Kept with the positions, which all layers get.
-    """
-    if position_ids is None or not varlen.packs(position_ids, query):
-        return []
-    known: list[int] | None = getattr(position_ids, EDGES, None)
-    if known is None:
-        begins: list[int] = (position_ids[0] == 0).nonzero()[:, 0].tolist()
-        known = [*begins, query.size(2)] if begins[:1] == [0] else []
-        setattr(position_ids, EDGES, known)
-    return known
-
-
 def _on_gpu(query: Tensor) -> bool:
     return query.device.type == "cuda"
 
 
-def _additive(mask: Tensor | None) -> bool:
-    """Whether a mask adds numbers (a gate's, a bias) and not only hides."""
-    return mask is not None and mask.dtype != torch.bool
+def attend(q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float | None, window: int | None) -> Tensor:
+    """Queries [heads, T, D], keys and values [key heads, T, D] -> [T, heads, D], each row by itself and causal.
+
+    A token sees `window` tokens, itself among them; None means all before it. A `scale` of None is D ** -0.5.
+    """
+    q, k, v = (x.transpose(0, 1).to(autocast_type(q, q.dtype)) for x in (q, k, v))
+    before = -1 if window is None or window >= rows.longest else window - 1
+    return kernel(q, k, v, rows, scale, (before, 0))
+
+
+def kernel(q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float | None, window: tuple[int, int]) -> Tensor:
+    """The kernel of torch, for [T, heads, D] and twice [T, key heads, D]. It has no dropout and no other mask."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    places, options = (rows.starts, rows.starts, rows.longest, rows.longest), {"scale": scale, "window_size": window}
+    return varlen_attn(q, k, v, *places, enable_gqa=q.size(1) != k.size(1), **options)  # type: ignore[arg-type, return-value]
+
+
+def _serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether torch's kernel works for tensors like these, [1, heads, T, D]; it takes half precision."""
+    dtype = autocast_type(query, query.dtype)
+    if dtype not in (torch.bfloat16, torch.float16) or value.size(-1) != query.size(-1):
+        return False
+    return _proved(dtype, query.device, query.size(1), key.size(1), query.size(-1))
+
+
+@lru_cache(maxsize=32)
+def _proved(dtype: torch.dtype, device: torch.device, heads: int, few: int, width: int) -> bool:
+    """Whether values and gradients of two rows are sdpa's in float32, to the rounding of `dtype`, also with a window.
+
+    False as well where the kernel is missing or raises.
+    """
+    # Also asked while a run is planned, on tensors without numbers.
+    with _disable_current_modes(), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        try:
+            return all(_agrees(dtype, device, heads, few, width, window) for window in (None, 20))
+        except (RuntimeError, ImportError, TypeError, ValueError):
+            return False
+
+
+def _agrees(dtype: torch.dtype, device: torch.device, heads: int, few: int, width: int, window: int | None) -> bool:
+    edges, draw = [0, 37, 128], torch.Generator(device).manual_seed(0)
+    given = [
+        torch.randn(some, edges[-1], width, generator=draw, device=device).to(dtype).requires_grad_()
+        for some in (heads, few, few)
+    ]
+    true = [x.detach().float().requires_grad_() for x in given]
+    first = torch.arange(edges[-1], device=device) < edges[1]
+    seen = (first[:, None] == first).tril().triu(-edges[-1] if window is None else 1 - window)
+    want = scaled_dot_product_attention(*(x[None] for x in true), attn_mask=seen, enable_gqa=True)[0].transpose(0, 1)
+    grad = torch.randn(want.shape, generator=draw, device=device)
+    right = [want, *torch.autograd.grad(want, true, grad)]
+    rows = PackedRows(edges, torch.tensor(edges, dtype=torch.int32, device=device), edges[2] - edges[1])
+    got = attend(given[0], given[1], given[2], rows, None, window)
+    ours = [got, *torch.autograd.grad(got, given, grad.to(dtype))]
+    pairs = zip(ours, right, strict=True)
+    return all(float((one.float() - other).norm()) <= 0.02 * float(other.norm()) for one, other in pairs)
 
 
 @contextmanager

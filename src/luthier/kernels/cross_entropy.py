@@ -10,7 +10,7 @@ chunk as here.)
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,10 +85,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return scaled, grad_weight, None if grad_bias is None else grad_bias.to(bias.dtype), None
 
 
-LogitChunk: TypeAlias = tuple[slice, Tensor, Tensor]
-
-
-def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Iterator[LogitChunk]:
+def _chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """(place, tokens, their logits) of each chunk; the next one's logits take the same memory.
 
     Logits are made for a multiple of EVEN tokens, of zeros behind the chunk's: for each number of tokens oneDNN would
@@ -121,7 +120,12 @@ def _losses_and_grad(
     for part in parts(logits, 4, SLICE_BYTES):
         right = targets[part, None]
         grad = logits[part].softmax(1, dtype=torch.float32)
-        losses[part] = _losses(logits[part], grad, right)
+        chances = grad.gather(1, right)[:, 0]
+        rare, losses[part] = chances < RAREST, -chances.log()
+        if logits.is_cuda or bool(rare.any()):  # a GPU would be waited for
+            scores = logits[part].float()
+            exact = scores.logsumexp(1) - scores.gather(1, right)[:, 0]
+            losses[part] = torch.where(rare, exact, losses[part])
         grad.scatter_add_(1, right, torch.full_like(right, -1, dtype=grad.dtype))
         if scale is not None:
             grad.mul_(scale[part, None])
@@ -131,16 +135,6 @@ def _losses_and_grad(
             grad.mul_(boost)
         logits[part] = grad
     return losses
-
-
-def _losses(logits: Tensor, probabilities: Tensor, right: Tensor) -> Tensor:
-    """-log of the right token's probability: [N, V], [N, V], [N, 1] -> [N]; by the logits where it is too small."""
-    chances = probabilities.gather(1, right)[:, 0]
-    rare, losses = chances < RAREST, -chances.log()
-    if not logits.is_cuda and not bool(rare.any()):  # a GPU would be waited for
-        return losses
-    scores = logits.float()
-    return torch.where(rare, scores.logsumexp(1) - scores.gather(1, right)[:, 0], losses)
 
 
 @contextmanager
@@ -164,22 +158,21 @@ def _idle(head: nn.Linear) -> Iterator[None]:
 
 
 def plain_head(model: nn.Module) -> nn.Linear | None:
-    """The layer that makes logits, where it is a linear one and nothing comes after it; the model is tried once."""
+    """The layer that makes logits, where it is a linear one and nothing comes after it.
+
+    The model is tried once: the logits of two tokens must be, bit for bit, the head's of the hidden states. Capped ones
+    are not.
+    """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if type(head) is not nn.Linear:
         return None
     if not hasattr(head, "makes_logits"):
-        head.makes_logits = _makes_logits(model, head)  # type: ignore[assignment]
+        with evaluating(model):
+            tokens = torch.tensor([[0, 1]], device=head.weight.device)
+            logits = model(input_ids=tokens, use_cache=False).logits
+            with _idle(head):
+                hidden = model(input_ids=tokens, use_cache=False).logits
+            same = hidden.size(-1) == head.in_features
+            same = same and torch.equal(head(hidden.to(head.weight.dtype)).float(), logits.float())
+            head.makes_logits = same  # type: ignore[assignment]
     return head if head.makes_logits else None
-
-
-def _makes_logits(model: nn.Module, head: nn.Linear) -> bool:
-    """Whether the logits of two tokens are, bit for bit, the head's of the hidden states. Capped ones are not."""
-    with evaluating(model):
-        tokens = torch.tensor([[0, 1]], device=head.weight.device)
-        logits = model(input_ids=tokens, use_cache=False).logits
-        with _idle(head):
-            hidden = model(input_ids=tokens, use_cache=False).logits
-        if hidden.size(-1) != head.in_features:
-            return False
-        return torch.equal(head(hidden.to(head.weight.dtype)).float(), logits.float())

@@ -1,11 +1,10 @@
-"""A frozen linear layer inside a function of ours: its product and its weight, plain or packed by bitsandbytes."""
+"""A frozen linear layer inside a function of ours: its type and its weight, plain or packed by bitsandbytes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 PART_BYTES = 2**20
@@ -59,14 +58,6 @@ def autocast_type(x: Tensor, otherwise: torch.dtype) -> torch.dtype:
 def shaped(made: Tensor, shape: Sequence[int]) -> Tensor:
     """The result of an autograd function in another shape: no view, for models may change it in place (Gemma 3n)."""
     return torch.ops.aten._unsafe_view(made, list(shape))  # type: ignore[no-any-return]
-
-
-def product(layer: Any, x: Tensor) -> Tensor:
-    """W x + b in x's type, outside of autograd: [N, in] -> [N, out]."""
-    if is_packed(layer):
-        with torch.no_grad():
-            return layer(x)  # type: ignore[no-any-return]
-    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
 
 
 def weight(layer: Any, dtype: torch.dtype) -> Tensor:

@@ -18,6 +18,13 @@ from luthier.kernels.frozen_linear import evaluating, is_frozen_linear, is_packe
 from luthier.kernels.lora import LoraPath, LowRank, backward, forward, low_rank
 
 LAYERS = ("gate_proj", "up_proj", "down_proj")
+GELU, GELU_BACKWARD = partial(F.gelu, approximate="tanh"), partial(torch.ops.aten.gelu_backward, approximate="tanh")
+ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "silu": (F.silu, torch.ops.aten.silu_backward),
+    "gelu": (F.gelu, torch.ops.aten.gelu_backward),
+    "gelu_tanh": (GELU, GELU_BACKWARD),
+}
+"""Name -> (function of x, function of the output's gradient and x)."""
 
 
 def patch(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
@@ -31,28 +38,15 @@ def patch(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
     module: Any
     for module in model.modules():
         if all(isinstance(getattr(module, name, None), nn.Module) for name in (*LAYERS, "act_fn")):
-            known = activation(module.act_fn)
+            x = torch.linspace(-6, 6, 97)
+            same = (name for name, own in ACTIVATIONS.items() if torch.equal(module.act_fn(x), own[0](x)))
+            known = next(same, None)
             if type(module) not in proved:
                 proved[type(module)] = known is not None and (not trial or _same(module, known))
             if proved[type(module)]:
                 module.known_activation, module.forward = known, MethodType(_forward, module)
                 found.append(module)
     return found
-
-
-def activation(function: nn.Module) -> str | None:
-    """Name of a known activation that gives the same numbers, or None."""
-    x = torch.linspace(-6, 6, 97)
-    return next((name for name, known in ACTIVATIONS.items() if torch.equal(function(x), known[0](x))), None)
-
-
-GELU, GELU_BACKWARD = partial(F.gelu, approximate="tanh"), partial(torch.ops.aten.gelu_backward, approximate="tanh")
-ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
-    "silu": (F.silu, torch.ops.aten.silu_backward),
-    "gelu": (F.gelu, torch.ops.aten.gelu_backward),
-    "gelu_tanh": (GELU, GELU_BACKWARD),
-}
-"""Name -> (function of x, function of the output's gradient and x)."""
 
 
 def _same(module: Any, act: str) -> bool:

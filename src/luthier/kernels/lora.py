@@ -13,9 +13,10 @@ from types import MethodType
 from typing import Any, Self, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.kernels.frozen_linear import is_frozen_linear, is_packed, product, shaped, weight, working_type
+from luthier.kernels.frozen_linear import is_frozen_linear, is_packed, shaped, weight, working_type
 
 POOL = 2**22
 """Random zeros and ones that all dropout masks are windows of."""
@@ -156,11 +157,22 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def forward(x: Tensor, layer: Any, low: LowRank | None) -> tuple[Tensor, Tensor | None]:
-    """([N, out], what A makes of x: [N, rank]) of [N, in], in x's type and outside of autograd."""
-    out = product(layer, x)
+    """([N, out], A dropout(x): [N, rank]) of [N, in], in x's type and outside of autograd."""
+    if is_packed(layer):
+        with torch.no_grad():
+            out: Tensor = layer(x)
+    else:
+        out = F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
     if low is None:
         return out, None
-    projected = _project(x, low.a.to(x.dtype), low.dropped)
+    a = low.a.to(x.dtype)
+    if low.dropped is None:
+        projected = x @ a.t()
+    else:
+        projected = x.new_empty(len(x), len(a))
+        for part, mask in low.dropped.blocks(x):
+            torch.mm(x[part] * mask, a.t(), out=projected[part])
+        projected.mul_(low.dropped.scale)
     out.addmm_(projected, low.b.to(x.dtype).t(), alpha=low.scale)
     return out, projected
 
@@ -173,44 +185,25 @@ def backward(
     That of x is added to `into`, where one is given.
     """
     layer, low = path
-    grad_x = grad_a = grad_b = None
+    grad_x = None
     if wants_x:
         unpacked = weight(layer, grad.dtype)
         grad_x = grad @ unpacked if into is None else into.addmm_(grad, unpacked)
-    if low is not None and projected is not None:
-        through = (grad @ low.b.to(grad.dtype)).mul_(low.scale)  # [N, rank]
-        # The wide matrix on the right, as it lies in memory: the other order takes a CPU several times as long.
-        grad_b = (projected.t() @ grad).t().mul(low.scale).to(low.b.dtype).contiguous()
-        grad_a = _grad_of_a(through, x, low.dropped).to(low.a.dtype)
+    if low is None or projected is None:
+        return grad_x, None, None
+    through = (grad @ low.b.to(grad.dtype)).mul_(low.scale)  # [N, rank]
+    # The wide matrix on the right, as it lies in memory: the other order takes a CPU several times as long.
+    grad_b = (projected.t() @ grad).t().mul(low.scale).to(low.b.dtype).contiguous()
+    a, dropped = low.a.to(grad.dtype), low.dropped
+    if dropped is None:
+        grad_a = through.t() @ x
         if grad_x is not None:
-            _add_low(grad_x, through, low.a.to(grad.dtype), low.dropped)
-    return grad_x, grad_a, grad_b
-
-
-def _project(x: Tensor, a: Tensor, dropped: Dropped | None) -> Tensor:
-    """A dropout(x): [N, in], [rank, in] -> [N, rank]."""
-    if dropped is None:
-        return x @ a.t()
-    low = x.new_empty(len(x), len(a))
-    for part, mask in dropped.blocks(x):
-        torch.mm(x[part] * mask, a.t(), out=low[part])
-    return low.mul_(dropped.scale)
-
-
-def _grad_of_a(through: Tensor, x: Tensor, dropped: Dropped | None) -> Tensor:
-    """Gradient of A from that of A dropout(x): [N, rank], [N, in] -> [rank, in]."""
-    if dropped is None:
-        return through.t() @ x
-    out = torch.zeros(through.size(1), x.size(1), device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-    for part, mask in dropped.blocks(x):
-        out += through[part].t() @ (x[part] * mask)
-    return out.mul_(dropped.scale)
-
-
-def _add_low(grad_x: Tensor, through: Tensor, a: Tensor, dropped: Dropped | None) -> None:
-    """Add to the gradient of x what comes through A: [N, in], [N, rank], [rank, in]."""
-    if dropped is None:
-        grad_x.addmm_(through, a)
-        return
-    for part, mask in dropped.blocks(grad_x):
-        grad_x[part].addcmul_(through[part] @ a, mask, value=dropped.scale)
+            grad_x.addmm_(through, a)
+    else:
+        grad_a = torch.zeros(a.shape, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        for part, mask in dropped.blocks(x):
+            grad_a += through[part].t() @ (x[part] * mask)
+            if grad_x is not None:
+                grad_x[part].addcmul_(through[part] @ a, mask, value=dropped.scale)
+        grad_a.mul_(dropped.scale)
+    return grad_x, grad_a.to(low.a.dtype), grad_b

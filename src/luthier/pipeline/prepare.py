@@ -93,7 +93,7 @@ def on_this_machine(config: RunConfig) -> RunConfig:
     OPTIMIZERS.parse(config.train.optimizer).check(config.train.optimizer)
     check_settings(config.evaluate)
     if config.train.compile:
-        from luthier.kernels.compiled import check_compile
+        from luthier.kernels.apply import check_compile
 
         check_compile(where)
     model = config.model.model_copy(update={"device": where})

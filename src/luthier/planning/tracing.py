@@ -18,8 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from luthier.kernels.apply import patched
-from luthier.kernels.attention import EDGES
-from luthier.kernels.varlen import ROWS, PackedRows
+from luthier.kernels.attention import ROWS, PackedRows
 
 _ATEN = torch.ops.aten
 PRODUCTS = (_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm)
@@ -106,8 +105,7 @@ def _inputs(rows: list[int], device: str, packed: bool) -> dict[str, Tensor]:
     if not packed:
         return {"input_ids": ids}  # a mask would be looked into, and takes little
     places, edges = torch.zeros_like(ids), [0, *accumulate(rows)]
-    setattr(places, EDGES, edges)
-    setattr(places, ROWS, PackedRows(torch.zeros(len(edges), dtype=torch.int32, device=device), max(rows)))
+    setattr(places, ROWS, PackedRows(edges, torch.zeros(len(edges), dtype=torch.int32, device=device), max(rows)))
     return {"input_ids": ids, "position_ids": places}
 
 

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 from luthier.core.errors import MissingExtra, install
 from luthier.core.events import Progress
-from luthier.kernels.threads import sleep_soon
+from luthier.kernels.process import sleep_soon
 from luthier.recipe.consent import Allow
 from luthier.serving.http.guard import is_loopback
 from luthier.serving.http.settings import ServerAddress, ServerLimits

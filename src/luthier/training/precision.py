@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from luthier.core.errors import InputError
-from luthier.kernels.allocator import keep_freed_memory
+from luthier.kernels.process import keep_freed_memory
 from luthier.training.settings import TrainConfig
 
 

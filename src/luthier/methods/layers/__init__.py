@@ -4,4 +4,4 @@ Importing this package makes `get_peft_model`, `PeftModel.from_pretrained` and t
 them. `import luthier` arranges that it is imported with PEFT.
 """
 
-from luthier.methods.layers import bias, bottleneck, composite, prefix  # noqa: F401  (each registers itself)
+from luthier.methods.layers import bias, composite  # noqa: F401  (both register theirs)

@@ -6,6 +6,10 @@ Two rules of PEFT 0.21 shape all files here, each learnt from a failing test:
   transformers' own `load_adapter` finds weights by that prefix, and under another name loads nothing.
 - Tuner layers are never nested: PEFT skips everything below one when a second adapter comes. So a
   prefix is a child of the attention with a hook, not a wrapper around it.
+
+PEFT keeps its method names in a closed enum, and transformers asks members for `.value`, so a plain string will not
+do: `peft_type` adds members to the enum. Goes when PEFT takes method names from outside
+(https://github.com/huggingface/peft/issues/2634 is the nearest request).
 """
 
 import re
@@ -18,15 +22,38 @@ from typing import Any, ClassVar
 
 import torch
 from peft.config import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, register_peft_method
+from peft.utils.peft_types import PeftType
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.methods.layers.registry import peft_type
 from luthier.models.module_map import ModuleMap, module_map_of
 from luthier.models.targets import block_of
+
+
+def peft_type(name: str) -> PeftType:
+    """The member `name` of PeftType, made if it is not there."""
+    if name in PeftType.__members__:
+        return PeftType[name]
+    member = str.__new__(PeftType, name)
+    member._name_ = member._value_ = name
+    vars(member).update(_sort_order_=len(PeftType._member_names_), __objclass__=PeftType)
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
+    type.__setattr__(PeftType, name, member)
+    if PeftType(name) is not member or PeftType[name] is not member or name not in list(PeftType):
+        raise RuntimeError(f"PEFT's method names can no longer be extended (adding {name}): its enum has changed")
+    return member
+
+
+def register(config: Any, model: Any) -> None:
+    """Register the pair under `config.kind` (upper case). Raises KeyError where PEFT has the name already."""
+    if PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type(config.kind)) is not config:
+        register_peft_method(name=config.kind.lower(), config_cls=config, model_cls=model, prefix=model.prefix)
 
 
 @dataclass
@@ -34,7 +61,6 @@ class TunerConfig(PeftConfig):
     """Fields that every configuration here has, beside PEFT's own. `kind` is its name among PEFT's methods."""
 
     kind: ClassVar[str]
-
     target_modules: Any = None  # filled in from the architecture
     exclude_modules: Any = None  # read by PEFT
     layers_to_transform: Any = None  # read by PEFT
@@ -63,19 +89,21 @@ class Target:
 
 
 class Tuner(BaseTuner):
-    """Shared by our PEFT model classes: a subclass names the places of its layers and puts one there."""
+    """What our PEFT model classes share. A subclass puts a layer at each place that the configuration names."""
 
     tuner_layer_cls: type[BaseTunerLayer] = BaseTunerLayer
     target_module_mapping: dict[str, Any] = {}  # noqa: RUF012  (PEFT's own declaration)
     mergeable: ClassVar[bool] = False
-
-    def places(self, config: Any, names: ModuleMap) -> dict[str, str]:
-        """Kind of layer -> regular expression of the modules it goes to."""
-        raise NotImplementedError
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """Fields of the module map whose modules get a layer."""
 
     def inject(self, kind: str, target: Target) -> None:
-        """Put the layer of `kind` there."""
+        """Put the layer for the field `kind` of the module map there."""
         raise NotImplementedError
+
+    def places(self, config: Any) -> dict[str, str]:
+        """Field of the module map -> regular expression of the modules that get a layer."""
+        return {kind: getattr(self.module_map, kind) for kind in self.kinds}
 
     @property
     def module_map(self) -> ModuleMap:
@@ -83,8 +111,7 @@ class Tuner(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         if peft_config.target_modules is None:
-            patterns = self.places(peft_config, module_map_of(model_config)).values()
-            peft_config.target_modules = "|".join(f"(?:{pattern})" for pattern in patterns)
+            peft_config.target_modules = "|".join(f"(?:{pattern})" for pattern in self.places(peft_config).values())
             if (blocks := peft_config.blocks) is not None:  # PEFT ignores it beside an expression
                 found = re.compile(peft_config.target_modules)
                 names = [name for name, _ in self.model.named_modules() if found.fullmatch(name)]
@@ -99,11 +126,10 @@ class Tuner(BaseTuner):
 
     def _create_and_replace(self, *args: Any, current_key: str = "", **_: Any) -> None:
         target = Target(*args)
-        for kind, pattern in self.places(target.config, self.module_map).items():
-            if re.fullmatch(pattern, current_key):
-                self.inject(kind, target)
-                return
-        raise ValueError(f"{current_key} is a target, but {type(self).__name__} has no layer for it")
+        kinds = [kind for kind, pattern in self.places(target.config).items() if re.fullmatch(pattern, current_key)]
+        if not kinds:
+            raise ValueError(f"{current_key} is a target, but {type(self).__name__} has no layer for it")
+        self.inject(kinds[0], target)
 
     def wrap(self, layer: type[Any], target: Target) -> None:
         """Add the adapter to an existing layer of ours, or put a new one around the module."""

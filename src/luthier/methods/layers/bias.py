@@ -13,8 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer
-from luthier.methods.layers.registry import register
+from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer, register
 from luthier.models.targets import NARROW, block_of, sides, why_unfit
 
 OUTPUTS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "cls", "qa_classifier")
@@ -48,9 +47,9 @@ class BiasDelta(TunerLayer):
         self.base_layer = target.module
         self._hold(tuner, target, parameters=("delta",))
         self.made_bias = False
-        base: Any = self.get_base_layer()
+        base = self.get_base_layer()
         bias = getattr(base, "bias", None)
-        self.size = int(len(bias) if bias is not None else base.nf if isinstance(base, Conv1D) else base.out_features)
+        self.size = len(bias) if bias is not None else sides(base)[1]
         self.update_layer(target.adapter, target.config)
 
     def update_layer(self, adapter: str, config: BitFitConfig) -> None:

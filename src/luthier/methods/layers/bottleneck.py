@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer, pooled_gate
-from luthier.methods.layers.registry import register
-from luthier.models.module_map import ModuleMap
 
 
 @dataclass
@@ -137,30 +135,3 @@ class AroundBertOutput(Bottleneck):
         for name in after:
             h = h + self.delta(name, base.LayerNorm(h + input_tensor))
         return base.LayerNorm(h + residual)  # type: ignore[no-any-return]
-
-
-KINDS = {"houlsby": ("attention_out", "ffn_out"), "output": ("ffn_out",), "pfeiffer": ("ffn",), "parallel": ("ffn",)}
-"""Target -> fields of the module map whose modules are wrapped."""
-
-
-def put_bottleneck(tuner: Tuner, kind: str, target: Target) -> None:
-    """Wrap the module with the bottleneck for its kind."""
-    around = AroundBertOutput if tuner.module_map.ffn_call == "bert_output" else AroundBlock
-    tuner.wrap(around if kind == "ffn" else AfterOutput, target)
-
-
-class BottleneckModel(Tuner):
-    """PEFT's view of the bottleneck adapters."""
-
-    prefix = "bottleneck_"
-
-    def places(self, config: BottleneckConfig, names: ModuleMap) -> dict[str, str]:
-        if config.place not in KINDS:
-            raise ValueError(f"unknown place {config.place!r}: {', '.join(KINDS)}")
-        return {kind: getattr(names, kind) for kind in KINDS[config.place]}
-
-    def inject(self, kind: str, target: Target) -> None:
-        put_bottleneck(self, kind, target)
-
-
-register(BottleneckConfig, BottleneckModel)

@@ -1,4 +1,4 @@
-"""MAM Adapter and UniPELT: several tuner layers under one PEFT method.
+"""What PEFT sees of prefixes and bottlenecks, alone and together: prefix tuning, adapters, MAM Adapter and UniPELT.
 
 MAM (He et al. 2022, arXiv 2110.04366, section 4.6): a prefix at attention, a scaled parallel adapter at
 the feed-forward. UniPELT (Mao et al. 2022, arXiv 2110.07577, section 3.2): a gated prefix, a gated
@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from luthier.methods.layers.base import Target, Tuner, TunerLayer, pooled_gate
-from luthier.methods.layers.bottleneck import BottleneckConfig, put_bottleneck
-from luthier.methods.layers.prefix import PrefixFields, attach_prefix
-from luthier.methods.layers.registry import register
-from luthier.models.module_map import ModuleMap
+from luthier.methods.layers.base import Target, Tuner, TunerLayer, pooled_gate, register
+from luthier.methods.layers.bottleneck import AfterOutput, AroundBertOutput, AroundBlock, BottleneckConfig
+from luthier.methods.layers.prefix import PrefixKVConfig, attach_prefix
+from luthier.models.targets import sides
 
 
 @dataclass
-class MamConfig(BottleneckConfig, PrefixFields):
+class MamConfig(BottleneckConfig, PrefixKVConfig):
     """Prefix and scaled parallel adapter."""
 
     kind: ClassVar[str] = "MAM"
@@ -31,7 +29,7 @@ class MamConfig(BottleneckConfig, PrefixFields):
 
 
 @dataclass
-class UniPeltConfig(BottleneckConfig, PrefixFields):
+class UniPeltConfig(BottleneckConfig, PrefixKVConfig):
     """Gated prefix, gated adapter, gated LoRA."""
 
     kind: ClassVar[str] = "UNIPELT"
@@ -53,8 +51,7 @@ class GatedLoRA(TunerLayer):
         self.update_layer(target.adapter, target.config)
 
     def update_layer(self, adapter: str, config: Any) -> None:
-        base: Any = self.get_base_layer()
-        size_in, size_out = (base.nx, base.nf) if isinstance(base, Conv1D) else (base.in_features, base.out_features)
+        size_in, size_out = sides(self.get_base_layer())
         a, b = nn.Linear(size_in, config.rank, bias=False), nn.Linear(config.rank, size_out, bias=False)
         gate = nn.Linear(size_in, 1)
         nn.init.kaiming_uniform_(a.weight, a=math.sqrt(5))
@@ -74,30 +71,52 @@ class GatedLoRA(TunerLayer):
         return y
 
 
-class MamModel(Tuner):
-    """PEFT's view of MAM."""
-
-    prefix = "mam_"
-    kinds: ClassVar[tuple[str, ...]] = ("attention", "ffn")
-
-    def places(self, config: Any, names: ModuleMap) -> dict[str, str]:
-        return {kind: getattr(names, kind) for kind in self.kinds}
+class PlacedTuner(Tuner):
+    """Puts a layer at each place by the field of the module map that names it."""
 
     def inject(self, kind: str, target: Target) -> None:
         if kind == "attention":
             attach_prefix(self, target)
-        elif kind == "ffn":
-            put_bottleneck(self, kind, target)
-        else:
+        elif kind in ("query", "value"):
             self.wrap(GatedLoRA, target)
+        elif kind == "ffn":
+            self.wrap(AroundBertOutput if self.module_map.ffn_call == "bert_output" else AroundBlock, target)
+        else:
+            self.wrap(AfterOutput, target)
 
 
-class UniPeltModel(MamModel):
-    """PEFT's view of UniPELT."""
+class PrefixKVModel(PlacedTuner):
+    """Prefix tuning and P-Tuning v2."""
+
+    prefix = "prefixkv_"
+    kinds = ("attention",)
+
+
+class BottleneckModel(PlacedTuner):
+    """The bottleneck adapters."""
+
+    prefix = "bottleneck_"
+
+    def places(self, config: BottleneckConfig) -> dict[str, str]:
+        kinds = {"houlsby": ("attention_out", "ffn_out"), "output": ("ffn_out",)}.get(config.place, ("ffn",))
+        return {kind: getattr(self.module_map, kind) for kind in kinds}
+
+
+class MamModel(PlacedTuner):
+    """MAM Adapter."""
+
+    prefix = "mam_"
+    kinds = ("attention", "ffn")
+
+
+class UniPeltModel(PlacedTuner):
+    """UniPELT."""
 
     prefix = "unipelt_"
-    kinds: ClassVar[tuple[str, ...]] = ("attention", "query", "value", "ffn")
+    kinds = ("attention", "query", "value", "ffn")
 
 
+register(PrefixKVConfig, PrefixKVModel)
+register(BottleneckConfig, BottleneckModel)
 register(MamConfig, MamModel)
 register(UniPeltConfig, UniPeltModel)

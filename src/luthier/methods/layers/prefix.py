@@ -20,16 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer, pooled_gate
-from luthier.methods.layers.registry import register
-from luthier.models.module_map import ModuleMap
 
 CHILD, SHARED = "luthier_prefix", "luthier_prefix_encoder"
 """Names of the child of each attention, and of the root's child that holds the shared half of the MLP."""
 
 
 @dataclass
-class PrefixFields(TunerConfig):
+class PrefixKVConfig(TunerConfig):
     """Length and parametrization of a prefix."""
+
+    kind: ClassVar[str] = "PREFIX_KV"
 
     length: int = 20  # virtual tokens per layer
     reparam: str = "none"  # none, or mlp while training
@@ -37,13 +37,6 @@ class PrefixFields(TunerConfig):
     init_std: float = 0.02  # standard deviation of the start
     prefix_dropout: float = 0.0  # share of the prefix dropped in training
     gate: str = "none"  # none, mean (over the sequence) or token
-
-
-@dataclass
-class PrefixKVConfig(PrefixFields):
-    """A prefix and nothing else."""
-
-    kind: ClassVar[str] = "PREFIX_KV"
 
 
 class PrefixedCache:
@@ -240,18 +233,3 @@ def flattened(model: nn.Module, config: Any, adapter: str = "default") -> Iterat
             layer.held("kv").pop(adapter)
         for held, short, module in away:
             held.held(short)[adapter] = module
-
-
-class PrefixKVModel(Tuner):
-    """PEFT's view of prefix tuning and P-Tuning v2."""
-
-    prefix = "prefixkv_"
-
-    def places(self, config: PrefixKVConfig, names: ModuleMap) -> dict[str, str]:
-        return {"attention": names.attention}
-
-    def inject(self, kind: str, target: Target) -> None:
-        attach_prefix(self, target)
-
-
-register(PrefixKVConfig, PrefixKVModel)

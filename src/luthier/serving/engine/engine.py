@@ -14,8 +14,7 @@ import torch
 
 from luthier.core.errors import InputError
 from luthier.core.events import Progress
-from luthier.kernels.allocator import give_back_freed_memory, keep_freed_memory
-from luthier.kernels.threads import call_apart
+from luthier.kernels.process import call_apart, give_back_freed_memory, keep_freed_memory
 from luthier.recipe.consent import Allow
 from luthier.rendering.example import Message
 from luthier.serving.engine.detokenizer import Detokenizer

@@ -187,7 +187,7 @@ def _prefix_state(model: Any) -> PrefixState | None:
         if settings.peft_type in ("PROMPT_TUNING", "P_TUNING") and isinstance(model, PeftModel):
             return PrefixState(embeds=model.get_prompt(batch_size=1)[0])
         return None
-    if not isinstance(settings, PrefixKVConfig) or getattr(model.config, "sliding_window", None):
+    if type(settings) is not PrefixKVConfig or getattr(model.config, "sliding_window", None):
         return None
     layers = [module for module in model.modules() if isinstance(module, PrefixLayer)]
     both = [layer.flat("default").view(-1, 2, layer.heads, layer.head_size).permute(1, 2, 0, 3) for layer in layers]
