@@ -13,7 +13,7 @@ from luthier.cli.main import app
 from luthier.cli.terminal import progress
 from luthier.core.errors import InputError
 from luthier.core.events import Progress
-from luthier.methods.layers.loading import refuse_imports
+from luthier.methods.layers.loading import shapes_of
 from luthier.pipeline.evaluate import evaluate, open_run
 from luthier.pipeline.export import export
 from luthier.pipeline.train import train
@@ -223,7 +223,7 @@ def test_another_check_than_at_the_start_is_said(own: Path, tmp_path: Path) -> N
 def test_an_adapter_that_names_code_for_peft_is_refused(own: Path, tmp_path: Path, key: str, value: object) -> None:
     adapter = tmp_path / "adapter"
     shutil.copytree(own / "adapter", adapter)
-    refuse_imports(adapter)
+    shapes_of(adapter)
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
     with pytest.raises(InputError, match=key):

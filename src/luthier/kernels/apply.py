@@ -17,9 +17,9 @@ from luthier.kernels.attention import row_by_row
 def patched(model: nn.Module, packed: bool = False, compile: bool = False, *, trial: bool = True) -> Iterator[None]:
     """A context in which these kernels replace what the model's own code computes in more memory or time.
 
-    The numbers are the same to rounding: each module decides by a trial, and by its state at each call. A model without
-    numbers, which is only planned, has no `trial`. `packed` adds attention over packed rows. With `compile` blocks are
-    torch.compile's instead, and only attention is ours; without `trial` they stay as they are.
+    The numbers are the same to rounding: each module decides by a trial (not for a model without numbers, which is only
+    planned), and by its state at each call. `packed` adds attention over packed rows. With `compile` blocks are
+    torch.compile's instead, where there is a trial, and only attention is ours.
     """
     blocks: list[Any] = repeated_blocks(model) if compile and trial else []
     changed: list[nn.Module] = []
@@ -39,11 +39,7 @@ def patched(model: nn.Module, packed: bool = False, compile: bool = False, *, tr
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's layers: modules of the class that is most frequent in its lists of modules.
-
-    One is compiled for all layers and any number of tokens: a whole model would take as many times longer to compile
-    as it has layers.
-    """
+    """The model's layers: modules of the class most frequent in its lists. One is compiled for all of them."""
     listed = [m for found in model.modules() if isinstance(found, nn.ModuleList) for m in found]
     most = Counter(type(m) for m in listed).most_common(1)
     return [m for m in listed if type(m) is most[0][0]]

@@ -42,10 +42,7 @@ class PackedRows(NamedTuple):
 
 
 def packed_rows(position_ids: Tensor | None, query: Tensor) -> PackedRows | None:
-    """The rows of one sequence, each from position 0; None where the batch is not one sequence of packed rows.
-
-    Kept with the positions: they are read from the GPU once a pass.
-    """
+    """The rows of one sequence, each from position 0, read off the positions once a pass; None for any other batch."""
     if position_ids is None or query.size(0) != 1 or position_ids.shape != (1, query.size(2)):
         return None
     known: PackedRows | None = getattr(position_ids, ROWS, None)
@@ -106,10 +103,9 @@ def packed_attention(
 def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int], scale: float) -> Tensor:
     """softmax(q k^T scale) v within each row: [heads, T, D], [key heads, T, D] twice -> [T, heads, D].
 
-    As sdpa's kernel it keeps no probabilities and recomputes them in the backward pass (Dao et al. 2022, arXiv
-    2205.14135); it differs in the blocks, some queries of all heads against all keys before them, which suit a CPU's
-    matrix products. All is float32: in bfloat16 the scores of Qwen2, some hundreds, would be off by whole numbers, and
-    oneDNN would compile and keep a kernel for each length of a row, which MKL does not.
+    As sdpa's kernel it recomputes probabilities in the backward pass (Dao et al. 2022, arXiv 2205.14135), in blocks
+    that suit a CPU's matrix products. All is float32: in bfloat16 the scores of Qwen2, some hundreds, would be off by whole
+    numbers, and oneDNN would compile and keep a kernel for each length of a row, which MKL does not.
     """
     # As autocast does for sdpa: rotated queries may be wider than the values.
     query, key, value = (x.to(autocast_type(x, x.dtype)) for x in (query, key, value))
@@ -221,10 +217,7 @@ def _serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 @lru_cache(maxsize=32)
 def _proved(dtype: torch.dtype, device: torch.device, heads: int, few: int, width: int) -> bool:
-    """Whether values and gradients of two rows are sdpa's in float32, to the rounding of `dtype`, also with a window.
-
-    False as well where the kernel is missing or raises.
-    """
+    """Whether values and gradients, also with a window, are sdpa's to the rounding of `dtype`; else False."""
     # Also asked while a run is planned, on tensors without numbers.
     with _disable_current_modes(), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         try:

@@ -1,11 +1,10 @@
 """Cross-entropy of a linear head without its logits: chunk by chunk, forward and backward in one pass.
 
 The logits of a language model are its largest tensor: 151,936 numbers a token for Qwen2, kept for the backward pass in
-the model's type, as float32 and as probabilities. Most tokens carry no loss, and the gradient of a token's logits,
-p - onehot, is known as soon as the logits are. So the head is applied to labelled tokens alone, some at a time; each
-chunk becomes its losses and its part of the hidden states' gradient, and is dropped.
-(Wijmans et al. 2024, arXiv 2411.09009, go further and fuse the matrix product; Hsu et al. 2024, arXiv 2410.10989,
-chunk as here.)
+the model's type, as float32 and as probabilities. Here the head is applied to labelled tokens alone, some at a time;
+the gradient of their logits, p - onehot, is known at once, so each chunk becomes its losses and its part of the hidden
+states' gradient, and is dropped. (Wijmans et al. 2024, arXiv 2411.09009, go further and fuse the matrix product; Hsu et
+al. 2024, arXiv 2410.10989, chunk as here.)
 """
 
 from collections.abc import Iterator
@@ -112,10 +111,7 @@ def _chunks(
 def _losses_and_grad(
     logits: Tensor, targets: Tensor, boost: float = 1.0, scale: Tensor | None = None, grad_bias: Tensor | None = None
 ) -> Tensor:
-    """The losses, in float32; `logits` becomes their gradient, softmax - onehot, times `boost` and `scale` [N].
-
-    `grad_bias` gets the sum of that, before it is rounded.
-    """
+    """The losses, in float32; `logits` becomes their gradient, times `boost` and `scale`, its sum `grad_bias`."""
     losses = torch.empty(len(logits), device=logits.device)
     for part in parts(logits, 4, SLICE_BYTES):
         right = targets[part, None]
@@ -158,11 +154,7 @@ def _idle(head: nn.Linear) -> Iterator[None]:
 
 
 def plain_head(model: nn.Module) -> nn.Linear | None:
-    """The layer that makes logits, where it is a linear one and nothing comes after it.
-
-    The model is tried once: the logits of two tokens must be, bit for bit, the head's of the hidden states. Capped ones
-    are not.
-    """
+    """The layer that makes logits, if it is linear and nothing (such as a cap) comes after it, by one trial."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if type(head) is not nn.Linear:
         return None

@@ -28,10 +28,9 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 
 
 def patch(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
-    """Let the gated blocks of `model` compute so, where a trial gives their own numbers; returns these blocks.
+    """Let the gated blocks of `model` compute so, where a `trial` gives their own numbers; returns these blocks.
 
     A block decides at each call: a layer that trains itself, or has more beside it than LoRA, uses the model's code.
-    A model without numbers (which is only planned) has no `trial`.
     """
     found: list[nn.Module] = []
     proved: dict[type, bool] = {}

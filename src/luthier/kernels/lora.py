@@ -27,8 +27,7 @@ BLOCK = POOL // 4
 def patch(model: nn.Module) -> list[nn.Module]:
     """Let the LoRA layers of a PEFT model compute so, where nothing about them asks for more; returns these layers.
 
-    A layer decides at each call: PEFT's code serves several active adapters, DoRA, merged or disabled adapters, a base
-    layer that is hooked or trains itself, and calls with further arguments.
+    A layer decides at each call: PEFT's code serves what is more than one active adapter on a frozen linear layer.
     """
     from peft.tuners.lora.layer import LoraLayer
 
@@ -55,8 +54,7 @@ class Dropped:
     """A dropout mask that is never kept: a share `rate` of zeros, the same whenever it is asked for.
 
     To draw a number for each input takes longer than LoRA's products. So zeros and ones are drawn once, and a mask is
-    a window of them at an offset that the seed gives, one for each block of tokens. The offsets are as good as
-    independent from call to call, and so are the windows: chance alone decides whether two places both drop.
+    a window of them for each block of tokens, at an offset that the seed gives: as good as independent.
     """
 
     rate: float
@@ -180,10 +178,7 @@ def forward(x: Tensor, layer: Any, low: LowRank | None) -> tuple[Tensor, Tensor 
 def backward(
     grad: Tensor, x: Tensor, path: LoraPath, projected: Tensor | None, wants_x: bool = True, into: Tensor | None = None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, A and B from the output's: [N, out] -> [N, in], [rank, in], [out, rank].
-
-    That of x is added to `into`, where one is given.
-    """
+    """Gradients of x (added to `into`), A and B from the output's: [N, out] -> [N, in], [rank, in], [out, rank]."""
     layer, low = path
     grad_x = None
     if wants_x:

@@ -1,13 +1,11 @@
 """Freed memory and idle threads of a process: with the defaults of Linux, both cost more than the arithmetic.
 
-glibc maps each large block of memory and unmaps it as soon as it is freed. Every page of the next block is then a page
-fault: to multiply two matrices of 18 MB, entry by entry, takes several times as long. Training allocates the same sizes
-again and again, so kept memory is reused.
+glibc unmaps each large block of memory as soon as it is freed, and every page of the next one is a page fault: to
+multiply two matrices of 18 MB takes several times as long. Training allocates the same sizes again and again.
 
-GNU's OpenMP, which torch has on Linux, gives each thread that computes a team of workers for as long as that thread
-lives. Where all teams together have more threads than there are processors, workers no longer wait awake for the next
-piece of work but go to sleep after each, and to wake them costs as much as the piece: there are hundreds in a step of a
-model. A process that loads in its main thread and computes in another is such a case.
+GNU's OpenMP, which torch has on Linux, gives each thread that computes a team of workers. Where all teams together have
+more threads than there are processors, workers go to sleep after each piece of work, and to wake them costs as much as
+the piece. A process that loads in its main thread and computes in another is such a case.
 """
 
 import ctypes
@@ -47,11 +45,7 @@ def give_back_freed_memory() -> None:
 
 
 def sleep_soon() -> None:
-    """Let idle workers of OpenMP sleep soon, not after milliseconds. Call it before torch is imported.
-
-    Waiting awake gains little; where other work wants the processors it halves the speed, for such a thread keeps its
-    processor from the one that it waits for. A setting in the environment stays.
-    """
+    """Let idle workers of OpenMP sleep soon, for others may want the processors. Call it before torch is imported."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 

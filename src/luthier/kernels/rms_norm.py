@@ -14,10 +14,7 @@ from luthier.kernels.frozen_linear import parts, shaped
 
 
 def patch(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
-    """Let the RMSNorms of `model` compute so, where a trial gives their own numbers; returns these.
-
-    A model without numbers (which is only planned) has no `trial`.
-    """
+    """Let the RMSNorms of `model` compute so, where a `trial` gives their own numbers; returns these."""
     found: list[nn.Module] = []
     proved: dict[tuple[type, torch.dtype], bool | None] = {}
     for module in model.modules():

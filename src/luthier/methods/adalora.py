@@ -19,8 +19,8 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from luthier.core.errors import InputError
 from luthier.core.registry import Count, Share, Size
-from luthier.methods.base import TARGET_ALIASES, Blocks, Model, State, TargetedMethod, Targets, trainable_state
-from luthier.models.targets import check_rank, peft_names
+from luthier.methods.base import TARGET_ALIASES, Model, State, TargetedMethod, trainable_state
+from luthier.models.targets import check_rank
 
 IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 """Attributes of PEFT's rank allocator that hold a tensor per parameter."""
@@ -29,11 +29,9 @@ IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 class AdaLoRA(TargetedMethod):
     """Low-rank updates that share one budget of ranks."""
 
-    paper: ClassVar[str] = "2303.10512"
-    suggested_lr: ClassVar[float] = 1e-3
-    suggested_lr_encoder: ClassVar[float | None] = 2e-3
-    typical_share: ClassVar[float] = 0.0132
-    aliases: ClassVar[dict[str, str]] = {
+    paper, typical_share = "2303.10512", 0.0132
+    suggested_lr, suggested_lr_encoder = 1e-3, 2e-3
+    aliases: ClassVar = {
         **TARGET_ALIASES,
         "init_r": "rank",
         "target_r": "target_rank",
@@ -51,10 +49,6 @@ class AdaLoRA(TargetedMethod):
     """Strength of the update, which is scaled by alpha / rank."""
     dropout: Share = 0.0
     """Share of the inputs dropped during training."""
-    targets: Targets = "all-linear"
-    """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    layers: Blocks = ()
-    """Numbers of the blocks to adapt, from 0; empty means every block."""
     warmup: Share = 0.1
     """Share of the run before the budget falls."""
     final: Share = 0.3
@@ -83,7 +77,7 @@ class AdaLoRA(TargetedMethod):
         from peft import AdaLoraConfig
 
         if steps < 2:  # PEFT would ask for an importance that no step has measured
-            message = f"method adalora: {steps} step is too few, for ranks move between steps"
+            message = "method adalora: 1 step is too few, for ranks move between steps"
             raise InputError(message, fix="train.steps=20 or more")
         begin, end = int(self.warmup * steps), int(self.final * steps)
         return AdaLoraConfig(
@@ -91,7 +85,7 @@ class AdaLoRA(TargetedMethod):
             target_r=self.target_rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=peft_names(*self.targeting(model)),
+            target_modules=self.target_modules(model),
             tinit=begin,
             tfinal=end,
             deltaT=max(1, min(self.interval, (steps - begin - end) // 10)),
@@ -121,9 +115,12 @@ class AdaLoRA(TargetedMethod):
     def write_adapter(self, model: Model, folder: Path) -> None:
         config = model.peft_config["default"]
         pattern = config.rank_pattern
+        weights = {name.replace(".default", ""): value for name, value in model.named_parameters()}
         try:
-            if pattern is not None and not _settled(model, pattern):
-                config.rank_pattern = None  # pruned triplets may come back until the final phase: keep them all
+            for name, kept in (pattern or {}).items():
+                values = next(v for n, v in weights.items() if n.endswith(name.replace(".default", "")))
+                if any(float(value) for value, keep in zip(values.detach().view(-1), kept, strict=True) if not keep):
+                    config.rank_pattern = None  # pruned triplets may come back until the final phase: keep them all
             with warnings.catch_warnings():
                 # A layer that lost all its ranks has empty matrices, which PEFT takes for shards not gathered.
                 warnings.filterwarnings("ignore", r".*LoRA tensor\(s\) have invalid shape")
@@ -151,13 +148,3 @@ class AdaLoRA(TargetedMethod):
             kept = {name.removeprefix(start): v.to(device) for name, v in state.items() if name.startswith(start)}
             setattr(model.base_model.rankallocator, kind, kept)
         model.peft_config["default"].rank_pattern = json.loads(bytes(state["allocator.pattern"].tolist()))
-
-
-def _settled(model: Model, pattern: dict[str, list[bool]]) -> bool:
-    """Whether every pruned triplet is still zero."""
-    weights = {name.replace(".default", ""): value for name, value in model.named_parameters()}
-    for name, kept in pattern.items():
-        values = next(v for n, v in weights.items() if n.endswith(name.replace(".default", "")))
-        if any(float(value) for value, keep in zip(values.detach().view(-1), kept, strict=True) if not keep):
-            return False
-    return True

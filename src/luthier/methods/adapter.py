@@ -20,16 +20,10 @@ from luthier.methods.base import Model, PeftMethod
 class Adapter(PeftMethod):
     """Bottlenecks after attention and feed-forward, or the latter only."""
 
-    paper: ClassVar[str] = "1902.00751"
-    suggested_lr: ClassVar[float] = 3e-4
-    suggested_lr_encoder: ClassVar[float | None] = 7e-4
-    typical_share: ClassVar[float] = 0.0111
-    mergeable: ClassVar[bool] = False
-    aliases: ClassVar[dict[str, str]] = {
-        "bottleneck_size": "size",
-        "adapter_size": "size",
-        "non_linearity": "activation",
-    }
+    paper, typical_share = "1902.00751", 0.0111
+    suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
+    mergeable = False
+    aliases: ClassVar = {"bottleneck_size": "size", "adapter_size": "size", "non_linearity": "activation"}
 
     place: Literal["houlsby", "pfeiffer", "output"] = "houlsby"
     """After attention and feed-forward, or after the feed-forward only."""

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator
 from luthier.core.errors import CannotMerge, InputError
 from luthier.core.registry import Family, Place, Plugin
 from luthier.models.heads import HEADS
+from luthier.models.targets import check_targets, fused_experts, peft_names
 
 Model: TypeAlias = Any
 """A torch.nn.Module of transformers or PEFT, with the methods that those add to torch's."""
@@ -92,18 +94,14 @@ class Method(Plugin):
         return ""
 
     def unmergeable(self, model: Model) -> str:
-        """Why merged weights have no place in the architecture of `model` (the base, maybe without weights), or empty.
-
-        It is reported before the training, and before an export begins.
-        """
+        """Why merged weights have no place in the architecture of `model` (perhaps without weights), or empty."""
         return ""
 
     def learning_rate(self, model: Model) -> float:
         """Peak learning rate for this model when the recipe gives none.
 
-        The suggested ones are for models about as wide as Qwen2-0.5B or wider. Narrow decoders want more: Adam's best
-        rate falls with the width (arXiv 2203.03466, table 3); the sweep in benchmarks/methods fits a power of 1.5. On
-        encoders only whole weights do: other methods at grown rates lead after one epoch and lose after three.
+        Narrow decoders want more than the suggested one: Adam's best rate falls with the width (arXiv 2203.03466, table
+        3); the sweep in benchmarks/methods fits a power of 1.5. On encoders only whole weights do.
         """
         encoder = type(model).__name__.startswith(("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra"))
         lr = self.suggested_lr_encoder if encoder and self.suggested_lr_encoder else self.suggested_lr
@@ -127,10 +125,7 @@ class Method(Plugin):
         return None
 
     def save(self, model: Model, folder: Path, *, training: bool = False) -> None:
-        """Write the tuned weights to `folder` (safetensors, loadable with PEFT or transformers).
-
-        `training` adds what only further training needs, for `restore`.
-        """
+        """Write the tuned weights to `folder` as safetensors; with `training` also what only `restore` needs."""
         raise NotImplementedError
 
     def restore(self, model: Model, folder: Path) -> None:
@@ -142,41 +137,29 @@ class Method(Plugin):
         raise NotImplementedError
 
     def merge(self, model: Model) -> Model:
-        """The plain base model with the tuned weights folded in, or CannotMerge. A quantized base is dequantized first.
-
-        Takes `model` over: it must not be used afterwards.
-        """
+        """The plain base, unpacked, with the tuned weights folded in, or CannotMerge. Takes `model` over."""
         raise NotImplementedError
 
 
 class WholeMethod(Method):
     """A method that changes the base's own weights, and keeps a whole model in transformers' layout."""
 
-    quantized_base: ClassVar[bool] = False
-    saves: ClassVar[Literal["adapter", "model"]] = "model"
+    quantized_base = False
+    saves = "model"
 
     def save(self, model: Model, folder: Path, *, training: bool = False) -> None:
         model.save_pretrained(folder)
 
     def restore(self, model: Model, folder: Path) -> None:
-        import torch
-        from safetensors import safe_open
+        from safetensors.torch import load_file
 
-        from luthier.methods.layers.loading import check_same
+        from luthier.methods.layers.loading import copy_same
 
-        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        missing = {id(parameter): name for name, parameter in model.named_parameters()}  # tied ones are stored once
-        for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as stored, torch.no_grad():
-                for key in stored.keys():  # noqa: SIM118 (safe_open is not iterable)
-                    if key not in own:
-                        raise InputError(f"{file}: weight {key!r} is not in this model")
-                    tensor = stored.get_tensor(key)
-                    check_same({key: own[key]}, {key: tensor}, file)  # copy_ would broadcast smaller ones
-                    own[key].copy_(tensor)
-                    missing.pop(id(own[key]), None)
-        if missing:
-            raise InputError(f"{folder}: {len(missing)} weights are missing, among them {min(missing.values())}")
+        stored: State = {}
+        for file in folder.glob("*.safetensors"):
+            stored |= load_file(file)
+        buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+        copy_same(stored, {**dict(model.named_parameters()), **buffers}, folder)
 
     def load(self, model: Model, folder: Path) -> Model:
         self.restore(model, folder)
@@ -189,7 +172,7 @@ class WholeMethod(Method):
 class PeftMethod(Method):
     """A method whose layers and file format are PEFT's, or registered with PEFT by `luthier.methods.layers`."""
 
-    required: ClassVar[tuple[str, ...]] = ("peft_config",)
+    required = ("peft_config",)
 
     def peft_config(self, model: Model, steps: int) -> Any:
         """PEFT's configuration of this method for `model`."""
@@ -249,15 +232,9 @@ class PeftMethod(Method):
 
     def load_training_state(self, model: Model, state: State, file: Path) -> None:
         """Put back what `training_state` gave, which then includes the weights. InputError where `file` has others."""
-        import torch
+        from luthier.methods.layers.loading import copy_same
 
-        from luthier.methods.layers.loading import check_same
-
-        own = trainable_state(model)
-        check_same(own, state, file)
-        with torch.no_grad():
-            for name, value in state.items():
-                own[name].copy_(value)
+        copy_same(state, trainable_state(model), file)
 
     def save(self, model: Model, folder: Path, *, training: bool = False) -> None:
         from safetensors.torch import save_file
@@ -298,63 +275,55 @@ class PeftMethod(Method):
 
     def merge(self, model: Model) -> Model:
         from luthier.methods.layers.base import free_heads, transpose_back, transposed_layers
+        from luthier.models.quantized import unpack
 
         if not self.mergeable:
             why = f"method {self.name} changes what the model computes, not only its weights: nothing to fold into"
             raise CannotMerge(f"{why}. Deploy the adapter beside its base")
         base = model.get_base_model()
         transposed = transposed_layers(base)
-        if getattr(base, "is_quantized", False):
-            model = self._on_dequantized(model, base)
+        if getattr(base, "is_quantized", False):  # merging into packed weights would round them again
+            with TemporaryDirectory() as folder:
+                self.write_adapter(model, Path(folder))
+                base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # else PEFT keeps (IA)3 from being taken off
+                model = self.load(unpack(model.unload()), Path(folder))
         free_heads(model)
         merged = model.merge_and_unload(safe_merge=True)
         transpose_back(merged, transposed)
         return merged
 
-    def _on_dequantized(self, model: Model, base: Model) -> Model:
-        """The same adapter on the unpacked base: merging into packed weights would round them again."""
-        from tempfile import TemporaryDirectory
-
-        from luthier.models.quantized import unpack
-
-        with TemporaryDirectory() as folder:
-            self.write_adapter(model, Path(folder))
-            base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # else PEFT keeps (IA)3 from being taken off
-            return self.load(unpack(model.unload()), Path(folder))
-
 
 class TargetedMethod(PeftMethod):
-    """A method with fields `targets` and `layers`, which choose the linear layers to adapt."""
+    """A method that adapts chosen linear layers."""
+
+    targets: Targets = "all-linear"
+    """Names of the linear layers to adapt, such as q_proj and v_proj, or all-linear: every one but the output."""
+    layers: Blocks = ()
+    """Numbers of the blocks to adapt, from 0; empty means every block."""
 
     def taken(self, model: Model) -> frozenset[str]:
         """Names of layers that PEFT would mistake for something else, so the method leaves them out."""
         return frozenset()
 
-    def targeting(self, model: Model) -> tuple[Model, Any, tuple[int, ...], frozenset[str]]:
-        """Arguments of `check_targets` and `peft_names`."""
-        return model, self.targets, self.layers, self.taken(model)  # type: ignore[attr-defined]
+    def target_modules(self, model: Model) -> list[str]:
+        """The chosen layers, as PEFT's configurations name them."""
+        return peft_names(model, self.targets, self.layers, self.taken(model))
 
     def check_layers(self, layers: State) -> None:
         """Raise InputError where a setting does not suit one of the chosen layers (name -> module)."""
 
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
-        from luthier.models.targets import check_targets
-
-        self.check_layers(check_targets(*self.targeting(model)))
+        self.check_layers(check_targets(model, self.targets, self.layers, self.taken(model)))
         super().check(model, classify=classify, quantize=quantize)
 
     def caveat(self, model: Model) -> str:
-        from luthier.models.targets import fused_experts
-
         return fused_experts(model, self.taken(model))
 
 
 class PromptMethod(PeftMethod):
     """A method that puts `length` trained embeddings in front of the text."""
 
-    mergeable: ClassVar[bool] = False
-    packs: ClassVar[bool] = False
-    encoder_decoder: ClassVar[bool] = False
+    mergeable = packs = encoder_decoder = False
 
     @property
     def positions(self) -> int:
@@ -374,8 +343,7 @@ class PromptMethod(PeftMethod):
 class PrefixMethod(PeftMethod):
     """A method with trained keys and values; the MLP that they may come from is kept for further training only."""
 
-    mergeable: ClassVar[bool] = False
-    encoder_decoder: ClassVar[bool] = False
+    mergeable = encoder_decoder = False
 
     def training_state(self, model: Model) -> State:
         return trainable_state(model) if model.peft_config["default"].reparam == "mlp" else {}

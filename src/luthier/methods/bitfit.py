@@ -10,7 +10,7 @@ Qwen2 only on query, key and value. `missing: refuse` says so and stops where th
 """
 
 import copy
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -24,10 +24,8 @@ Term = Literal["query", "key", "value", "intermediate", "output", "attention_lay
 class BitFit(PeftMethod):
     """Bias terms only."""
 
-    paper: ClassVar[str] = "2106.10199"
-    suggested_lr: ClassVar[float] = 3e-3
-    suggested_lr_encoder: ClassVar[float | None] = 2e-3
-    typical_share: ClassVar[float] = 0.000056
+    paper, typical_share = "2106.10199", 0.000056
+    suggested_lr, suggested_lr_encoder = 3e-3, 2e-3
 
     terms: tuple[Term, ...] | Literal["all"] = "all"
     """Which biases: all, or some of query, key, value, intermediate, output, attention_layernorm, output_layernorm."""
@@ -82,10 +80,7 @@ class BitFit(PeftMethod):
 
 
 def _settings(model: Any, names: set[str]) -> dict[str, bool] | None:
-    """Changes of the configuration (attention_bias, mlp_bias) after which the architecture has just these parameters.
-
-    None where no change does that: Qwen2 has no such key.
-    """
+    """Keys of the configuration with which the architecture has just these parameters; None where there are none."""
     import torch
 
     off = [key for key, value in model.config.to_dict().items() if key.endswith("bias") and value is False]

@@ -8,7 +8,7 @@ base, for each run saves a whole model.
 """
 
 import re
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -20,9 +20,8 @@ from luthier.models.heads import HEADS
 class Freeze(WholeMethod):
     """Train the last (or first) layers, and nothing else but a head."""
 
-    suggested_lr: ClassVar[float] = 5e-5
-    suggested_lr_encoder: ClassVar[float | None] = 1e-4
-    typical_share: ClassVar[float] = 0.0604
+    suggested_lr, suggested_lr_encoder = 5e-5, 1e-4
+    typical_share = 0.0604
 
     layers: Annotated[int, Field(ge=-10_000, le=10_000)] = 2
     """How many layers train: the last ones, or below zero the first ones."""

@@ -8,17 +8,14 @@ When: the base is small, or far from the task, and memory is there. When not: ma
 base are to be kept, the base is quantized, or there are few rows.
 """
 
-from typing import ClassVar
-
 from luthier.methods.base import Model, WholeMethod
 
 
 class Full(WholeMethod):
     """Train every weight of the base model."""
 
-    suggested_lr: ClassVar[float] = 2e-5
-    suggested_lr_encoder: ClassVar[float | None] = 3e-5
-    typical_share: ClassVar[float] = 1.0
+    suggested_lr, suggested_lr_encoder = 2e-5, 3e-5
+    typical_share = 1.0
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         # Half-precision weights lose small updates, and AMP refuses to unscale fp16 gradients.

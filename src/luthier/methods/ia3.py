@@ -8,7 +8,7 @@ places are the paper's (PEFT's own list has the query in the place of the key fo
 When: very few rows, and adapters of some kilobytes. When not: there is data for lora.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 from luthier.methods.base import Model, PeftMethod
 
@@ -16,10 +16,8 @@ from luthier.methods.base import Model, PeftMethod
 class IA3(PeftMethod):
     """Scales on keys, values and feed-forward units."""
 
-    paper: ClassVar[str] = "2205.05638"
-    suggested_lr: ClassVar[float] = 5e-3
-    suggested_lr_encoder: ClassVar[float | None] = 1e-2
-    typical_share: ClassVar[float] = 0.00025
+    paper, typical_share = "2205.05638", 0.00025
+    suggested_lr, suggested_lr_encoder = 5e-3, 1e-2
 
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import IA3Config

@@ -13,9 +13,8 @@ magnitude apart, W' = m (W + BA) / ||W + BA||, one number more per output (2402.
 starts from the largest singular directions of W (2404.02948); `lr_ratio` gives B a higher learning
 rate than A (LoRA+, 2402.12354). With `model.quantize: nf4` it is QLoRA (2305.14314).
 
-When: the first choice for decoders, and wherever the result should merge or many variants share a
-base. When not: very few parameters are wanted (vera, bitfit), or the rank should move between layers
-(adalora).
+When: the first choice for decoders, and wherever the result should merge or many variants share a base. When not: very
+few parameters are wanted (vera, bitfit), or the rank should move between layers (adalora).
 """
 
 import copy
@@ -29,18 +28,16 @@ from pydantic import Field, PositiveFloat
 
 from luthier.core.errors import InputError
 from luthier.core.registry import Share, Size
-from luthier.methods.base import TARGET_ALIASES, Blocks, Context, Model, State, TargetedMethod, Targets, trainable_state
-from luthier.models.targets import check_rank, peft_names, read_as_experts
+from luthier.methods.base import TARGET_ALIASES, Context, Model, State, TargetedMethod, trainable_state
+from luthier.models.targets import check_rank, read_as_experts
 
 
 class LoRA(TargetedMethod):
     """Low-rank updates of chosen linear layers."""
 
-    paper: ClassVar[str] = "2106.09685"
-    suggested_lr: ClassVar[float] = 2e-4
-    suggested_lr_encoder: ClassVar[float | None] = 5e-4
-    typical_share: ClassVar[float] = 0.0175
-    aliases: ClassVar[dict[str, str]] = {
+    paper, typical_share = "2106.09685", 0.0175
+    suggested_lr, suggested_lr_encoder = 2e-4, 5e-4
+    aliases: ClassVar = {
         **TARGET_ALIASES,
         **dict.fromkeys(("r", "lora_r", "lora_rank"), "rank"),
         "lora_alpha": "alpha",
@@ -58,10 +55,6 @@ class LoRA(TargetedMethod):
     """Strength of the update, which is scaled by alpha / rank."""
     dropout: Share = 0.0
     """Share of the inputs of A dropped during training; 0.05 to 0.1 helps on small data sets."""
-    targets: Targets = "all-linear"
-    """Names of the linear layers to adapt, such as q_proj and v_proj, or all-linear: every one but the output."""
-    layers: Blocks = ()
-    """Numbers of the blocks to adapt, from 0; empty means every block."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Also train bias terms: of no layer, of every layer, or of the adapted ones. The base then cannot be had back."""
     rslora: bool = False
@@ -83,14 +76,12 @@ class LoRA(TargetedMethod):
         check_rank(layers, self.rank)
 
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
-        if self.init == "pissa" and quantize != "none":
+        if quantize != "none" and self.init == "pissa":
             message = "method.init=pissa needs the unpacked weights of the base, and model.quantize packs them"
             raise InputError(message, fix="method.init=default, or model.quantize=none")
-        if self.bias != "none" and quantize != "none":
-            message = (
-                f"method.bias={self.bias} trains the base's own biases, and quantized layers cast theirs to the type "
-                "they compute in, where small updates are lost"
-            )
+        if quantize != "none" and self.bias != "none":
+            why = "quantized layers cast theirs to the type they compute in, where small updates are lost"
+            message = f"method.bias={self.bias} trains the base's own biases, and {why}"
             raise InputError(message, fix="method.bias=none, or model.quantize=none")
         super().check(model, classify=classify, quantize=quantize)
 
@@ -101,7 +92,7 @@ class LoRA(TargetedMethod):
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT annotates int and computes with float
             lora_dropout=self.dropout,
-            target_modules=peft_names(*self.targeting(model)),
+            target_modules=self.target_modules(model),
             bias=self.bias,
             use_rslora=self.rslora,
             use_dora=self.dora,
@@ -169,10 +160,7 @@ class LoRA(TargetedMethod):
         return trainable_state(model) if self.init == "pissa" else {}
 
     def write_adapter(self, model: Model, folder: Path) -> None:
-        """PiSSA changes the base's weights; as a plain LoRA of twice the rank it belongs to the untouched base.
-
-        B A - B0 A0 = [B, B0] [A; -A0].
-        """
+        """Write PiSSA as a plain LoRA of twice the rank on the untouched base: B A - B0 A0 = [B, B0] [A; -A0]."""
         if not hasattr(model, "pissa_start"):
             super().write_adapter(model, folder)
             return
@@ -190,9 +178,8 @@ class LoRA(TargetedMethod):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = model.peft_config["default"]
+        plain = copy.copy(model.peft_config["default"])
         grown = 2.0**0.5 if self.rslora else 2.0  # the scale, alpha / r or alpha / sqrt(r), must stay
-        plain = copy.copy(config)
         plain.r, plain.lora_alpha = 2 * self.rank, self.alpha * grown
         plain.init_lora_weights = plain.inference_mode = True
         plain.save_pretrained(folder)
@@ -200,10 +187,7 @@ class LoRA(TargetedMethod):
 
 
 def _add_beside(model: Any, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> None:
-    """PEFT's `add_adapter`, which `load_adapter` calls too, but not where one adapter changes the base of the other.
-
-    PEFT lets that pass in silence. A saved PiSSA is a plain LoRA, so it passes.
-    """
+    """PEFT's `add_adapter`, but InputError where one adapter changes the base of the other."""
     configs = {**model.peft_config, adapter_name: peft_config}
     biases = [name for name, config in configs.items() if getattr(config, "bias", "none") != "none"]
     starts = ("pissa", "olora", "corda")
@@ -228,10 +212,10 @@ def _swapped(model: Any) -> Iterator[None]:
 
     from luthier.methods.layers.base import untrained_heads
 
+    @torch.no_grad()
     def fill(values: State) -> None:
-        with torch.no_grad():
-            for name, parameter in _pairs(model).items():
-                parameter.copy_(values[name])
+        for name, parameter in _pairs(model).items():
+            parameter.copy_(values[name])
 
     now = {name: parameter.detach().clone() for name, parameter in _pairs(model).items()}
     fill(model.pissa_start)

@@ -8,7 +8,7 @@ When: full fine-tuning's quality is wanted at a fraction of it. When not: the re
 inference must be as fast as the base.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import PositiveFloat
 
@@ -19,10 +19,8 @@ from luthier.methods.base import Model, PrefixMethod
 class MAM(PrefixMethod):
     """Prefix and scaled parallel adapter together."""
 
-    paper: ClassVar[str] = "2110.04366"
-    suggested_lr: ClassVar[float] = 3e-4
-    suggested_lr_encoder: ClassVar[float | None] = 7e-4
-    typical_share: ClassVar[float] = 0.0030
+    paper, typical_share = "2110.04366", 0.0030
+    suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
 
     length: Size = 16
     """Virtual tokens per layer."""

@@ -16,28 +16,21 @@ from pydantic import Field
 
 from luthier.core.errors import InputError
 from luthier.core.registry import Share
-from luthier.methods.base import TARGET_ALIASES, Blocks, Model, State, TargetedMethod, Targets
-from luthier.models.targets import peft_names
+from luthier.methods.base import TARGET_ALIASES, Model, State, TargetedMethod
 
 
 class OFT(TargetedMethod):
     """Orthogonal turns of the weights."""
 
-    paper: ClassVar[str] = "2306.07280"
-    suggested_lr: ClassVar[float] = 5e-4
-    suggested_lr_encoder: ClassVar[float | None] = 1e-3
-    lr_by_width: ClassVar[bool] = False
-    typical_share: ClassVar[float] = 0.0077
-    aliases: ClassVar[dict[str, str]] = {**TARGET_ALIASES, "oft_block_size": "block"}
+    paper, typical_share = "2306.07280", 0.0077
+    suggested_lr, suggested_lr_encoder = 5e-4, 1e-3
+    lr_by_width = False
+    aliases: ClassVar = {**TARGET_ALIASES, "oft_block_size": "block"}
 
     block: Annotated[int, Field(ge=2, le=65_536)] = 32
     """Size of the blocks; must divide the input size of every layer."""
     dropout: Share = 0.0
     """Share of the blocks left as they are during training."""
-    targets: Targets = "all-linear"
-    """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    layers: Blocks = ()
-    """Numbers of the blocks to adapt, from 0; empty means every block."""
 
     def check_layers(self, layers: State) -> None:
         for name, layer in layers.items():
@@ -67,7 +60,7 @@ class OFT(TargetedMethod):
             module_dropout=self.dropout,
             # PEFT's default is a series cut off after four terms, which is no rotation once the weights have grown.
             use_cayley_neumann=False,
-            target_modules=peft_names(*self.targeting(model)),
+            target_modules=self.target_modules(model),
         )
 
 

@@ -21,11 +21,9 @@ from luthier.methods.base import Model, PromptMethod, State, trainable_state
 class PTuning(PromptMethod):
     """Embeddings in front of the text, from a prompt encoder."""
 
-    paper: ClassVar[str] = "2103.10385"
-    suggested_lr: ClassVar[float] = 1e-3
-    suggested_lr_encoder: ClassVar[float | None] = 3e-3
-    typical_share: ClassVar[float] = 0.0024
-    aliases: ClassVar[dict[str, str]] = {
+    paper, typical_share = "2103.10385", 0.0024
+    suggested_lr, suggested_lr_encoder = 1e-3, 3e-3
+    aliases: ClassVar = {
         "num_virtual_tokens": "length",
         "encoder_hidden_size": "hidden",
         "encoder_reparameterization_type": "encoder",

@@ -19,11 +19,9 @@ from luthier.methods.base import Model, PrefixMethod
 class PTuningV2(PrefixMethod):
     """Keys and values in front of every attention, as they are."""
 
-    paper: ClassVar[str] = "2110.07602"
-    suggested_lr: ClassVar[float] = 1e-2
-    suggested_lr_encoder: ClassVar[float | None] = 2e-2
-    typical_share: ClassVar[float] = 0.0008
-    aliases: ClassVar[dict[str, str]] = {"num_virtual_tokens": "length", "pre_seq_len": "length"}
+    paper, typical_share = "2110.07602", 0.0008
+    suggested_lr, suggested_lr_encoder = 1e-2, 2e-2
+    aliases: ClassVar = {"num_virtual_tokens": "length", "pre_seq_len": "length"}
 
     length: Size = 64
     """Virtual tokens per layer; the authors' scripts have 8 to 128."""

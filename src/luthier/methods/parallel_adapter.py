@@ -19,12 +19,10 @@ from luthier.methods.base import Model, PeftMethod
 class ParallelAdapter(PeftMethod):
     """A bottleneck beside the feed-forward."""
 
-    paper: ClassVar[str] = "2110.04366"
-    suggested_lr: ClassVar[float] = 3e-4
-    suggested_lr_encoder: ClassVar[float | None] = 7e-4
-    typical_share: ClassVar[float] = 0.0056
-    mergeable: ClassVar[bool] = False
-    aliases: ClassVar[dict[str, str]] = {"scaling": "scale", "bottleneck_size": "size"}
+    paper, typical_share = "2110.04366", 0.0056
+    suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
+    mergeable = False
+    aliases: ClassVar = {"scaling": "scale", "bottleneck_size": "size"}
 
     size: Size = 64
     """Width of the bottleneck."""

@@ -22,12 +22,10 @@ from luthier.methods.base import Model, PrefixMethod
 class Prefix(PrefixMethod):
     """Keys and values in front of every attention, from an MLP."""
 
-    paper: ClassVar[str] = "2101.00190"
-    suggested_lr: ClassVar[float] = 3e-3
-    suggested_lr_encoder: ClassVar[float | None] = 3e-4
-    lr_by_width: ClassVar[bool] = False
-    typical_share: ClassVar[float] = 0.0073
-    aliases: ClassVar[dict[str, str]] = {"num_virtual_tokens": "length", "encoder_hidden_size": "hidden"}
+    paper, typical_share = "2101.00190", 0.0073
+    suggested_lr, suggested_lr_encoder = 3e-3, 3e-4
+    lr_by_width = False
+    aliases: ClassVar = {"num_virtual_tokens": "length", "encoder_hidden_size": "hidden"}
 
     length: Size = 20
     """Virtual tokens per layer; the paper takes 5 to 10 for tables to text, 200 for summaries."""

@@ -20,12 +20,10 @@ from luthier.methods.base import Model, PromptMethod
 class Prompt(PromptMethod):
     """Embeddings in front of the text."""
 
-    paper: ClassVar[str] = "2104.08691"
-    suggested_lr: ClassVar[float] = 3e-2
-    suggested_lr_encoder: ClassVar[float | None] = 1e-1
-    lr_by_width: ClassVar[bool] = False
-    typical_share: ClassVar[float] = 0.000036
-    aliases: ClassVar[dict[str, str]] = {
+    paper, typical_share = "2104.08691", 0.000036
+    suggested_lr, suggested_lr_encoder = 3e-2, 1e-1
+    lr_by_width = False
+    aliases: ClassVar = {
         "num_virtual_tokens": "length",
         "prompt_tuning_init": "init",
         "prompt_tuning_init_text": "text",

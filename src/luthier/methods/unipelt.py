@@ -10,7 +10,7 @@ pays for all three; the result does not merge.
 """
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from luthier.core.errors import InputError
 from luthier.core.registry import Size
@@ -21,10 +21,8 @@ from luthier.models.targets import check_rank, linear_layers
 class UniPELT(PrefixMethod):
     """Gated prefix, adapter and LoRA together."""
 
-    paper: ClassVar[str] = "2110.07577"
-    suggested_lr: ClassVar[float] = 3e-4
-    suggested_lr_encoder: ClassVar[float | None] = 7e-4
-    typical_share: ClassVar[float] = 0.0056
+    paper, typical_share = "2110.07577", 0.0056
+    suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
 
     length: Size = 10
     """Virtual tokens per layer."""

@@ -13,18 +13,15 @@ from typing import Any, ClassVar
 from pydantic import PositiveFloat
 
 from luthier.core.registry import Seed, Share, Size
-from luthier.methods.base import TARGET_ALIASES, Blocks, Model, TargetedMethod, Targets
-from luthier.models.targets import peft_names
+from luthier.methods.base import TARGET_ALIASES, Model, TargetedMethod
 
 
 class VeRA(TargetedMethod):
     """Trained vectors on shared random matrices."""
 
-    paper: ClassVar[str] = "2310.11454"
-    suggested_lr: ClassVar[float] = 4e-3
-    suggested_lr_encoder: ClassVar[float | None] = 1e-2
-    typical_share: ClassVar[float] = 0.0007
-    aliases: ClassVar[dict[str, str]] = {**TARGET_ALIASES, "r": "rank", "d_initial": "start"}
+    paper, typical_share = "2310.11454", 0.0007
+    suggested_lr, suggested_lr_encoder = 4e-3, 1e-2
+    aliases: ClassVar = {**TARGET_ALIASES, "r": "rank", "d_initial": "start"}
 
     rank: Size = 256
     """Rank of the shared matrices; it costs time, hardly parameters."""
@@ -32,10 +29,6 @@ class VeRA(TargetedMethod):
     """What d starts from."""
     dropout: Share = 0.0
     """Share of the inputs dropped during training."""
-    targets: Targets = "all-linear"
-    """Names of the linear layers to adapt, or all-linear: every one but the output."""
-    layers: Blocks = ()
-    """Numbers of the blocks to adapt, from 0; empty means every block."""
     seed: Seed = 0
     """Draws the shared matrices; they are saved with the adapter."""
 
@@ -47,5 +40,5 @@ class VeRA(TargetedMethod):
             d_initial=self.start,
             vera_dropout=self.dropout,
             projection_prng_key=self.seed,
-            target_modules=peft_names(*self.targeting(model)),
+            target_modules=self.target_modules(model),
         )

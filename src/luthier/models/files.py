@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers.activations import ACT2FN
 
-from luthier.core.errors import InputError, ModelError, did_you_mean
+from luthier.core.errors import ModelError, did_you_mean
 from luthier.core.files import read_object
 from luthier.core.resources import refuse_closed
 from luthier.kernels.finite import not_finite, shapes_in, weights_of
@@ -60,7 +61,7 @@ def check_folder(folder: Path, *, weights: bool) -> None:
         raise ModelError(f"model.path: {folder} has no config.json, so it is not a model folder")
     config = read_object(file, FETCH)
     if (generation := folder / "generation_config.json").is_file():
-        check_tokens(read_object(generation, FETCH), vocabulary_of(config), generation)
+        check_tokens(read_object(generation, FETCH), config, generation)
     if weights and not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         if any((folder / name).is_file() for name in OLD_WEIGHTS):
             message = f"model.path: {folder} has only pickled weights (.bin), which can run code when opened"
@@ -73,8 +74,7 @@ def check_folder(folder: Path, *, weights: bool) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers will open, of the index where there is one; ModelError where one is unsafe."""
-    names = [WEIGHTS] if (folder / WEIGHTS).is_file() else index_names(folder / INDEX)
-    there = folder.resolve()
+    names, there = [WEIGHTS] if (folder / WEIGHTS).is_file() else index_names(folder / INDEX), folder.resolve()
     # A hub's cache keeps files as links from snapshots/COMMIT to blobs beside it.
     cache = folder.absolute().parent.parent.resolve() if folder.absolute().parent.name == "snapshots" else there
     for name in names:
@@ -104,16 +104,15 @@ def index_names(index: Path) -> list[str]:
 def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, int]) -> None:
     """ModelError where config.json describes no possible model, or would have code fetched.
 
-    `tensors` are the weights and their numbers of elements, where they are known: a model has not many more layers
-    than those are of, and is not wider than the largest of them.
+    `tensors` are the weights and their numbers of elements, where known: they limit layers and widths.
     """
 
     def refuse(what: str, fix: str = FETCH) -> NoReturn:
         raise ModelError(f"{file}: {what}", fix=fix)
 
     layers = max((int(found[1]) for name in tensors if (found := re.search(r"\.(\d+)\.", name))), default=None)
-    check_tokens(config, vocabulary_of(config), file)
-    heads, shared = (config.get(key) for key in ("num_attention_heads", "num_key_value_heads"))
+    check_tokens(config, config, file)
+    heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared:
         refuse(f"num_key_value_heads is {shared}, which does not divide num_attention_heads, {heads}")
     for key, value in _settings(config):
@@ -125,7 +124,11 @@ def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, in
         share = "drop" in last and isinstance(value, int | float) and not 0 <= value <= 1
         if share or (last == "sliding_window" and not isinstance(value, int | None)):
             refuse(f"{key} is {value!r}, which no model has")
-        if "implementation" in key and not key.endswith("_autoset") and (why := _foreign(value)):
+        installed = value == "flash_attention_2" and find_spec("flash_attn") is not None
+        foreign = not installed and value not in (None, *IMPLEMENTATIONS)
+        if "implementation" in key and not key.endswith("_autoset") and foreign:
+            code = isinstance(value, str) and "/" in value  # a repository
+            why = "would fetch code and run it" if code else f"is none of {', '.join(IMPLEMENTATIONS)}"
             fix = f"remove {key} from config.json, if you trust the rest of the model"
             refuse(f"{key} is {value!r}, which {why}", fix)
         elif last in ACTIVATIONS and isinstance(value, str) and value not in ACT2FN:
@@ -140,20 +143,15 @@ def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, in
                 refuse(f"{key} is {value}, and no weight has so many elements", OTHER_CONFIG)
 
 
-def vocabulary_of(config: Mapping[str, Any]) -> int | None:
-    """Number of tokens that a config.json gives its model, or None."""
+def check_tokens(settings: Mapping[str, Any], config: Mapping[str, Any], file: Path) -> None:
+    """ModelError where a token that models are fed with is beyond the vocabulary that the model's `config` names."""
     inner = config.get("text_config")
     size = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
-    return size if isinstance(size, int) and size > 0 else None
-
-
-def check_tokens(settings: Mapping[str, Any], vocabulary: int | None, file: Path) -> None:
-    """ModelError where a token that models are fed with is beyond the vocabulary."""
     for key in TOKENS:
         value = settings.get(key)
         for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, int) and vocabulary is not None and each >= vocabulary:
-                message = f"{file}: {key} is {each}, and the model has {vocabulary} tokens, numbered from 0"
+            if isinstance(each, int) and isinstance(size, int) and 0 < size <= each:
+                message = f"{file}: {key} is {each}, and the model has {size} tokens, numbered from 0"
                 raise ModelError(message, fix=f"correct {key} in {file.name}, or {FETCH}")
 
 
@@ -168,22 +166,11 @@ def _settings(config: Mapping[str, Any], prefix: str = "", depth: int = 0) -> It
             yield f"{prefix}{key}", value
 
 
-def _foreign(implementation: Any) -> str:
-    """Why an implementation is not taken, or empty. One with a slash is a repository whose code would be run."""
-    here = implementation == "flash_attention_2" and find_spec("flash_attn") is not None
-    if implementation is None or implementation in IMPLEMENTATIONS or here:
-        return ""
-    code = isinstance(implementation, str) and "/" in implementation
-    return "would fetch code and run it" if code else f"is none of {', '.join(IMPLEMENTATIONS)}"
-
-
 def check_hub(source: str, revision: str | None) -> None:
     """Check a hub id as `check_folder` does a folder: its index is fetched here, before its shards."""
     from transformers.utils.hub import cached_file
 
-    def fetched(name: str) -> str | None:
-        return cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-
+    fetched = partial(cached_file, source, revision=revision, _raise_exceptions_for_missing_entries=False)
     try:
         if fetched("adapter_config.json"):  # transformers would load the base that it names, with the adapter on it
             raise ModelError(ADAPTER_TOO.format(source), fix="give the base model's own id")
@@ -225,11 +212,9 @@ def check_vocabulary(path: str, model_config: Any, tokenizer: Any) -> None:
     number, token = max(used, default=(-1, ""))
     if isinstance(size, int) and number >= size:
         what = f"has token {number} ({token!r}), and the model has {size} tokens, numbered from 0"
-        raise ModelError(
-            f"model.path: the tokenizer of {path} {what}",
-            fix="give the tokenizer that belongs to the model, or enlarge the model once with "
-            "model.resize_token_embeddings(len(tokenizer)) and save_pretrained",
-        )
+        fix = "give the tokenizer that belongs to the model, or enlarge the model once with "
+        fix += "model.resize_token_embeddings(len(tokenizer)) and save_pretrained"
+        raise ModelError(f"model.path: the tokenizer of {path} {what}", fix=fix)
 
 
 def check_left_out(unexpected: Iterable[str], model: nn.Module, source: str) -> None:
@@ -256,8 +241,3 @@ def refuse_not_finite(model: nn.Module, source: str) -> None:
     what = f"the weight {name} of {file if file.is_file() else source} holds NaN or infinity"
     fix = f"{FETCH}; where model.dtype=float16 is too small for it, model.dtype=float32"
     raise ModelError(f"model.path: {what}, so every answer would be NaN", fix=fix)
-
-
-def damaged(error: Exception) -> bool:
-    """Whether the error is about a safetensors file that is cut or garbled."""
-    return type(error).__name__ == "SafetensorError" or (isinstance(error, InputError) and "damaged" in str(error))

@@ -24,8 +24,6 @@ from luthier.models.settings import ModelConfig
 
 MOST_TOKENS = 2048
 """Default limit of a row, where the model would take more."""
-
-
 Classes: TypeAlias = tuple[str, ...] | None
 """Classes of a classification head, or None for a model that generates."""
 
@@ -53,16 +51,11 @@ class Architecture:
 
     @property
     def family(self) -> Literal["encoder", "decoder", "encoder-decoder"]:
-        """What kind of model it is."""
+        """What kind of model it is. An encoder loads as a decoder too, but each token would see the answer to learn."""
         if self.config.is_encoder_decoder:
             return "encoder-decoder"
-        return "encoder" if self.reads_ahead else "decoder"
-
-    @property
-    def reads_ahead(self) -> bool:
-        """Whether it is an encoder such as BERT: as a decoder it loads, but each token sees the answer to learn."""
-        encoder = self.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not self.config.is_encoder_decoder
-        return encoder and getattr(self.config, "is_decoder", None) is False
+        encoder = self.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        return "encoder" if encoder and getattr(self.config, "is_decoder", None) is False else "decoder"
 
     @property
     def positions(self) -> int:
@@ -70,16 +63,12 @@ class Architecture:
         return min(getattr(self.config, "max_position_embeddings", None) or MOST_TOKENS, MOST_TOKENS)
 
 
-def _options(config: ModelConfig) -> dict[str, Any]:
-    return {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
-
-
 def architecture(recipe: ModelConfig, source: str, labels: Classes = None, *, weights: bool = False) -> Architecture:
     """Read config.json in the folder or hub id `source`; with `labels` for a classifier of them.
 
     ModelError where a folder holds what must not be opened; with `weights` its weights are looked at too.
     """
-    options = _options(recipe)
+    options = {"trust_remote_code": recipe.trust_remote_code, "revision": recipe.revision or "main"}
     local = Path(source).is_dir()
     if local:
         files.check_folder(Path(source), weights=weights)
@@ -123,7 +112,9 @@ def locate(config: ModelConfig) -> str:
 def load_tokenizer(config: ModelConfig, source: str) -> PreTrainedTokenizerBase:
     """The fast tokenizer of the base. A missing pad token becomes the end token; the mask goes by place, not id."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **_options(config))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=config.trust_remote_code, revision=config.revision or "main"
+        )
     except Exception as error:  # transformers and its hub client raise many kinds
         if Path(source).is_dir():
             architecture(config, source)  # which AutoTokenizer reads first, and which may be what is at fault
@@ -138,10 +129,7 @@ def load_tokenizer(config: ModelConfig, source: str) -> PreTrainedTokenizerBase:
 
 
 def row_limit(config: ModelConfig, source: str, tokenizer: Any, wanted: int | None, taken: int) -> int:
-    """Longest row in tokens: the recipe's, checked against the model's, or the model's, at most 2048.
-
-    `taken` are the positions that the method's virtual tokens take.
-    """
+    """Longest row in tokens: `wanted`, checked against the model's limit less `taken` virtual tokens, or 2048."""
     model = architecture(config, source).config
     files.check_vocabulary(config.path, model, tokenizer)
     own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
@@ -172,13 +160,11 @@ def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: 
     base.config.pad_token_id = tokenizer.pad_token_id
     files.check_vocabulary(config.path, base.config, tokenizer)
     where = device(config)
-    dtype: Any = "auto" if where != "cpu" else torch.float32
-    if config.dtype != "auto":
-        dtype = getattr(torch, config.dtype)
+    dtype = "float32" if config.dtype == "auto" and where == "cpu" else config.dtype
     try:
         if config.init == "random":
+            code = config.trust_remote_code
             with files.few_modules():
-                code = config.trust_remote_code
                 model = base.auto.from_config(base.config, dtype=torch.float32, trust_remote_code=code)
         else:
             if quantize != "none":
@@ -226,10 +212,9 @@ def skeleton(config: ModelConfig, source: str, *, labels: Classes, layers: int |
         if getattr(base.config, "layer_types", None):
             base.config.layer_types = base.config.layer_types[:layers]
     need, fix = ("a classifier", "another base") if labels else ("a causal decoder", "task=classify, or another base")
-    message = f"model.path: {config.path} is a {base.config.model_type}, which cannot serve as {need}"
-    wrong = ModelError(message, fix=fix)
-    if labels is None and base.reads_ahead:
-        raise wrong
+    wrong = f"model.path: {config.path} is a {base.config.model_type}, which cannot serve as {need}"
+    if labels is None and base.family == "encoder":
+        raise ModelError(wrong, fix=fix)
     with torch.device("meta"), files.few_modules():
         try:
             return base.auto.from_config(base.config, trust_remote_code=config.trust_remote_code)  # type: ignore[no-any-return]
@@ -237,7 +222,7 @@ def skeleton(config: ModelConfig, source: str, *, labels: Classes, layers: int |
             raise
         except Exception as error:  # transformers builds what config.json says, and fails in many ways
             if isinstance(error, ValueError) and "Unrecognized configuration class" in str(error):
-                raise wrong from error
+                raise ModelError(wrong, fix=fix) from error
             raise _unloadable(config, "config.json", error) from error
 
 
@@ -286,17 +271,13 @@ def quantization(config: ModelConfig, model_config: Any) -> str:
 def _quantization(config: ModelConfig, labels: Classes) -> Any:
     from transformers import BitsAndBytesConfig
 
-    unpacked = None if labels is None else UNPACKED  # None: transformers leaves the output embedding alone
+    # None: transformers leaves the output embedding alone
+    options: dict[str, Any] = {"llm_int8_skip_modules": None if labels is None else UNPACKED}
     if config.quantize == "int8":
-        own = {"load_in_8bit": True, "llm_int8_threshold": config.int8_threshold}
-        return BitsAndBytesConfig(llm_int8_skip_modules=unpacked, **own)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=config.quantize,
-        bnb_4bit_compute_dtype="bfloat16" if config.compute_dtype == "auto" else config.compute_dtype,
-        bnb_4bit_use_double_quant=config.double_quant,
-        llm_int8_skip_modules=unpacked,
-    )
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.int8_threshold, **options)
+    compute = "bfloat16" if config.compute_dtype == "auto" else config.compute_dtype
+    options |= {"bnb_4bit_quant_type": config.quantize, "bnb_4bit_use_double_quant": config.double_quant}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute, **options)
 
 
 def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
@@ -306,7 +287,6 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
         return ModelError(f"model.path: {denied.message}", fix=denied.fix)
     text = str(error)
     lines = [line.strip() for line in text.split("\n") if line.strip()]
-    cause = f"{type(error).__name__}: {' '.join(lines[:2])}"
     if "trust_remote_code" in text:
         what = f"{config.path} comes with Python code of its own, which is not run unless you ask for it"
         fix = "read that code, then model.trust_remote_code=true"
@@ -318,11 +298,11 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
     elif "does not recognize this architecture" in text:
         what = f"{config.path}: {lines[0].partition(' This could be')[0]}"
         fix = "a newer Luthier, whose transformers may know it, or another base"
-    elif files.damaged(error) or Path(config.path).is_dir() or not isinstance(error, OSError):
-        what = f"cannot use the {part} of {config.path}: {cause}"
+    elif Path(config.path).is_dir() or not isinstance(error, OSError):
+        what = f"cannot use the {part} of {config.path}: {type(error).__name__}: {' '.join(lines[:2])}"
         fix = f"{files.FETCH}; its files may be damaged, or of another model"
     else:
-        what = f"cannot load the {part} of {config.path!r}: {cause}"
+        what = f"cannot load the {part} of {config.path!r}: {type(error).__name__}: {' '.join(lines[:2])}"
         fix = "check the name; offline, give a local folder or model=builtin"
     return ModelError(f"model.path: {what}", fix=fix)
 
@@ -330,8 +310,7 @@ def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:
 def stored_bytes(whole: nn.Module) -> tuple[int, int]:
     """(parameters, their bytes in the type that config.json names, else float32), from a skeleton."""
     number = parameter_counts(whole)[1]
-    stored = getattr(whole.config, "dtype", None) or torch.float32
-    return number, number * stored.itemsize
+    return number, number * (getattr(whole.config, "dtype", None) or torch.float32).itemsize
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

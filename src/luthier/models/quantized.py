@@ -25,12 +25,10 @@ def unpack(model: nn.Module) -> nn.Module:
     # forgets it itself (seen in 5.23).
     made = getattr(plain, "_weight_conversions", None)
     if made is not None:
-        plain._weight_conversions = [each for each in made if not _reads_packed(each)]
+        kinds = [{type(step).__module__ for step in getattr(each, "operations", ())} for each in made]
+        kept = zip(made, kinds, strict=True)
+        plain._weight_conversions = [each for each, own in kept if not any("bitsandbytes" in name for name in own)]
     return plain  # type: ignore[no-any-return]
-
-
-def _reads_packed(conversion: Any) -> bool:
-    return any("bitsandbytes" in type(each).__module__ for each in getattr(conversion, "operations", ()))
 
 
 def _keep_scales(layer: Any, args: Any) -> None:

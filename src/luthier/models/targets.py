@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection
+from operator import itemgetter
 from typing import Any
 
 from luthier.core.errors import InputError, did_you_mean
@@ -29,19 +30,14 @@ def _matrices(model: Any) -> list[tuple[str, Any, str]]:
 
 def why_unfit(name: str, module: Any, modules: dict[str, Any]) -> str:
     """Why `module`, which has a matrix of weights and stands at `name` among `modules`, takes no adapter; or empty."""
-    if _routes(name, modules):
+    parts = name.split(".")
+    gates = (i for i, part in enumerate(parts) if part == "gate")  # a router, or a part of one: beside the experts
+    if "router" in name.lower() or any(hasattr(modules[".".join(parts[:i])], "experts") for i in gates):
         return "routes tokens to experts, which an adapter must not disturb"
-    parent = modules[name.rpartition(".")[0]]
-    if name.rpartition(".")[2] in READ_BY_WEIGHT and hasattr(parent, "A_log") and hasattr(parent, "D"):
+    parent = modules[".".join(parts[:-1])]
+    if parts[-1] in READ_BY_WEIGHT and hasattr(parent, "A_log") and hasattr(parent, "D"):
         return "is read by its weight and never called, so an adapter there would do nothing"
     return "" if _is_linear(module) else f"is a {type(module).__name__}, not a plain linear layer"
-
-
-def _routes(name: str, modules: dict[str, Any]) -> bool:
-    """Whether it is a router or a part of one: something called so, or the `gate` beside the `experts`."""
-    parts = name.split(".")
-    gates = (i for i, part in enumerate(parts) if part == "gate")
-    return "router" in name.lower() or any(hasattr(modules[".".join(parts[:i])], "experts") for i in gates)
 
 
 def _is_linear(layer: Any) -> bool:
@@ -74,10 +70,7 @@ def sides(layer: Any) -> tuple[int, ...]:
 def check_targets(
     model: Any, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = (), taken: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The layers that `targets` name, in the numbered `blocks` only where some are given; none of the names `taken`.
-
-    PEFT takes a list of which only one name matches, in silence: here all must hit, names and numbers.
-    """
+    """The layers that `targets` name, in the numbered `blocks` if any, without the names `taken`; all must hit."""
     every = linear_layers(model)
     layers = {n: layer for n, layer in every.items() if not in_head(n) and n.rpartition(".")[2] not in taken}
     if isinstance(targets, str):
@@ -87,18 +80,19 @@ def check_targets(
             message = "method.targets: this model has no linear layers to adapt"
             raise InputError(message, fix="method=full or method=freeze")
     else:
+        short = sorted({name.rpartition(".")[2] for name in layers})
         for target in targets:
             if not any(_named(name, target) for name in layers):
-                short = sorted({name.rpartition(".")[2] for name in layers})
                 message = f"method.targets: {_why_not(model, target, short, every, taken)}"
                 raise InputError(message, fix=f"choose from {', '.join(short)}, or method.targets=all-linear")
         chosen = {n: layer for n, layer in layers.items() if any(_named(n, target) for target in targets)}
     if not blocks:
         return chosen
     numbers = {name: block_of(name) for name in chosen}
-    if missing := sorted(set(blocks) - set(numbers.values())):
-        there = ", ".join(str(number) for number in sorted({n for n in numbers.values() if n is not None}))
-        raise InputError(f"method.layers: no target is in layer {missing[0]}", fix=f"choose from {there}")
+    there = sorted({n for n in numbers.values() if n is not None})
+    if missing := sorted(set(blocks).difference(there)):
+        fix = f"choose from {', '.join(map(str, there))}"
+        raise InputError(f"method.layers: no target is in layer {missing[0]}", fix=fix)
     return {name: layer for name, layer in chosen.items() if numbers[name] in blocks}
 
 
@@ -127,10 +121,7 @@ def _why_not(model: Any, target: str, short: Collection[str], every: Collection[
 def peft_names(
     model: Any, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = (), taken: Collection[str] = ()
 ) -> list[str]:
-    """`target_modules` for PEFT: the short names where they say the same, else each layer by its whole name.
-
-    PEFT's own all-linear would take routers as well, and it ignores numbers of blocks beside whole names.
-    """
+    """`target_modules` for PEFT, whose all-linear takes routers: short names if they say the same, else whole."""
     chosen = check_targets(model, targets, blocks, taken)
     if isinstance(targets, str):
         return sorted(chosen)
@@ -140,9 +131,8 @@ def peft_names(
 
 def check_rank(layers: dict[str, Any], rank: int, setting: Callable[[int], str] = "method.rank={}".format) -> None:
     """InputError where `rank` is above a side of a layer; `fix` says what to type for the largest that fits."""
-    widths = {name: min(sides(layer)) for name, layer in layers.items()}
-    narrowest = min(widths, key=widths.__getitem__, default="")
-    smallest = widths.get(narrowest, rank)
+    widths = ((min(sides(layer)), name) for name, layer in layers.items())
+    smallest, narrowest = min(widths, key=itemgetter(0), default=(rank, ""))
     if rank > smallest:
         fix = setting(smallest) if smallest else "another base: no rank fits into a layer of width 0"
         raise InputError(f"method.rank: {rank} is more than the {smallest} of layer {narrowest}", fix=fix)
@@ -151,8 +141,7 @@ def check_rank(layers: dict[str, Any], rank: int, setting: Callable[[int], str] 
 def read_as_experts(model: Any) -> frozenset[str]:
     """Names that PEFT's LoRA takes for the fused experts of this model, though plain layers are called so as well.
 
-    It rewrites them so that adapters made for transformers 4 load. An adapter of the plain layers would be saved under
-    names that every PEFT reads as others. Goes when PEFT tells them apart (seen in 0.21.2).
+    An adapter of those would be saved under other names. Goes when PEFT tells them apart (seen in 0.21.2).
     """
     from peft.utils import transformers_weight_conversion as rewritten
 
@@ -163,10 +152,7 @@ def read_as_experts(model: Any) -> frozenset[str]:
 
 
 def fused_experts(model: Any, taken: Collection[str] = ()) -> str:
-    """A note on experts that are tensors of all experts at once and not linear layers; empty where none are.
-
-    `taken` are names of plain layers that stay as they are too, since PEFT would take them for those experts.
-    """
+    """A note on experts that are tensors of all experts, and on plain layers `taken` for those; or empty."""
     from torch.nn import Linear
 
     fused: dict[str, int] = {}

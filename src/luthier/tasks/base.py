@@ -50,15 +50,14 @@ class Task(Plugin):
         key = "position_ids" if "position_ids" in batch else "attention_mask"
         with without_head(model) as head:  # [B, virtual + T, H or vocab]
             made = model(input_ids=batch["input_ids"], use_cache=False, **{key: batch[key]}).logits
-        targets = labels[:, 1:]  # [B, T - 1]
-        kept = targets != IGNORED
+        kept = labels[:, 1:] != IGNORED  # [B, T - 1]
+        targets = labels[:, 1:][kept]
         made = made[:, -labels.size(1) :][:, :-1][kept]  # [targets, H or vocab]
         if head is not None:
-            each = linear_cross_entropy(made, head, targets[kept])  # [targets]
+            each = linear_cross_entropy(made, head, targets)  # [targets]
         else:
-            each = F.cross_entropy(made.float(), targets[kept], reduction="none")
-        rows = kept.nonzero()[:, 0]
-        return each.new_zeros(labels.size(0)).index_add(0, rows, each), kept.sum(1)
+            each = F.cross_entropy(made.float(), targets, reduction="none")
+        return each.new_zeros(labels.size(0)).index_add(0, kept.nonzero()[:, 0], each), kept.sum(1)
 
     def targets(self, batch: Batch) -> Tensor:
         """Number of targets in the batch, a scalar."""
@@ -74,8 +73,7 @@ class Task(Plugin):
         import torch
 
         longest = max(len(row.ids) for row in rows)
-        if even is not None:
-            longest = even_length(longest, even)
+        longest = longest if even is None else even_length(longest, even)
         return {
             "input_ids": torch.tensor([row.ids + [pad_id] * (longest - len(row.ids)) for row in rows]),
             "attention_mask": torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows]),
@@ -97,25 +95,18 @@ class Task(Plugin):
         import torch
 
         tokens = sum(len(row.ids) for row in rows)
-        if even and tokens >= 8 * EVEN and tokens % EVEN:
-            fill = EVEN - tokens % EVEN
-            filled = self.pack([*rows, Row([0] * fill, [IGNORED] * fill, "")])
-            filled["attention_mask"][0, tokens:] = 0
-            return filled
-        labels = [label for row in rows for label in (IGNORED, *row.labels[1:])]
+        fill = -tokens % EVEN if even and tokens >= 8 * EVEN else 0
+        filled = [*rows, Row([0] * fill, [IGNORED] * fill, "")] if fill else rows
         return {
-            "input_ids": torch.tensor([[token for row in rows for token in row.ids]]),
-            "position_ids": torch.tensor([[place for row in rows for place in range(len(row.ids))]]),
-            "attention_mask": torch.ones(1, len(labels), dtype=torch.long),
-            "labels": torch.tensor([labels]),
+            "input_ids": torch.tensor([[token for row in filled for token in row.ids]]),
+            "position_ids": torch.tensor([[place for row in filled for place in range(len(row.ids))]]),
+            "attention_mask": torch.tensor([[1] * tokens + [0] * fill]),
+            "labels": torch.tensor([[label for row in filled for label in (IGNORED, *row.labels[1:])]]),
         }
 
 
 def encode_texts(example: Example, template: Template, max_length: int, on_long: LongRow) -> tuple[list[int], int]:
-    """Token ids of a text, or of a pair as the tokenizer joins it, and how many were cut off to fit.
-
-    A tokenizer that would put nothing between the two gets them as one text, with a line break between them.
-    """
+    """Token ids of a text, or of a pair as the tokenizer joins it, and how many were cut off to fit."""
     text = example.text or example.messages[0].content
     if not text.strip():
         raise RowError("the text is empty")

@@ -39,10 +39,9 @@ def _fit(tokens: Tokens, template: Template, max_length: int, on_long: LongRow, 
             tokens = _shorten_prompt(tokens.messages, example.tools, template, max_length)
         else:
             raise RowError(f"{full} tokens, but train.max_length is {max_length}", kind="long")
-    row = Row(tokens.ids, tokens.labels, example.where, cut=full - len(tokens.ids))
-    if all(label == IGNORED for label in row.labels):
+    if all(label == IGNORED for label in tokens.labels):
         raise RowError(f"the whole answer is cut away: {full} tokens, train.max_length {max_length}", kind="long")
-    return row
+    return Row(tokens.ids, tokens.labels, example.where, cut=full - len(tokens.ids))
 
 
 def _shorten_prompt(messages: Sequence[Message], tools: str, template: Template, max_length: int) -> Tokens:

@@ -36,18 +36,14 @@ class Complete(Task):
         if tokenizer.eos_token_id is not None:
             ids.append(tokenizer.eos_token_id)
             labels.append(tokenizer.eos_token_id)
-        if len(ids) <= max_length:
-            return [Row(ids, labels, example.where)]
-        if on_long == "split":
-            return _windows(ids, labels, example.where, max_length)
+        where, cut = example.where, len(ids) - max_length
+        if cut <= 0:
+            return [Row(ids, labels, where)]
+        if on_long == "split":  # windows overlap by one token: the first of each is not a target, so every one is once
+            parts = [slice(start, start + max_length) for start in range(0, len(ids) - 1, max_length - 1)]
+            return [Row(ids[p], labels[p], where) for p in parts if any(label != IGNORED for label in labels[p][1:])]
         if on_long == "truncate_answer":
-            return [Row(ids[:max_length], labels[:max_length], example.where, cut=len(ids) - max_length)]
+            return [Row(ids[:max_length], labels[:max_length], where, cut=cut)]
         if on_long == "truncate_prompt":
-            return [Row(ids[-max_length:], labels[-max_length:], example.where, cut=len(ids) - max_length)]
+            return [Row(ids[-max_length:], labels[-max_length:], where, cut=cut)]
         raise RowError(f"{len(ids)} tokens, but train.max_length is {max_length}", kind="long")
-
-
-def _windows(ids: list[int], labels: list[int], where: str, size: int) -> list[Row]:
-    """Windows that overlap by one token: the first token of each is not a target, so every token is one once."""
-    parts = [slice(start, start + size) for start in range(0, len(ids) - 1, size - 1)]
-    return [Row(ids[p], labels[p], where) for p in parts if any(label != IGNORED for label in labels[p][1:])]

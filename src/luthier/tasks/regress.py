@@ -39,8 +39,9 @@ class Regress(Task):
         number = _number(example.label)
         if number is None:
             raise RowError(f"label {example.label!r} is not a number", fix="task=classify learns labels in words")
+        bits = struct.unpack("<i", struct.pack("<f", number))  # of the float32: rows keep whole numbers
         ids, cut = encode_texts(example, template, max_length, on_long)
-        return [Row(ids, [_bits(number)], example.where, cut=cut)]
+        return [Row(ids, list(bits), example.where, cut=cut)]
 
     def label_of(self, row: Row) -> str:
         return f"{_value(row.labels[0]):g}"
@@ -64,11 +65,6 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) and abs(number) < MOST else None
-
-
-def _bits(number: float) -> int:
-    """The float32 as the int32 of the same bits: rows keep whole numbers."""
-    return int(struct.unpack("<i", struct.pack("<f", number))[0])
 
 
 def _value(bits: int) -> float:

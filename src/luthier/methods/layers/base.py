@@ -7,13 +7,11 @@ Two rules of PEFT 0.21 shape all files here, each learnt from a failing test:
 - Tuner layers are never nested: PEFT skips everything below one when a second adapter comes. So a
   prefix is a child of the attention with a hook, not a wrapper around it.
 
-PEFT keeps its method names in a closed enum, and transformers asks members for `.value`, so a plain string will not
-do: `peft_type` adds members to the enum. Goes when PEFT takes method names from outside
+PEFT's enum of method names is closed, so `peft_type` adds members to it. Goes when PEFT takes names from outside
 (https://github.com/huggingface/peft/issues/2634 is the nearest request).
 """
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -31,7 +29,6 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.models.module_map import ModuleMap, module_map_of
-from luthier.models.targets import block_of
 
 
 def peft_type(name: str) -> PeftType:
@@ -45,7 +42,7 @@ def peft_type(name: str) -> PeftType:
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
     type.__setattr__(PeftType, name, member)
-    if PeftType(name) is not member or PeftType[name] is not member or name not in list(PeftType):
+    if PeftType(name) is not member or name not in list(PeftType):
         raise RuntimeError(f"PEFT's method names can no longer be extended (adding {name}): its enum has changed")
     return member
 
@@ -89,47 +86,15 @@ class Target:
 
 
 class Tuner(BaseTuner):
-    """What our PEFT model classes share. A subclass puts a layer at each place that the configuration names."""
+    """What our PEFT model classes share."""
 
     tuner_layer_cls: type[BaseTunerLayer] = BaseTunerLayer
     target_module_mapping: dict[str, Any] = {}  # noqa: RUF012  (PEFT's own declaration)
     mergeable: ClassVar[bool] = False
-    kinds: ClassVar[tuple[str, ...]] = ()
-    """Fields of the module map whose modules get a layer."""
-
-    def inject(self, kind: str, target: Target) -> None:
-        """Put the layer for the field `kind` of the module map there."""
-        raise NotImplementedError
-
-    def places(self, config: Any) -> dict[str, str]:
-        """Field of the module map -> regular expression of the modules that get a layer."""
-        return {kind: getattr(self.module_map, kind) for kind in self.kinds}
 
     @property
     def module_map(self) -> ModuleMap:
         return module_map_of(self.get_model_config(self.model))
-
-    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
-        if peft_config.target_modules is None:
-            peft_config.target_modules = "|".join(f"(?:{pattern})" for pattern in self.places(peft_config).values())
-            if (blocks := peft_config.blocks) is not None:  # PEFT ignores it beside an expression
-                found = re.compile(peft_config.target_modules)
-                names = [name for name, _ in self.model.named_modules() if found.fullmatch(name)]
-                peft_config.target_modules = sorted(name for name in names if block_of(name) in blocks)
-        hidden = re.compile(peft_config.target_modules) if isinstance(peft_config.target_modules, str) else None
-        for name, _ in self.model.named_modules():
-            if hidden and ".base_layer." in name and hidden.fullmatch(name.replace(".base_layer", "")):
-                outer, inner = name.partition(".base_layer")[0], name.rpartition(".")[2]
-                what = f"another adapter already holds {outer}, so this one cannot reach {inner} inside it"
-                raise ValueError(f"{what}: put the two on separate copies of the base")
-        return peft_config
-
-    def _create_and_replace(self, *args: Any, current_key: str = "", **_: Any) -> None:
-        target = Target(*args)
-        kinds = [kind for kind, pattern in self.places(target.config).items() if re.fullmatch(pattern, current_key)]
-        if not kinds:
-            raise ValueError(f"{current_key} is a target, but {type(self).__name__} has no layer for it")
-        self.inject(kinds[0], target)
 
     def wrap(self, layer: type[Any], target: Target) -> None:
         """Add the adapter to an existing layer of ours, or put a new one around the module."""
@@ -139,19 +104,17 @@ class Tuner(BaseTuner):
         new = layer(self, target)
         if target.adapter not in self.active_adapters:
             new.requires_grad_(False)
-        # Not PEFT's _replace_module: that one expects the wrapped module to own a weight, and blocks do not.
-        setattr(target.parent, target.name, new)
+        self._replace_module(target.parent, target.name, new, target.module)
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
-        # PEFT's own expects weights of what comes back, and a block, a dropout or a whole head owns none.
+        # PEFT's own expects weights of both modules, and a block, a dropout or a whole head owns none.
         setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()  # type: ignore[no-untyped-call]
         if not self.mergeable:
-            raise ValueError(
-                f"{type(self).__name__} changes the computation, so it cannot fold into the base's weights"
-            )
+            what = f"{type(self).__name__} changes the computation"
+            raise ValueError(f"{what}, so it cannot fold into the base's weights")
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         if merge:
@@ -172,27 +135,42 @@ def _of_base(name: str) -> Any:
 
 
 class TunerLayer(nn.Module, BaseTunerLayer):
-    """A layer of ours. Its containers are created by `_hold`; each maps an adapter's name to its parameters."""
+    """A layer of ours. Each of its containers maps an adapter's name to its modules or its parameter."""
 
     attached: ClassVar[bool] = False
     """Added as a child beside what is there, rather than put around it."""
+    module_kinds: ClassVar[tuple[str, ...]] = ()
+    parameter_kinds: ClassVar[tuple[str, ...]] = ()
+    """Short names of the containers of modules and of parameters; the tuner's prefix stands before each."""
     hook: Any = None
     """Handle of the hook that the layer has put on another module."""
 
-    def _hold(self, tuner: Tuner, target: Target, modules: Sequence[str] = (), parameters: Sequence[str] = ()) -> None:
-        """Create the containers, named by the tuner's prefix and a short name each."""
+    def __init__(self, tuner: Tuner, target: Target) -> None:
+        super().__init__()
+        if not self.attached:
+            self.base_layer = target.module
         self.namespace = prefix = tuner.prefix
+        self.model_config = tuner.model.config
         self.settings: dict[str, Any] = {}
         self.merged_adapters: list[str] = []
         self._active_adapter = target.adapter
-        for short in modules:
+        for short in self.module_kinds:
             self.add_module(prefix + short, nn.ModuleDict())
-        for short in parameters:
+        for short in self.parameter_kinds:
             self.add_module(prefix + short, nn.ParameterDict())
-        self.adapter_layer_names = tuple(prefix + short for short in (*modules, *parameters))
+        self.adapter_layer_names = tuple(prefix + short for short in (*self.module_kinds, *self.parameter_kinds))
         self.other_param_names = ("settings",)
         weights = chain(target.module.parameters(), target.parent.parameters())
         self.home = next((weight.device for weight in weights), torch.device("cpu"))
+        self._prepare(tuner, target)
+        self.update_layer(target.adapter, target.config)
+
+    def _prepare(self, tuner: Tuner, target: Target) -> None:
+        """Set what does not depend on the adapter, and hook what the layer must see beside its own input."""
+
+    def update_layer(self, adapter: str, config: Any) -> None:
+        """Add an adapter."""
+        raise NotImplementedError
 
     def held(self, short: str) -> Any:
         """The container `short`."""
@@ -205,19 +183,18 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         self.held(short)[adapter] = gate
 
     def _placed(self, adapter: str, config: Any) -> None:
-        """End an update: move the adapter to the base layer's device and set what trains."""
+        """End an update: keep the settings, move the adapter to the base layer's device and set what trains."""
+        self.settings[adapter] = config
         self._move_adapter_to_device_of_base_layer(adapter)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
         for container in self.adapter_layer_names:
-            if adapter_name not in (held := getattr(self, container)):
-                continue
-            item = held[adapter_name]
-            parameters = [item] if isinstance(item, nn.Parameter) else list(item.parameters())
-            if all(p.device.type != "meta" for p in parameters):
-                for p in parameters:
-                    p.data = p.data.to(device or self.home)
+            held = getattr(self, container)
+            item = held[adapter_name] if adapter_name in held else nn.Identity()
+            for parameter in [item] if isinstance(item, nn.Parameter) else item.parameters():
+                if not parameter.is_meta:
+                    parameter.data = parameter.data.to(device or self.home)
 
     def live(self, container: str) -> Iterator[str]:
         """Names of the active adapters that this layer holds."""
@@ -244,10 +221,7 @@ def untrained_heads(model: nn.Module) -> Iterator[None]:
 
 
 def cast_heads(model: nn.Module, stored: Path | None = None) -> None:
-    """Make trained heads float32, whatever the base is, and have their input cast: autocast is not always there.
-
-    `stored` is the file that PEFT has just loaded them from, and rounded them.
-    """
+    """Make trained heads float32, and their input too; `stored` is the file that PEFT loaded them from, and rounded."""
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             for head in module.modules_to_save.values():
@@ -265,10 +239,7 @@ def _in_own_dtype(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def free_heads(model: nn.Module, *, trained: bool = True) -> None:
-    """Replace PEFT's wrapper around a head by the trained head, in the base's own type, or by the base's own one.
-
-    PEFT 0.21 does so itself when it unloads, but fails on heads of several layers (RoBERTa, T5).
-    """
+    """Replace PEFT's wrapper around a head by the trained head, in the base's type, or by the base's own one."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, ModulesToSaveWrapper):

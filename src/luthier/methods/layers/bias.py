@@ -42,18 +42,14 @@ class BitFitConfig(TunerConfig):
 class BiasDelta(TunerLayer):
     """Adds a vector [out] to the output [..., out] of the module it wraps."""
 
-    def __init__(self, tuner: Tuner, target: Target) -> None:
-        super().__init__()
-        self.base_layer = target.module
-        self._hold(tuner, target, parameters=("delta",))
-        self.made_bias = False
-        base = self.get_base_layer()
-        bias = getattr(base, "bias", None)
-        self.size = len(bias) if bias is not None else sides(base)[1]
-        self.update_layer(target.adapter, target.config)
+    parameter_kinds = ("delta",)
+    made_bias = False
 
     def update_layer(self, adapter: str, config: BitFitConfig) -> None:
-        self.held("delta")[adapter] = nn.Parameter(torch.zeros(self.size))
+        base = self.get_base_layer()
+        bias = getattr(base, "bias", None)
+        size = len(bias) if bias is not None else sides(base)[1]
+        self.held("delta")[adapter] = nn.Parameter(torch.zeros(size))
         self._placed(adapter, config)
 
     def merge(self, safe_merge: bool = False, adapter_names: Any = None) -> None:
@@ -98,12 +94,11 @@ class BitFitModel(Tuner):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         if peft_config.target_modules is None:
-            blocks, names = peft_config.blocks, set(bias_places(self.model, peft_config))
-            names = {name for name in names if blocks is None or block_of(name) in blocks}
-            if not names:
+            blocks, names = peft_config.blocks, bias_places(self.model, peft_config)
+            peft_config.target_modules = {name for name in names if blocks is None or block_of(name) in blocks}
+            if not peft_config.target_modules:
                 what = f"the linear layers of this model have no bias to train for the terms {peft_config.terms}"
                 raise ValueError(f"{what}; missing='add' gives every linear layer a zero bias")
-            peft_config.target_modules = names
         return peft_config
 
     def _create_and_replace(self, *args: Any, **_: Any) -> None:
@@ -112,25 +107,25 @@ class BitFitModel(Tuner):
 
 def bias_places(model: nn.Module, config: BitFitConfig) -> list[str]:
     """Names of the modules whose bias trains, or would be added."""
-    modules = dict(model.named_modules())
-    return [name for name, module in modules.items() if _trains(name, module, config, modules)]
-
-
-def _trains(name: str, module: Any, config: BitFitConfig, modules: dict[str, Any]) -> bool:
-    if ".base_layer" in name or any(part in OUTPUTS for part in name.split(".")) or not name:
-        return False
-    core = module.get_base_layer() if isinstance(module, BiasDelta) else module
-    if core is module and any(True for _ in module.children()):
-        return False
-    ndim = getattr(getattr(core, "weight", None), "ndim", 0)  # plain linear layers and norms: what else has a
-    if ndim != 1 and (ndim != 2 or why_unfit(name, core, modules)):  # bias may be read by it and never called
-        return False
-    bias = getattr(core, "bias", None)
-    addable = config.missing == "add" and isinstance(core, nn.Linear | Conv1D) and min(sides(core)) >= NARROW
-    if not (isinstance(bias, Tensor) and bias.ndim == 1) and not addable:
-        return False
+    modules: dict[str, Any] = dict(model.named_modules())
     terms = [config.terms] if isinstance(config.terms, str) else config.terms
-    return terms == ["all"] or any(re.fullmatch(SUBSETS[term], name) for term in terms)
+    places = []
+    for name, module in modules.items():
+        core = module.get_base_layer() if isinstance(module, BiasDelta) else module
+        if not name or ".base_layer" in name or any(part in OUTPUTS for part in name.split(".")):
+            continue
+        if core is module and any(True for _ in module.children()):
+            continue
+        ndim = getattr(getattr(core, "weight", None), "ndim", 0)  # plain linear layers and norms: what else has a
+        if ndim != 1 and (ndim != 2 or why_unfit(name, core, modules)):  # bias may be read by it and never called
+            continue
+        bias = getattr(core, "bias", None)
+        has = isinstance(bias, Tensor) and bias.ndim == 1
+        addable = config.missing == "add" and isinstance(core, nn.Linear | Conv1D) and min(sides(core)) >= NARROW
+        chosen = terms == ["all"] or any(re.fullmatch(SUBSETS[term], name) for term in terms)
+        if (has or addable) and chosen:
+            places.append(name)
+    return places
 
 
 register(BitFitConfig, BitFitModel)

@@ -41,19 +41,12 @@ class BottleneckConfig(TunerConfig):
 class Bottleneck(TunerLayer):
     """The delta itself; subclasses say what it reads and where it is added."""
 
-    def __init__(self, tuner: Tuner, target: Target) -> None:
-        super().__init__()
-        self.base_layer, self.hidden = target.module, tuner.model.config.hidden_size
-        self.activation: dict[str, Any] = {}
-        self._hold(tuner, target, modules=("down", "up", "gate"), parameters=("scale",))
-        self.watch(target.parent, tuner.module_map.ffn_norm)
-        self.update_layer(target.adapter, target.config)
-
-    def watch(self, parent: nn.Module, norm: str) -> None:
-        """Hook what the layer must see beside its own input."""
+    module_kinds = ("down", "up", "gate", "act")
+    parameter_kinds = ("scale",)
 
     def update_layer(self, adapter: str, config: Any) -> None:
-        down, up = nn.Linear(self.hidden, config.size), nn.Linear(config.size, self.hidden)
+        hidden = self.model_config.hidden_size
+        down, up = nn.Linear(hidden, config.size), nn.Linear(config.size, hidden)
         for linear in (down, up):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
@@ -62,17 +55,17 @@ class Bottleneck(TunerLayer):
             nn.init.zeros_(up.weight)
         self.held("down")[adapter], self.held("up")[adapter] = down, up
         if config.gate != "none":
-            self.hold_gate("gate", adapter, self.hidden)
+            self.hold_gate("gate", adapter, hidden)
         if config.learned_scale:
             self.held("scale")[adapter] = nn.Parameter(torch.full((1,), float(config.scale)))
-        self.settings[adapter], self.activation[adapter] = config, ACT2FN[config.activation]
+        self.held("act")[adapter] = ACT2FN[config.activation]
         self._placed(adapter, config)
 
     def delta(self, name: str, u: Tensor) -> Tensor:
         """[..., H] -> [..., H], in the input's dtype."""
         config, down = self.settings[name], self.held("down")[name]
         x = u.to(down.weight.dtype)
-        h = self.held("up")[name](self.activation[name](down(x)))
+        h = self.held("up")[name](self.held("act")[name](down(x)))
         h = h * self.held("scale").get(name, config.scale)
         h = nn.functional.dropout(h, config.dropout, self.training)
         if name in self.held("gate"):
@@ -96,9 +89,11 @@ class AroundBlock(Bottleneck):
     parallel: h = ffn(x) + delta(r or x); pfeiffer: h = ffn(x), h + delta(h + r).
     """
 
-    def watch(self, parent: nn.Module, norm: str) -> None:
-        self.residual: Any = None
-        self.hook = getattr(parent, norm).register_forward_pre_hook(self._keep)
+    residual: Any = None
+
+    def _prepare(self, tuner: Tuner, target: Target) -> None:
+        norm = getattr(target.parent, tuner.module_map.ffn_norm)
+        self.hook = norm.register_forward_pre_hook(self._keep)
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.residual = args[0]

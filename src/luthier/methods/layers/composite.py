@@ -6,6 +6,7 @@ adapter after the feed-forward, and gated LoRA on query and value, whose gate re
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from luthier.methods.layers.base import Target, Tuner, TunerLayer, pooled_gate, register
 from luthier.methods.layers.bottleneck import AfterOutput, AroundBertOutput, AroundBlock, BottleneckConfig
 from luthier.methods.layers.prefix import PrefixKVConfig, attach_prefix
-from luthier.models.targets import sides
+from luthier.models.targets import block_of, sides
 
 
 @dataclass
@@ -44,11 +45,7 @@ class UniPeltConfig(BottleneckConfig, PrefixKVConfig):
 class GatedLoRA(TunerLayer):
     """base(x) + g(x) * B A x."""
 
-    def __init__(self, tuner: Tuner, target: Target) -> None:
-        super().__init__()
-        self.base_layer = target.module
-        self._hold(tuner, target, modules=("A", "B", "lgate"))
-        self.update_layer(target.adapter, target.config)
+    module_kinds = ("A", "B", "lgate")
 
     def update_layer(self, adapter: str, config: Any) -> None:
         size_in, size_out = sides(self.get_base_layer())
@@ -58,7 +55,6 @@ class GatedLoRA(TunerLayer):
         nn.init.zeros_(b.weight)
         nn.init.normal_(gate.weight, std=0.02)
         self.held("A")[adapter], self.held("B")[adapter], self.held("lgate")[adapter] = a, b, gate
-        self.settings[adapter] = config
         self._placed(adapter, config)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -72,14 +68,40 @@ class GatedLoRA(TunerLayer):
 
 
 class PlacedTuner(Tuner):
-    """Puts a layer at each place by the field of the module map that names it."""
+    """Puts a layer at each place that the module map names."""
 
-    def inject(self, kind: str, target: Target) -> None:
-        if kind == "attention":
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """Fields of the module map whose modules get a layer."""
+
+    def places(self, config: Any) -> dict[str, str]:
+        """Field of the module map -> regular expression of the modules that get a layer."""
+        return {kind: getattr(self.module_map, kind) for kind in self.kinds}
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        if peft_config.target_modules is None:
+            peft_config.target_modules = "|".join(f"(?:{pattern})" for pattern in self.places(peft_config).values())
+            if (blocks := peft_config.blocks) is not None:  # PEFT ignores it beside an expression
+                found = re.compile(peft_config.target_modules)
+                names = [name for name, _ in self.model.named_modules() if found.fullmatch(name)]
+                peft_config.target_modules = sorted(name for name in names if block_of(name) in blocks)
+        hidden = re.compile(peft_config.target_modules) if isinstance(peft_config.target_modules, str) else None
+        for name, _ in self.model.named_modules():
+            if hidden and ".base_layer." in name and hidden.fullmatch(name.replace(".base_layer", "")):
+                outer, inner = name.partition(".base_layer")[0], name.rpartition(".")[2]
+                what = f"another adapter already holds {outer}, so this one cannot reach {inner} inside it"
+                raise ValueError(f"{what}: put the two on separate copies of the base")
+        return peft_config
+
+    def _create_and_replace(self, *args: Any, current_key: str = "", **_: Any) -> None:
+        target = Target(*args)
+        kinds = [kind for kind, pattern in self.places(target.config).items() if re.fullmatch(pattern, current_key)]
+        if not kinds:
+            raise ValueError(f"{current_key} is a target, but {type(self).__name__} has no layer for it")
+        if kinds[0] == "attention":
             attach_prefix(self, target)
-        elif kind in ("query", "value"):
+        elif kinds[0] in ("query", "value"):
             self.wrap(GatedLoRA, target)
-        elif kind == "ffn":
+        elif kinds[0] == "ffn":
             self.wrap(AroundBertOutput if self.module_map.ffn_call == "bert_output" else AroundBlock, target)
         else:
             self.wrap(AfterOutput, target)

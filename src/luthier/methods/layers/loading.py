@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from luthier.core.errors import InputError, OutOfMemory
@@ -44,104 +43,30 @@ for pattern in patterns:
 
 
 def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    """A PeftModel of `model` with the adapter in `folder`.
+    """A PeftModel of `model` with the adapter in `folder`; on the meta device without weights, to see if they fit.
 
     InputError where its weights are not exactly those that its configuration makes on this base. PEFT ignores weights
     without a place and initializes missing ones, both in silence: the model would answer as the base does.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
-    shapes = shapes_of(folder)
-    refuse_file(folder / WEIGHTS)
+    file, shapes = folder / WEIGHTS, shapes_of(folder)
+    empty = next(model.parameters()).is_meta
+    if not empty:
+        refuse_file(file)
     _check_patterns(model, folder / "adapter_config.json")
     try:
-        tuned: Any = PeftModel.from_pretrained(model, str(folder))
-    except SafetensorError as error:
-        raise InputError(f"{folder / WEIGHTS} is damaged: {error}", fix=RESTORE) from None
+        if empty:
+            with torch.device("meta"):
+                tuned: Any = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))  # type: ignore[arg-type]
+        else:
+            tuned = PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # PEFT builds what the file says, and fails in many ways
-        raise _unfit(folder, error) from error
-    _check_names(tuned, shapes, folder / WEIGHTS)
-    return tuned  # type: ignore[no-any-return]
-
-
-def check_fit(skeleton: nn.Module, folder: Path) -> None:
-    """InputError as of `load_adapter`, without any weights: `skeleton` is the base on the meta device."""
-    from peft import PeftConfig, get_peft_model
-
-    shapes = shapes_of(folder)
-    _check_patterns(skeleton, folder / "adapter_config.json")
-    try:
-        with torch.device("meta"):
-            tuned = get_peft_model(skeleton, PeftConfig.from_pretrained(str(folder)))
-    except Exception as error:
-        raise _unfit(folder, error) from error
-    _check_names(tuned, shapes, folder / WEIGHTS)
-
-
-def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each weight of an adapter, from its file's header; InputError where that or its settings are bad."""
-    file, settings = folder / WEIGHTS, read_object(folder / "adapter_config.json", RESTORE)
-    if not file.is_file():  # PEFT would open a pickle instead
-        message = f"{folder} holds no {WEIGHTS}; a pickle (.bin) can run code and is not opened"
-        raise InputError(message, fix="save the adapter again with PEFT, which writes safetensors")
-    refuse_imports(folder)
-    shapes = shapes_in(file, RESTORE)
-    _check_numbers(settings, max(map(math.prod, shapes.values()), default=0), folder / "adapter_config.json")
-    return shapes
-
-
-def _check_numbers(settings: Mapping[str, Any], largest: int, file: Path) -> None:
-    """InputError where a number in adapter_config.json would take memory or time without end, or make NaN."""
-    if settings.get("peft_type") == "XLORA":
-        message = f"{file}: an X-LoRA adapter opens other adapters that it names, which may be pickles"
-        raise InputError(message, fix="give one of the adapters that it is made of")
-    numbers = dict(settings)
-    for key in ("rank_pattern", "alpha_pattern"):
-        inner = settings.get(key)
-        numbers |= {f"{key}.{name}": each for name, each in inner.items()} if isinstance(inner, dict) else {}
-    for key, value in numbers.items():
-        if isinstance(value, int | float) and not abs(value) < torch.finfo(torch.float32).max:
-            raise InputError(f"{file}: {key} is {value}, so every answer would be NaN", fix=RESTORE)
-        # PEFT would make the memory for it before it compares.
-        if (key in SIZES or key.startswith("rank_pattern")) and isinstance(value, int) and value > largest > 0:
-            raise InputError(f"{file}: {key} is {value}, and no weight of {WEIGHTS} has so many elements", fix=RESTORE)
-    copies = settings.get("layer_replication")
-    if isinstance(copies, list) and len(copies) > MOST_COPIES:
-        raise InputError(f"{file}: layer_replication has {len(copies)} parts, which no model has", fix=RESTORE)
-
-
-def _check_patterns(model: nn.Module, file: Path) -> None:
-    """InputError where matching a regular expression of adapter_config.json on the model's names would take for ever.
-
-    A process of its own tries it, which can be stopped.
-    """
-    patterns = []
-    for value in read_object(file, RESTORE).values():
-        each = [value] if isinstance(value, str) else value if isinstance(value, list | dict) else ()
-        patterns += [text for text in each if isinstance(text, str) and re.search(r"[*+{]", text)]
-    if not patterns:
-        return
-    names = [name for name, _ in model.named_modules()]
-    try:
-        command, both = [sys.executable, "-I", "-c", MATCH], to_json([patterns, names])
-        subprocess.run(command, input=both, text=True, timeout=MATCHING, check=False, capture_output=True)
-    except subprocess.TimeoutExpired:
-        first = patterns[0][:100]
-        message = f"{file}: its regular expressions take more than {MATCHING:g} s on this model's names: {first!r}, ..."
-        raise InputError(message, fix="name the layers in a list instead") from None
-
-
-def _unfit(folder: Path, error: Exception) -> Exception:
-    if is_out_of_memory(error):
-        message = f"the memory is too small for the adapter {folder}"
-        return OutOfMemory(message, fix="a smaller base, or fewer adapters at once")
-    reason = (str(error).strip() or type(error).__name__).splitlines()
-    return InputError(f"{folder} is not an adapter for this base: {' '.join(reason[:2])}", fix=FIX)
-
-
-def _check_names(tuned: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> None:
-    from peft import get_peft_model_state_dict
-
+        if is_out_of_memory(error):
+            message = f"the memory is too small for the adapter {folder}"
+            raise OutOfMemory(message, fix="a smaller base, or fewer adapters at once") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()
+        raise InputError(f"{folder} is not an adapter for this base: {' '.join(reason[:2])}", fix=FIX) from error
     wanted = get_peft_model_state_dict(tuned, save_embedding_layers=False)
     # PEFT adds the embeddings to the file where tokens were added; they are loaded by their own names.
     own = {name.removeprefix("base_model.model."): tuple(tensor.shape) for name, tensor in tuned.state_dict().items()}
@@ -156,6 +81,64 @@ def _check_names(tuned: Any, shapes: dict[str, tuple[int, ...]], file: Path) -> 
     bad = [f"{len(names)} of {n} weights {what}, among them {min(names)}" for names, n, what in found if names]
     if bad:
         raise InputError(f"{file} is not an adapter for this base: {'; '.join(bad)}", fix=FIX)
+    return tuned  # type: ignore[no-any-return]
+
+
+def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each weight of an adapter, from its file's header.
+
+    InputError where that is bad, or where adapter_config.json makes PEFT import a module or open a pickle that it
+    names, or holds a number that would take memory or time without end, or make NaN.
+    """
+    weights, file = folder / WEIGHTS, folder / "adapter_config.json"
+    settings = read_object(file, RESTORE)
+    if not weights.is_file():  # PEFT would open a pickle instead
+        message = f"{folder} holds no {WEIGHTS}; a pickle (.bin) can run code and is not opened"
+        raise InputError(message, fix="save the adapter again with PEFT, which writes safetensors")
+    for key in ("megatron_config", "prompt_tuning_init_state_dict_path"):
+        if settings.get(key):
+            message = f"{file}: {key} makes PEFT run or open what the file names, which Luthier does not do"
+            raise InputError(message, fix=f"set {key} to null there if the adapter works without")
+    if settings.get("peft_type") == "XLORA":
+        message = f"{file}: an X-LoRA adapter opens other adapters that it names, which may be pickles"
+        raise InputError(message, fix="give one of the adapters that it is made of")
+    shapes = shapes_in(weights, RESTORE)
+    largest = max(map(math.prod, shapes.values()), default=0)
+    numbers = dict(settings)
+    for key in ("rank_pattern", "alpha_pattern"):
+        inner = settings.get(key)
+        numbers |= {f"{key}.{name}": each for name, each in inner.items()} if isinstance(inner, dict) else {}
+    for key, value in numbers.items():
+        if isinstance(value, int | float) and not abs(value) < torch.finfo(torch.float32).max:
+            raise InputError(f"{file}: {key} is {value}, so every answer would be NaN", fix=RESTORE)
+        # PEFT would make the memory for it before it compares.
+        if (key in SIZES or key.startswith("rank_pattern")) and isinstance(value, int) and value > largest > 0:
+            raise InputError(f"{file}: {key} is {value}, and no weight of {WEIGHTS} has so many elements", fix=RESTORE)
+    copies = settings.get("layer_replication")
+    if isinstance(copies, list) and len(copies) > MOST_COPIES:
+        raise InputError(f"{file}: layer_replication has {len(copies)} parts, which no model has", fix=RESTORE)
+    return shapes
+
+
+def _check_patterns(model: nn.Module, file: Path) -> None:
+    """InputError where matching a regular expression of adapter_config.json on the model's names would take for ever.
+
+    A process of its own tries it, which can be stopped.
+    """
+    patterns = []
+    for value in read_object(file, RESTORE).values():
+        each = [value] if isinstance(value, str) else value if isinstance(value, list | dict) else ()
+        patterns += [text for text in each if isinstance(text, str) and re.search(r"[*+{]", text)]
+    if not patterns:
+        return
+    command, names = [sys.executable, "-I", "-c", MATCH], [name for name, _ in model.named_modules()]
+    given = to_json([patterns, names])
+    try:
+        subprocess.run(command, input=given, text=True, timeout=MATCHING, check=False, capture_output=True)
+    except subprocess.TimeoutExpired:
+        what = f"take more than {MATCHING:g} s on this model's names: {patterns[0][:100]!r}, ..."
+        message = f"{file}: its regular expressions {what}"
+        raise InputError(message, fix="name the layers in a list instead") from None
 
 
 def sort_settings(folder: Path) -> None:
@@ -174,16 +157,13 @@ def check_same(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], fil
     odd = (expected.keys() ^ stored.keys()) | {name for name in both if expected[name].shape != stored[name].shape}
     if odd:
         message = f"{file}: {len(odd)} weights do not match this model, among them {min(odd)}"
-        raise InputError(
-            message, fix="restore the checkpoint; or put it aside, and rerun to resume from an earlier one"
-        )
+        fix = "restore the checkpoint; or put it aside, and rerun to resume from an earlier one"
+        raise InputError(message, fix=fix)
 
 
-def refuse_imports(adapter: Path) -> None:
-    """InputError where adapter_config.json makes PEFT import a module that it names, or open a pickle that it names."""
-    file = adapter / "adapter_config.json"
-    settings = read_object(file, RESTORE)
-    for key in ("megatron_config", "prompt_tuning_init_state_dict_path"):
-        if settings.get(key):
-            message = f"{file}: {key} makes PEFT run or open what the file names, which Luthier does not do"
-            raise InputError(message, fix=f"set {key} to null there if the adapter works without")
+@torch.no_grad()
+def copy_same(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path) -> None:
+    """Copy a checkpoint's weights into the model's `own`; InputError as of `check_same`."""
+    check_same(own, stored, file)
+    for name, value in stored.items():
+        own[name].copy_(value)

@@ -4,11 +4,9 @@ Li & Liang 2021, arXiv 2101.00190, section 4; Liu et al. 2022, arXiv 2110.07602.
 shape [length, key/value heads * head size] stand before the keys and values of the real tokens; queries
 and positions stay as they are. With `reparam="mlp"` they are W_2 tanh(W_1 E) during training.
 
-PEFT's own prefix tuning hands the prefix over as a cache, which gradient checkpointing, packing and
-resume do not survive. Here a child of the attention hooks its call instead: what passes as the cache
-answers `update(k, v)` with the prefix in front, so the real cache holds real tokens only, and the mask
-grows on the left. Nothing else of the model has to know: grouped-query heads, padding, packing,
-generation, beams, classification heads and encoders all stay as they are.
+PEFT's own prefix tuning hands the prefix over as a cache, which gradient checkpointing, packing and resume do not
+survive. Here a child of the attention hooks its call instead: what passes as the cache answers `update(k, v)` with the
+prefix in front, so the real cache holds real tokens only, and the mask grows on the left. Nothing else has to know.
 """
 
 from collections.abc import Iterator
@@ -40,10 +38,7 @@ class PrefixKVConfig(TunerConfig):
 
 
 class PrefixedCache:
-    """Stands in for the cache in one call of one attention: `update` answers with the prefix in front.
-
-    Both [B, heads, length, head size].
-    """
+    """Stands in for the cache in one call of an attention; keys and values are [B, heads, length, head size]."""
 
     def __init__(self, real: Any, keys: Tensor, values: Tensor) -> None:
         self.real, self.keys, self.values = real, keys, values
@@ -63,8 +58,7 @@ class PrefixedCache:
 def grown_mask(mask: Any, length: int, hidden: Tensor, past: int, *, causal: bool, eager: bool) -> Tensor | None:
     """The attention mask with `length` visible columns on its left.
 
-    No mask must become an explicit causal one: without it the kernel would align its triangle with the
-    prefix. Raises NotImplementedError for flex attention's block masks.
+    No mask becomes an explicit causal one: without it the kernel would align its triangle with the prefix.
     """
     queries = hidden.shape[1]
     if mask is None:
@@ -91,16 +85,15 @@ class PrefixLayer(TunerLayer):
 
     attached: ClassVar[bool] = True
 
-    def __init__(self, tuner: Tuner, target: Target) -> None:
-        super().__init__()
-        self._hold(tuner, target, modules=("out", "pgate"), parameters=("kv",))
-        own = tuner.model.config
-        self.hidden, self.causal, self.model_config = own.hidden_size, tuner.module_map.causal, own
+    module_kinds = ("out", "pgate")
+    parameter_kinds = ("kv",)
+
+    def _prepare(self, tuner: Tuner, target: Target) -> None:
+        own, self.causal = self.model_config, tuner.module_map.causal
         self.heads = getattr(own, "num_key_value_heads", None) or own.num_attention_heads
         self.head_size = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
         # Kept in a list: as an attribute it would be a child, and its weights would be listed once per layer.
         self.root = [tuner.model]
-        self.update_layer(target.adapter, target.config)
         self.hook = target.module.register_forward_pre_hook(self._before_attention, with_kwargs=True)
 
     def update_layer(self, adapter: str, config: Any) -> None:
@@ -110,8 +103,7 @@ class PrefixLayer(TunerLayer):
         else:
             self.held("kv")[adapter] = nn.Parameter(torch.randn(config.length, size) * config.init_std)
         if config.gate != "none":
-            self.hold_gate("pgate", adapter, self.hidden)
-        self.settings[adapter] = config
+            self.hold_gate("pgate", adapter, self.model_config.hidden_size)
         self._placed(adapter, config)
 
     def flat(self, name: str) -> Tensor:
@@ -151,11 +143,7 @@ class PrefixLayer(TunerLayer):
         return args, {**kwargs, "past_key_values": cache, "attention_mask": mask}
 
     def _gated_mask(self, name: str, mask: Tensor | None, hidden: Tensor, past: int, length: int) -> Tensor:
-        """UniPELT's gate for causal models: log sigmoid(w x_t + b) on the attention logits of the prefix columns.
-
-        A token's own gate, not the mean over the sequence, which would show it its future. At zero the
-        prefix is out of sight.
-        """
+        """UniPELT's gate of each token on the attention logits of the prefix columns: log sigmoid(w x_t + b)."""
         batch, queries = hidden.shape[:2]
         if mask is None:
             mask = hidden.new_zeros(batch, 1, queries, length + past + queries)
@@ -172,11 +160,10 @@ class PrefixEncoder(TunerLayer):
 
     attached: ClassVar[bool] = True
 
-    def __init__(self, tuner: Tuner, target: Target) -> None:
-        super().__init__()
-        self._hold(tuner, target, modules=("emb", "in"))
+    module_kinds = ("emb", "in")
 
-    def update_layer(self, adapter: str, config: Any, hidden: int) -> None:
+    def update_layer(self, adapter: str, config: Any) -> None:
+        hidden = self.model_config.hidden_size
         self.held("emb")[adapter] = nn.Embedding(config.length, hidden)
         self.held("in")[adapter] = nn.Linear(hidden, config.encoder_size)
         self._placed(adapter, config)
@@ -188,8 +175,7 @@ class PrefixEncoder(TunerLayer):
 def attach_prefix(tuner: Tuner, target: Target) -> None:
     """Add the adapter's prefix to the attention `target`.
 
-    The shared encoder is made here, in the midst of PEFT's injection: a tuner layer that was there before
-    the first injection would make PEFT believe in a second adapter and thaw the whole base.
+    The shared encoder is made here: one before the first injection would make PEFT believe in a second adapter.
     """
     if not tuner.module_map.prefix:
         raise ValueError("this architecture has a relative position bias in its attention: no prefix can stand there")
@@ -199,9 +185,9 @@ def attach_prefix(tuner: Tuner, target: Target) -> None:
             model.add_module(SHARED, PrefixEncoder(tuner, replace(target, module=model)))
         shared: Any = getattr(model, SHARED)
         if adapter not in shared.held("emb"):
-            shared.update_layer(adapter, config, model.config.hidden_size)
-            if adapter not in tuner.active_adapters:
-                shared.set_requires_grad(adapter, False)
+            shared.update_layer(adapter, config)
+        if adapter not in tuner.active_adapters:
+            shared.set_requires_grad(adapter, False)
     if hasattr(target.module, CHILD):
         getattr(target.module, CHILD).update_layer(adapter, config)
         return
@@ -218,12 +204,10 @@ def flattened(model: nn.Module, config: Any, adapter: str = "default") -> Iterat
         yield
         return
     layers = [m for m in model.modules() if isinstance(m, PrefixLayer) and adapter in m.held("out")]
-    with torch.no_grad():
-        plain = [layer.flat(adapter).detach().clone() for layer in layers]
-    away: list[tuple[Any, str, Any]] = [(layer, "out", layer.held("out").pop(adapter)) for layer in layers]
-    away += [(encoder, short, encoder.held(short).pop(adapter)) for encoder in encoders for short in ("emb", "in")]
-    for layer, kv in zip(layers, plain, strict=True):
-        layer.held("kv")[adapter] = nn.Parameter(kv)
+    for layer in layers:
+        layer.held("kv")[adapter] = nn.Parameter(layer.flat(adapter).detach().clone())
+    containers = [layer.held("out") for layer in layers] + [e.held(short) for e in encoders for short in ("emb", "in")]
+    away = [(container, container.pop(adapter)) for container in containers]
     config.reparam = "none"
     try:
         yield
@@ -231,5 +215,5 @@ def flattened(model: nn.Module, config: Any, adapter: str = "default") -> Iterat
         config.reparam = "mlp"
         for layer in layers:
             layer.held("kv").pop(adapter)
-        for held, short, module in away:
-            held.held(short)[adapter] = module
+        for container, module in away:
+            container[adapter] = module

@@ -31,10 +31,8 @@ def guard_prompts(model: Any, *, classify: bool) -> None:
 
 @contextmanager
 def without_prompt(model: Any) -> Iterator[None]:
-    """Within it, the base answers alone, with its own head.
-
-    PEFT's `disable_adapter` leaves the trained head in place here, and fails on models that do not generate.
-    """
+    """Within it, the base answers alone, with its own head."""
+    # PEFT's own leaves the trained head in place here, and fails on models that do not generate.
     with untrained_heads(model):
         if hasattr(model.base_model, "prepare_inputs_for_generation"):
             with model.disable_adapter():
@@ -72,8 +70,7 @@ def _last_token_to_the_end(module: nn.Module, args: tuple[Any, ...], kwargs: dic
     if kwargs.get("input_ids") is not None or mask is None or mask.ndim != 2:
         return None
     hidden = output.last_hidden_state.clone()  # [B, T, H]
-    places = torch.arange(mask.shape[1], device=mask.device)
-    last = (places * (mask != 0)).argmax(-1)
+    last = (torch.arange(mask.shape[1], device=mask.device) * (mask != 0)).argmax(-1)
     hidden[:, -1] = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
     output.last_hidden_state = hidden
     return output

@@ -14,7 +14,7 @@ from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.core.shell import shell_line
 from luthier.core.strict_json import to_json
-from luthier.methods.layers.loading import check_fit, shapes_of
+from luthier.methods.layers.loading import load_adapter, shapes_of
 from luthier.models.load import locate, skeleton
 from luthier.models.settings import ModelConfig
 from luthier.recipe.consent import Allow
@@ -104,7 +104,7 @@ def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
     for source in sources:
         if model_folder(source.base) is not None:
             source.check(locate(source.base))
-            check_fit(skeleton(source.base, locate(source.base), labels=None), adapter_folder(source))
+            load_adapter(skeleton(source.base, locate(source.base), labels=None), adapter_folder(source))
         else:
             shapes_of(adapter_folder(source))  # refuses pickles, which vLLM would open
         if _template(source.tokenizer) != _template(first.tokenizer):
