@@ -104,8 +104,8 @@ def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int],
     """softmax(q k^T scale) v within each row: [heads, T, D], [key heads, T, D] twice -> [T, heads, D].
 
     As sdpa's kernel it recomputes probabilities in the backward pass (Dao et al. 2022, arXiv 2205.14135), in blocks
-    that suit a CPU's matrix products. All is float32: in bfloat16 the scores of Qwen2, some hundreds, would be off by whole
-    numbers, and oneDNN would compile and keep a kernel for each length of a row, which MKL does not.
+    that suit a CPU's matrix products. All is float32: in bfloat16 the scores of Qwen2, some hundreds, would be off by
+    whole numbers, and oneDNN would compile and keep a kernel for each length of a row, which MKL does not.
     """
     # As autocast does for sdpa: rotated queries may be wider than the values.
     query, key, value = (x.to(autocast_type(x, x.dtype)) for x in (query, key, value))
@@ -235,7 +235,8 @@ def _agrees(dtype: torch.dtype, device: torch.device, heads: int, few: int, widt
     true = [x.detach().float().requires_grad_() for x in given]
     first = torch.arange(edges[-1], device=device) < edges[1]
     seen = (first[:, None] == first).tril().triu(-edges[-1] if window is None else 1 - window)
-    want = scaled_dot_product_attention(*(x[None] for x in true), attn_mask=seen, enable_gqa=True)[0].transpose(0, 1)
+    q, k, v = (x[None] for x in true)
+    want = scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)[0].transpose(0, 1)
     grad = torch.randn(want.shape, generator=draw, device=device)
     right = [want, *torch.autograd.grad(want, true, grad)]
     rows = PackedRows(edges, torch.tensor(edges, dtype=torch.int32, device=device), edges[2] - edges[1])

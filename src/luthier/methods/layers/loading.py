@@ -58,7 +58,7 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
     try:
         if empty:
             with torch.device("meta"):
-                tuned: Any = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))  # type: ignore[arg-type]
+                tuned: Any = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
         else:
             tuned = PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # PEFT builds what the file says, and fails in many ways
