@@ -19,8 +19,8 @@ from luthier.core.errors import Diverged, InputError, ModelError
 from luthier.core.files import write_json, write_jsonl
 from luthier.core.strict_json import to_json
 from luthier.evaluation.records.context import restored_records
-from luthier.kernels.finite import not_finite, weights_of
 from luthier.methods.layers.loading import load_adapter
+from luthier.models.files import not_finite, weights_of
 from luthier.pipeline import train as api
 from luthier.pipeline.measure import Measured
 from luthier.recipe.config import RunConfig

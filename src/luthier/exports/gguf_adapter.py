@@ -62,7 +62,7 @@ class GgufAdapter(Export):
         from peft.utils.other import get_pattern_key
         from safetensors.torch import load_file
 
-        from luthier.kernels.finite import refuse_file
+        from luthier.models.files import refuse_file
 
         settings, tensors = _settings(tuned), dict[str, Any]()  # llama.cpp's name -> function that returns A or B
         refuse_file(tuned.weights / WEIGHTS)

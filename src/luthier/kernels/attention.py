@@ -109,8 +109,7 @@ def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int],
     """
     # As autocast does for sdpa: rotated queries may be wider than the values.
     query, key, value = (x.to(autocast_type(x, x.dtype)) for x in (query, key, value))
-    out: Tensor = _CausalRows.apply(query, key, value, tuple(edges), scale)  # type: ignore[no-untyped-call]
-    return out
+    return _CausalRows.apply(query, key, value, tuple(edges), scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _CausalRows(torch.autograd.Function):

@@ -85,8 +85,7 @@ def _forward(self: Any, x: Tensor) -> Tensor:
 def gated(x: Tensor, act: str, paths: list[LoraPath]) -> Tensor:
     """down(act(gate(x)) * up(x)): [..., H] -> [..., H]; `paths` are gate's, up's and down's."""
     tensors = [t for _, low in paths for t in ((low.a, low.b) if low is not None else (None, None))]
-    out: Tensor = _Gated.apply(x, act, paths, *tensors)  # type: ignore[no-untyped-call]
-    return out
+    return _Gated.apply(x, act, paths, *tensors)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Gated(torch.autograd.Function):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MethodType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -59,11 +59,6 @@ class Dropped:
 
     rate: float
     seed: int
-
-    @classmethod
-    def draw(cls, rate: float) -> Self | None:
-        """A mask from torch's own random state, so that a resumed run draws the same; None where nothing drops."""
-        return cls(rate, int(torch.randint(2**62, (1,)))) if rate else None
 
     @property
     def scale(self) -> float:
@@ -119,14 +114,14 @@ def low_rank(layer: Any) -> LowRank | None:
         return None
     dropout = layer.lora_dropout[name]  # an Identity where PEFT drops nothing
     rate = getattr(dropout, "p", 0.0) if dropout.training else 0.0
-    return LowRank(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]), Dropped.draw(rate))
+    dropped = Dropped(rate, int(torch.randint(2**62, (1,)))) if rate else None  # a resumed run draws the same
+    return LowRank(layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name]), dropped)
 
 
 def lora_linear(x: Tensor, layer: Any, low: LowRank) -> Tensor:
     """The frozen `layer` and the path beside it: [..., in] -> [..., out]."""
     bias = None if is_packed(layer) else layer.bias  # may train
-    out: Tensor = _LoraLinear.apply(x, layer, bias, low.a, low.b, low.scale, low.dropped)  # type: ignore[no-untyped-call]
-    return out
+    return _LoraLinear.apply(x, layer, bias, low.a, low.b, low.scale, low.dropped)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -56,8 +56,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, plus_one: bool = False) -> T
     With `plus_one` by 1 + weight, rounded once, as Gemma's code does; else rounded to x's type before the weight, as
     Llama's does.
     """
-    out: Tensor = _RMSNorm.apply(x, weight, eps, plus_one)  # type: ignore[no-untyped-call]
-    return out
+    return _RMSNorm.apply(x, weight, eps, plus_one)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _RMSNorm(torch.autograd.Function):

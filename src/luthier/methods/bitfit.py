@@ -10,15 +10,18 @@ Qwen2 only on query, key and value. `missing: refuse` says so and stops where th
 """
 
 import copy
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import BeforeValidator
 
 from luthier.core.errors import InputError
 from luthier.methods.base import Model, PeftMethod, split_names
 from luthier.models.targets import check_targets
 
 Term = Literal["query", "key", "value", "intermediate", "output", "attention_layernorm", "output_layernorm"]
+Terms = Annotated[
+    tuple[Term, ...] | Literal["all"], BeforeValidator(lambda value: value if value == "all" else split_names(value))
+]
 
 
 class BitFit(PeftMethod):
@@ -27,15 +30,10 @@ class BitFit(PeftMethod):
     paper, typical_share = "2106.10199", 0.000056
     suggested_lr, suggested_lr_encoder = 3e-3, 2e-3
 
-    terms: tuple[Term, ...] | Literal["all"] = "all"
+    terms: Terms = "all"
     """Which biases: all, or some of query, key, value, intermediate, output, attention_layernorm, output_layernorm."""
     missing: Literal["refuse", "add"] = "refuse"
     """Where linear layers have no bias: train those that exist and refuse if there is none, or add zero ones."""
-
-    @field_validator("terms", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return value if value == "all" else split_names(value)
 
     def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.bias import BitFitConfig, bias_places

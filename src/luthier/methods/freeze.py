@@ -10,7 +10,7 @@ base, for each run saves a whole model.
 import re
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from luthier.core.errors import InputError, did_you_mean
 from luthier.methods.base import Model, WholeMethod, split_names
@@ -25,10 +25,8 @@ class Freeze(WholeMethod):
 
     layers: Annotated[int, Field(ge=-10_000, le=10_000)] = 2
     """How many layers train: the last ones, or below zero the first ones."""
-    extra: tuple[str, ...] = ()
+    extra: Annotated[tuple[str, ...], BeforeValidator(split_names)] = ()
     """Names of further modules to train, such as norm or embed_tokens."""
-
-    _split = field_validator("extra", mode="before")(split_names)
 
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
         super().check(model, classify=classify, quantize=quantize)

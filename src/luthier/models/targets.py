@@ -1,6 +1,7 @@
 """Which layers of a model an adapter may go into: plain linear layers, and none that routes tokens or only gates."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection
 from operator import itemgetter
 from typing import Any
@@ -155,15 +156,13 @@ def fused_experts(model: Any, taken: Collection[str] = ()) -> str:
     """A note on experts that are tensors of all experts, and on plain layers `taken` for those; or empty."""
     from torch.nn import Linear
 
-    fused: dict[str, int] = {}
+    fused: Counter[str] = Counter()
     for name, module in model.named_modules():
         both = f"{name} {type(module).__name__}".lower()  # GraniteMoeParallelExperts is called input_linear
-        if "expert" not in both or isinstance(module, Linear):
-            continue
-        for own, weight in module.named_parameters(recurse=False):
-            if weight.ndim >= 2:
-                short = re.sub(r"^.*?\.\d+\.", "", f"{name}.{own}")
-                fused[short] = fused.get(short, 0) + weight.numel()
+        if "expert" in both and not isinstance(module, Linear):
+            for own, weight in module.named_parameters(recurse=False):
+                if weight.ndim >= 2:
+                    fused[re.sub(r"^.*?\.\d+\.", "", f"{name}.{own}")] += weight.numel()
     if not fused:
         return ""
     share = sum(fused.values()) / sum(parameter.numel() for parameter in model.parameters())

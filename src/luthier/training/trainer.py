@@ -26,8 +26,8 @@ from luthier.core.strict_json import number
 from luthier.data.batches import micro_batches, step_numbers, steps_per_epoch
 from luthier.data.prepared import Prepared
 from luthier.kernels.apply import patched
-from luthier.kernels.finite import not_finite
 from luthier.methods.base import Method, trainable_state
+from luthier.models.files import not_finite
 from luthier.rendering.row import Row
 from luthier.runs.folder import RunFolder
 from luthier.training import checkpoint as checkpoints

@@ -5,9 +5,8 @@
     output    after the feed-forward, on its output alone (Pfeiffer's place, Houlsby's form)
     parallel  beside the feed-forward, on its input (2110.04366, section 3.3)
 
-In a post-norm layer (BERT) the feed-forward's input and the residual stream are the same. In a pre-norm
-layer (Llama) they are not; the reference code of 2110.04366 and AdapterHub take the residual stream
-before the norm, and so do we (`reads="residual"`); `reads="input"` takes the normed input.
+In a pre-norm layer (Llama) the feed-forward's input is not the residual stream, which the reference code of 2110.04366
+and AdapterHub take before the norm, and so do we (`reads="residual"`); `reads="input"` takes the normed input.
 """
 
 import math

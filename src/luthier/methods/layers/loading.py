@@ -16,7 +16,7 @@ from luthier.core.errors import InputError, OutOfMemory
 from luthier.core.files import read_object
 from luthier.core.resources import is_out_of_memory
 from luthier.core.strict_json import to_json
-from luthier.kernels.finite import refuse_file, shapes_in
+from luthier.models.files import refuse_file, shapes_in
 
 WEIGHTS = "adapter_model.safetensors"
 FIX = "give the base that it was trained on; or the file is damaged, then restore or retrain it"
