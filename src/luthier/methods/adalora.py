@@ -80,18 +80,11 @@ class AdaLoRA(TargetedMethod):
             message = "method adalora: 1 step is too few, for ranks move between steps"
             raise InputError(message, fix="train.steps=20 or more")
         begin, end = int(self.warmup * steps), int(self.final * steps)
-        return AdaLoraConfig(
-            init_r=self.rank,
-            target_r=self.target_rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout,
-            target_modules=self.target_modules(model),
-            tinit=begin,
-            tfinal=end,
-            deltaT=max(1, min(self.interval, (steps - begin - end) // 10)),
-            orth_reg_weight=self.orthogonality,
-            total_step=steps,
-        )
+        run: dict[str, Any] = {"tinit": begin, "tfinal": end, "total_step": steps}
+        run["deltaT"] = max(1, min(self.interval, (steps - begin - end) // 10))
+        ranks: dict[str, Any] = {"init_r": self.rank, "target_r": self.target_rank, "lora_alpha": self.alpha}
+        own: dict[str, Any] = {"lora_dropout": self.dropout, "orth_reg_weight": self.orthogonality}
+        return AdaLoraConfig(target_modules=self.target_modules(model), **run, **ranks, **own)
 
     def guard(self, model: Model, classify: bool) -> None:
         for name, parameter in model.named_parameters():

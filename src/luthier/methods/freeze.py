@@ -44,7 +44,8 @@ class Freeze(WholeMethod):
     def _chosen(self, model: Model) -> list[Any]:
         """The modules to train. Raises InputError where a number or a name hits none."""
         stacks: dict[str, dict[int, Any]] = {}
-        for name, module in model.named_modules():
+        modules = dict(model.named_modules())
+        for name, module in modules.items():
             if found := re.fullmatch(r"(.*\.(?:layers|layer|h|block))\.(\d+)", name):
                 stacks.setdefault(found[1], {})[int(found[2])] = module
         if not stacks:
@@ -56,12 +57,10 @@ class Freeze(WholeMethod):
         wanted = range(depth - self.layers, depth) if self.layers > 0 else range(-self.layers)
         chosen = [stack[i] for stack in stacks.values() for i in wanted]
         for extra in self.extra:
-            hits = [module for name, module in model.named_modules() if name == extra or name.endswith(f".{extra}")]
+            hits = [module for name, module in modules.items() if f".{name}".endswith(f".{extra}")]
             if not hits:
-                short = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-                raise InputError(
-                    f"method.extra: no module is named {extra!r}{did_you_mean(extra, short)}",
-                    fix=f"choose from {', '.join(sorted(n for n in short if n and not n.isdigit()))}",
-                )
+                short = {name.rpartition(".")[2] for name in modules}
+                fix = f"choose from {', '.join(sorted(n for n in short if n and not n.isdigit()))}"
+                raise InputError(f"method.extra: no module is named {extra!r}{did_you_mean(extra, short)}", fix=fix)
             chosen += hits
         return chosen

@@ -88,16 +88,10 @@ class LoRA(TargetedMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import LoraConfig
 
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT annotates int and computes with float
-            lora_dropout=self.dropout,
-            target_modules=self.target_modules(model),
-            bias=self.bias,
-            use_rslora=self.rslora,
-            use_dora=self.dora,
-            init_lora_weights=True if self.init == "default" else "pissa",
-        )
+        size: dict[str, Any] = {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
+        kind: dict[str, Any] = {"bias": self.bias, "use_rslora": self.rslora, "use_dora": self.dora}
+        start = True if self.init == "default" else "pissa"
+        return LoraConfig(target_modules=self.target_modules(model), init_lora_weights=start, **size, **kind)
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         half = {p.dtype for n, p in model.named_parameters() if n.endswith("bias") and p.dtype.itemsize < 4}

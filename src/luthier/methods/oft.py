@@ -41,10 +41,9 @@ class OFT(TargetedMethod):
         for name, layer in layers.items():
             if layer.in_features % self.block:
                 divisor = max(n for n in range(1, self.block + 1) if common % n == 0)
-                raise InputError(
-                    f"method.block: {self.block} does not divide the {layer.in_features} inputs of {name}",
-                    fix=f"method.block={divisor}" if divisor > 1 else "method=lora: no block divides every layer",
-                )
+                fix = f"method.block={divisor}" if divisor > 1 else "method=lora: no block divides every layer"
+                message = f"method.block: {self.block} does not divide the {layer.in_features} inputs of {name}"
+                raise InputError(message, fix=fix)
 
     def guard(self, model: Model, classify: bool) -> None:
         for module in model.modules():
@@ -54,14 +53,13 @@ class OFT(TargetedMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import OFTConfig
 
-        return OFTConfig(
-            r=0,
-            oft_block_size=self.block,
-            module_dropout=self.dropout,
-            # PEFT's default is a series cut off after four terms, which is no rotation once the weights have grown.
-            use_cayley_neumann=False,
-            target_modules=self.target_modules(model),
-        )
+        # PEFT's default is a series cut off after four terms, which is no rotation once the weights have grown.
+        own: dict[str, Any] = {
+            "oft_block_size": self.block,
+            "module_dropout": self.dropout,
+            "use_cayley_neumann": False,
+        }
+        return OFTConfig(r=0, target_modules=self.target_modules(model), **own)
 
 
 def _rotate(self: Any, x: Any) -> Any:

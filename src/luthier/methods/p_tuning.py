@@ -43,13 +43,11 @@ class PTuning(PromptMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import PromptEncoderConfig, PromptEncoderReparameterizationType
 
-        extra = {"encoder_num_layers": self.layers, "encoder_dropout": self.dropout} if self.encoder == "lstm" else {}
-        return PromptEncoderConfig(
-            num_virtual_tokens=self.length,
-            encoder_reparameterization_type=PromptEncoderReparameterizationType(self.encoder.upper()),
-            encoder_hidden_size=self.hidden,
-            **extra,  # type: ignore[arg-type]
-        )
+        own: dict[str, Any] = {"num_virtual_tokens": self.length, "encoder_hidden_size": self.hidden}
+        if self.encoder == "lstm":
+            own |= {"encoder_num_layers": self.layers, "encoder_dropout": self.dropout}
+        kind = PromptEncoderReparameterizationType(self.encoder.upper())
+        return PromptEncoderConfig(encoder_reparameterization_type=kind, **own)
 
     def training_state(self, model: Model) -> State:
         return trainable_state(model)

@@ -48,10 +48,8 @@ class Prompt(PromptMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import PromptTuningConfig, PromptTuningInit
 
-        kinds = {"vocabulary": "SAMPLE_VOCAB", "text": "TEXT", "random": "RANDOM"}
-        return PromptTuningConfig(
-            num_virtual_tokens=self.length,
-            prompt_tuning_init=PromptTuningInit(kinds[self.init]),
-            prompt_tuning_init_text=self.text or None,
-            tokenizer_name_or_path=str(getattr(model.config, "_name_or_path", "")) if self.init == "text" else None,
-        )
+        kind = PromptTuningInit({"vocabulary": "SAMPLE_VOCAB", "text": "TEXT", "random": "RANDOM"}[self.init])
+        own: dict[str, Any] = {"num_virtual_tokens": self.length, "prompt_tuning_init_text": self.text or None}
+        if self.init == "text":
+            own["tokenizer_name_or_path"] = str(getattr(model.config, "_name_or_path", ""))
+        return PromptTuningConfig(prompt_tuning_init=kind, **own)

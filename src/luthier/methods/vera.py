@@ -35,10 +35,5 @@ class VeRA(TargetedMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import VeraConfig
 
-        return VeraConfig(
-            r=self.rank,
-            d_initial=self.start,
-            vera_dropout=self.dropout,
-            projection_prng_key=self.seed,
-            target_modules=self.target_modules(model),
-        )
+        own: dict[str, Any] = {"r": self.rank, "d_initial": self.start, "vera_dropout": self.dropout}
+        return VeraConfig(target_modules=self.target_modules(model), projection_prng_key=self.seed, **own)
