@@ -54,12 +54,8 @@ class OFT(TargetedMethod):
         from peft import OFTConfig
 
         # PEFT's default is a series cut off after four terms, which is no rotation once the weights have grown.
-        own: dict[str, Any] = {
-            "oft_block_size": self.block,
-            "module_dropout": self.dropout,
-            "use_cayley_neumann": False,
-        }
-        return OFTConfig(r=0, target_modules=self.target_modules(model), **own)
+        own: dict[str, Any] = {"oft_block_size": self.block, "module_dropout": self.dropout, "r": 0}
+        return OFTConfig(target_modules=self.target_modules(model), use_cayley_neumann=False, **own)
 
 
 def _rotate(self: Any, x: Any) -> Any:

@@ -80,7 +80,6 @@ def architecture(recipe: ModelConfig, source: str, labels: Classes = None, *, we
         files.check_config(type(config).get_config_dict(source, **options)[0], Path(source, "config.json"), {})
     if labels is None:
         return Architecture(recipe, config, AutoModelForCausalLM, options)
-    config.num_labels = len(labels)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
     config.problem_type = "single_label_classification" if len(labels) > 1 else "regression"
@@ -133,8 +132,7 @@ def row_limit(config: ModelConfig, source: str, tokenizer: Any, wanted: int | No
     model = architecture(config, source).config
     files.check_vocabulary(config.path, model, tokenizer)
     own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
-    # RoBERTa has 514 positions and takes 512 tokens: its tokenizer knows. Without a limit that is a huge number.
-    own = min(own, tokenizer.model_max_length)
+    own = min(own, tokenizer.model_max_length)  # of RoBERTa 512, not its 514 positions; a huge number is no limit
     if own < 1:
         message = f"model.path: the tokenizer of {config.path} takes {own} tokens at most (model_max_length)"
         raise ModelError(message, fix="correct model_max_length in its tokenizer_config.json")
@@ -161,9 +159,9 @@ def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: 
     files.check_vocabulary(config.path, base.config, tokenizer)
     where = device(config)
     dtype = "float32" if config.dtype == "auto" and where == "cpu" else config.dtype
+    code = config.trust_remote_code
     try:
         if config.init == "random":
-            code = config.trust_remote_code
             with files.few_modules():
                 model = base.auto.from_config(base.config, dtype=torch.float32, trust_remote_code=code)
         else:
