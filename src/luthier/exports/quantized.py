@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from luthier.core.errors import InputError, MissingExtra, install
 from luthier.exports.base import Bounds, Export, Opened, Tuned
 from luthier.exports.merged import load_lines, open_model, write_merged
-from luthier.models.heads import UNPACKED, in_head
 from luthier.models.saving import write_words
-from luthier.models.targets import linear_layers
+from luthier.models.targets import UNPACKED, in_head, linear_layers
 
 if TYPE_CHECKING:
     from torch import nn

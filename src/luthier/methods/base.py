@@ -10,8 +10,7 @@ from pydantic import BeforeValidator
 
 from luthier.core.errors import CannotMerge, InputError
 from luthier.core.registry import Family, Place, Plugin
-from luthier.models.heads import HEADS
-from luthier.models.targets import check_targets, fused_experts, peft_names
+from luthier.models.targets import HEADS, check_targets, fused_experts, peft_names
 
 Model: TypeAlias = Any
 """A torch.nn.Module of transformers or PEFT, with the methods that those add to torch's."""
@@ -36,9 +35,7 @@ def split_names(value: object) -> object:
     return value
 
 
-Targets = Annotated[tuple[str, ...] | Literal["all-linear"], BeforeValidator(split_names)]
 TARGET_ALIASES = {"target_modules": "targets", "layers_to_transform": "layers"}
-Blocks = Annotated[tuple[Place, ...], BeforeValidator(split_names)]
 
 
 class Method(Plugin):
@@ -296,9 +293,9 @@ class PeftMethod(Method):
 class TargetedMethod(PeftMethod):
     """A method that adapts chosen linear layers."""
 
-    targets: Targets = "all-linear"
+    targets: Annotated[tuple[str, ...] | Literal["all-linear"], BeforeValidator(split_names)] = "all-linear"
     """Names of the linear layers to adapt, such as q_proj and v_proj, or all-linear: every one but the output."""
-    layers: Blocks = ()
+    layers: Annotated[tuple[Place, ...], BeforeValidator(split_names)] = ()
     """Numbers of the blocks to adapt, from 0; empty means every block."""
 
     def taken(self, model: Model) -> frozenset[str]:

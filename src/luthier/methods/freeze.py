@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from luthier.core.errors import InputError, did_you_mean
 from luthier.methods.base import Model, WholeMethod, split_names
-from luthier.models.heads import HEADS
+from luthier.models.targets import HEADS
 
 
 class Freeze(WholeMethod):

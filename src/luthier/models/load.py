@@ -18,9 +18,9 @@ from luthier.builtin import BASE
 from luthier.core.errors import InputError, MissingExtra, ModelError, did_you_mean, install
 from luthier.core.resources import closed_file, is_out_of_memory, no_access
 from luthier.models import files
-from luthier.models.heads import UNPACKED
 from luthier.models.quantized import repair
 from luthier.models.settings import ModelConfig
+from luthier.models.targets import UNPACKED
 
 MOST_TOKENS = 2048
 """Default limit of a row, where the model would take more."""
@@ -32,7 +32,6 @@ Classes: TypeAlias = tuple[str, ...] | None
 class Architecture:
     """A base model before its weights: its config.json as transformers reads it, and the auto class that builds it."""
 
-    recipe: ModelConfig
     config: Any
     auto: Any
     options: dict[str, Any]
@@ -43,11 +42,6 @@ class Architecture:
         """Type of the weights in the base's files: float32, bfloat16 or float16."""
         name = str(getattr(self.config, "dtype", None)).removeprefix("torch.")
         return name if name in ("bfloat16", "float16") else "float32"
-
-    @property
-    def packed_as(self) -> str:
-        """How the weights are quantized when they are loaded, or `none`."""
-        return quantization(self.recipe, self.config)
 
     @property
     def family(self) -> Literal["encoder", "decoder", "encoder-decoder"]:
@@ -79,11 +73,11 @@ def architecture(recipe: ModelConfig, source: str, labels: Classes = None, *, we
     if not local:
         files.check_config(type(config).get_config_dict(source, **options)[0], Path(source, "config.json"), {})
     if labels is None:
-        return Architecture(recipe, config, AutoModelForCausalLM, options)
+        return Architecture(config, AutoModelForCausalLM, options)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: i for i, label in enumerate(labels)}
     config.problem_type = "single_label_classification" if len(labels) > 1 else "regression"
-    return Architecture(recipe, config, AutoModelForSequenceClassification, options)
+    return Architecture(config, AutoModelForSequenceClassification, options)
 
 
 def locate(config: ModelConfig) -> str:
@@ -153,7 +147,7 @@ def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file a bar is a line of noise
     base = architecture(config, source, labels, weights=config.init == "pretrained")
-    quantize, options = base.packed_as, base.options
+    quantize, options = quantization(config, base.config), base.options
     # A decoder's head pools the last token that is not this one.
     base.config.pad_token_id = tokenizer.pad_token_id
     files.check_vocabulary(config.path, base.config, tokenizer)

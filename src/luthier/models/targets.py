@@ -7,12 +7,20 @@ from operator import itemgetter
 from typing import Any
 
 from luthier.core.errors import InputError, did_you_mean
-from luthier.models.heads import in_head
 
+HEADS = ("score", "classifier", "classification_head")
+"""What transformers calls a classification head, which trains as a whole with every method."""
+UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]
+"""Of a classifier: these train as a whole or start random, so they are never packed."""
 NARROW = 8
 """all-linear leaves out layers with fewer inputs or outputs: gates of one output, Gemma 3n's mixing coefficients."""
 READ_BY_WEIGHT = ("dt_proj", "out_proj")
 """Of a Mamba block: its kernels take these weights and never call the layers, so an adapter there would do nothing."""
+
+
+def in_head(name: str) -> bool:
+    """Does the parameter or module of that name belong to a classification head?"""
+    return any(part in HEADS for part in name.split("."))
 
 
 def linear_layers(model: Any) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def export(
 
 
 def _tuned(folder: RunFolder, config: RunConfig, data: "Prepared", tokens: Encoding, weights: Path) -> Tuned:
-    from luthier.models.load import architecture, load_tokenizer, skeleton
+    from luthier.models.load import architecture, load_tokenizer, quantization, skeleton
     from luthier.models.quantized import unpack
     from luthier.rendering.chat_template import Template
 
@@ -107,7 +107,7 @@ def _tuned(folder: RunFolder, config: RunConfig, data: "Prepared", tokens: Encod
         method=config.method,
         task=data.task.name,
         classifies=classifies,
-        quantize=base.packed_as,
+        quantize=quantization(config.model, base.config),
         stored=base.stored_type,
         config=base.config,
         tokenizer=template.tokenizer,

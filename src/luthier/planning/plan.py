@@ -12,9 +12,9 @@ from torch import nn
 from luthier.data.batches import micro_batches, step_numbers
 from luthier.kernels.cross_entropy import CHUNK_BYTES, FEWEST, SLICE_BYTES
 from luthier.methods.base import Method
-from luthier.models.heads import in_head
 from luthier.models.load import device, quantization, skeleton
 from luthier.models.settings import ModelConfig
+from luthier.models.targets import in_head
 from luthier.planning import machine
 from luthier.planning.tracing import Trace, trace
 from luthier.rendering.row import EVEN, even_length

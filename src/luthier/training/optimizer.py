@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from luthier.core.errors import InputError
-from luthier.models.heads import in_head
+from luthier.models.targets import in_head
 from luthier.training.optimizers.base import OPTIMIZERS
 from luthier.training.settings import TrainConfig
 

@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 import torch
 from peft.config import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, register_peft_method
 from peft.utils.peft_types import PeftType
@@ -49,8 +48,8 @@ def peft_type(name: str) -> PeftType:
 
 def register(config: Any, model: Any) -> None:
     """Register the pair under `config.kind` (upper case). Raises KeyError where PEFT has the name already."""
-    if PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type(config.kind)) is not config:
-        register_peft_method(name=config.kind.lower(), config_cls=config, model_cls=model, prefix=model.prefix)
+    peft_type(config.kind)
+    register_peft_method(name=config.kind.lower(), config_cls=config, model_cls=model, prefix=model.prefix)
 
 
 @dataclass

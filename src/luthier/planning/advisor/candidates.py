@@ -123,7 +123,7 @@ def named_variant(method: Method) -> str:
 
 def file_bytes(method: Method, tuned: "nn.Module") -> int:
     """Bytes of the weights that a run leaves, from shapes alone."""
-    from luthier.models.heads import in_head
+    from luthier.models.targets import in_head
 
     if method.saves == "model":
         return _bytes(tuned.parameters())
