@@ -90,8 +90,8 @@ class LoRA(TargetedMethod):
 
         size: dict[str, Any] = {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
         kind: dict[str, Any] = {"bias": self.bias, "use_rslora": self.rslora, "use_dora": self.dora}
-        start = True if self.init == "default" else "pissa"
-        return LoraConfig(target_modules=self.target_modules(model), init_lora_weights=start, **size, **kind)
+        kind["init_lora_weights"] = True if self.init == "default" else "pissa"
+        return LoraConfig(target_modules=self.target_modules(model), **size, **kind)
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         half = {p.dtype for n, p in model.named_parameters() if n.endswith("bias") and p.dtype.itemsize < 4}

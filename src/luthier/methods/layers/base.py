@@ -99,11 +99,8 @@ class Tuner(BaseTuner):
         """Add the adapter to an existing layer of ours, or put a new one around the module."""
         if isinstance(target.module, layer):
             target.module.update_layer(target.adapter, target.config)
-            return
-        new = layer(self, target)
-        if target.adapter not in self.active_adapters:
-            new.requires_grad_(False)
-        self._replace_module(target.parent, target.name, new, target.module)
+        else:
+            self._replace_module(target.parent, target.name, layer(self, target), target.module)
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
         # PEFT's own expects weights of both modules, and a block, a dropout or a whole head owns none.
@@ -163,6 +160,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         self.home = next((weight.device for weight in weights), torch.device("cpu"))
         self._prepare(tuner, target)
         self.update_layer(target.adapter, target.config)
+        if target.adapter not in tuner.active_adapters:
+            self.requires_grad_(False)
 
     def _prepare(self, tuner: Tuner, target: Target) -> None:
         """Set what does not depend on the adapter, and hook what the layer must see beside its own input."""

@@ -46,9 +46,8 @@ class BiasDelta(TunerLayer):
     made_bias = False
 
     def update_layer(self, adapter: str, config: BitFitConfig) -> None:
-        base = self.get_base_layer()
-        bias = getattr(base, "bias", None)
-        size = len(bias) if bias is not None else sides(base)[1]
+        bias = getattr(self.get_base_layer(), "bias", None)
+        size = len(bias) if bias is not None else sides(self.get_base_layer())[1]
         self.held("delta")[adapter] = nn.Parameter(torch.zeros(size))
         self._placed(adapter, config)
 

@@ -83,8 +83,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 class PrefixLayer(TunerLayer):
     """The prefix of one attention, attached as its child."""
 
-    attached: ClassVar[bool] = True
-
+    attached = True
     module_kinds = ("out", "pgate")
     parameter_kinds = ("kv",)
 
@@ -158,8 +157,7 @@ class PrefixLayer(TunerLayer):
 class PrefixEncoder(TunerLayer):
     """The half of the MLP that all layers share, tanh(W_1 E): [length, encoder size]. A child of the model's root."""
 
-    attached: ClassVar[bool] = True
-
+    attached = True
     module_kinds = ("emb", "in")
 
     def update_layer(self, adapter: str, config: Any) -> None:
@@ -183,17 +181,12 @@ def attach_prefix(tuner: Tuner, target: Target) -> None:
     if config.reparam == "mlp":
         if not hasattr(model, SHARED):
             model.add_module(SHARED, PrefixEncoder(tuner, replace(target, module=model)))
-        shared: Any = getattr(model, SHARED)
-        if adapter not in shared.held("emb"):
-            shared.update_layer(adapter, config)
-        if adapter not in tuner.active_adapters:
-            shared.set_requires_grad(adapter, False)
+        elif adapter not in getattr(model, SHARED).held("emb"):
+            getattr(model, SHARED).update_layer(adapter, config)
     if hasattr(target.module, CHILD):
         getattr(target.module, CHILD).update_layer(adapter, config)
-        return
-    target.module.add_module(CHILD, layer := PrefixLayer(tuner, target))
-    if adapter not in tuner.active_adapters:
-        layer.requires_grad_(False)
+    else:
+        target.module.add_module(CHILD, PrefixLayer(tuner, target))
 
 
 @contextmanager
