@@ -381,7 +381,7 @@ def test_a_base_stored_in_four_bit_is_taken_as_it_is(bases: Bases, folders: Any,
 
 
 def test_without_our_repair_an_evaluation_spoils_four_bit_layers(bases: Bases) -> None:
-    """When this fails, bitsandbytes has fixed it, and `support_avx512bf16_for_cpu = False` may go from models/quantized.py."""
+    """When this fails, bitsandbytes has fixed it, and `support_avx512bf16_for_cpu = False` may go from models/load.py."""
     from bitsandbytes.functional import has_avx512bf16
 
     if not has_avx512bf16():
@@ -399,7 +399,7 @@ def test_without_our_repair_an_evaluation_spoils_four_bit_layers(bases: Bases) -
 
 
 def test_without_our_repair_dora_loses_the_scales_of_int8_layers(bases: Bases) -> None:
-    """When this fails, PEFT has fixed it, and `_keep_scales` may go from models/quantized.py."""
+    """When this fails, PEFT has fixed it, and `_keep_scales` may go from models/load.py."""
     base = bases.load("llama", "int8")
     for module in base.modules():
         module._forward_pre_hooks.clear()

@@ -88,11 +88,11 @@ class Quantized(Export):
         write_merged(tuned, tuned.stored, plain)
         made: Any = self.open(tuned, plain, dtype="auto", quantization_config=settings, device_map=place)
         shutil.rmtree(plain)
-        made.save_pretrained(folder)  # before any forward pass: see models.quantized
+        made.save_pretrained(folder)  # before any forward pass: see models.load.repair
         write_words(tuned.tokenizer, tuned.ends, folder)
 
     def open(self, tuned: Tuned, folder: Path, **options: Any) -> Opened:
-        from luthier.models.quantized import repair
+        from luthier.models.load import repair
 
         model: nn.Module = open_model(tuned, folder, **options)
         repair(model)

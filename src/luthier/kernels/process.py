@@ -27,13 +27,11 @@ SPINS = "2000"
 
 def keep_freed_memory() -> bool:
     """Let this process keep what it frees, up to blocks of a GiB. False where the allocator is not glibc's."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # musl has none
-        return False
-    return bool(set_option(MMAP_THRESHOLD, 2**30)) and bool(set_option(TRIM_THRESHOLD, 2**31 - 1))
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # musl has none
+            set_option = ctypes.CDLL(None).mallopt
+            return bool(set_option(MMAP_THRESHOLD, 2**30)) and bool(set_option(TRIM_THRESHOLD, 2**31 - 1))
+    return False
 
 
 def give_back_freed_memory() -> None:

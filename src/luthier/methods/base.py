@@ -272,7 +272,7 @@ class PeftMethod(Method):
 
     def merge(self, model: Model) -> Model:
         from luthier.methods.layers.base import free_heads, transpose_back, transposed_layers
-        from luthier.models.quantized import unpack
+        from luthier.models.load import unpack
 
         if not self.mergeable:
             why = f"method {self.name} changes what the model computes, not only its weights: nothing to fold into"

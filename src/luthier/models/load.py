@@ -1,4 +1,4 @@
-"""Base model and tokenizer from a folder, a hub id or the embedded default, in one way for all."""
+"""Base model and tokenizer from a folder, a hub id or the embedded default, in one way for all; also quantized."""
 
 import importlib.util
 import re
@@ -18,7 +18,6 @@ from luthier.builtin import BASE
 from luthier.core.errors import InputError, MissingExtra, ModelError, did_you_mean, install
 from luthier.core.resources import closed_file, is_out_of_memory, no_access
 from luthier.models import files
-from luthier.models.quantized import repair
 from luthier.models.settings import ModelConfig
 from luthier.models.targets import UNPACKED
 
@@ -270,6 +269,37 @@ def _quantization(config: ModelConfig, labels: Classes) -> Any:
     compute = "bfloat16" if config.compute_dtype == "auto" else config.compute_dtype
     options |= {"bnb_4bit_quant_type": config.quantize, "bnb_4bit_use_double_quant": config.double_quant}
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute, **options)
+
+
+def repair(model: nn.Module) -> None:
+    """To be called as soon as a packed model is loaded, before it is asked anything."""
+    module: Any
+    for module in model.modules():
+        # bitsandbytes repacks 4-bit weights in place at the first evaluation on a CPU with avx512_bf16, after
+        # which gradients and files are wrong without a word. Goes when bitsandbytes stops doing that (seen in 0.50.2).
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+        if type(module).__name__ == "Linear8bitLt":
+            module.register_forward_pre_hook(_keep_scales)
+
+
+def unpack(model: nn.Module) -> nn.Module:
+    """The same model in float32, which can be saved. Takes `model` over."""
+    plain: Any = model.dequantize(dtype=torch.float32).float()  # type: ignore[operator]
+    # What read packed files would be undone when it is saved, and cannot be. Goes when transformers' `dequantize`
+    # forgets it itself (seen in 5.23).
+    made = getattr(plain, "_weight_conversions", None)
+    if made is not None:
+        kinds = [{type(step).__module__ for step in getattr(each, "operations", ())} for each in made]
+        kept = zip(made, kinds, strict=True)
+        plain._weight_conversions = [each for each, own in kept if not any("bitsandbytes" in name for name in own)]
+    return plain  # type: ignore[no-any-return]
+
+
+def _keep_scales(layer: Any, args: Any) -> None:
+    """Give int8 weights their scales back, which DoRA loses when it reads them on a CPU (seen in PEFT 0.21.2)."""
+    if layer.weight.CB is not None and layer.weight.SCB is None:
+        layer.weight.SCB = layer.state.SCB
 
 
 def _unloadable(config: ModelConfig, part: str, error: Exception) -> ModelError:

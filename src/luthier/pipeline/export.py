@@ -77,8 +77,7 @@ def export(
 
 
 def _tuned(folder: RunFolder, config: RunConfig, data: "Prepared", tokens: Encoding, weights: Path) -> Tuned:
-    from luthier.models.load import architecture, load_tokenizer, quantization, skeleton
-    from luthier.models.quantized import unpack
+    from luthier.models.load import architecture, load_tokenizer, quantization, skeleton, unpack
     from luthier.rendering.chat_template import Template
 
     whole = config.method.saves == "model"
