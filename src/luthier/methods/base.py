@@ -184,12 +184,12 @@ class PeftMethod(Method):
         self.skeletal().attach(model, steps=1000, classify=classify)
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
-        import torch
         from peft import TaskType, get_peft_model
 
         _refuse_second(model, self.name)
+        place = next(model.parameters()).device
         try:
-            with torch.device("meta") if next(model.parameters()).device.type == "meta" else nullcontext():
+            with place if place.type == "meta" else nullcontext():
                 config = self.peft_config(model, steps)
                 config.task_type = TaskType.SEQ_CLS if classify else TaskType.CAUSAL_LM
                 if classify and getattr(config, "exclude_modules", "") is None:  # the head trains as a whole

@@ -133,16 +133,12 @@ class LoRA(TargetedMethod):
 
     def _own_biases(self, model: Model) -> list[tuple[Any, Any]]:
         """The base's own biases and what they hold, where they train in place."""
-        if self.bias == "none":
-            return []
-        return [(p, p.detach().clone()) for n, p in model.named_parameters() if n.endswith("bias")]
+        own = [p for n, p in model.named_parameters() if n.endswith("bias") and self.bias != "none"]
+        return [(p, p.detach().clone()) for p in own]
 
     def give_back(self, model: Model) -> None:
-        import torch
-
-        with torch.no_grad():
-            for parameter, value in getattr(model, "untrained", []):
-                parameter.copy_(value)
+        for parameter, value in getattr(model, "untrained", []):
+            parameter.data.copy_(value)
         if hasattr(model, "pissa_start"):
             with _swapped(model):
                 model.base_model.merge_adapter()
@@ -202,14 +198,11 @@ def _pairs(model: Model) -> State:
 @contextmanager
 def _swapped(model: Any) -> Iterator[None]:
     """Within it, PiSSA's A and B are what they were at the start, which is the base."""
-    import torch
-
     from luthier.methods.layers.base import untrained_heads
 
-    @torch.no_grad()
     def fill(values: State) -> None:
         for name, parameter in _pairs(model).items():
-            parameter.copy_(values[name])
+            parameter.data.copy_(values[name])
 
     now = {name: parameter.detach().clone() for name, parameter in _pairs(model).items()}
     fill(model.pissa_start)
