@@ -39,24 +39,19 @@ class Regress(Task):
         number = _number(example.label)
         if number is None:
             raise RowError(f"label {example.label!r} is not a number", fix="task=classify learns labels in words")
-        bits = struct.unpack("<i", struct.pack("<f", number))  # of the float32: rows keep whole numbers
+        bits = struct.unpack("<i", struct.pack("<f", number))  # of the float32: rows and batches keep whole numbers
         ids, cut = encode_texts(example, template, max_length, on_long)
         return [Row(ids, list(bits), example.where, cut=cut)]
 
     def label_of(self, row: Row) -> str:
-        return f"{_value(row.labels[0]):g}"
-
-    def collate(self, rows: Sequence[Row], pad_id: int, even: int | None = None) -> Batch:
-        import torch
-
-        batch = super().collate(rows, pad_id, even)
-        return {**batch, "labels": torch.tensor([[_value(row.labels[0])] for row in rows])}
+        return f"{struct.unpack('<f', struct.pack('<i', row.labels[0]))[0]:g}"
 
     def losses(self, model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
         import torch
 
         guess = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].float()  # [B]
-        return (guess - batch["labels"][:, 0]) ** 2, torch.ones_like(guess, dtype=torch.long)
+        numbers = batch["labels"][:, 0].int().view(torch.float32)
+        return (guess - numbers) ** 2, torch.ones_like(guess, dtype=torch.long)
 
 
 def _number(text: str) -> float | None:
@@ -65,7 +60,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) and abs(number) < MOST else None
-
-
-def _value(bits: int) -> float:
-    return float(struct.unpack("<f", struct.pack("<i", bits))[0])
