@@ -1,9 +1,9 @@
 """LoRA's linear layer in one autograd function: y = W x + b + s B A dropout(x).
 
-PEFT computes the low-rank path beside the layer as four operations, and autograd keeps a copy of the input for them,
-another of the dropped-out one and its mask, in each adapted layer. Here the path is added into the layer's own output,
-the mask is recomputed in the backward pass from a seed, and kept are the layer's input, which its neighbors share,
-and A x. (Hu et al. 2021, arXiv 2106.09685, section 4; regenerated masks as in Dao et al. 2022, arXiv 2205.14135.)
+PEFT computes the low-rank path beside the layer, and autograd keeps three more tensors for it in each layer. Here the
+path is added into the layer's own output, the mask is recomputed in the backward pass from a seed, and kept are the
+layer's input, which its neighbors share, and A x. (Hu et al. 2021, arXiv 2106.09685, section 4; regenerated masks as in
+Dao et al. 2022, arXiv 2205.14135.)
 """
 
 from collections.abc import Iterator
@@ -69,8 +69,6 @@ class Dropped:
         """(tokens, their mask of x's type) for the tokens of [N, width], block by block."""
         pool = _pool(self.rate, x.dtype, x.device)
         width = x.size(1)
-        if width > BLOCK:
-            raise ValueError(f"a layer of {width} inputs is wider than a dropout mask")
         tokens = BLOCK // width
         draw = torch.Generator().manual_seed(self.seed)
         starts = range(0, len(x), tokens)

@@ -4,14 +4,13 @@ Hu et al. 2021, arXiv 2106.09685, section 4.1. For a frozen weight W: [out, in],
 
     y = x W^T + (alpha / rank) dropout(x) A^T B^T      A: [rank, in], B: [out, rank]
 
-A starts as Kaiming-uniform noise and B as zero, so training starts from the base model exactly.
-Trainable parameters: rank * (in + out) per adapted layer. After training the update folds into W,
-so a merged model costs nothing at inference. The layers and the file format are PEFT's.
+A starts as Kaiming-uniform noise and B as zero, so training starts from the base model exactly. Trainable parameters:
+rank * (in + out) per adapted layer. After training the update folds into W. Layers and file format are PEFT's.
 
-Its kin are fields: `rslora` divides alpha by sqrt(rank) (2312.03732); `dora` trains direction and
-magnitude apart, W' = m (W + BA) / ||W + BA||, one number more per output (2402.09353); `init: pissa`
-starts from the largest singular directions of W (2404.02948); `lr_ratio` gives B a higher learning
-rate than A (LoRA+, 2402.12354). With `model.quantize: nf4` it is QLoRA (2305.14314).
+Its kin are fields: `rslora` divides alpha by sqrt(rank) (2312.03732); `dora` trains direction and magnitude apart,
+W' = m (W + BA) / ||W + BA||, one number more per output (2402.09353); `init: pissa` starts from the largest singular
+directions of W (2404.02948); `lr_ratio` gives B a higher learning rate than A (LoRA+, 2402.12354). With
+`model.quantize: nf4` it is QLoRA (2305.14314).
 
 When: the first choice for decoders, and wherever the result should merge or many variants share a base. When not: very
 few parameters are wanted (vera, bitfit), or the rank should move between layers (adalora).

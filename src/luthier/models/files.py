@@ -225,10 +225,10 @@ def check_left_out(unexpected: Iterable[str], model: nn.Module, source: str) -> 
     own = set(model.state_dict())
     layers = {found[0] for name in own if (found := re.match(r".*?\.\d+\.", name))}
     numbered = [(name, found) for name in unexpected if (found := re.match(r"(.*?\.)\d+\.", name))]
-    others = [(name, f"{found[1]}0.{name[found.end() :]}") for name, found in numbered if found[0] not in layers]
-    if left := sorted(name for name, first in others if first in own):
+    left = [name for name, at in numbered if at[0] not in layers and f"{at[1]}0.{name[at.end() :]}" in own]
+    if left:
         message = f"model.path: {len(left)} weights of {source} are of layers that its config.json leaves out"
-        raise ModelError(f"{message}, among them {left[0]}", fix=OTHER_CONFIG)
+        raise ModelError(f"{message}, among them {min(left)}", fix=OTHER_CONFIG)
 
 
 def refuse_not_finite(model: nn.Module, source: str) -> None:

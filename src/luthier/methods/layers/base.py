@@ -2,10 +2,10 @@
 
 Two rules of PEFT 0.21 shape all files here, each learnt from a failing test:
 
-- A parameter container is named `<prefix of the tuner><short name>` and keyed by the adapter name.
-  transformers' own `load_adapter` finds weights by that prefix, and under another name loads nothing.
-- Tuner layers are never nested: PEFT skips everything below one when a second adapter comes. So a
-  prefix is a child of the attention with a hook, not a wrapper around it.
+- A parameter container is named `<prefix of the tuner><short name>` and keyed by the adapter name: transformers' own
+  `load_adapter` finds weights by that prefix.
+- Tuner layers are never nested: PEFT skips everything below one when a second adapter comes. So a prefix is a child of
+  the attention with a hook, not a wrapper around it.
 
 PEFT's enum of method names is closed, so `peft_type` adds members to it. Goes when PEFT takes names from outside
 (https://github.com/huggingface/peft/issues/2634 is the nearest request).

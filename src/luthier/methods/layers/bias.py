@@ -1,7 +1,6 @@
 """BitFit as a PEFT method: y = base(x) + delta, delta zero at the start.
 
-Ben Zaken et al. 2021, arXiv 2106.10199. Training the delta equals training the bias itself, and leaves
-the base as it is: it can be switched off, stands beside other adapters and works on quantized bases.
+Ben Zaken et al. 2021, arXiv 2106.10199. It equals training the bias itself, but the base stays as it is.
 """
 
 import re

@@ -1,8 +1,7 @@
 """What PEFT's prompt learning needs to be right beside padding: positions, and the token a classifier reads.
 
-Seen in PEFT 0.21.2 with transformers 5.23: PEFT hands over embeddings without ids and without positions.
-A decoder then counts padding as positions, and its classifier reads the last column, which is padding.
-Goes when PEFT passes positions on (https://github.com/huggingface/peft, `PeftModel.forward`) and
+PEFT 0.21.2 hands embeddings over without ids and positions: a decoder of transformers 5.23 counts padding as positions,
+and its classifier reads the last column, which is padding. Goes when PEFT passes positions on (`PeftModel.forward`) and
 transformers finds the last token by the attention mask.
 """
 
