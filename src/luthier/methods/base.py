@@ -327,12 +327,12 @@ class PromptMethod(PeftMethod):
         return self.length  # type: ignore[attr-defined, no-any-return]
 
     def disabled(self, model: Model) -> Context | None:
-        from luthier.methods.layers.prompts import without_prompt
+        from luthier.methods.layers.base import without_prompt
 
         return without_prompt(model)
 
     def guard(self, model: Model, classify: bool) -> None:
-        from luthier.methods.layers.prompts import guard_prompts
+        from luthier.methods.layers.base import guard_prompts
 
         guard_prompts(model, classify=classify)
 
