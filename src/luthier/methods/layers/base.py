@@ -7,7 +7,7 @@ Two rules of PEFT 0.21 shape all files here, each learnt from a failing test:
 - Tuner layers are never nested: PEFT skips everything below one when a second adapter comes. So a prefix is a child of
   the attention with a hook, not a wrapper around it.
 
-PEFT's enum of method names is closed, so `peft_type` adds members to it. Goes when PEFT takes names from outside
+PEFT's enum of method names is closed, so `register` adds members to it. Goes when PEFT takes names from outside
 (https://github.com/huggingface/peft/issues/2634 is the nearest request).
 """
 
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from peft.config import PeftConfig
@@ -30,10 +30,9 @@ from transformers.pytorch_utils import Conv1D
 from luthier.models.module_map import MODULE_MAPS, ModuleMap, module_map_of
 
 
-def peft_type(name: str) -> PeftType:
-    """The member `name` of PeftType, made if it is not there."""
-    if name in PeftType.__members__:
-        return PeftType[name]
+def register(config: Any, model: Any) -> None:
+    """Add `config.kind` (upper case) to PEFT's enum of methods, and register the pair under it."""
+    name = config.kind
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
     vars(member).update(_sort_order_=len(PeftType._member_names_), __objclass__=PeftType)
@@ -43,13 +42,7 @@ def peft_type(name: str) -> PeftType:
     type.__setattr__(PeftType, name, member)
     if PeftType(name) is not member or name not in list(PeftType):
         raise RuntimeError(f"PEFT's method names can no longer be extended (adding {name}): its enum has changed")
-    return member
-
-
-def register(config: Any, model: Any) -> None:
-    """Register the pair under `config.kind` (upper case). Raises KeyError where PEFT has the name already."""
-    peft_type(config.kind)
-    register_peft_method(name=config.kind.lower(), config_cls=config, model_cls=model, prefix=model.prefix)
+    register_peft_method(name=name.lower(), config_cls=config, model_cls=model, prefix=model.prefix)
 
 
 @dataclass
@@ -64,7 +57,7 @@ class TunerConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        self.peft_type = peft_type(self.kind)
+        self.peft_type = PeftType[self.kind]
 
     @property
     def blocks(self) -> set[int] | None:
@@ -73,8 +66,7 @@ class TunerConfig(PeftConfig):
         return None if chosen is None else {chosen} if isinstance(chosen, int) else set(chosen)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Where a layer goes: on `module`, which is `parent.name`."""
 
     config: Any

@@ -116,12 +116,12 @@ class AroundBertOutput(Bottleneck):
     """
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
-        names = list(self.live("down"))
-        beside = [name for name in names if self.settings[name].place == "parallel"]
-        after = [name for name in names if self.settings[name].place == "pfeiffer"]
-        residual = input_tensor
-        for name in beside:
-            residual = residual + self.delta(name, input_tensor)
+        residual, after = input_tensor, []
+        for name in self.live("down"):
+            if self.settings[name].place == "pfeiffer":
+                after.append(name)
+            else:
+                residual = residual + self.delta(name, input_tensor)
         if not after:
             return self.base_layer(hidden_states, residual)  # type: ignore[no-any-return]
         base: Any = self.get_base_layer()

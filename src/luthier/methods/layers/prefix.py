@@ -11,7 +11,7 @@ prefix in front, so the real cache holds real tokens only, and the mask grows on
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -180,7 +180,7 @@ def attach_prefix(tuner: Tuner, target: Target) -> None:
     model, adapter, config = tuner.model, target.adapter, target.config
     if config.reparam == "mlp":
         if not hasattr(model, SHARED):
-            model.add_module(SHARED, PrefixEncoder(tuner, replace(target, module=model)))
+            model.add_module(SHARED, PrefixEncoder(tuner, target._replace(module=model)))
         elif adapter not in getattr(model, SHARED).held("emb"):
             getattr(model, SHARED).update_layer(adapter, config)
     if hasattr(target.module, CHILD):
