@@ -550,7 +550,7 @@ def test_a_parallel_adapter_without_a_bend_is_lora_on_the_feed_forward(kind: str
     bent = logits(model, x)
     for module in model.modules():
         if hasattr(module, "bottleneck_down"):
-            module.activation["default"] = nn.Identity()  # type: ignore[operator, index, union-attr]
+            module.held("act")["default"] = nn.Identity()  # type: ignore[operator, union-attr]
     plain = base(kind)
     copy_head(model, plain)
     weights = {name.replace(".default", ""): parameter.detach() for name, parameter in model.named_parameters()}
