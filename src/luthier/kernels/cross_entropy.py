@@ -89,8 +89,7 @@ def _chunks(
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """(place, tokens, their logits) of each chunk; the next one's logits take the same memory.
 
-    Logits are made for a multiple of EVEN tokens, of zeros behind the chunk's: for each number of tokens oneDNN would
-    compile kernels and keep them.
+    Zeros fill each up to a multiple of EVEN tokens: for each number of tokens oneDNN would compile and keep kernels.
     """
     size = max(FEWEST, CHUNK_BYTES // (dtype.itemsize * len(weight))) // EVEN * EVEN or FEWEST
     chunks = max(1, -(-len(hidden) // size))

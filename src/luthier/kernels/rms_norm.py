@@ -53,8 +53,7 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float, plus_one: bool = False) -> Tensor:
     """Normalize: x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32: [..., H], [H] -> [..., H].
 
-    With `plus_one` by 1 + weight, rounded once, as Gemma's code does; else rounded to x's type before the weight, as
-    Llama's does.
+    With `plus_one` by 1 + weight, rounded once, as Gemma's code does; else rounded before the weight, as Llama's does.
     """
     return _RMSNorm.apply(x, weight, eps, plus_one)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -39,7 +39,6 @@ class Task(Plugin):
 
         The sums are not divided: a step does that once, by the targets of all of its batches. A target is the next
         token where the row has a label. Prompt methods put virtual tokens in front, so only the last T positions count.
-        Logits are computed for labelled tokens alone, and not kept.
         """
         import torch.nn.functional as F
 
@@ -87,10 +86,9 @@ class Task(Plugin):
     def pack(self, rows: Sequence[Row], *, even: bool = False) -> Batch:
         """The rows in one sequence without padding: input_ids, position_ids, attention_mask, labels, each [1, T].
 
-        Positions restart with each row, which is how transformers' attention knows that it must not cross; a row's
-        first token is not a target: it would be predicted from the row before. With `even` a long sequence is filled
-        up to a multiple of EVEN tokens by a row without targets: for each length oneDNN would compile kernels and keep
-        them, half a megabyte apiece.
+        Positions restart with each row, so attention does not cross; a row's first token is not a target: it would be
+        predicted from the row before. With `even` a row without targets fills a long sequence up to a multiple of EVEN
+        tokens: for each length oneDNN would compile kernels and keep them, half a megabyte apiece.
         """
         import torch
 
