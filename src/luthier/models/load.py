@@ -125,7 +125,7 @@ def row_limit(config: ModelConfig, source: str, tokenizer: Any, wanted: int | No
     model = architecture(config, source).config
     files.check_vocabulary(config.path, model, tokenizer)
     own = getattr(model, "max_position_embeddings", None) or getattr(model, "n_positions", None) or MOST_TOKENS
-    own = min(own, tokenizer.model_max_length)  # of RoBERTa 512, not its 514 positions; a huge number is no limit
+    own = min(own, tokenizer.model_max_length)  # RoBERTa takes 512 tokens of its 514 positions
     if own < 1:
         message = f"model.path: the tokenizer of {config.path} takes {own} tokens at most (model_max_length)"
         raise ModelError(message, fix="correct model_max_length in its tokenizer_config.json")

@@ -35,7 +35,7 @@ for pattern in patterns:
         try:
             compiled = re.compile(form % pattern)
         except (re.error, RecursionError, OverflowError):
-            continue  # PEFT will say so
+            continue  # PEFT refuses it
         for name in names:
             compiled.match(name)
             compiled.fullmatch(name)
@@ -121,10 +121,7 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_patterns(model: nn.Module, file: Path) -> None:
-    """InputError where matching a regular expression of adapter_config.json on the model's names would take for ever.
-
-    A process of its own tries it, which can be stopped.
-    """
+    """InputError where matching the regular expressions of adapter_config.json takes too long in a process of its own."""
     patterns = []
     for value in read_object(file, RESTORE).values():
         each = [value] if isinstance(value, str) else value if isinstance(value, list | dict) else ()
