@@ -121,7 +121,7 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_patterns(model: nn.Module, file: Path) -> None:
-    """InputError where the regular expressions of adapter_config.json take too long to match (tried in another process)."""
+    """InputError where matching the regular expressions of a configuration takes too long in another process."""
     patterns = []
     for value in read_object(file, RESTORE).values():
         each = [value] if isinstance(value, str) else value if isinstance(value, list | dict) else ()
