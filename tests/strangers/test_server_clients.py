@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,13 @@ def engine(finished: Path) -> Iterator[Engine]:
 def port(engine: Engine) -> Iterator[int]:
     import uvicorn
 
-    from luthier.serving.http.connections import limited_protocol
+    from luthier.serving.http.connections import LimitedProtocol
     from luthier.serving.http.server import application
     from luthier.serving.http.settings import ServerLimits
 
     app = application(engine, limits=ServerLimits(max_requests=MOST - 8))
-    config = uvicorn.Config(
-        app, port=0, log_level="critical", http=limited_protocol(MOST, PATIENCE), timeout_graceful_shutdown=2
-    )
+    limited: Any = partial(LimitedProtocol, most=MOST, seconds=PATIENCE)
+    config = uvicorn.Config(app, port=0, log_level="critical", http=limited, timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

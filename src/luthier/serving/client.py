@@ -15,7 +15,7 @@ from luthier.core.errors import InputError, LuthierError
 from luthier.core.strict_json import to_json
 from luthier.rendering.example import Message
 from luthier.serving.engine.requests import SamplingParams
-from luthier.serving.http.guard import is_loopback
+from luthier.serving.http.settings import is_loopback
 
 KEYS = ("LUTHIER_API_KEY", "OPENAI_API_KEY")
 """Environment variables of the API key; the first one that is set is used."""

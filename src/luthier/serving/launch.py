@@ -5,13 +5,13 @@ import logging
 import signal
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 from luthier.core.errors import MissingExtra, install
 from luthier.core.events import Progress
 from luthier.kernels.process import sleep_soon
 from luthier.recipe.consent import Allow
-from luthier.serving.http.guard import is_loopback
-from luthier.serving.http.settings import ServerAddress, ServerLimits
+from luthier.serving.http.settings import ServerAddress, ServerLimits, is_loopback
 
 
 def serve(
@@ -32,14 +32,13 @@ def serve(
     address.check()
     sleep_soon()
     from luthier.serving.engine.engine import Engine
-    from luthier.serving.http.connections import SPARE, limited_protocol
+    from luthier.serving.http.connections import SPARE, LimitedProtocol
     from luthier.serving.http.server import application
 
     rows, waiting = limits.max_batch, limits.max_waiting
     engine = Engine.open(given, rows=rows, waiting=waiting, dtype=dtype, progress=progress, allow_code=allow_code)
     app = application(engine, limits, key=address.key, local=is_loopback(address.host))
-    bound = address.bind()
-    bound.listen(1024)  # from here on clients wait instead of being refused
+    bound = address.bind()  # from here on clients wait instead of being refused
     for model in engine.models.values():
         progress.note(f"{model.name} ({model.kind}): {model.how}; {model.limit} tokens")
     host, port = bound.getsockname()[:2]
@@ -53,7 +52,7 @@ def serve(
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, int(limits.grace)),
-        http=limited_protocol(limits.requests + SPARE),
+        http=partial(LimitedProtocol, most=limits.requests + SPARE),
         ws="none",
     )
     server = uvicorn.Server(config)

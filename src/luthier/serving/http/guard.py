@@ -2,16 +2,16 @@
 
 import asyncio
 import hmac
-import ipaddress
-import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from luthier.core.strict_json import to_json
+from starlette.responses import JSONResponse
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+from luthier.serving.http.settings import is_loopback
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 
 BODY_SECONDS = 30.0
 """Time limit for the body of a request to arrive."""
@@ -30,6 +30,10 @@ class ApiError(Exception):
         self.status, self.headers = status, {name.replace("_", "-"): value for name, value in headers.items()}
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
+    @property
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, headers=self.headers)
+
 
 class Guard:
     """ASGI middleware that checks host, key and size of each request and passes it on with its complete body.
@@ -42,7 +46,7 @@ class Guard:
         self.app, self.key, self.max_body, self.local = app, key, max_body, local
         self.requests, self.running = requests, 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -51,13 +55,13 @@ class Guard:
             self._check(scope["path"], headers)
             body = await self._body(headers, receive)
         except ApiError as error:
-            await _send_error(send, error)
+            await error.response(scope, receive, send)
             return
         if body is None:  # disconnected before the request was complete
             return
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
-        async def once() -> MutableMapping[str, Any]:
+        async def once() -> Message:
             return next(messages, None) or await receive()
 
         self.running += 1  # not while its body is still arriving
@@ -68,7 +72,9 @@ class Guard:
 
     def _check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Raise ApiError if the client may not send requests, or not now."""
-        if self.local and self.key is None and not is_loopback(_host(headers.get(b"host", b""))):
+        host = headers.get(b"host", b"").decode("latin-1").strip().lower()
+        host = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if self.local and self.key is None and not is_loopback(host):
             raise ApiError(403, "this server only answers under a name of this machine", "invalid_host")
         if path == "/health":
             return
@@ -82,16 +88,15 @@ class Guard:
             raise ApiError(503, message, "overloaded", retry_after="1", connection="close")
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | None:
-        """Read the body; None if the client disconnects, ApiError if it is too long, too slow or invalid Unicode."""
+        """Read the body; None if the client disconnects, ApiError if it is too long or too slow."""
         length = headers.get(b"content-length", b"0")
         message = f"the body has more than {self.max_body} bytes"
         too_large = ApiError(413, message, "request_too_large", connection="close")
         if not length.isdigit() or int(length) > self.max_body:
             raise too_large
-        body = bytearray()
+        body, more = bytearray(), True
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                more = True
                 while more:
                     part = await receive()
                     if part["type"] == "http.disconnect":
@@ -102,39 +107,4 @@ class Guard:
                     more = part.get("more_body", False)
         except TimeoutError:
             raise ApiError(408, "the body did not arrive in time", "timeout", connection="close") from None
-        if b"\\u" in body and _lone_surrogate(body):
-            raise ApiError(400, "a string contains a lone surrogate such as \\ud800", "invalid_unicode")
         return bytes(body)
-
-
-def _lone_surrogate(body: bytearray) -> bool:
-    """Does the JSON escape half of a surrogate pair, which no tokenizer can encode?"""
-    try:
-        to_json(json.loads(body), ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    except (ValueError, RecursionError):  # invalid JSON is reported by the application
-        pass
-    return False
-
-
-async def _send_error(send: Send, error: ApiError) -> None:
-    body = to_json(error.body).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
-
-
-def is_loopback(host: str) -> bool:
-    """Is it a name or address of this machine that no other machine can reach?"""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host(header: bytes) -> str:
-    """Return name or address of a Host header, without the port."""
-    text = header.decode("latin-1").strip().lower()
-    return text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]

@@ -3,19 +3,18 @@
 Unsupported fields that would change the answer are rejected, never ignored.
 """
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from luthier.serving.engine.engine import Counts
 from luthier.serving.engine.requests import SamplingParams
 
-
-def _integer(given: Any) -> Any:
-    """Read 1.0 as 1: JSON has only one kind of number."""
-    return int(given) if isinstance(given, float) and given.is_integer() else given
-
-
-INTEGER = BeforeValidator(_integer)
+# JSON has only one kind of number, so 1.0 is an integer too.
+INTEGER = BeforeValidator(lambda given: int(given) if isinstance(given, float) and given.is_integer() else given)
+AnyText = Annotated[str, Field(min_length=0)]
+"""Any constraint lets pydantic also refuse lone surrogates, which no tokenizer can encode."""
 Text = Annotated[str, Field(min_length=1)]
 ShortText = Annotated[str, Field(min_length=1, max_length=200)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31), INTEGER]
@@ -42,25 +41,17 @@ class Strict(BaseModel):
 
 def _form(given: Any) -> str | None:
     """Return the tag of the form that is meant, by the type of a value and of its first element."""
-    if isinstance(given, str):
-        return "a text"
     if not isinstance(given, list):
-        return None
-    first = given[0] if given else ""
-    if isinstance(first, list):
-        return "lists of tokens"
-    return "a list of texts" if isinstance(first, str) else "a list of tokens"
-
-
-def _content_form(given: Any) -> str | None:
-    return "a text" if isinstance(given, str) else "a list of parts" if isinstance(given, list) else None
+        return "a text" if isinstance(given, str) else None
+    names = {str: "a list of texts", list: "lists of tokens", dict: "a list of parts"}
+    return names.get(type(given[0]) if given else str, "a list of tokens")
 
 
 class TextPart(Strict):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: AnyText
 
 
 class ChatMessage(Strict):
@@ -68,11 +59,9 @@ class ChatMessage(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        Annotated[str, Tag("a text")]
+        Annotated[AnyText, Tag("a text")]
         | Annotated[list[TextPart], Field(min_length=1, max_length=1000, fail_fast=True), Tag("a list of parts")],
-        Discriminator(
-            _content_form, custom_error_type="form", custom_error_message="should be a text or a list of text parts"
-        ),
+        Discriminator(_form, custom_error_type="form", custom_error_message="should be a text or a list of text parts"),
     ]
     name: str | None = None
     """Ignored."""
@@ -109,17 +98,10 @@ class GenerationBody(Strict):
 
     def sampling(self, max_tokens: int, logprobs: int | None) -> SamplingParams:
         """Return the sampling parameters, with OpenAI's defaults."""
-        return SamplingParams(
-            temperature=1.0 if self.temperature is None else self.temperature,
-            max_tokens=max_tokens,
-            seed=self.seed,
-            top_p=self.top_p or 1.0,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
-            logprobs=logprobs,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            ignore_eos=self.ignore_eos,
-        )
+        names = {"temperature", "seed", "top_p", "presence_penalty", "frequency_penalty", "ignore_eos"}
+        given = {"temperature": 1.0} | self.model_dump(include=names, exclude_none=True)
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return SamplingParams(**given, stop=stop, max_tokens=max_tokens, logprobs=logprobs)
 
 
 class TextFormat(Strict):
@@ -208,18 +190,13 @@ class Error(BaseModel):
     error: ErrorBody
 
 
-class Health(BaseModel):
+@dataclass(kw_only=True)
+class Health(Counts):
     """Response of GET /health."""
 
     status: Literal["ok", "stopping"]
     running: int
     waiting: int
-    asked: int
-    finished: int
-    cancelled: int
-    failed: int
-    prompt_tokens: int
-    completion_tokens: int
 
 
 class TopLogprob(BaseModel):
@@ -259,25 +236,22 @@ class AnswerMessage(BaseModel):
     refusal: None = None
 
 
-class Choice(BaseModel):
-    """Common fields of all choices."""
+class ChatChoice(BaseModel):
+    """One answer of a chat."""
 
     index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"]
 
 
-class ChatChoice(Choice):
-    """One answer of a chat."""
-
-    message: AnswerMessage
-    logprobs: ChatLogprobs | None
-
-
-class CompletionChoice(Choice):
+class CompletionChoice(BaseModel):
     """One completion."""
 
+    index: int
     text: str
     logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length"]
 
 
 class Usage(BaseModel):
@@ -288,24 +262,15 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class Answer(BaseModel):
-    """Common fields of all answers."""
+Choice = TypeVar("Choice", ChatChoice, CompletionChoice)
+
+
+class Answer(BaseModel, Generic[Choice]):
+    """Response of POST /v1/chat/completions and /v1/completions."""
 
     id: str
+    object: Literal["chat.completion", "text_completion"]
     created: int
     model: str
+    choices: list[Choice]
     usage: Usage
-
-
-class ChatAnswer(Answer):
-    """Response of POST /v1/chat/completions."""
-
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[ChatChoice]
-
-
-class CompletionAnswer(Answer):
-    """Response of POST /v1/completions."""
-
-    object: Literal["text_completion"] = "text_completion"
-    choices: list[CompletionChoice]

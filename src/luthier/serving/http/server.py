@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from luthier.core.errors import InputError
@@ -18,12 +18,13 @@ from luthier.core.version import __version__
 from luthier.rendering.example import Message, RowError
 from luthier.serving.engine.engine import Engine
 from luthier.serving.engine.models import ServedModel
-from luthier.serving.engine.requests import Chunk, GenerationRequest, QueueFull, SamplingParams
+from luthier.serving.http.generation import Generation
 from luthier.serving.http.guard import ApiError, Guard
 from luthier.serving.http.protocol import (
-    ChatAnswer,
+    Answer,
+    ChatChoice,
     ChatRequest,
-    CompletionAnswer,
+    CompletionChoice,
     CompletionRequest,
     Error,
     GenerationBody,
@@ -31,97 +32,7 @@ from luthier.serving.http.protocol import (
     ModelCard,
     ModelList,
 )
-from luthier.serving.http.replies import Reply, encoded
 from luthier.serving.http.settings import ServerLimits
-
-STOPPING = "the server is stopping"
-
-
-class Generation:
-    """The answers to one HTTP request: submits them to the engine and receives their chunks."""
-
-    def __init__(
-        self, engine: Engine, model: ServedModel, prompts: Sequence[list[int]], sampling: SamplingParams
-    ) -> None:
-        """ApiError if the engine does not accept the request."""
-        capacity = engine.max_rows + engine.max_waiting
-        if len(prompts) > capacity:
-            message = f"the request asks for {len(prompts)} answers, and this server takes {capacity} at a time"
-            raise ApiError(400, f"{message}: send fewer prompts, or a smaller n", None, "n")
-        self.loop = asyncio.get_running_loop()
-        self.chunks: asyncio.Queue[tuple[int, Chunk]] = asyncio.Queue()
-        self.requests = []
-        for number, ids in enumerate(prompts):
-            # With a seed, each choice has another seed.
-            own = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + number)
-            self.requests.append(GenerationRequest(model.name, ids, own, partial(self._deliver, number)))
-        try:
-            engine.submit(self.requests)
-        except QueueFull as full:
-            status, code = (503, "stopping") if engine.closing else (429, "queue_full")
-            raise ApiError(status, str(full), code, retry_after="1") from None
-        except InputError as error:
-            raise ApiError(400, error.message) from None
-
-    def _deliver(self, number: int, chunk: Chunk) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self.chunks.put_nowait, (number, chunk))
-        except RuntimeError:  # the server has stopped, so the client is gone
-            return
-
-    def cancel(self) -> None:
-        for request in self.requests:
-            request.cancelled.set()
-
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
-        """Yield (number of the answer, chunk) until every answer has ended; closing the iterator cancels them."""
-        open_ = len(self.requests)
-        try:
-            while open_:
-                number, chunk = await self.chunks.get()
-                open_ -= chunk.finish is not None
-                yield number, chunk
-        finally:
-            self.cancel()
-
-    async def whole(self, http: Request) -> list[list[Chunk]]:
-        """Return the chunks of each answer. If the client disconnects, generation stops."""
-
-        async def watch() -> None:
-            while (await http.receive())["type"] != "http.disconnect":
-                pass
-            self.cancel()
-
-        answers: list[list[Chunk]] = [[] for _ in self.requests]
-        watching = asyncio.create_task(watch())
-        try:
-            async for number, chunk in self:
-                answers[number].append(chunk)
-        finally:
-            watching.cancel()
-        for last in (chunks[-1] for chunks in answers):
-            if last.finish == "error":
-                raise ApiError(500, last.error, "engine_error")
-            if last.finish == "cancelled":
-                raise ApiError(503, STOPPING, "stopping", retry_after="1")
-        return answers
-
-    async def events(self, reply: Reply, *, usage: bool) -> AsyncIterator[bytes]:
-        """Yield the server-sent events of a stream."""
-        last: dict[int, Chunk] = {}
-        if reply.chat:
-            for number in range(len(self.requests)):
-                yield encoded(reply.opening(number))
-        async for number, chunk in self:
-            if chunk.finish in ("error", "cancelled"):
-                yield encoded(ApiError(500, chunk.error or STOPPING, "engine_error").body)
-                self.cancel()
-                return
-            last[number] = chunk
-            yield encoded(reply.chunk(number, chunk))
-        if usage:
-            yield encoded(reply.event([], usage=reply.usage(list(last.values()))))
-        yield encoded("[DONE]")
 
 
 class Service:
@@ -152,15 +63,13 @@ class Service:
         model = self._find(body.model)
         ids = await asyncio.to_thread(_chat_ids, model, body)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        max_tokens = self._max_tokens(model, ids, body.max_completion_tokens or body.max_tokens)
-        return await self._answer(model, [ids], body.sampling(max_tokens, logprobs), body, http)
+        return await self._answer(model, [ids], body.max_completion_tokens or body.max_tokens, logprobs, body, http)
 
     async def complete(self, body: CompletionRequest, http: Request) -> Any:
         """Continue a text."""
         model = self._find(body.model)
         prompts = await asyncio.to_thread(_prompt_ids, model, body)
-        max_tokens = min(self._max_tokens(model, ids, body.max_tokens or 16) for ids in prompts)
-        return await self._answer(model, prompts, body.sampling(max_tokens, body.logprobs), body, http)
+        return await self._answer(model, prompts, body.max_tokens or 16, body.logprobs, body, http)
 
     def _find(self, name: str) -> ServedModel:
         if name not in self.engine.models:
@@ -187,18 +96,18 @@ class Service:
         self,
         model: ServedModel,
         prompts: Sequence[list[int]],
-        sampling: SamplingParams,
+        wanted: int | None,
+        logprobs: int | None,
         body: GenerationBody,
         http: Request,
     ) -> Any:
-        repeated = [ids for ids in prompts for _ in range(body.n or 1)]
-        generation = Generation(self.engine, model, repeated, sampling)
-        is_chat = isinstance(body, ChatRequest)
-        reply = Reply(model, sum(map(len, prompts)), chat=is_chat, logprobs=sampling.logprobs is not None)
-        if body.stream:
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            return StreamingResponse(generation.events(reply, usage=usage), media_type="text/event-stream")
-        return reply.answer(await generation.whole(http))
+        sampling = body.sampling(min(self._max_tokens(model, ids, wanted) for ids in prompts), logprobs)
+        chat = isinstance(body, ChatRequest)
+        generation = Generation(self.engine, model, prompts, body.n or 1, sampling, chat)
+        if not body.stream:
+            return await generation.whole(http)
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return StreamingResponse(generation.events(usage=usage), media_type="text/event-stream")
 
 
 def _chat_ids(model: ServedModel, body: ChatRequest) -> list[int]:
@@ -244,47 +153,53 @@ def application(
         redoc_url=None,
         lifespan=lifespan,
         description="The base and fine-tuned models under OpenAI's API; `model` selects one.",
+        responses={"4XX": {"model": Error}, "5XX": {"model": Error}},
     )
-    _routes(app, Service(engine, limits))
     _handle_errors(app)
-    _describe(app, list(engine.models), limits.max_tokens, keyed=key is not None)
-    return Guard(app, key=key, max_body=limits.max_body, local=local, requests=limits.requests)
-
-
-def _routes(app: FastAPI, service: Service) -> None:
-    def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-        return {status: {"model": Error} for status in statuses}
-
+    service = Service(engine, limits)
+    app.get("/health")(service.health)
+    # Guard checks the key; this only describes it.
+    bearer = [Depends(HTTPBearer(scheme_name="key", auto_error=False))] if key is not None else []
+    v1 = APIRouter(prefix="/v1", dependencies=bearer)
+    v1.get("/models")(service.models)
+    v1.get("/models/{model}")(service.model)
     event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
-    generated = errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
-    generated[200] = {"content": {"text/event-stream": {"schema": event}}}
-
-    listed = errors(401, 403, 404, 413)
-    app.get("/health", responses=errors(403, 413))(service.health)
-    app.get("/v1/models", responses=listed)(service.models)
-    app.get("/v1/models/{model}", responses=listed)(service.model)
-    app.post("/v1/chat/completions", response_model=ChatAnswer, responses=generated)(service.chat)
-    app.post("/v1/completions", response_model=CompletionAnswer, responses=generated)(service.complete)
+    stream: Any = {200: {"content": {"text/event-stream": {"schema": event}}}}
+    v1.post("/chat/completions", response_model=Answer[ChatChoice], responses=stream)(service.chat)
+    v1.post("/completions", response_model=Answer[CompletionChoice], responses=stream)(service.complete)
+    app.include_router(v1)
+    # FastAPI keeps the description that it returns, so the names of the models and the longest answer stay in it.
+    description = app.openapi()
+    for name in ("ChatRequest", "CompletionRequest"):
+        fields = description["components"]["schemas"][name]["properties"]
+        fields["model"]["enum"] = list(engine.models)
+        for limited in {"max_tokens", "max_completion_tokens"} & fields.keys():
+            fields[limited]["anyOf"][0]["maximum"] = limits.max_tokens
+    described = description["paths"]["/v1/models/{model}"]["get"]["parameters"][0]
+    described["schema"]["enum"] = list(engine.models)
+    return Guard(app, key=key, max_body=limits.max_body, local=local, requests=limits.requests)
 
 
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body, error.status, headers=error.headers)
+        return error.response
 
     @app.exception_handler(RequestValidationError)
     async def invalid(http: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        kind, message = first["type"], first["msg"]
         where = ".".join(str(part) for part in first["loc"][1:] if not isinstance(part, str) or part.isidentifier())
-        unknown = first["type"] == "extra_forbidden"
-        if first["type"] == "model_attributes_type" and len(first["loc"]) == 1:
-            kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != "application/json" and not kind.endswith("+json"):
-                return await refused(http, ApiError(415, "send the body as content-type: application/json"))
-        message = f"{where}: {first['msg']}" if where else str(first["msg"])
-        if first["type"] == "json_invalid":
+        if kind == "model_attributes_type" and len(first["loc"]) == 1:
+            media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if media != "application/json" and not media.endswith("+json"):
+                return ApiError(415, "send the body as content-type: application/json").response
+        if kind == "json_invalid":
             where, message = "", f"invalid JSON: {first.get('ctx', {}).get('error', '')}"
-        return await refused(http, ApiError(400, message, "unsupported_parameter" if unknown else None, where or None))
+        elif kind == "string_unicode":
+            message = "a string contains a lone surrogate such as \\ud800"
+        code = {"extra_forbidden": "unsupported_parameter", "string_unicode": "invalid_unicode"}.get(kind)
+        return ApiError(400, f"{where}: {message}" if where else message, code, where or None).response
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> JSONResponse:
@@ -292,30 +207,4 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def fault(http: Request, error: Exception) -> JSONResponse:
-        return await refused(http, ApiError(500, f"internal error ({type(error).__name__}); see the server's log"))
-
-
-def _describe(app: FastAPI, models: Sequence[str], max_tokens: int, *, keyed: bool) -> None:
-    """Adapt the OpenAPI description to the server: models, longest answer, no 422, and the key if one is needed."""
-    default = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = default()
-            for path, operations in schema["paths"].items():
-                for operation in operations.values():
-                    operation["responses"].pop("422", None)
-                    if keyed and path != "/health":
-                        operation["security"] = [{"key": []}]
-            for name in ("ChatRequest", "CompletionRequest"):
-                fields = schema["components"]["schemas"][name]["properties"]
-                fields["model"]["enum"] = list(models)
-                for key in {"max_tokens", "max_completion_tokens"} & fields.keys():
-                    fields[key]["anyOf"][0]["maximum"] = max_tokens
-            schema["paths"]["/v1/models/{model}"]["get"]["parameters"][0]["schema"]["enum"] = list(models)
-            if keyed:
-                schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
+        return ApiError(500, f"internal error ({type(error).__name__}); see the server's log").response

@@ -1,10 +1,18 @@
 """Where a server listens and its limits."""
 
+import ipaddress
 import socket
 from dataclasses import dataclass
 
 from luthier.core.errors import InputError
-from luthier.serving.http.guard import is_loopback
+
+
+def is_loopback(host: str) -> bool:
+    """Is it a name or address of this machine that no other machine can reach?"""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +34,15 @@ class ServerAddress:
         self.bind().close()
 
     def bind(self) -> socket.socket:
-        """Return a socket bound to host and port; InputError if that fails."""
+        """Return a socket that listens on host and port; InputError if that fails."""
         try:
-            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            bound = socket.socket(*found[0][:3])
+            family = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0][0]
+            return socket.create_server((self.host, self.port), family=family, backlog=1024)
         except OSError as error:
-            raise InputError(f"--host {self.host}: {error.strerror or error}") from None
-        try:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(found[0][4])
-        except OSError as error:
-            bound.close()
-            where = f"{self.host}:{self.port}"
             raise InputError(
-                f"{where} cannot be bound: {error.strerror}", fix="another --port, or stop what is listening there"
+                f"{self.host}:{self.port} cannot be bound: {error.strerror}",
+                fix="another --host or --port, or stop what is listening there",
             ) from None
-        return bound
 
 
 @dataclass(frozen=True, slots=True)
