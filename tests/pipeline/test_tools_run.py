@@ -91,9 +91,9 @@ def test_rows_with_tools_are_trained_on_and_asked_with_their_tools(
     assert all("<tool_call>" in record["tuned"]["answer"] for record in calls), (
         "what was learned, as the template has it"
     )
-    engine = Engine.load(tmp_path / "run")
+    engine = Engine.open([str(tmp_path / "run")])
     seen = []
-    template = next(iter(engine.models.values())).template
+    template = engine.models["run"].template
     encode = template.encode_text
     monkeypatch.setattr(template, "encode_text", lambda text: seen.append(text) or encode(text))
     assert list(

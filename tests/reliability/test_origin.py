@@ -82,7 +82,7 @@ def test_a_run_does_not_go_on_with_another_base(
         (base / name).write_text("{}")  # nothing that training depends on
     start(tmp_path / "run", *own)
     change(base)
-    for use in (evaluate, open_run, Engine.load):
+    for use in (evaluate, open_run, lambda folder: Engine.open([str(folder)])):
         with pytest.raises(InputError, match="is not the base"):
             use(tmp_path / "run")
 
@@ -98,7 +98,7 @@ def test_finished_weights_that_were_damaged_are_refused_and_rewritten(
     data = bytearray(weights.read_bytes())
     data[-9] ^= 4
     weights.write_bytes(data)
-    for use in (evaluate, open_run, Engine.load):
+    for use in (evaluate, open_run, lambda folder: Engine.open([str(folder)])):
         with pytest.raises(
             InputError, match=r"adapter is damaged: adapter_model.safetensors has another SHA-256"
         ) as told:
@@ -109,7 +109,7 @@ def test_finished_weights_that_were_damaged_are_refused_and_rewritten(
     assert differences(whole, run) == []
     (run / "adapter" / "adapter_config.json").unlink()
     with pytest.raises(InputError, match=r"adapter is damaged: adapter_config.json is missing"):
-        Engine.load(run)
+        Engine.open([str(run)])
 
 
 def test_any_change_of_a_tensors_ends_counts_and_training_changes_both(base: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from luthier.cli.terminal.chat import talk
 from luthier.core.errors import InputError, LuthierError
 from luthier.rendering.example import Message
-from luthier.serving.client import KEYS
+from luthier.serving.backends import KEYS
 from luthier.serving.engine.engine import Engine
 from luthier.serving.engine.requests import SamplingParams
 from tests.conftest import luthier

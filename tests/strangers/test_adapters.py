@@ -55,7 +55,7 @@ def test_an_adapter_that_does_not_fit_is_refused_as_a_folder(fault: str, finishe
     adapter = copied(finished / "adapter", tmp_path / "adapter")
     rewrite(adapter, FAULTS[fault])
     with pytest.raises(InputError, match="is not an adapter for this base") as caught:
-        Engine.load(adapter)
+        Engine.open([str(adapter)])
     assert "adapter" in caught.value.message and "base that it was trained on" in caught.value.fix
 
 
@@ -67,7 +67,11 @@ def test_and_within_a_run_by_every_command(fault: str, finished: Path, tmp_path:
         shutil.copytree(finished / "adapter", folder, dirs_exist_ok=True)
         (folder / "manifest.json").unlink()
         rewrite(folder, FAULTS[fault])
-    for command in (evaluate, Engine.load, lambda run: export(run, parse_export("merged", []), prompts=1)):
+    for command in (
+        evaluate,
+        lambda run: Engine.open([str(run)]),
+        lambda run: export(run, parse_export("merged", []), prompts=1),
+    ):
         with pytest.raises(InputError, match="is not an adapter for this base"):
             command(run)
     with pytest.raises(InputError, match="is not an adapter for this base"):
@@ -79,14 +83,14 @@ def test_a_damaged_file_is_called_that(finished: Path, tmp_path: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"adapter_model\.safetensors is damaged"):
-        Engine.load(adapter)
+        Engine.open([str(adapter)])
 
 
 def test_a_rank_that_no_weight_has_takes_no_memory(finished: Path, tmp_path: Path) -> None:
     adapter = copied(finished / "adapter", tmp_path / "adapter")
     change(adapter, r=10**9)
     with pytest.raises(InputError, match="r is 1000000000, and no weight of"):
-        Engine.load(adapter)
+        Engine.open([str(adapter)])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_settings_that_cannot_be_are_refused(
     adapter = copied(finished / "adapter", tmp_path / "adapter")
     change(adapter, **settings)
     with pytest.raises(InputError) as caught:
-        Engine.load(adapter)
+        Engine.open([str(adapter)])
     assert said in caught.value.message
 
 
@@ -125,7 +129,7 @@ def test_a_regular_expression_without_an_end_is_stopped(
     adapter = copied(finished / "adapter", tmp_path / "adapter")
     change(adapter, **settings)
     with pytest.raises(InputError, match="regular expressions take more than"):
-        Engine.load(adapter)
+        Engine.open([str(adapter)])
 
 
 def test_a_regular_expression_of_a_real_adapter_is_taken(model_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -169,14 +173,14 @@ def test_a_trained_head_of_a_classifier_is_refused_whatever_its_settings_say(fin
     change(adapter, modules_to_save=["score"])
     rewrite(adapter, lambda tensors: {**tensors, "base_model.model.score.weight": torch.ones(2, 32)})
     with pytest.raises(InputError, match=r"is not an adapter for this base: .*score\.weight"):
-        Engine.load(adapter)
+        Engine.open([str(adapter)])
 
 
 def test_an_adapter_of_a_classifier_does_not_talk(finished: Path, tmp_path: Path) -> None:
     adapter = copied(finished / "adapter", tmp_path / "adapter")
     change(adapter, task_type="SEQ_CLS")
     with pytest.raises(InputError, match=r"adapter of a classifier \(task_type SEQ_CLS\), which cannot chat") as caught:
-        Engine.load(adapter)
+        Engine.open([str(adapter)])
     assert "AutoPeftModelForSequenceClassification" in caught.value.fix
 
 

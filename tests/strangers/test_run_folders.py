@@ -62,7 +62,7 @@ def merge(run: Path) -> Any:
 
 
 def answer(run: Path) -> Any:
-    engine = Engine.load(run)
+    engine = Engine.open([str(run)])
     try:
         return "".join(
             engine.stream([Message("user", "Say number 3 and boots.")], sampling=SamplingParams(max_tokens=8))

@@ -34,7 +34,7 @@ def engine(finished: Path) -> Iterator[Engine]:
 def port(engine: Engine) -> Iterator[int]:
     import uvicorn
 
-    from luthier.serving.http.connections import LimitedProtocol
+    from luthier.serving.http.guard import LimitedProtocol
     from luthier.serving.http.server import application
     from luthier.serving.http.settings import ServerLimits
 

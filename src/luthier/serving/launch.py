@@ -6,12 +6,14 @@ import signal
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
+from luthier.core.endpoint import is_loopback
 from luthier.core.errors import MissingExtra, install
 from luthier.core.events import Progress
 from luthier.kernels.process import sleep_soon
 from luthier.recipe.consent import Allow
-from luthier.serving.http.settings import ServerAddress, ServerLimits, is_loopback
+from luthier.serving.http.settings import ServerAddress, ServerLimits
 
 
 def serve(
@@ -32,7 +34,7 @@ def serve(
     address.check()
     sleep_soon()
     from luthier.serving.engine.engine import Engine
-    from luthier.serving.http.connections import SPARE, LimitedProtocol
+    from luthier.serving.http.guard import SPARE, LimitedProtocol
     from luthier.serving.http.server import application
 
     rows, waiting = limits.max_batch, limits.max_waiting
@@ -45,6 +47,7 @@ def serve(
     progress.note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1  (ctrl-C stops)")
     # uvicorn logs requests that a client cancels as errors.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "Cancel" not in record.getMessage())
+    protocol: Any = partial(LimitedProtocol, most=limits.requests + SPARE)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -52,7 +55,7 @@ def serve(
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, int(limits.grace)),
-        http=partial(LimitedProtocol, most=limits.requests + SPARE),
+        http=protocol,
         ws="none",
     )
     server = uvicorn.Server(config)

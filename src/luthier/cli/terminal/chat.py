@@ -17,7 +17,7 @@ from luthier.cli.terminal.progress import Terminal, console, show_error
 from luthier.core.errors import LuthierError, did_you_mean
 from luthier.recipe.consent import Allow
 from luthier.rendering.example import Message
-from luthier.serving.dialogue import ChatBackend, is_endpoint, open_backends
+from luthier.serving.backends import ChatBackend, is_endpoint, open_backends
 from luthier.serving.engine.requests import SamplingParams
 
 WIDE = 100

@@ -13,14 +13,13 @@ import json
 import os
 import re
 import threading
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
+from luthier.core.endpoint import CONNECTION_ERRORS, is_loopback, open_url
 from luthier.core.errors import InputError
-from luthier.core.strict_json import to_json
 from luthier.evaluation.metrics.base import Evaluation, Metric, Table, mean_of
 from luthier.evaluation.records.context import EvalContext, Record, answered, asks
 from luthier.evaluation.records.settings import EvaluateConfig, JudgeConfig
@@ -100,19 +99,12 @@ def key_of(settings: JudgeConfig) -> str:
     key = os.environ.get(name, "").strip()
     if not key:
         raise InputError(f"evaluate.judge: the environment variable {name} is not set", fix=f"export {name}=...")
-    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise InputError(
             f"evaluate.judge.url: the key would be sent to {parts.hostname} unencrypted",
             fix="an https address, or no key_env for a server that needs none",
         )
     return key
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would send the key and the texts to an address that nobody named."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 def grade(question: str, settings: JudgeConfig, key: str, stop: threading.Event) -> int | str:
@@ -123,27 +115,22 @@ def grade(question: str, settings: JudgeConfig, key: str, stop: threading.Event)
         "temperature": 0,
         "max_tokens": settings.max_tokens,
     }
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{settings.url}/chat/completions", to_json(body).encode(), headers)
-    if key:
-        request.add_unredirected_header("Authorization", f"Bearer {key}")
-    opener = urllib.request.build_opener(_NoRedirect)
     why = ""
     for attempt in range(settings.retries + 1):
         if attempt and stop.wait(min(8.0, 0.5 * 2**attempt)):
             break
         try:
-            with opener.open(request, timeout=settings.timeout) as response:
+            with open_url(f"{settings.url}/chat/completions", body, key, settings.timeout) as response:
                 text = json.loads(response.read(MOST_BYTES))["choices"][0]["message"]["content"]
             grades = _GRADE.findall(str(text))
             return int(grades[-1]) if grades else "the judge's answer does not end with a grade such as [[5]]"
-        except urllib.error.HTTPError as error:
+        except HTTPError as error:
             why = f"HTTP {error.code}"
             error.close()
             if error.code < 500 and error.code not in (408, 429):  # asking again would not help
                 break
         except (KeyError, IndexError, TypeError) as error:
             why = type(error).__name__
-        except (OSError, ValueError) as error:
+        except (*CONNECTION_ERRORS, ValueError) as error:
             why = str(getattr(error, "reason", None) or error)[:200]
     return why.replace(key, "***") if key else why

@@ -5,10 +5,9 @@ import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import SimpleQueue
 from threading import Condition, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,19 +21,18 @@ from luthier.serving.engine.models import ServedModel, open_models
 from luthier.serving.engine.requests import Chunk, Finish, GenerationRequest, QueueFull, SamplingParams, ScoredToken
 from luthier.serving.engine.sampling import Sampler, sample, scored
 from luthier.serving.engine.scheduler import RunningRow, Scheduler
-from luthier.serving.engine.sources import base_of_sources, refuse_equal_names, refuse_two_bases, source_of
+from luthier.serving.engine.sources import refuse_mixture, source_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(slots=True, eq=False)
-class Running:
-    """A request that has been admitted to the batch."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class Running(RunningRow):
+    """A request that has been admitted to the batch, and its row there."""
 
     request: GenerationRequest
     model: ServedModel
-    row: RunningRow
     sampler: Sampler
     text: Detokenizer
     tokens: int = 0
@@ -60,7 +58,7 @@ class Engine:
         self.models = {model.name: model for model in models}
         self.max_rows, self.max_waiting = rows, waiting
         self.schedulers = list(dict.fromkeys(model.scheduler for model in models))
-        self.running: dict[RunningRow, Running] = {}
+        self.running: list[Running] = []
         self.waiting: deque[GenerationRequest] = deque()
         self.counts = Counts()
         self.closing = False
@@ -83,22 +81,9 @@ class Engine:
     ) -> "Engine":
         """Serve the models in these folders (NAME=PATH or PATH); adapters share one base."""
         sources = [source_of(each, allow_code) for each in given]
-        refuse_two_bases(sources)
-        refuse_equal_names(sources)
+        refuse_mixture(sources)
         models = call_apart(lambda: open_models(sources, progress or Progress(), dtype=dtype))
         return cls(models, rows=rows, waiting=waiting)
-
-    @classmethod
-    def load(cls, path: Path, *, base: bool = False, allow_code: Allow = False) -> "Engine":
-        """Load one run, adapter or model; with `base`, the base model of an adapter."""
-        source = source_of(str(path), allow_code)
-        if base:
-            if source.load is None:
-                raise InputError(
-                    f"{path} holds full weights: its base is another model", fix="chat with the base itself"
-                )
-            source = base_of_sources(source)
-        return cls(call_apart(lambda: open_models([source], Progress()))[-1:], rows=1)
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """Queue all requests or none. InputError if one is too long, QueueFull if too many are waiting."""
@@ -124,7 +109,7 @@ class Engine:
             self.wake.notify()
         self.thread.join(timeout=grace)
         with self.wake:
-            for request in [*self.waiting, *(running.request for running in list(self.running.values()))]:
+            for request in [*self.waiting, *(running.request for running in list(self.running))]:
                 request.cancelled.set()
             self.wake.notify()
         self.thread.join()
@@ -132,16 +117,16 @@ class Engine:
     def stream(
         self,
         messages: Sequence[Message],
+        sampling: SamplingParams | None = None,
         *,
         tools: str = "",
-        sampling: SamplingParams | None = None,
         model: str | None = None,
     ) -> Iterator[str]:
         """Yield the answer's text as it is generated; closing the iterator cancels the request.
 
-        `tools` are the available tools, in the form of Example.tools.
+        `tools` are the available tools, in the form of Example.tools. The default model is the last one.
         """
-        served = self.models[model] if model else next(iter(self.models.values()))
+        served = self.models[model] if model else next(reversed(self.models.values()))
         ids = served.template.prompt_ids(messages, tools)
         chunks: SimpleQueue[Chunk] = SimpleQueue()
         request = GenerationRequest(served.name, ids, sampling or SamplingParams(), chunks.put)
@@ -180,18 +165,25 @@ class Engine:
         while self.waiting and len(self.running) < self.max_rows:
             request = self.waiting.popleft()
             model = self.models[request.model]
-            row = RunningRow(request.ids, model.prefix)
-            text = Detokenizer(model.template.tokenizer, request.sampling.stop)
-            self.running[row] = Running(request, model, row, Sampler(request.sampling), text)
+            running = Running(
+                request.ids,
+                model.prefix,
+                request=request,
+                model=model,
+                sampler=Sampler(request.sampling),
+                text=Detokenizer(model.template.tokenizer, request.sampling.stop),
+            )
+            self.running.append(running)
             self.counts.prompt_tokens += len(request.ids)
             try:
-                model.scheduler.admit(row)
+                model.scheduler.admit(running)
             except Exception as error:  # out of memory for a trained prefix
                 self._fail(model.scheduler, error)
 
     def _step(self, scheduler: Scheduler) -> None:
-        for row in [row for row in scheduler.rows if self.running[row].request.cancelled.is_set()]:
-            self._finish(self.running[row], "cancelled")
+        for running in [each for each in self.running if each.model.scheduler is scheduler]:
+            if running.request.cancelled.is_set():
+                self._finish(running, "cancelled")
         if not scheduler.rows:
             return
         if prefilled := scheduler.prefill():
@@ -199,27 +191,25 @@ class Engine:
         if scheduler.count:
             self._sample(scheduler.ready, scheduler.decode())
 
-    def _sample(self, rows: Sequence[RunningRow], logits: "Tensor") -> None:
-        """Sample the next token of each row from logits [rows, vocabulary]."""
-        running = [self.running[row] for row in rows]
-        tokens = sample(logits, [each.sampler for each in running])
-        for each, token, own in zip(running, tokens, logits, strict=True):
-            self._add(each, token, own)
+    def _sample(self, rows: Sequence[Any], logits: "Tensor") -> None:
+        """Sample the next token of each row, which is a Running, from logits [rows, vocabulary]."""
+        tokens = sample(logits, [row.sampler for row in rows])
+        for row, token, own in zip(rows, tokens, logits, strict=True):
+            self._add(row, token, own)
 
     def _add(self, running: Running, token: int, logits: "Tensor") -> None:
-        sampling, row = running.request.sampling, running.row
-        row.token = token
+        sampling = running.request.sampling
+        running.token = token
         running.tokens += 1
         self.counts.completion_tokens += 1
         ended = token in running.model.template.end_ids and not sampling.ignore_eos
         if sampling.logprobs is not None and not ended:
             running.logprobs.append(scored(logits, token, sampling.logprobs))
         text = "" if ended else running.text.add(token)
+        limit = min(sampling.max_tokens, running.model.limit - len(running.ids))
         if ended or running.text.stopped:
             self._finish(running, "stop", text)
-        elif running.tokens >= sampling.max_tokens or row.total + running.tokens >= (
-            running.model.limit + row.prefix.virtual_tokens
-        ):
+        elif running.tokens >= limit:
             self._finish(running, "length", text)
         elif text or running.logprobs:
             running.request.deliver(self._chunk(running, text))
@@ -229,26 +219,21 @@ class Engine:
         return Chunk(text, running.tokens, logprobs, finish, error)
 
     def _finish(self, running: Running, finish: Finish, text: str = "") -> None:
-        running.model.scheduler.evict(running.row)
-        del self.running[running.row]
+        running.model.scheduler.evict(running)
+        self.running.remove(running)
         rest = "" if finish == "cancelled" else running.text.finish()
         self._deliver_last(running.request, self._chunk(running, text + rest, finish))
 
     def _deliver_last(self, request: GenerationRequest, chunk: Chunk) -> None:
-        if chunk.finish == "cancelled":
-            self.counts.cancelled += 1
-        elif chunk.finish == "error":
-            self.counts.failed += 1
-        else:
-            self.counts.finished += 1
+        name = {"cancelled": "cancelled", "error": "failed"}.get(chunk.finish or "", "finished")
+        setattr(self.counts, name, getattr(self.counts, name) + 1)
         request.deliver(chunk)
 
     def _fail(self, scheduler: Scheduler, error: Exception) -> None:
         """Log the error and end all requests of a scheduler, whose rows may be in any state."""
         traceback.print_exception(error, file=sys.stderr)
-        rows = list(scheduler.rows)
         scheduler.clear()
-        for row in rows:
-            if (running := self.running.pop(row, None)) is not None:
-                message = f"the model failed on this batch ({type(error).__name__})"
-                self._deliver_last(running.request, self._chunk(running, "", "error", message))
+        message = f"the model failed on this batch ({type(error).__name__})"
+        for running in [each for each in self.running if each.model.scheduler is scheduler]:
+            self.running.remove(running)
+            self._deliver_last(running.request, self._chunk(running, "", "error", message))

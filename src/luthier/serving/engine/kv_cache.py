@@ -32,11 +32,11 @@ class RowCacheLayer(CacheLayerMixin):
         self.owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = self._empty(key_states), self._empty(value_states)
+        rows, capacity = self.owner.rows, self.owner.capacity
+        self.keys, self.values = (
+            like.new_zeros(rows, like.size(1), capacity, like.size(3)) for like in (key_states, value_states)
+        )
         self.is_initialized = True
-
-    def _empty(self, like: Tensor) -> Tensor:
-        return like.new_zeros(self.owner.rows, like.size(1), self.owner.capacity, like.size(3))
 
     def tensors(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values, allocated like [rows, heads, T, head size] when first needed."""

@@ -13,7 +13,7 @@ must match those of the plain model. If they do not, the next way is tried.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +24,8 @@ from luthier.models.load import load_model, load_tokenizer, locate
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Message
 from luthier.serving.engine.multi_adapter import MultiAdapter, deltas_of
-from luthier.serving.engine.scheduler import BatchScheduler, PrefixState, RunningRow, Scheduler, SequentialScheduler
-from luthier.serving.engine.sources import ModelSource, base_of_sources
+from luthier.serving.engine.scheduler import BatchScheduler, PrefixState, RunningRow, Scheduler
+from luthier.serving.engine.sources import ModelSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,126 +54,107 @@ class ServedModel:
     """SHARED, SEPARATE or SEQUENTIAL."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Reference:
-    """The plain model's logits [tokens, vocabulary] for a prompt, before a scheduler changes its attention."""
-
-    source: ModelSource
-    template: Template
-    ids: list[int]
-    logits: "Tensor"
-
-    @classmethod
-    def of(cls, source: ModelSource, model: Any) -> "_Reference":
-        # The template is stored with the weights, also if Luthier chose it, so training and inference cannot differ.
-        template = Template(load_tokenizer(source.base, str(source.tokenizer)))
-        template.prompt_ids([Message("user", "hi")])  # a broken template fails now, not in an answer
-        assert template.end_ids
-        ids = template.encode_text(PROMPT)[:PROMPT_TOKENS]
-        inputs = torch.tensor([ids], device=next(model.parameters()).device)
-        output = model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
-        return cls(source, template, ids, output.logits[0, -len(ids) :].float())
-
-    def served(self, scheduler: Scheduler, prefix: PrefixState, how: str) -> ServedModel | None:
-        """The model in this scheduler; None if its logits there are not those of the plain model."""
-        if not self._matches(scheduler, prefix):
-            return None
-        text: Any = scheduler.model.config.get_text_config()
-        limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
-        name, kind = self.source.name, self.source.kind
-        return ServedModel(name, kind, self.template, scheduler, prefix, int(limit) - prefix.virtual_tokens, how)
-
-    def _matches(self, scheduler: Scheduler, prefix: PrefixState) -> bool:
-        """Compare the logits of the last tokens, read in chunks and then decoded one by one."""
-        ids = self.ids
-        own, other = RunningRow(ids[:-3], prefix), RunningRow(ids[: len(ids) // 2], PrefixState())
-        found = []
-        scheduler.chunk = max(4, len(ids) // 3)
-        try:
-            scheduler.admit(other)
-            for _ in range(8):
-                scheduler.prefill()
-            scheduler.admit(own)
-            while own not in scheduler.ready:
-                found += [logits for row, logits in scheduler.prefill() if row is own]
-            for token in ids[-3:]:
-                own.token, other.token = token, ids[0]
-                found.append(scheduler.decode()[scheduler.ready.index(own)])
-        except (NotImplementedError, TypeError, AttributeError, RuntimeError, ValueError, IndexError):
-            return False  # this model has no such argument, mask or cache
-        finally:
-            scheduler.chunk = type(scheduler).chunk
-            for row in list(scheduler.rows):
-                scheduler.evict(row)
-        bound = max(BOUNDS.get(parameter.dtype, HALF) for parameter in scheduler.model.parameters())
-        error = (torch.stack(found).float() - self.logits[-4:]).square().mean().sqrt()
-        return bool(error <= bound * self.logits[-4:].std(-1).mean())
+Way = tuple[Callable[[], Scheduler], PrefixState, str]
+"""How a model may be served: the scheduler, the prefix state of its rows there, and `ServedModel.how`."""
 
 
 def open_models(sources: Sequence[ModelSource], progress: Progress, *, dtype: str = "auto") -> list[ServedModel]:
     """Load all models; adapters share one base, which is offered as "base". InputError if one has another base."""
+    served = []
     with torch.inference_mode():
-        full = []
+        if adapters := [source for source in sources if source.load is not None]:
+            served += _over_one_base(adapters, progress, dtype)
         for source in (each for each in sources if each.load is None):
             progress.stage(f"loading {source.path}")
             model = _load(source, dtype)
-            full.append(_serve(_Reference.of(source, model), model, PrefixState(), (BatchScheduler, SEPARATE)))
-        adapters = [source for source in sources if source.load is not None]
-        return [*(_over_one_base(adapters, progress, dtype) if adapters else []), *full]
+            served.append(_serve(source, model, _own_ways(model, PrefixState())))
+    return served
 
 
 def _over_one_base(sources: Sequence[ModelSource], progress: Progress, dtype: str) -> list[ServedModel]:
-    first = sources[0]
+    first = replace(sources[0], name="base", kind="base")
     progress.stage(f"loading the base {first.base.path}")
     place = locate(first.base)
     for source in sources:
         source.check(place)
     base = _load(first, dtype)
-    reference = _Reference.of(base_of_sources(first), base)
     untouched = _share(base)  # before a scheduler changes its attention
     adapters = MultiAdapter(base)
-    shared = _serve(reference, base, PrefixState(), (lambda model: BatchScheduler(model, adapters), SHARED))
-    made = [shared]
+    together: Way = lambda: BatchScheduler(base, adapters), PrefixState(), SHARED
+    shared = _serve(first, base, [together, _own_ways(base, PrefixState())[-1]])
+    served = [shared]
     for source in sources:
         progress.stage(f"loading {source.path} ({source.kind})")
-        made.append(_adapter(source, untouched, shared, adapters))
-    return made
+        assert source.load is not None
+        model: Any = source.load(_share(untouched))
+        prefix = _prefix_state(model)
+        if prefix is None and shared.how == SHARED and (deltas := deltas_of(model)) is not None:
+            prefix = PrefixState(adapter=adapters.add(deltas))
+        # In a scheduler of its own, trained keys and deltas are in the model itself.
+        ways = _own_ways(model.get_base_model(), PrefixState(embeds=prefix.embeds if prefix is not None else None))
+        if prefix is not None and (shared.how == SHARED or prefix.embeds is not None):
+            ways.insert(0, (lambda: shared.scheduler, prefix, shared.how))
+        served.append(_serve(source, model, ways))
+    return served
 
 
-def _adapter(source: ModelSource, base: "nn.Module", shared: ServedModel, adapters: MultiAdapter) -> ServedModel:
-    assert source.load is not None
-    model: Any = source.load(_share(base))
-    reference = _Reference.of(source, model)
-    prefix = _prefix_state(model)
-    if prefix is None and shared.how == SHARED and (deltas := deltas_of(model)) is not None:
-        prefix = PrefixState(adapter=adapters.add(deltas))
-    if (
-        prefix is not None
-        and (shared.how == SHARED or prefix.embeds is not None)
-        and (served := reference.served(shared.scheduler, prefix, shared.how)) is not None
-    ):
-        return served
-    # In a scheduler of its own, trained keys and deltas are in the model itself.
-    own = PrefixState(embeds=prefix.embeds) if prefix is not None else PrefixState()
-    return _serve(reference, model.get_base_model(), own, (BatchScheduler, SEPARATE))
-
-
-def _serve(
-    reference: _Reference,
-    model: "nn.Module",
-    prefix: PrefixState,
-    first: "tuple[Callable[[nn.Module], Scheduler], str]",
-) -> ServedModel:
-    """Use the first scheduler that gives the model's own logits; ModelError if none does."""
+def _own_ways(model: "nn.Module", prefix: PrefixState) -> list[Way]:
     attention = getattr(model.config, "_attn_implementation", "sdpa")
-    for scheduler, how in (first, (SequentialScheduler, SEQUENTIAL)):
-        if (served := reference.served(scheduler(model), prefix, how)) is not None:
-            return served
+
+    def sequential() -> Scheduler:
         model.set_attn_implementation(attention)  # type: ignore[operator]
+        return Scheduler(model)
+
+    return [(lambda: BatchScheduler(model), prefix, SEPARATE), (sequential, prefix, SEQUENTIAL)]
+
+
+def _serve(source: ModelSource, model: Any, ways: Sequence[Way]) -> ServedModel:
+    """Serve a loaded model in the first way that gives its own logits; ModelError if none does."""
+    # The template is stored with the weights, also if Luthier chose it, so training and inference cannot differ.
+    template = Template(load_tokenizer(source.base, str(source.tokenizer)))
+    template.prompt_ids([Message("user", "hi")])  # a broken template fails now, not in an answer
+    assert template.end_ids
+    ids = template.encode_text(PROMPT)[:PROMPT_TOKENS]
+    inputs = torch.tensor([ids], device=next(model.parameters()).device)
+    # Of the last tokens, before a scheduler changes the model's attention.
+    logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, -4:].float()
+    for make, prefix, how in ways:
+        scheduler = make()
+        if _matches(scheduler, prefix, ids, logits):
+            text: Any = scheduler.model.config.get_text_config()
+            limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
+            limit = int(limit) - prefix.virtual_tokens
+            return ServedModel(source.name, source.kind, template, scheduler, prefix, limit, how)
     raise ModelError(
-        f"{reference.source.path}: this model answers differently with a cache and without one, so it cannot be served",
+        f"{source.path}: this model answers differently with a cache and without one, so it cannot be served",
         fix="please report it with the model's name",
     )
+
+
+def _matches(scheduler: Scheduler, prefix: PrefixState, ids: list[int], logits: "Tensor") -> bool:
+    """Compare `logits` [4, vocabulary] of the last tokens with those read in chunks and then decoded one by one."""
+    own, other = RunningRow(ids[:-3], prefix), RunningRow(ids[: len(ids) // 2], PrefixState())
+    found = []
+    scheduler.chunk = max(4, len(ids) // 3)
+    try:
+        scheduler.admit(other)
+        for _ in range(8):
+            scheduler.prefill()
+        scheduler.admit(own)
+        while own not in scheduler.ready:
+            found += [first for row, first in scheduler.prefill() if row is own]
+        for token in ids[-3:]:
+            own.token, other.token = token, ids[0]
+            found.append(scheduler.decode()[scheduler.ready.index(own)])
+    except (NotImplementedError, TypeError, AttributeError, RuntimeError, ValueError, IndexError):
+        return False  # this model has no such argument, mask or cache
+    finally:
+        scheduler.chunk = type(scheduler).chunk
+        for row in list(scheduler.rows):
+            scheduler.evict(row)
+    bound = max(BOUNDS.get(parameter.dtype, HALF) for parameter in scheduler.model.parameters())
+    error = (torch.stack(found).float() - logits).square().mean().sqrt()
+    return bool(error <= bound * logits.std(-1).mean())
 
 
 def _prefix_state(model: Any) -> PrefixState | None:

@@ -66,12 +66,8 @@ def _delta(layer: Any, name: str) -> AdapterDelta | None:  # noqa: PLR0911 (one 
     from luthier.methods.layers.bias import BiasDelta
 
     base = layer.get_base_layer()
-    if (
-        not hasattr(base, "weight")
-        or isinstance(base, nn.Embedding)
-        or layer.merged
-        or name not in layer.active_adapters
-    ):
+    linear = hasattr(base, "weight") and not isinstance(base, nn.Embedding)
+    if not linear or layer.merged or name not in layer.active_adapters:
         return None
     if isinstance(layer, SVDLinear):
         down = layer.lora_A[name] * layer.lora_E[name]
@@ -88,16 +84,12 @@ def _delta(layer: Any, name: str) -> AdapterDelta | None:  # noqa: PLR0911 (one 
     if isinstance(layer, BiasDelta):
         return AdapterDelta(bias=layer.held("delta")[name])
     if isinstance(layer, OFTLayer) and layer.oft_R[name].weight.ndim == 2:
-        return AdapterDelta(rotation=_rotation(layer.oft_R[name]))
+        oft: Any = layer.oft_R[name]
+        full, size = oft.get_weight(), oft.block_size
+        each = torch.arange(len(full) // size)  # PEFT computes the rotation in every call
+        blocks = full.view(len(each), size, len(each), size)[each, :, each]
+        return AdapterDelta(rotation=blocks - torch.eye(size, device=full.device))
     return None
-
-
-def _rotation(oft: Any) -> Tensor:
-    """R - 1 of a PEFT rotation, [blocks, size, size], computed once; PEFT computes it in every call."""
-    size: int = oft.block_size
-    full: Tensor = oft.get_weight()
-    each = torch.arange(len(full) // size)
-    return full.view(len(each), size, len(each), size)[each, :, each] - torch.eye(size, device=full.device)
 
 
 def _lora(layer: Any, name: str) -> AdapterDelta | None:
@@ -172,18 +164,14 @@ products with many tokens take an eighth of the time.
 
 
 @dataclass(slots=True)
-class _Batch:
-    """What a layer applies in a step; cached for as long as the rows stay the same."""
+class _Batch(AdapterDelta):
+    """What a layer applies in a step, for all rows; cached for as long as the rows stay the same.
 
-    down: Tensor | None = None
-    """A of all adapters, [in, columns]."""
-    up: Tensor | None = None
-    """B of all adapters, [columns, out]."""
+    A is [in, columns] and B [columns, out], of all adapters; the others are [rows, 1, size].
+    """
+
     mask: Tensor | None = None
     """[rows, 1, columns]: 1 where a column belongs to the row's adapter; None if all do."""
-    output_scale: Tensor | None = None
-    bias: Tensor | None = None
-    input_scale: Tensor | None = None
     rotations: list[tuple[Tensor | None, Tensor]] = field(default_factory=list)
     """(rows, or None for all rows; rotation of their adapter)."""
 
@@ -284,15 +272,19 @@ class MultiAdapterLayer:
             self.joined[dtype] = down.to(device=device, dtype=dtype), up.to(device=device, dtype=dtype)
         down, up = self.joined[dtype]
         if len(chosen) < len(self.ranks):
-            order = list(self.ranks)
-            parts = [order.index(number) for number in chosen]
-            down, up = (_take(torch.split(of_all, list(self.ranks.values())), parts) for of_all in (down, up))
+            ranks = list(self.ranks.values())
+            parts = [dict(zip(self.ranks, torch.split(of_all, ranks), strict=True)) for of_all in (down, up)]
+            # A single part is not copied.
+            down, up = (
+                of_all[chosen[0]] if len(chosen) == 1 else torch.cat([of_all[number] for number in chosen])
+                for of_all in parts
+            )
         return down.T, up
 
     def _stack(self, key: str, rows: Sequence[int], x: Tensor) -> Tensor | None:
         """[rows, 1, size], neutral for rows without this tensor; None if no row has it."""
-        found = {row: getattr(self.deltas[row], key) for row in set(rows) if row in self.deltas}
-        found = {row: tensor for row, tensor in found.items() if tensor is not None}
+        held = {row: getattr(self.deltas.get(row), key, None) for row in set(rows)}
+        found = {row: tensor for row, tensor in held.items() if tensor is not None}
         if not found:
             return None
         one = next(iter(found.values()))
@@ -304,8 +296,3 @@ def rotated(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate x [rows, T, in] block by block as x + x (R - 1), which rounds less in half precision than x R."""
     each = x.reshape(-1, *rotation.shape[:2]).transpose(0, 1).to(rotation.dtype)  # [blocks, rows * T, size]
     return x + torch.bmm(each, rotation).transpose(0, 1).reshape(x.shape).to(x.dtype)
-
-
-def _take(parts: Sequence[Tensor], indices: Sequence[int]) -> Tensor:
-    """Concatenate the selected parts; a single one is not copied."""
-    return parts[indices[0]] if len(indices) == 1 else torch.cat([parts[index] for index in indices])

@@ -29,11 +29,6 @@ class PrefixState:
     values: list[Tensor] = field(default_factory=list)
 
     @property
-    def cached(self) -> int:
-        """Cache positions taken by trained keys, which have no position ids."""
-        return self.keys[0].size(1) if self.keys else 0
-
-    @property
     def virtual_tokens(self) -> int:
         """Position ids taken by virtual tokens."""
         return 0 if self.embeds is None else len(self.embeds)
@@ -51,7 +46,7 @@ class RunningRow:
     token: int = 0
     """The last generated token, which is the input of the next step."""
     cache: Any = None
-    """The row's own cache, in a SequentialScheduler."""
+    """The row's own cache, if each has one."""
 
     @property
     def total(self) -> int:
@@ -60,12 +55,15 @@ class RunningRow:
 
     @property
     def cached(self) -> int:
-        """Cache positions in use."""
-        return self.prefix.cached + self.done
+        """Cache positions in use, also by trained keys, which have no position ids."""
+        return self.done + (self.prefix.keys[0].size(1) if self.prefix.keys else 0)
 
 
 class Scheduler:
-    """The rows of one model. Rows that are ready (prefilled) come before rows whose prompts are still being read."""
+    """The rows of one model, computed one at a time, each with the model's own kind of cache.
+
+    Rows that are ready (prefilled) come before rows whose prompts are still being read.
+    """
 
     chunk = CHUNK
 
@@ -100,11 +98,28 @@ class Scheduler:
 
     def prefill(self) -> list[tuple[RunningRow, Tensor]]:
         """Read up to CHUNK prompt tokens; return the rows that are now ready with their first logits [vocabulary]."""
-        raise NotImplementedError
+        if self.count == len(self.rows):
+            return []
+        row = self.rows[self.count]
+        end = min(row.total, row.done + self.chunk)
+        logits = self._forward_alone(row, end, self._inputs([row], end - row.done))
+        if row.done < row.total:
+            return []
+        self._mark_ready(row)
+        return [(row, logits)]
 
     def decode(self) -> Tensor:
         """Feed each ready row its last token; return logits [rows, vocabulary] of the next ones."""
-        raise NotImplementedError
+        tokens = [{"input_ids": torch.tensor([[row.token]], device=self.device)} for row in self.ready]
+        pairs = zip(self.ready, tokens, strict=True)
+        return torch.stack([self._forward_alone(row, row.done + 1, own) for row, own in pairs])
+
+    def _forward_alone(self, row: RunningRow, end: int, inputs: dict[str, Tensor]) -> Tensor:
+        mask = torch.ones(1, end, dtype=torch.long, device=self.device)
+        output = self.model(**inputs, attention_mask=mask, past_key_values=row.cache, use_cache=True)
+        row.cache, row.done = output.past_key_values, end
+        logits: Tensor = output.logits[0, -1]
+        return logits
 
     def _move(self, source: int, target: int) -> None:
         self.rows[target] = self.rows[source]
@@ -116,14 +131,16 @@ class Scheduler:
     def _swap(self, one: int, other: int) -> None:
         self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
 
-    def _inputs(self, row: RunningRow, begin: int, end: int) -> dict[str, Tensor]:
-        """Prompt tokens `begin` to `end`, counting virtual ones: ids, or embeddings if there are virtual tokens."""
-        virtual, embeds = row.prefix.virtual_tokens, row.prefix.embeds
-        text = torch.tensor([row.ids[max(0, begin - virtual) : max(0, end - virtual)]], device=self.device).long()
-        if embeds is None:
-            return {"input_ids": text}
-        real = self.model.get_input_embeddings()(text)
-        return {"inputs_embeds": torch.cat([embeds[None, begin:end].to(real), real], 1)}
+    def _inputs(self, rows: Sequence[RunningRow], size: int) -> dict[str, Tensor]:
+        """Return the next `size` prompt tokens, with zeros after the end: ids, or embeddings of a row that has any."""
+        starts = [row.done - row.prefix.virtual_tokens for row in rows]
+        texts = [row.ids[max(0, at) : max(0, at + size)] for row, at in zip(rows, starts, strict=True)]
+        if (embeds := rows[0].prefix.embeds) is None:
+            texts = [text + [0] * (size - len(text)) for text in texts]
+            return {"input_ids": torch.tensor(texts, device=self.device)}
+        real = self.model.get_input_embeddings()(torch.tensor(texts, device=self.device).long())
+        own = torch.cat([embeds[None, rows[0].done : rows[0].done + size].to(real), real], 1)
+        return {"inputs_embeds": F.pad(own, (0, 0, 0, size - own.size(1)))}
 
 
 class BatchScheduler(Scheduler):
@@ -156,16 +173,12 @@ class BatchScheduler(Scheduler):
         longest = max(row.total - row.done for row in group)
         # oneDNN compiles and keeps kernels for each number of tokens: memory would grow with every new length.
         size = min(even_length(longest, self.chunk), max(1, self.chunk // len(group)))
-        if group[0].prefix.embeds is not None:
-            inputs = self._inputs(group[0], group[0].done, group[0].done + size)
-            inputs = {name: F.pad(own, (0, 0, 0, size - own.size(1))) for name, own in inputs.items()}
-        else:
-            texts = [row.ids[row.done : row.done + size] for row in group]
-            inputs = {"input_ids": torch.tensor([ids + [0] * (size - len(ids)) for ids in texts], device=self.device)}
         # Index of the last prompt token of the rows that end in this chunk; only these get logits.
         ends = {row: row.total - row.done - 1 for row in group if row.total - row.done <= size}
         keep = sorted({*ends.values()}) or [size - 1]
-        logits = self._forward(group, self.count, size, inputs, torch.tensor(keep, device=self.device))
+        logits = self._forward(
+            group, self.count, size, self._inputs(group, size), torch.tensor(keep, device=self.device)
+        )
         for row in group:
             row.done = min(row.total, row.done + size)
         finished = [(row, logits[group.index(row), keep.index(end)]) for row, end in ends.items()]
@@ -223,30 +236,4 @@ class BatchScheduler(Scheduler):
         self.cache.prepare(first, starts, size, self.device)
         inputs |= {"attention_mask": causal_mask(starts, size, self.device), "position_ids": positions}
         logits: Tensor = self.model(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=keep).logits
-        return logits
-
-
-class SequentialScheduler(Scheduler):
-    """One row at a time, each with the model's own kind of cache: for models that RowCache does not support."""
-
-    def prefill(self) -> list[tuple[RunningRow, Tensor]]:
-        if self.count == len(self.rows):
-            return []
-        row = self.rows[self.count]
-        end = min(row.total, row.done + self.chunk)
-        logits = self._forward(row, end, self._inputs(row, row.done, end))
-        if row.done < row.total:
-            return []
-        self._mark_ready(row)
-        return [(row, logits)]
-
-    def decode(self) -> Tensor:
-        tokens = [{"input_ids": torch.tensor([[row.token]], device=self.device)} for row in self.ready]
-        return torch.stack([self._forward(row, row.done + 1, own) for row, own in zip(self.ready, tokens, strict=True)])
-
-    def _forward(self, row: RunningRow, end: int, inputs: dict[str, Tensor]) -> Tensor:
-        mask = torch.ones(1, end, dtype=torch.long, device=self.device)
-        output = self.model(**inputs, attention_mask=mask, past_key_values=row.cache, use_cache=True)
-        row.cache, row.done = output.past_key_values, end
-        logits: Tensor = output.logits[0, -1]
         return logits

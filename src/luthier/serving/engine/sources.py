@@ -1,7 +1,8 @@
 """Sources of served models: a Luthier run, an adapter in PEFT's format, or a full model in transformers' format."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +32,9 @@ class ModelSource:
     """The method, or "model"."""
     tokenizer: Path
     """Folder of the tokenizer and chat template."""
-    load: "Callable[[nn.Module], nn.Module] | None"
+    load: "Callable[[nn.Module], nn.Module] | None" = None
     """Loads the adapter onto the base; None for a full model."""
-    check: Callable[[str], None]
+    check: Callable[[str], None] = lambda _: None
     """Raises InputError if the base in this folder is not the one that it was trained on."""
 
 
@@ -48,7 +49,10 @@ def source_of(given: str, allow_code: Allow = False) -> ModelSource:
     if (path / "adapter_config.json").is_file():
         return _adapter(name, path)
     if (path / "config.json").is_file():
-        return _full(name, path)
+        kind = str(read_object(path / "config.json").get("architectures") or "")
+        if "SequenceClassification" in kind:
+            raise InputError(f"{path} is a classifier ({kind}), which cannot chat")
+        return ModelSource(name, path, ModelConfig(path=str(path)), "model", path)
     if not path.is_dir():
         RunFolder.existing(path)  # its error suggests similar names
     raise InputError(
@@ -62,18 +66,15 @@ def _run(name: str, path: Path, allow_code: Allow) -> ModelSource:
     config, weights = read_recipe(folder), folder.weights()
     if folder.read_json(folder.data)["task"]["name"] in ("classify", "regress"):
         raise InputError(f"{path} is a classifier, which cannot chat", fix=shell_line("luthier", "evaluate", path))
-    full = config.method.saves == "model"
-    base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if full else config.model
+    base = config.model
+    if config.method.saves == "model":
+        base = base.model_copy(update={"path": str(weights), "init": "pretrained"})
     require(folder.recipe, allow_code, base)
-
-    def check(source: str) -> None:
-        if not full:
-            folder.refuse_another_base(config.model, source)
-
-    def load(model: "nn.Module") -> "nn.Module":
-        return config.method.load(model, weights)  # type: ignore[no-any-return]
-
-    return ModelSource(name, path, base, config.method.name, weights, None if full else load, check)
+    source = ModelSource(name, path, base, config.method.name, weights)
+    if config.method.saves == "model":
+        return source
+    check = partial(folder.refuse_another_base, config.model)
+    return replace(source, load=lambda model: config.method.load(model, weights), check=check)
 
 
 def _adapter(name: str, path: Path) -> ModelSource:
@@ -89,34 +90,16 @@ def _adapter(name: str, path: Path) -> ModelSource:
             fix += ", or use this one from Python: peft.AutoPeftModelForSequenceClassification"
         raise InputError(f"{path} is {what} (task_type {kind}), which cannot chat", fix=fix)
 
-    from luthier.methods.layers.loading import shapes_of
+    from luthier.methods.layers.loading import load_adapter, shapes_of
 
     shapes_of(path)  # before the base is loaded; vLLM would also read a pickle in this folder
-
-    def load(model: "nn.Module") -> "nn.Module":
-        from luthier.methods.layers.loading import load_adapter
-
-        return load_adapter(model, path)
-
     own = path if (path / "tokenizer_config.json").is_file() else Path(base).expanduser()
     kind = str(settings.get("peft_type", "adapter")).lower()
-    return ModelSource(name, path, ModelConfig(path=str(base)), kind, own, load, lambda _: None)
+    return ModelSource(name, path, ModelConfig(path=str(base)), kind, own, lambda model: load_adapter(model, path))
 
 
-def _full(name: str, path: Path) -> ModelSource:
-    kind = str(read_object(path / "config.json").get("architectures") or "")
-    if "SequenceClassification" in kind:
-        raise InputError(f"{path} is a classifier ({kind}), which cannot chat")
-    return ModelSource(name, path, ModelConfig(path=str(path)), "model", path, None, lambda _: None)
-
-
-def base_of_sources(source: ModelSource) -> ModelSource:
-    """Return the unmodified base of an adapter, named "base", with the tokenizer and template of the run."""
-    return ModelSource("base", source.path, source.base, "base", source.tokenizer, None, lambda _: None)
-
-
-def refuse_two_bases(sources: list[ModelSource]) -> None:
-    """Raise InputError if adapters were trained on different bases."""
+def refuse_mixture(sources: list[ModelSource]) -> None:
+    """Raise InputError if one server cannot have all: adapters of different bases, or two models of one name."""
     adapters = [source for source in sources if source.load is not None]
     for other in adapters[1:]:
         mine, its = adapters[0].base.model_dump(), other.base.model_dump()
@@ -126,14 +109,10 @@ def refuse_two_bases(sources: list[ModelSource]) -> None:
                 f"{adapters[0].path} and {other.path} are adapters for different bases: {shown}",
                 fix="serve them in two processes, or merge one: luthier export RUN --to merged",
             )
-
-
-def refuse_equal_names(sources: list[ModelSource]) -> None:
-    """Raise InputError if two models have the same name."""
     seen: dict[str, ModelSource] = {}
     for source in sources:
         if source.name in seen or (source.name == "base" and source.load is not None):
-            other = seen.get(source.name)
-            what = f"{other.path} and {source.path} have the same name" if other else f"{source.path} is called"
+            first = seen.get(source.name)
+            what = f"{first.path} and {source.path} have the same name" if first else f"{source.path} is called"
             raise InputError(f"{what} {source.name!r}", fix="give another one: NAME=PATH")
         seen[source.name] = source

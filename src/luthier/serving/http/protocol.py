@@ -43,7 +43,7 @@ def _form(given: Any) -> str | None:
     """Return the tag of the form that is meant, by the type of a value and of its first element."""
     if not isinstance(given, list):
         return "a text" if isinstance(given, str) else None
-    names = {str: "a list of texts", list: "lists of tokens", dict: "a list of parts"}
+    names: dict[Any, str] = {str: "a list of texts", list: "lists of tokens", dict: "a list of parts"}
     return names.get(type(given[0]) if given else str, "a list of tokens")
 
 

@@ -44,9 +44,9 @@ class Service:
 
     async def health(self) -> Health:
         """Return the state of the server and its counts."""
-        status = "stopping" if self.engine.closing else "ok"
-        running, waiting = len(self.engine.running), len(self.engine.waiting)
-        return Health(status=status, running=running, waiting=waiting, **asdict(self.engine.counts))
+        engine = self.engine
+        status: Any = "stopping" if engine.closing else "ok"
+        return Health(status=status, running=len(engine.running), waiting=len(engine.waiting), **asdict(engine.counts))
 
     async def models(self) -> ModelList:
         """List the base and all fine-tuned models."""

@@ -1,18 +1,10 @@
 """Where a server listens and its limits."""
 
-import ipaddress
 import socket
 from dataclasses import dataclass
 
+from luthier.core.endpoint import is_loopback
 from luthier.core.errors import InputError
-
-
-def is_loopback(host: str) -> bool:
-    """Is it a name or address of this machine that no other machine can reach?"""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from luthier.models.settings import ModelConfig
 from luthier.recipe.consent import Allow
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
-from luthier.serving.engine.sources import ModelSource, refuse_equal_names, refuse_two_bases, source_of
+from luthier.serving.engine.sources import ModelSource, refuse_mixture, source_of
 from luthier.serving.http.settings import ServerLimits
 
 VERSION, PLUGIN = "0.33.0", "0.0.3"
@@ -32,24 +32,12 @@ MAX_LORAS = 8
 GUARD = Path(__file__).parent / "guard"
 MIDDLEWARE = "luthier_vllm_guard.OnlyV1"
 
-UNSUPPORTED = {
-    "use_dora": "DoRA",
-    "modules_to_save": "fully trained modules (modules_to_save)",
-    "rank_pattern": "different ranks per layer (rank_pattern)",
-    "alpha_pattern": "different scales per layer (alpha_pattern)",
-    "lora_bias": "a bias in the update (lora_bias)",
-    "layer_replication": "repeated layers (layer_replication)",
-    "alora_invocation_tokens": "aLoRA",
-    "use_bdlora": "BD-LoRA",
-    "use_qalora": "QALoRA",
-    "arrow_config": "Arrow routing",
-    "kasa_config": "KaSA",
-    "monteclora_config": "MonteCLoRA",
-    "velora_config": "VeLoRA",
-    "target_parameters": "updates of bare parameters (target_parameters)",
-    "trainable_token_indices": "trained token embeddings (trainable_token_indices)",
-}
-"""Settings of a LoRA adapter that vLLM refuses or, worse, ignores."""
+UNSUPPORTED = [
+    *("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication", "use_bdlora"),
+    *("alora_invocation_tokens", "use_qalora", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
+    *("target_parameters", "trainable_token_indices"),
+]
+"""Keys of a LoRA adapter's settings that vLLM refuses or, worse, ignores."""
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Initializations of LoRA that do not change the base's weights."""
 
@@ -59,6 +47,8 @@ class VllmPlan:
     """What one vLLM process serves. Nothing is loaded yet."""
 
     base: ModelConfig
+    folder: Path | None
+    """Absolute folder of the base; None if vLLM downloads it."""
     name: str
     """Name of the loaded model in requests: "base", or that of a full model."""
     adapters: Mapping[str, Path]
@@ -70,23 +60,11 @@ class VllmPlan:
     tokenizer: Path | None = None
     """Folder of the runs' tokenizer; None if it is the base's own."""
 
-    @property
-    def folder(self) -> Path | None:
-        """Absolute folder of the base; None if vLLM downloads it."""
-        return model_folder(self.base)
-
-
-def model_folder(base: ModelConfig) -> Path | None:
-    """Return the absolute folder of a model on this machine; None for a hub id."""
-    folder = BASE if base.path == "builtin" else Path(base.path).expanduser()
-    return folder.resolve() if folder.is_dir() else None
-
 
 def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
     """Plan how one vLLM serves these folders (NAME=PATH or PATH); InputError if it cannot."""
     sources = [source_of(each, allow_code) for each in given]
-    refuse_two_bases(sources)
-    refuse_equal_names(sources)
+    refuse_mixture(sources)
     if full := next((source for source in sources if source.load is None), None):
         if len(sources) > 1:
             other = next(each for each in sources if each is not full)
@@ -95,18 +73,19 @@ def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
                 + ("an adapter" if other.load is not None else "another"),
                 fix="start one for each, with another --port",
             )
-        _refuse_base(full)
+        folder, limit = _checked_base(full)
         locate(full.base)  # refuses pickles and code, which vLLM would open
-        return VllmPlan(full.base, full.name, {}, _limit(full.base))
+        return VllmPlan(full.base, folder, full.name, {}, limit)
     ranks = [_checked_rank(source) for source in sources]
     first = sources[0]
-    _refuse_base(first)
+    folder, limit = _checked_base(first)
     for source in sources:
-        if model_folder(source.base) is not None:
-            source.check(locate(source.base))
-            load_adapter(skeleton(source.base, locate(source.base), labels=None), adapter_folder(source))
+        if folder is not None:
+            place = locate(source.base)
+            source.check(place)
+            load_adapter(skeleton(source.base, place, labels=None), _adapter_folder(source))
         else:
-            shapes_of(adapter_folder(source))  # refuses pickles, which vLLM would open
+            shapes_of(_adapter_folder(source))  # refuses pickles, which vLLM would open
         if _template(source.tokenizer) != _template(first.tokenizer):
             raise InputError(
                 f"{first.path} and {source.path} have different chat templates, and one vLLM has one for all models",
@@ -114,28 +93,27 @@ def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
             )
     names = ("adapter_config.json", "tokenizer_config.json")
     tokenizer = first.tokenizer.resolve() if all((first.tokenizer / name).is_file() for name in names) else None
-    adapters = {source.name: adapter_folder(source).resolve() for source in sources}
-    return VllmPlan(first.base, "base", adapters, _limit(first.base), max(ranks), tokenizer)
+    adapters = {source.name: _adapter_folder(source).resolve() for source in sources}
+    return VllmPlan(first.base, folder, "base", adapters, limit, max(ranks), tokenizer)
 
 
-def adapter_folder(source: ModelSource) -> Path:
+def _adapter_folder(source: ModelSource) -> Path:
     """Return the folder of adapter_config.json."""
     return source.tokenizer if (source.tokenizer / "adapter_config.json").is_file() else source.path
 
 
 def _checked_rank(source: ModelSource) -> int:
     """Return the adapter's rank; InputError if vLLM cannot load it, or would ignore a part of it."""
-    settings = read_object(adapter_folder(source) / "adapter_config.json")
+    settings = read_object(_adapter_folder(source) / "adapter_config.json")
     if settings.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"):
         fix = shell_line("luthier", "evaluate", source.path)
         raise InputError(f"{source.path} is a classifier, which cannot chat", fix=fix)
     if str(settings.get("peft_type", "")) != "LORA":
         raise _refusal(source, f"vLLM only loads plain LoRA, and this is {source.kind}")
-    found = [what for key, what in UNSUPPORTED.items() if settings.get(key)]
-    if settings.get("bias", "none") != "none":
-        found.append(f"trained biases (bias={settings['bias']})")
+    found = [key for key in UNSUPPORTED if settings.get(key)]
+    found += [f"bias={settings['bias']}"] if settings.get("bias", "none") != "none" else []
     if settings.get("init_lora_weights") not in PLAIN_INITS:
-        found.append(f"an initialization from the base's weights (init_lora_weights={settings['init_lora_weights']})")
+        found.append(f"init_lora_weights={settings['init_lora_weights']}")
     if found:
         raise _refusal(source, f"vLLM only loads plain LoRA, and this has {', '.join(found)}")
     rank = settings.get("r")
@@ -144,18 +122,24 @@ def _checked_rank(source: ModelSource) -> int:
     return rank
 
 
-def _refuse_base(source: ModelSource) -> None:
-    """Raise InputError if vLLM cannot load the base as it was in training."""
-    base, folder = source.base, model_folder(source.base)
+def _checked_base(source: ModelSource) -> tuple[Path | None, int | None]:
+    """Return the folder of the base and its limit in tokens, if known.
+
+    InputError if vLLM cannot load the base as it was in training.
+    """
+    base = source.base
     if base.init == "random":
         raise _refusal(source, "it was trained on random weights (model.init=random), which vLLM cannot reproduce")
     if base.quantize not in ("none", "nf4"):
         raise _refusal(source, f"it was trained on a base in {base.quantize}; vLLM only quantizes to nf4")
-    settings = _read(folder / "config.json") if folder else {}
+    folder = BASE if base.path == "builtin" else Path(base.path).expanduser()
+    settings = _read(folder / "config.json")
     kind = (settings.get("architectures") or [""])[0]
     if settings.get("is_encoder_decoder") or kind.endswith("ForMaskedLM"):
         fix = shell_line("luthier", "serve", source.path)
         raise InputError(f"{source.path}: vLLM serves decoders, and {base.path} is {kind}", fix=fix)
+    limit = settings.get("max_position_embeddings") or settings.get("n_positions")
+    return folder.resolve() if folder.is_dir() else None, limit if isinstance(limit, int) else None
 
 
 def _refusal(source: ModelSource, why: str) -> InputError:
@@ -167,21 +151,12 @@ def _refusal(source: ModelSource, why: str) -> InputError:
     return InputError(f"{source.path}: {why}", fix=fix)
 
 
-def _template(folder: Path) -> str | None:
+def _template(folder: Path) -> Any:
     """Return the chat template in a folder, or of the built-in base."""
     folder = BASE if str(folder) == "builtin" else folder
     file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    found = _read(folder / "tokenizer_config.json").get("chat_template")
-    return found if isinstance(found, str) else None
-
-
-def _limit(base: ModelConfig) -> int | None:
-    folder = model_folder(base)
-    found = _read(folder / "config.json") if folder else {}
-    limit = found.get("max_position_embeddings") or found.get("n_positions")
-    return limit if isinstance(limit, int) else None
+    own = _read(folder / "tokenizer_config.json").get("chat_template")
+    return file.read_text(encoding="utf-8") if file.is_file() else own
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -192,19 +167,28 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def arguments(
-    plan: VllmPlan, limits: ServerLimits, dtype: str, *, tokenizer: str | None, adapters: Mapping[str, str]
+    plan: VllmPlan, limits: ServerLimits, dtype: str, tokenizer: str = "", adapters: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Return the options of `vllm serve MODEL` without address and key; paths are those that vLLM will see."""
+    """Return the options of `vllm serve MODEL` without address and key.
+
+    `tokenizer` and `adapters` are the paths that vLLM will see, if they are not those of the plan.
+    """
+    tokenizer = tokenizer or str(plan.tokenizer)
+    adapters = adapters or {name: str(path) for name, path in plan.adapters.items()}
     base = plan.base
     words = ["--served-model-name", plan.name]
     if plan.adapters:
-        words += ["--enable-lora", "--lora-modules", *(_module(name, path) for name, path in adapters.items())]
+        words += ["--enable-lora", "--lora-modules"]
+        for name, path in adapters.items():
+            # JSON if it contains characters that vLLM would split at.
+            odd = "=" in path or "," in name + path
+            words.append(to_json({"name": name, "path": path}, ensure_ascii=False) if odd else f"{name}={path}")
         words += ["--max-loras", str(min(len(adapters), MAX_LORAS)), "--max-cpu-loras", str(len(adapters))]
         words += ["--max-lora-rank", str(next(rank for rank in RANKS if rank >= plan.rank))]
     # "vllm" ignores the base's sampling defaults and keeps its end tokens. A run's own end tokens may differ: Luthier
     # writes only those into generation_config.json, while a file of somebody else may change sampling.
     generation = "vllm"
-    if tokenizer is not None and plan.tokenizer is not None:
+    if plan.tokenizer is not None:
         words += ["--tokenizer", tokenizer]
         if (plan.tokenizer / "chat_template.jinja").is_file():
             words += ["--chat-template", f"{tokenizer}/chat_template.jinja"]
@@ -224,13 +208,6 @@ def arguments(
     if base.trust_remote_code:
         words.append("--trust-remote-code")
     return [*words, "--shutdown-timeout", str(int(limits.grace)), "--middleware", MIDDLEWARE]
-
-
-def _module(name: str, path: str) -> str:
-    """Return NAME=PATH, or JSON if it contains characters that vLLM would split at."""
-    if "=" in path or "," in name + path:
-        return to_json({"name": name, "path": path}, ensure_ascii=False)
-    return f"{name}={path}"
 
 
 def vllm_environment(plan: VllmPlan, key: str | None) -> dict[str, str]:

@@ -1,17 +1,33 @@
-"""`luthier serve --engine vllm`: start vLLM, or write the files that start it elsewhere."""
+"""`luthier serve --engine vllm`: start vLLM, or write a folder from which another machine starts it.
 
+The folder contains the command, files for containers, compose and Kubernetes, the adapters, and no secrets. The base is
+given by its hub id, or mounted if it is a folder.
+"""
+
+import json
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from luthier.core.errors import InputError, MissingExtra
 from luthier.core.events import Progress
-from luthier.core.shell import shell_line
+from luthier.core.files import staged
+from luthier.core.shell import public, shell_line
+from luthier.core.strict_json import to_json
 from luthier.recipe.consent import Allow
 from luthier.serving.http.settings import ServerAddress, ServerLimits
-from luthier.serving.vllm.command import GUARD, PLUGIN, VERSION, arguments, plan_of, vllm_environment
+from luthier.serving.vllm.command import GUARD, PLUGIN, VERSION, VllmPlan, arguments, plan_of, vllm_environment
+
+TOKENIZER_FILES = [
+    *("tokenizer*", "*.jinja", "*.model", "vocab.*", "merges.txt", "special_tokens*", "added_tokens*"),
+    "generation_config.json",
+]
+RENDERED = ("serve.sh", "Containerfile", "compose.yaml", "kubernetes.yaml", "README.md")
 
 
 def serve_vllm(
@@ -32,19 +48,14 @@ def serve_vllm(
             raise InputError(f"{option} has no effect on vLLM", fix="leave it out, or --engine luthier")
     plan = plan_of(given, allow_code)
     if write is not None:
-        from luthier.serving.vllm.files import write_files
-
         write_files(plan, limits, dtype, write, progress)
         return
     program = find_vllm(vllm)
     address.check()
     with address.bind() as free:  # a free port if it is 0
         port: int = free.getsockname()[1]
-    tokenizer = str(plan.tokenizer) if plan.tokenizer else None
-    adapters = {name: str(path) for name, path in plan.adapters.items()}
-    options = arguments(plan, limits, dtype, tokenizer=tokenizer, adapters=adapters)
-    where = ["--host", address.host, "--port", str(port)]
-    words = [program, "serve", str(plan.folder or plan.base.path), *options, *where]
+    words = [program, "serve", str(plan.folder or plan.base.path), *arguments(plan, limits, dtype)]
+    words += ["--host", address.host, "--port", str(port)]
     if plan.base.quantize == "nf4":
         progress.note(f"the base is quantized: vLLM needs a plugin (pip install vllm-bnb-plugin=={PLUGIN})")
     progress.stage(shell_line(*words))
@@ -66,3 +77,76 @@ def find_vllm(vllm: str | None) -> str:
         fix=f"python -m venv vllm && vllm/bin/pip install vllm=={VERSION}, then --vllm vllm/bin/vllm; "
         "or --write DIR, which writes all that another machine needs",
     )
+
+
+def write_files(plan: VllmPlan, limits: ServerLimits, dtype: str, target: Path, progress: Progress) -> None:
+    """Write all files into the new folder `target`, or nothing."""
+    target = target.expanduser().resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"--write {target} already exists and is not empty", fix="another folder, or move it away")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A name that Kubernetes and container registries accept.
+    name = re.sub(r"[^a-z0-9]+", "-", target.name.lower()).strip("-")[:40].strip("-") or "models"
+    with staged(target) as folder:
+        adapters = _copy_adapters(plan, folder)
+        if plan.tokenizer is not None:
+            (folder / "tokenizer").mkdir()
+            for file in {file for pattern in TOKENIZER_FILES for file in plan.tokenizer.glob(pattern)}:
+                if file.is_file():
+                    shutil.copyfile(file, folder / "tokenizer" / file.name)
+        shutil.copytree(GUARD, folder / "guard", ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / ".dockerignore").write_text("*\n!adapters\n!tokenizer\n!guard\n!serve.sh\n", encoding="utf-8")
+        options = arguments(plan, limits, dtype, "tokenizer", adapters)
+        for rendered, text in render(plan, limits, name, options).items():
+            (folder / rendered).write_text(text, encoding="utf-8")
+        (folder / "serve.sh").chmod(0o755)
+    progress.stage(f"written: {target}")
+    progress.note(f"{target}/README.md lists the commands; {len(plan.adapters)} adapters were copied")
+
+
+def _copy_adapters(plan: VllmPlan, folder: Path) -> dict[str, str]:
+    """Copy the adapters; return name -> path relative to `folder`, without special characters."""
+    paths: dict[str, str] = {}
+    for name, source in plan.adapters.items():
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "adapter"
+        while f"adapters/{plain}" in paths.values():
+            plain += "-2"
+        paths[name] = f"adapters/{plain}"
+        copy = folder / paths[name]
+        copy.mkdir(parents=True)
+        shutil.copyfile(source / "adapter_model.safetensors", copy / "adapter_model.safetensors")
+        settings = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+        settings["base_model_name_or_path"] = "/model" if plan.folder else plan.base.path
+        text = to_json(settings, indent=2, sort_keys=True)
+        (copy / "adapter_config.json").write_text(text, encoding="utf-8")
+    return paths
+
+
+def render(plan: VllmPlan, limits: ServerLimits, name: str, options: Sequence[str]) -> dict[str, str]:
+    """Return file name -> text from the templates beside this file; `options` are those of `vllm serve MODEL`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    files = FileSystemLoader(Path(__file__).parent)
+    layout: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    templates = Environment(loader=files, undefined=StrictUndefined, **layout)
+    templates.filters["shell"] = lambda text: shlex.quote(str(text))
+    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    size = sum(file.stat().st_size for file in plan.folder.glob("*") if file.is_file()) if plan.folder else 0
+    messages = [{"role": "user", "content": "Hello"}]
+    values: dict[str, Any] = {
+        "VERSION": VERSION,
+        "PLUGIN": PLUGIN,
+        "plan": plan,
+        "name": name,
+        "models": [plan.name, *plan.adapters],
+        "model": plan.folder or plan.base.path,
+        "place": f"`{public(str(plan.folder or plan.base.path))}`",
+        "environment": vllm_environment(plan, None),
+        # One line for each option with its values.
+        "options": "".join((" \\\n  " if word.startswith("--") else " ") + shlex.quote(word) for word in options),
+        # Running requests get their grace period, and vLLM some time to exit.
+        "stop_seconds": int(limits.grace) + 30,
+        "storage": f"{max(1, -(-size * 5 // (4 * 2**30)))}Gi" if plan.folder else "50Gi",
+        "example": json.dumps({"model": [*plan.adapters, plan.name][0], "messages": messages}, ensure_ascii=False),
+    }
+    return {file: templates.get_template(f"{file}.jinja").render(values) for file in RENDERED}

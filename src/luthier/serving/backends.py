@@ -1,0 +1,224 @@
+"""Chat backends: a model in this process, or one behind any endpoint with OpenAI's chat completions.
+
+An endpoint is streamed with the standard library only.
+"""
+
+import http.client
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urldefrag, urlsplit
+
+from luthier.core.endpoint import CONNECTION_ERRORS, is_loopback, open_url
+from luthier.core.errors import InputError, LuthierError
+from luthier.recipe.consent import Allow
+from luthier.rendering.example import Message
+from luthier.serving.engine.requests import SamplingParams
+
+KEYS = ("LUTHIER_API_KEY", "OPENAI_API_KEY")
+"""Environment variables of the API key; the first one that is set is used."""
+TIMEOUT = 300.0
+"""Seconds without data after which the connection is closed."""
+RETRY_SECONDS, MAX_WAIT = (1.0, 2.0, 4.0), 30.0
+"""Seconds between attempts if a busy endpoint does not say how long to wait, and the longest wait."""
+MAX_BYTES = 2**24
+"""Longest response that is not streamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatBackend:
+    """Answers a conversation."""
+
+    name: str
+    stream: Callable[[Sequence[Message], SamplingParams], Iterator[str]]
+    """Yields the answer's text as it is generated; closing the iterator stops the generation."""
+
+
+def is_endpoint(given: str) -> bool:
+    """Is it an address, not a folder?"""
+    return given.startswith(("http://", "https://"))
+
+
+def open_backends(
+    given: str,
+    *,
+    base: bool,
+    beside: str | None,
+    model: str | None,
+    notify: Callable[[str], None] = lambda _: None,
+    allow_code: Allow = False,
+) -> list[ChatBackend]:
+    """Open the requested model, and the one to compare it with; InputError if that is not possible."""
+    if base and beside:
+        raise InputError("--base and --beside both select another model", fix="leave one of them out")
+    if is_endpoint(given):
+        if base and model is not None:
+            raise InputError("--base and --model select two models", fix="leave one of them out")
+        first = Endpoint(given, "base" if base else model, notify)
+        if beside is None:
+            return [first.backend]
+        if Path(beside).expanduser().is_dir():
+            return [first.backend, *_local([beside], allow_code)]
+        url, name = (beside, None) if is_endpoint(beside) else (first.url, beside)
+        return [first.backend, Endpoint(url, name, notify).backend]
+    if model is not None:
+        raise InputError(f"--model belongs to an endpoint (http://...), and {given} is a folder", fix="leave it out")
+    if beside is not None and is_endpoint(beside):
+        other = Endpoint(beside, None, notify).backend  # first, because it fails sooner
+        return [*_local([given], allow_code), other]
+    if base or beside == "base":
+        return _local([given], allow_code, base=True)[: 1 if base else 2]
+    return _local([given] if beside is None else [given, beside], allow_code)
+
+
+def _local(folders: list[str], allow_code: Allow, *, base: bool = False) -> list[ChatBackend]:
+    """Open models in this process, in one batch if they can share it; with `base`, their base comes first."""
+    from luthier.serving.engine.engine import Engine
+    from luthier.serving.engine.sources import refuse_mixture, source_of
+
+    sources = [source_of(each, allow_code) for each in folders]
+    if base and sources[0].load is None:
+        message = f"{folders[0]} holds full weights: its base is another model"
+        raise InputError(message, fix="give the folder of the base itself")
+    try:
+        refuse_mixture(sources)
+    except InputError:
+        if len(folders) == 1:
+            raise
+        return [backend for folder in folders for backend in _local([folder], allow_code)]
+    names = [*(["base"] if base else []), *(source.name for source in sources)]
+    engine = Engine.open(folders, rows=len(names), allow_code=allow_code)
+    return [ChatBackend(name, partial(engine.stream, model=name)) for name in names]
+
+
+class Endpoint:
+    """One model of an endpoint."""
+
+    def __init__(self, url: str, model: str | None, notify: Callable[[str], None] = lambda _: None) -> None:
+        """InputError if the address is invalid, the key would be sent unencrypted, or the model is ambiguous."""
+        url, fragment = urldefrag(url)
+        self.url, self.notify = url.rstrip("/"), notify
+        parts = urlsplit(self.url)
+        if not parts.hostname or parts.username is not None:
+            raise InputError(f"{self.url} is not a valid endpoint address", fix="http://HOST:PORT/v1, without the key")
+        self.key_name = next((name for name in KEYS if os.environ.get(name, "").strip()), "")
+        self.key = os.environ.get(self.key_name, "").strip()
+        if self.key and parts.scheme == "http" and not is_loopback(parts.hostname):
+            raise InputError(
+                f"{self.url}: the key in {self.key_name} would be sent to {parts.hostname} unencrypted",
+                fix=f"an https address, a tunnel (ssh -L), or unset {self.key_name} if the endpoint needs no key",
+            )
+        self.name = fragment or model or ""
+        if not self.name:
+            found = self._models()
+            if len(found) != 1:
+                there = f"there are: {', '.join(found)}" if found else "the endpoint does not list its models"
+                raise InputError(f"{self.url}: which model? {there}", fix="--model NAME")
+            self.name = found[0]
+        self.backend = ChatBackend(self.name, self._stream)
+
+    def _stream(self, messages: Sequence[Message], sampling: SamplingParams) -> Iterator[str]:
+        """Yield the answer's text as it arrives; closing the iterator closes the connection.
+
+        InputError if the endpoint refuses the request, LuthierError if the answer is incomplete.
+        """
+        body = {
+            "model": self.name,
+            "messages": [{"role": each.role, "content": each.content} for each in messages],
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+            "stream": True,
+        }
+        started = ended = False
+        reason = "the stream ended without its last event"
+        with self._request("/chat/completions", body) as response:
+            try:
+                for raw in response:
+                    kind, _, data = raw.decode("utf-8", errors="replace").partition(":")
+                    if kind != "data":
+                        continue
+                    if data.strip() == "[DONE]":
+                        break
+                    event = json.loads(data)
+                    if "error" in event:
+                        raise LuthierError(f"{self.url}: {self._message(event)}")
+                    choice = (event.get("choices") or [{}])[0]
+                    if text := (choice.get("delta") or {}).get("content"):
+                        started = True
+                        yield text
+                    ended = ended or choice.get("finish_reason") is not None
+            except (*CONNECTION_ERRORS, ValueError, TypeError, AttributeError) as error:  # or an event of another form
+                ended, reason = False, _reason(error)
+        if not ended:
+            what = "the answer broke off" if started else "no answer came"
+            raise LuthierError(f"{self.url}: {what} ({reason})")
+
+    def _models(self) -> list[str]:
+        """Return the names of the endpoint's models; none if it does not list them."""
+        with self._request("/models") as response:
+            try:
+                return [str(each["id"]) for each in json.loads(response.read(MAX_BYTES))["data"]]
+            except (ValueError, KeyError, TypeError):
+                return []
+
+    def _request(self, path: str, body: dict[str, Any] | None = None) -> http.client.HTTPResponse:
+        """Send a request, and again if the endpoint is busy; InputError if it is refused."""
+        waits = iter(RETRY_SECONDS)
+        while True:
+            try:
+                return open_url(self.url + path, body, self.key, TIMEOUT)
+            except HTTPError as error:
+                seconds = next(waits, None)
+                if error.code != 429 or seconds is None:
+                    raise self._refusal(error, chat=body is not None) from None
+                with suppress(ValueError):
+                    seconds = max(0.0, float(error.headers.get("retry-after", "")))
+                seconds = min(MAX_WAIT, seconds)
+                self.notify(f"{self.url} is busy; retrying in {seconds:.0f} s")
+                error.close()
+                time.sleep(seconds)
+            except CONNECTION_ERRORS as error:
+                what = f"{self.url} cannot be reached: {_reason(error)}"
+                raise InputError(what, fix="check that the server is running, and the port") from None
+
+    def _refusal(self, error: HTTPError, *, chat: bool) -> InputError:
+        """Explain the status of a response; `chat` if it is about a chat completion."""
+        code, found, fix = f"HTTP {error.code}", [], ""
+        with error, suppress(*CONNECTION_ERRORS, ValueError, TypeError):
+            code += f": {self._message(json.loads(error.read(MAX_BYTES)))}"
+        if chat and error.code == 404:
+            with suppress(InputError):
+                found = self._models()
+        what = f"{self.url} refused the request ({code})"
+        if error.code in (401, 403):
+            what = f"{self.url} {f'rejects the key in {self.key_name}' if self.key else 'requires an API key'} ({code})"
+            fix = f"export {self.key_name or KEYS[0]}=..."
+        elif found:
+            what, fix = f"there is no model {self.name!r} at {self.url}; there are: {', '.join(found)}", "--model NAME"
+        elif error.code == 404:
+            ending = "" if self.url.endswith("/v1") else f"; such addresses end in /v1: {self.url}/v1"
+            what = f"{self.url} is not an OpenAI-compatible endpoint (HTTP 404){ending}"
+        elif error.code == 429:
+            what, fix = f"{self.url} is busy ({code})", "retry later"
+        elif 300 <= error.code < 400:
+            what, fix = f"{self.url} redirects to {error.headers.get('location')}", "use that address"
+        return InputError(what, fix=fix)
+
+    def _message(self, body: Any) -> str:
+        """Return the message of an error in OpenAI's format, or of another one, without the key."""
+        error = body["error"] if isinstance(body, dict) and "error" in body else body
+        text = str(error["message"] if isinstance(error, dict) and "message" in error else error)[:500]
+        return text.replace(self.key, "***") if self.key else text
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None) or error
+    return getattr(reason, "strerror", None) or str(reason) or type(error).__name__
