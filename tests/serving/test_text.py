@@ -10,9 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.serving.engine.detokenizer import Detokenizer
+from luthier.serving.engine.decoding import Detokenizer, Sampler, sample, scored
 from luthier.serving.engine.requests import SamplingParams
-from luthier.serving.engine.sampling import Sampler, sample, scored
 from tests.conftest import build_tokenizer
 
 TOKENIZER = build_tokenizer()

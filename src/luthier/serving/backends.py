@@ -22,14 +22,11 @@ from luthier.recipe.consent import Allow
 from luthier.rendering.example import Message
 from luthier.serving.engine.requests import SamplingParams
 
-KEYS = ("LUTHIER_API_KEY", "OPENAI_API_KEY")
-"""Environment variables of the API key; the first one that is set is used."""
-TIMEOUT = 300.0
-"""Seconds without data after which the connection is closed."""
+KEYS = ("LUTHIER_API_KEY", "OPENAI_API_KEY")  # Environment variables of the API key; the first one that is set is used
+TIMEOUT = 300.0  # Seconds without data after which the connection is closed
 RETRY_SECONDS, MAX_WAIT = (1.0, 2.0, 4.0), 30.0
 """Seconds between attempts if a busy endpoint does not say how long to wait, and the longest wait."""
-MAX_BYTES = 2**24
-"""Longest response that is not streamed."""
+MAX_BYTES = 2**24  # Longest response that is not streamed
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +44,7 @@ def is_endpoint(given: str) -> bool:
 
 
 def open_backends(
-    given: str,
-    *,
-    base: bool,
-    beside: str | None,
-    model: str | None,
-    notify: Callable[[str], None] = lambda _: None,
-    allow_code: Allow = False,
+    given: str, *, base: bool, beside: str | None, model: str | None, notify: Callable[[str], None], allow_code: Allow
 ) -> list[ChatBackend]:
     """Open the requested model, and the one to compare it with; InputError if that is not possible."""
     if base and beside:
@@ -101,7 +92,7 @@ def _local(folders: list[str], allow_code: Allow, *, base: bool = False) -> list
 class Endpoint:
     """One model of an endpoint."""
 
-    def __init__(self, url: str, model: str | None, notify: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, url: str, model: str | None, notify: Callable[[str], None]) -> None:
         """InputError if the address is invalid, the key would be sent unencrypted, or the model is ambiguous."""
         url, fragment = urldefrag(url)
         self.url, self.notify = url.rstrip("/"), notify
@@ -155,7 +146,7 @@ class Endpoint:
                         started = True
                         yield text
                     ended = ended or choice.get("finish_reason") is not None
-            except (*CONNECTION_ERRORS, ValueError, TypeError, AttributeError) as error:  # or an event of another form
+            except (*CONNECTION_ERRORS, ValueError, TypeError, AttributeError, LookupError) as error:
                 ended, reason = False, _reason(error)
         if not ended:
             what = "the answer broke off" if started else "no answer came"

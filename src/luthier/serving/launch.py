@@ -17,13 +17,7 @@ from luthier.serving.http.settings import ServerAddress, ServerLimits
 
 
 def serve(
-    given: Sequence[str],
-    address: ServerAddress,
-    limits: ServerLimits,
-    *,
-    dtype: str,
-    progress: Progress,
-    allow_code: Allow = False,
+    runs: Sequence[str], address: ServerAddress, limits: ServerLimits, dtype: str, progress: Progress, allow_code: Allow
 ) -> None:
     """Serve until SIGTERM or ctrl-C. Errors in the options are reported before anything is loaded."""
     try:
@@ -38,7 +32,7 @@ def serve(
     from luthier.serving.http.server import application
 
     rows, waiting = limits.max_batch, limits.max_waiting
-    engine = Engine.open(given, rows=rows, waiting=waiting, dtype=dtype, progress=progress, allow_code=allow_code)
+    engine = Engine.open(runs, rows=rows, waiting=waiting, dtype=dtype, progress=progress, allow_code=allow_code)
     app = application(engine, limits, key=address.key, local=is_loopback(address.host))
     bound = address.bind()  # from here on clients wait instead of being refused
     for model in engine.models.values():
@@ -47,16 +41,11 @@ def serve(
     progress.note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1  (ctrl-C stops)")
     # uvicorn logs requests that a client cancels as errors.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "Cancel" not in record.getMessage())
+    quiet: Any = {"log_level": "warning", "access_log": False, "server_header": False}
     protocol: Any = partial(LimitedProtocol, most=limits.requests + SPARE)
+    grace = max(1, int(limits.grace))
     config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, int(limits.grace)),
-        http=protocol,
-        ws="none",
+        app, http=protocol, ws="none", timeout_keep_alive=30, timeout_graceful_shutdown=grace, **quiet
     )
     server = uvicorn.Server(config)
     # Nothing loaded so far will be freed, so the collector can skip it. Then a full collection is quick, and comes

@@ -7,24 +7,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Condition, Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from luthier.core.errors import InputError
 from luthier.core.events import Progress
 from luthier.kernels.process import call_apart, give_back_freed_memory, keep_freed_memory
 from luthier.recipe.consent import Allow
 from luthier.rendering.example import Message
-from luthier.serving.engine.detokenizer import Detokenizer
+from luthier.serving.engine.decoding import Detokenizer, Sampler, sample, scored
 from luthier.serving.engine.models import ServedModel, open_models
 from luthier.serving.engine.requests import Chunk, Finish, GenerationRequest, QueueFull, SamplingParams, ScoredToken
-from luthier.serving.engine.sampling import Sampler, sample, scored
 from luthier.serving.engine.scheduler import RunningRow, Scheduler
 from luthier.serving.engine.sources import refuse_mixture, source_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -90,9 +87,8 @@ class Engine:
         for request in requests:
             limit = self.models[request.model].limit
             if len(request.ids) >= limit:
-                raise InputError(
-                    f"the conversation has {len(request.ids)} tokens; the model's limit is {limit} with the answer"
-                )
+                found = f"the conversation has {len(request.ids)} tokens"
+                raise InputError(f"{found}; the model's limit is {limit} with the answer")
         with self.wake:
             if self.closing:
                 raise QueueFull("the server is stopping")
@@ -115,12 +111,7 @@ class Engine:
         self.thread.join()
 
     def stream(
-        self,
-        messages: Sequence[Message],
-        sampling: SamplingParams | None = None,
-        *,
-        tools: str = "",
-        model: str | None = None,
+        self, messages: Sequence[Message], sampling: SamplingParams | None = None, *, tools: str = "", model: str = ""
     ) -> Iterator[str]:
         """Yield the answer's text as it is generated; closing the iterator cancels the request.
 
@@ -132,14 +123,14 @@ class Engine:
         request = GenerationRequest(served.name, ids, sampling or SamplingParams(), chunks.put)
         self.submit([request])
         try:
-            finish = None
-            while finish is None:
+            while True:
                 chunk = chunks.get()
-                finish = chunk.finish
                 if chunk.text:
                     yield chunk.text
-                if finish == "error":
+                if chunk.finish == "error":
                     raise RuntimeError(chunk.error)
+                if chunk.finish is not None:
+                    return
         finally:
             request.cancelled.set()
 
@@ -165,14 +156,9 @@ class Engine:
         while self.waiting and len(self.running) < self.max_rows:
             request = self.waiting.popleft()
             model = self.models[request.model]
-            running = Running(
-                request.ids,
-                model.prefix,
-                request=request,
-                model=model,
-                sampler=Sampler(request.sampling),
-                text=Detokenizer(model.template.tokenizer, request.sampling.stop),
-            )
+            sampler = Sampler(request.sampling)
+            text = Detokenizer(model.template.tokenizer, request.sampling.stop)
+            running = Running(request.ids, model.prefix, request=request, model=model, sampler=sampler, text=text)
             self.running.append(running)
             self.counts.prompt_tokens += len(request.ids)
             try:
@@ -191,28 +177,24 @@ class Engine:
         if scheduler.count:
             self._sample(scheduler.ready, scheduler.decode())
 
-    def _sample(self, rows: Sequence[Any], logits: "Tensor") -> None:
+    def _sample(self, rows: Sequence[Any], logits: Tensor) -> None:
         """Sample the next token of each row, which is a Running, from logits [rows, vocabulary]."""
         tokens = sample(logits, [row.sampler for row in rows])
         for row, token, own in zip(rows, tokens, logits, strict=True):
-            self._add(row, token, own)
-
-    def _add(self, running: Running, token: int, logits: "Tensor") -> None:
-        sampling = running.request.sampling
-        running.token = token
-        running.tokens += 1
-        self.counts.completion_tokens += 1
-        ended = token in running.model.template.end_ids and not sampling.ignore_eos
-        if sampling.logprobs is not None and not ended:
-            running.logprobs.append(scored(logits, token, sampling.logprobs))
-        text = "" if ended else running.text.add(token)
-        limit = min(sampling.max_tokens, running.model.limit - len(running.ids))
-        if ended or running.text.stopped:
-            self._finish(running, "stop", text)
-        elif running.tokens >= limit:
-            self._finish(running, "length", text)
-        elif text or running.logprobs:
-            running.request.deliver(self._chunk(running, text))
+            sampling = row.request.sampling
+            row.token = token
+            row.tokens += 1
+            self.counts.completion_tokens += 1
+            ended = token in row.model.template.end_ids and not sampling.ignore_eos
+            if sampling.logprobs is not None and not ended:
+                row.logprobs.append(scored(own, token, sampling.logprobs))
+            text = "" if ended else row.text.add(token)
+            if ended or row.text.stopped:
+                self._finish(row, "stop", text)
+            elif row.tokens >= min(sampling.max_tokens, row.model.limit - len(row.ids)):
+                self._finish(row, "length", text)
+            elif text or row.logprobs:
+                row.request.deliver(self._chunk(row, text))
 
     def _chunk(self, running: Running, text: str, finish: Finish | None = None, error: str = "") -> Chunk:
         logprobs, running.logprobs = tuple(running.logprobs), []

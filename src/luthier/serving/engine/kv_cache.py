@@ -18,8 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.masking_utils import sdpa_mask
 
 NAME = "luthier_rows"
-STEP = 128
-"""The capacity of a row grows by a multiple of this many tokens."""
+STEP = 128  # The capacity of a row grows by a multiple of this many tokens
 
 
 class RowCacheLayer(CacheLayerMixin):
@@ -32,29 +31,19 @@ class RowCacheLayer(CacheLayerMixin):
         self.owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, capacity = self.owner.rows, self.owner.capacity
-        self.keys, self.values = (
-            like.new_zeros(rows, like.size(1), capacity, like.size(3)) for like in (key_states, value_states)
-        )
+        rows, capacity, both = self.owner.rows, self.owner.capacity, (key_states, value_states)
+        self.keys, self.values = (like.new_zeros(rows, like.size(1), capacity, like.size(3)) for like in both)
         self.is_initialized = True
-
-    def tensors(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values, allocated like [rows, heads, T, head size] when first needed."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        return self.keys, self.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append [rows, heads, T, head size] to the rows of this step and return all that they have."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         first, starts, longest = self.owner.step
-        kept = [each[first : first + len(starts)] for each in self.tensors(key_states, value_states)]
+        kept = [each[first : first + len(starts)] for each in (self.keys, self.values)]
         for own, new in zip(kept, (key_states, value_states), strict=True):
-            if new.size(2) == 1:
-                own[self.owner.indices, :, self.owner.positions] = new[:, :, 0]
-            else:
-                for row, start in enumerate(starts):
-                    own[row, :, start : start + new.size(2)] = new[row]
+            own[self.owner.indices, :, self.owner.positions] = new.transpose(1, 2)
         return kept[0][:, :, :longest], kept[1][:, :, :longest]
 
     def grow(self) -> None:
@@ -82,17 +71,22 @@ class RowCache(Cache):
         self.rows, self.capacity = 1, STEP
         self.step: tuple[int, list[int], int] = (0, [0], 0)
         """(first row, tokens that each row has already, length of the longest row including new tokens)."""
-        self.indices = self.positions = torch.zeros(1, dtype=torch.long)
-        """Index within the step, and position of the new token, of each row; on the device."""
+        self.indices = self.positions = torch.zeros(1, 1, dtype=torch.long)
+        """Index within the step [rows, 1], and position of each new token [rows, T]; on the device."""
         self.own = [RowCacheLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.own))
 
-    def prepare(self, first: int, starts: list[int], new: int, device: torch.device) -> None:
-        """The next call appends `new` tokens to the rows from index `first` on, which have `starts` tokens."""
+    def prepare(self, first: int, starts: list[int], new: int, device: torch.device) -> Tensor:
+        """Say that the next call appends `new` tokens to the rows from index `first` on, which have `starts` tokens.
+
+        Returns its mask [rows, 1, new, longest]: True where a new token attends to a cached one (up to itself).
+        """
         longest = max(starts) + new
         self.reserve(first + len(starts), longest)
         self.step = first, starts, longest
-        self.indices, self.positions = torch.arange(len(starts), device=device), torch.tensor(starts, device=device)
+        self.indices = torch.arange(len(starts), device=device)[:, None]
+        self.positions = torch.tensor(starts, device=device)[:, None] + torch.arange(new, device=device)
+        return (torch.arange(longest, device=device) <= self.positions[..., None])[:, None]
 
     def reserve(self, rows: int, capacity: int) -> None:
         """Grow to at least this many rows of this many tokens."""
@@ -114,57 +108,34 @@ class RowCache(Cache):
 
     def put(self, row: int, keys: list[Tensor], values: list[Tensor]) -> None:
         """Start a row with keys and values per layer, [heads, length, head size] (a trained prefix)."""
-        self.reserve(row + 1, keys[0].size(1))
-        for layer, *own in zip(self.own, keys, values, strict=True):
-            for kept, new in zip(layer.tensors(*(each[None] for each in own)), own, strict=True):
-                kept[row, :, : new.size(1)] = new
-
-    def clear(self) -> None:
-        """Free the memory; only valid while no row is kept."""
-        self.rows, self.capacity = 1, STEP
-        for layer in self.own:
-            layer.keys = layer.values = None
-            layer.is_initialized = False
-
-
-def causal_mask(starts: list[int], new: int, device: torch.device) -> Tensor:
-    """Return [rows, 1, new, longest]: True where a new token of a row attends to a cached one (up to itself)."""
-    positions = torch.tensor(starts, device=device)[:, None] + torch.arange(new, device=device)
-    return (torch.arange(max(starts) + new, device=device) <= positions[..., None])[:, None]
+        self.prepare(row, [0], keys[0].size(1), keys[0].device)
+        for layer, key, value in zip(self.own, keys, values, strict=True):
+            layer.update(key[None], value[None])
 
 
 def row_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """Queries [rows, heads, T, D], keys and values [rows, key heads, longest, D] -> [rows, T, heads, D].
 
     NotImplementedError if a model needs more than masking (Gemma 2 caps its scores).
     """
-    if softcap is not None or kwargs.get("s_aux") is not None or attention_mask is None:
+    mask, scale, window = attention_mask, options.get("scaling"), options.get("sliding_window")
+    if options.get("softcap") is not None or options.get("s_aux") is not None or mask is None:
         raise NotImplementedError("attention with capped scores or sinks")
-    if sliding_window is not None and key.size(2) > sliding_window:
-        hidden = attention_mask.sum(-1, keepdim=True) - sliding_window
-        attention_mask = attention_mask & (torch.arange(key.size(2), device=key.device) >= hidden)
+    if window is not None and key.size(2) > window:
+        hidden = mask.sum(-1, keepdim=True) - window
+        mask = mask & (torch.arange(key.size(2), device=key.device) >= hidden)
     rows, heads, tokens, width = query.shape
     groups = key.size(1)
-    if rows == 1 and tokens > 1 and key.size(2) == tokens and sliding_window is None:
+    if rows == 1 and tokens > 1 and key.size(2) == tokens and window is None:
         grouped = groups != heads
-        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+        output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
         return output.transpose(1, 2), None
     query = query.reshape(rows, groups, -1, width)  # [rows, key heads, heads that share them * T, D]
-    mask = attention_mask
     if heads != groups and tokens > 1:
         mask = mask[:, :, None].expand(-1, -1, heads // groups, -1, -1).flatten(2, 3)
-    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return output.reshape(rows, heads, tokens, width).transpose(1, 2), None
 
 

@@ -14,9 +14,11 @@ must match those of the plain model. If they do not, the next way is tried.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from luthier.core.errors import ModelError
 from luthier.core.events import Progress
@@ -27,14 +29,12 @@ from luthier.serving.engine.multi_adapter import MultiAdapter, deltas_of
 from luthier.serving.engine.scheduler import BatchScheduler, PrefixState, RunningRow, Scheduler
 from luthier.serving.engine.sources import ModelSource
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 SHARED, SEPARATE, SEQUENTIAL = "in one batch with the others", "in batches of its own", "one row at a time"
-BOUNDS = {torch.float32: 1e-3}
-"""Allowed error of the logits (root mean square) as a fraction of their standard deviation over the vocabulary."""
-HALF = 0.25
-"""The same for half precision, where rounding grows from layer to layer. A wrong mask or position gives about 1."""
+BOUND, HALF_BOUND = 1e-3, 0.25
+"""Allowed error of the logits (root mean square) as a fraction of their standard deviation over the vocabulary.
+
+In half precision, rounding grows from layer to layer. A wrong mask or position gives about 1.
+"""
 PROMPT = "Is it 7 or 8? It is seven of nine; the answer: 你好, été and 3.14159 again. " * 3
 PROMPT_TOKENS = 40
 
@@ -48,10 +48,8 @@ class ServedModel:
     template: Template
     scheduler: Scheduler
     prefix: PrefixState
-    limit: int
-    """Tokens of prompt and answer together."""
-    how: str
-    """SHARED, SEPARATE or SEQUENTIAL."""
+    limit: int  # Tokens of prompt and answer together
+    how: str  # SHARED, SEPARATE or SEQUENTIAL
 
 
 Way = tuple[Callable[[], Scheduler], PrefixState, str]
@@ -80,7 +78,7 @@ def _over_one_base(sources: Sequence[ModelSource], progress: Progress, dtype: st
     base = _load(first, dtype)
     untouched = _share(base)  # before a scheduler changes its attention
     adapters = MultiAdapter(base)
-    together: Way = lambda: BatchScheduler(base, adapters), PrefixState(), SHARED
+    together: Way = partial(BatchScheduler, base, adapters), PrefixState(), SHARED
     shared = _serve(first, base, [together, _own_ways(base, PrefixState())[-1]])
     served = [shared]
     for source in sources:
@@ -98,14 +96,9 @@ def _over_one_base(sources: Sequence[ModelSource], progress: Progress, dtype: st
     return served
 
 
-def _own_ways(model: "nn.Module", prefix: PrefixState) -> list[Way]:
-    attention = getattr(model.config, "_attn_implementation", "sdpa")
-
-    def sequential() -> Scheduler:
-        model.set_attn_implementation(attention)  # type: ignore[operator]
-        return Scheduler(model)
-
-    return [(lambda: BatchScheduler(model), prefix, SEPARATE), (sequential, prefix, SEQUENTIAL)]
+def _own_ways(model: nn.Module, prefix: PrefixState) -> list[Way]:
+    alone = partial(Scheduler, model, getattr(model.config, "_attn_implementation", "sdpa"))
+    return [(partial(BatchScheduler, model), prefix, SEPARATE), (alone, prefix, SEQUENTIAL)]
 
 
 def _serve(source: ModelSource, model: Any, ways: Sequence[Way]) -> ServedModel:
@@ -125,13 +118,11 @@ def _serve(source: ModelSource, model: Any, ways: Sequence[Way]) -> ServedModel:
             limit = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
             limit = int(limit) - prefix.virtual_tokens
             return ServedModel(source.name, source.kind, template, scheduler, prefix, limit, how)
-    raise ModelError(
-        f"{source.path}: this model answers differently with a cache and without one, so it cannot be served",
-        fix="please report it with the model's name",
-    )
+    message = f"{source.path}: this model answers differently with a cache and without one, so it cannot be served"
+    raise ModelError(message, fix="please report it with the model's name")
 
 
-def _matches(scheduler: Scheduler, prefix: PrefixState, ids: list[int], logits: "Tensor") -> bool:
+def _matches(scheduler: Scheduler, prefix: PrefixState, ids: list[int], logits: Tensor) -> bool:
     """Compare `logits` [4, vocabulary] of the last tokens with those read in chunks and then decoded one by one."""
     own, other = RunningRow(ids[:-3], prefix), RunningRow(ids[: len(ids) // 2], PrefixState())
     found = []
@@ -152,9 +143,9 @@ def _matches(scheduler: Scheduler, prefix: PrefixState, ids: list[int], logits: 
         scheduler.chunk = type(scheduler).chunk
         for row in list(scheduler.rows):
             scheduler.evict(row)
-    bound = max(BOUNDS.get(parameter.dtype, HALF) for parameter in scheduler.model.parameters())
+    half = any(parameter.dtype != torch.float32 for parameter in scheduler.model.parameters())
     error = (torch.stack(found).float() - logits).square().mean().sqrt()
-    return bool(error <= bound * logits.std(-1).mean())
+    return bool(error <= (HALF_BOUND if half else BOUND) * logits.std(-1).mean())
 
 
 def _prefix_state(model: Any) -> PrefixState | None:
@@ -178,7 +169,7 @@ def _prefix_state(model: Any) -> PrefixState | None:
     return PrefixState(keys=[each[0].to(dtype) for each in both], values=[each[1].to(dtype) for each in both])
 
 
-def _share(base: "nn.Module") -> "nn.Module":
+def _share(base: nn.Module) -> nn.Module:
     """Copy the modules but share the weights, which nothing trains; quantized ones share their state.
 
     Biases are copied: PEFT overwrites the base's biases with those of an adapter.
@@ -191,7 +182,7 @@ def _share(base: "nn.Module") -> "nn.Module":
     return copy.deepcopy(base, known)
 
 
-def _load(source: ModelSource, dtype: str) -> "nn.Module":
+def _load(source: ModelSource, dtype: str) -> nn.Module:
     config = source.base if dtype == "auto" else source.base.model_copy(update={"dtype": dtype})
     tokenizer = load_tokenizer(config, str(source.tokenizer))
     return load_model(config, locate(config), labels=None, tokenizer=tokenizer).eval()

@@ -12,6 +12,7 @@ many adapters its rows have; columns of other rows' adapters are zeroed between 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,18 +23,12 @@ from torch import Tensor, nn
 class AdapterDelta:
     """What one adapter does to one layer; None means nothing."""
 
-    down: Tensor | None = None
-    """A, [rank, in]."""
-    up: Tensor | None = None
-    """B times the adapter's scaling, [out, rank]."""
-    output_scale: Tensor | None = None
-    """s, [out]."""
-    bias: Tensor | None = None
-    """b, [out]."""
-    input_scale: Tensor | None = None
-    """c, [in]; there is no A with it."""
-    rotation: Tensor | None = None
-    """R - 1, [blocks, size, size], which a block of x multiplies from the left; there is no A with it."""
+    down: Tensor | None = None  # A, [rank, in]
+    up: Tensor | None = None  # B times the adapter's scaling, [out, rank]
+    output_scale: Tensor | None = None  # s, [out]
+    bias: Tensor | None = None  # b, [out]
+    input_scale: Tensor | None = None  # c, [in]; there is no A with it
+    rotation: Tensor | None = None  # R - 1, [blocks, size, size], multiplied to blocks of x from the left; no A with it
 
 
 def deltas_of(model: nn.Module, name: str = "default") -> dict[str, AdapterDelta] | None:
@@ -121,7 +116,6 @@ class MultiAdapter:
         self.layers: dict[str, MultiAdapterLayer] = {}
         self.number = 0
         self.rows: tuple[int, ...] = ()
-        self.masks: dict[tuple[Any, ...], Tensor] = {}
 
     def add(self, deltas: dict[str, AdapterDelta]) -> int:
         """Add an adapter and return its number, from 1 on; the base is 0."""
@@ -136,31 +130,11 @@ class MultiAdapter:
         """Set the adapter number of each row of the next step."""
         self.rows = tuple(rows)
 
-    def mask(self, columns: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
-        """Return [rows, 1, columns]: 1 where a column belongs to the row's adapter.
 
-        `columns` are pairs (adapter number, number of columns), in order. Most layers have the same columns, so they
-        share one mask.
-        """
-        key = (self.rows, columns, like.dtype)
-        if key not in self.masks:
-            if len(self.masks) >= KEPT * 4:
-                self.masks.clear()
-            owner = torch.tensor([number for number, many in columns for _ in range(many)], device=like.device)
-            rows = torch.tensor(self.rows, device=like.device)
-            self.masks[key] = (owner == rows[:, None])[:, None].to(like.dtype)
-        return self.masks[key]
-
-
-KEPT = 4
-"""Sets of rows for which a layer caches its batch: steps for ready rows and for rows being prefilled alternate."""
+KEPT = 4  # Sets of rows for which a layer caches its batch: steps for ready rows and for rows being prefilled alternate
 
 FEW = 128
-"""Rows times columns of A below which a CPU multiplies faster in float32 than in half precision.
-
-A product in half precision has an overhead of 15 microseconds on a CPU; beyond that it reads half as much memory, and
-products with many tokens take an eighth of the time.
-"""
+"""Rows times columns of A below which a CPU is faster in float32: half precision costs 15 microseconds a product."""
 
 
 @dataclass(slots=True)
@@ -170,8 +144,7 @@ class _Batch(AdapterDelta):
     A is [in, columns] and B [columns, out], of all adapters; the others are [rows, 1, size].
     """
 
-    mask: Tensor | None = None
-    """[rows, 1, columns]: 1 where a column belongs to the row's adapter; None if all do."""
+    mask: Tensor | None = None  # [rows, 1, columns]: 1 where a column belongs to the row's adapter; None if all do
     rotations: list[tuple[Tensor | None, Tensor]] = field(default_factory=list)
     """(rows, or None for all rows; rotation of their adapter)."""
 
@@ -181,10 +154,8 @@ class MultiAdapterLayer:
 
     def __init__(self, layer: nn.Module, adapters: MultiAdapter) -> None:
         self.adapters = adapters
-        self.deltas: dict[int, AdapterDelta] = {}
-        """Adapter number -> its delta without A and B."""
-        self.ranks: dict[int, int] = {}
-        """Rank of the adapters with A and B, in the order in which these are concatenated."""
+        self.deltas: dict[int, AdapterDelta] = {}  # Adapter number -> its delta without A and B
+        self.ranks: dict[int, int] = {}  # Rank of the adapters with A and B, in the order of concatenation
         self.joined: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         """A of all adapters [columns, in] and B of all [columns, out], in float32 and in each type used so far."""
         self.batches: dict[tuple[Any, ...], _Batch] = {}
@@ -256,7 +227,7 @@ class MultiAdapterLayer:
             few = single and len(rows) * sum(many for _, many in columns) < FEW
             batch.down, batch.up = self._columns(chosen, x.device, torch.float32 if few else x.dtype)
             if len(chosen) > 1 or any(row != chosen[0] for row in rows):
-                batch.mask = self.adapters.mask(columns, batch.down)
+                batch.mask = mask_of(rows, columns, batch.down.dtype, x.device)
         for number, delta in self.deltas.items():
             if delta.rotation is not None and number in rows:
                 own = [index for index, row in enumerate(rows) if row == number]
@@ -274,11 +245,8 @@ class MultiAdapterLayer:
         if len(chosen) < len(self.ranks):
             ranks = list(self.ranks.values())
             parts = [dict(zip(self.ranks, torch.split(of_all, ranks), strict=True)) for of_all in (down, up)]
-            # A single part is not copied.
-            down, up = (
-                of_all[chosen[0]] if len(chosen) == 1 else torch.cat([of_all[number] for number in chosen])
-                for of_all in parts
-            )
+            kept = [[of_all[number] for number in chosen] for of_all in parts]
+            down, up = (each[0] if len(each) == 1 else torch.cat(each) for each in kept)  # a single one is not copied
         return down.T, up
 
     def _stack(self, key: str, rows: Sequence[int], x: Tensor) -> Tensor | None:
@@ -290,6 +258,18 @@ class MultiAdapterLayer:
         one = next(iter(found.values()))
         neutral = torch.zeros_like(one) if key == "bias" else torch.ones_like(one)
         return torch.stack([found.get(row, neutral) for row in rows])[:, None].to(device=x.device, dtype=x.dtype)
+
+
+@lru_cache(maxsize=4 * KEPT)
+def mask_of(
+    rows: tuple[int, ...], columns: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return [rows, 1, columns]: 1 where a column belongs to the row's adapter.
+
+    `columns` are pairs (adapter number, number of columns). Most layers have the same ones, so they share one mask.
+    """
+    owner = torch.tensor([number for number, many in columns for _ in range(many)], device=device)
+    return (owner == torch.tensor(rows, device=device)[:, None])[:, None].to(dtype)
 
 
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:

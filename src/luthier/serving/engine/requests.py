@@ -14,23 +14,15 @@ Finish = Literal["stop", "length", "cancelled", "error"]
 class SamplingParams:
     """How the tokens of an answer are sampled."""
 
-    temperature: float = 0.0
-    """0 is greedy."""
+    temperature: float = 0.0  # 0 is greedy
     max_tokens: int = 256
-    seed: int | None = None
-    """The same seed samples the same tokens from the same logits; None uses a fresh random state."""
-    top_p: float = 1.0
-    """Nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751)."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the answer; they are not part of it."""
-    logprobs: int | None = None
-    """Return the log probability of each token and of this many most likely ones; None returns none."""
-    presence_penalty: float = 0.0
-    """Subtracted from the logits of tokens that are in the answer already."""
-    frequency_penalty: float = 0.0
-    """Subtracted once for each time that a token is in the answer."""
-    ignore_eos: bool = False
-    """Continue after an end token, for speed measurements."""
+    seed: int | None = None  # The same seed samples the same tokens from the same logits; None is a random one
+    top_p: float = 1.0  # Nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751)
+    stop: tuple[str, ...] = ()  # Strings that end the answer; they are not part of it
+    logprobs: int | None = None  # Return the log probabilities of each token and this many most likely ones
+    presence_penalty: float = 0.0  # Subtracted from the logits of tokens that are in the answer already
+    frequency_penalty: float = 0.0  # Subtracted once for each time that a token is in the answer
+    ignore_eos: bool = False  # Continue after an end token, for speed measurements
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +39,8 @@ class Chunk:
     """Part of an answer's text; the last chunk has a finish reason."""
 
     text: str
-    tokens: int
-    """Tokens generated so far, including the end token."""
-    logprobs: tuple[ScoredToken, ...] = ()
-    """Tokens since the last chunk, if log probabilities were requested."""
+    tokens: int  # Tokens generated so far, including the end token
+    logprobs: tuple[ScoredToken, ...] = ()  # Tokens since the last chunk, if log probabilities were requested
     finish: Finish | None = None
     error: str = ""
 
@@ -66,6 +56,5 @@ class GenerationRequest:
     model: str
     ids: list[int]
     sampling: SamplingParams
-    deliver: Callable[[Chunk], None]
-    """Called with each chunk from the engine's thread; must not block."""
+    deliver: Callable[[Chunk], None]  # Called with each chunk from the engine's thread; must not block
     cancelled: Event = field(default_factory=Event)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,24 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.rendering.row import even_length
-from luthier.serving.engine.kv_cache import NAME, RowCache, causal_mask
+from luthier.serving.engine.kv_cache import NAME, RowCache
 from luthier.serving.engine.multi_adapter import MultiAdapter
 
-CHUNK = 512
-"""Prompt tokens per step: a long prompt must not delay the answers of other requests."""
+CHUNK = 512  # Prompt tokens per step: a long prompt must not delay the answers of other requests
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixState:
     """The state in which a model's rows start; empty for most methods."""
 
-    adapter: int = 0
-    """Adapter number in the scheduler's MultiAdapter; 0 is the base."""
-    embeds: Tensor | None = None
-    """Virtual tokens before the text, [length, hidden] (prompt tuning, P-tuning)."""
-    keys: list[Tensor] = field(default_factory=list)
-    """Trained keys per layer, [heads, length, head size] (prefix tuning, P-tuning v2)."""
-    values: list[Tensor] = field(default_factory=list)
+    adapter: int = 0  # Adapter number in the scheduler's MultiAdapter; 0 is the base
+    embeds: Tensor | None = None  # Virtual tokens before the text, [length, hidden] (prompt tuning, P-tuning)
+    keys: list[Tensor] = field(default_factory=list)  # Trained keys per layer, [heads, length, head size]
+    values: list[Tensor] = field(default_factory=list)  # Trained values (both of prefix tuning, P-tuning v2)
 
     @property
     def virtual_tokens(self) -> int:
@@ -38,15 +35,11 @@ class PrefixState:
 class RunningRow:
     """A sequence in a scheduler's batch."""
 
-    ids: list[int]
-    """The prompt."""
+    ids: list[int]  # The prompt
     prefix: PrefixState
-    done: int = 0
-    """Tokens in the cache that have a position id: virtual tokens, then text."""
-    token: int = 0
-    """The last generated token, which is the input of the next step."""
-    cache: Any = None
-    """The row's own cache, if each has one."""
+    done: int = 0  # Tokens in the cache that have a position id: virtual tokens, then text
+    token: int = 0  # The last generated token, which is the input of the next step
+    cache: Any = None  # The row's own cache, if each has one
 
     @property
     def total(self) -> int:
@@ -67,12 +60,13 @@ class Scheduler:
 
     chunk = CHUNK
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, attention: str) -> None:
+        """`attention` is the implementation that transformers is to use."""
         self.model: Any = model.eval()
+        self.model.set_attn_implementation(attention)
         self.device = next(model.parameters()).device
         self.rows: list[RunningRow] = []
-        self.count = 0
-        """Number of ready rows."""
+        self.count = 0  # Number of ready rows
 
     @property
     def ready(self) -> list[RunningRow]:
@@ -84,12 +78,12 @@ class Scheduler:
 
     def evict(self, row: RunningRow) -> None:
         """Remove a row; the last one of its kind takes its index."""
-        at = self.rows.index(row)
-        if at < self.count:
-            self.count -= 1
-            self._move(self.count, at)
-            at = self.count
-        self._move(len(self.rows) - 1, at)
+        at, last = self.rows.index(row), len(self.rows) - 1
+        holes = [at, self.count - 1, last] if at < self.count else [at, last]
+        self.count -= at < self.count
+        for target, source in pairwise(holes):
+            self._move(source, target, self.rows[source])
+            self.rows[target] = self.rows[source]
         self.rows.pop()
 
     def clear(self) -> None:
@@ -121,15 +115,17 @@ class Scheduler:
         logits: Tensor = output.logits[0, -1]
         return logits
 
-    def _move(self, source: int, target: int) -> None:
-        self.rows[target] = self.rows[source]
+    def _move(self, source: int, target: int, row: RunningRow) -> None:
+        """Copy what a scheduler keeps for a row by its index."""
 
     def _mark_ready(self, row: RunningRow) -> None:
-        self._swap(self.rows.index(row), self.count)
+        """Let a row and the first one that is not ready change places."""
+        one, other, spare = self.rows.index(row), self.count, len(self.rows)
+        if one != other:
+            for source, target, moved in ((other, spare, other), (one, other, one), (spare, one, other)):
+                self._move(source, target, self.rows[moved])
+            self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
         self.count += 1
-
-    def _swap(self, one: int, other: int) -> None:
-        self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
 
     def _inputs(self, rows: Sequence[RunningRow], size: int) -> dict[str, Tensor]:
         """Return the next `size` prompt tokens, with zeros after the end: ids, or embeddings of a row that has any."""
@@ -147,8 +143,7 @@ class BatchScheduler(Scheduler):
     """All rows of a model in one cache and one call; with `adapters`, each row has its own adapter."""
 
     def __init__(self, model: nn.Module, adapters: MultiAdapter | None = None) -> None:
-        super().__init__(model)
-        self.model.set_attn_implementation(NAME)
+        super().__init__(model, NAME)
         self.adapters = adapters
         self.cache = RowCache(self.model.config.get_text_config().num_hidden_layers)
 
@@ -160,11 +155,11 @@ class BatchScheduler(Scheduler):
     def evict(self, row: RunningRow) -> None:
         super().evict(row)
         if not self.rows:
-            self.cache.clear()
+            self.clear()
 
     def clear(self) -> None:
         super().clear()
-        self.cache.clear()
+        self.cache = RowCache(len(self.cache.own))  # frees the memory
 
     def prefill(self) -> list[tuple[RunningRow, Tensor]]:
         group = self._group()
@@ -176,9 +171,8 @@ class BatchScheduler(Scheduler):
         # Index of the last prompt token of the rows that end in this chunk; only these get logits.
         ends = {row: row.total - row.done - 1 for row in group if row.total - row.done <= size}
         keep = sorted({*ends.values()}) or [size - 1]
-        logits = self._forward(
-            group, self.count, size, self._inputs(group, size), torch.tensor(keep, device=self.device)
-        )
+        kept = torch.tensor(keep, device=self.device)
+        logits = self._forward(group, self.count, size, self._inputs(group, size), kept)
         for row in group:
             row.done = min(row.total, row.done + size)
         finished = [(row, logits[group.index(row), keep.index(end)]) for row, end in ends.items()]
@@ -194,18 +188,9 @@ class BatchScheduler(Scheduler):
             row.done += 1
         return logits[:, -1]
 
-    def _move(self, source: int, target: int) -> None:
-        self.cache.move(source, target, self.rows[source].cached)
-        super()._move(source, target)
-
-    def _swap(self, one: int, other: int) -> None:
-        if one == other:
-            return
-        spare = len(self.rows)
-        self.cache.reserve(spare + 1, 1)
-        for source, target, row in ((other, spare, other), (one, other, one), (spare, one, other)):
-            self.cache.move(source, target, self.rows[row].cached)
-        super()._swap(one, other)
+    def _move(self, source: int, target: int, row: RunningRow) -> None:
+        self.cache.reserve(target + 1, 1)
+        self.cache.move(source, target, row.cached)
 
     def _group(self) -> list[RunningRow]:
         """New rows to prefill together: the first one and those after it that fit into the chunk.
@@ -226,14 +211,13 @@ class BatchScheduler(Scheduler):
         self, rows: Sequence[RunningRow], first: int, size: int, inputs: dict[str, Tensor], keep: int | Tensor
     ) -> Tensor:
         """Logits [rows, kept, vocabulary] for the next `size` tokens; past the end of a prompt they are meaningless."""
-        starts = [row.cached for row in rows]
         positions = torch.tensor([[row.done] for row in rows], device=self.device)
         positions = positions + torch.arange(size, device=self.device)
         if size > 1:  # past the end of a prompt, position ids may exceed those of the model
             positions = positions.minimum(torch.tensor([[row.total - 1] for row in rows], device=self.device))
         if self.adapters is not None:
             self.adapters.select([row.prefix.adapter for row in rows])
-        self.cache.prepare(first, starts, size, self.device)
-        inputs |= {"attention_mask": causal_mask(starts, size, self.device), "position_ids": positions}
+        mask = self.cache.prepare(first, [row.cached for row in rows], size, self.device)
+        inputs |= {"attention_mask": mask, "position_ids": positions}
         logits: Tensor = self.model(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=keep).logits
         return logits

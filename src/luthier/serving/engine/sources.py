@@ -1,7 +1,7 @@
 """Sources of served models: a Luthier run, an adapter in PEFT's format, or a full model in transformers' format."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,19 +23,13 @@ if TYPE_CHECKING:
 class ModelSource:
     """A model on disk that is not loaded yet."""
 
-    name: str
-    """The `model` of a request."""
+    name: str  # The `model` of a request
     path: Path
-    base: ModelConfig
-    """The base that the adapter was trained on, or the full model itself."""
-    kind: str
-    """The method, or "model"."""
-    tokenizer: Path
-    """Folder of the tokenizer and chat template."""
-    load: "Callable[[nn.Module], nn.Module] | None" = None
-    """Loads the adapter onto the base; None for a full model."""
-    check: Callable[[str], None] = lambda _: None
-    """Raises InputError if the base in this folder is not the one that it was trained on."""
+    base: ModelConfig  # The base that the adapter was trained on, or the full model itself
+    kind: str  # The method, or "model"
+    tokenizer: Path  # Folder of the tokenizer and chat template
+    load: "Callable[[nn.Module], nn.Module] | None" = None  # Loads the adapter onto the base; None for a full model
+    check: Callable[[str], None] = lambda _: None  # Raises InputError if another base is in that folder
 
 
 def source_of(given: str, allow_code: Allow = False) -> ModelSource:
@@ -55,10 +49,8 @@ def source_of(given: str, allow_code: Allow = False) -> ModelSource:
         return ModelSource(name, path, ModelConfig(path=str(path)), "model", path)
     if not path.is_dir():
         RunFolder.existing(path)  # its error suggests similar names
-    raise InputError(
-        f"{path} is not a run, an adapter or a model (no recipe.yaml, adapter_config.json or config.json)",
-        fix="give the folder that `luthier train` or `luthier export` printed",
-    )
+    message = f"{path} is not a run, an adapter or a model (no recipe.yaml, adapter_config.json or config.json)"
+    raise InputError(message, fix="give the folder that `luthier train` or `luthier export` printed")
 
 
 def _run(name: str, path: Path, allow_code: Allow) -> ModelSource:
@@ -66,15 +58,12 @@ def _run(name: str, path: Path, allow_code: Allow) -> ModelSource:
     config, weights = read_recipe(folder), folder.weights()
     if folder.read_json(folder.data)["task"]["name"] in ("classify", "regress"):
         raise InputError(f"{path} is a classifier, which cannot chat", fix=shell_line("luthier", "evaluate", path))
-    base = config.model
-    if config.method.saves == "model":
-        base = base.model_copy(update={"path": str(weights), "init": "pretrained"})
+    full = config.method.saves == "model"
+    base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if full else config.model
     require(folder.recipe, allow_code, base)
-    source = ModelSource(name, path, base, config.method.name, weights)
-    if config.method.saves == "model":
-        return source
+    load = None if full else lambda model: config.method.load(model, weights)
     check = partial(folder.refuse_another_base, config.model)
-    return replace(source, load=lambda model: config.method.load(model, weights), check=check)
+    return ModelSource(name, path, base, config.method.name, weights, load, check)
 
 
 def _adapter(name: str, path: Path) -> ModelSource:
@@ -105,10 +94,8 @@ def refuse_mixture(sources: list[ModelSource]) -> None:
         mine, its = adapters[0].base.model_dump(), other.base.model_dump()
         if differing := [key for key in mine if mine[key] != its[key]]:
             shown = ", ".join(f"model.{key} is {mine[key]} there and {its[key]} here" for key in differing)
-            raise InputError(
-                f"{adapters[0].path} and {other.path} are adapters for different bases: {shown}",
-                fix="serve them in two processes, or merge one: luthier export RUN --to merged",
-            )
+            message = f"{adapters[0].path} and {other.path} are adapters for different bases: {shown}"
+            raise InputError(message, fix="use two processes, or merge one: luthier export RUN --to merged")
     seen: dict[str, ModelSource] = {}
     for source in sources:
         if source.name in seen or (source.name == "base" and source.load is not None):

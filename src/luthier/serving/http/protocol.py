@@ -22,6 +22,8 @@ Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=2**20, fail_fas
 MaxTokens = Annotated[int, Field(ge=1), INTEGER]
 TopLogprobs = Annotated[int, Field(ge=0, le=20), INTEGER]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+CONTENT_FORMS = "should be a text or a list of text parts"
+PROMPT_FORMS = "should be a text, a list of texts, a list of token ids, or a list of such lists"
 
 
 class Strict(BaseModel):
@@ -61,10 +63,9 @@ class ChatMessage(Strict):
     content: Annotated[
         Annotated[AnyText, Tag("a text")]
         | Annotated[list[TextPart], Field(min_length=1, max_length=1000, fail_fast=True), Tag("a list of parts")],
-        Discriminator(_form, custom_error_type="form", custom_error_message="should be a text or a list of text parts"),
+        Discriminator(_form, custom_error_type="form", custom_error_message=CONTENT_FORMS),
     ]
-    name: str | None = None
-    """Ignored."""
+    name: str | None = None  # Ignored
 
     @property
     def text(self) -> str:
@@ -91,8 +92,7 @@ class GenerationBody(Strict):
     n: Annotated[int, Field(ge=1, le=8), INTEGER] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    ignore_eos: bool = False
-    """Continue after an end token (a field of vLLM), for speed measurements."""
+    ignore_eos: bool = False  # Continue after an end token (a field of vLLM), for speed measurements
     user: Annotated[str, Field(max_length=1000)] | None = None
     """Ignored."""
 
@@ -137,22 +137,15 @@ class CompletionRequest(GenerationBody):
         | Annotated[list[Text], Field(min_length=1, max_length=64, fail_fast=True), Tag("a list of texts")]
         | Annotated[Tokens, Tag("a list of tokens")]
         | Annotated[list[Tokens], Field(min_length=1, max_length=64, fail_fast=True), Tag("lists of tokens")],
-        Discriminator(
-            _form,
-            custom_error_type="form",
-            custom_error_message="should be a text, a list of texts, a list of token ids, or a list of such lists",
-        ),
+        Discriminator(_form, custom_error_type="form", custom_error_message=PROMPT_FORMS),
     ]
     """A text, its token ids, or several of either."""
-    max_tokens: MaxTokens | None = None
-    """The default is 16, as in OpenAI's API."""
+    max_tokens: MaxTokens | None = None  # The default is 16, as in OpenAI's API
     logprobs: TopLogprobs | None = None
     echo: Literal[False] | None = None
 
-    @property
-    def prompts(self) -> list[str | list[int]]:
-        given: Any = self.prompt
-        return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+
+Body = ChatRequest | CompletionRequest
 
 
 class ModelCard(BaseModel):
@@ -161,11 +154,9 @@ class ModelCard(BaseModel):
     id: str
     object: Literal["model"] = "model"
     created: int
-    owned_by: str
-    root: str
-    """The fine-tuning method."""
-    max_model_len: int
-    """Tokens of prompt and answer together."""
+    owned_by: Literal["luthier"] = "luthier"
+    root: str  # The fine-tuning method
+    max_model_len: int  # Tokens of prompt and answer together
 
 
 class ModelList(BaseModel):

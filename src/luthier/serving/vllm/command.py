@@ -25,18 +25,15 @@ from luthier.serving.http.settings import ServerLimits
 
 VERSION, PLUGIN = "0.33.0", "0.0.3"
 """Versions of vLLM and of vllm-bnb-plugin, which quantizes a base to 4 bit there."""
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Values of vLLM's --max-lora-rank."""
-MAX_LORAS = 8
-"""Adapters in one step of vLLM: each takes GPU memory; others wait in CPU memory."""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Values of vLLM's --max-lora-rank
+MAX_LORAS = 8  # Adapters in one step of vLLM: each takes GPU memory; others wait in CPU memory
 GUARD = Path(__file__).parent / "guard"
 MIDDLEWARE = "luthier_vllm_guard.OnlyV1"
 
-UNSUPPORTED = [
-    *("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "layer_replication", "use_bdlora"),
-    *("alora_invocation_tokens", "use_qalora", "arrow_config", "kasa_config", "monteclora_config", "velora_config"),
-    *("target_parameters", "trainable_token_indices"),
-]
+UNSUPPORTED = """
+use_dora modules_to_save rank_pattern alpha_pattern lora_bias layer_replication alora_invocation_tokens use_bdlora
+use_qalora arrow_config kasa_config monteclora_config velora_config target_parameters trainable_token_indices
+"""
 """Keys of a LoRA adapter's settings that vLLM refuses or, worse, ignores."""
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Initializations of LoRA that do not change the base's weights."""
@@ -47,18 +44,12 @@ class VllmPlan:
     """What one vLLM process serves. Nothing is loaded yet."""
 
     base: ModelConfig
-    folder: Path | None
-    """Absolute folder of the base; None if vLLM downloads it."""
-    name: str
-    """Name of the loaded model in requests: "base", or that of a full model."""
-    adapters: Mapping[str, Path]
-    """Name -> folder in PEFT's format; empty for a full model."""
-    limit: int | None
-    """Tokens that the model takes, if its config.json is on this machine."""
-    rank: int = 0
-    """The largest rank of the adapters."""
-    tokenizer: Path | None = None
-    """Folder of the runs' tokenizer; None if it is the base's own."""
+    folder: Path | None  # Absolute folder of the base; None if vLLM downloads it
+    name: str  # Name of the loaded model in requests: "base", or that of a full model
+    adapters: Mapping[str, Path]  # Name -> folder in PEFT's format; empty for a full model
+    limit: int | None  # Tokens that the model takes, if its config.json is on this machine
+    rank: int = 0  # The largest rank of the adapters
+    tokenizer: Path | None = None  # Folder of the runs' tokenizer; None if it is the base's own
 
 
 def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
@@ -67,12 +58,8 @@ def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
     refuse_mixture(sources)
     if full := next((source for source in sources if source.load is None), None):
         if len(sources) > 1:
-            other = next(each for each in sources if each is not full)
-            raise InputError(
-                f"one vLLM serves one model with its adapters: {full.path} is a full model, and {other.path} is "
-                + ("an adapter" if other.load is not None else "another"),
-                fix="start one for each, with another --port",
-            )
+            message = f"one vLLM serves one model with its adapters, and {full.path} is a full model beside others"
+            raise InputError(message, fix="start one for each, with another --port")
         folder, limit = _checked_base(full)
         locate(full.base)  # refuses pickles and code, which vLLM would open
         return VllmPlan(full.base, folder, full.name, {}, limit)
@@ -87,10 +74,8 @@ def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
         else:
             shapes_of(_adapter_folder(source))  # refuses pickles, which vLLM would open
         if _template(source.tokenizer) != _template(first.tokenizer):
-            raise InputError(
-                f"{first.path} and {source.path} have different chat templates, and one vLLM has one for all models",
-                fix="start one for each, with another --port",
-            )
+            message = f"{first.path} and {source.path} have different chat templates, and one vLLM has one for all"
+            raise InputError(message, fix="start one for each, with another --port")
     names = ("adapter_config.json", "tokenizer_config.json")
     tokenizer = first.tokenizer.resolve() if all((first.tokenizer / name).is_file() for name in names) else None
     adapters = {source.name: _adapter_folder(source).resolve() for source in sources}
@@ -105,12 +90,9 @@ def _adapter_folder(source: ModelSource) -> Path:
 def _checked_rank(source: ModelSource) -> int:
     """Return the adapter's rank; InputError if vLLM cannot load it, or would ignore a part of it."""
     settings = read_object(_adapter_folder(source) / "adapter_config.json")
-    if settings.get("task_type") in ("SEQ_CLS", "TOKEN_CLS"):
-        fix = shell_line("luthier", "evaluate", source.path)
-        raise InputError(f"{source.path} is a classifier, which cannot chat", fix=fix)
     if str(settings.get("peft_type", "")) != "LORA":
         raise _refusal(source, f"vLLM only loads plain LoRA, and this is {source.kind}")
-    found = [key for key in UNSUPPORTED if settings.get(key)]
+    found = [key for key in UNSUPPORTED.split() if settings.get(key)]
     found += [f"bias={settings['bias']}"] if settings.get("bias", "none") != "none" else []
     if settings.get("init_lora_weights") not in PLAIN_INITS:
         found.append(f"init_lora_weights={settings['init_lora_weights']}")
@@ -123,10 +105,7 @@ def _checked_rank(source: ModelSource) -> int:
 
 
 def _checked_base(source: ModelSource) -> tuple[Path | None, int | None]:
-    """Return the folder of the base and its limit in tokens, if known.
-
-    InputError if vLLM cannot load the base as it was in training.
-    """
+    """Return folder and limit in tokens of the base, if known; InputError if vLLM cannot load it as in training."""
     base = source.base
     if base.init == "random":
         raise _refusal(source, "it was trained on random weights (model.init=random), which vLLM cannot reproduce")

@@ -23,11 +23,7 @@ from luthier.recipe.consent import Allow
 from luthier.serving.http.settings import ServerAddress, ServerLimits
 from luthier.serving.vllm.command import GUARD, PLUGIN, VERSION, VllmPlan, arguments, plan_of, vllm_environment
 
-TOKENIZER_FILES = [
-    *("tokenizer*", "*.jinja", "*.model", "vocab.*", "merges.txt", "special_tokens*", "added_tokens*"),
-    "generation_config.json",
-]
-RENDERED = ("serve.sh", "Containerfile", "compose.yaml", "kubernetes.yaml", "README.md")
+TOKENIZER_FILES = "tokenizer* *.jinja *.model vocab.* merges.txt special_tokens* added_tokens* generation_config.json"
 
 
 def serve_vllm(
@@ -72,11 +68,9 @@ def find_vllm(vllm: str | None) -> str:
         return str(Path(found).absolute())
     if vllm:
         raise InputError(f"--vllm {vllm} is not a program", fix="give the path of vllm in its environment's bin folder")
-    raise MissingExtra(
-        "vLLM is not installed; it pins its own version of torch and needs a separate environment",
-        fix=f"python -m venv vllm && vllm/bin/pip install vllm=={VERSION}, then --vllm vllm/bin/vllm; "
-        "or --write DIR, which writes all that another machine needs",
-    )
+    message = "vLLM is not installed; it pins its own version of torch and needs a separate environment"
+    install = f"python -m venv vllm && vllm/bin/pip install vllm=={VERSION}, then --vllm vllm/bin/vllm"
+    raise MissingExtra(message, fix=f"{install}; or --write DIR, which writes all that another machine needs")
 
 
 def write_files(plan: VllmPlan, limits: ServerLimits, dtype: str, target: Path, progress: Progress) -> None:
@@ -88,42 +82,33 @@ def write_files(plan: VllmPlan, limits: ServerLimits, dtype: str, target: Path, 
     # A name that Kubernetes and container registries accept.
     name = re.sub(r"[^a-z0-9]+", "-", target.name.lower()).strip("-")[:40].strip("-") or "models"
     with staged(target) as folder:
-        adapters = _copy_adapters(plan, folder)
+        adapters: dict[str, str] = {}
+        for adapter, source in plan.adapters.items():
+            plain = re.sub(r"[^A-Za-z0-9._-]+", "-", adapter).strip("-.") or "adapter"
+            while f"adapters/{plain}" in adapters.values():
+                plain += "-2"
+            adapters[adapter] = f"adapters/{plain}"
+            copy = folder / adapters[adapter]
+            copy.mkdir(parents=True)
+            shutil.copyfile(source / "adapter_model.safetensors", copy / "adapter_model.safetensors")
+            settings = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+            settings["base_model_name_or_path"] = "/model" if plan.folder else plan.base.path
+            (copy / "adapter_config.json").write_text(to_json(settings, indent=2, sort_keys=True), encoding="utf-8")
         if plan.tokenizer is not None:
             (folder / "tokenizer").mkdir()
-            for file in {file for pattern in TOKENIZER_FILES for file in plan.tokenizer.glob(pattern)}:
+            for file in {file for pattern in TOKENIZER_FILES.split() for file in plan.tokenizer.glob(pattern)}:
                 if file.is_file():
                     shutil.copyfile(file, folder / "tokenizer" / file.name)
         shutil.copytree(GUARD, folder / "guard", ignore=shutil.ignore_patterns("__pycache__"))
         (folder / ".dockerignore").write_text("*\n!adapters\n!tokenizer\n!guard\n!serve.sh\n", encoding="utf-8")
-        options = arguments(plan, limits, dtype, "tokenizer", adapters)
-        for rendered, text in render(plan, limits, name, options).items():
-            (folder / rendered).write_text(text, encoding="utf-8")
+        render(folder, plan, limits, name, arguments(plan, limits, dtype, "tokenizer", adapters))
         (folder / "serve.sh").chmod(0o755)
     progress.stage(f"written: {target}")
     progress.note(f"{target}/README.md lists the commands; {len(plan.adapters)} adapters were copied")
 
 
-def _copy_adapters(plan: VllmPlan, folder: Path) -> dict[str, str]:
-    """Copy the adapters; return name -> path relative to `folder`, without special characters."""
-    paths: dict[str, str] = {}
-    for name, source in plan.adapters.items():
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "adapter"
-        while f"adapters/{plain}" in paths.values():
-            plain += "-2"
-        paths[name] = f"adapters/{plain}"
-        copy = folder / paths[name]
-        copy.mkdir(parents=True)
-        shutil.copyfile(source / "adapter_model.safetensors", copy / "adapter_model.safetensors")
-        settings = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-        settings["base_model_name_or_path"] = "/model" if plan.folder else plan.base.path
-        text = to_json(settings, indent=2, sort_keys=True)
-        (copy / "adapter_config.json").write_text(text, encoding="utf-8")
-    return paths
-
-
-def render(plan: VllmPlan, limits: ServerLimits, name: str, options: Sequence[str]) -> dict[str, str]:
-    """Return file name -> text from the templates beside this file; `options` are those of `vllm serve MODEL`."""
+def render(folder: Path, plan: VllmPlan, limits: ServerLimits, name: str, options: Sequence[str]) -> None:
+    """Write the files of the templates beside this module; `options` are those of `vllm serve MODEL`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     files = FileSystemLoader(Path(__file__).parent)
@@ -149,4 +134,5 @@ def render(plan: VllmPlan, limits: ServerLimits, name: str, options: Sequence[st
         "storage": f"{max(1, -(-size * 5 // (4 * 2**30)))}Gi" if plan.folder else "50Gi",
         "example": json.dumps({"model": [*plan.adapters, plan.name][0], "messages": messages}, ensure_ascii=False),
     }
-    return {file: templates.get_template(f"{file}.jinja").render(values) for file in RENDERED}
+    for template in templates.list_templates(extensions=["jinja"]):
+        (folder / template.removesuffix(".jinja")).write_text(templates.get_template(template).render(values), "utf-8")
