@@ -63,7 +63,7 @@ class Scheduler:
     def __init__(self, model: nn.Module, attention: str) -> None:
         """`attention` is the implementation that transformers is to use."""
         self.model: Any = model.eval()
-        self.model.set_attn_implementation(attention)
+        model.set_attn_implementation(attention)  # type: ignore[operator]
         self.device = next(model.parameters()).device
         self.rows: list[RunningRow] = []
         self.count = 0  # Number of ready rows
