@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
-from importlib import metadata
 
 import pytest
 
@@ -51,8 +50,8 @@ def test_another_package_adds_a_method_by_entry_point(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "elsewhere", module)
     module.Mine.__module__ = "elsewhere"
     module.Mine.name = "mine"
-    entry = metadata.EntryPoint("mine", "elsewhere", "luthier.methods")
-    monkeypatch.setattr("luthier.core.registry.installed", lambda group: (entry,) if group == "luthier.methods" else ())
+    found = {"luthier.methods": {"mine": "elsewhere"}}
+    monkeypatch.setattr("luthier.core.registry.installed", lambda group: found.get(group, {}))
     assert "mine" in METHODS.names()
     found = METHODS.parse({"name": "mine", "strength": 2})
     assert isinstance(found, Method) and found.spec()["name"] == "mine" and found.spec()["strength"] == 2.0

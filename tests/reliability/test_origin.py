@@ -18,7 +18,7 @@ from tools.soak import differences
 
 from luthier.core.errors import Busy, InputError, ModelError, Stopped
 from luthier.core.files import staged
-from luthier.core.redaction import redacted, redacted_command
+from luthier.core.shell import redacted, redacted_command
 from luthier.pipeline.evaluate import evaluate, open_run
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder

@@ -68,7 +68,7 @@ def test_help_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {f"list {kind}": listing(kind) for kind in (*(f"{kind}s" for kind in KINDS), "models", "data")}
     texts |= {f"explain {key}": explanation(key, "") for key in RunConfig.model_fields if key not in KINDS}
     for kind, family in KINDS.items():
-        texts |= {f"explain {kind} {name}": explanation(kind, name) for name in (*family.names(), *family.presets)}
+        texts |= {f"explain {kind} {name}": explanation(kind, name) for name in family.all_names()}
     long = {f"{what}: {line}" for what, text in texts.items() for line in text.split("\n") if len(line) > 80}
     assert not long
     monkeypatch.setenv("COLUMNS", "0")  # a file: a line for each, for grep

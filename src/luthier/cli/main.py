@@ -35,31 +35,16 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-ORDER = (
-    "demo",
-    "train",
-    "check",
-    "plan",
-    "choose",
-    "compare",
-    "evaluate",
-    "export",
-    "serve",
-    "chat",
-    "list",
-    "explain",
-    "cache",
-)
+ORDER = "demo train check plan choose compare evaluate export serve chat list explain cache"
 """In which the help shows the commands; those of other packages follow."""
 
 
 def _add_commands() -> None:
     """Every file of luthier.cli.commands, and every entry point of that name in other packages."""
-    package = commands.__name__
-    others = {entry.name: entry.module for entry in installed(package)}
+    package, order = commands.__name__, ORDER.split()
     own = {module.name: f"{package}.{module.name}" for module in pkgutil.iter_modules(commands.__path__)}
-    found = {**others, **own}
-    for name in sorted(found, key=lambda name: (name not in ORDER, ORDER.index(name) if name in ORDER else 0, name)):
+    found = {**installed(package), **own}
+    for name in [*order, *sorted(found.keys() - order)]:
         app.command(name)(importlib.import_module(found[name]).command)
 
 

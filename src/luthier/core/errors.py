@@ -1,21 +1,4 @@
-"""What we raise on purpose: each message says what is wrong, where, and the fix.
-
-* LuthierError             base; the command line prints it without a traceback
-  - InputError             the user's input: exit code 2
-    . ConfigError          a recipe or an override: every mistake at once, with its key
-    . UnknownPlugin        a name that no file and no entry point has
-    . DataError            a file or a row of it
-    . TemplateError        a chat template that cannot carry the loss mask
-    . ModelError           a model folder or hub id
-    . MissingExtra         a package that is not installed
-    . NoSpace              the disk is full
-    . OutOfMemory          the memory is full, and a pass cannot be made smaller
-    . Diverged             the loss is no longer a number
-    . Busy                 another process is at work on the run
-  - Unproved               an export that does not answer as its run does
-  - CannotMerge            this method's weights do not fold into the base model
-  - Stopped                a signal asked us to stop, and everything is saved: exit code 75, 138 or 143
-"""
+"""What Luthier raises on purpose: each message says what is wrong, where, and the fix."""
 
 import difflib
 import shlex
@@ -35,24 +18,26 @@ EXTRAS = {
     "serve": ("fastapi>=0.120", "uvicorn>=0.35"),
     "gguf": ("gguf>=0.19", "llama-cpp-python>=0.3.30"),
 }
-"""The optional packages of pyproject.toml, which a test compares. They are named themselves where one is missing: no
-registry has a package luthier with these extras."""
+"""The optional packages of pyproject.toml. Messages name these, since no registry has a package luthier with extras."""
 
 
 class LuthierError(Exception):
-    """Base of every error we raise on purpose. `exit_code` is what the command line returns."""
+    """Base of every error that is raised on purpose; the command line prints it without a traceback.
+
+    `fix` is what to type or change instead, `exit_code` what the command line returns.
+    """
 
     exit_code = 1
-
-
-class InputError(LuthierError):
-    """The user's input is at fault. `fix` says what to type or change instead."""
-
-    exit_code = 2
 
     def __init__(self, message: str, *, fix: str = "") -> None:
         self.message, self.fix = message, fix
         super().__init__(f"{message}\n  fix: {fix}" if fix else message)
+
+
+class InputError(LuthierError):
+    """The user's input is at fault."""
+
+    exit_code = 2
 
 
 class ConfigError(InputError):
@@ -80,7 +65,7 @@ class DataError(InputError):
 
 
 class TemplateError(InputError):
-    """A chat template from which the answers cannot be told apart for certain."""
+    """A chat template that cannot carry the loss mask."""
 
 
 class ModelError(InputError):
@@ -108,10 +93,7 @@ class Busy(InputError):
 
 
 class Unproved(LuthierError):
-    """What was exported does not answer as the run does."""
-
-    def __init__(self, message: str, *, fix: str = "") -> None:
-        super().__init__(f"{message}\n  fix: {fix}" if fix else message)
+    """An export does not answer as its run does."""
 
 
 class CannotMerge(LuthierError):
@@ -119,7 +101,7 @@ class CannotMerge(LuthierError):
 
 
 class Stopped(LuthierError):
-    """A signal asked for a stop; the state of the last whole step is saved."""
+    """A signal asked for a stop; the state of the last whole step is saved. The exit code is 75, 138 or 143."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         self.exit_code = exit_code

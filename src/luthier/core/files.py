@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,18 +80,14 @@ def write_text(path: Path, text: str) -> None:
     put(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file as a whole; what is no finite number is null there."""
-    write_text(path, as_json(value))
+def write_json(path: Path, value: Any, put: Callable[[Path], None] = put) -> None:
+    """Replace a JSON file as a whole; numbers that are not finite become null. `put` lets it take its name."""
+    staging_of(path).write_text(to_json(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    put(path)
 
 
-def as_json(value: Any) -> str:
-    """The text of a JSON file."""
-    return to_json(value, ensure_ascii=False, indent=1) + "\n"
-
-
-def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Replace a JSON-lines file as a whole."""
+def write_jsonl(path: Path, rows: Iterable[Any], put: Callable[[Path], None] = put) -> None:
+    """Replace a JSON-lines file as a whole; as `write_json`."""
     with staging_of(path).open("w", encoding="utf-8") as file:
         file.writelines(to_json(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     put(path)

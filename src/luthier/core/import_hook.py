@@ -1,12 +1,10 @@
-"""A module of ours that follows PEFT as soon as that is imported, without importing PEFT ourselves.
+"""Import a module of Luthier as soon as PEFT is imported, without importing PEFT here.
 
-PEFT imports bitsandbytes and torchao where they are installed, so messages of them are held back here as well, and so
-are notices between libraries. Each goes when its reason does; whatever is new is seen.
+PEFT imports bitsandbytes and torchao where they are installed, so their messages are held back here as well.
 """
 
 import importlib
 import logging
-import re
 import sys
 import warnings
 from importlib.abc import MetaPathFinder
@@ -26,12 +24,6 @@ NOISE = {
     "torch.utils._pytree": "%s is an Enum subclass",
 }
 """Logger -> start of a message of it (bitsandbytes 0.50.2, torchao 0.18.0) of no use to a user."""
-
-NOTICES = (
-    # PEFT 0.21 asks transformers 5.23 by the old name. Goes when PEFT asks for is_activation_checkpointing.
-    "`is_gradient_checkpointing` is deprecated",
-)
-"""Starts of warnings that one library means for another."""
 
 
 class _Finder(MetaPathFinder):
@@ -60,14 +52,10 @@ class _Finder(MetaPathFinder):
 def follow_peft(module: str) -> None:
     """Import `module`, which registers our layers, now where PEFT is there already, else when it comes."""
     for name in NOISE:
-        logging.getLogger(name).addFilter(_useful)
-    for start in NOTICES:
-        warnings.filterwarnings("ignore", re.escape(start), FutureWarning)
+        logging.getLogger(name).addFilter(lambda record: not str(record.msg).startswith(NOISE[record.name]))
+    # PEFT 0.21 asks transformers 5.23 by the old name. Goes when PEFT asks for is_activation_checkpointing.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     if "peft" in sys.modules:
         importlib.import_module(module)
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder(module))
-
-
-def _useful(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(NOISE.get(record.name, "\0"))

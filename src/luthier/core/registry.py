@@ -23,13 +23,7 @@ from pydantic_core import PydanticCustomError, core_schema
 from luthier.core.entry_points import installed
 from luthier.core.errors import IncompletePlugin, UnknownPlugin
 
-
-def auto_is_none(value: Any) -> Any:
-    """A recipe's `auto` is None here."""
-    return None if value == "auto" else value
-
-
-AUTO = BeforeValidator(auto_is_none)
+AUTO = BeforeValidator(lambda value: None if value == "auto" else value)
 """In the annotation of a field whose default is None: Luthier decides then, and the recipe's word for it is `auto`."""
 
 Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
@@ -42,15 +36,6 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 """A share below one, such as of inputs dropped."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63 - 1_000_000)]
 """What starts generators; a comparison counts up from it."""
-
-
-def _meant(field: FieldInfo | None, value: Any) -> Any:
-    """`value`, with what explain shows for a default of None or an empty text read as that default."""
-    if field is not None and field.default is None and isinstance(value, str) and value == word_for_none(field):
-        return None
-    if field is not None and field.default == "" and value is None:
-        return ""  # the shell leaves nothing of key=""
-    return value
 
 
 def word_for_none(field: FieldInfo) -> str:
@@ -76,7 +61,7 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: Any, info: ValidationInfo) -> Any:
-        """Take other spellings, and the words that help shows for an empty default (see `_meant`)."""
+        """Take other spellings, and what `explain` shows for a default of None or an empty text as that default."""
         if not isinstance(value, dict):
             return value
         renamed: dict[str, Any] = {}
@@ -88,7 +73,11 @@ class Config(BaseModel):
                 )
             if name != key and isinstance(info.context, dict):
                 info.context.setdefault("notes", []).append(f"{key} is read as {name}")
-            renamed[name] = _meant(cls.model_fields.get(name), inner)
+            renamed[name], field = inner, cls.model_fields.get(name)
+            if field is not None and field.default is None and inner == word_for_none(field):
+                renamed[name] = None
+            elif field is not None and field.default == "" and inner is None:  # the shell leaves nothing of key=""
+                renamed[name] = ""
         return renamed
 
 
@@ -111,20 +100,11 @@ class Plugin(Config):
 P = TypeVar("P", bound=Plugin)
 
 
-def _open(found: type, base: type, name: str) -> bool:
-    """Whether `found` takes the method from `base`, which only declares it."""
-    return getattr(found, name) is getattr(base, name)
-
-
 class Family(Generic[P]):
     """All plugins of one kind, for example every tuning method."""
 
     def __init__(
-        self,
-        base: type[P],
-        kind: str,
-        *,
-        presets: dict[str, tuple[str, dict[str, Any]]] | None = None,
+        self, base: type[P], kind: str, *, presets: dict[str, tuple[str, dict[str, Any]]] | None = None
     ) -> None:
         """`kind` is the word for one member; `presets` are further names, each a member with some of its fields set.
 
@@ -134,66 +114,61 @@ class Family(Generic[P]):
         self.package = base.__module__.rpartition(".")[0]  # luthier.methods.base -> luthier.methods
 
     def names(self) -> list[str]:
-        """Every name, sorted. Imports no plugin."""
+        """Every member's name, sorted. Imports no plugin."""
         package = importlib.import_module(self.package)
         own = {module.name for module in pkgutil.iter_modules(package.__path__) if not module.ispkg} - {"base"}
-        return sorted(own | {entry.name for entry in installed(self.package)})
+        return sorted(own | installed(self.package).keys())
+
+    def all_names(self) -> list[str]:
+        """Every name that `get` takes: the members' names, sorted, then the presets'."""
+        return [*self.names(), *self.presets]
 
     def get(self, name: str) -> type[P]:
         """Import one plugin class by name or preset; UnknownPlugin names the nearest."""
         name = self.presets[name][0] if name in self.presets else name
         if name not in self.names():
-            raise UnknownPlugin(self.kind, name, [*self.names(), *self.presets])
-        module_name = next(
-            (entry.module for entry in installed(self.package) if entry.name == name), f"{self.package}.{name}"
-        )
+            raise UnknownPlugin(self.kind, name, self.all_names())
+        module_name = installed(self.package).get(name, f"{self.package}.{name}")
         module = importlib.import_module(module_name)
-        classes = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, self.base) and value.__module__ == module_name
-        ]
+        classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, self.base)]
+        classes = [value for value in classes if value.__module__ == module_name]  # without those it imports
         if len(classes) != 1:
             what = f"{len(classes)} subclasses of {self.base.__module__}.{self.base.__name__}"
             raise IncompletePlugin(f"{self.kind} {name}: {module_name} must define one class, and has {what}")
-        if lacks := [
-            one for base in classes[0].__mro__ for one in vars(base).get("required", ()) if _open(classes[0], base, one)
-        ]:
-            where = f"{classes[0].__name__} in {module_name}"
+        found = classes[0]
+        required = [(base, method) for base in found.__mro__ for method in vars(base).get("required", ())]
+        if lacks := [method for base, method in required if getattr(found, method) is getattr(base, method)]:
+            where = f"{found.__name__} in {module_name}"
             raise IncompletePlugin(f"{self.kind} {name}: {where} must define {', '.join(lacks)}")
-        return classes[0]
+        return found
+
+    def get_known(self, name: str) -> type[P]:
+        """As `get`, for pydantic: an unknown name is an error of the field that holds it."""
+        try:
+            return self.get(name)
+        except UnknownPlugin as error:
+            raise PydanticCustomError("unknown_plugin", "{why}", {"why": error.message}) from None
 
     def parse(self, value: Any, context: dict[str, Any] | None = None) -> P:
         """Turn `"lora"` or `{"name": "lora", "rank": 8}` into a plugin."""
         if isinstance(value, self.base):
             return value
+        names = {"names": ", ".join(self.names())}
         if not isinstance(value, str | dict):
-            raise PydanticCustomError(
-                "plugin_type",
-                "should be a name or a block with a name, one of: {names}",
-                {"names": ", ".join(self.names())},
-            )
+            raise PydanticCustomError("plugin_type", "should be a name or a block with a name, one of: {names}", names)
         fields = {"name": value} if isinstance(value, str) else dict(value)
         name = fields.pop("name", None)
         if name is None:
-            raise PydanticCustomError(
-                "plugin_name", "needs 'name', one of: {names}", {"names": ", ".join(self.names())}
-            )
-        try:
-            found = self.get(str(name))
-        except UnknownPlugin as error:
-            raise PydanticCustomError("unknown_plugin", "{why}", {"why": error.message}) from None
+            raise PydanticCustomError("plugin_name", "needs 'name', one of: {names}", names)
+        found = self.get_known(str(name))
         if name in self.presets:
             fields = {**self.presets[name][1], **fields}
         try:
             return found.model_validate(fields, context=context)
         except ValidationError as error:
             # Pydantic would flatten this into one text: hand the parts on, so that each keeps its key.
-            raise PydanticCustomError(
-                "plugin_fields",
-                "{why}",
-                {"why": str(error), "errors": error.errors(), "known": sorted(found.model_fields)},
-            ) from None
+            parts = {"why": str(error), "errors": error.errors(), "known": sorted(found.model_fields)}
+            raise PydanticCustomError("plugin_fields", "{why}", parts) from None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         return core_schema.with_info_plain_validator_function(
@@ -220,18 +195,15 @@ class NameOf:
 
     def names(self) -> list[str]:
         """Every name that the field takes, sorted; other spellings are left out."""
-        return sorted([*self.family.names(), *self.family.presets])
+        return sorted(self.family.all_names())
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self._known, handler(source))
+        def known(value: str) -> str:
+            name = self.spellings.get(value, value)
+            self.family.get_known(name)
+            return name
+
+        return core_schema.no_info_after_validator_function(known, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"enum": self.names(), "type": "string"}
-
-    def _known(self, value: str) -> str:
-        name = self.spellings.get(value, value)
-        try:
-            self.family.get(name)
-        except UnknownPlugin as error:
-            raise PydanticCustomError("unknown_plugin", "{why}", {"why": error.message}) from None
-        return name

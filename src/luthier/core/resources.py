@@ -1,7 +1,4 @@
-"""Did the disk or the memory run out, or is a file closed to this user? What to do about it, in one place.
-
-Libraries hide the system's answer in messages of their own.
-"""
+"""Errors of the machine that libraries hide: full disk, exhausted memory, closed files; and what to do about each."""
 
 import errno
 import os
@@ -100,17 +97,20 @@ def no_space(error: BaseException, place: Path | None = None) -> NoSpace:
 
 def no_access(error: OSError, whole: Path | None = None) -> InputError:
     """Whose file it is, its mode, and the command that opens it. `whole` is the folder that is needed with it."""
-    name = error.filename
-    if name is None:
+    if error.filename is None:
         return InputError(f"{error.strerror or error}", fix="give this user access and give the same command again")
-    path = Path(name)
-    if _opens(path):
+    closed = path = Path(error.filename)
+    try:
+        path.open("rb").close()
+        reading = False
+    except OSError as why:
+        reading = why.errno in CLOSED
+    if not reading:
         return InputError(
             f"{path}: {error.strerror}; what was saved before is whole",
             fix="give this user access to it and give the same command again, or choose another folder with run=DIR",
         )
-    closed = path
-    while not _found(closed):  # a folder above it is closed
+    while not os.access(closed, os.F_OK):  # a folder above it is closed
         closed = closed.parent
     whole = whole if closed == path else None
     opening = ["chmod", *(["-R"] if whole else []), "a+rX", whole or closed]
@@ -127,23 +127,6 @@ def refuse_closed(folder: Path) -> None:
                 path.open("rb").close()
             except PermissionError as error:
                 raise no_access(error, folder) from error
-
-
-def _opens(path: Path) -> bool:
-    """Can it be read? Then it was to be written."""
-    try:
-        path.open("rb").close()
-    except OSError as why:
-        return why.errno not in CLOSED
-    return True
-
-
-def _found(path: Path) -> bool:
-    try:
-        path.stat()
-    except PermissionError:
-        return False
-    return True
 
 
 def _owned(path: Path) -> str:

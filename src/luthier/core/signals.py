@@ -14,13 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Windows has no SIGUSR1.
-EXIT_CODES = {
-    number: code
-    for name, code in (("SIGINT", 75), ("SIGTERM", 143), ("SIGUSR1", 138))
-    if (number := getattr(signal, name, None)) is not None
-}
+EXIT_CODES = {signal.SIGINT: 75, signal.SIGTERM: 143}
 """What a process returns after which signal: 128 + its number, and for ctrl-C the code for `try again`."""
+if hasattr(signal, "SIGUSR1"):  # not on Windows
+    EXIT_CODES[signal.SIGUSR1] = 138
 
 
 class Interrupted(KeyboardInterrupt):
@@ -32,45 +29,39 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._noting = False
+        self.noting = False
 
     @property
     def exit_code(self) -> int:
-        """What the process should return: 143 after SIGTERM, 138 after SIGUSR1, 75 after ctrl-C."""
-        return EXIT_CODES.get(self.signal, 75) if self.signal else 0
+        """What the process should return; 0 where no signal came."""
+        return EXIT_CODES[self.signal] if self.signal else 0
 
     @property
     def asked(self) -> bool:
-        """Was a stop asked for?"""
+        """True after a signal."""
         return self.signal is not None
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Inside, a first signal is only noted: whoever works here looks for it. Raises Interrupted at the end then."""
-        self._noting = True
+        self.noting = True
         try:
             yield
         finally:
-            self._noting = False
+            self.noting = False
         if self.asked:
             raise Interrupted
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Within `noted`, around what may wait for long and changes nothing: a signal ends it. Raises Interrupted."""
-        self._noting = False
+        self.noting = False
         try:
             if self.asked:
                 raise Interrupted
             yield
         finally:
-            self._noting = True
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
-        first, self.signal = self.signal is None, self.signal or signal.Signals(number)
-        if not (self._noting and first):
-            raise Interrupted
+            self.noting = True
 
 
 @contextmanager
@@ -87,7 +78,9 @@ def watch() -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        request.note(number, frame)
+        first, request.signal = request.signal is None, request.signal or signal.Signals(number)
+        if not (request.noting and first):
+            raise Interrupted
 
     before = {number: signal.signal(number, note) for number in EXIT_CODES}
     try:

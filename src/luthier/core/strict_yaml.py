@@ -4,8 +4,7 @@ import re
 from typing import Any
 
 import yaml
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
+from yaml.error import MarkedYAMLError
 from yaml.nodes import MappingNode, Node
 
 DEEPEST = 50
@@ -32,7 +31,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Node | None:
         if self.depth == DEEPEST:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise ComposerError(None, None, f"nested more than {DEEPEST} levels deep", mark)
+            raise MarkedYAMLError(problem=f"nested more than {DEEPEST} levels deep", problem_mark=mark)
         self.depth += 1
         try:
             return super().compose_node(parent, index)
@@ -44,12 +43,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value if isinstance(node, MappingNode) else ():
             line, name = key.start_mark.line + 1, (key.tag, str(key.value))
             if name in seen:
-                raise ConstructorError(
-                    None,
-                    None,
-                    f"the key {key.value!r} is set in line {seen[name]} and again in line {line}: keep one",
-                    key.start_mark,
-                )
+                what = f"the key {key.value!r} is set in line {seen[name]} and again in line {line}: keep one"
+                raise MarkedYAMLError(problem=what, problem_mark=key.start_mark)
             seen[name] = line
         return super().construct_mapping(node, deep)
 
@@ -57,9 +52,8 @@ class _Loader(yaml.SafeLoader):
         try:
             value = super().construct_object(node, deep)
         except ValueError as error:  # more digits than Python reads, the 31st of February
-            raise ConstructorError(None, None, str(error).split(";")[0], node.start_mark) from None
+            raise MarkedYAMLError(problem=str(error).split(";")[0], problem_mark=node.start_mark) from None
         if isinstance(value, int) and not -LARGEST <= value < LARGEST:
-            raise ConstructorError(
-                None, None, "a whole number this large cannot be used (64 bits at most)", node.start_mark
-            )
+            what = "a whole number this large cannot be used (64 bits at most)"
+            raise MarkedYAMLError(problem=what, problem_mark=node.start_mark)
         return value

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from luthier.core.errors import DataError
 from luthier.core.events import Progress
-from luthier.core.redaction import command_with
+from luthier.core.shell import command_with
 from luthier.data.file_types.base import RawRow
 from luthier.data.formats.base import FORMATS, Format
 from luthier.data.guess import Column, Reading, guess

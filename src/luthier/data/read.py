@@ -18,7 +18,7 @@ VALIDATION = ("validation", "valid", "val", "dev")
 @cache
 def suffixes() -> tuple[str, ...]:
     """Every suffix of a data file, those of compressed text included."""
-    plain = [f".{name}" for name in (*FILE_TYPES.names(), *FILE_TYPES.presets)]
+    plain = [f".{name}" for name in FILE_TYPES.all_names()]
     return (*plain, *(suffix + end for suffix in plain if FILE_TYPES.get(suffix[1:]).text for end in COMPRESSED))
 
 
@@ -26,7 +26,7 @@ def file_type_of(path: str) -> FileType | None:
     """The type of a data file by its suffix, that of its content where it is compressed; None for an unknown one."""
     suffix = _suffix(path)
     name = "txt" if suffix in ("", ".md") else suffix[1:]
-    return FILE_TYPES.parse(name) if name in (*FILE_TYPES.names(), *FILE_TYPES.presets) else None
+    return FILE_TYPES.parse(name) if name in FILE_TYPES.all_names() else None
 
 
 def _suffix(path: str) -> str:

@@ -278,4 +278,4 @@ def run_settings(resolved: "ResolvedSettings", loaded: Loaded, base: "nn.Module"
             pack = None
     lr = config.train.lr or config.method.learning_rate(base)
     steps = total_steps(config.train, len(loaded.data.rows))
-    return RunSettings(train.model_copy(update={"lr": lr}), config.model.device, pack, steps, config.seed)
+    return RunSettings(train.model_copy(update={"lr": lr}), pack, steps, config.seed)

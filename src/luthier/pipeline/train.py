@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.errors import Stopped
 from luthier.core.events import Progress
 from luthier.core.files import staged, tidy, write_text
-from luthier.core.redaction import redacted
 from luthier.core.resources import explained
-from luthier.core.shell import after_training, public
+from luthier.core.shell import after_training, public, redacted
 from luthier.core.signals import Interrupted, StopRequest, watch
 from luthier.pipeline.measure import UNMEASURED, compare_with_base, measure_base, subject_of
 from luthier.pipeline.prepare import (
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from luthier.data.prepared import Prepared
     from luthier.pipeline.measure import Measured
     from luthier.planning.resolve import ResolvedSettings
-    from luthier.training.trainer import Outcome, Trainer
+    from luthier.training.trainer import Trainer
 
 
 def train(
@@ -170,7 +169,7 @@ def _trainer(
 
 
 def _result(
-    loaded: Loaded, trainer: "Trainer", outcome: "Outcome", memory: int, counts: tuple[int, int], base: "Measured"
+    loaded: Loaded, trainer: "Trainer", outcome: dict[str, Any], memory: int, counts: tuple[int, int], base: "Measured"
 ) -> dict[str, Any]:
     """Save the tuned weights, measure them and write predictions.jsonl; returns the body of result.json."""
     config, data, folder, progress = loaded.config, loaded.data, trainer.folder, trainer.progress
@@ -184,18 +183,10 @@ def _result(
         "method": config.method.name,
         "task": data.task.name,
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "steps": outcome.steps,
+        "steps": outcome["steps"],
         "batch_size": config.train.batch_size,
-        "epochs": _epochs(outcome.steps * config.train.batch_size, data),
-        "kept_step": outcome.kept_step,
-        "kept_best": outcome.kept_best,
-        "stopped_early": outcome.stopped_early,
-        "train_seconds": outcome.seconds,
-        "skipped_steps": outcome.skipped,
-        "loss_spikes": outcome.spikes,
-        "rows_per_pass": outcome.rows_per_pass,
-        "tokens": outcome.tokens,
-        "tokens_per_second": outcome.tokens / max(outcome.seconds, 1e-9),
+        "epochs": _epochs(outcome["steps"] * config.train.batch_size, data),
+        **outcome,
         "lr": trainer.settings.lr,
         "train_rows": data.train.kept,
         **UNMEASURED,
@@ -204,7 +195,7 @@ def _result(
         "parameters": parameters,
         "weights_bytes": _save(loaded, folder, progress),
         "memory": {"planned": plan["bytes"], "measured": memory},  # bytes, of the process or the device, in training
-        "time": {"planned": plan["seconds"], "measured": outcome.seconds},
+        "time": {"planned": plan["seconds"], "measured": outcome["train_seconds"]},
     }
     context = subject_of(loaded, progress)
     if context is not None:
@@ -217,7 +208,6 @@ def _result(
 def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
     """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes."""
     from luthier.models.saving import write_words
-    from luthier.training.checkpoint import weights_bytes
 
     progress.stage("saving")
     method, tokenizer = loaded.config.method, loaded.template.tokenizer
@@ -225,7 +215,7 @@ def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
     with staged(target, folder.ledger.run) as staging:
         method.save(loaded.model, staging)
         write_words(tokenizer, sorted(loaded.template.end_ids) if loaded.data.task.name == "chat" else (), staging)
-    return weights_bytes(target)
+    return sum(path.stat().st_size for path in target.glob("*.safetensors"))
 
 
 def _epochs(taken: int, data: "Prepared") -> float | None:

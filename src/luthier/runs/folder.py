@@ -28,21 +28,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from luthier.core.errors import Busy, InputError, did_you_mean
-from luthier.core.files import JsonObject, as_json, digest, read_object, staging_of, sync, write_jsonl, write_text
+from luthier.core.files import JsonObject, digest, fault, read_object, sync, write_json, write_jsonl, write_text
 from luthier.core.shell import shell_line
 from luthier.core.strict_json import to_json
 from luthier.data.store import Refusal
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.models.settings import ModelConfig
 from luthier.runs.ledger import Ledger
-from luthier.runs.provenance import base_hashes, changes, environment, local_copy, refuse_another_base
+from luthier.runs.provenance import base_hashes, changes, environment, local_copy
 
-FIRST = {
-    ".lock",
-    "environment.json",
-    "run.json",
-    *(f".{name}.staging" for name in ("environment.json", "run.json", "recipe.yaml")),
-}
+FIRST = {".lock", "environment.json", "run.json"}
+FIRST |= {f".{name}.staging" for name in ("environment.json", "run.json", "recipe.yaml")}
 """What a process that was killed at the very start can have left: no reason to refuse the folder."""
 
 
@@ -79,16 +75,11 @@ class RunFolder:
 
     def weights(self) -> Path:
         """The finished weights, whole as they were written; InputError where they are damaged or not there yet."""
-        from luthier.core.files import fault
-
         train = shell_line("luthier", "train", self.recipe)
         for name in ("adapter", "model"):
             if (self.path / name).is_dir() and self.result.is_file():
                 if what := fault(self.path / name, run=self.ledger.run, others=True):
-                    raise InputError(
-                        f"{self.path / name} is damaged: {what}",
-                        fix=self._restore(self.result),
-                    )
+                    raise InputError(f"{self.path / name} is damaged: {what}", fix=self._restore(self.result))
                 return self.path / name
         missing = "adapter or model folder" if self.result.is_file() else self.result.name
         raise InputError(f"{self.path}: the run has no finished weights yet: there is no {missing}", fix=train)
@@ -102,9 +93,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             strangers = [] if self.recipe.is_file() else sorted({each.name for each in self.path.iterdir()} - FIRST)
             if strangers:
-                raise InputError(
-                    f"{self.path} is not empty and no run of Luthier's ({', '.join(strangers[:3])})", fix="run=DIR"
-                )
+                what = f"is not empty and no run of Luthier's ({', '.join(strangers[:3])})"
+                raise InputError(f"{self.path} {what}", fix="run=DIR")
             lock = FileLock(self.path / ".lock", timeout=0)
             lock.acquire()
         except Timeout:
@@ -126,14 +116,11 @@ class RunFolder:
 
     def write_json(self, path: Path, value: Any) -> None:
         """Replace a JSON file of the run as a whole, and keep its hash."""
-        staging_of(path).write_text(as_json(value), encoding="utf-8")
-        self.ledger.commit(path)
+        write_json(path, value, self.ledger.commit)
 
     def write_jsonl(self, path: Path, rows: Iterable[Any]) -> None:
         """Replace a JSON-lines file of the run as a whole, and keep its hash."""
-        with staging_of(path).open("w", encoding="utf-8") as file:
-            file.writelines(to_json(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        self.ledger.commit(path)
+        write_jsonl(path, rows, self.ledger.commit)
 
     def checked(self, path: Path) -> Path:
         """`path`, a file of the run, where it is as the run wrote it; InputError else."""
@@ -168,12 +155,19 @@ class RunFolder:
         if there is None:
             return
         now = base_hashes(there, weights=model.init == "pretrained")
-        if "base" in kept:
-            if there != Path(source):  # a snapshot of a commit: what was fetched since is no change
-                now = {name: value for name, value in now.items() if name in kept["base"]}
-            refuse_another_base(kept["base"], now, model.path)
-        else:
+        if "base" not in kept:
             self.write_json(self.environment, {**(kept or environment()), "base": now})
+            return
+        then = kept["base"]
+        # What was fetched since into the snapshot of a commit is no change.
+        names = then.keys() | now.keys() if there == Path(source) else then.keys()
+        if changed := sorted(name for name in names if then.get(name) != now.get(name)):
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise InputError(
+                f"model.path: {model.path} is not the base that the run was started from; changed: "
+                f"{', '.join(changed[:5])}{more}",
+                fix="restore the base, or start another run with run=ANOTHER_DIR",
+            )
 
     def base_hashes(self) -> dict[str, str] | None:
         """A hash of each file of the base, where they are known."""

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InputError
-from luthier.core.files import put, read_object, sha256, staging_of
+from luthier.core.files import put, read_object, sha256, staging_of, write_json
 from luthier.core.resources import no_access
-from luthier.core.strict_json import to_json
 
 
 class Ledger:
@@ -22,18 +21,14 @@ class Ledger:
 
     def begin(self, recipe: dict[str, Any]) -> None:
         """Give the folder the identity of a new run with this recipe."""
-        self._write({"run": secrets.token_hex(16), "recipe": recipe, "files": {}})
+        write_json(self.path, {"run": secrets.token_hex(16), "recipe": recipe, "files": {}})
 
     def read(self) -> dict[str, Any]:
         """{"run", "recipe", "files"}; run is "" where the folder has no run.json."""
         if not self.path.is_file():
             return {"run": "", "recipe": None, "files": {}}
-        found = read_object(
-            self.path, fix="restore it from a copy, or delete it: then nothing is known of edited files"
-        )
-        if not (
-            isinstance(found["run"], str) and isinstance(found["recipe"], dict) and isinstance(found["files"], dict)
-        ):
+        found = read_object(self.path, "restore it from a copy, or delete it: then nothing is known of edited files")
+        if [type(found[key]) for key in ("run", "recipe", "files")] != [str, dict, dict]:
             raise InputError(f"{self.path}: 'run' must be text, 'recipe' and 'files' objects")
         return found
 
@@ -50,7 +45,7 @@ class Ledger:
         if self.path.is_file():
             entries = self.read()
             hashes = [sha256(file) for file in (staging_of(path), path) if file.is_file()]
-            self._write({**entries, "files": {**entries["files"], path.name: hashes}})
+            write_json(self.path, {**entries, "files": {**entries["files"], path.name: hashes}})
         put(path)
 
     def fault(self, path: Path) -> str:
@@ -64,8 +59,3 @@ class Ledger:
             raise no_access(error) from None
         except OSError as error:
             return f"cannot be read: {error.strerror}"
-
-    def _write(self, entries: dict[str, Any]) -> None:
-        text = to_json(entries, ensure_ascii=False, indent=1) + "\n"
-        staging_of(self.path).write_text(text, encoding="utf-8")
-        put(self.path)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InputError
-from luthier.core.redaction import redacted_command
-from luthier.core.shell import public
+from luthier.core.shell import public, redacted_command
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets")
 SAMPLE = 4096
@@ -79,16 +78,6 @@ def local_copy(source: str, revision: str | None) -> Path | None:
 
     found = try_to_load_from_cache(source, "config.json", revision=revision)
     return Path(found).parent if isinstance(found, str) else None
-
-
-def refuse_another_base(then: Mapping[str, str], now: Mapping[str, str], path: str) -> None:
-    """InputError where the base of a run is not the one it started from."""
-    if changed := sorted(name for name in {*then, *now} if then.get(name) != now.get(name)):
-        raise InputError(
-            f"model.path: {path} is not the base that the run was started from; changed: {', '.join(changed[:5])}"
-            + (f" and {len(changed) - 5} more" if len(changed) > 5 else ""),
-            fix="restore the base, or start another run with run=ANOTHER_DIR",
-        )
 
 
 def _sampled(path: Path) -> str:

@@ -1,13 +1,7 @@
-"""Checkpoints that are whole or not there: staged, hashed, renamed; no pickle in them.
+"""Checkpoints that are whole or not there: staged, hashed and renamed by `core.files.staged`, without pickle.
 
-A checkpoint is written to `.staging-*`, `manifest.json` gets size and SHA-256 of each file, everything is synced
-to the disk, and only then the folder is renamed to its name. A reader takes the newest folder whose files are those
-of its manifest, and puts broken ones aside as `*.corrupt`. Weights lie in the method's own format, so every
-checkpoint is usable with PEFT or transformers as it stands; optimizer and random states are tensors in
-safetensors and numbers in JSON.
-
-Names that begin with a dot are never read: `.staging-*` is being written, `.trash-*` is being deleted, `.old-*` stood
-where a new folder takes its place. `tidy` clears away what a killed process left of them.
+Weights lie in the method's own format, so PEFT or transformers can load every checkpoint; optimizer and random states
+are tensors in safetensors and numbers in JSON. Names that begin with a dot are never read.
 """
 
 import json
@@ -34,16 +28,11 @@ def newest(folder: Path, run: str = "") -> tuple[Path | None, list[str]]:
         what = fault(checkpoint, run=run)
         if not what:
             return checkpoint, broken
-        aside = put_aside(checkpoint)
+        aside = checkpoint.with_name(checkpoint.name + ".corrupt")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
         broken.append(f"{checkpoint} is damaged ({what}) and was put aside as {aside.name}")
     return None, broken
-
-
-def put_aside(checkpoint: Path) -> Path:
-    """Rename a broken checkpoint, so that nobody takes it for a whole one."""
-    aside = checkpoint.with_name(checkpoint.name + ".corrupt")
-    shutil.rmtree(aside, ignore_errors=True)
-    return checkpoint.rename(aside)
 
 
 def rotate(folder: Path, keep: int, best: str | None) -> None:
@@ -81,18 +70,15 @@ def write_checkpoint(
         rng = RandomState.now()
         tensors |= rng.tensors
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.safetensors")
-        (folder / "state.json").write_text(
-            to_json(
-                {
-                    **state,
-                    "optimizer": numbers,
-                    "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
-                    "scaler": scaler.state_dict() if scaler is not None else None,
-                    "rng": rng.numbers,
-                    "tensors": sorted(tensors),
-                }
-            )
-        )
+        state = {
+            **state,
+            "optimizer": numbers,
+            "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "rng": rng.numbers,
+            "tensors": sorted(tensors),
+        }
+        (folder / "state.json").write_text(to_json(state))
 
 
 def read_checkpoint(
@@ -102,7 +88,7 @@ def read_checkpoint(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     scaler: Any,
 ) -> dict[str, Any]:
-    """Put a checkpoint back, random states last; returns the state given to `write`."""
+    """Put a checkpoint back, random states last; returns the `state` given to `write_checkpoint`."""
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
     tensors = load_file(checkpoint / "state.safetensors")
     if odd := sorted(set(tensors) ^ set(state.pop("tensors"))):  # torch would silently start a missing one from zero
@@ -143,8 +129,3 @@ def _unflatten(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str,
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = value
     return {"state": state, "param_groups": numbers["groups"]}
-
-
-def weights_bytes(folder: Path) -> int:
-    """Bytes of the tuned weights alone."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -1,4 +1,4 @@
-"""Is a run well? Steps without a finite loss, and losses far above those before."""
+"""Divergence: steps without a finite loss, losses far above those before, and what stops a run."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -30,16 +30,11 @@ ELSEWHERE = "a lower train.lr, train.clip=1.0, or train.precision=bf16 or fp32, 
 
 
 def diverged(index: int, found: Gradient, in_a_row: int, *, skips: bool) -> Diverged:
-    """What stops a run whose loss is no number."""
-    what = f"step {index}: the loss is {found.loss}, the gradient norm {found.norm}; the step was not taken"
-    if skips:
-        return Diverged(
-            f"{what}, nor were the {in_a_row - 1} before it",
-            fix=ELSEWHERE,
-        )
+    """What stops a run whose loss or gradient is not finite."""
+    others = f", nor were the {in_a_row - 1} before it" if skips else ""
     return Diverged(
-        what,
-        fix=f"train.on_nan=skip goes on here without such steps; or {ELSEWHERE}",
+        f"step {index}: the loss is {found.loss}, the gradient norm {found.norm}; the step was not taken{others}",
+        fix=ELSEWHERE if skips else f"train.on_nan=skip goes on here without such steps; or {ELSEWHERE}",
     )
 
 

@@ -32,14 +32,9 @@ def build_optimizer(
     return OPTIMIZERS.parse(config.optimizer).build(groups, lr, config.betas)
 
 
-def warmup_steps(config: TrainConfig, steps: int) -> int:
-    """Steps of warm-up: a share of all steps below 1, else their number."""
-    return round(config.warmup * steps) if config.warmup < 1 else min(steps, round(config.warmup))
-
-
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LambdaLR:
     """Linear warm-up, then linear or cosine to zero at the last step, or constant."""
-    warm = warmup_steps(config, steps)
+    warm = round(config.warmup * steps) if config.warmup < 1 else min(steps, round(config.warmup))
 
     def factor(done: int) -> float:
         if done < warm:

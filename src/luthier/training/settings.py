@@ -127,8 +127,6 @@ class RunSettings:
 
     train: TrainConfig
     """The recipe's block; lr, precision, packing, micro_tokens and gradient_checkpointing are decided in it."""
-    device: str
-    """cpu, cuda or mps."""
     pack: int | None
     """Tokens of a packed sequence; None: rows are padded."""
     steps: int

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -35,25 +34,7 @@ from luthier.training import divergence
 from luthier.training.optimizer import build_optimizer, build_schedule
 from luthier.training.rng import RandomState
 from luthier.training.settings import RunSettings
-from luthier.training.step import Batch, Halted, Loop, held_out_loss
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How training ended."""
-
-    steps: int
-    kept_step: int
-    kept_best: bool
-    stopped_early: bool
-    seconds: float
-    tokens: int
-    skipped: int
-    """Steps left out because loss or gradient was no number."""
-    spikes: int
-    """Steps whose loss was far above those before."""
-    rows_per_pass: int
-    """Fewer than the recipe's where memory ran out."""
+from luthier.training.step import Halted, Loop, held_out_loss
 
 
 class Trainer:
@@ -79,9 +60,9 @@ class Trainer:
         self.per_epoch = self.steps if data.stream else steps_per_epoch(len(data.rows), self.config.batch_size)
         self.raw = model
         self.model = accelerator.prepare(model)
-        optimizer = build_optimizer(model, self.config, settings.lr, method.lr_ratio_of)
-        self.schedule = build_schedule(optimizer, self.config, self.steps)
-        self.optimizer = accelerator.prepare(optimizer)
+        self.own_optimizer = build_optimizer(model, self.config, settings.lr, method.lr_ratio_of)
+        self.schedule = build_schedule(self.own_optimizer, self.config, self.steps)
+        self.optimizer = accelerator.prepare(self.own_optimizer)
         self.loop = Loop(
             self.model,
             data.task,
@@ -119,11 +100,11 @@ class Trainer:
             self.state |= checkpoints.read_checkpoint(
                 found,
                 lambda weights: self.method.restore(self.raw, weights),
-                self._plain_optimizer(),
+                self.own_optimizer,
                 self.schedule,
                 self.accelerator.scaler,
             )
-            if name := self._not_finite():
+            if name := not_finite(trainable_state(self.raw).items()):
                 raise divergence.ruined(self.state["step"], name, f"they lie in {found}; remove it to go on before it")
             if self.data.stream is not None:
                 self.progress.note("reading the rows up to there once more")
@@ -134,8 +115,8 @@ class Trainer:
         if lost := self.folder.rewind(self.state["step"], measured=not self.state["unmeasured"]):
             self.progress.warn(f"{self.folder.metrics}: the lines of {lost} steps are lost")
 
-    def train(self, request: StopRequest | None = None) -> Outcome:
-        """Take the remaining steps, then leave the model with the weights to keep.
+    def train(self, request: StopRequest | None = None) -> dict[str, Any]:
+        """Take the remaining steps, leave the model with the weights to keep, and return the lines of result.json.
 
         Raises Stopped after a signal, and what a step cannot go on from (DataError, Diverged, OutOfMemory), all with
         the last whole step saved, unless that step ruined the weights: then the last checkpoint stays the newest.
@@ -144,11 +125,7 @@ class Trainer:
         state, stream = self.state, self.data.stream
         self.progress.train_begins(state["step"], self.steps)
         rng = RandomState.now()
-        with (
-            self.request.noted(),
-            patched(self.raw, self.pack is not None, self.config.compile),
-            self._saving(),
-        ):
+        with self.request.noted(), patched(self.raw, self.pack is not None, self.config.compile), self._saving():
             rng.put_back()  # a trial of a layer may draw, and a resumed run makes it at another step
             coming = stream.rows() if stream is not None else iter(())
             if state["unmeasured"]:
@@ -196,7 +173,9 @@ class Trainer:
         try:
             while found is None:
                 try:
-                    micro = [self._batch([rows[i] for i in numbers]) for numbers in self._cut(rows)]
+                    parts = [[rows[i] for i in numbers] for numbers in self._cut(rows)]
+                    task, pad_id, even = self.data.task, self.pad_id, self.even
+                    micro = [task.pack(p, even=True) if self.pack else task.collate(p, pad_id, even) for p in parts]
                     found = self.loop.gradient(micro, lambda: self.request.asked)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
@@ -215,7 +194,16 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             raise
         lr = float(self.schedule.get_last_lr()[0])
-        taken = self._take(index, leave_out=not found.finite and not scaled)
+        try:
+            taken = self.loop.take(index, leave_out=not found.finite and not scaled)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(  # no OutOfMemory: some weights may have moved, so nothing is saved
+                f"step {index}: out of memory in the optimizer ({self.config.optimizer}), whose states do not fit",
+                fix="in another folder (run=DIR): train.optimizer=adamw_8bit or sgd, or a method with fewer trainable "
+                "parameters (luthier list methods)",
+            ) from error
         state["step"], state["skipped_in_a_row"] = index, in_a_row
         record = {
             "step": index,
@@ -232,18 +220,6 @@ class Trainer:
             self.progress.warn(f"step {index} was left out: loss {found.loss}, gradient norm {found.norm}")
             record["skipped"] = True
         return record
-
-    def _take(self, index: int, *, leave_out: bool) -> bool:
-        try:
-            return self.loop.take(index, leave_out=leave_out)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise InputError(  # no OutOfMemory: some weights may have moved, so nothing is saved
-                f"step {index}: out of memory in the optimizer ({self.config.optimizer}), whose states do not fit",
-                fix="in another folder (run=DIR): train.optimizer=adamw_8bit or sgd, or a method with fewer trainable "
-                "parameters (luthier list methods)",
-            ) from error
 
     def _cut(self, rows: list[Row]) -> list[list[int]]:
         """Micro-batches, smaller where memory ran out before."""
@@ -278,10 +254,6 @@ class Trainer:
             f"{when}: from now on at most {size} in a pass (the run stays the same except for rounding and dropout)"
         )
 
-    def _batch(self, rows: list[Row]) -> Batch:
-        task = self.data.task
-        return task.pack(rows, even=True) if self.pack else task.collate(rows, self.pad_id, self.even)
-
     def _log(self, record: dict[str, Any]) -> None:
         """Count a step, look at its loss, and write it down."""
         state, loss = self.state, record["loss"]
@@ -315,9 +287,16 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Measure the held-out loss; True where it is the lowest so far."""
-        began, state = time.perf_counter(), self.state
-        while (loss := self._held_out_loss()) is None:
-            self._halve(smallest=self._rows_per_pass() == 1)
+        began, state, loss = time.perf_counter(), self.state, None
+        while loss is None:
+            rows, halt = self._rows_per_pass(), lambda: self.request.asked
+            try:
+                loss = held_out_loss(self.raw, self.data, self.pad_id, rows, self.accelerator, halt)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if loss is None:  # behind the except, as for a step
+                self._halve(smallest=rows == 1)
         better = math.isfinite(loss) and (state["best_loss"] is None or loss < state["best_loss"])
         state["without_gain"] = 0 if better else state["without_gain"] + 1
         if better:
@@ -330,17 +309,6 @@ class Trainer:
         best = self.config.keep_best and state["best_step"] > 0
         self._refuse_ruin(0.0 if self.config.on_nan == "skip" and (best or not last) else loss, last=last)
         return better
-
-    def _held_out_loss(self) -> float | None:
-        """None where memory ran out."""
-        try:
-            return held_out_loss(
-                self.raw, self.data, self.pad_id, self._rows_per_pass(), self.accelerator, lambda: self.request.asked
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        return None
 
     def _out_of_patience(self) -> bool:
         return bool(self.config.patience) and self.state["without_gain"] >= (self.config.patience or 0)
@@ -357,7 +325,7 @@ class Trainer:
         checkpoints.write_checkpoint(
             self.folder.checkpoints / checkpoint_name(step),
             lambda folder: self.method.save(self.raw, folder, training=True),
-            self._plain_optimizer(),
+            self.own_optimizer,
             self.schedule,
             self.accelerator.scaler,
             self.state,
@@ -369,24 +337,19 @@ class Trainer:
 
     def _refuse_ruin(self, loss: float = 0.0, *, last: bool = False) -> None:
         """Raise Diverged, and save nothing more, where the last step ruined the weights or the held-out loss."""
-        name = self._not_finite()
+        name = not_finite(trainable_state(self.raw).items())
         if name or not math.isfinite(loss):
             self.ruined = True
             kept = self.saved[0] if self.saved else 0
-            where = (
-                f"{self.folder.checkpoints / checkpoint_name(kept)} holds those before" if kept else "nothing was saved"
-            )
+            before = self.folder.checkpoints / checkpoint_name(kept)
+            where = f"{before} holds those before" if kept else "nothing was saved"
             raise divergence.ruined(self.state["step"], name or loss, where, skips=last or self.config.on_nan == "skip")
-
-    def _not_finite(self) -> str:
-        """Name of a trained weight that is no finite number."""
-        return not_finite(trainable_state(self.raw).items())
 
     def _rotate(self) -> None:
         best = checkpoint_name(self.state["best_step"]) if self.config.keep_best and self.state["best_step"] else None
         checkpoints.rotate(self.folder.checkpoints, self.config.keep, best)
 
-    def _finish(self) -> Outcome:
+    def _finish(self) -> dict[str, Any]:
         state = self.state
         # Measured as it will be used: without the autocast that accelerate put around forward.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -394,23 +357,21 @@ class Trainer:
         if best not in (0, state["step"]):
             checkpoint = self.folder.checkpoints / checkpoint_name(best)
             if what := fault(checkpoint, run=self.folder.ledger.run):
+                best = 0
                 self.progress.warn(
                     f"{checkpoint}, the best one, is damaged ({what}): the last weights are kept instead"
                 )
-                best = 0
             else:
                 self.method.restore(self.raw, checkpoint / "weights")
-        return Outcome(
-            steps=state["step"],
-            kept_step=best or state["step"],
-            kept_best=best > 0,
-            stopped_early=self._out_of_patience(),
-            seconds=state["seconds"],
-            tokens=state["tokens"],
-            skipped=state["skipped"],
-            spikes=state["spikes"],
-            rows_per_pass=self._rows_per_pass(),
-        )
-
-    def _plain_optimizer(self) -> torch.optim.Optimizer:
-        return self.optimizer.optimizer  # type: ignore[no-any-return]  # accelerate wraps it
+        return {
+            "steps": state["step"],
+            "kept_step": best or state["step"],
+            "kept_best": best > 0,
+            "stopped_early": self._out_of_patience(),
+            "train_seconds": state["seconds"],
+            "skipped_steps": state["skipped"],  # because loss or gradient was not finite
+            "loss_spikes": state["spikes"],
+            "rows_per_pass": self._rows_per_pass(),  # fewer than the recipe's where memory ran out
+            "tokens": state["tokens"],
+            "tokens_per_second": state["tokens"] / max(state["seconds"], 1e-9),
+        }

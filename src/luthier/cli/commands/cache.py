@@ -1,5 +1,6 @@
 """`luthier cache`: tokenized data that is kept."""
 
+import time
 from typing import Annotated
 
 import typer
@@ -7,7 +8,15 @@ import typer
 
 def command(clear: Annotated[bool, typer.Option("--clear", help="Delete all of it.")] = False) -> None:
     """Show the cache of tokenized data; LUTHIER_CACHE sets its folder."""
-    from luthier.cli.terminal.progress import show_cache
+    from luthier.cli.terminal.progress import console, safe
     from luthier.data import cache as kept
 
-    show_cache(str(kept.root()), [] if clear else kept.entries(), kept.clear() if clear else None)
+    if clear:
+        console.print(f"{safe(str(kept.root()))}: {kept.clear() / 2**20:,.0f} MiB freed")
+        return
+    entries = kept.entries()
+    total = sum(size for _, size, _ in entries)
+    console.print(f"{safe(str(kept.root()))}: {len(entries)} entries, {total / 2**20:,.0f} MiB")
+    for entry, size, used in entries:
+        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+        console.print(f"  {entry.name}  {size / 2**20:,.1f} MiB, last used {day}")

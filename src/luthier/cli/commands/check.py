@@ -5,12 +5,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli.terminal.arguments import (
-    Task,
-    given_options,
-    is_override,
-    split_arguments,
-)
+from luthier.cli.terminal.arguments import Task, given_options, is_override, split_arguments
 
 
 def command(

@@ -5,13 +5,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli.terminal.arguments import (
-    Data,
-    Model,
-    Recipe,
-    Task,
-    split_arguments,
-)
+from luthier.cli.terminal.arguments import Data, Model, Recipe, Task, split_arguments
 
 
 def command(

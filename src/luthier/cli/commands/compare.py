@@ -5,12 +5,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli.terminal.arguments import (
-    Data,
-    Model,
-    Task,
-    split_arguments,
-)
+from luthier.cli.terminal.arguments import Data, Model, Task, split_arguments
 
 
 def command(

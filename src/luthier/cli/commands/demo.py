@@ -1,7 +1,8 @@
 """`luthier demo`: a first run, offline."""
 
+from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,22 +17,18 @@ def command(
 ) -> None:
     """Fine-tune the built-in base on built-in reviews, offline, in two minutes."""
     from luthier.builtin import DEMO
+    from luthier.core.shell import setting
+    from luthier.recipe.config import RunConfig
+    from luthier.runs.folder import RunFolder
 
-    config, terminal = opened("demo", DEMO, ["run=runs/demo", *(overrides or [])], _fresh)
+    given = ["run=runs/demo", *(overrides or [])]
+    base = RunConfig.load(DEMO, given).run
+    folders = (f"{base}-{number}" if number > 1 else base for number in count(1))
+    unused = next(folder for folder in folders if not RunFolder(Path(str(folder))).result.is_file())
+    config, terminal = opened("demo", DEMO, [*given, setting("run", unused)])
     from luthier.cli.terminal.progress import resumable
     from luthier.cli.terminal.show_result import show_result
     from luthier.pipeline.train import train
 
     with resumable(terminal):
         show_result(train(config, recipe=DEMO, progress=terminal))
-
-
-def _fresh(config: Any) -> Any:
-    """Use the first unused folder of runs/demo, runs/demo-2, ..., so that a demo always runs."""
-    from luthier.runs.folder import RunFolder
-
-    base, number = config.run, 1
-    while RunFolder(Path(config.run)).result.is_file():
-        number += 1
-        config = config.model_copy(update={"run": f"{base}-{number}"})
-    return config

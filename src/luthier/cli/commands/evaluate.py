@@ -5,10 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier.cli.terminal.arguments import (
-    AllowCode,
-    RunArgument,
-)
+from luthier.cli.terminal.arguments import AllowCode, RunArgument
 from luthier.core.errors import InputError
 
 

@@ -5,9 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier.cli.terminal.arguments import (
-    AllowCode,
-)
+from luthier.cli.terminal.arguments import AllowCode
 from luthier.core.errors import InputError
 
 

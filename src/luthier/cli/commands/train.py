@@ -1,6 +1,5 @@
 """`luthier train`: train a run, or resume it."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +24,7 @@ def command(
         show_result(train(config, recipe=path, progress=terminal))
 
 
-def opened(
-    title: str,
-    path: Path | None,
-    overrides: list[str],
-    finish: "Callable[[RunConfig], RunConfig]" = lambda config: config,
-) -> "tuple[RunConfig, Terminal]":
+def opened(title: str, path: Path | None, overrides: list[str]) -> "tuple[RunConfig, Terminal]":
     """Read the recipe, ask about code that is not the user's own, and print the first line of a run."""
     from luthier.cli.terminal.progress import Terminal, consent, starting
     from luthier.recipe.config import RunConfig
@@ -40,7 +34,6 @@ def opened(
     notes: list[str] = []
     config = RunConfig.load(path, overrides, notes)
     notes += refuse_foreign(path, config.model, config.evaluate, overrides, consent())
-    config = config if finish is None else finish(config)
     terminal = Terminal(config.train.log_every)
     starting(title, f"{config.method.name} on {config.sources}", run_path(config, path))
     for note in notes:

@@ -3,7 +3,7 @@
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -37,15 +37,13 @@ class Speaker:
     text: str = ""
     error: Exception | None = None
     done: bool = False
+    printed: int = -1
+    """Characters of the answer on the terminal; -1 before its label."""
 
     @property
     def shown(self) -> str:
         """The answer without characters that could move a terminal's cursor."""
         return CONTROL.sub("\N{REPLACEMENT CHARACTER}", self.text) if console.is_terminal else self.text
-
-
-Show = Callable[[Speaker, str], None]
-"""Called with the side whose answer grew or ended, and its new text."""
 
 
 def talk(
@@ -83,8 +81,8 @@ def _converse(
     sides: Sequence[Speaker], opening: Sequence[Message], sampling: SamplingParams, terminal: Terminal
 ) -> None:
     """Answer line by line. After an error, a user at a terminal can go on, a pipe cannot."""
-    interactive = _open_input(terminal)
-    while (line := _read_line(interactive)) is not None:
+    interactive = sys.stdin.isatty()
+    for line in _lines(interactive, terminal):
         match line.strip():
             case "":
                 continue
@@ -110,40 +108,36 @@ def _converse(
                     show_error(str(error))
 
 
-def _open_input(terminal: Terminal) -> bool:
-    """Prepare standard input; return whether it is a terminal."""
-    if sys.stdin.isatty():
+def _lines(interactive: bool, terminal: Terminal) -> Iterator[str]:
+    """Yield the lines of the input until its end."""
+    if interactive:
         with suppress(ImportError):
             import readline  # noqa: F401  # line editing and history
         terminal.note(HELP)
-        return True
-    if hasattr(sys.stdin, "reconfigure"):
+    elif hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    return False
-
-
-def _read_line(interactive: bool) -> str | None:
-    """Return the next line of input; None at its end."""
     # readline needs marks around the characters of a prompt that take no space.
     prompt = "\001\033[1m\002you:\001\033[0m\002 " if console.color_system else "you: "
-    try:
-        return input(prompt if interactive else "")
-    except (EOFError, KeyboardInterrupt):
-        if interactive:
-            print()
-        return None
+    while True:
+        try:
+            line = input(prompt if interactive else "")
+        except (EOFError, KeyboardInterrupt):
+            if interactive:
+                print()
+            return
+        yield line
 
 
 def _answer(sides: Sequence[Speaker], text: str, sampling: SamplingParams) -> None:
     """Let all sides answer at the same time and show it. A side that fails forgets the message; the error is raised."""
     for side in sides:
         side.messages.append(Message("user", text))
-        side.text, side.error, side.done = "", None, False
+        side.text, side.error, side.done, side.printed = "", None, False, -1
     try:
         if len(sides) > 1 and console.is_terminal and console.width >= WIDE:
             _in_columns(sides, sampling)
         else:
-            _stream(sides, sampling, _InTurn(sides))
+            _stream(sides, sampling, lambda: _print_in_turn(sides))
     finally:
         for side in sides:
             if side.done and side.error is None:
@@ -155,8 +149,8 @@ def _answer(sides: Sequence[Speaker], text: str, sampling: SamplingParams) -> No
             raise side.error
 
 
-def _stream(sides: Sequence[Speaker], sampling: SamplingParams, show: Show) -> None:
-    """Read all answers, each in its own thread, until they have ended; an exception here stops them."""
+def _stream(sides: Sequence[Speaker], sampling: SamplingParams, show: Callable[[], None]) -> None:
+    """Read all answers, each in its own thread, and call `show` as they grow; an exception here stops them."""
     received: SimpleQueue[tuple[Speaker, str | Exception | None]] = SimpleQueue()
     stop = threading.Event()
 
@@ -178,44 +172,27 @@ def _stream(sides: Sequence[Speaker], sampling: SamplingParams, show: Show) -> N
     try:
         while not all(side.done for side in sides):
             side, what = received.get()
-            before = len(side.shown)
             if isinstance(what, str):
                 side.text += what
             else:
                 side.done, side.error = True, what
-            show(side, side.shown[before:])
+            show()
     finally:
         stop.set()
 
 
-def _out(text: str) -> None:
-    console.out(text, end="", highlight=False)
-    sys.stdout.flush()
-
-
-class _InTurn:
-    """Shows the answers below one another; the text of a later one waits for its turn."""
-
-    def __init__(self, sides: Sequence[Speaker]) -> None:
-        self.sides, self.several = list(sides), len(sides) > 1
-        self.labelled = False
-
-    def __call__(self, side: Speaker, piece: str) -> None:
-        if side is not self.sides[0]:
-            return
-        self._print(side, piece)
-        while self.sides and self.sides[0].done:
-            ended, self.labelled = self.sides.pop(0), False
-            if self.several or ended.error is None or ended.text:
-                _out("\n")
-            if self.sides:
-                self._print(self.sides[0], self.sides[0].shown)
-
-    def _print(self, side: Speaker, piece: str) -> None:
-        if self.several and not self.labelled:
+def _print_in_turn(sides: Sequence[Speaker]) -> None:
+    """Print what came since the last call, one answer below the other: a later one waits until those before it end."""
+    for side in sides:
+        if side.printed < 0 and len(sides) > 1:
             console.print(Text(f"{side.label}: ", style="bold"), end="")
-            self.labelled = True
-        _out(piece)
+        ended = side.done and (len(sides) > 1 or side.error is None or side.text)
+        text = side.shown + ("\n" if ended else "")
+        console.out(text[max(0, side.printed) :], end="", highlight=False)
+        sys.stdout.flush()
+        side.printed = len(text)
+        if not side.done:
+            return
 
 
 def _in_columns(sides: Sequence[Speaker], sampling: SamplingParams) -> None:
@@ -223,7 +200,7 @@ def _in_columns(sides: Sequence[Speaker], sampling: SamplingParams) -> None:
     screen = Console(highlight=False)
     with Live(console=screen, refresh_per_second=12, transient=True, vertical_overflow="crop") as live:
         try:
-            _stream(sides, sampling, lambda *_: live.update(_columns(screen, sides, last=screen.height - 4)))
+            _stream(sides, sampling, lambda: live.update(_columns(screen, sides, last=screen.height - 4)))
         finally:
             live.update(Text(""))
     screen.print(_columns(screen, sides))

@@ -7,11 +7,9 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from luthier.builtin import data_names
 from luthier.core.errors import InputError, did_you_mean
@@ -33,6 +31,12 @@ KINDS: dict[str, Family[Any]] = {
     "listener": LISTENERS,
     "filetype": FILE_TYPES,
 }
+BLOCKS: dict[str, type[Config]] = {
+    key: field.annotation
+    for key, field in RunConfig.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
+}
+"""Block of a recipe -> its fields."""
 MAX_WIDTH, FILE_WIDTH = 100, 80
 """Maximum width of a text, and its width in a file or a pager."""
 NARROWEST = 30
@@ -96,8 +100,7 @@ def _methods() -> str:
             f"{_yes(found.quantized_base):<7}{'all' if found.encoder_decoder else 'no T5':<7}"
         )
         lines.append(_row(head, _first_line(found)))
-    lines += ["", "also called"]
-    lines += [_row(f"{name:<17}", _meaning(name)) for name in METHODS.presets]
+    lines += ["", "also called", *(_row(f"{name:<17}", _meaning("method", name)) for name in METHODS.presets)]
     lines += [
         "",
         "share    trained parameters of Qwen2-0.5B with the method's defaults",
@@ -107,10 +110,10 @@ def _methods() -> str:
     return "\n".join(lines)
 
 
-def _meaning(preset: str, family: Family[Any] = METHODS) -> str:
+def _meaning(kind: str, preset: str) -> str:
     """Return the settings that a preset stands for."""
-    name, values = family.presets[preset]
-    settings = [f"method={name}", *(f"method.{key}={typed(value)}" for key, value in values.items())]
+    name, values = KINDS[kind].presets[preset]
+    settings = [f"{kind}={name}", *(f"{kind}.{key}={typed(value)}" for key, value in values.items())]
     if preset in QUANTIZED:
         quantize, optimizer = QUANTIZED[preset]
         settings += [f"model.quantize={quantize}", *([f"train.optimizer={optimizer}"] if optimizer else [])]
@@ -135,80 +138,66 @@ def explanation(kind: str, name: str) -> str:
         found = family.get(name)
         lines = [_wrapped(inspect.getdoc(sys.modules[found.__module__]) or "")]
         if name in family.presets:
-            lines.insert(0, f"{name} is {_meaning(name, family)}\n")
+            lines.insert(0, f"{name} is {_meaning(singular, name)}\n")
         if issubclass(found, Method):
-            lines += _facts(found)
+            lines += ["", *([f"Paper: https://arxiv.org/abs/{found.paper}"] if found.paper else [])]
+            encoder = found.suggested_lr_encoder or found.suggested_lr
+            lines += [
+                f"Trains: {_share(found.typical_share)} of Qwen2-0.5B with the defaults",
+                f"Default learning rate: {found.suggested_lr:g}, on encoders {encoder:g}",
+                f"Merges into the base: {_yes(found.mergeable)}",
+                f"Base in 8 or 4 bit (model.quantize): {_yes(found.quantized_base)}",
+                f"Encoder-decoders such as T5: {_yes(found.encoder_decoder)}",
+            ]
         prefix = {"evaluation": "", "export": "", "format": "data.format."}.get(singular, f"{singular}.")
-        return "\n".join([*lines, "", fields(found, prefix)]).rstrip()
+        return "\n".join([*lines, "", _fields(found, prefix)]).rstrip()
     if kind not in RunConfig.model_fields:
         return _by_name(kind)
-    block = RunConfig.model_fields[kind].annotation
-    if _is_block(block):
-        return _by_name(f"{kind}.{name}") if name else f"{_wrapped(_first_line(block))}\n\n{fields(block, f'{kind}.')}"
-    return _field(kind, RunConfig.model_fields[kind])
-
-
-def _is_block(annotation: Any) -> TypeGuard[type[Config]]:
-    return isinstance(annotation, type) and issubclass(annotation, Config)
+    if kind not in BLOCKS:
+        return _field(RunConfig, kind)
+    block = BLOCKS[kind]
+    return _by_name(f"{kind}.{name}") if name else f"{_wrapped(_first_line(block))}\n\n{_fields(block, f'{kind}.')}"
 
 
 def _by_name(name: str) -> str:
     """Explain a name of any kind: `lora` is a method, `train.lr` or `lr` a key of a recipe."""
-    families = {kind: [*family.names(), *family.presets] for kind, family in KINDS.items()}
-    blocks = {key: field.annotation for key, field in RunConfig.model_fields.items()}
-    keys = {f"{block}.{key}": made for block, made in blocks.items() if _is_block(made) for key in made.model_fields}
-    found = [f"{kind} {name}" for kind, names in families.items() if name in names]
-    found += [key for key in keys if name in (key, key.partition(".")[2])]
+    members = {f"{kind} {each}": each for kind, family in KINDS.items() for each in family.all_names()}
+    keys = {f"{block}.{key}": key for block, made in BLOCKS.items() for key in made.model_fields}
+    found = [text for text, each in members.items() if each == name]
+    found += [text for text, each in keys.items() if name in (text, each)]
     if len(found) > 1:
         each = "".join(f"\n  luthier explain {one}" for one in found)
         raise InputError(f"{name!r} has several meanings; choose one:{each}")
     if not found:
-        known = [*KINDS, *blocks, *(one for names in families.values() for one in names), *keys]
+        known = [*KINDS, *RunConfig.model_fields, *members.values(), *keys]
         raise InputError(
             f"nothing is called {name!r}{did_you_mean(name, known)}",
             fix=f"luthier list methods (or {', '.join(f'{kind}s' for kind in KINDS if kind != 'method')}) has the "
-            f"names; blocks of a recipe are {', '.join(blocks)}",
+            f"names; blocks of a recipe are {', '.join(RunConfig.model_fields)}",
         )
-    kind, _, member = found[0].partition(" ")
-    if member:
-        return f"({found[0]})\n{explanation(kind, member)}"
-    field = kind.partition(".")[2]
-    own = keys[kind]
-    return _field(kind, own.model_fields[field], [alias for alias, meant in own.aliases.items() if meant == field])
+    if found[0] in members:
+        return f"({found[0]})\n{explanation(*found[0].split(' '))}"
+    block, key = found[0].split(".")
+    return _field(BLOCKS[block], key)
 
 
-def _facts(found: type[Method]) -> list[str]:
-    """Return the properties of a method, one per line."""
-    encoder = found.suggested_lr_encoder or found.suggested_lr
-    facts = [
-        f"Trains: {_share(found.typical_share)} of Qwen2-0.5B with the defaults",
-        f"Default learning rate: {found.suggested_lr:g}, on encoders {encoder:g}",
-        f"Merges into the base: {_yes(found.mergeable)}",
-        f"Base in 8 or 4 bit (model.quantize): {_yes(found.quantized_base)}",
-        f"Encoder-decoders such as T5: {_yes(found.encoder_decoder)}",
-    ]
-    return ["", *([f"Paper: https://arxiv.org/abs/{found.paper}"] if found.paper else []), *facts]
-
-
-def fields(block: type[Config], prefix: str) -> str:
+def _fields(block: type[Config], prefix: str) -> str:
     """Return each field with its default and description."""
-    spellings: dict[str, list[str]] = {}
-    for alias, field_name in block.aliases.items():
-        spellings.setdefault(field_name, []).append(alias)
-    lines = [_field(f"{prefix}{key}", field, spellings.get(key, ())) for key, field in block.model_fields.items()]
-    return "\n".join(lines) or "(no fields)"
+    return "\n".join(_field(block, key, prefix) for key in block.model_fields) or "(no fields)"
 
 
-def _field(key: str, field: FieldInfo, spellings: Sequence[str] = ()) -> str:
+def _field(block: type[Config], key: str, prefix: str = "") -> str:
     """Return a key with its default, as it can be typed, and its description."""
+    field = block.model_fields[key]
     value = "" if field.is_required() else typed(field.get_default(call_default_factory=True), word_for_none(field))
     default = f" = {value}" if value else ""
     text = " ".join((field.description or "").split())
     text += "".join(f" One of: {', '.join(each.names())}." for each in field.metadata if isinstance(each, NameOf))
-    text += f" Alias: {', '.join(spellings)}." if spellings else ""
-    return f"{key}{default}\n" + textwrap.fill(
-        text, min(_columns() or FILE_WIDTH, MAX_WIDTH), initial_indent="    ", subsequent_indent="    "
-    )
+    aliases = [alias for alias, meant in block.aliases.items() if meant == key]
+    text += f" Alias: {', '.join(aliases)}." if aliases else ""
+    width = min(_columns() or FILE_WIDTH, MAX_WIDTH)
+    filled = textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    ")
+    return f"{prefix}{key}{default}\n{filled}"
 
 
 def typed(value: Any, none: str = "none") -> str:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from rich.text import Text
 
 from luthier.core.errors import Stopped
 from luthier.core.events import Progress
-from luthier.core.redaction import redacted
-from luthier.core.shell import shell_line
+from luthier.core.shell import redacted, shell_line
+from luthier.core.units import duration, gigabytes
 from luthier.reports.data_report import piece, shown
 
 WIDE = 140
@@ -34,6 +35,12 @@ LEAD = re.compile(r"\s*(?:[!+>-] )?")
 
 class Lines(Console):
     """A console that wraps messages between words with a hanging indent; in a file each is one line, for grep."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"highlight": False, **options})
+        if not self.is_terminal:
+            self.soft_wrap = True
+            self.width = int(os.environ.get("COLUMNS") or WIDE)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich does. Use soft_wrap=True for text to copy, such as commands: it gets no line breaks."""
@@ -49,22 +56,13 @@ class Lines(Console):
                 first = Text(" " * lead.end())
 
 
-def _lines(*, stderr: bool = False) -> Lines:
-    made = Lines(highlight=False, stderr=stderr)
-    if not made.is_terminal:
-        made.soft_wrap = True
-        made.width = int(os.environ.get("COLUMNS") or WIDE)
-    return made
-
-
-console, errors = _lines(), _lines(stderr=True)
+console, errors = Lines(), Lines(stderr=True)
 
 
 def starting(command: str, what: str, into: Path | str = "") -> None:
     """Print the first line of a command, before torch is loaded, which takes seconds."""
-    console.print(
-        f"[bold]luthier {command}[/]: {escape(redacted(what))}" + (f" -> {escape(str(into))}" if into else "")
-    )
+    target = f" -> {escape(str(into))}" if into else ""
+    console.print(f"[bold]luthier {command}[/]: {escape(redacted(what))}{target}")
     console.file.flush()
 
 
@@ -119,10 +117,8 @@ class Terminal(Progress):
 
     def runs(self, done: float, total: int, text: str) -> None:
         if console.is_terminal:
-            count = "  {task.fields[count]} of {task.total:.0f} runs"
-            self._update(
-                "runs", total, (count, "{task.fields[text]}"), completed=done, text=escape(text), count=int(done)
-            )
+            texts = ("  {task.fields[count]} of {task.total:.0f} runs", "{task.fields[text]}")
+            self._update("runs", total, texts, completed=done, text=escape(text), count=int(done))
 
     def said(self, text: str) -> None:
         """Print a line above the bar."""
@@ -182,16 +178,14 @@ def consent(given: bool = False) -> bool | Callable[[str], bool]:
     """Return what of a run folder's code and judge the user allows: all with the option, else what they confirm."""
     if given or not sys.stdin.isatty():
         return given
-    answers: dict[str, bool] = {}
 
+    @cache
     def ask(what: str) -> bool:
-        if what not in answers:
-            console.print(f"[yellow]! {safe(what)}[/]")
-            try:
-                answers[what] = Confirm.ask("  Allow it this time?", console=console, default=False)
-            except EOFError:
-                return False
-        return answers[what]
+        console.print(f"[yellow]! {safe(what)}[/]")
+        try:
+            return Confirm.ask("  Allow it this time?", console=console, default=False)
+        except EOFError:
+            return False
 
     return ask
 
@@ -211,11 +205,11 @@ def resumable(terminal: Terminal) -> Iterator[None]:
         raise
 
 
-def table(*columns: str, **options: Any) -> Table:
+def table(*columns: str, wrap: bool = True) -> Table:
     """Return a table without borders; columns whose name begins with > are aligned right."""
-    made = Table(box=SIMPLE, pad_edge=False, **options)
+    made = Table(box=SIMPLE, pad_edge=False)
     for name in columns:
-        made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+        made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", no_wrap=not wrap)
     return made
 
 
@@ -224,22 +218,8 @@ def _number(value: float | None, form: str) -> str:
     return "NaN" if value is None else format(value, form)
 
 
-def show_cache(folder: str, entries: Sequence[tuple[Path, int, float]], freed: int | None) -> None:
-    """Show the entries of the cache, or how much was freed."""
-    if freed is not None:
-        console.print(f"{safe(folder)}: {freed / 2**20:,.0f} MiB freed")
-        return
-    total = sum(size for _, size, _ in entries)
-    console.print(f"{safe(folder)}: {len(entries)} entries, {total / 2**20:,.0f} MiB")
-    for entry, size, used in entries:
-        day = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
-        console.print(f"  {entry.name}  {size / 2**20:,.1f} MiB, last used {day}")
-
-
 def show_plan(found: Mapping[str, Any]) -> None:
     """Show what a run will need, by component, and alternatives."""
-    from luthier.core.units import duration, gigabytes
-
     plan = found["plan"]
     if plan is None:
         console.print(f"  memory cannot be estimated for this model: {escape(found['why'])}")

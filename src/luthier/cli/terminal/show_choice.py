@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from luthier.cli.terminal.progress import table
 from luthier.core.units import duration, gigabytes
 from luthier.planning.advisor.reasons import bytes_text, work
 
@@ -77,13 +77,11 @@ def machine(asked: Mapping[str, Any]) -> str:
 
 def ranking_table(found: Mapping[str, Any], without: Sequence[str] = ()) -> Table:
     """The ranking, `without` some of its columns."""
-    made = Table(box=SIMPLE, pad_edge=False)
     many = found["question"]["variants"]
     rows = [_cells(row, many) for row in found["ranked"]]
     figures = ("", "memory", "training", "file", f"all {many}")
     heads = [head for head in rows[0] if head not in without]
-    for head in heads:
-        made.add_column(head, justify="right" if head in figures else "left", no_wrap=True)
+    made = table(*(f">{head}" if head in figures else head for head in heads), wrap=False)
     for cells in rows:
         made.add_row(*(cells[head] for head in heads))
     return made

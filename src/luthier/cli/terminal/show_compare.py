@@ -31,11 +31,8 @@ def show_comparison(body: Mapping[str, Any]) -> None:
         )
         wide = [(name, cell) for name, least, cell in COLUMNS if console.width >= least]
         metric = body["metric"]
-        shown = table(
-            "method", f">{metric.replace('_', ' ')}", ">95 % CI", "vs. best", *(f">{name}" for name, _ in wide)
-        )
-        for column in shown.columns:
-            column.no_wrap = True
+        heads = ("method", f">{metric.replace('_', ' ')}", ">95 % CI", "vs. best", *(f">{name}" for name, _ in wide))
+        shown = table(*heads, wrap=False)
         if body["base"]:
             shown.add_row("base model", *_score(metric, body["base"]), "", *[""] * len(wide))
         for row in done:

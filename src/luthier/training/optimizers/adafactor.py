@@ -1,21 +1,17 @@
 """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235): a row and a column of states for each matrix."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from luthier.training.optimizers.base import Optimizer
+from luthier.training.optimizers.base import TorchOptimizer
 
 if TYPE_CHECKING:
-    from torch import nn, optim
+    from torch import nn
 
 
-class Adafactor(Optimizer):
+class Adafactor(TorchOptimizer):
     """Second moments kept as a row and a column for each matrix, from torch."""
 
-    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> "optim.Optimizer":
-        import torch
-
-        return torch.optim.Adafactor(groups, lr=lr)
+    states = 1
 
     def state_bytes(self, parameter: "nn.Parameter") -> int:
-        return 4 * (sum(parameter.shape[-2:]) if parameter.ndim > 1 else parameter.numel())
+        return 4 * sum(parameter.shape[-2:]) if parameter.ndim > 1 else super().state_bytes(parameter)

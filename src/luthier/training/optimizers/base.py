@@ -38,6 +38,26 @@ class Optimizer(Plugin):
         raise NotImplementedError
 
 
+class TorchOptimizer(Optimizer):
+    """The class of the same name in torch.optim, whose states are float32."""
+
+    states: ClassVar[int]
+    """States of each element of a parameter."""
+
+    def options(self, betas: tuple[float, float]) -> dict[str, Any]:
+        """What torch's class takes beside the learning rate."""
+        return {}
+
+    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> "optim.Optimizer":
+        from torch import optim
+
+        made: optim.Optimizer = getattr(optim, type(self).__name__)(groups, lr=lr, **self.options(betas))
+        return made
+
+    def state_bytes(self, parameter: "nn.Parameter") -> int:
+        return 4 * self.states * parameter.numel()
+
+
 OPTIMIZERS = Family(
     Optimizer,
     "optimizer",
