@@ -41,10 +41,9 @@ from luthier.models.load import device, load_model
 from luthier.models.settings import ModelConfig
 from luthier.rendering.row import Row
 from luthier.tasks.base import TASKS
-from luthier.training.optimizer import build_optimizer
 from luthier.training.precision import accelerator_on, precision_on
 from luthier.training.settings import TrainConfig
-from luthier.training.step import Batch, Loop
+from luthier.training.step import Batch, Loop, build_optimizer
 
 FILE, PAGE = HERE / "speed.jsonl", HERE / "README.md"
 BEGIN, END = "<!-- made by python -m benchmarks.methods.speed --table: begin -->", "<!-- end of speed -->"

@@ -21,8 +21,8 @@ from luthier.planning import machine, tracing
 from luthier.planning.plan import PlanInputs, Workload, estimate, workload_of
 from luthier.planning.tracing import Trace, trace
 from luthier.tasks.base import TASKS
-from luthier.training.optimizer import build_optimizer
 from luthier.training.settings import TrainConfig
+from luthier.training.step import build_optimizer
 from tests.conftest import build_tokenizer, model_config
 from tests.methods.zoo import DECODERS, base, empty, method
 

@@ -19,7 +19,7 @@ from tools.soak import differences
 from luthier.core.errors import Diverged, InputError, NoSpace, OutOfMemory, Stopped
 from luthier.tasks.chat import Chat
 from luthier.training import checkpoint as checkpoints
-from luthier.training.divergence import spike
+from luthier.training.trainer import spike
 from tests.reliability.conftest import LORA, Heard, Start, forked, status
 
 PLAIN = ["method.rank=2", "method.dropout=0.1"]

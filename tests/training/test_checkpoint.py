@@ -222,8 +222,8 @@ def test_all_generators_go_on_where_they_were(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "adafactor", "rmsprop"])
 def test_optimizer_and_random_states_come_back_bit_for_bit(tmp_path: Path, name: str) -> None:
-    from luthier.training.optimizer import build_optimizer, build_schedule
     from luthier.training.settings import TrainConfig
+    from luthier.training.step import build_optimizer, build_schedule
 
     def session() -> tuple[torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
         torch.manual_seed(0)

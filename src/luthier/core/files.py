@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InputError
-from luthier.core.resources import is_full, no_access, no_space
+from luthier.core.resources import no_access, no_space
 from luthier.core.strict_json import to_json
 
 
@@ -127,8 +127,8 @@ def staged(target: Path, run: str = "", step: int | None = None) -> Iterator[Pat
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
-        if is_full(error):
-            raise no_space(error, target) from error
+        if (full := no_space(error, target)) is not None:
+            raise full from error
         raise
 
 

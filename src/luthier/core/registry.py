@@ -1,12 +1,8 @@
 """Families of plugins: the file name is the name in the recipe.
 
-`methods/lora.py` holds the one class behind `method: lora`. A family finds it by name and imports
-it only when asked, so `--help` stays fast and a plugin whose dependency is missing hurts nobody
-else. Installed packages add members through entry points in the group `luthier.methods` (`.tasks`,
-`.data.formats`, ...).
-
-A plugin is one frozen pydantic class: its fields are its configuration, its methods the behaviour,
-and its attribute docstrings the only help text there is.
+`methods/lora.py` holds the one class behind `method: lora`, imported only when asked for. Installed packages add
+members through entry points in the group `luthier.methods` (`.tasks`, `.data.formats`, ...). A plugin is one frozen
+pydantic class: its fields are its configuration, its methods the behavior, and its attribute docstrings the help.
 """
 
 import importlib

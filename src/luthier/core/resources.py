@@ -31,11 +31,6 @@ NO_MEMORY = (
 """How torch and the libraries below it say that memory ran out, where they raise no OutOfMemoryError."""
 
 
-def is_full(error: BaseException | None) -> bool:
-    """True where the error, or one that caused it, says that a file cannot grow."""
-    return any(_full(each) for each in _causes(error))
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """True where the error says that the memory of the machine or of its GPU ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -50,8 +45,8 @@ def explained(error: BaseException, place: Path | None = None) -> InputError | N
     """
     if isinstance(error, InputError):
         return None
-    if is_full(error):
-        return no_space(error, place)
+    if (full := no_space(error, place)) is not None:
+        return full
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error.strerror):  # all are full or closed
         return NoSpace(f"{error.strerror}", fix="TMPDIR=FOLDER_WITH_SPACE before the same command")
     if is_out_of_memory(error):
@@ -68,11 +63,12 @@ def explained(error: BaseException, place: Path | None = None) -> InputError | N
     return no_access(error) if isinstance(error, OSError) and error.errno in CLOSED else None
 
 
-def no_space(error: BaseException, place: Path | None = None) -> NoSpace:
-    """What is full, by how much, and what helps: another folder, a higher limit, or less on the disk."""
-    cause = next(each for each in _causes(error) if _full(each))
-    name = getattr(cause, "filename", None)
-    kind = _full(cause)
+def no_space(error: BaseException, place: Path | None = None) -> NoSpace | None:
+    """What is full, by how much, and what helps; None unless the error, or one that caused it, says that it is full."""
+    cause = next((each for each in _causes(error) if _full(each)), None)
+    if cause is None:
+        return None
+    name, kind = getattr(cause, "filename", None), _full(cause)
     if kind == errno.EFBIG:
         limit = _largest_file()
         return NoSpace(

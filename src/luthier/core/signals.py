@@ -1,9 +1,7 @@
 """Ctrl-C, SIGTERM and SIGUSR1 stop a run with everything saved; a second one ends it at once.
 
-While steps are taken a signal is noted, and the session looks for it between micro-batches. Everywhere else nothing
-can be lost but work that the next start does again, so there it ends what is being done by an exception.
-
-Processes that Luthier starts end with the one that started them, also where that one was killed.
+While steps are taken a signal is noted, and the trainer looks for it between micro-batches. Everywhere else only work
+that the next start does again can be lost, so there it ends by an exception what is being done.
 """
 
 import multiprocessing

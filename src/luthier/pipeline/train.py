@@ -140,7 +140,7 @@ def _trainer(
 ) -> "tuple[Trainer, tuple[int, int]]":
     """(trainer with the model of the method, where the last checkpoint left it; (trainable, all) parameters)."""
     from luthier.models.load import parameter_counts
-    from luthier.training.rng import seed
+    from luthier.training.checkpoint import seed
     from luthier.training.settings import total_steps
     from luthier.training.trainer import Trainer
 

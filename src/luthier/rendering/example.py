@@ -15,8 +15,8 @@ class RowError(LuthierError):
     """
 
     def __init__(self, reason: str, *, kind: str = "bad", fix: str = "") -> None:
-        self.reason, self.kind, self.fix = reason, kind, fix
         super().__init__(reason)
+        self.reason, self.kind, self.fix = reason, kind, fix
 
 
 FIXES = {

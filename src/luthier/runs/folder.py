@@ -18,6 +18,7 @@ harness.json     what lm-evaluation-harness measured on it, where it was asked
 """
 
 import json
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,19 +28,71 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from luthier.core import files
 from luthier.core.errors import Busy, InputError, did_you_mean
-from luthier.core.files import JsonObject, digest, fault, read_object, sync, write_json, write_jsonl, write_text
+from luthier.core.resources import no_access
 from luthier.core.shell import shell_line
 from luthier.core.strict_json import to_json
 from luthier.data.store import Refusal
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.models.settings import ModelConfig
-from luthier.runs.ledger import Ledger
 from luthier.runs.provenance import base_hashes, changes, environment, local_copy
 
 FIRST = {".lock", "environment.json", "run.json"}
 FIRST |= {f".{name}.staging" for name in ("environment.json", "run.json", "recipe.yaml")}
 """What a process that was killed at the very start can have left: no reason to refuse the folder."""
+
+
+class Ledger:
+    """run.json: which run a folder is, and hashes of the files that decide what comes of it.
+
+    A hash here is no signature: it finds a file that was edited, cut short or swapped with another run's, and does not
+    stop anyone who also edits run.json. A folder from before there was a run.json is taken as it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, recipe: dict[str, Any]) -> None:
+        """Give the folder the identity of a new run with this recipe."""
+        files.write_json(self.path, {"run": secrets.token_hex(16), "recipe": recipe, "files": {}})
+
+    def read(self) -> dict[str, Any]:
+        """{"run", "recipe", "files"}; run is "" where the folder has no run.json."""
+        if not self.path.is_file():
+            return {"run": "", "recipe": None, "files": {}}
+        found = files.read_object(self.path, "restore it from a copy, or delete it: then nothing is known of edited files")
+        if [type(found[key]) for key in ("run", "recipe", "files")] != [str, dict, dict]:
+            raise InputError(f"{self.path}: 'run' must be text, 'recipe' and 'files' objects")
+        return found
+
+    @property
+    def run(self) -> str:
+        """Identity of the run, which its checkpoints and its adapter also carry."""
+        return str(self.read()["run"])
+
+    def commit(self, path: Path) -> None:
+        """Let what stands in `files.staging_of(path)` take its name, and keep its hash.
+
+        The hash is kept first, beside that of the file it replaces: a kill between the two leaves either file known.
+        """
+        if self.path.is_file():
+            entries = self.read()
+            hashes = [files.sha256(file) for file in (files.staging_of(path), path) if file.is_file()]
+            files.write_json(self.path, {**entries, "files": {**entries["files"], path.name: hashes}})
+        files.put(path)
+
+    def fault(self, path: Path) -> str:
+        """What is wrong with a file of the run; empty where it is as the run wrote it, or nothing is known of it."""
+        known = self.read()["files"].get(path.name)
+        if not path.is_file():
+            return "is missing" if known else ""
+        try:
+            return "was changed after the run wrote it" if known and files.sha256(path) not in known else ""
+        except PermissionError as error:
+            raise no_access(error) from None
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
 
 
 class RunFolder:
@@ -78,7 +131,7 @@ class RunFolder:
         train = shell_line("luthier", "train", self.recipe)
         for name in ("adapter", "model"):
             if (self.path / name).is_dir() and self.result.is_file():
-                if what := fault(self.path / name, run=self.ledger.run, others=True):
+                if what := files.fault(self.path / name, run=self.ledger.run, others=True):
                     raise InputError(f"{self.path / name} is damaged: {what}", fix=self._restore(self.result))
                 return self.path / name
         missing = "adapter or model folder" if self.result.is_file() else self.result.name
@@ -87,7 +140,7 @@ class RunFolder:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Make the folder and keep every other process out. The system lets go of it when this process dies."""
-        from filelock import FileLock, Timeout
+        from filelock import FileLock, Timeout  # it imports asyncio
 
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -116,11 +169,11 @@ class RunFolder:
 
     def write_json(self, path: Path, value: Any) -> None:
         """Replace a JSON file of the run as a whole, and keep its hash."""
-        write_json(path, value, self.ledger.commit)
+        files.write_json(path, value, self.ledger.commit)
 
     def write_jsonl(self, path: Path, rows: Iterable[Any]) -> None:
         """Replace a JSON-lines file of the run as a whole, and keep its hash."""
-        write_jsonl(path, rows, self.ledger.commit)
+        files.write_jsonl(path, rows, self.ledger.commit)
 
     def checked(self, path: Path) -> Path:
         """`path`, a file of the run, where it is as the run wrote it; InputError else."""
@@ -128,9 +181,9 @@ class RunFolder:
             raise InputError(f"{path} {what}", fix=self._restore(path))
         return path
 
-    def read_json(self, path: Path) -> JsonObject:
+    def read_json(self, path: Path) -> files.JsonObject:
         """What stands in a JSON file of the run; InputError where it is not as the run wrote it."""
-        return read_object(self.checked(path), self._restore(path))
+        return files.read_object(self.checked(path), self._restore(path))
 
     def _restore(self, path: Path) -> str:
         if path == self.result:
@@ -195,7 +248,7 @@ class RunFolder:
     def sync_metrics(self) -> None:
         """Wait until metrics.jsonl is on the disk: a checkpoint must not outlive the lines that led to it."""
         if self.metrics.is_file():
-            sync(self.metrics)
+            files.sync(self.metrics)
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a line cut short by a kill is left out."""
@@ -212,7 +265,7 @@ class RunFolder:
 
     def keep_refusals(self, refusals: Iterable[Refusal]) -> None:
         """Write refused.jsonl."""
-        write_jsonl(self.refused, map(asdict, refusals))
+        files.write_jsonl(self.refused, map(asdict, refusals))
 
     def refusals(self) -> Iterator[Refusal]:
         """The lines of refused.jsonl."""
@@ -228,11 +281,11 @@ class RunFolder:
         """
         history = self.history()
         kept = [r for r in history if r["step"] < step or (r["step"] == step and (measured or "loss" in r))]
-        write_text(self.metrics, "".join(to_json(record) + "\n" for record in kept))
+        files.write_text(self.metrics, "".join(to_json(record) + "\n" for record in kept))
         return step - len({record["step"] for record in kept if "loss" in record})
 
 
 def checked(evaluate: EvaluateConfig) -> dict[str, str]:
     """What environment.json keeps of the code that measures."""
     file = None if evaluate.check is None else Path(evaluate.check)
-    return {"check": digest([file])} if file is not None and file.is_file() else {}
+    return {"check": files.digest([file])} if file is not None and file.is_file() else {}

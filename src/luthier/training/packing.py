@@ -51,10 +51,8 @@ def prove_packing(model: "nn.Module", vocabulary: int) -> None:
     model.eval()
 
     def logits(ids: list[int], positions: list[int]) -> Any:
-        given = {"input_ids": ids, "position_ids": positions}
-        return (
-            model(**{k: torch.tensor([v], device=place) for k, v in given.items()}, use_cache=False).logits[0].float()
-        )
+        row, places = torch.tensor([ids], device=place), torch.tensor([positions], device=place)
+        return model(input_ids=row, position_ids=places, use_cache=False).logits[0].float()
 
     with torch.no_grad(), row_by_row(model):
         apart = torch.cat([logits(ids, list(range(6))) for ids in rows])

@@ -1,4 +1,4 @@
-"""One optimizer step, and the held-out loss. The policies around them are the trainer's."""
+"""Optimizer, schedule, one optimizer step, and the held-out loss. The policies around them are the trainer's."""
 
 import math
 import warnings
@@ -9,15 +9,53 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
+from luthier.core.errors import InputError
 from luthier.data.prepared import Prepared
+from luthier.models.heads import in_head
 from luthier.tasks.base import Task
+from luthier.training.optimizers.base import OPTIMIZERS
+from luthier.training.settings import TrainConfig
 
 Batch = dict[str, Tensor]
 
 
+def build_optimizer(
+    model: nn.Module, config: TrainConfig, lr: float, ratio: Callable[[str], float] = lambda name: 1.0
+) -> torch.optim.Optimizer:
+    """The optimizer over trainable parameters; biases and norms (fewer than two dimensions) take no decay.
+
+    `ratio` is the factor on the learning rate of a parameter by its name. InputError where `head_lr` finds no head.
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if config.head_lr and not any(in_head(name) for name, _ in trained):
+        raise InputError("train.head_lr: this task trains no head for labels", fix="leave it out, or task=classify")
+    split: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+        rate = config.head_lr if config.head_lr and in_head(name) else lr * ratio(name)
+        split.setdefault((decay, rate), []).append(parameter)
+    groups = [{"params": parameters, "weight_decay": decay, "lr": rate} for (decay, rate), parameters in split.items()]
+    return OPTIMIZERS.parse(config.optimizer).build(groups, lr, config.betas)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LambdaLR:
+    """Linear warm-up, then linear or cosine to zero at the last step, or constant."""
+    warm = round(config.warmup * steps) if config.warmup < 1 else min(steps, round(config.warmup))
+
+    def factor(done: int) -> float:
+        if done < warm:
+            return (done + 1) / (warm + 1)
+        share = min(1.0, (done - warm) / max(1, steps - warm))
+        shapes = {"linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share)), "constant": 1.0}
+        return shapes[config.schedule]
+
+    return LambdaLR(optimizer, factor)
+
+
 class Halted(Exception):
-    """Somebody asked for a stop between two micro-batches; no step was taken."""
+    """A stop was asked for between two micro-batches; no step was taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +73,7 @@ class Gradient:
 
     @property
     def finite(self) -> bool:
-        """Are loss and gradient numbers?"""
+        """True where loss and gradient are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 

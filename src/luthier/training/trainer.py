@@ -7,9 +7,9 @@ the run between two steps or inside one: a step that is broken off is as if it h
 import gc
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from statistics import median
 from typing import Any
 
 import torch
@@ -30,11 +30,20 @@ from luthier.models.files import not_finite
 from luthier.rendering.row import Row
 from luthier.runs.folder import RunFolder
 from luthier.training import checkpoint as checkpoints
-from luthier.training import divergence
-from luthier.training.optimizer import build_optimizer, build_schedule
-from luthier.training.rng import RandomState
+from luthier.training.checkpoint import RandomState
 from luthier.training.settings import RunSettings
-from luthier.training.step import Halted, Loop, held_out_loss
+from luthier.training.step import Halted, Loop, build_optimizer, build_schedule, held_out_loss
+
+IN_A_ROW = 5
+"""So many steps in a row without a finite loss stop a run that would leave them out."""
+IN_A_ROW_SCALED = 40
+"""The same with fp16, whose scaler leaves steps out until it has found its scale: 2^16 halved to far below 1."""
+
+WINDOW, FEWEST = 50, 20
+"""A spike is told from the losses of the last 50 steps, once there are 20."""
+TIMES, SPREADS = 2.0, 10.0
+"""A spike is above twice their median, and above it by ten times their median distance from it."""
+ELSEWHERE = "a lower train.lr, train.clip=1.0, or train.precision=bf16 or fp32, in another folder: run=DIR"
 
 
 class Trainer:
@@ -105,7 +114,7 @@ class Trainer:
                 self.accelerator.scaler,
             )
             if name := not_finite(trainable_state(self.raw).items()):
-                raise divergence.ruined(self.state["step"], name, f"they lie in {found}; remove it to go on before it")
+                raise ruined(self.state["step"], name, f"they lie in {found}; remove it to go on before it")
             if self.data.stream is not None:
                 self.progress.note("reading the rows up to there once more")
                 self.data.stream.go_on(self.state["stream"], self.folder.refusals())
@@ -115,42 +124,35 @@ class Trainer:
         if lost := self.folder.rewind(self.state["step"], measured=not self.state["unmeasured"]):
             self.progress.warn(f"{self.folder.metrics}: the lines of {lost} steps are lost")
 
-    def train(self, request: StopRequest | None = None) -> dict[str, Any]:
+    def train(self, request: StopRequest) -> dict[str, Any]:
         """Take the remaining steps, leave the model with the weights to keep, and return the lines of result.json.
 
         Raises Stopped after a signal, and what a step cannot go on from (DataError, Diverged, OutOfMemory), all with
         the last whole step saved, unless that step ruined the weights: then the last checkpoint stays the newest.
         """
-        self.request = request or self.request
-        state, stream = self.state, self.data.stream
+        self.request, state, stream = request, self.state, self.data.stream
         self.progress.train_begins(state["step"], self.steps)
         rng = RandomState.now()
-        with self.request.noted(), patched(self.raw, self.pack is not None, self.config.compile), self._saving():
+        with self.request.noted(), patched(self.raw, self.pack is not None, self.config.compile):
             rng.put_back()  # a trial of a layer may draw, and a resumed run makes it at another step
             coming = stream.rows() if stream is not None else iter(())
-            if state["unmeasured"]:
-                self._measure_and_save()
-            while state["step"] < self.steps and not self._out_of_patience():
-                self._log(self._step(self._rows(coming)))
-                if stream is not None:
-                    state["stream"] = stream.state()
-                self._measure_and_save()
+            try:
+                if state["unmeasured"]:
+                    self._measure_and_save()
+                while state["step"] < self.steps and not self._out_of_patience():
+                    self._log(self._step(self._rows(coming)))
+                    if stream is not None:
+                        state["stream"] = stream.state()
+                    self._measure_and_save()
+            except (DataError, Diverged, OutOfMemory):
+                self._save()
+                raise
+            except Halted:
+                self._save()
+                what = f"stopped at step {state['step']} of {self.steps}; everything is saved"
+                raise Stopped(what, self.request.exit_code) from None
         self.progress.train_ends()
         return self._finish()
-
-    @contextmanager
-    def _saving(self) -> Iterator[None]:
-        """Save the last whole step where no other follows; a stop that was asked for becomes Stopped."""
-        try:
-            yield
-        except (DataError, Diverged, OutOfMemory):
-            self._save()
-            raise
-        except Halted:
-            self._save()
-            raise Stopped(
-                f"stopped at step {self.state['step']} of {self.steps}; everything is saved", self.request.exit_code
-            ) from None
 
     def _rows(self, coming: Iterator[Row]) -> list[Row]:
         """The rows of the next step; those of a stream may let us wait. Raises Halted after a signal."""
@@ -186,9 +188,15 @@ class Trainer:
             scaled = self.accelerator.scaler is not None and math.isfinite(found.loss)
             in_a_row = 0 if found.finite else state["skipped_in_a_row"] + 1
             skips = self.config.on_nan == "skip"
-            most = divergence.IN_A_ROW_SCALED if scaled else divergence.IN_A_ROW if skips else 1
+            most = IN_A_ROW_SCALED if scaled else IN_A_ROW if skips else 1
             if in_a_row >= most:
-                raise divergence.diverged(index, found, in_a_row, skips=skips or scaled)
+                left_out = skips or scaled
+                others = f", nor were the {in_a_row - 1} before it" if left_out else ""
+                raise Diverged(
+                    f"step {index}: the loss is {found.loss}, the gradient norm {found.norm}; the step was not taken"
+                    f"{others}",
+                    fix=ELSEWHERE if left_out else f"train.on_nan=skip goes on here without such steps; or {ELSEWHERE}",
+                )
         except BaseException:
             before.put_back()
             self.optimizer.zero_grad(set_to_none=True)
@@ -260,12 +268,12 @@ class Trainer:
         state["seconds"] += record["seconds"]
         state["tokens"] += record["tokens"]
         if loss is not None:
-            middle = divergence.spike(state["recent"], loss)
+            middle = spike(state["recent"], loss)
             if middle is not None:
                 state["spikes"] += 1
                 record["spike"] = True
                 self.progress.warn(f"step {record['step']}: the loss is {loss:.4g}, where {middle:.4g} was usual")
-            state["recent"] = [*state["recent"], loss][-divergence.WINDOW :]
+            state["recent"] = [*state["recent"], loss][-WINDOW:]
         due = state["step"] == self.steps or state["step"] % self._every(self.config.evaluate_every) == 0
         state["unmeasured"] = bool(self.data.validation_rows) and due
         self.progress.record(record)
@@ -343,7 +351,7 @@ class Trainer:
             kept = self.saved[0] if self.saved else 0
             before = self.folder.checkpoints / checkpoint_name(kept)
             where = f"{before} holds those before" if kept else "nothing was saved"
-            raise divergence.ruined(self.state["step"], name or loss, where, skips=last or self.config.on_nan == "skip")
+            raise ruined(self.state["step"], name or loss, where, skips=last or self.config.on_nan == "skip")
 
     def _rotate(self) -> None:
         best = checkpoint_name(self.state["best_step"]) if self.config.keep_best and self.state["best_step"] else None
@@ -375,3 +383,25 @@ class Trainer:
             "tokens": state["tokens"],
             "tokens_per_second": state["tokens"] / max(state["seconds"], 1e-9),
         }
+
+
+def spike(recent: Sequence[float], loss: float) -> float | None:
+    """The median of `recent` where `loss` is far above it, else None."""
+    if len(recent) < FEWEST:
+        return None
+    middle = median(recent)
+    spread = median(abs(each - middle) for each in recent)
+    return middle if loss > TIMES * middle and loss > middle + SPREADS * spread else None
+
+
+def ruined(step: int, what: str | float, kept: str, *, skips: bool = True) -> Diverged:
+    """What stops a run after a step that was taken. `what` is the name of a weight, or the held-out loss.
+
+    Weights always do, for what they were before is gone. A held-out loss does unless the run `skips` it already.
+    """
+    if isinstance(what, str):
+        return Diverged(f"step {step} left NaN or infinite weights, among them {what}; {kept}", fix=ELSEWHERE)
+    return Diverged(
+        f"step {step}: the held-out loss is {what}, with finite weights: a forward pass overflows; {kept}",
+        fix=ELSEWHERE if skips else f"train.on_nan=skip goes on here without such evaluations; or {ELSEWHERE}",
+    )

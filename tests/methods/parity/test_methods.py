@@ -27,8 +27,8 @@ from luthier.methods.base import METHODS
 from luthier.methods.layers.bottleneck import BottleneckConfig
 from luthier.methods.layers.prefix import PrefixKVConfig, flattened
 from luthier.models.targets import linear_layers
-from luthier.training.optimizer import build_optimizer
 from luthier.training.settings import TrainConfig
+from luthier.training.step import build_optimizer
 from tests.methods.zoo import attached, base, classifies, ids, logits, loss, method, shake
 
 # ---- plain PEFT --------------------------------------------------------------------------------------------------

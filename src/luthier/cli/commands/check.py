@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli.terminal.arguments import Task, given_options, is_override, split_arguments
+from luthier.cli.terminal.arguments import Task, given_options, is_override, opened, split_arguments
 
 
 def command(
@@ -21,9 +21,6 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Output folder (default: runs/check-<recipe or data>).")] = None,
 ) -> None:
     """Check the data before training: exit code 2 if train would stop, with every row that is at fault."""
-    from luthier.cli.terminal.progress import Terminal, consent, show_check, starting
-    from luthier.recipe.config import RunConfig
-    from luthier.recipe.consent import refuse_foreign
     from luthier.recipe.identity import check_path
 
     source, overrides = split_arguments(data or [])
@@ -31,13 +28,12 @@ def command(
     # Not a Path, which would drop a leading ./ that distinguishes a file from a hub id.
     typed = next((argument for argument in data or [] if not is_override(argument)), None)
     overrides = given_options({"data": None if recipe else typed, "model": model, "task": task}) + overrides
-    config = RunConfig.load(recipe, overrides)
-    out = out or check_path(config, recipe)
-    starting("check", config.sources, out)
-    refuse_foreign(recipe, config.model, None, overrides, consent())
+    place = check_path if out is None else lambda *given: out
+    config, terminal = opened("check", recipe, overrides, place, subject="", measures=False)
+    from luthier.cli.terminal.progress import show_check
     from luthier.pipeline.check import check as check_data
 
-    found = check_data(config, out, progress=Terminal())
+    found = check_data(config, place(config, recipe), progress=terminal)
     show_check(found)
     if found["stops"]:
         raise typer.Exit(2)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli.terminal.arguments import Data, Model, Task, split_arguments
+from luthier.cli.terminal.arguments import Data, Model, Task, opened, split_arguments
 
 
 def command(
@@ -27,19 +27,13 @@ def command(
 ) -> None:
     """Train every method on the same base, data and tokens, and test which differences are significant."""
     from luthier.builtin import DEMO
-    from luthier.cli.terminal.progress import Terminal, consent, resumable, starting
-    from luthier.recipe.config import RunConfig
-    from luthier.recipe.consent import refuse_foreign
 
     path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "task": task})
     if path == Path("demo") and not path.is_file():  # a folder of that name is not a recipe
         path, overrides = DEMO, ["run=runs/compare-demo", *overrides]
-    terminal = Terminal()
-    config = RunConfig.load(path, overrides)
-    starting("compare", f"methods {methods} on {config.sources}")
-    for note in refuse_foreign(path, config.model, config.evaluate, overrides, consent()):
-        terminal.note(note)
-    from luthier.cli.terminal.show_compare import show_comparison
+    config, terminal = opened("compare", path, overrides, subject=f"methods {methods}")
+    from luthier.cli.terminal.progress import resumable
+    from luthier.cli.terminal.show_result import show_comparison
     from luthier.comparison.compare import compare
     from luthier.comparison.runner import CompareConfig
     from luthier.planning.advisor.question import seconds_of

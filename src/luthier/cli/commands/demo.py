@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli.commands.train import opened
+from luthier.cli.terminal.arguments import opened
 
 
 def command(
@@ -19,13 +19,14 @@ def command(
     from luthier.builtin import DEMO
     from luthier.core.shell import setting
     from luthier.recipe.config import RunConfig
+    from luthier.recipe.identity import run_path
     from luthier.runs.folder import RunFolder
 
     given = ["run=runs/demo", *(overrides or [])]
     base = RunConfig.load(DEMO, given).run
     folders = (f"{base}-{number}" if number > 1 else base for number in count(1))
     unused = next(folder for folder in folders if not RunFolder(Path(str(folder))).result.is_file())
-    config, terminal = opened("demo", DEMO, [*given, setting("run", unused)])
+    config, terminal = opened("demo", DEMO, [*given, setting("run", unused)], run_path)
     from luthier.cli.terminal.progress import resumable
     from luthier.cli.terminal.show_result import show_result
     from luthier.pipeline.train import train

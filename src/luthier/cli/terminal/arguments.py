@@ -2,12 +2,17 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from luthier.core.errors import InputError
+
+if TYPE_CHECKING:
+    from luthier.cli.terminal.progress import Terminal
+    from luthier.recipe.config import RunConfig
 
 Recipe = Annotated[
     list[str] | None,
@@ -54,3 +59,31 @@ def given_options(options: dict[str, str | None]) -> list[str]:
         for key, value in options.items()
         if value is not None
     ]
+
+
+def opened(
+    command: str,
+    path: Path | None,
+    overrides: list[str],
+    into: "Callable[[RunConfig, Path | None], Path] | None" = None,
+    subject: str | None = None,
+    measures: bool = True,
+) -> "tuple[RunConfig, Terminal]":
+    """Read the recipe, print the first line of a command, and ask about code that is not the user's own.
+
+    `into` says where the command writes, and `subject` what it applies to the data, by default the method; a command
+    that `measures` nothing runs no code of the recipe's evaluation.
+    """
+    from luthier.cli.terminal.progress import Terminal, consent, starting
+    from luthier.recipe.config import RunConfig
+    from luthier.recipe.consent import refuse_foreign
+
+    notes: list[str] = []
+    config = RunConfig.load(path, overrides, notes)
+    what = config.sources if subject == "" else f"{subject or config.method.name} on {config.sources}"
+    starting(command, what, into(config, path) if into else "")
+    terminal = Terminal(config.train.log_every)
+    evaluate = config.evaluate if measures else None
+    for note in [*notes, *refuse_foreign(path, config.model, evaluate, overrides, consent())]:
+        terminal.note(note)
+    return config, terminal

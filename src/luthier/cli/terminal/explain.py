@@ -178,7 +178,7 @@ def _by_name(name: str) -> str:
     if found[0] in members:
         return f"({found[0]})\n{explanation(*found[0].split(' '))}"
     block, key = found[0].split(".")
-    return _field(BLOCKS[block], key)
+    return _field(BLOCKS[block], key, f"{block}.")
 
 
 def _fields(block: type[Config], prefix: str) -> str:

@@ -33,7 +33,12 @@ def show_choice(found: Mapping[str, Any], console: Console) -> None:
         for board in dict.fromkeys(f"{score['board']}, {score['metric']} {score['cited']}" for score in scores):
             console.print(f"  measured: {escape(board)}")
     else:
-        console.print("  [bold red]nothing fits[/]" + escape(least(found)))
+        needs = [out for out in found["ruled_out"] if out["needs"]]
+        nearest = min(needs, key=lambda out: out["needs"], default=None)
+        least = ""
+        if nearest is not None:
+            least = f": the least is {nearest['method']}, which needs {gigabytes(nearest['needs'])} beyond the program"
+        console.print(f"  [bold red]nothing fits[/]{escape(least)}")
     for row in found["ranked"][:FIRST]:
         tie = f"  (tied with {found['ranked'][0]['method']} by what was measured)" if row["ties_with_first"] else ""
         console.print(f"[bold]{row['place']}. {row['method']}[/]{tie if row['place'] > 1 else ''}")
@@ -114,12 +119,3 @@ def excluded(found: Mapping[str, Any]) -> list[dict[str, str]]:
     for out in found["ruled_out"]:
         lines.setdefault((out["text"], out["cited"]), []).append(out["method"])
     return [{"text": f"{', '.join(names)}: {text}", "cited": cited} for (text, cited), names in lines.items()]
-
-
-def least(found: Mapping[str, Any]) -> str:
-    """The method that comes nearest where nothing fits, after a colon."""
-    needs = [out for out in found["ruled_out"] if out["needs"]]
-    if not needs:
-        return ""
-    nearest = min(needs, key=lambda out: out["needs"])
-    return f": the least is {nearest['method']}, which needs {gigabytes(nearest['needs'])} beyond the program"
