@@ -39,15 +39,6 @@ ORDER = "demo train check plan choose compare evaluate export serve chat list ex
 """In which the help shows the commands; those of other packages follow."""
 
 
-def _add_commands() -> None:
-    """Every file of luthier.cli.commands, and every entry point of that name in other packages."""
-    package, order = commands.__name__, ORDER.split()
-    own = {module.name: f"{package}.{module.name}" for module in pkgutil.iter_modules(commands.__path__)}
-    found = {**installed(package), **own}
-    for name in [*order, *sorted(found.keys() - order)]:
-        app.command(name)(importlib.import_module(found[name]).command)
-
-
 @app.callback()
 def _main(
     version: Annotated[
@@ -57,7 +48,11 @@ def _main(
     pass
 
 
-_add_commands()
+package, order = commands.__name__, ORDER.split()
+own = {module.name: f"{package}.{module.name}" for module in pkgutil.iter_modules(commands.__path__)}
+found = {**installed(package), **own}  # entry points of that name in other packages, and every file of ours
+for name in [*order, *sorted(found.keys() - order)]:
+    app.command(name)(importlib.import_module(found[name]).command)
 
 
 def main() -> None:

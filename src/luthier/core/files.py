@@ -46,9 +46,7 @@ class JsonObject(dict[str, Any]):
         self.path = path
 
     def __missing__(self, key: str) -> Any:
-        raise InputError(
-            f"{self.path}: the key {key!r} is missing", fix="restore the file, or train in another folder: run=DIR"
-        )
+        raise InputError(f"{self.path}: the key {key!r} is missing", fix="restore it, or use another folder: run=DIR")
 
 
 def read_object(path: Path, fix: str = "") -> JsonObject:

@@ -43,12 +43,7 @@ class Config(BaseModel):
     """A block of configuration: immutable, no unknown keys, docstrings are the help."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        validate_default=True,
-        protected_namespaces=(),
-        allow_inf_nan=False,
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
     aliases: ClassVar[dict[str, str]] = {}
@@ -64,9 +59,8 @@ class Config(BaseModel):
         for key, inner in value.items():
             name = cls.aliases.get(str(key), str(key))
             if name in renamed or (name != key and name in value):
-                raise PydanticCustomError(
-                    "given_twice", "'{key}' and '{name}' are the same setting: keep one", {"key": key, "name": name}
-                )
+                both = {"key": key, "name": name}
+                raise PydanticCustomError("given_twice", "'{key}' and '{name}' are the same setting: keep one", both)
             if name != key and isinstance(info.context, dict):
                 info.context.setdefault("notes", []).append(f"{key} is read as {name}")
             renamed[name], field = inner, cls.model_fields.get(name)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,23 +11,15 @@ from pathlib import Path
 from luthier.core.errors import InputError, NoSpace, OutOfMemory
 from luthier.core.shell import shell_line
 
-FULL = {
-    errno.ENOSPC: "No space left on device",
-    errno.EDQUOT: "Disk quota exceeded",
-    errno.EFBIG: "File too large",
-}
+FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large"}
 """How the system says that a file cannot grow, by number and in words, which is all that safetensors passes on."""
-CLOSED = (errno.EACCES, errno.EPERM)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 LITTLE = 2**26
 """Free bytes of a file system above which it is not called full."""
-NO_MEMORY = (
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "MPS backend out of memory",
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "std::bad_alloc",
+WHOLE, RERUN = "what was saved before is whole", "then rerun the same command to resume from the last checkpoint"
+NO_MEMORY = re.compile(
+    "CUDA (error: )?out of memory|CUBLAS_STATUS_ALLOC_FAILED|MPS backend out of memory|std::bad_alloc|"
+    "DefaultCPUAllocator: (can't allocate|not enough) memory"
 )
 """How torch and the libraries below it say that memory ran out, where they raise no OutOfMemoryError."""
 
@@ -35,7 +28,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True where the error says that the memory of the machine or of its GPU ran out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error)))
 
 
 def explained(error: BaseException, place: Path | None = None) -> InputError | None:
@@ -50,16 +43,9 @@ def explained(error: BaseException, place: Path | None = None) -> InputError | N
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error.strerror):  # all are full or closed
         return NoSpace(f"{error.strerror}", fix="TMPDIR=FOLDER_WITH_SPACE before the same command")
     if is_out_of_memory(error):
-        return OutOfMemory(
-            f"memory ran out: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
-            fix="evaluate.batch_size=1 where it was in an evaluation; else a smaller base, or one in 4 bit "
-            "(method=qlora)",
-        )
-    if isinstance(error, OSError) and error.errno == errno.EROFS:
-        return InputError(
-            f"{error.filename or error}: {error.strerror}; what was saved before is whole",
-            fix="choose another folder with run=DIR",
-        )
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        smaller = "evaluate.batch_size=1 if in an evaluation; else a smaller base, or one in 4 bit (method=qlora)"
+        return OutOfMemory(f"memory ran out: {lines[0]}", fix=smaller)
     return no_access(error) if isinstance(error, OSError) and error.errno in CLOSED else None
 
 
@@ -70,31 +56,26 @@ def no_space(error: BaseException, place: Path | None = None) -> NoSpace | None:
         return None
     name, kind = getattr(cause, "filename", None), _full(cause)
     if kind == errno.EFBIG:
-        limit = _largest_file()
-        return NoSpace(
-            f"{name or place or error}: the file may not grow larger"
-            + (f": this process may write {limit / 2**20:.3g} MiB to a file (ulimit -f)" if limit else "")
-            + "; what was saved before is whole",
-            fix="ulimit -f unlimited, and the same command again: the run goes on from its last checkpoint"
-            if limit
-            else "a folder on another file system: run=DIR",
-        )
+        why, fix = "", "a folder on another file system: run=DIR"
+        if (limit := _largest_file()) is not None:
+            why = f": this process may write {limit / 2**20:.3g} MiB to a file (ulimit -f)"
+            fix = f"ulimit -f unlimited, {RERUN}"
+        return NoSpace(f"{name or place or error}: the file may not grow larger{why}; {WHOLE}", fix=fix)
     temporary = Path(tempfile.gettempdir())
     folders = [Path(name).parent] if name else [*([place] if place else []), temporary, Path.cwd()]
     free, folder = min(((_free(each), each) for each in folders), key=lambda pair: pair[0])
-    again = "and give the same command again: the run goes on from its last checkpoint"
-    if folder == temporary or temporary in folder.parents:
-        again += "; or TMPDIR=FOLDER_WITH_SPACE before the command"
+    temporary_is_full = folder == temporary or temporary in folder.parents
+    other = "; or TMPDIR=FOLDER_WITH_SPACE before the command" if temporary_is_full else ""
     what = "the disk quota is used up" if kind == errno.EDQUOT else "no space left on the disk"
     known = kind == errno.EDQUOT or bool(name) or free < LITTLE
     where = f"{name or folder} ({free / 2**20:,.0f} MiB free)" if known else str(error)
-    return NoSpace(f"{what}: {where}; what was saved before is whole", fix=f"free some space {again}")
+    return NoSpace(f"{what}: {where}; {WHOLE}", fix=f"free some space, {RERUN}{other}")
 
 
 def no_access(error: OSError, whole: Path | None = None) -> InputError:
     """Whose file it is, its mode, and the command that opens it. `whole` is the folder that is needed with it."""
     if error.filename is None:
-        return InputError(f"{error.strerror or error}", fix="give this user access and give the same command again")
+        return InputError(f"{error.strerror or error}", fix=f"give this user access, {RERUN}")
     closed = path = Path(error.filename)
     try:
         path.open("rb").close()
@@ -102,17 +83,13 @@ def no_access(error: OSError, whole: Path | None = None) -> InputError:
     except OSError as why:
         reading = why.errno in CLOSED
     if not reading:
-        return InputError(
-            f"{path}: {error.strerror}; what was saved before is whole",
-            fix="give this user access to it and give the same command again, or choose another folder with run=DIR",
-        )
+        fix = f"give this user access to it, {RERUN}; or choose another folder: run=DIR"
+        return InputError(f"{path}: {error.strerror}; {WHOLE}", fix=fix)
     while not os.access(closed, os.F_OK):  # a folder above it is closed
         closed = closed.parent
     whole = whole if closed == path else None
-    opening = ["chmod", *(["-R"] if whole else []), "a+rX", whole or closed]
-    return InputError(
-        f"{path} may not be read by this user{_owned(closed)}", fix=f"its owner gives access: {shell_line(*opening)}"
-    )
+    opening = shell_line("chmod", *(["-R"] if whole else []), "a+rX", whole or closed)
+    return InputError(f"{path} may not be read by this user{_owned(closed)}", fix=f"its owner gives access: {opening}")
 
 
 def refuse_closed(folder: Path) -> None:

@@ -95,8 +95,7 @@ def end_with_parent() -> None:
     send a signal (PR_SET_PDEATHSIG), but sends it when the *thread* that started this process ends.
     """
     parent = multiprocessing.parent_process()
-    if parent is None:
-        raise RuntimeError("this process was not started by multiprocessing")
+    assert parent is not None
 
     def watch_parent() -> None:
         parent.join()

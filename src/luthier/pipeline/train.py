@@ -70,7 +70,7 @@ def train(
             result = dict(folder.read_json(folder.result))
             return result | {"next": _next(config, folder, result["task"], result["lr"])}  # not what a file says
         with folder.held(), _begun(config, folder, progress):
-            progress = listen(folder, config.train.listeners, progress)
+            progress = listen(folder.path, config.train.listeners, progress)
             data = data or prepare_data(config, progress)
             config = config.model_copy(update={"model": placed.model, "train": placed.train})
             accelerator = accelerator_on(config.model.device, config.train.precision)

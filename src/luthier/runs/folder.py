@@ -1,21 +1,4 @@
-"""The run folder: everything that evaluate, chat, resume and export need, under fixed names.
-
-recipe.yaml      the resolved recipe; loading it gives the same run
-environment.json versions, machine, command, hashes of the base
-run.json         which run this is, and hashes of the files that decide what comes of it
-data.json        account of every row, format, template, fingerprint
-held_out.jsonl   the held-out rows with their tokens: evaluate and export measure on these
-refused.jsonl    rows left out by policy, whole, with the reason
-plan.json        what the recipe left open, as it was decided, and the memory and time that were planned
-metrics.jsonl    a line per step, a line per evaluation
-before.json      the base's scores and answers on the validation rows
-checkpoints/     step-000100/..., each whole or not there
-adapter/         the result in PEFT's format (method full: model/), with tokenizer and template
-predictions.jsonl  what base and tuned model say on each validation row
-loss.png report.html result.json
-harness.json     what lm-evaluation-harness measured on it, where it was asked
-.lock            held by the process at work on the run
-"""
+"""The run folder: everything that evaluate, chat, resume and export need, under fixed names."""
 
 import json
 import secrets
@@ -96,25 +79,25 @@ class Ledger:
 
 
 class RunFolder:
-    """Paths and small files of one run."""
+    """Paths and small files of one run; its weights lie in adapter/ (method full: model/), in PEFT's format."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.recipe = path / "recipe.yaml"
+        self.recipe = path / "recipe.yaml"  # the resolved recipe; loading it gives the same run
+        self.environment = path / "environment.json"  # versions, machine, command, hashes of the base
         self.ledger = Ledger(path / "run.json")
-        self.environment = path / "environment.json"
-        self.data = path / "data.json"
-        self.held_out = path / "held_out.jsonl"
-        self.plan = path / "plan.json"
-        self.refused = path / "refused.jsonl"
-        self.metrics = path / "metrics.jsonl"
-        self.before = path / "before.json"
-        self.checkpoints = path / "checkpoints"
-        self.predictions = path / "predictions.jsonl"
-        self.result = path / "result.json"
+        self.data = path / "data.json"  # account of every row, format, template, fingerprint
+        self.held_out = path / "held_out.jsonl"  # the held-out rows with their tokens
+        self.refused = path / "refused.jsonl"  # rows left out by policy, whole, with the reason
+        self.plan = path / "plan.json"  # what the recipe left open, as decided; planned memory and time
+        self.metrics = path / "metrics.jsonl"  # a line per step, a line per evaluation
+        self.before = path / "before.json"  # the base's scores and answers on the held-out rows
+        self.checkpoints = path / "checkpoints"  # step-000100/..., each whole or not there
+        self.predictions = path / "predictions.jsonl"  # what base and tuned model say on each held-out row
         self.loss_png = path / "loss.png"
         self.report = path / "report.html"
-        self.harness = path / "harness.json"
+        self.result = path / "result.json"
+        self.harness = path / "harness.json"  # what lm-evaluation-harness measured
 
     @classmethod
     def existing(cls, path: Path) -> "RunFolder":

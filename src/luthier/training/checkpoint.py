@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from luthier.core.errors import InputError
 from luthier.core.files import fault, staged
@@ -59,8 +61,8 @@ def _found(folder: Path) -> list[Path]:
 def write_checkpoint(
     target: Path,
     weights: Callable[[Path], None],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
     scaler: Any,
     state: dict[str, Any],
     run: str = "",
@@ -84,11 +86,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    checkpoint: Path,
-    restore: Callable[[Path], None],
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    scaler: Any,
+    checkpoint: Path, restore: Callable[[Path], None], optimizer: Optimizer, schedule: LRScheduler, scaler: Any
 ) -> dict[str, Any]:
     """Put a checkpoint back, random states last; returns the `state` given to `write_checkpoint`."""
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())

@@ -142,12 +142,7 @@ class Loop:
 
 
 def held_out_loss(
-    model: nn.Module,
-    data: Prepared,
-    pad_id: int,
-    batch_size: int,
-    accelerator: Accelerator,
-    halt: Callable[[], bool] = lambda: False,
+    model: nn.Module, data: Prepared, pad_id: int, batch_size: int, accelerator: Accelerator, halt: Callable[[], bool]
 ) -> float:
     """Nats per target over all validation rows. Raises Halted where `halt` says so between two batches."""
     rows, lengths = data.validation_rows, data.validation_rows.lengths

@@ -8,6 +8,7 @@ import gc
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from statistics import median
 from typing import Any
@@ -72,15 +73,9 @@ class Trainer:
         self.own_optimizer = build_optimizer(model, self.config, settings.lr, method.lr_ratio_of)
         self.schedule = build_schedule(self.own_optimizer, self.config, self.steps)
         self.optimizer = accelerator.prepare(self.own_optimizer)
+        penalty, after_step = partial(method.penalty, model), partial(method.after_step, model)
         self.loop = Loop(
-            self.model,
-            data.task,
-            self.optimizer,
-            self.schedule,
-            accelerator,
-            self.config.clip,
-            penalty=lambda: method.penalty(model),
-            after_step=lambda index: method.after_step(model, index),
+            self.model, data.task, self.optimizer, self.schedule, accelerator, self.config.clip, penalty, after_step
         )
         self.request = StopRequest()
         self.saved: tuple[int, bool] | None = None
@@ -106,15 +101,9 @@ class Trainer:
         for what in broken:
             self.progress.warn(what)
         if found is not None:
-            self.state |= checkpoints.read_checkpoint(
-                found,
-                lambda weights: self.method.restore(self.raw, weights),
-                self.own_optimizer,
-                self.schedule,
-                self.accelerator.scaler,
-            )
-            if name := not_finite(trainable_state(self.raw).items()):
-                raise ruined(self.state["step"], name, f"they lie in {found}; remove it to go on before it")
+            restore, scaler = partial(self.method.restore, self.raw), self.accelerator.scaler
+            self.state |= checkpoints.read_checkpoint(found, restore, self.own_optimizer, self.schedule, scaler)
+            self._refuse_ruin(f"they lie in {found}; remove it to go on before it")
             if self.data.stream is not None:
                 self.progress.note("reading the rows up to there once more")
                 self.data.stream.go_on(self.state["stream"], self.folder.refusals())
@@ -174,8 +163,8 @@ class Trainer:
         index, found = state["step"] + 1, None
         try:
             while found is None:
+                parts = self._cut(rows)
                 try:
-                    parts = [[rows[i] for i in numbers] for numbers in self._cut(rows)]
                     task, pad_id, even = self.data.task, self.pad_id, self.even
                     micro = [task.pack(p, even=True) if self.pack else task.collate(p, pad_id, even) for p in parts]
                     found = self.loop.gradient(micro, lambda: self.request.asked)
@@ -184,19 +173,16 @@ class Trainer:
                         raise
                 if found is None:  # behind the except, whose traceback holds on to the step's tensors
                     before.put_back()
-                    self._halve(smallest=max(map(len, self._cut(rows))) == 1)
+                    self._halve(smallest=max(map(len, parts)) == 1)
             scaled = self.accelerator.scaler is not None and math.isfinite(found.loss)
             in_a_row = 0 if found.finite else state["skipped_in_a_row"] + 1
             skips = self.config.on_nan == "skip"
             most = IN_A_ROW_SCALED if scaled else IN_A_ROW if skips else 1
             if in_a_row >= most:
-                left_out = skips or scaled
-                others = f", nor were the {in_a_row - 1} before it" if left_out else ""
-                raise Diverged(
-                    f"step {index}: the loss is {found.loss}, the gradient norm {found.norm}; the step was not taken"
-                    f"{others}",
-                    fix=ELSEWHERE if left_out else f"train.on_nan=skip goes on here without such steps; or {ELSEWHERE}",
-                )
+                what = f"step {index}: the loss is {found.loss}, the gradient norm {found.norm}; the step was not taken"
+                if skips or scaled:
+                    raise Diverged(f"{what}, nor were the {in_a_row - 1} before it", fix=ELSEWHERE)
+                raise Diverged(what, fix=f"train.on_nan=skip goes on here without such steps; or {ELSEWHERE}")
         except BaseException:
             before.put_back()
             self.optimizer.zero_grad(set_to_none=True)
@@ -229,16 +215,17 @@ class Trainer:
             record["skipped"] = True
         return record
 
-    def _cut(self, rows: list[Row]) -> list[list[int]]:
+    def _cut(self, rows: list[Row]) -> list[list[Row]]:
         """Micro-batches, smaller where memory ran out before."""
         config, halved = self.config, self.state["halvings"]
-        return micro_batches(
+        parts = micro_batches(
             [len(row.ids) for row in rows],
             micro_batch=self._rows_per_pass(),
             by_length=config.group_by_length,
             micro_tokens=config.micro_tokens and max(1, config.micro_tokens >> halved),
             pack=self.pack and max(1, self.pack >> halved),
         )
+        return [[rows[number] for number in part] for part in parts]
 
     def _rows_per_pass(self) -> int:
         return max(1, self.config.rows_per_pass >> int(self.state["halvings"]))
@@ -258,9 +245,8 @@ class Trainer:
             )
         self.state["halvings"] += 1
         size = f"{self.pack >> self.state['halvings']} tokens" if self.pack else f"{self._rows_per_pass()} rows"
-        self.progress.warn(
-            f"{when}: from now on at most {size} in a pass (the run stays the same except for rounding and dropout)"
-        )
+        same = "the run stays the same except for rounding and dropout"
+        self.progress.warn(f"{when}: from now on at most {size} in a pass ({same})")
 
     def _log(self, record: dict[str, Any]) -> None:
         """Count a step, look at its loss, and write it down."""
@@ -276,6 +262,7 @@ class Trainer:
             state["recent"] = [*state["recent"], loss][-WINDOW:]
         due = state["step"] == self.steps or state["step"] % self._every(self.config.evaluate_every) == 0
         state["unmeasured"] = bool(self.data.validation_rows) and due
+        self.folder.log(record)
         self.progress.record(record)
         self.progress.step(record, state["tokens"] / max(state["seconds"], 1e-9))
 
@@ -311,11 +298,19 @@ class Trainer:
             state["best_loss"], state["best_step"] = loss, state["step"]
         state["unmeasured"] = False
         seconds = time.perf_counter() - began
-        self.progress.record({"step": state["step"], "validation_loss": number(loss), "seconds": seconds})
+        record = {"step": state["step"], "validation_loss": number(loss), "seconds": seconds}
+        self.folder.log(record)
+        self.progress.record(record)
         self.progress.evaluated(state["step"], loss, better)
         last = state["step"] == self.steps or self._out_of_patience()
         best = self.config.keep_best and state["best_step"] > 0
-        self._refuse_ruin(0.0 if self.config.on_nan == "skip" and (best or not last) else loss, last=last)
+        skips = self.config.on_nan == "skip"
+        self._refuse_ruin()
+        if not math.isfinite(loss) and not (skips and (best or not last)):
+            self.ruined = True
+            again = "" if skips or last else "train.on_nan=skip goes on here without such evaluations; or "
+            what = f"step {state['step']}: the held-out loss is {loss}, with finite weights: a forward pass overflows"
+            raise Diverged(f"{what}; {self._kept()}", fix=again + ELSEWHERE)
         return better
 
     def _out_of_patience(self) -> bool:
@@ -330,28 +325,24 @@ class Trainer:
         if self.data.stream is not None:
             self.folder.keep_refusals(self.data.refusals)
         self.folder.sync_metrics()
-        checkpoints.write_checkpoint(
-            self.folder.checkpoints / checkpoint_name(step),
-            lambda folder: self.method.save(self.raw, folder, training=True),
-            self.own_optimizer,
-            self.schedule,
-            self.accelerator.scaler,
-            self.state,
-            self.folder.ledger.run,
-        )
+        target, run = self.folder.checkpoints / checkpoint_name(step), self.folder.ledger.run
+        weights, scaler = partial(self.method.save, self.raw, training=True), self.accelerator.scaler
+        checkpoints.write_checkpoint(target, weights, self.own_optimizer, self.schedule, scaler, self.state, run)
         self._rotate()
         self.saved = (step, self.state["unmeasured"])
         self.progress.saved(step)
 
-    def _refuse_ruin(self, loss: float = 0.0, *, last: bool = False) -> None:
-        """Raise Diverged, and save nothing more, where the last step ruined the weights or the held-out loss."""
-        name = not_finite(trainable_state(self.raw).items())
-        if name or not math.isfinite(loss):
+    def _refuse_ruin(self, kept: str = "") -> None:
+        """Raise Diverged, and save nothing more, where the last step left weights that are not finite."""
+        if name := not_finite(trainable_state(self.raw).items()):
             self.ruined = True
-            kept = self.saved[0] if self.saved else 0
-            before = self.folder.checkpoints / checkpoint_name(kept)
-            where = f"{before} holds those before" if kept else "nothing was saved"
-            raise ruined(self.state["step"], name or loss, where, skips=last or self.config.on_nan == "skip")
+            what = f"step {self.state['step']} left NaN or infinite weights, among them {name}"
+            raise Diverged(f"{what}; {kept or self._kept()}", fix=ELSEWHERE)
+
+    def _kept(self) -> str:
+        """Where the weights before a ruined step are."""
+        step = self.saved[0] if self.saved else 0
+        return f"{self.folder.checkpoints / checkpoint_name(step)} holds those before" if step else "nothing was saved"
 
     def _rotate(self) -> None:
         best = checkpoint_name(self.state["best_step"]) if self.config.keep_best and self.state["best_step"] else None
@@ -366,9 +357,7 @@ class Trainer:
             checkpoint = self.folder.checkpoints / checkpoint_name(best)
             if what := fault(checkpoint, run=self.folder.ledger.run):
                 best = 0
-                self.progress.warn(
-                    f"{checkpoint}, the best one, is damaged ({what}): the last weights are kept instead"
-                )
+                self.progress.warn(f"{checkpoint}, the best one, is damaged ({what}): the last weights are kept")
             else:
                 self.method.restore(self.raw, checkpoint / "weights")
         return {
@@ -392,16 +381,3 @@ def spike(recent: Sequence[float], loss: float) -> float | None:
     middle = median(recent)
     spread = median(abs(each - middle) for each in recent)
     return middle if loss > TIMES * middle and loss > middle + SPREADS * spread else None
-
-
-def ruined(step: int, what: str | float, kept: str, *, skips: bool = True) -> Diverged:
-    """What stops a run after a step that was taken. `what` is the name of a weight, or the held-out loss.
-
-    Weights always do, for what they were before is gone. A held-out loss does unless the run `skips` it already.
-    """
-    if isinstance(what, str):
-        return Diverged(f"step {step} left NaN or infinite weights, among them {what}; {kept}", fix=ELSEWHERE)
-    return Diverged(
-        f"step {step}: the held-out loss is {what}, with finite weights: a forward pass overflows; {kept}",
-        fix=ELSEWHERE if skips else f"train.on_nan=skip goes on here without such evaluations; or {ELSEWHERE}",
-    )

@@ -39,9 +39,8 @@ def split_arguments(
     """Return (recipe or None, overrides, options first): the recipe is the one argument that is not an override."""
     recipes = [argument for argument in arguments if not is_override(argument)]
     if len(recipes) > 1:
-        raise InputError(
-            f"one recipe is one run, these are {len(recipes)}: {', '.join(recipes)}", fix="key.path=value sets a value"
-        )
+        what = f"one recipe is one run, these are {len(recipes)}: {', '.join(recipes)}"
+        raise InputError(what, fix="key.path=value sets a value")
     overrides = given_options(options or {}) + [argument for argument in arguments if is_override(argument)]
     return (Path(recipes[0]) if recipes else None), overrides
 

@@ -68,6 +68,11 @@ def starting(command: str, what: str, into: Path | str = "") -> None:
 
 LINE_EVERY = 30
 """Seconds between lines about an evaluation in a log file."""
+BAR_TEXTS = {
+    "steps": ("  step {task.completed}/{task.total}", "loss {task.fields[loss]}", "{task.fields[speed]} tokens/s"),
+    "runs": ("  {task.fields[count]} of {task.total:.0f} runs", "{task.fields[text]}"),
+}
+"""The texts of a bar that show more than a count."""
 
 
 class Terminal(Progress):
@@ -117,23 +122,21 @@ class Terminal(Progress):
 
     def runs(self, done: float, total: int, text: str) -> None:
         if console.is_terminal:
-            texts = ("  {task.fields[count]} of {task.total:.0f} runs", "{task.fields[text]}")
-            self._update("runs", total, texts, completed=done, text=escape(text), count=int(done))
+            self._update("runs", total, completed=done, text=escape(text), count=int(done))
 
     def said(self, text: str) -> None:
-        """Print a line above the bar."""
         console.print(f"  {escape(text)}")
 
     def train_begins(self, start: int, steps: int) -> None:
         self.total = steps
         self.stage(f"training, {steps - start} steps")
         if console.is_terminal:
-            self._step(start, "-", "-")
+            self._update("steps", steps, completed=start, loss="-", speed="-")
 
     def step(self, record: dict[str, Any], tokens_per_second: float) -> None:
         step, speed = record["step"], f"{tokens_per_second:,.0f}"
         if self.bar is not None:
-            self._step(step, _number(record["loss"], ".3f"), speed)
+            self._update("steps", self.total, completed=step, loss=_number(record["loss"], ".3f"), speed=speed)
         elif step % self.log_every == 0 or step == self.total:
             console.print(
                 f"  step {step}/{self.total}  loss {_number(record['loss'], '.4f')}  lr {record['lr']:.2e}  "
@@ -146,21 +149,17 @@ class Terminal(Progress):
     def train_ends(self) -> None:
         self._close()
 
-    def _step(self, step: int, loss: str, speed: str) -> None:
-        texts = ("  step {task.completed}/{task.total}", "loss {task.fields[loss]}", "{task.fields[speed]} tokens/s")
-        self._update("steps", self.total, texts, completed=step, loss=loss, speed=speed)
-
     def _count(self, what: str, done: int, total: int | None) -> None:
-        self._update(what, total, ("  {task.completed:,} {task.description}",), completed=done)
+        self._update(what, total, completed=done)
         if done == total:
             self._close()
 
-    def _update(self, what: str, total: int | None, texts: Sequence[str], **values: Any) -> None:
+    def _update(self, what: str, total: int | None, **values: Any) -> None:
         """Update the bar for `what`, or open it: the first text, the bar, the other texts, the time."""
         if self.bar is None or self.what != what:
             self._close()
             self.what = what
-            before, *after = map(TextColumn, texts)
+            before, *after = map(TextColumn, BAR_TEXTS.get(what, ("  {task.completed:,} {task.description}",)))
             columns = (before, BarColumn(bar_width=None), *after)
             timing = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
             self.bar = Bar(*columns, *timing, console=console, transient=what != "steps")

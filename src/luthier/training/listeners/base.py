@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 
 from luthier.core.events import Listeners, Progress
 from luthier.core.registry import Family, Plugin
-from luthier.runs.folder import RunFolder
 
 
 class Listener(Plugin):
@@ -19,16 +18,6 @@ class Listener(Plugin):
 
 
 LISTENERS = Family(Listener, "listener")
-
-
-class MetricsFile(Progress):
-    """Writes metrics.jsonl of the run folder: each step and each evaluation as it happens."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-
-    def record(self, line: dict[str, Any]) -> None:
-        self.folder.log(line)
 
 
 class Guarded(Listeners):
@@ -47,12 +36,12 @@ class Guarded(Listeners):
             self.report.warn(f"the listener {self.name} failed and is left out: {type(error).__name__}: {error}")
 
 
-def listen(folder: RunFolder, chosen: tuple[Listener, ...], progress: Progress) -> Progress:
-    """Everything that a run reports to: metrics.jsonl, `progress` (the terminal), and those that were chosen."""
+def listen(run: Path, chosen: tuple[Listener, ...], progress: Progress) -> Progress:
+    """Everything that the run in a folder reports to: `progress` (the terminal), and those that were chosen."""
     others = []
     for listener in chosen:
         try:
-            others.append(Guarded(listener.name, listener.open(folder.path), progress))
+            others.append(Guarded(listener.name, listener.open(run), progress))
         except Exception as error:
             progress.warn(f"the listener {listener.name} cannot start: {type(error).__name__}: {error}")
-    return Listeners(MetricsFile(folder), progress, *others)
+    return Listeners(progress, *others)

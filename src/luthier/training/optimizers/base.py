@@ -58,12 +58,9 @@ class TorchOptimizer(Optimizer):
         return 4 * self.states * parameter.numel()
 
 
-OPTIMIZERS = Family(
-    Optimizer,
-    "optimizer",
-    presets={
-        "adamw_8bit": ("adamw", {"bits": 8}),
-        "paged_adamw": ("adamw", {"paged": True}),
-        "paged_adamw_8bit": ("adamw", {"bits": 8, "paged": True}),
-    },
-)
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adamw_8bit": ("adamw", {"bits": 8}),
+    "paged_adamw": ("adamw", {"paged": True}),
+    "paged_adamw_8bit": ("adamw", {"bits": 8, "paged": True}),
+}
+OPTIMIZERS = Family(Optimizer, "optimizer", presets=PRESETS)
