@@ -41,9 +41,8 @@ from luthier.models.load import device, load_model
 from luthier.models.settings import ModelConfig
 from luthier.rendering.row import Row
 from luthier.tasks.base import TASKS
-from luthier.training.precision import accelerator_on, precision_on
 from luthier.training.settings import TrainConfig
-from luthier.training.step import Batch, Loop, build_optimizer
+from luthier.training.step import Batch, Loop, accelerator_on, build_optimizer
 
 FILE, PAGE = HERE / "speed.jsonl", HERE / "README.md"
 BEGIN, END = "<!-- made by python -m benchmarks.methods.speed --table: begin -->", "<!-- end of speed -->"
@@ -120,7 +119,7 @@ def theirs(method: Method, base: Any, steps: int) -> nn.Module:
 def loop(model: nn.Module, method: Method, config: TrainConfig, folder: Path) -> Loop:
     optimizer = build_optimizer(model, config, 1e-4)
     where = device(ModelConfig(path=str(folder)))
-    accelerator = accelerator_on(where, precision_on(where, config))
+    accelerator = accelerator_on(where, config.precision_on(where))
     task = TASKS.parse("chat")
     return Loop(
         accelerator.prepare(model),

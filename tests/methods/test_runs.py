@@ -89,7 +89,7 @@ def test_saving_changes_nothing_of_what_follows(
     """Dropout draws from the same random numbers whether or not checkpoints are written in between."""
     data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(24))
     start(name, "qwen2", model_folder("qwen2"), data, tmp_path / "seldom")
-    monkeypatch.setattr("luthier.training.trainer.Trainer._every", lambda self, interval: 1)
+    monkeypatch.setattr("luthier.training.trainer.Trainer._due", lambda self, interval: True)
     start(name, "qwen2", model_folder("qwen2"), data, tmp_path / "often")
     assert curve(tmp_path / "often") == curve(tmp_path / "seldom")
     assert same(tmp_path / "often", tmp_path / "seldom")

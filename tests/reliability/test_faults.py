@@ -357,11 +357,8 @@ def test_a_scaler_leaves_its_own_steps_out_and_a_step_of_no_number_too() -> None
 
     accelerator = SimpleNamespace(
         device=torch.device("cpu"),
-        num_processes=1,
         scaler=scaler,
-        reduce=lambda x, reduction: x,
         autocast=nullcontext,
-        no_sync=lambda model: nullcontext(),
         backward=lambda loss: scaler.scale(loss).backward(),
         clip_grad_norm_=clip,
     )

@@ -175,7 +175,7 @@ def test_the_terminal_asks_with_numbers_and_takes_the_first_by_default(monkeypat
     given = iter(["7", "", "2"])
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("luthier.cli.terminal.progress.console.input", lambda _: next(given))
+    monkeypatch.setattr("luthier.cli.terminal.progress.console.input", lambda *_, **__: next(given))
     assert Terminal().ask("which?", ["a", "b"]) == 0, "7 is none of them, and an empty line takes the first"
     assert Terminal().ask("which?", ["a", "b"]) == 1
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)

@@ -157,7 +157,7 @@ def test_a_checkpoint_of_ruined_weights_is_refused_and_the_run_goes_on_without_i
         train(model_folder("llama"), tmp_path / "run", *own)
     monkeypatch.undo()
     with pytest.raises(
-        Diverged, match=r"step 2 left NaN or infinite weights.*step-000002; remove it to go on before it"
+        Diverged, match=r"step 2 left NaN or infinite weights.*step-000002; remove it to resume before it"
     ):
         train(model_folder("llama"), tmp_path / "run", *own)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-000002")

@@ -53,7 +53,7 @@ def start_loss(folder: Folder) -> None:
     from luthier.data.batches import micro_batches
     from luthier.kernels.attention import row_by_row
     from luthier.pipeline.prepare import load_base, on_this_machine, prepare_data, tokenize
-    from luthier.training.precision import accelerator_on
+    from luthier.training.step import accelerator_on
 
     config, quiet, seen = on_this_machine(recipe(folder)), Progress(), Seen()
     accelerator = accelerator_on(config.model.device, config.train.precision)

@@ -61,7 +61,7 @@ class IncompletePlugin(LuthierError):
 
 
 class DataError(InputError):
-    """A data file, or a row of it, that cannot be used as it stands."""
+    """A data file, or a row of it, that cannot be used."""
 
 
 class TemplateError(InputError):
@@ -85,7 +85,7 @@ class OutOfMemory(InputError):
 
 
 class Diverged(InputError):
-    """Loss or gradient is no longer a finite number; the weights before that step are kept."""
+    """Loss or gradient is not finite; the weights before that step are kept."""
 
 
 class Busy(InputError):

@@ -17,11 +17,11 @@ class Progress:
         """Something the user should know and may want to change."""
 
     def ask(self, question: str, answers: Sequence[str]) -> int | None:
-        """The number of the answer that the user chooses; None where there is nobody to ask."""
+        """The number of the answer that the user chooses; None without a user to ask."""
         return None
 
     def rows(self, done: int, total: int | None) -> None:
-        """So many rows are read or tokenized; `total` is None while nobody knows how many there are."""
+        """So many rows are read or tokenized; `total` is None while their number is unknown."""
 
     def runs(self, done: float, total: int, text: str) -> None:
         """So many of the runs of a comparison are done, parts of runs counted; `text` says what is at work."""

@@ -47,7 +47,7 @@ class Config(BaseModel):
     )
 
     aliases: ClassVar[dict[str, str]] = {}
-    """Spellings of PEFT and TrainingArguments -> our field. They are accepted, and said."""
+    """Spellings of PEFT and TrainingArguments -> our field. They are accepted, with a note."""
 
     @model_validator(mode="before")
     @classmethod

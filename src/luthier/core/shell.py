@@ -37,7 +37,7 @@ def setting(key: str, value: object) -> str:
 
 
 def after_training(run: Path, recipe: Path, model: str, method: str, task: str, lr: float) -> list[str]:
-    """Three commands to go on with: use it, compare it, your own data or another setting."""
+    """Three next commands: use the run, compare it, train on your own data or with another setting."""
     if task in ("classify", "regress"):
         again = shell_line("luthier", "train", recipe, setting("run", f"{run}-2"), f"train.lr={lr / 2:g}")
         use = [shell_line("luthier", "evaluate", run), again]

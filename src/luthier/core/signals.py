@@ -41,7 +41,7 @@ class StopRequest:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Inside, a first signal is only noted: whoever works here looks for it. Raises Interrupted at the end then."""
+        """Inside, a first signal is only noted, for the code there to look at. Raises Interrupted at the end then."""
         self.noting = True
         try:
             yield

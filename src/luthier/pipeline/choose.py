@@ -59,7 +59,6 @@ def question_of(
     from luthier.planning.advisor.question import assumed_facts, facts_of
     from luthier.planning.advisor.reasons import Question
     from luthier.tasks.base import TASKS
-    from luthier.training.precision import precision_on
 
     other = None
     where = config.model.device
@@ -97,7 +96,7 @@ def question_of(
         model = model.model_copy(
             update={"dtype": str(getattr(whole.config, "dtype", None) or "float32").split(".")[-1]}
         )
-    precision = "bf16" if on_card and config.train.precision == "auto" else precision_on(device(bare), config.train)
+    precision = "bf16" if on_card and config.train.precision == "auto" else config.train.precision_on(device(bare))
     place = other.device if other is not None else device(bare)
     total, free = (other.memory, other.memory) if other is not None else machine.memory(place)
     boards = _own_boards(config, evidence, task.name, progress)

@@ -85,10 +85,9 @@ def on_this_machine(config: RunConfig) -> RunConfig:
     from luthier.evaluation.scores import check_settings
     from luthier.models.load import check_quantize, device
     from luthier.training.optimizers.base import OPTIMIZERS
-    from luthier.training.precision import precision_on
 
     where = device(config.model)
-    precision = precision_on(where, config.train)
+    precision = config.train.precision_on(where)
     check_quantize(config.model)
     OPTIMIZERS.parse(config.train.optimizer).check(config.train.optimizer)
     check_settings(config.evaluate)

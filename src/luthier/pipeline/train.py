@@ -54,7 +54,7 @@ def train(
     """
     from luthier.planning import machine
     from luthier.training.listeners.base import listen
-    from luthier.training.precision import accelerator_on
+    from luthier.training.step import accelerator_on
 
     progress = progress or Progress()
     folder = RunFolder(run_path(config, recipe))
@@ -187,7 +187,7 @@ def _result(
         "batch_size": config.train.batch_size,
         "epochs": _epochs(outcome["steps"] * config.train.batch_size, data),
         **outcome,
-        "lr": trainer.settings.lr,
+        "lr": trainer.config.lr,
         "train_rows": data.train.kept,
         **UNMEASURED,
         "measured_on": data.held_out_side,

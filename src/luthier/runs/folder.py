@@ -4,7 +4,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -215,16 +215,14 @@ class RunFolder:
     def remove(self) -> None:
         """Delete the folder, and the parents that held nothing else."""
         shutil.rmtree(self.path, ignore_errors=True)
-        for parent in self.path.parents:
-            if not parent.is_dir() or any(parent.iterdir()) or parent.resolve() == Path.cwd():
-                return
-            try:
+        with suppress(OSError):  # not empty, a mount point, or no right to: that must not hide why it was needed
+            for parent in self.path.parents:
+                if parent.resolve() == Path.cwd():
+                    return
                 parent.rmdir()
-            except OSError:  # a mount point, or no right to: cleaning up must not hide why it was needed
-                return
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl; what is no finite number is null there."""
+        """Add a line to metrics.jsonl; numbers that are not finite become null."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(to_json(record) + "\n")
 
@@ -238,12 +236,10 @@ class RunFolder:
         records = []
         if self.metrics.is_file():
             for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
+                with suppress(ValueError):
                     record = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(record, dict) and isinstance(record.get("step"), int):
-                    records.append(record)
+                    if isinstance(record, dict) and isinstance(record.get("step"), int):
+                        records.append(record)
         return records
 
     def keep_refusals(self, refusals: Iterable[Refusal]) -> None:

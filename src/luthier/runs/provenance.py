@@ -53,9 +53,8 @@ def base_hashes(folder: Path, *, weights: bool = True) -> dict[str, str]:
     shards = {*folder.glob("*.safetensors"), *_listed(folder)} if weights else set()
     found = {path.relative_to(folder).as_posix(): _sampled(path) for path in sorted(shards)}
     for path in sorted(folder.iterdir()):
-        if path.name != "generation_config.json" and (
-            path.suffix in (".json", ".jinja", ".py", ".model") or path.name in ("vocab.txt", "merges.txt")
-        ):
+        read = path.suffix in (".json", ".jinja", ".py", ".model") or path.name in ("vocab.txt", "merges.txt")
+        if read and path.name != "generation_config.json":
             found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -66,7 +65,7 @@ def _listed(folder: Path) -> list[Path]:
         index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
         names = [name for name in {*index["weight_map"].values()} if ".." not in Path(name).parts]
         return [file for name in names if (file := folder / name).is_file()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whoever loads it says what is wrong
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # loading it will say what is wrong
         return []
 
 
@@ -89,7 +88,7 @@ def _sampled(path: Path) -> str:
         digest.update(header)
         try:
             places = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
-        except (ValueError, TypeError, KeyError, AttributeError):  # whoever loads it will say what is wrong with it
+        except (ValueError, TypeError, KeyError, AttributeError):  # loading it will say what is wrong
             return digest.hexdigest()
         for begin, end in places:
             for place in (begin, max(begin, end - SAMPLE)):

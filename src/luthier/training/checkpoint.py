@@ -151,7 +151,7 @@ class RandomState:
         return cls(tensors, {"python": [version, list(inner), gauss], "numpy": numpy})
 
     def put_back(self) -> None:
-        """Let every generator go on from here. InputError where the number of GPUs is another."""
+        """Let every generator draw from here. InputError where the number of GPUs differs."""
         cuda = [key for key in self.tensors if key.startswith("rng.cuda.")]
         if cuda and torch.cuda.is_available():
             if len(cuda) != torch.cuda.device_count():

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from luthier.core.errors import InputError
 from luthier.core.registry import AUTO, Config, Count, NameOf, Share
 from luthier.data.batches import steps_per_epoch
 from luthier.training.listeners.base import LISTENERS, Listener
@@ -113,6 +114,19 @@ class TrainConfig(Config):
             )
         return self
 
+    def precision_on(self, device: str) -> Literal["fp32", "bf16", "fp16"]:
+        """What matrix products are computed in; InputError where the device cannot serve what the recipe asks."""
+        if self.precision == "auto":
+            import torch
+
+            return "fp32" if device != "cuda" else ("bf16" if torch.cuda.is_bf16_supported() else "fp16")
+        if self.precision == "fp16" and device == "cpu":
+            raise InputError(
+                "train.precision=fp16 cannot serve on a CPU: autocast to fp16 would do nothing, in silence",
+                fix="train.precision=auto (fp32 here, bf16 or fp16 on a GPU)",
+            )
+        return self.precision
+
     @property
     def rows_per_pass(self) -> int:
         """Rows of one forward pass."""
@@ -132,12 +146,6 @@ class RunSettings:
     steps: int
     """Optimizer steps of the whole run."""
     seed: int
-
-    @property
-    def lr(self) -> float:
-        """Peak learning rate."""
-        assert self.train.lr is not None
-        return self.train.lr
 
 
 def total_steps(config: TrainConfig, rows: int) -> int:

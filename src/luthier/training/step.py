@@ -1,24 +1,37 @@
-"""Optimizer, schedule, one optimizer step, and the held-out loss. The policies around them are the trainer's."""
+"""Accelerator, optimizer, schedule, one step, and the held-out loss. The policies around them are the trainer's."""
 
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from luthier.core.errors import InputError
 from luthier.data.prepared import Prepared
-from luthier.models.heads import in_head
+from luthier.kernels.allocator import keep_freed_memory
+from luthier.models.targets import in_head
 from luthier.tasks.base import Task
 from luthier.training.optimizers.base import OPTIMIZERS
 from luthier.training.settings import TrainConfig
 
 Batch = dict[str, Tensor]
+
+
+def accelerator_on(device: str, precision: str) -> Accelerator:
+    """An accelerator of this device (cpu, cuda, mps) and precision (fp32, bf16, fp16)."""
+    # accelerate keeps one precision per process; a second run in the same process may want another.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    if device == "cpu":
+        keep_freed_memory()
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    if accelerator.num_processes > 1:
+        raise InputError("this version trains in one process", fix="start it without torchrun or accelerate launch")
+    return accelerator
 
 
 def build_optimizer(
@@ -63,13 +76,12 @@ class Gradient:
     """What the micro-batches of a step gave; the gradient itself lies in the parameters."""
 
     loss: float
-    """Nats per target, over all devices."""
+    """Nats per target."""
     norm: float
     """Before clipping."""
     tokens: int
-    """Tokens that were no padding, over all devices."""
+    """Tokens without padding."""
     targets: int
-    """Targets, over all devices."""
 
     @property
     def finite(self) -> bool:
@@ -81,8 +93,8 @@ class Gradient:
 class Loop:
     """Model, task, optimizer and schedule: all that a step needs.
 
-    The losses of a task are SUMS over targets: they are divided once by the targets of the whole step, over
-    micro-batches and devices, so that a run does not depend on how a step is cut.
+    The losses of a task are SUMS over targets: they are divided once by the targets of the whole step, so that a run
+    does not depend on how a step is cut into micro-batches.
     """
 
     model: nn.Module
@@ -99,29 +111,25 @@ class Loop:
         accelerator = self.accelerator
         self.model.train()
         counts = torch.stack([torch.stack([self.task.targets(b), b["attention_mask"].sum()]) for b in micro]).sum(0)
-        counts = accelerator.reduce(counts.to(accelerator.device), reduction="sum")
-        divisor = counts[0].clamp(min=1)
+        divisor = counts[0].clamp(min=1).to(accelerator.device)
         total = torch.zeros((), device=accelerator.device)
         for number, held in enumerate(micro, 1):
             if halt():
                 raise Halted
             batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in held.items()}
-            with accelerator.no_sync(self.model) if number < len(micro) else nullcontext():
-                with accelerator.autocast():
-                    summed = self.task.losses(self.model, batch)[0].sum()
-                # DDP averages gradients over devices; multiply to get the sum back.
-                scaled = summed * accelerator.num_processes / divisor
-                if number == len(micro) and (extra := self.penalty()) is not None:
-                    scaled = scaled + extra
-                accelerator.backward(scaled)
+            with accelerator.autocast():
+                summed = self.task.losses(self.model, batch)[0].sum()
+            scaled = summed / divisor
+            if number == len(micro) and (extra := self.penalty()) is not None:
+                scaled = scaled + extra
+            accelerator.backward(scaled)
             total += summed.detach()
             del summed, scaled  # the graph's many small pieces lie between what the next pass could use as one
-        mean = float(accelerator.reduce(total, reduction="sum") / divisor)
         norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.clip or float("inf")))
-        return Gradient(mean, norm, int(counts[1]), int(counts[0]))
+        return Gradient(float(total / divisor), norm, int(counts[1]), int(counts[0]))
 
     def take(self, index: int, *, leave_out: bool = False) -> bool:
-        """Take step `index`, or leave it out: then only the schedule goes on. False where it was not taken.
+        """Take step `index`, or leave it out: then only the schedule advances. False where it was not taken.
 
         With fp16 the loss's scale makes infinite gradients now and then, by design; such a step is left out by the
         scaler itself, which lowers the scale.

@@ -41,7 +41,7 @@ IN_A_ROW_SCALED = 40
 """The same with fp16, whose scaler leaves steps out until it has found its scale: 2^16 halved to far below 1."""
 
 WINDOW, FEWEST = 50, 20
-"""A spike is told from the losses of the last 50 steps, once there are 20."""
+"""A spike is judged by the losses of the last 50 steps, once there are 20."""
 TIMES, SPREADS = 2.0, 10.0
 """A spike is above twice their median, and above it by ten times their median distance from it."""
 ELSEWHERE = "a lower train.lr, train.clip=1.0, or train.precision=bf16 or fp32, in another folder: run=DIR"
@@ -66,11 +66,12 @@ class Trainer:
         self.config, self.pack, self.steps = settings.train, settings.pack, settings.steps
         half_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision != "no"
         self.even = max(data.rows.lengths) if half_on_cpu and data.stream is None else None
-        # Nobody knows how long a stream's epoch is: intervals are shares of the run there.
+        # The length of a stream's epoch is unknown: intervals are shares of the run there.
         self.per_epoch = self.steps if data.stream else steps_per_epoch(len(data.rows), self.config.batch_size)
         self.raw = model
         self.model = accelerator.prepare(model)
-        self.own_optimizer = build_optimizer(model, self.config, settings.lr, method.lr_ratio_of)
+        assert self.config.lr is not None
+        self.own_optimizer = build_optimizer(model, self.config, self.config.lr, method.lr_ratio_of)
         self.schedule = build_schedule(self.own_optimizer, self.config, self.steps)
         self.optimizer = accelerator.prepare(self.own_optimizer)
         penalty, after_step = partial(method.penalty, model), partial(method.after_step, model)
@@ -96,14 +97,14 @@ class Trainer:
         }
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one."""
+        """Resume from the newest whole checkpoint, if there is one."""
         found, broken = checkpoints.newest(self.folder.checkpoints, self.folder.ledger.run)
         for what in broken:
             self.progress.warn(what)
         if found is not None:
             restore, scaler = partial(self.method.restore, self.raw), self.accelerator.scaler
             self.state |= checkpoints.read_checkpoint(found, restore, self.own_optimizer, self.schedule, scaler)
-            self._refuse_ruin(f"they lie in {found}; remove it to go on before it")
+            self._refuse_ruin(f"they lie in {found}; remove it to resume before it")
             if self.data.stream is not None:
                 self.progress.note("reading the rows up to there once more")
                 self.data.stream.go_on(self.state["stream"], self.folder.refusals())
@@ -116,7 +117,7 @@ class Trainer:
     def train(self, request: StopRequest) -> dict[str, Any]:
         """Take the remaining steps, leave the model with the weights to keep, and return the lines of result.json.
 
-        Raises Stopped after a signal, and what a step cannot go on from (DataError, Diverged, OutOfMemory), all with
+        Raises Stopped after a signal, and what ends a run (DataError, Diverged, OutOfMemory), all with
         the last whole step saved, unless that step ruined the weights: then the last checkpoint stays the newest.
         """
         self.request, state, stream = request, self.state, self.data.stream
@@ -182,7 +183,7 @@ class Trainer:
                 what = f"step {index}: the loss is {found.loss}, the gradient norm {found.norm}; the step was not taken"
                 if skips or scaled:
                     raise Diverged(f"{what}, nor were the {in_a_row - 1} before it", fix=ELSEWHERE)
-                raise Diverged(what, fix=f"train.on_nan=skip goes on here without such steps; or {ELSEWHERE}")
+                raise Diverged(what, fix=f"train.on_nan=skip resumes here without such steps; or {ELSEWHERE}")
         except BaseException:
             before.put_back()
             self.optimizer.zero_grad(set_to_none=True)
@@ -254,14 +255,12 @@ class Trainer:
         state["seconds"] += record["seconds"]
         state["tokens"] += record["tokens"]
         if loss is not None:
-            middle = spike(state["recent"], loss)
-            if middle is not None:
+            if (middle := spike(state["recent"], loss)) is not None:
                 state["spikes"] += 1
                 record["spike"] = True
                 self.progress.warn(f"step {record['step']}: the loss is {loss:.4g}, where {middle:.4g} was usual")
             state["recent"] = [*state["recent"], loss][-WINDOW:]
-        due = state["step"] == self.steps or state["step"] % self._every(self.config.evaluate_every) == 0
-        state["unmeasured"] = bool(self.data.validation_rows) and due
+        state["unmeasured"] = bool(self.data.validation_rows) and self._due(self.config.evaluate_every)
         self.folder.log(record)
         self.progress.record(record)
         self.progress.step(record, state["tokens"] / max(state["seconds"], 1e-9))
@@ -270,15 +269,15 @@ class Trainer:
         """Evaluate and save as the recipe says. Raises Halted where a signal comes before all is measured."""
         state, config = self.state, self.config
         better = self._evaluate() if state["unmeasured"] else False
-        due = state["step"] % self._every(config.save_every) == 0 or state["step"] == self.steps
-        if due or self._out_of_patience() or (better and config.keep_best):
+        if self._due(config.save_every) or self._out_of_patience() or (better and config.keep_best):
             self._save()
 
-    def _every(self, interval: float | None) -> int:
-        """Steps between two occasions: a number of steps, a share of an epoch below 1, or an epoch."""
-        if interval is None:
-            return self.per_epoch
-        return max(1, round(interval * self.per_epoch)) if interval < 1 else round(interval)
+    def _due(self, interval: float | None) -> bool:
+        """True at the last step and after each `interval`: steps, or a share of an epoch below 1; None is an epoch."""
+        every = self.per_epoch if interval is None else round(interval)
+        if interval is not None and interval < 1:
+            every = max(1, round(interval * self.per_epoch))
+        return bool(self.state["step"] == self.steps or self.state["step"] % every == 0)
 
     def _evaluate(self) -> bool:
         """Measure the held-out loss; True where it is the lowest so far."""
@@ -308,7 +307,7 @@ class Trainer:
         self._refuse_ruin()
         if not math.isfinite(loss) and not (skips and (best or not last)):
             self.ruined = True
-            again = "" if skips or last else "train.on_nan=skip goes on here without such evaluations; or "
+            again = "" if skips or last else "train.on_nan=skip resumes here without such evaluations; or "
             what = f"step {state['step']}: the held-out loss is {loss}, with finite weights: a forward pass overflows"
             raise Diverged(f"{what}; {self._kept()}", fix=again + ELSEWHERE)
         return better

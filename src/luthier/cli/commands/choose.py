@@ -27,7 +27,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")] = False,
 ) -> None:
     """Recommend a method, with verifiable reasons, without loading weights; exit code 2 if nothing fits."""
-    from luthier.cli.terminal.progress import Terminal, consent, console, starting
+    from luthier.cli.terminal.progress import Terminal, consent, starting
     from luthier.core.events import Progress
     from luthier.core.strict_json import to_json
     from luthier.planning.advisor.question import ChooseOptions
@@ -52,6 +52,6 @@ def command(
     if as_json:
         typer.echo(to_json(found, indent=1, ensure_ascii=False))
     else:
-        show_choice(found, console)
+        show_choice(found)
     if not found["ranked"]:
         raise typer.Exit(2)

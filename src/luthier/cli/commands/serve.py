@@ -1,7 +1,7 @@
 """`luthier serve`: answer over HTTP."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -32,7 +32,7 @@ def command(
         float, typer.Option(min=0, max=10**6, help="Seconds for running answers to finish on shutdown.")
     ] = 30.0,
     dtype: Annotated[str, typer.Option(help="Type of the weights: auto, float32, bfloat16 or float16.")] = "auto",
-    engine: Annotated[str, typer.Option(help="luthier, or vllm for production on a GPU.")] = "luthier",
+    engine: Annotated[Literal["luthier", "vllm"], typer.Option(help="vllm is for production on a GPU.")] = "luthier",
     vllm: Annotated[
         str | None,
         typer.Option(envvar="LUTHIER_VLLM", show_envvar=True, help="Path of the vllm program in its environment."),
@@ -54,8 +54,6 @@ def command(
 
         serve_vllm(runs, address, limits, vllm=vllm, write=write, **common)
         return
-    if engine != "luthier":
-        raise InputError(f"--engine {engine} is unknown; there are luthier and vllm")
     if write is not None:
         raise InputError("--write belongs to --engine vllm")
     from luthier.serving.launch import serve as serve_luthier

@@ -37,21 +37,21 @@ BLOCKS: dict[str, type[Config]] = {
     if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
 }
 """Block of a recipe -> its fields."""
-MAX_WIDTH, FILE_WIDTH = 100, 80
-"""Maximum width of a text, and its width in a file or a pager."""
+MAX_WIDTH = 80
+"""Maximum width of a text."""
 NARROWEST = 30
 """Minimum width of a text next to its name."""
 
 
 def _columns() -> int:
-    """Return the width of the terminal; 0 if there is none."""
-    return shutil.get_terminal_size((0, 0)).columns
+    """Return the width of the terminal; where there is none, lines may be of any length, for grep."""
+    return shutil.get_terminal_size((10**6, 0)).columns
 
 
 def _row(head: str, text: str) -> str:
     """Format a name and its text: one line if there is space or no terminal, otherwise with the text wrapped."""
     columns = _columns()
-    if not columns or len(head) + len(text) <= columns:
+    if len(head) + len(text) <= columns:
         return head + text
     if columns - len(head) >= NARROWEST:
         return textwrap.fill(text, columns, initial_indent=head, subsequent_indent=" " * len(head))
@@ -60,13 +60,12 @@ def _row(head: str, text: str) -> str:
 
 def _wrapped(text: str) -> str:
     """Wrap the paragraphs of a docstring; indented formulas are only broken at wide gaps."""
-    columns = _columns() or FILE_WIDTH
-    made = []
+    width, made = min(_columns(), MAX_WIDTH), []
     for paragraph in text.split("\n\n"):
         if any(line.startswith((" ", "*", "-")) for line in paragraph.split("\n")):
-            made += [re.sub(r"(?<=\S) {3,}", "\n    ", paragraph) if len(paragraph) > columns else paragraph]
+            made += [re.sub(r"(?<=\S) {3,}", "\n    ", paragraph) if len(paragraph) > width else paragraph]
         else:
-            made += [textwrap.fill(paragraph, min(columns, MAX_WIDTH), break_on_hyphens=False)]
+            made += [textwrap.fill(paragraph, width, break_on_hyphens=False)]
     return "\n\n".join(made)
 
 
@@ -76,11 +75,9 @@ def listing(kind: str) -> str:
     if kind == "data":
         return "\n".join(f"builtin:{name}" for name in data_names())
     if singular == "model":
-        return (
-            f"{_row('builtin      ', 'the small built-in base model (Qwen2 architecture), English and Chinese')}\n"
-            "FOLDER       a model folder in Hugging Face format\n"
-            "ORG/NAME     a hub id that transformers can load"
-        )
+        small = _row("builtin      ", "the small built-in base model (Qwen2 architecture), English and Chinese")
+        folder = _row("FOLDER       ", "a model folder in Hugging Face format")
+        return f"{small}\n{folder}\n{_row('ORG/NAME     ', 'a hub id that transformers can load')}"
     if singular not in KINDS:
         known = [*(f"{name}s" for name in KINDS), "data", "models"]
         raise InputError(f"nothing to list as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known)}")
@@ -195,8 +192,7 @@ def _field(block: type[Config], key: str, prefix: str = "") -> str:
     text += "".join(f" One of: {', '.join(each.names())}." for each in field.metadata if isinstance(each, NameOf))
     aliases = [alias for alias, meant in block.aliases.items() if meant == key]
     text += f" Alias: {', '.join(aliases)}." if aliases else ""
-    width = min(_columns() or FILE_WIDTH, MAX_WIDTH)
-    filled = textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    ")
+    filled = textwrap.fill(text, min(_columns(), MAX_WIDTH), initial_indent="    ", subsequent_indent="    ")
     return f"{prefix}{key}{default}\n{filled}"
 
 

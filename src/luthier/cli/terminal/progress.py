@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.prompt import Confirm
+from rich.prompt import Confirm, IntPrompt
 from rich.table import Table
 from rich.text import Text
 
@@ -104,10 +104,8 @@ class Terminal(Progress):
         console.print(f"[bold]?[/] {safe(question)}")
         for number, answer in enumerate(answers, 1):
             console.print(f"  {number}. {safe(answer)}")
-        while True:
-            given = console.input(f"  which? (1 to {len(answers)}) \\[1] ").strip() or "1"
-            if given.isdecimal() and 1 <= int(given) <= len(answers):
-                return int(given) - 1
+        numbers = [str(number) for number in range(1, len(answers) + 1)]
+        return IntPrompt.ask("  which?", console=console, choices=numbers, default=1) - 1
 
     def rows(self, done: int, total: int | None) -> None:
         if self.bar is not None or (console.is_terminal and time.perf_counter() - self.began >= 1):

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from luthier.cli.terminal.progress import table
+from luthier.cli.terminal.progress import console, table
 from luthier.core.units import duration, gigabytes
 from luthier.planning.advisor.reasons import bytes_text, work
 
@@ -17,7 +16,7 @@ SPARED = ("merges", "file", "fits", "setting", "training")
 """Columns of the table that are left out where the terminal is too narrow, the first of them first."""
 
 
-def show_choice(found: Mapping[str, Any], console: Console) -> None:
+def show_choice(found: Mapping[str, Any]) -> None:
     """Print the question, the ranking, reasons, limits, exclusions, and the next commands."""
     asked = found["question"]
     console.print(

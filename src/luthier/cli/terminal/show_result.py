@@ -76,7 +76,7 @@ def _cell(metric: str, score: Mapping[str, Any], *, sign: bool) -> str:
 
 
 def _colored(verdict: str) -> str:
-    return f"[{COLORS[verdict]}]{verdict}[/]" if verdict in COLORS else verdict
+    return f"[{COLORS.get(verdict, 'dim')}]{verdict}[/]"
 
 
 def _show_forgetting(result: Mapping[str, Any]) -> None:
@@ -180,8 +180,7 @@ def show_comparison(body: Mapping[str, Any]) -> None:
         for row in done:
             verdict = row["against"].get("best", {}).get("verdict", "the best" if row["arm"] == body["best"] else "")
             costs = (cell(row) for _, cell in wide)
-            color = COLORS.get(verdict, "dim")
-            shown.add_row(row["arm"], *_score(metric, row["score"]), f"[{color}]{verdict}[/]", *costs)
+            shown.add_row(row["arm"], *_score(metric, row["score"]), _colored(verdict), *costs)
         console.print(shown)
         console.print(f"  better or worse: Holm-adjusted p < 0.05 over {body['comparisons']} comparisons")
         if seeds == 1:
