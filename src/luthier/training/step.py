@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from luthier.core.errors import InputError
 from luthier.data.prepared import Prepared
-from luthier.kernels.allocator import keep_freed_memory
+from luthier.kernels.process import keep_freed_memory
 from luthier.models.targets import in_head
 from luthier.tasks.base import Task
 from luthier.training.optimizers.base import OPTIMIZERS
