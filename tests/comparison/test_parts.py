@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from luthier.comparison import workers
-from luthier.comparison.budget import steps_for_time
 from luthier.comparison.candidates import method_names, variant, variants_of
-from luthier.comparison.paper_results import paper_results
-from luthier.comparison.shared_base import share_base, untie
+from luthier.comparison.runner import share_base, steps_for_time, untie
 from luthier.comparison.significance import differences_to, draws, metric, pareto
+from luthier.comparison.table import paper_results
 from luthier.core.errors import InputError, Stopped
 from luthier.methods.base import METHODS, PRESETS
 from luthier.planning.advisor.question import seconds_of

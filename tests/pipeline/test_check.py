@@ -14,7 +14,7 @@ import pytest
 from luthier.core.errors import InputError
 from luthier.pipeline.check import check
 from luthier.recipe.config import RunConfig
-from luthier.recipe.identity import check_path
+from luthier.recipe.identity import path_beside
 from luthier.reports.data_report import piece, shown
 from tests.conftest import alpaca_rows, luthier, write_jsonl
 
@@ -144,7 +144,9 @@ def test_a_recipe_and_a_model_without_weights(tmp_path: Path, model_folder: Call
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(f"data: {tmp_path / 'a.jsonl'}\nmodel: {tokenizer}\ntrain: {{max_length: 100}}\nrun: runs/mine\n")
     config = RunConfig.load(recipe)
-    assert check_path(config, recipe) == Path("runs/check-mine"), "beside the run: its folder must be empty to begin"
+    assert path_beside("check", config, recipe) == Path("runs/check-mine"), (
+        "beside the run: its folder must be empty to begin"
+    )
     result = check(config, tmp_path / "out")
     assert result["max_length"] == 100 and not result["stops"]
     done = luthier("check", recipe, "train.max_length=12", cwd=tmp_path)

@@ -15,10 +15,10 @@ from torch import nn
 
 from luthier.kernels.apply import patched
 from luthier.methods.base import METHODS
-from luthier.models.load import load_model, load_tokenizer
+from luthier.models.load import load_model, load_tokenizer, locate
 from luthier.models.settings import ModelConfig
 from luthier.planning import machine, tracing
-from luthier.planning.plan import PlanInputs, Workload, estimate, workload_of
+from luthier.planning.plan import PlanInputs, Workload, estimate, tuned_skeleton, workload_of
 from luthier.planning.tracing import Trace, trace
 from luthier.tasks.base import TASKS
 from luthier.training.settings import TrainConfig
@@ -95,7 +95,10 @@ def test_many_layers_follow_from_one_and_two() -> None:
 def inputs_of(model: ModelConfig, train: TrainConfig, name: str = "lora", **rows: Any) -> PlanInputs:
     rows = {"lengths": ROWS, "learned": ROWS, "steps": 10, **rows}
     method, task = METHODS.parse(name), TASKS.parse("chat")
-    return PlanInputs(model, method, train, task, model.path, precision="fp32", labels=None, seed=0, **rows)
+    source = locate(model) if model.path == "builtin" else model.path
+    tuned = tuned_skeleton(model, method, source, None)
+    train = train.model_copy(update={"precision": "fp32"})
+    return PlanInputs(model, method, train, task, tuned, source, labels=None, seed=0, **rows)
 
 
 def planned(folder: Path, name: str = "lora", **blocks: Any) -> Any:

@@ -57,8 +57,7 @@ def start_loss(folder: Folder) -> None:
 
     config, quiet, seen = on_this_machine(recipe(folder)), Progress(), Seen()
     accelerator = accelerator_on(config.model.device, config.train.precision)
-    data = prepare_data(config, quiet)
-    loaded = load_base(config, data, tokenize(config, data, quiet))
+    loaded = load_base(config, tokenize(config, prepare_data(config, quiet), quiet))
     model = config.method.attach(loaded.model, steps=1).eval()
     rows, task = [loaded.data.rows[number] for number in range(CHECKED)], loaded.data.task
     pack = START_TOKENS if config.train.packing else None

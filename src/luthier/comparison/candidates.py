@@ -7,6 +7,7 @@ from typing import Any
 
 from luthier.core.errors import InputError, LuthierError, did_you_mean
 from luthier.methods.base import METHODS, PRESETS, QUANTIZED
+from luthier.planning.advisor.candidates import preset_of
 from luthier.recipe.config import RunConfig
 from luthier.training.settings import TrainConfig
 
@@ -54,7 +55,7 @@ def method_names(methods: str) -> list[str]:
 def variant(recipe: RunConfig, name: str) -> Variant:
     """The recipe with the method `name`. What it sets for its own method, learning rate included, stays with that."""
     raw = recipe.model_dump(mode="json")
-    own = _own_name(recipe)
+    own = preset_of(recipe.method, recipe.model.quantize)
     if own != name:
         raw["method"], raw["train"]["lr"] = name, None
         if name in QUANTIZED:  # the preset decides, where the recipe does not
@@ -69,32 +70,21 @@ def variant(recipe: RunConfig, name: str) -> Variant:
         return Variant(name, recipe, reason=str(error).splitlines()[-1])
 
 
-def _own_name(recipe: RunConfig) -> str:
-    """The name of the recipe's method: a preset where its settings are those of the preset."""
-    for name, (method, settings) in PRESETS.items():
-        quantize = QUANTIZED.get(name, (recipe.model.quantize,))[0]
-        preset = METHODS.parse({"name": method, **settings})
-        if recipe.method == preset and quantize == recipe.model.quantize and (settings or name in QUANTIZED):
-            return name
-    return recipe.method.name
-
-
-def variants_of(recipe: RunConfig, methods: str, check: Callable[[RunConfig], None]) -> list[Variant]:
-    """All variants; `check(config)` raises where one cannot run.
-
-    InputError where the user named that one; with `all` it becomes a row with its reason.
-    """
-    made: list[Variant] = []
-    for name in method_names(methods):
-        one = variant(recipe, name)
-        try:
-            if not one.reason:
-                check(one.config)
-        except LuthierError as error:
-            if methods != "all":
-                raise InputError(f"--methods {name}: {error}", fix="leave it out, or fix what it names") from error
-            one = replace(one, reason=str(error).replace("\n", "; "))
-        made.append(one)
+def variants_of(recipe: RunConfig, methods: str, check: Callable[[RunConfig], Any]) -> list[Variant]:
+    """All variants; `check(config)` raises where one cannot run (see `with_reason`)."""
+    made = [with_reason(variant(recipe, name), methods, check) for name in method_names(methods)]
     if all(one.reason for one in made):
         raise InputError(f"no method can run: {made[0].name}: {made[0].reason}")
     return made
+
+
+def with_reason(one: Variant, methods: str, check: Callable[[RunConfig], Any]) -> Variant:
+    """The variant, with the reason where it cannot run. InputError where the user named it among `methods`."""
+    try:
+        if not one.reason:
+            check(one.config)
+        return one
+    except LuthierError as error:
+        if methods != "all":
+            raise InputError(f"--methods {one.name}: {error}", fix="leave it out, or fix what it names") from error
+        return replace(one, reason=str(error).replace("\n", "; "))

@@ -17,9 +17,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luthier.comparison import budget, tuning, workers
-from luthier.comparison.candidates import Variant, variants_of
-from luthier.comparison.runner import CompareConfig, Context, parallel_runs, run_all, run_until_done, train_variant
+from luthier.comparison import tuning, workers
+from luthier.comparison.candidates import variants_of, with_reason
+from luthier.comparison.runner import (
+    CompareConfig,
+    Context,
+    parallel_runs,
+    run_all,
+    run_until_done,
+    share_base,
+    steps_for_time,
+    tokens_per_step,
+    train_variant,
+    untie,
+)
 from luthier.comparison.table import table_of
 from luthier.core.errors import Busy, InputError, Stopped
 from luthier.core.events import Progress
@@ -27,18 +38,9 @@ from luthier.core.files import read_object, write_json, write_text
 from luthier.core.signals import Interrupted, watch
 from luthier.core.units import duration
 from luthier.data.parallel import processors
-from luthier.methods.base import PeftMethod
-from luthier.pipeline.prepare import (
-    Loaded,
-    SharedInputs,
-    check_method,
-    load_base,
-    on_this_machine,
-    prepare_data,
-    tokenize,
-)
+from luthier.pipeline.prepare import Loaded, SharedInputs, load_base, on_this_machine, prepare_data, tokenize
 from luthier.recipe.config import RunConfig
-from luthier.recipe.identity import check_path
+from luthier.recipe.identity import path_beside
 from luthier.runs.folder import RunFolder
 from luthier.training.settings import total_steps
 
@@ -50,16 +52,13 @@ def compare(
 
     Repeat the call to resume. Raises InputError for what the user can fix, before the first run.
     """
-    if config.run:
-        folder = Path(config.run)
-    else:
-        checked = check_path(config, recipe)
-        folder = checked.with_name(checked.name.replace("check-", "compare-", 1))
+    folder = Path(config.run) if config.run else path_beside("compare", config, recipe)
     context = _prepare(config, options, folder, progress or Progress())
     with watch() as request, _locked(folder):
         try:
             _decide(context)
-            _refuse_short(context)
+            checked = partial(_attach, context)  # with the steps there are: AdaLoRA needs more than one
+            context.variants = [with_reason(one, options.methods, checked) for one in context.variants]
             if options.tune:
                 tuning.tune(context)
             return _report(context, _run(context))
@@ -89,8 +88,8 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
     import torch
 
     from luthier.comparison.latency import latency
-    from luthier.comparison.shared_base import share_base, untie
     from luthier.models.load import device, locate
+    from luthier.planning.plan import tuned_skeleton
 
     if config.data.streaming:
         fix = "data.streaming=false, and data.limit where they are many"
@@ -111,7 +110,7 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
 
     def check(one: RunConfig) -> None:
         on_this_machine(one)
-        check_method(one, source, labels)
+        tuned_skeleton(one.model, one.method, source, labels)
 
     variants = variants_of(config, options.methods, check)
     runnable = [variant for variant in variants if not variant.reason]
@@ -123,30 +122,25 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
         own = variant.config.train
         equal = own.model_copy(update={"max_length": tokens.max_length, "keep_best": own.keep_best and has_test})
         variants[place] = replace(variant, config=variant.config.model_copy(update={"train": equal}))
-    base = load_base(config.model_copy(update={"model": _unquantized(config)}), data, tokens)
+    plain = config.model_copy(update={"model": config.model.model_copy(update={"quantize": "none"})})
+    base = load_base(plain, tokens).model
 
     def model_for(one: RunConfig) -> Any:
         new_head = labels is not None and one.seed != config.seed  # a head is initialized by its seed
-        if one.model.quantize != "none" or new_head:
-            return load_base(one, data, tokens).model
-        return share_base(base.model)
+        return load_base(one, tokens).model if one.model.quantize != "none" or new_head else share_base(base)
 
     def finished(loaded: Loaded, run: RunFolder) -> None:
-        write_json(run.path / "latency.json", latency(loaded, share_base(base.model)))
+        write_json(run.path / "latency.json", latency(loaded, share_base(base)))
 
     before = folder / "base" / "before.json"
-    inputs = SharedInputs(data, tokens, model_for, lambda model: untie(model, base.model), before, finished)
+    inputs = SharedInputs(tokens, model_for, lambda model: untie(model, base), before, finished)
     seeds = list(range(config.seed, config.seed + options.seeds))
     return Context(config, options, folder, variants, seeds, inputs, where, progress)
 
 
-def _unquantized(config: RunConfig) -> Any:
-    return config.model.model_copy(update={"quantize": "none"})
-
-
 def _decide(context: Context) -> None:
     """Decide the steps of each run and the parallel runs, or read what was decided when the comparison began."""
-    kept, data, config = context.folder / "comparison.json", context.inputs.data, context.config
+    kept, data, config = context.folder / "comparison.json", context.inputs.tokens.data, context.config
     recipe = {key: value for key, value in config.model_dump(mode="json").items() if key not in ("run", "method")}
     asked = {**asdict(context.options), "recipe": recipe, "data": data.fingerprint}
     if kept.is_file():
@@ -164,10 +158,16 @@ def _decide(context: Context) -> None:
     context.workers, step = parallel_runs(context)
     context.threads = max(1, processors() // context.workers) if context.fork else processors()
     context.steps = total_steps(config.train, len(data.rows))
-    if context.options.tokens:
-        context.steps = budget.steps_for_tokens(context.options.tokens, data, config.train)
+    if wanted := context.options.tokens:
+        context.steps = int(wanted / tokens_per_step(context))
+        if context.steps < 1:
+            least = int(tokens_per_step(context)) + 1
+            raise InputError(
+                f"--tokens {wanted} is less than one step of {config.train.batch_size} rows, about {least} tokens",
+                fix=f"--tokens {50 * least}, or a smaller train.batch_size",
+            )
     elif context.options.budget:
-        context.steps = budget.steps_for_time(
+        context.steps = steps_for_time(
             context.options.budget,
             [step] * len(context.runnable),
             1.3 * took + 4,
@@ -182,23 +182,11 @@ def _decide(context: Context) -> None:
     write_json(kept, {"asked": asked, **decided, "seconds_a_step": step, "seconds_of_measuring": took})
 
 
-def _refuse_short(context: Context) -> None:
-    """Methods that need more steps than there are (AdaLoRA's budget): an error where they are named, else a reason."""
-    from luthier.models.load import skeleton
+def _attach(context: Context, config: RunConfig) -> None:
+    from luthier.planning.plan import tuned_skeleton
 
-    data, tokens = context.inputs.data, context.inputs.tokens
-    for place, variant in enumerate(context.variants):
-        if variant.reason:
-            continue
-        model = skeleton(variant.config.model, tokens.source, labels=tokens.labels)
-        method = variant.config.method
-        small = method.skeletal() if isinstance(method, PeftMethod) else method
-        try:
-            small.attach(model, steps=context.steps, classify=data.task.model_class == "classification")
-        except InputError as error:
-            if context.options.methods != "all":
-                raise InputError(f"{variant.name}: {error.message}", fix="a larger --budget or --tokens") from error
-            context.variants[place] = replace(variant, reason=str(error).replace("\n", "; "))
+    tokens = context.inputs.tokens
+    tuned_skeleton(config.model, config.method, tokens.source, tokens.labels, context.steps)
 
 
 def _measure_base(context: Context) -> float:
@@ -207,8 +195,8 @@ def _measure_base(context: Context) -> float:
     assert before is not None
     if before.is_file():
         return 0.0
-    changed = {"model": _unquantized(context.config), "seed": context.config.seed}
-    config = context.runnable[0].config.model_copy(update=changed)
+    model = context.config.model.model_copy(update={"quantize": "none"})
+    config = context.runnable[0].config.model_copy(update={"model": model, "seed": context.config.seed})
 
     def job(send: workers.Send) -> float:
         from luthier.pipeline.measure import measure_base
@@ -229,73 +217,54 @@ def _measure_base(context: Context) -> float:
     return float(seconds)
 
 
-def _tuned(context: Context, variant: Variant) -> Variant:
-    """The variant with what --tune found."""
-    found = (context.tuned or {}).get(variant.name)
-    if not found:
-        return variant
-    config, method = variant.config, variant.config.method
-    if found["field"]:
-        method = method.model_validate(method.model_dump(mode="json") | {found["field"]: found["size"]})
-    train = config.train.model_copy(update={"lr": found["lr"]})
-    return replace(variant, config=config.model_copy(update={"method": method, "train": train}))
-
-
 def _run(context: Context) -> dict[tuple[str, int], str]:
     """Make every run that has no result yet; returns (variant, seed) -> why it failed."""
+    from luthier.evaluation.scores import primary_metric
+    from luthier.reports.run_report import figure
+
     # Seeds are outermost: after the first pass every method has a result.
-    every = [(_tuned(context, one), seed) for seed in context.seeds for one in context.runnable]
+    every = [(one, seed) for seed in context.seeds for one in context.runnable]
     waiting = [(v, s) for v, s in every if not RunFolder(v.run_folder(context.folder, s)).result.is_file()]
     failed: dict[tuple[str, int], str] = {}
     if not waiting:
         return failed
+    tokens = context.steps * tokens_per_step(context)
     context.progress.stage(
-        f"{len(waiting)} of {len(every)} runs, {context.steps} steps, about {_tokens(context):,.0f} tokens each"
+        f"{len(waiting)} of {len(every)} runs, {context.steps} steps, about {tokens:,.0f} tokens each"
         + (f", {context.workers} at a time" if context.workers > 1 else "")
     )
-    jobs = [
-        partial(train_variant, v.recipe(s, context.folder, steps=context.steps), context.inputs) for v, s in waiting
-    ]
+    recipes = [variant.recipe(seed, context.folder, steps=context.steps) for variant, seed in waiting]
+    jobs = [partial(train_variant, recipe, context.inputs) for recipe in recipes]
     began = time.monotonic()
-    for done, (end, number) in enumerate(run_all(context, jobs, [variant.name for variant, _ in waiting]), 1):
-        variant, seed = waiting[number]
+    for done, end in enumerate(run_all(context, jobs, [variant.name for variant, _ in waiting]), 1):
+        variant, seed = waiting[end.job]
         if end.kind == "failed":
             failed[variant.name, seed] = str(end.value)
             context.progress.warn(f"{variant.name}, seed {seed}: {end.value}")
             continue
         left = (time.monotonic() - began) / done * (len(waiting) - done)
         rest = f"{done} of {len(waiting)}" + (f", about {duration(left)} left" if done < len(waiting) else "")
-        context.progress.said(f"{variant.name}, seed {seed}: {_short(end.value)}; {rest}")
+        name = primary_metric(end.value["tuned"])
+        score = f"{name.replace('_', ' ')} {figure(name, end.value['tuned'][name]['value'])}"
+        context.progress.said(f"{variant.name}, seed {seed}: {score}, {end.value['train_seconds']:.0f} s; {rest}")
     return failed
-
-
-def _tokens(context: Context) -> float:
-    return context.steps * budget.tokens_per_step(context.inputs.data, context.config.train)
-
-
-def _short(result: dict[str, Any]) -> str:
-    from luthier.evaluation.scores import primary_metric
-    from luthier.reports.run_report import figure
-
-    name = primary_metric(result["tuned"])
-    return f"{name.replace('_', ' ')} {figure(name, result['tuned'][name]['value'])}, {result['train_seconds']:.0f} s"
 
 
 def _report(context: Context, failed: dict[tuple[str, int], str]) -> dict[str, Any]:
     """Write compare.json and compare.html."""
     from luthier.reports import compare_report
 
-    variants = [_tuned(context, variant) for variant in context.variants]
     body = {
         "version": 1,
         "folder": str(context.folder),
         "model": context.config.model.path,
         "data": context.config.data.path,
-        "task": context.inputs.data.task.name,
+        "task": context.inputs.tokens.data.task.name,
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-        **{key: getattr(context, key) for key in ("steps", "seeds", "workers", "threads", "tuned")},
-        "tokens": round(_tokens(context)),
-        **table_of(context.folder, variants, context.seeds, failed),
+        **{key: getattr(context, key) for key in ("steps", "seeds", "workers", "threads")},
+        "tuned": context.tuned or None,
+        "tokens": round(context.steps * tokens_per_step(context)),
+        **table_of(context.folder, context.variants, context.seeds, failed),
     }
     write_json(context.folder / "compare.json", body)
     write_text(context.folder / "compare.html", compare_report.render(body))

@@ -47,13 +47,13 @@ def latency(loaded: Loaded, base: "nn.Module") -> dict[str, Any]:
         if "all" in seconds:
             pairs = zip(seconds.pop("all"), seconds["first"], strict=True)
             seconds["token"] = [(whole - first) / TOKENS for whole, first in pairs]
-    return {what: _beside(tuned, took["base"][what]) for what, tuned in took["tuned"].items()}
-
-
-def _beside(tuned: list[float], base: list[float]) -> dict[str, float]:
-    ratios = sorted(one / other for one, other in zip(tuned, base, strict=True))
-    medians = {"seconds": median(tuned), "base": median(base), "ratio": median(ratios)}
-    return medians | {"low": ratios[0], "high": ratios[-1]}
+    found = {}
+    for what, tuned in took["tuned"].items():
+        other = took["base"][what]
+        ratios = sorted(one / beside for one, beside in zip(tuned, other, strict=True))
+        medians = {"seconds": median(tuned), "base": median(other), "ratio": median(ratios)}
+        found[what] = medians | {"low": ratios[0], "high": ratios[-1]}
+    return found
 
 
 def _answer(model: Any, ids: Any, tokens: int) -> None:

@@ -1,20 +1,26 @@
-"""What all runs of a comparison share, and how they are run side by side."""
+"""What all runs of a comparison share, how long each of them is, and how they are run side by side."""
 
+import copy
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.comparison import workers
 from luthier.comparison.candidates import Variant
 from luthier.core.errors import InputError, Stopped
 from luthier.core.events import Progress
+from luthier.core.units import duration
 from luthier.data.parallel import processors
 from luthier.pipeline.prepare import SharedInputs
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TRIAL_STEPS = 2
 """Timed steps of each run when the number of parallel runs is decided."""
@@ -50,7 +56,7 @@ class Context:
     steps: int = 0
     workers: int = 1
     threads: int = 1
-    tuned: dict[str, dict[str, Any]] | None = None
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What --tune found for each variant."""
 
     @property
@@ -60,6 +66,29 @@ class Context:
     @property
     def runnable(self) -> list[Variant]:
         return [variant for variant in self.variants if not variant.reason]
+
+
+def share_base(base: "nn.Module") -> "nn.Module":
+    """Copy the modules, hooks and `requires_grad` flags of `base`; the weights stay in the memory of `base`.
+
+    What replaces a weight's `.data` (PiSSA's start, a cast to float32) changes the copy alone. What writes into it
+    would change `base` as well, so call `untie` before training. Quantized weights cannot be shared: bitsandbytes moves
+    them between a weight and its layer's state.
+    """
+    from torch import nn
+
+    known: dict[int, object] = {id(buffer): buffer for buffer in base.buffers()}
+    for parameter in base.parameters():
+        known[id(parameter)] = nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
+    return copy.deepcopy(base, known)
+
+
+def untie(model: "nn.Module", base: "nn.Module") -> None:
+    """Give the trainable parameters of `model` that lie in the memory of `base` memory of their own."""
+    shared = {parameter.untyped_storage().data_ptr() for parameter in base.parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.untyped_storage().data_ptr() in shared:
+            parameter.data = parameter.data.clone()
 
 
 class _Report(Progress):
@@ -85,8 +114,8 @@ def train_variant(config: RunConfig, inputs: SharedInputs, send: workers.Send) -
     return train_run(config, progress=_Report(send), shared=inputs)
 
 
-def run_all(context: Context, jobs: Sequence[workers.Job], names: Sequence[str]) -> Iterator[tuple[workers.Event, int]]:
-    """Run the jobs with one bar over all; yields (event, number) for each that ended. Raises Stopped after a signal."""
+def run_all(context: Context, jobs: Sequence[workers.Job], names: Sequence[str]) -> Iterator[workers.Event]:
+    """Run the jobs with one bar over all; yields how each of them ended. Raises Stopped after a signal."""
     shares = [0.0] * len(jobs)
     stopped = None
     for event in workers.run_jobs(jobs, workers=context.workers, threads=context.threads, fork=context.fork):
@@ -97,7 +126,7 @@ def run_all(context: Context, jobs: Sequence[workers.Job], names: Sequence[str])
             if event.kind == "stopped":
                 stopped = int(event.value)
             else:
-                yield event, event.job
+                yield event
         active = [name for name, share in zip(names, shares, strict=True) if 0 < share < 1]
         context.progress.runs(sum(shares), len(shares), ", ".join(active))
     context.progress.train_ends()
@@ -111,17 +140,12 @@ def parallel_runs(context: Context) -> tuple[int, float]:
     first = next(one for one in context.runnable if one.config.model.quantize == "none")
     place = context.folder / "trial"
     inputs = replace(context.inputs, before=None, finished=lambda loaded, run: None)
-
-    def job(number: int) -> workers.Job:
-        config = first.recipe(
-            context.config.seed, place, steps=1 + TRIAL_STEPS, evaluate_every=10_000, save_every=10_000
-        )
-        little = config.evaluate.model_copy(update={"before": False, "generate": 0, "rows": 2})
-        config = config.model_copy(update={"run": f"{place}/{number}", "evaluate": little})
-        return lambda send: train_variant(config, inputs, send)
+    trial = first.recipe(context.config.seed, place, steps=1 + TRIAL_STEPS, evaluate_every=10_000, save_every=10_000)
+    little = trial.evaluate.model_copy(update={"before": False, "generate": 0, "rows": 2})
 
     def seconds(count: int, threads: int) -> float:
-        jobs = [job(number) for number in range(count)]
+        runs = [trial.model_copy(update={"run": f"{place}/{number}", "evaluate": little}) for number in range(count)]
+        jobs = [partial(train_variant, run, inputs) for run in runs]
         run_until_done(jobs, f"a trial of {first.name}", count, threads, fork=context.fork)
         steps = [r["seconds"] for n in range(count) for r in RunFolder(place / str(n)).history() if r["step"] > 1]
         shutil.rmtree(place, ignore_errors=True)
@@ -151,3 +175,30 @@ def run_until_done(jobs: Sequence[workers.Job], what: str, count: int, threads: 
         if end.kind == "done":
             results.append(end.value)
     return results
+
+
+def tokens_per_step(context: Context) -> float:
+    """Mean number of tokens of an optimizer step, without padding."""
+    lengths = context.inputs.tokens.data.rows.lengths
+    return sum(lengths) / len(lengths) * min(context.config.train.batch_size, len(lengths))
+
+
+def steps_for_time(
+    seconds: float, step_seconds: Sequence[float], overhead: float, *, seeds: int, workers: int, most: int
+) -> int:
+    """Steps of each run so that all runs together take `seconds`, at most the recipe's own `most` steps.
+
+    `step_seconds` holds the seconds of one step of each method, `overhead` the seconds that a run needs beside its
+    training. InputError where the time is too short for one step of each.
+    """
+    runs = len(step_seconds) * seeds
+    left = seconds * workers - runs * overhead
+    each = sum(step_seconds) * seeds
+    if left < each:
+        least = (runs * overhead + 20 * each) / workers
+        raise InputError(
+            f"--budget {duration(seconds)} is too short for {runs} runs: measuring and saving alone takes about "
+            f"{duration(runs * overhead / workers)}, one step of each {duration(each / workers)}",
+            fix=f"--budget {int(least / 60) + 1}m, fewer --methods or --seeds, or evaluate.rows=100",
+        )
+    return min(most, int(left / each))

@@ -14,6 +14,7 @@ import numpy as np
 
 from luthier.evaluation.metrics.base import MetricFunction, SumMetric, known_metrics
 from luthier.evaluation.records.context import Record
+from luthier.evaluation.scores import resamples
 
 RESAMPLES = 2000
 SLOW_RESAMPLES = 300
@@ -48,18 +49,17 @@ def draws(function: MetricFunction, runs: Sequence[Sequence[Record]], seed: int 
 
     Methods with as many examples and seeds are resampled alike.
     """
-    examples = len(runs[0])
-    rng = np.random.default_rng(seed)
-    terms = [function.terms(run) for run in runs] if isinstance(function, SumMetric) else None
-    sampled = []
-    for _ in range(RESAMPLES if terms is not None else SLOW_RESAMPLES):
-        chosen = rng.integers(0, examples, examples)
-        picked = rng.integers(0, len(runs), len(runs))
-        if isinstance(function, SumMetric) and terms is not None:
-            sums = np.stack([terms[run][chosen].sum(0) for run in picked])
-            sampled.append(float(function.value(sums).mean()))
-        else:
-            sampled.append(float(np.mean([function([runs[run][i] for i in chosen]) for run in picked])))
+    summed = function if isinstance(function, SumMetric) else None
+    terms = [summed.terms(run) for run in runs] if summed is not None else []
+    sampled: list[float] = []
+    count = SLOW_RESAMPLES if summed is None else RESAMPLES
+    for examples, seeds in resamples(len(runs[0]), count, len(runs), seed):
+        for chosen, picked in zip(examples, seeds, strict=True):
+            if summed is not None:
+                sums = np.stack([terms[run][chosen].sum(0) for run in picked])
+                sampled.append(float(summed.value(sums).mean()))
+            else:
+                sampled.append(float(np.mean([function([runs[run][i] for i in chosen]) for run in picked])))
     return Draws(float(np.mean([function(run) for run in runs])), np.asarray(sampled))
 
 

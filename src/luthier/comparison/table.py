@@ -4,13 +4,13 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from luthier.comparison.candidates import Variant
-from luthier.comparison.paper_results import paper_results
 from luthier.comparison.significance import Draws, differences_to, draws, metric, pareto
 from luthier.core.errors import InputError
 from luthier.core.files import read_object
@@ -33,6 +33,15 @@ COSTS = (
 UNKNOWN = ("score", "trainable", "share", "adapter_bytes", "memory", "tokens_per_second", "seconds")
 
 
+@cache
+def paper_results() -> dict[str, dict[str, str]]:
+    """What papers report: variant name -> {text, source}, from what a table says, and which table.
+
+    Each figure is on the paper's own models and data, so it is shown beside a measured value, never ranked against it.
+    """
+    return dict(json.loads(Path(__file__).with_name("paper_results.json").read_text(encoding="utf-8")))
+
+
 def table_of(
     folder: Path, variants: Sequence[Variant], seeds: Sequence[int], failed: Mapping[tuple[str, int], str]
 ) -> dict[str, Any]:
@@ -45,7 +54,7 @@ def table_of(
                 finished[variant.name].append((seed, run, run.read_json(run.result)))
     first = next((runs[0][2] for runs in finished.values() if runs), None)
     if first is None:
-        rows = [_missing_row(variant, failed) for variant in variants]
+        rows = [_row(variant, [], None, {}, failed) for variant in variants]
         return {"metric": "", "higher_is_better": True, "base": None, "best": "", "rows": rows}
     score = primary_metric(first["tuned"])
     function, higher = metric(score)
@@ -55,12 +64,7 @@ def table_of(
     against = {"best": differences_to(whole, best, higher=higher) if best in whole else {}}
     if "full" in whole:
         against["full"] = differences_to(whole, "full", higher=higher)
-    rows = [
-        _row(variant, finished[variant.name], found[variant.name], against, failed)
-        if finished[variant.name]
-        else _missing_row(variant, failed)
-        for variant in variants
-    ]
+    rows = [_row(one, finished[one.name], found.get(one.name), against, failed) for one in variants]
     done = {row["arm"]: row for row in rows if row["status"] == "done"}
     for cost in ("trainable", "seconds"):
         front = pareto({name: (row[cost], row["score"]["value"]) for name, row in done.items()}, higher=higher)
@@ -90,47 +94,35 @@ def _records(run: RunFolder) -> list[Record]:
     return restored_records([json.loads(line)["tuned"] for line in lines])
 
 
-def _described(variant: Variant) -> Row:
-    """What every row has: the variant, its core idea, and what papers claim of it."""
-    config = variant.config
-    idea = sys.modules[type(config.method).__module__].__doc__ or ""
-    return {
-        "arm": variant.name,
-        "method": config.method.name,
-        "quantize": config.model.quantize,
-        "idea": idea.strip().splitlines()[0],
-        "claims": paper_results().get(variant.name),
-    }
-
-
-def _missing_row(variant: Variant, failed: Mapping[tuple[str, int], str]) -> Row:
-    why = [text for (name, _), text in failed.items() if name == variant.name]
-    return {
-        **_described(variant),
-        "seeds": [],
-        **dict.fromkeys(UNKNOWN),
-        "status": "failed" if why and not variant.reason else "not run",
-        "reason": variant.reason or "; ".join(dict.fromkeys(why)) or "not run yet",
-    }
-
-
 def _row(
     variant: Variant,
     runs: Runs,
-    drawn: Draws,
+    drawn: Draws | None,
     against: Mapping[str, Mapping[str, Any]],
     failed: Mapping[tuple[str, int], str],
 ) -> Row:
+    """The row of a variant: its core idea, what papers claim of it, and what its runs scored and cost."""
     name, method = variant.name, variant.config.method
+    why = {seed: text for (own, seed), text in failed.items() if own == name}
+    row: Row = {
+        "arm": name,
+        "method": method.name,
+        "quantize": variant.config.model.quantize,
+        "idea": (sys.modules[type(method).__module__].__doc__ or "").strip().splitlines()[0],
+        "claims": paper_results().get(name),
+        "seeds": [seed for seed, _, _ in runs],
+    }
+    if drawn is None:
+        status = "failed" if why and not variant.reason else "not run"
+        reason = variant.reason or "; ".join(dict.fromkeys(why.values())) or "not run yet"
+        return row | dict.fromkeys(UNKNOWN) | {"status": status, "reason": reason}
     results = [result for _, _, result in runs]
     low, high = drawn.interval
     _, run, first = runs[0]
     latency: dict[str, Any] = {}
     with suppress(InputError):
         latency = read_object(run.path / "latency.json")
-    row = {
-        **_described(variant),
-        "seeds": [seed for seed, _, _ in runs],
+    row |= {
         "score": {"value": drawn.value, "low": low, "high": high},
         "trainable": first["trainable"],
         "share": first["trainable"] / first["parameters"],
@@ -147,7 +139,7 @@ def _row(
         "curve": _curve(run),
         "run": str(run.path),
         "status": "done",
-        "reason": "; ".join(f"seed {seed}: {text}" for (own, seed), text in failed.items() if own == name),
+        "reason": "; ".join(f"seed {seed}: {text}" for seed, text in why.items()),
         "against": {who: verdicts[name] for who, verdicts in against.items() if name in verdicts},
     }
     if forgotten := first.get("forgetting"):

@@ -115,29 +115,31 @@ def search(variant: Variant, lr: float, unit: int, folder: Path, run: Callable[[
 def tune(context: Context) -> None:
     """Search learning rate and size of each variant; those that were found before stay."""
     unit, context.steps = steps_of(context.steps)
-    context.tuned, waiting = {}, []
+    waiting = []
     for variant in context.runnable:
         kept = context.folder / "search" / f"{variant.name}.json"
         if kept.is_file():
             context.tuned[variant.name] = read_object(kept, f"delete it to repeat the search for {variant.name}")
         else:
             waiting.append(variant)
-    if not waiting:
-        return
+    if waiting:
+        _search_all(context, waiting, unit)
+    context.variants = [_with_found(variant, context.tuned.get(variant.name)) for variant in context.variants]
+
+
+def _search_all(context: Context, waiting: list[Variant], unit: int) -> None:
     context.progress.stage(f"searching rate and size of {len(waiting)} methods, {UNITS * unit} steps each")
-    inputs = replace(
-        context.inputs, data=split_for_tuning(context.inputs.data), before=None, finished=lambda loaded, run: None
-    )
+    tokens = replace(context.inputs.tokens, data=split_for_tuning(context.inputs.tokens.data))
+    inputs = replace(context.inputs, tokens=tokens, before=None, finished=lambda loaded, run: None)
 
     def job(variant: Variant, send: workers.Send) -> dict[str, Any]:
         config = variant.config
-        lr = config.train.lr or config.method.learning_rate(inputs.load(config, RunFolder(context.folder)).model)
+        lr = config.train.lr or config.method.learning_rate(inputs.base(config))
         return search(variant, lr, unit, context.folder, lambda tried: train_variant(tried, inputs, send))
 
-    jobs = [partial(job, variant) for variant in waiting]
     names = [variant.name for variant in waiting]
-    for end, number in run_all(context, jobs, names):
-        name, found = names[number], end.value
+    for end in run_all(context, [partial(job, variant) for variant in waiting], names):
+        name, found = names[end.job], end.value
         if end.kind == "done":
             write_json(context.folder / "search" / f"{name}.json", found)
             context.tuned[name] = found
@@ -145,3 +147,14 @@ def tune(context: Context) -> None:
             context.progress.said(f"{name}: rate {found['lr']:g}{size}")
         else:
             context.progress.warn(f"{name}: the search failed, its defaults stay: {found}")
+
+
+def _with_found(variant: Variant, found: dict[str, Any] | None) -> Variant:
+    """The variant with what the search found for it."""
+    if not found:
+        return variant
+    config, method = variant.config, variant.config.method
+    if found["field"]:
+        method = method.model_validate(method.model_dump(mode="json") | {found["field"]: found["size"]})
+    train = config.train.model_copy(update={"lr": found["lr"]})
+    return replace(variant, config=config.model_copy(update={"method": method, "train": train}))

@@ -46,14 +46,19 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int, fork: bool) -> 
     if not fork:
         yield from (Event(number, *_outcome(job, lambda progress: None)) for number, job in enumerate(jobs))
         return
-    running: dict[Any, tuple[int, Any]] = {}
+    running: dict[Connection, tuple[int, Any]] = {}
     waiting = list(enumerate(jobs))[::-1]
     try:
         while waiting or running:
             while waiting and len(running) < workers:
                 number, job = waiting.pop()
-                channel, process = _start(job, threads)
-                running[channel] = number, process
+                receive, send = multiprocessing.Pipe(duplex=False)
+                process = multiprocessing.get_context("fork").Process(target=_run, args=(job, threads, send))
+                sys.stdout.flush()
+                sys.stderr.flush()
+                process.start()
+                send.close()
+                running[receive] = number, process
             ready: list[Any] = wait(list(running))
             for channel in ready:
                 number, process = running[channel]
@@ -71,16 +76,6 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int, fork: bool) -> 
             process.terminate()
         for _, process in running.values():
             process.join()
-
-
-def _start(job: Job, threads: int) -> tuple[Connection, Any]:
-    receive, send = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_run, args=(job, threads, send), daemon=False)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    process.start()
-    send.close()
-    return receive, process
 
 
 def _run(job: Job, threads: int, send: Connection) -> None:

@@ -69,14 +69,19 @@ class Method(Plugin):
         """Positions of the model that the method takes from the text (a prompt's length)."""
         return 0
 
-    def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
-        """Raise InputError for what this method cannot do with the model. `model` is on the meta device: no weights."""
+    def skeletal(self) -> Self:
+        """The same method with a start that needs no weights, for a model that has none."""
+        return self
+
+    def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
+        """Return `model`, which is on the meta device, with this method on it; InputError for what it cannot do."""
         if quantize != "none" and not self.quantized_base:
             message = f"method {self.name} cannot train a quantized base (model.quantize={quantize})"
             raise InputError(message, fix="method=lora, or model.quantize=none")
         if getattr(model.config, "is_encoder_decoder", False) and not self.encoder_decoder:
             message = f"method {self.name} does not work on the encoder-decoder {model.config.model_type}"
             raise InputError(message, fix="method=lora or method=adapter")
+        return self.skeletal().attach(model, steps=steps, classify=classify)
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         """Return `model` with the right parameters trainable and the rest frozen.
@@ -174,14 +179,6 @@ class PeftMethod(Method):
     def peft_config(self, model: Model, steps: int) -> Any:
         """PEFT's configuration of this method for `model`."""
         raise NotImplementedError
-
-    def skeletal(self) -> Self:
-        """The same method with a start that needs no weights, for a model that has none."""
-        return self
-
-    def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
-        super().check(model, classify=classify, quantize=quantize)
-        self.skeletal().attach(model, steps=1000, classify=classify)
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         from peft import TaskType, get_peft_model
@@ -309,9 +306,9 @@ class TargetedMethod(PeftMethod):
     def check_layers(self, layers: State) -> None:
         """Raise InputError where a setting does not suit one of the chosen layers (name -> module)."""
 
-    def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
+    def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
         self.check_layers(check_targets(model, self.targets, self.layers, self.taken(model)))
-        super().check(model, classify=classify, quantize=quantize)
+        return super().check(model, classify=classify, quantize=quantize, steps=steps)
 
     def caveat(self, model: Model) -> str:
         return fused_experts(model, self.taken(model))

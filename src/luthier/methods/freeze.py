@@ -28,10 +28,6 @@ class Freeze(WholeMethod):
     extra: Annotated[tuple[str, ...], BeforeValidator(split_names)] = ()
     """Names of further modules to train, such as norm or embed_tokens."""
 
-    def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
-        super().check(model, classify=classify, quantize=quantize)
-        self._chosen(model)
-
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         chosen = self._chosen(model)
         model.float().requires_grad_(False)

@@ -74,15 +74,15 @@ class LoRA(TargetedMethod):
     def check_layers(self, layers: State) -> None:
         check_rank(layers, self.rank)
 
-    def check(self, model: Model, *, classify: bool = False, quantize: str = "none") -> None:
-        if quantize != "none" and self.init == "pissa":
+    def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
+        if self.init == "pissa" and quantize != "none":
             message = "method.init=pissa needs the unpacked weights of the base, and model.quantize packs them"
             raise InputError(message, fix="method.init=default, or model.quantize=none")
         if quantize != "none" and self.bias != "none":
             why = "quantized layers cast theirs to the type they compute in, where small updates are lost"
             message = f"method.bias={self.bias} trains the base's own biases, and {why}"
             raise InputError(message, fix="method.bias=none, or model.quantize=none")
-        super().check(model, classify=classify, quantize=quantize)
+        return super().check(model, classify=classify, quantize=quantize, steps=steps)
 
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import LoraConfig

@@ -7,9 +7,9 @@ from typing import Any
 from luthier.core.errors import InputError
 from luthier.core.events import Progress
 from luthier.core.files import write_json
-from luthier.pipeline.measure import base_again, compare_with_base, subject_of, with_base
+from luthier.pipeline.measure import base_again, base_model, compare_with_base, subject_of
 from luthier.pipeline.prepare import Loaded, load_base, on_this_machine, reopen
-from luthier.pipeline.train import _next, _report
+from luthier.pipeline.train import write_result
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
@@ -41,9 +41,8 @@ def open_run(
     for changed in folder.changed_check(evaluate):
         progress.warn(changed)
     config = on_this_machine(config)
-    data, tokens = reopen(config, folder, progress)
     whole = config.method.saves == "model"
-    loaded = load_base(config, data, tokens, folder, weights if whole else None)
+    loaded = load_base(config, reopen(config, folder, progress), folder, weights if whole else None)
     if not whole:
         loaded.model = config.method.load(loaded.model, weights)
     loaded.model.eval()
@@ -70,8 +69,7 @@ def evaluate(
         base = base_again(loaded, folder, progress)
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result |= compare_with_base(subject, base, folder)
-        result["next"] = _next(loaded.config, folder, loaded.data.task.name, result["lr"])
-        return _report(result, folder)
+        return write_result(result, loaded.config, folder)
 
 
 def harness(
@@ -92,13 +90,13 @@ def harness(
     with folder.held():
         result = measure_harness(
             loaded.model,
-            with_base(loaded, progress),
+            None if loaded.config.model.init == "random" else base_model(loaded),
             loaded.template.tokenizer,
             tasks,
             folder_of_tasks,
             limit,
             loaded.config.evaluate.batch_size,
-            loaded.max_length,
+            loaded.tokens.max_length,
             progress,
         )
         write_json(folder.harness, {"run": str(path), **result})

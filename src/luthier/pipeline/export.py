@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import NoSpace, Unproved
 from luthier.core.events import Progress
-from luthier.core.files import write_json
+from luthier.core.files import staged, tidy, write_json
 from luthier.core.shell import public
+from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.exports.base import Export
 from luthier.exports.checking.parity import TorchRunner, as_module, check_parity
 from luthier.exports.checking.tuned import Bounds, HeldOutPrompt, Runner, Tuned
-from luthier.pipeline.prepare import Encoding, load_base, on_this_machine, reopen
+from luthier.pipeline.measure import subject_of
+from luthier.pipeline.prepare import Encoding, Loaded, load_base, on_this_machine, reopen
 from luthier.recipe.config import RunConfig
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
@@ -21,8 +23,6 @@ from luthier.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from luthier.data.prepared import Prepared
 
 PROMPTS = 20
 """Held-out prompts that are replayed, unless another number is asked for."""
@@ -45,13 +45,16 @@ def export(
     config = config.model_copy(update={"evaluate": quiet})
     require(folder.recipe, allow_code, config.model, quiet)
     config = on_this_machine(config)
-    data, tokens = reopen(config, folder, progress)
-    tuned = _tuned(folder, config, data, tokens, weights)
+    tokens = reopen(config, folder, progress)
+    tuned = _tuned(folder, config, tokens, weights)
     target.refuse(tuned)
     place = folder.path / "exports" / target.name
-    _refuse_small(place, target.required_bytes(tuned))
-    from luthier.core.files import staged, tidy
-
+    needed, free = target.required_bytes(tuned), shutil.disk_usage(folder.path).free
+    if free < 1.05 * needed:
+        raise NoSpace(
+            f"{place} will take {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free: nothing was written",
+            fix="free some space, or make the run's folder a link to a larger disk",
+        )
     with folder.held():
         place.parent.mkdir(exist_ok=True)
         tidy(place.parent)
@@ -59,34 +62,30 @@ def export(
             progress.stage(f"writing {place}")
             target.write(tuned, staging)
             report: dict[str, Any] = {"run": str(path), "target": target.spec(), "use": target.use(tuned, str(place))}
-            report |= _held(target, tuned, staging, data, tokens, config, _prompts(data, prompts), progress)
+            report |= _held(target, tuned, staging, config, tokens, prompts, progress)
             report["bytes"] = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
             if not all(each["held"] for each in report["parity"]):
                 failed = place.with_name(f"{target.name}.failed.json")
                 write_json(failed, report)
-                raise Unproved(
-                    _difference(report["parity"], path, failed), fix="see the report; another dtype or scheme may do"
-                )
-            (staging / "README.md").write_text(
-                target.card(tuned, report["parity"], report["checked"]), encoding="utf-8"
-            )
+                why = f"{path}: {_difference(report['parity'])}. Nothing is left of it but the report {failed}"
+                raise Unproved(why, fix="see the report; another dtype or scheme may do")
+            card = target.card(tuned, report["parity"], report["checked"])
+            (staging / "README.md").write_text(card, encoding="utf-8")
             kept = {"run": public(str(path)), "use": target.use(tuned, public(str(place)))}  # a folder to pass on
             write_json(staging / "export.json", report | kept)
         place.with_name(f"{target.name}.failed.json").unlink(missing_ok=True)
     return report | {"path": str(place), "messages": target.publish(tuned, place)}
 
 
-def _tuned(folder: RunFolder, config: RunConfig, data: "Prepared", tokens: Encoding, weights: Path) -> Tuned:
+def _tuned(folder: RunFolder, config: RunConfig, tokens: Encoding, weights: Path) -> Tuned:
     from luthier.models.load import architecture, load_tokenizer, quantization, skeleton, unpack
     from luthier.rendering.chat_template import Template
 
     whole = config.method.saves == "model"
 
     def open_base(**changed: Any) -> "nn.Module":
-        model = config.model.model_copy(update=changed)
-        return load_base(
-            config.model_copy(update={"model": model}), data, tokens, folder, weights if whole else None
-        ).model
+        own = config.model_copy(update={"model": config.model.model_copy(update=changed)})
+        return load_base(own, tokens, folder, weights if whole else None).model
 
     def open_plain_base() -> "nn.Module":
         base: Any = open_base(quantize="none", dtype="float32")
@@ -97,14 +96,13 @@ def _tuned(folder: RunFolder, config: RunConfig, data: "Prepared", tokens: Encod
         return base if whole else config.method.load(base, weights)
 
     template = Template(load_tokenizer(config.model, str(weights)))
-    base = architecture(config.model, tokens.source)
-    classifies = tokens.labels is not None or data.task.model_class == "classification"
+    base, classifies = architecture(config.model, tokens.source), tokens.labels is not None
     return Tuned(
         run=str(folder.path),
         weights=weights,
         base=config.model.path,
         method=config.method,
-        task=data.task.name,
+        task=tokens.data.task.name,
         classifies=classifies,
         quantize=quantization(config.model, base.config),
         stored=base.stored_type,
@@ -119,37 +117,21 @@ def _tuned(folder: RunFolder, config: RunConfig, data: "Prepared", tokens: Encod
     )
 
 
-def _refuse_small(place: Path, needed: int) -> None:
-    free = shutil.disk_usage(place.parent.parent).free
-    if free < 1.05 * needed:
-        raise NoSpace(
-            f"{place} will take {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free: nothing was written",
-            fix="free some space, or make the run's folder a link to a larger disk",
-        )
+def _held(
+    target: Export, tuned: Tuned, folder: Path, config: RunConfig, tokens: Encoding, count: int, progress: Progress
+) -> dict[str, Any]:
+    """What lies in `folder`, opened and held to the run: {"checked", "parity", "scores"}.
 
-
-def _prompts(data: "Prepared", count: int) -> list[HeldOutPrompt]:
-    """Of held-out rows, or of training rows where none is held out: its tokens, and where its answer begins."""
+    `count` prompts are replayed, of held-out rows, or of training rows where none is held out.
+    """
     from luthier.evaluation.records.context import split_answer
 
-    _, _, rows = data.side(data.held_out_side)
-    rows = rows if len(rows) else data.rows
+    _, _, rows = tokens.data.side(tokens.data.held_out_side)
+    rows = rows if len(rows) else tokens.data.rows
     chosen = [rows[number] for number in range(min(count, len(rows)))]
-    classifies = data.task.model_class == "classification"
-    return [HeldOutPrompt(row.ids, None if classifies else max(1, len(split_answer(row)[0]))) for row in chosen]
-
-
-def _held(
-    target: Export,
-    tuned: Tuned,
-    folder: Path,
-    data: "Prepared",
-    tokens: Encoding,
-    config: RunConfig,
-    prompts: Sequence[HeldOutPrompt],
-    progress: Progress,
-) -> dict[str, Any]:
-    """What lies in `folder`, opened and held to the run: {"checked", "parity", "scores"}."""
+    prompts = [
+        HeldOutPrompt(row.ids, None if tuned.classifies else max(1, len(split_answer(row)[0]))) for row in chosen
+    ]
     scores = {"run": tuned.facts.get("tuned", {})}
     if not target.replays:
         return {"checked": target.check(tuned, None, prompts), "parity": [], "scores": scores}
@@ -157,11 +139,8 @@ def _held(
     try:
         checked = target.check(tuned, opened, prompts)
         parity = _parity_checks(target, tuned, opened, prompts, progress)
-        return {
-            "checked": checked,
-            "parity": parity,
-            "scores": scores | _scores(opened, tuned, data, tokens, config, progress),
-        }
+        scores |= _scores(opened, tuned, config, tokens, progress)
+        return {"checked": checked, "parity": parity, "scores": scores}
     finally:
         if close := getattr(opened, "close", None):
             close()
@@ -205,42 +184,31 @@ def _parity_checks(
 
 
 def _scores(
-    opened: "nn.Module | Runner",
-    tuned: Tuned,
-    data: "Prepared",
-    tokens: Encoding,
-    config: RunConfig,
-    progress: Progress,
+    opened: "nn.Module | Runner", tuned: Tuned, config: RunConfig, tokens: Encoding, progress: Progress
 ) -> dict[str, Any]:
     """{"export": scores} on the rows and with the settings of the run's own last scores, but without a judge."""
     import torch
 
-    from luthier.evaluation.records.settings import EvaluateConfig
     from luthier.evaluation.scores import evaluations, measure, scores
-    from luthier.pipeline.measure import subject_of
-    from luthier.pipeline.prepare import Loaded
 
     measured = {**config.evaluate.model_dump(), **tuned.facts.get("measured_with", {})}
     settings = EvaluateConfig(**{**measured, "judge": None, "check": config.evaluate.check})
     if not isinstance(opened, torch.nn.Module):
-        opened = as_module(opened, classifies=data.task.model_class == "classification")
-        settings = settings.model_copy(
-            update={"batch_size": 1}
-        )  # its logits are made whole: [rows, tokens, vocabulary]
-    loaded = Loaded(config.model_copy(update={"evaluate": settings}), opened, tokens, data)
-    subject = subject_of(loaded, progress)
+        opened = as_module(opened, classifies=tuned.classifies)
+        settings = settings.model_copy(update={"batch_size": 1})  # logits are made whole: [rows, tokens, vocabulary]
+    subject = subject_of(Loaded(config.model_copy(update={"evaluate": settings}), opened, tokens), progress)
     if subject is None:
         return {}
     progress.stage(f"scoring the export on {len(subject.examples)} held-out examples")
     return {"export": scores(measure(subject), evaluations(subject))}
 
 
-def _difference(checks: Sequence[dict[str, Any]], path: Path, report: Path) -> str:
+def _difference(checks: Sequence[dict[str, Any]]) -> str:
     worst = next(each for each in checks if not each["held"])
     allowed, mean = worst["bound"] * worst["spread"], worst["mean_bound"]
     also = "" if mean is None else f" (mean {worst['mean']:.3g}, at most {mean * worst['spread']:.3g})"
     return (
-        f"{path}: what was exported does not answer as {worst['against']} does: a logit differs by "
+        f"what was exported does not answer as {worst['against']} does: a logit differs by "
         f"{worst['largest']:.3g}, rounding makes at most {allowed:.3g}{also}, and the most likely token is the same at "
-        f"{worst['same_top']:.1%} of the places. Nothing is left of it but the report {report}"
+        f"{worst['same_top']:.1%} of the places"
     )

@@ -4,13 +4,14 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.events import Progress
+from luthier.data import cache
 from luthier.evaluation.records.context import Memory, restored_records
 from luthier.pipeline.prepare import Loaded, load_base
 from luthier.runs.folder import RunFolder
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 WORTH = 5.0
 """Seconds of measuring the base below which doing so again costs less than an entry in the cache."""
-
-
 UNMEASURED: dict[str, Any] = {
     "validation_examples": 0,
     "base": {},
@@ -60,16 +59,10 @@ class Kept(Memory):
     """What was measured, kept in the cache of the user's machine (see data.cache)."""
 
     def recall(self, kind: str, decides: Mapping[str, Any]) -> Any:
-        """What was kept under these values, or None."""
-        from luthier.data import cache
-
         found = cache.find(cache.key(kind, decides))
         return found[1]["value"] if found else None
 
     def keep(self, kind: str, decides: Mapping[str, Any], value: Any) -> None:
-        """Keep JSON values under all that decides what they are."""
-        from luthier.data import cache
-
         name = cache.key(kind, decides)
         cache.forget(name)  # verdicts of a judge grow
         cache.keep(name, cache.begin(), {"value": value}, {})
@@ -93,7 +86,7 @@ def subject_of(loaded: Loaded, progress: Progress | None = None) -> "EvalContext
         examples=list(examples[:count]),
         rows=rows[: len(owner)],
         owner=owner,
-        max_length=loaded.max_length,
+        max_length=loaded.tokens.max_length,
         settings=settings,
         labels=sorted(filter(None, labels)),
         progress=progress or Progress(),
@@ -115,13 +108,13 @@ def measure_base(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measu
     choose_primary(subject, list(metrics_of(evaluations(subject))))
     for why in lacking(subject):
         progress.note(why)
-    if not loaded.config.evaluate.before or loaded.config.model.init != "pretrained":
-        return Measured()
-    return _measure_base(loaded, subject, folder)
+    return _measure_base(loaded, subject, folder) if loaded.config.evaluate.before else Measured()
 
 
 def _measure_base(loaded: Loaded, subject: "EvalContext", folder: RunFolder) -> Measured:
-    """From before.json, from the cache, or by measuring."""
+    """From before.json, from the cache, or by measuring. Random weights are not measured."""
+    if loaded.config.model.init == "random":
+        return Measured()
     progress = subject.progress
     decides = _decides(loaded, subject, folder)
     name = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
@@ -171,7 +164,7 @@ def _decides(loaded: Loaded, subject: "EvalContext", folder: RunFolder) -> dict[
     for row, owner in zip(subject.rows, subject.owner, strict=True):
         example = subject.examples[owner]
         rows.update(repr((row.ids, row.labels, owner, example.messages, example.tools, example.label)).encode())
-    where = next(loaded.model.parameters())
+    where = next(subject.model.parameters())
     return {
         "base": folder.base_hashes(),
         "code": code.hexdigest(),
@@ -215,7 +208,12 @@ def compare_with_base(subject: "EvalContext", base: Measured, folder: RunFolder)
             side[primary]["primary_metric"] = True
             found[name] = {primary: side[primary], **side}
     why = forgetting.applies(subject) or ("" if subject.settings.forgetting else "evaluate.forgetting is false")
-    few = len(tuned.records) < FEW
+    caveats, cut, limit = lacking(subject), tuned.counts.get("cut answers", 0), subject.settings.max_new_tokens
+    if len(tuned.records) < FEW:
+        caveats.append(f"fewer than {FEW} examples: the intervals are too narrow")
+    if cut:
+        cut_off = f"{cut} of {tuned.counts['answers']} answers of the tuned model did not end within {limit} tokens"
+        caveats.append(f"{cut_off} (evaluate.max_new_tokens)")
     return {
         "measured_with": subject.settings.model_dump(mode="json"),
         "validation_examples": len(tuned.records),
@@ -226,48 +224,20 @@ def compare_with_base(subject: "EvalContext", base: Measured, folder: RunFolder)
         "forgetting": forgetting.forgetting(base.probe, tuned.probe),
         "no_forgetting": why or ("" if base.probe else "the base was not measured"),
         "counts": {"base": base.counts, "tuned": tuned.counts},
-        "caveats": lacking(subject)
-        + ([f"fewer than {FEW} examples: the intervals are too narrow"] if few else [])
-        + _cut(subject, tuned),
+        "caveats": caveats,
     }
 
 
-def _cut(subject: "EvalContext", tuned: Measured) -> list[str]:
-    if not (cut := tuned.counts.get("cut answers", 0)):
-        return []
-    limit = subject.settings.max_new_tokens
-    return [
-        f"{cut} of {tuned.counts['answers']} answers of the tuned model did not end within {limit} tokens "
-        "(evaluate.max_new_tokens)"
-    ]
-
-
 @contextmanager
-def _untouched(loaded: Loaded) -> Iterator[Loaded]:
+def base_model(loaded: Loaded) -> "Iterator[nn.Module]":
     """The base of a tuned model: with the adapter switched off, or loaded again where there is none."""
     switch = loaded.config.method.disabled(loaded.model)
-    if switch is not None:
-        with switch:
-            yield loaded
-        return
-    yield load_base(loaded.config, loaded.data, loaded.tokens)
+    with nullcontext() if switch is None else switch:
+        yield loaded.model if switch is not None else load_base(loaded.config, loaded.tokens).model
 
 
 def base_again(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measured:
     """The untouched base of a finished run, on the same rows."""
-    if loaded.config.model.init == "random":
-        return Measured()
-    with _untouched(loaded) as base:
-        subject = subject_of(base, progress)
-        return _measure_base(base, subject, folder) if subject is not None else Measured()
-
-
-def with_base(loaded: Loaded, progress: Progress) -> "AbstractContextManager[nn.Module] | None":
-    """A context in which the base of a tuned model is at hand; None where it is only random weights."""
-
-    @contextmanager
-    def opened() -> "Iterator[nn.Module]":
-        with _untouched(loaded) as base:
-            yield base.model
-
-    return None if loaded.config.model.init == "random" else opened()
+    with base_model(loaded) as model:
+        subject = subject_of(replace(loaded, model=model), progress)
+        return _measure_base(loaded, subject, folder) if subject is not None else Measured()

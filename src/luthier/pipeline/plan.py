@@ -20,7 +20,7 @@ def plan(config: RunConfig, *, progress: Progress | None = None) -> dict[str, An
     unloaded = config.model_copy(update={"model": config.model.model_copy(update={"init": "random"})})
     tokens = tokenize(unloaded, data, progress)  # its weights need not be there
     progress.stage("planning memory and time")
-    inputs = plan_inputs(config, data, tokens)
+    inputs = plan_inputs(config, tokens)
     resolved = resolve(inputs)
     return {
         "model": config.model.path,

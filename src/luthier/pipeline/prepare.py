@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """What a model's tokenizer and config.json make of the data; its weights are not there yet."""
+    """The data, and what the base's tokenizer and config.json make of it; no weights are there yet."""
 
+    data: "Prepared"
     template: "Template"
     source: str
     """Folder or hub id of the base."""
     labels: tuple[str, ...] | None
-    """Of a classifier."""
+    """Classes of a classification head, or None for a model that generates."""
     max_length: int
     """Longest row in tokens."""
 
@@ -41,28 +42,26 @@ class Loaded:
     config: RunConfig
     model: "nn.Module"
     tokens: Encoding
-    data: "Prepared"
+
+    @property
+    def data(self) -> "Prepared":
+        """Rows and examples of all sides."""
+        return self.tokens.data
 
     @property
     def template(self) -> "Template":
         """Tokenizer and chat template."""
         return self.tokens.template
 
-    @property
-    def max_length(self) -> int:
-        """Longest row in tokens."""
-        return self.tokens.max_length
-
 
 @dataclass(slots=True)
 class SharedInputs:
     """What several runs of one comparison share, so that none of them computes it again."""
 
-    data: "Prepared"
-    """Read, and tokenized as `tokens` says."""
     tokens: Encoding
-    base: "Callable[[RunConfig], nn.Module] | None"
-    """A model of one's own to train, which may lie in the memory of a base that others use; None: it is loaded."""
+    """The data, tokenized."""
+    base: "Callable[[RunConfig], nn.Module]"
+    """A model of one's own to train, which may lie in the memory of a base that others use."""
     own: "Callable[[nn.Module], None]"
     """What is to be trained of it gets memory of its own."""
     before: Path | None
@@ -75,9 +74,7 @@ class SharedInputs:
         folder.refuse_another_base(config.model, self.tokens.source)
         if self.before is not None and not folder.before.is_file() and folder.before != self.before:
             folder.write_json(folder.before, RunFolder(self.before.parent).read_json(self.before))
-        if self.base is None:
-            return load_base(config, self.data, self.tokens, folder)
-        return Loaded(config, self.base(config), self.tokens, self.data)
+        return Loaded(config, self.base(config), self.tokens)
 
 
 def on_this_machine(config: RunConfig) -> RunConfig:
@@ -122,32 +119,16 @@ def tokenize(
     progress: Progress,
     folder: RunFolder | None = None,
     positions: int | None = None,
+    *,
+    encoded: bool = False,
 ) -> Encoding:
-    """Encode the rows in place, and refuse what cannot be trained. Comes before any weights: it can stop the run.
+    """Encode the rows in place, unless they are `encoded`. Comes before any weights: it can stop the run.
 
     InputError where the base is not the one that the run in `folder` was started from. `positions` of the model are
     left to the method: its own, unless more are asked for.
     """
     from luthier.data.checks.mask import refuse_endless, seen
     from luthier.data.encode import encode
-
-    tokens = load_tokens(config, data, progress, folder, positions)
-    encode(data, tokens.template, config.data, tokens.max_length, progress=progress)
-    refuse_endless(data, tokens.template)
-    if data.decided and data.rows:
-        progress.note(f"row 1 as the model sees it, learned between \u00ab and \u00bb: {seen(data, tokens.template)}")
-    check_method(config, tokens.source, tokens.labels)
-    return tokens
-
-
-def load_tokens(
-    config: RunConfig,
-    data: "Prepared",
-    progress: Progress,
-    folder: RunFolder | None = None,
-    positions: int | None = None,
-) -> Encoding:
-    """What encodes the rows, and how long they may be. InputError as `tokenize` raises for another base."""
     from luthier.models.load import load_tokenizer, locate, row_limit
     from luthier.rendering.chat_template import Template
 
@@ -159,22 +140,26 @@ def load_tokens(
     labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
     taken = config.method.positions if positions is None else positions
     max_length = row_limit(config.model, source, template.tokenizer, config.train.max_length, taken)
-    return Encoding(template, source, labels, max_length)
+    if not encoded:
+        encode(data, template, config.data, max_length, progress=progress)
+        refuse_endless(data, template)
+        if data.decided and data.rows:
+            progress.note(f"row 1 as the model sees it, learned between \u00ab and \u00bb: {seen(data, template)}")
+    return Encoding(data, template, source, labels, max_length)
 
 
-def reopen(config: RunConfig, folder: RunFolder, progress: Progress) -> "tuple[Prepared, Encoding]":
+def reopen(config: RunConfig, folder: RunFolder, progress: Progress) -> Encoding:
     """The held-out rows of a finished run as the run kept them, and its tokenizer; its data files are not read.
 
     A run that kept none (it is older than that) has its data read again. InputError where the rows are others now.
     """
     from luthier.data.prepared import Prepared
 
-    if folder.checked(folder.held_out).is_file():
-        data = Prepared.from_held_out(folder.held_out)
-        return data, load_tokens(config, data, progress, folder)
-    data = prepare_data(config, progress)
-    refuse_other_rows(config, data, folder)
-    return data, tokenize(config, data, progress, folder)
+    kept = folder.checked(folder.held_out).is_file()
+    data = Prepared.from_held_out(folder.held_out) if kept else prepare_data(config, progress)
+    if not kept:
+        refuse_other_rows(config, data, folder)
+    return tokenize(config, data, progress, folder, encoded=kept)
 
 
 def refuse_other_rows(config: RunConfig, data: "Prepared", folder: RunFolder) -> None:
@@ -186,11 +171,7 @@ def refuse_other_rows(config: RunConfig, data: "Prepared", folder: RunFolder) ->
 
 
 def load_base(
-    config: RunConfig,
-    data: "Prepared",
-    tokens: Encoding,
-    folder: RunFolder | None = None,
-    weights: Path | None = None,
+    config: RunConfig, tokens: Encoding, folder: RunFolder | None = None, weights: Path | None = None
 ) -> Loaded:
     """The base model. `weights` is the folder of a whole tuned model to load instead."""
     import torch
@@ -198,55 +179,49 @@ def load_base(
     from luthier.models.load import load_model
 
     torch.manual_seed(config.seed)  # a classification head starts random
-    model = load_model(
-        config.model, str(weights or tokens.source), labels=tokens.labels, tokenizer=tokens.template.tokenizer
-    )
+    source, tokenizer = str(weights or tokens.source), tokens.template.tokenizer
+    model = load_model(config.model, source, labels=tokens.labels, tokenizer=tokenizer)
     if folder is not None and not Path(tokens.source).is_dir():
         folder.refuse_another_base(config.model, tokens.source)
-    return Loaded(config, model, tokens, data)
+    return Loaded(config, model, tokens)
 
 
-def check_method(config: RunConfig, source: str, labels: tuple[str, ...] | None) -> None:
-    """Refuse a method that cannot do what the recipe asks of this model, on its shape alone, before any weights."""
-    from luthier.models.load import quantization, skeleton
+def plan_inputs(config: RunConfig, tokens: Encoding) -> "PlanInputs":
+    """What is to be planned; device and precision are decided in the recipe.
 
-    model = skeleton(config.model, source, labels=labels)
-    config.method.check(model, classify=labels is not None, quantize=quantization(config.model, model.config))
-
-
-def plan_inputs(config: RunConfig, data: "Prepared", tokens: Encoding) -> "PlanInputs":
-    """What is to be planned; device and precision are decided in the recipe."""
-    from luthier.planning.plan import PlanInputs
+    The base with its method on it is built here, of shapes alone. InputError where the method cannot do what the recipe
+    asks of this base.
+    """
+    from luthier.planning.plan import PlanInputs, tuned_skeleton
     from luthier.training.settings import total_steps
 
-    train, rows = config.train, data.rows
-    known, length = data.stream is None, tokens.max_length
+    train, rows, length = config.train, tokens.data.rows, tokens.max_length
+    known, steps = tokens.data.stream is None, total_steps(config.train, len(tokens.data.rows))
     return PlanInputs(
         config.model,
         config.method,
         train,
-        data.task,
+        tokens.data.task,
+        tuned_skeleton(config.model, config.method, tokens.source, tokens.labels, steps),
         tokens.source,
         rows.lengths if known else [length] * train.batch_size,
         rows.learned if known else [length // 2] * train.batch_size,
-        total_steps(train, len(rows)),
-        train.precision,
+        steps,
         tokens.labels,
         config.seed,
     )
 
 
-def resolve_run(
-    config: RunConfig, data: "Prepared", tokens: Encoding, folder: RunFolder, progress: Progress
-) -> "ResolvedSettings":
+def resolve_run(config: RunConfig, tokens: Encoding, folder: RunFolder, progress: Progress) -> "ResolvedSettings":
     """Decide what the recipe leaves open, or take what was decided when the run was started, and say so."""
     from luthier.planning.resolve import ResolvedSettings, resolve
+    from luthier.training.settings import total_steps
 
     if folder.checked(folder.plan).is_file():
-        return ResolvedSettings.from_record(config.train, folder.read_json(folder.plan))
+        steps = total_steps(config.train, len(tokens.data.rows))
+        return ResolvedSettings.from_record(config.train, steps, folder.read_json(folder.plan))
     progress.stage("planning memory and time")
-    inputs = plan_inputs(config, data, tokens)
-    resolved = resolve(inputs)
+    resolved = resolve(plan_inputs(config, tokens))
     folder.write_json(folder.plan, resolved.record())
     if resolved.plan is None:
         progress.note(f"memory cannot be estimated for this model ({resolved.why})")
@@ -263,7 +238,7 @@ def run_settings(resolved: "ResolvedSettings", loaded: Loaded, base: "nn.Module"
     InputError where the recipe insists on packing and rows of one sequence would see one another.
     """
     from luthier.training.packing import prove_packing
-    from luthier.training.settings import RunSettings, total_steps
+    from luthier.training.settings import RunSettings
 
     config, train, pack = loaded.config, resolved.train, resolved.pack
     if pack is not None:
@@ -276,5 +251,4 @@ def run_settings(resolved: "ResolvedSettings", loaded: Loaded, base: "nn.Module"
             train = train.model_copy(update={"packing": False, "micro_tokens": config.train.micro_tokens})
             pack = None
     lr = config.train.lr or config.method.learning_rate(base)
-    steps = total_steps(config.train, len(loaded.data.rows))
-    return RunSettings(train.model_copy(update={"lr": lr}), pack, steps, config.seed)
+    return RunSettings(train.model_copy(update={"lr": lr}), pack, resolved.steps, config.seed)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,14 +61,13 @@ def train(
     with _stoppable(folder) as request:
         config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml resumes in it
         placed, config = on_this_machine(config), with_found_formats(folder, config)
-        data = shared.data if shared is not None else None
+        data = shared.tokens.data if shared is not None else None
         if not holds_run_of(folder, config):
             data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
             config = with_decisions(config, data)
         elif folder.result.is_file():
             progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to retrain")
-            result = dict(folder.read_json(folder.result))
-            return result | {"next": _next(config, folder, result["task"], result["lr"])}  # not what a file says
+            return with_next(folder.read_json(folder.result), config, folder)
         with folder.held(), _begun(config, folder, progress):
             progress = listen(folder.path, config.train.listeners, progress)
             data = data or prepare_data(config, progress)
@@ -76,8 +75,8 @@ def train(
             accelerator = accelerator_on(config.model.device, config.train.precision)
             tokens = shared.tokens if shared is not None else tokenize(config, data, progress, folder)
             _keep_data(config, data, folder, progress)
-            resolved = resolve_run(config, data, tokens, folder, progress)
-            loaded = shared.load(config, folder) if shared else load_base(config, data, tokens, folder)
+            resolved = resolve_run(config, tokens, folder, progress)
+            loaded = shared.load(config, folder) if shared else load_base(config, tokens, folder)
             base = measure_base(loaded, folder, progress)
             trainer, counts = _trainer(loaded, resolved, accelerator, folder, progress, shared)
             machine.watch_peak(config.model.device)
@@ -86,7 +85,7 @@ def train(
             result = _result(loaded, trainer, outcome, memory, counts, base)
             if shared is not None:
                 shared.finished(loaded, folder)
-            return _report(result, folder)
+            return write_result(result, config, folder)
 
 
 @contextmanager
@@ -141,28 +140,20 @@ def _trainer(
     """(trainer with the model of the method, where the last checkpoint left it; (trainable, all) parameters)."""
     from luthier.models.load import parameter_counts
     from luthier.training.checkpoint import seed
-    from luthier.training.settings import total_steps
     from luthier.training.trainer import Trainer
 
-    config, data = loaded.config, loaded.data
+    config, method, base = loaded.config, loaded.config.method, loaded.model
     seed(config.seed)
-    if caveat := config.method.caveat(loaded.model):
+    if caveat := method.caveat(base):
         progress.warn(caveat)
-    base, loaded.model = (
-        loaded.model,
-        config.method.attach(
-            loaded.model,
-            steps=total_steps(config.train, len(data.rows)),
-            classify=data.task.model_class == "classification",
-        ),
-    )
+    loaded.model = method.attach(base, steps=resolved.steps, classify=loaded.tokens.labels is not None)
     if shared is not None:
         shared.own(loaded.model)
     trained, parameters = parameter_counts(loaded.model)
-    progress.note(f"{config.method.name}: {trained:,} of {parameters:,} parameters train ({trained / parameters:.3%})")
+    progress.note(f"{method.name}: {trained:,} of {parameters:,} parameters train ({trained / parameters:.3%})")
     settings = run_settings(resolved, loaded, base, progress)
     pad_id = loaded.template.tokenizer.pad_token_id or 0
-    trainer = Trainer(loaded.model, data, config.method, settings, accelerator, pad_id, folder, progress)
+    trainer = Trainer(loaded.model, loaded.data, method, settings, accelerator, pad_id, folder, progress)
     seed(config.seed)
     trainer.resume()
     return trainer, (trained, parameters)
@@ -173,8 +164,11 @@ def _result(
 ) -> dict[str, Any]:
     """Save the tuned weights, measure them and write predictions.jsonl; returns the body of result.json."""
     config, data, folder, progress = loaded.config, loaded.data, trainer.folder, trainer.progress
+    taken = outcome["steps"] * config.train.batch_size
+    epochs: float | None = taken / len(data.rows) if data.stream is None else None
     if data.stream is not None:
         folder.write_json(folder.data, data.account())  # it is known only now
+        epochs = taken / data.train.windows if data.stream.epoch else None  # unknown until a stream has ended once
     trained, parameters = counts
     plan = folder.read_json(folder.plan)["plan"] or {"bytes": None, "seconds": None}
     result: dict[str, Any] = {
@@ -185,7 +179,7 @@ def _result(
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         "steps": outcome["steps"],
         "batch_size": config.train.batch_size,
-        "epochs": _epochs(outcome["steps"] * config.train.batch_size, data),
+        "epochs": epochs,
         **outcome,
         "lr": trainer.config.lr,
         "train_rows": data.train.kept,
@@ -201,7 +195,6 @@ def _result(
     if context is not None:
         progress.stage(f"evaluating the tuned model on {len(context.examples)} held-out examples")
         result |= compare_with_base(context, base, folder)
-    result["next"] = _next(config, folder, data.task.name, result["lr"])
     return result
 
 
@@ -218,34 +211,23 @@ def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
     return sum(path.stat().st_size for path in target.glob("*.safetensors"))
 
 
-def _epochs(taken: int, data: "Prepared") -> float | None:
-    """How often the data was seen; None where a stream did not come to its end."""
-    if data.stream is None:
-        return taken / len(data.rows)
-    return taken / data.train.windows if data.stream.epoch else None
+def with_next(result: Mapping[str, Any], config: RunConfig, folder: RunFolder) -> dict[str, Any]:
+    """A result with the commands that follow it, from the recipe: never those that stand in a file."""
+    names = config.model.path, config.method.name, result["task"], result["lr"]
+    return {**result, "next": after_training(folder.path, folder.recipe, *names)}
 
 
-def _next(config: RunConfig, folder: RunFolder, task: str, lr: float) -> list[str]:
-    return after_training(folder.path, folder.recipe, config.model.path, config.method.name, task, lr)
-
-
-def _report(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+def write_result(result: dict[str, Any], config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     """Write loss.png, report.html and, last, result.json: its presence says that the run is finished."""
     from luthier.reports import loss_curve, run_report
 
-    image = loss_curve.draw(
-        folder.history(), f"{public(result['run'])}: {result['method']} on {public(result['model'])}"
-    )
+    result = with_next(result, config, folder)
+    title = f"{public(result['run'])}: {result['method']} on {public(result['model'])}"
+    image = loss_curve.draw(folder.history(), title)
     folder.loss_png.write_bytes(image)
     lines = folder.predictions.read_text(encoding="utf-8").splitlines() if folder.predictions.is_file() else []
-    page = run_report.render(
-        result,
-        folder.read_json(folder.data),
-        image,
-        redacted(folder.recipe.read_text(encoding="utf-8")),
-        environment(),
-        [json.loads(line) for line in lines],
-    )
+    recipe, data = redacted(folder.recipe.read_text(encoding="utf-8")), folder.read_json(folder.data)
+    page = run_report.render(result, data, image, recipe, environment(), [json.loads(line) for line in lines])
     write_text(folder.report, page)
     folder.write_json(folder.result, result)
     return result

@@ -60,28 +60,27 @@ def _seconds(work: Callable[[], object], device: str, lasting: float = 0.1) -> f
     On a CPU also of calls by one thread, in its own processor time. Where others compute as well, threads wait for one
     another at each operation, and a hundred times the seconds that the work takes were measured.
     """
-    best = _shortest(work, time.perf_counter, lasting, device)
+
+    def shortest(clock: Callable[[], float]) -> float:
+        work()
+        best, end = float("inf"), time.monotonic() + lasting
+        while time.monotonic() < end:
+            wait()
+            began = clock()
+            work()
+            wait()
+            best = min(best, clock() - began)
+        return best
+
+    wait: Callable[[], object] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    best = shortest(time.perf_counter)
     if device == "cpu":
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            best = min(best, _shortest(work, CLOCK, lasting, device))
+            best = min(best, shortest(CLOCK))
         finally:
             torch.set_num_threads(threads)
-    return best
-
-
-def _shortest(work: Callable[[], object], clock: Callable[[], float], lasting: float, device: str) -> float:
-    work()
-    best, end = float("inf"), time.monotonic() + lasting
-    while time.monotonic() < end:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        began = clock()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, clock() - began)
     return best
 
 

@@ -1,8 +1,9 @@
 """The plan of a run: bytes by component, seconds, and what would make it fit."""
 
+import copy
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from luthier.data.batches import micro_batches, step_numbers
 from luthier.kernels.cross_entropy import CHUNK_BYTES, FEWEST, SLICE_BYTES
 from luthier.methods.base import Method
-from luthier.models.load import device, quantization, skeleton
+from luthier.models.load import Classes, device, quantization, skeleton
 from luthier.models.settings import ModelConfig
 from luthier.models.targets import in_head
 from luthier.planning import machine
@@ -24,6 +25,8 @@ from luthier.training.settings import TrainConfig
 
 SAMPLE = 400
 """Most steps of the first epoch that are looked at."""
+LAYER = re.compile(r"\.(\d+)\.")
+"""The number of a layer in the name of what lies in it."""
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 HOLDS = {"cpu": 1.3}
@@ -43,7 +46,10 @@ class PlanInputs:
     model: ModelConfig
     method: Method
     train: TrainConfig
+    """Its precision is decided."""
     task: Task
+    tuned: nn.Module
+    """The base with the method on it (see `tuned_skeleton`)."""
     source: str
     """Folder or hub id of the base."""
     lengths: Sequence[int]
@@ -51,8 +57,7 @@ class PlanInputs:
     learned: Sequence[int]
     """Targets of each row."""
     steps: int
-    precision: str
-    labels: tuple[str, ...] | None
+    labels: Classes
     seed: int
     other: machine.TargetMachine | None = None
     """The machine that it is to run on, if not this one."""
@@ -129,6 +134,19 @@ class Plan:
         return {"device": self.device, "bytes": self.peak, "parts": self.parts, "seconds": self.seconds}
 
 
+def tuned_skeleton(
+    model: ModelConfig, method: Method, source: str, labels: Classes, steps: int = 1000, layers: int | None = None
+) -> nn.Module:
+    """The base with the method on it on the meta device, or its first `layers` only: shapes, no weights, no memory.
+
+    InputError where the base or the method cannot serve.
+    """
+    whole = skeleton(model, source, labels=labels, layers=layers)
+    stored = quantization(model, whole.config)
+    tuned: nn.Module = method.check(whole, classify=labels is not None, quantize=stored, steps=steps)
+    return tuned
+
+
 def workload_of(inputs: PlanInputs, pack: int | None) -> Workload:
     """The workload of the first epoch's steps, cut as training cuts them; `pack` is the tokens of a packed sequence."""
     lengths, learned, config = inputs.lengths, inputs.learned, inputs.train
@@ -161,40 +179,32 @@ def estimate(inputs: PlanInputs, work: Workload) -> Plan:
 
     Bytes and operations are those of the other machine, where there is one; seconds are always this machine's.
     """
-    model, other = inputs.model, inputs.other
-    where, classify = device(model), inputs.labels is not None
-    whole = skeleton(model, inputs.source, labels=inputs.labels)
-    config = whole.config
-    quantize = quantization(model, config)
-    stored = _dtype(model, where, config)
-    autocast = AUTOCAST[inputs.precision]
+    model, other, where = inputs.model, inputs.other, device(inputs.model)
+    tuned: Any = inputs.tuned
+    stored = _dtype(model, tuned.config)
+    autocast = AUTOCAST[inputs.train.precision]
     computed = autocast or stored
-    tuned: Any = inputs.method.attach(whole, steps=work.steps, classify=classify)
-    trained = [p for p in tuned.parameters() if p.requires_grad]
-    traced = _trace(tuned, inputs, work, stored, autocast)
-    head = None if classify else tuned.get_output_embeddings()
+    traced = _trace(inputs, work, stored, autocast)
+    held = held_bytes(tuned, model, inputs.train)
+    head = None if inputs.labels is not None else tuned.get_output_embeddings()
     share = work.tokens / work.most  # of the traced pass, in a step
     flops = traced.flops * share + 4 * work.targets * (0 if head is None else head.weight.numel())
     rates = machine.speed(where, computed)
     moved = traced.moved * share
     seconds = flops / rates.products + moved / rates.moves + traced.calls * work.passes * rates.call
-    grown = sum(4 * p.numel() for p in trained)
     # With several passes a step gradients are there all the time, else they grow while activations go.
-    held = 0 if work.passes > 1 else grown
+    growing = 0 if work.passes > 1 else held["gradients"]
     activations = max(traced.forward_peak, traced.backward_peak, traced.kept)
-    logits = max(0.0, traced.kept + _logits(config, work, head, computed) - activations)
+    logits = max(0.0, traced.kept + _logits(tuned.config, work, head, computed) - activations)
     held_by = other.device if other else where
-    unpacked = max((layer.weight.numel() for layer in _packed_layers(tuned, quantize)), default=0) * computed.itemsize
+    unpacked = max((layer.weight.numel() for layer in _packed_layers(tuned, model)), default=0) * computed.itemsize
     factor = HOLDS.get(held_by, 1.0)
     parts = {
         # By now with all that planning itself has loaded.
         "program": 0 if other is not None and other.device != "cpu" else machine.used(where),
-        "weights": _weights(tuned, quantize, stored),
-        "trained weights": grown,
-        "gradients": grown,
-        "optimizer": _optimizer_bytes(trained, inputs.train),
+        **held,
         # The largest packed layer is unpacked while it is used.
-        "activations": round(max(0.0, activations - held) * factor) + unpacked,
+        "activations": round(max(0.0, activations - growing) * factor) + unpacked,
         "logits": round(logits * factor),
         # MKL, for float32, compiles none.
         "kernels": work.shapes * KERNELS.get(held_by, 0) if computed.itemsize == 2 else 0,
@@ -203,34 +213,39 @@ def estimate(inputs: PlanInputs, work: Workload) -> Plan:
     return Plan(held_by, parts, work.steps * seconds, total, free, work.most, work.steps * flops)
 
 
-def fewest(tuned: nn.Module, model: ModelConfig, train: TrainConfig) -> int:
-    """Least bytes of a run: weights, gradients and optimizer, before any activation. Traces nothing."""
-    config: Any = tuned.config
+def held_bytes(tuned: nn.Module, model: ModelConfig, train: TrainConfig) -> dict[str, int]:
+    """Bytes that a run holds from its first step on, before any activation: from shapes, nothing is traced."""
+    packed = {id(layer.weight): layer.weight.numel() for layer in _packed_layers(tuned, model)}
+    frozen = {id(p): p.numel() for p in tuned.parameters() if not p.requires_grad}
+    plain = sum(number for key, number in frozen.items() if key not in packed)
+    # 4 bit and a byte of scale for each 64 (its own scales add a 64th of that); int8 has a float for each output.
+    share = 1.0 if quantization(model, tuned.config) == "int8" else 0.5 + 1 / 62
     trained = [p for p in tuned.parameters() if p.requires_grad]
-    weights = _weights(tuned, quantization(model, config), _dtype(model, device(model), config))
-    return weights + sum(8 * p.numel() for p in trained) + _optimizer_bytes(trained, train)
-
-
-def _optimizer_bytes(trained: Iterable[nn.Parameter], train: TrainConfig) -> int:
     optimizer = OPTIMIZERS.parse(train.optimizer)
-    return sum(optimizer.state_bytes(parameter) for parameter in trained)
+    return {
+        "weights": int(plain * _dtype(model, tuned.config).itemsize + sum(packed.values()) * share),
+        "trained weights": 4 * sum(p.numel() for p in trained),
+        "gradients": 4 * sum(p.numel() for p in trained),
+        "optimizer": sum(optimizer.state_bytes(parameter) for parameter in trained),
+    }
 
 
-def _trace(
-    tuned: nn.Module, inputs: PlanInputs, work: Workload, stored: torch.dtype, autocast: torch.dtype | None
-) -> Trace:
-    """Trace the largest pass, by one and two layers where all layers are alike."""
-    classify = inputs.labels is not None
+def _trace(inputs: PlanInputs, work: Workload, stored: torch.dtype, autocast: torch.dtype | None) -> Trace:
+    """Trace the largest pass: by copies with one and two layers where all layers are alike."""
+    config: Any = inputs.tuned.config
+    number = None if getattr(config, "is_encoder_decoder", False) else getattr(config, "num_hidden_layers", None)
 
     def of(layers: int | None) -> Trace:
-        whole = skeleton(inputs.model, inputs.source, labels=inputs.labels, layers=layers)
-        model = inputs.method.attach(whole, steps=work.steps, classify=classify).train()
-        for module in model.modules():
+        model: Any = copy.deepcopy(inputs.tuned).train()
+        for name, module in list(model.named_modules()):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # its masks are not traced
+            if layers and isinstance(module, nn.ModuleList) and len(module) == number and not LAYER.search(name):
+                del module[layers:]
+        if layers:
+            model.config.num_hidden_layers = layers
         if inputs.train.gradient_checkpointing is True:
-            settings = {"use_reentrant": False, "preserve_rng_state": False}
-            model.activation_checkpointing_enable(settings)
+            model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         return trace(
             model,
             work.largest,
@@ -238,14 +253,12 @@ def _trace(
             autocast=autocast,
             device=device(inputs.model),
             packed=work.packed,
-            classify=classify,
+            classify=inputs.labels is not None,
             again=work.passes > 1,
             compile=inputs.train.compile,
         )
 
-    config: Any = tuned.config
-    number = None if getattr(config, "is_encoder_decoder", False) else getattr(config, "num_hidden_layers", None)
-    if number is None or number <= 3 or not _alike(tuned, number):
+    if number is None or number <= 3 or not _alike(inputs.tuned, number):
         return of(None)
     one = of(1)
     return one.grown(of(2), number - 1)
@@ -255,18 +268,18 @@ def _alike(tuned: nn.Module, number: int) -> bool:
     """Whether the same number of parameters trains in each layer."""
     trained: Counter[str] = Counter()
     for name, parameter in tuned.named_parameters():
-        place = re.search(r"\.(\d+)\.", name)
+        place = LAYER.search(name)
         if place and parameter.requires_grad:
             trained[place[1]] += parameter.numel()
     return not trained or (len(trained) == number and len(set(trained.values())) == 1)
 
 
-def _dtype(model: ModelConfig, where: str, config: Any) -> torch.dtype:
+def _dtype(model: ModelConfig, config: Any) -> torch.dtype:
     """Type of the frozen weights in memory."""
     if model.dtype != "auto":
         return getattr(torch, model.dtype)  # type: ignore[no-any-return]
     stored = getattr(config, "dtype", None)
-    return torch.float32 if where == "cpu" or model.init == "random" or stored is None else stored
+    return torch.float32 if device(model) == "cpu" or model.init == "random" or stored is None else stored
 
 
 def _logits(config: Any, work: Workload, head: Any, computed: torch.dtype) -> float:
@@ -281,18 +294,9 @@ def _logits(config: Any, work: Workload, head: Any, computed: torch.dtype) -> fl
     return selected + rows * width * computed.itemsize + 2 * SLICE_BYTES
 
 
-def _weights(tuned: nn.Module, quantize: str, stored: torch.dtype) -> int:
-    """Bytes of the frozen weights, quantized where the recipe says so."""
-    packed = {id(layer.weight): layer.weight.numel() for layer in _packed_layers(tuned, quantize)}
-    frozen = {id(p): p.numel() for p in tuned.parameters() if not p.requires_grad}
-    plain = sum(number for key, number in frozen.items() if key not in packed)
-    share = {"none": 0.0, "int8": 1.0}.get(quantize, 0.5 + 1 / 62)
-    # 4 bit and a byte of scale for each 64 (its own scales add a 64th of that); int8 has a float for each output.
-    return int(plain * stored.itemsize + sum(packed.values()) * share)
-
-
-def _packed_layers(tuned: Any, quantize: str) -> list[Any]:
-    if quantize == "none":
+def _packed_layers(tuned: Any, model: ModelConfig) -> list[Any]:
+    """The linear layers that are quantized when the base is loaded."""
+    if quantization(model, tuned.config) == "none":
         return []
     output = tuned.get_output_embeddings() if hasattr(tuned, "get_output_embeddings") else None
     return [

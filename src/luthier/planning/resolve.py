@@ -7,7 +7,7 @@ from luthier.core.errors import InputError
 from luthier.core.units import duration, gigabytes
 from luthier.methods.base import METHODS
 from luthier.models.load import device
-from luthier.planning.plan import Plan, PlanInputs, estimate, workload_of
+from luthier.planning.plan import Plan, PlanInputs, estimate, tuned_skeleton, workload_of
 from luthier.training.packing import check_packing, packs_well
 from luthier.training.settings import TrainConfig
 
@@ -23,6 +23,8 @@ class ResolvedSettings:
     """The train block with nothing left open, and the plan made with it."""
 
     train: TrainConfig
+    steps: int
+    """Optimizer steps of the whole run."""
     pack: int | None
     """Tokens of a packed sequence; None: rows are padded."""
     plan: Plan | None
@@ -51,39 +53,36 @@ class ResolvedSettings:
         }
 
     @classmethod
-    def from_record(cls, train: TrainConfig, record: dict[str, Any]) -> "ResolvedSettings":
+    def from_record(cls, train: TrainConfig, steps: int, record: dict[str, Any]) -> "ResolvedSettings":
         """The settings that `record` kept, for the same recipe; the plan itself is only needed at the start."""
-        return cls(train.model_copy(update=record["train"]), record["pack"], None)
+        return cls(train.model_copy(update=record["train"]), steps, record["pack"], None)
 
 
 def resolve(inputs: PlanInputs) -> ResolvedSettings:
     """Decide what is open. Raises InputError where the recipe asks for packing that is impossible."""
     train, where = inputs.train, device(inputs.model)
-    packing = train.packing
-    if packing == "auto":
-        packing = packs_well(where, inputs.precision) and _can_pack(inputs)
-    elif packing:
-        check_packing(inputs.task, inputs.method)
+    packing = packs_well(where, train.precision) if train.packing == "auto" else train.packing
+    if packing:
+        try:
+            check_packing(inputs.task, inputs.method)
+        except InputError:
+            if train.packing != "auto":
+                raise
+            packing = False
     tokens = train.micro_tokens or (TOKENS.get(where, MOST) if packing else None)
-    sized = train.micro_tokens is None and (train.micro_batch is None or bool(packing))
+    sized = train.micro_tokens is None and (train.micro_batch is None or packing)
     auto = train.gradient_checkpointing == "auto"
     for checkpointing in (False, True) if auto else (train.gradient_checkpointing,):
-        tried = _planned(inputs, bool(packing), tokens, checkpointing)
+        tried = _planned(inputs, packing, tokens, checkpointing)
         if tried.plan is not None and not tried.plan.fits and sized:
-            fewer = _affordable_tokens(tried.plan)
+            made = tried.plan
+            grows = made.parts["activations"] + made.parts["logits"]  # with the tokens of a pass
+            fewer = int((made.room - made.needed + grows) / max(1, grows) * made.tokens)
             if fewer >= min(inputs.longest, FEWEST):
-                tried = _planned(inputs, bool(packing), max(fewer, inputs.longest), checkpointing)
+                tried = _planned(inputs, packing, max(fewer, inputs.longest), checkpointing)
         if tried.plan is None or tried.plan.fits:
             break
     return tried
-
-
-def _can_pack(inputs: PlanInputs) -> bool:
-    try:
-        check_packing(inputs.task, inputs.method)
-    except InputError:
-        return False
-    return True
 
 
 def _planned(inputs: PlanInputs, packing: bool, tokens: int | None, checkpointing: Any) -> ResolvedSettings:
@@ -93,19 +92,12 @@ def _planned(inputs: PlanInputs, packing: bool, tokens: int | None, checkpointin
     pack = max(tokens or 0, inputs.longest) if packing else None
     work = workload_of(inputs, pack)
     try:
-        return ResolvedSettings(train, pack, estimate(inputs, work))
+        return ResolvedSettings(train, inputs.steps, pack, estimate(inputs, work))
     except (InputError, ImportError):
         raise
     except Exception as error:  # a model's own code may ask for numbers in any way it likes
         why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        return ResolvedSettings(train, pack, None, why)
-
-
-def _affordable_tokens(made: Plan) -> int:
-    """Tokens of a pass for which there is memory: activations grow with them."""
-    grows = made.parts["activations"] + made.parts["logits"]
-    left = made.room - (made.needed - grows)
-    return int(left / max(1, grows) * made.tokens) if left > 0 else 0
+        return ResolvedSettings(train, inputs.steps, pack, None, why)
 
 
 def alternatives(inputs: PlanInputs, resolved: ResolvedSettings) -> list[tuple[str, Plan]]:
@@ -128,6 +120,9 @@ def alternatives(inputs: PlanInputs, resolved: ResolvedSettings) -> list[tuple[s
         changed = replace(inputs, **change)
         checkpointing = changed.train.gradient_checkpointing is True
         try:
+            if "method" in change:
+                tuned = tuned_skeleton(model, changed.method, inputs.source, inputs.labels, inputs.steps)
+                changed = replace(changed, tuned=tuned)
             tried = _planned(changed, bool(train.packing), train.micro_tokens, checkpointing)
         except (InputError, ImportError):
             continue

@@ -7,6 +7,7 @@ transformers, PEFT and our own functions keep for the backward pass is counted, 
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -148,23 +149,17 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = function(*args, **(kwargs or {}))
         outputs = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
         for tensor in outputs:
-            self._count(tensor.untyped_storage())
+            storage = tensor.untyped_storage()
+            if id(storage) not in self.seen:
+                self.seen[id(storage)] = weakref.ref(storage, partial(self._gone, id(storage), storage.nbytes()))
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
         self.calls += 1
         if function.overloadpacket not in PRODUCTS and not getattr(function, "is_view", False):
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self.moved += sum(t.numel() * t.element_size() for t in (*inputs, *outputs))
         return made
 
-    def _count(self, storage: Any) -> None:
-        key = id(storage)
-        if key in self.seen:
-            return
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-        def gone(_: Any) -> None:
-            self.now -= size
-            self.seen.pop(key, None)
-
-        self.seen[key] = weakref.ref(storage, gone)
+    def _gone(self, key: int, size: int, _: Any) -> None:
+        self.now -= size
+        self.seen.pop(key, None)

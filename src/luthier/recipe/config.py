@@ -5,12 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import (
-    Field,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.registry import AUTO, Config, Family, Seed
@@ -20,7 +15,7 @@ from luthier.data.settings import DataConfig
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.methods.base import METHODS, QUANTIZED, Method
 from luthier.models.settings import ModelConfig
-from luthier.recipe.parse import _keys, _problems, assign, read_yaml
+from luthier.recipe.parse import assign, problems, read_yaml
 from luthier.tasks.base import TASKS, Task
 from luthier.training.settings import TrainConfig
 
@@ -84,25 +79,25 @@ class RunConfig(Config):
 
         ConfigError reports all mistakes at once. `notes` receives what was read under another spelling.
         """
-        data, problems = (read_yaml(path) if path else {}), list[str]()
+        data, wrong = (read_yaml(path) if path else {}), list[str]()
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals or not key:
-                problems.append(f"{override!r} is no override; write key.path=value")
+                wrong.append(f"{override!r} is no override; write key.path=value")
                 continue
             try:
-                assign(data, _keys(key), parse_value(text))
+                assign(data, key, parse_value(text))
             except (yaml.YAMLError, InputError) as error:
-                problems.append(f"{key[:60]}: {getattr(error, 'problem', None) or error}")
+                wrong.append(f"{key[:60]}: {getattr(error, 'problem', None) or error}")
         if isinstance(data.get("method"), dict):
             data["method"].setdefault("name", "lora")
         context: dict[str, Any] = {}
         try:
             config = cls.model_validate(data, context=context)
         except ValidationError as error:
-            problems += [line for part in error.errors() for line in _problems(cls, dict(part))]
-        if problems:
-            raise ConfigError(str(path) if path else "the command line", problems)
+            wrong += [line for part in error.errors() for line in problems(cls, dict(part))]
+        if wrong:
+            raise ConfigError(str(path) if path else "the command line", wrong)
         (notes if notes is not None else []).extend(context.get("notes", []))
         return config
 

@@ -6,8 +6,8 @@ that is meant. In a run folder, which may come from anybody, it is asked about.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from luthier.builtin import BASE
@@ -21,19 +21,12 @@ Allow = bool | Callable[[str], bool]
 """May all of it be used? Or who is asked about each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """One thing of a recipe that runs code or sends data."""
 
-    keys: tuple[str, ...]
     what: str
-    settings: tuple[str, ...]
-    """The keys with their values, to be typed again."""
-
-    def typed(self, overrides: Sequence[str]) -> bool:
-        """Do the overrides name all of it?"""
-        given = [override.partition("=")[0].strip() for override in overrides]
-        return all(any(key == each or key.startswith(f"{each}.") for each in given) for key in self.keys)
+    keys: dict[str, str]
+    """The keys that ask for it -> key=value, to be typed again."""
 
 
 def uses(model: ModelConfig, evaluate: EvaluateConfig | None = None) -> Iterator[Use]:
@@ -43,22 +36,19 @@ def uses(model: ModelConfig, evaluate: EvaluateConfig | None = None) -> Iterator
         code = sorted(folder.glob("*.py")) if folder.is_dir() else []
         known = f" ({', '.join(file.name for file in code[:5])}, SHA-256 {digest(code)})" if code else ""
         what = f"run the Python code that comes with the model {model.path}{known}"
-        yield Use(("model.trust_remote_code",), what, ("model.trust_remote_code=true",))
+        yield Use(what, {"model.trust_remote_code": "model.trust_remote_code=true"})
     if evaluate is None:
         return
     if evaluate.check is not None:
         file = Path(evaluate.check)
         known = f" (SHA-256 {digest([file])})" if file.is_file() else ""
-        what = f"run the Python file {file.absolute()}{known}"
-        yield Use(("evaluate.check",), what, (setting("evaluate.check", evaluate.check),))
+        typed = setting("evaluate.check", evaluate.check)
+        yield Use(f"run the Python file {file.absolute()}{known}", {"evaluate.check": typed})
     if (judge := evaluate.judge) is not None:
         key = f", and the key in ${judge.key_env}," if judge.key_env else ""
-        named = {"url": judge.url, **({"key_env": judge.key_env} if judge.key_env else {})}
-        yield Use(
-            tuple(f"evaluate.judge.{name}" for name in named),
-            f"send prompts and answers{key} to {urlsplit(judge.url).hostname}",
-            tuple(setting(f"evaluate.judge.{name}", value) for name, value in named.items()),
-        )
+        named = {"evaluate.judge.url": judge.url, "evaluate.judge.key_env": judge.key_env}
+        what = f"send prompts and answers{key} to {urlsplit(judge.url).hostname}"
+        yield Use(what, {name: setting(name, value) for name, value in named.items() if value})
 
 
 def require(
@@ -75,14 +65,15 @@ def require(
 
     `typed` are the overrides of this command, which may be those of `blocks`; `flag` is its option that allows all.
     """
+    given = [f"{override.partition('=')[0].strip()}." for override in typed]
     for use in uses(model, evaluate):
-        key = use.keys[0]
-        if allow is True or use.typed(typed):
+        key = next(iter(use.keys))
+        if allow is True or all(any(f"{name}.".startswith(each) for each in given) for name in use.keys):
             continue
         if callable(allow) and allow(f"{key} in {recipe} would {use.what}"):
             continue
         ways = [flag] if flag else []
-        ways += [shell_line(*use.settings)] if key.partition(".")[0] in blocks else []
+        ways += [shell_line(*use.keys.values())] if key.partition(".")[0] in blocks else []
         raise InputError(
             f"{key} in {recipe} would {use.what}, which nobody asked for on this command line",
             fix=f"look at it first, then give {' or '.join(ways)} with the same command",
@@ -99,4 +90,4 @@ def refuse_foreign(
     beside = () if recipe is None or recipe.name != "recipe.yaml" else ("environment.json", "comparison.json")
     if recipe is not None and any(recipe.with_name(name).exists() for name in beside):
         require(recipe, allow, model, evaluate, typed=typed, blocks=("model", "evaluate"), flag="")
-    return [f"{use.keys[0]} will {use.what}" for use in uses(model, evaluate)]
+    return [f"{next(iter(use.keys))} will {use.what}" for use in uses(model, evaluate)]

@@ -13,38 +13,27 @@ from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder, checked
 from luthier.runs.provenance import environment
 
-MAY_CHANGE = (
-    "run",
-    "train.log_every",
-    "train.keep",
-    "train.on_nan",
-    "train.listeners",
-    "data.workers",
-    "data.cache",
-    "evaluate",
-)
+_TRAIN = tuple(f"train.{key}" for key in ("log_every", "keep", "on_nan", "listeners"))
+MAY_CHANGE = ("run", *_TRAIN, "data.workers", "data.cache", "evaluate")
 """Keys and blocks that another value of which leaves the run the same."""
 
 
 def _changed(before: RunConfig, now: RunConfig) -> str:
     """A line for each key that makes `now` another run than `before`."""
     old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key) and not _may_change(key)]
-    return "".join(f"\n  - {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed)
-
-
-def _may_change(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    matters = [key for key in changed if not any(f"{key}.".startswith(f"{free}.") for free in MAY_CHANGE)]
+    return "".join(f"\n  - {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in matters)
 
 
 def run_path(config: RunConfig, recipe: Path | None) -> Path:
     """`run=DIR`, or runs/<recipe or data>-<method>."""
-    return Path(config.run) if config.run else Path("runs") / f"{_stem(config, recipe)}-{config.method.name}"
+    return Path(config.run or f"runs/{_stem(config, recipe)}-{config.method.name}")
 
 
-def check_path(config: RunConfig, recipe: Path | None) -> Path:
-    """runs/check-<recipe or data>: beside the runs, for a run begins in an empty folder."""
-    return Path("runs") / f"check-{_stem(config, recipe)}"
+def path_beside(what: str, config: RunConfig, recipe: Path | None) -> Path:
+    """runs/<what>-<recipe or data>, for a check or a comparison: beside the runs, which begin in an empty folder."""
+    return Path("runs") / f"{what}-{_stem(config, recipe)}"
 
 
 def _stem(config: RunConfig, recipe: Path | None) -> str:
@@ -54,11 +43,8 @@ def _stem(config: RunConfig, recipe: Path | None) -> str:
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        return {prefix.removeprefix("."): value}
+    return {name: leaf for key, inner in value.items() for name, leaf in _flat(inner, f"{prefix}.{key}").items()}
 
 
 def read_recipe(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:

@@ -16,14 +16,10 @@ from luthier.exports.base import EXPORTS, Export
 
 SHORT = {"model": "path", "data": "path"}
 """`model=DIR` and `data=FILE` are short for `model.path` and `data.path`."""
-
-
 MOST_BYTES = 2**20
-"""Of a recipe; a larger file is no recipe, and reading it as one would take minutes."""
-
-
+"""Most bytes of a recipe; reading a larger file as one would take minutes."""
 MOST_PARTS = 8
-"""Of a key such as evaluate.judge.url."""
+"""Most parts of a key such as evaluate.judge.url."""
 
 
 def parse_export(name: str, settings: Sequence[str]) -> Export:
@@ -66,17 +62,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     }
 
 
-def _keys(path: str) -> list[str]:
-    """`train.lr` as its parts. InputError where there are more than any key of a recipe has."""
-    keys = path.strip().split(".")
-    if len(keys) > MOST_PARTS:
-        raise InputError(f"a key has at most {MOST_PARTS} parts, this one has {len(keys)}")
-    return keys
+def assign(data: dict[str, Any], key_path: str, value: Any) -> None:
+    """Set the value of `train.lr` in `data`. `method: lora` counts as `method: {name: lora}`, `data: FILE` as its path.
 
-
-def assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Set data[k1][k2]... = value. `method: lora` counts as `method: {name: lora}`, `data: FILE` as its path."""
-    *parents, last = keys
+    InputError where the key has more parts than any key of a recipe.
+    """
+    *parents, last = key_path.strip().split(".")
+    if len(parents) >= MOST_PARTS:
+        raise InputError(f"a key has at most {MOST_PARTS} parts, this one has {len(parents) + 1}")
     for depth, key in enumerate(parents):
         inner = data.get(key)
         if inner is None:
@@ -89,7 +82,7 @@ def assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
         data = inner
     if not parents and last in SHORT and isinstance(value, str | int | float):
         data.setdefault(last, {})
-        assign(data, [last, SHORT[last]], str(value))
+        assign(data, f"{last}.{SHORT[last]}", str(value))
     elif not parents and last == "method" and isinstance(data.get("method"), dict) and isinstance(value, str):
         # Another method has other fields; the recipe's ones would be unknown keys there.
         data["method"] = {**data["method"], "name": value} if data["method"].get("name") == value else value
@@ -97,11 +90,10 @@ def assign(data: dict[str, Any], keys: list[str], value: Any) -> None:
         data[last] = value
 
 
-def _problems(model: type[BaseModel], error: dict[str, Any]) -> list[str]:
+def problems(model: type[BaseModel], error: dict[str, Any]) -> list[str]:
     """A line for each mistake in one pydantic error: key, what is wrong, suggestion."""
-    context = error.get("ctx", {})
     if error["type"] == "plugin_fields":
-        prefix = _key(error["loc"])
+        prefix, context = _key(error["loc"]), error["ctx"]
         return [f"{prefix}.{_problem_text(dict(part), context['known'])}" for part in context["errors"]]
     return [_problem_text(error, fields_at(model, error["loc"][:-1]))]
 
@@ -116,12 +108,8 @@ def _problem_text(error: dict[str, Any], known: Sequence[str]) -> str:
         return f"{key}: is needed, and has no default"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     given = error.get("input")
-    shown = (
-        f", not {given!r}"
-        if isinstance(given, str | int | float) and kind not in ("value_error", "unknown_plugin")
-        else ""
-    )
-    near = ""
+    own_words = kind in ("value_error", "unknown_plugin") or not isinstance(given, str | int | float)
+    shown, near = "" if own_words else f", not {given!r}", ""
     if kind == "literal_error" and isinstance(given, str):
         near = did_you_mean(given, re.findall(r"'([^']+)'", str(error.get("ctx", {}).get("expected", ""))))
     return f"{key}: {message}{shown}{near}" if key else f"{message}{shown}"

@@ -66,11 +66,11 @@ def shapes_are_made_once() -> Iterator[None]:
     tuned: dict[str, Any] = {}
     trace, check, attach = plan._trace, Planner.check, Planner._tuned
 
-    def trace_once(model: Any, inputs: Any, *rest: Any) -> Any:
-        shapes = [p.shape for p in model.parameters() if p.requires_grad]
-        key = repr((type(model).__name__, shapes, inputs.method, inputs.train, inputs.source, inputs.labels, rest))
+    def trace_once(inputs: Any, *rest: Any) -> Any:
+        shapes = [p.shape for p in inputs.tuned.parameters() if p.requires_grad]
+        key = repr((shapes, inputs.method, inputs.train, inputs.source, inputs.labels, rest))
         if key not in traces:
-            traces[key] = trace(model, inputs, *rest)
+            traces[key] = trace(inputs, *rest)
         return traces[key]
 
     def check_once(self: Planner, arm: str, quantize: str | None = None) -> None:

@@ -13,7 +13,7 @@ from benchmarks.methods import evidence as made_by
 from luthier.core.errors import InputError
 from luthier.methods.base import METHODS
 from luthier.models.settings import ModelConfig
-from luthier.planning.advisor.candidates import NAMES, Base, Planner
+from luthier.planning.advisor.candidates import NAMES, Planner
 from luthier.planning.advisor.evidence import (
     Board,
     Citation,
@@ -25,6 +25,7 @@ from luthier.planning.advisor.evidence import (
     repository,
 )
 from luthier.planning.advisor.question import assumed_facts
+from luthier.tasks.base import TASKS
 from luthier.training.settings import TrainConfig
 from tests.conftest import ROOT
 from tests.planning.advisor.conftest import Choose
@@ -50,45 +51,59 @@ def test_papers_have_an_id_and_methods_that_exist() -> None:
         assert set(board.scores) <= set(NAMES), board.name
 
 
+def planner(folder: Path, name: str | dict[str, Any] = "lora") -> Planner:
+    """Of a classifier of two classes, with a method of the recipe's own."""
+    from luthier.models.load import skeleton
+    from luthier.planning.plan import PlanInputs
+
+    task = TASKS.parse({"name": "classify", "labels": ["0", "1"]})
+    model, train = ModelConfig(path=str(folder)), TrainConfig(precision="fp32")
+    whole = skeleton(model, str(folder), labels=("0", "1"))
+    base = PlanInputs(model, METHODS.parse(name), train, task, whole, str(folder), (), (), 0, ("0", "1"), 0)
+    return Planner(base, assumed_facts(100, task, None, 512), 512)
+
+
 @pytest.mark.parametrize("arm", NAMES)
 def test_the_file_is_as_large_as_it_was_when_it_was_measured(arm: str, bases: Path) -> None:
-    base = Base(ModelConfig(path=str(bases / "minilm")), str(bases / "minilm"), ("0", "1"), "fp32", 512, 6)
-    facts = assumed_facts(100, "classify", ("0", "1"), None, 512)
-    one = Planner(base, facts, TrainConfig(), None, 0, None).candidate(arm)
-    kept = relevant("classify", "encoder")[0].scores[arm].adapter_bytes
+    one = planner(bases / "minilm").candidate(arm)
+    kept = relevant("classify", "encoder")[0].scores[arm].bytes
     assert kept is not None and one.file_bytes == pytest.approx(kept, rel=0.07)  # the rest are names in the file
     board = next(board for board in measured()["boards"] if board["key"] == "sst2")
     assert one.trained == board["scores"][arm]["trainable"]
 
 
 def test_the_recipes_own_settings_of_a_method_count(bases: Path) -> None:
-    base = Base(ModelConfig(path=str(bases / "minilm")), str(bases / "minilm"), ("0", "1"), "fp32", 512, 6)
-    facts, narrow = assumed_facts(100, "classify", ("0", "1"), None, 512), METHODS.parse({"name": "lora", "rank": 4})
-    usual, own = (Planner(base, facts, TrainConfig(), None, 0, each).candidate("lora") for each in (None, narrow))
+    narrow = {"name": "lora", "rank": 4}
+    usual, own = (planner(bases / "minilm", each).candidate("lora") for each in ("lora", narrow))
     head = 2 * 384 + 2
     assert usual.trained - head == 4 * (own.trained - head) and usual.file_bytes > own.file_bytes
-    other = Planner(base, facts, TrainConfig(), None, 0, narrow).candidate("houlsby")
+    other = planner(bases / "minilm", narrow).candidate("houlsby")
     assert other.method == METHODS.parse("houlsby")
     dora = METHODS.parse({"name": "dora", "rank": 4})
-    planner = Planner(base, facts, TrainConfig(), None, 0, dora)
-    assert planner.method("dora") == dora and planner.method("lora") == METHODS.parse("lora")
+    made = planner(bases / "minilm", {"name": "dora", "rank": 4})
+    assert made.method("dora") == dora and made.method("lora") == METHODS.parse("lora")
 
 
 def board(scores: dict[str, Score], *, metric: str = "accuracy", higher: bool = True, tier: int = 2) -> Board:
-    return Board(tier, "x", metric, higher, "", "", "m", None, None, scores, Citation("repository", "f"), {})
+    source = Citation("repository", "f")
+    return Board(tier=tier, name="x", metric=metric, model="m", higher_is_better=higher, scores=scores, source=source)
+
+
+def score(value: float, low: float | None = None, high: float | None = None) -> Score:
+    return Score(value=value, low=low, high=high)
 
 
 @pytest.mark.parametrize(
     ("best", "own", "higher", "ties"),
     [
-        (Score(80.0), Score(79.1), True, True),  # within a point
-        (Score(80.0), Score(78.9), True, False),
-        (Score(80.0, 78.0, 82.0), Score(77.0, 76.0, 78.1), True, True),  # the intervals overlap
-        (Score(80.0, 79.0, 81.0), Score(77.0, 76.0, 78.1), True, False),
-        (Score(80.0, 79.0, 81.0), Score(77.0), True, False),
-        (Score(5.00), Score(5.09), False, True),  # within 2 %
-        (Score(5.00), Score(5.11), False, False),
-        (Score(0.16, 0.15, 0.17), Score(0.18, 0.165, 0.19), False, True),
+        (score(80.0), score(79.1), True, True),  # within a point
+        (score(80.0), score(78.9), True, False),
+        (score(80.0, 78.0, 82.0), score(77.0, 76.0, 78.1), True, True),  # the intervals overlap
+        (score(80.0, 79.0, 81.0), score(77.0, 76.0, 78.1), True, False),
+        (score(80.0, 79.0, 81.0), score(77.0), True, False),
+        (score(5.00), score(5.09), False, True),  # within 2 %
+        (score(5.00), score(5.11), False, False),
+        (score(0.16, 0.15, 0.17), score(0.18, 0.165, 0.19), False, True),
     ],
 )
 def test_what_counts_as_equal(best: Score, own: Score, higher: bool, ties: bool) -> None:
@@ -147,6 +162,15 @@ def test_a_comparison_on_this_machine_overrules_the_repository(choose: Choose, t
     assert len(found["next"]) == 1, "nothing is left to compare"
 
 
+def test_a_variant_of_a_method_is_measured_under_its_own_name(tmp_path: Path) -> None:
+    file = compare(tmp_path / "c.json", {"lora": 0.6, "dora": 0.8})
+    rows = json.loads(file.read_text())
+    rows["rows"][1]["method"] = "lora"  # what `luthier compare` writes for dora
+    file.write_text(json.dumps(rows))
+    (found,) = comparisons([file], model="builtin", data="builtin:reviews", task="chat")
+    assert {name: score.value for name, score in found.scores.items()} == {"lora": 60.0, "dora": 80.0}
+
+
 def test_only_a_comparison_of_the_same_task_counts_and_failures_exclude(choose: Choose, tmp_path: Path) -> None:
     other = compare(tmp_path / "other.json", {"lora": 0.1, "prompt": 0.9}, task="classify")
     assert comparisons([other], model="builtin", data="builtin:reviews", task="chat") == []
@@ -189,7 +213,7 @@ def test_a_broken_comparison_in_runs_is_reported_and_left_out(choose: Choose, tm
                     "task": "chat",
                     "metric": "a",
                     "higher_is_better": True,
-                    "rows": [{"method": "lora", "quantize": "none", "status": "done"}],
+                    "rows": [{"arm": "lora", "status": "done"}],
                 }
             ),
             "lora is done and has no score",
@@ -203,10 +227,10 @@ def test_a_broken_comparison_in_runs_is_reported_and_left_out(choose: Choose, tm
                     "task": "chat",
                     "metric": "a",
                     "higher_is_better": True,
-                    "rows": [{"method": "lora"}],
+                    "rows": [{"arm": "lora"}],
                 }
             ),
-            "rows.0.quantize: Field required",
+            "rows.0.status: Field required",
         ),
         (
             json.dumps(
@@ -217,9 +241,7 @@ def test_a_broken_comparison_in_runs_is_reported_and_left_out(choose: Choose, tm
                     "task": "chat",
                     "metric": "a",
                     "higher_is_better": True,
-                    "rows": [
-                        {"method": "lora", "quantize": "none", "status": "done", "score": {"value": float("nan")}}
-                    ],
+                    "rows": [{"arm": "lora", "status": "done", "score": {"value": float("nan")}}],
                 }
             ),
             "rows.0.score.value: Input should be a finite number",

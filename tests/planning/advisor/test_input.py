@@ -15,7 +15,7 @@ from luthier.methods.base import METHODS
 from luthier.models.settings import ModelConfig
 from luthier.planning import machine
 from luthier.planning.advisor.question import ChooseOptions, latency_of, seconds_of, size_of
-from luthier.planning.plan import HOLDS, PlanInputs, Workload, estimate
+from luthier.planning.plan import HOLDS, PlanInputs, Workload, estimate, tuned_skeleton
 from luthier.tasks.base import TASKS
 from luthier.training.settings import TrainConfig
 from tests.conftest import luthier, model_config
@@ -74,20 +74,10 @@ def test_another_machine_is_planned_by_its_memory_alone(tmp_path: Path) -> None:
 
     def planned(other: machine.TargetMachine | None) -> Any:
         model = ModelConfig(path=str(tmp_path), device="cpu")
-        inputs = PlanInputs(
-            model,
-            METHODS.parse("lora"),
-            TrainConfig(),
-            TASKS.parse("chat"),
-            str(tmp_path),
-            [30],
-            [10],
-            10,
-            "fp32",
-            None,
-            0,
-            other,
-        )
+        method, task = METHODS.parse("lora"), TASKS.parse("chat")
+        tuned = tuned_skeleton(model, method, model.path, None)
+        train = TrainConfig(precision="fp32")
+        inputs = PlanInputs(model, method, train, task, tuned, model.path, [30], [10], 10, None, 0, other)
         return estimate(inputs, Workload(10, 60.0, 30.0, 2.0, [9, 30], 20))
 
     here, card, box = (

@@ -1,11 +1,14 @@
 """`luthier check`: look at the data first."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from luthier.cli.terminal.arguments import Task, given_options, is_override, opened, split_arguments
+
+if TYPE_CHECKING:
+    from luthier.recipe.config import RunConfig
 
 
 def command(
@@ -21,14 +24,17 @@ def command(
     out: Annotated[Path | None, typer.Option(help="Output folder (default: runs/check-<recipe or data>).")] = None,
 ) -> None:
     """Check the data before training: exit code 2 if train would stop, with every row that is at fault."""
-    from luthier.recipe.identity import check_path
+    from luthier.recipe.identity import path_beside
 
     source, overrides = split_arguments(data or [])
     recipe = source if source and source.suffix in (".yaml", ".yml") else None
     # Not a Path, which would drop a leading ./ that distinguishes a file from a hub id.
     typed = next((argument for argument in data or [] if not is_override(argument)), None)
     overrides = given_options({"data": None if recipe else typed, "model": model, "task": task}) + overrides
-    place = check_path if out is None else lambda *given: out
+
+    def place(config: "RunConfig", path: Path | None) -> Path:
+        return out or path_beside("check", config, path)
+
     config, terminal = opened("check", recipe, overrides, place, subject="", measures=False)
     from luthier.cli.terminal.progress import show_check
     from luthier.pipeline.check import check as check_data

@@ -5,46 +5,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InputError
-from luthier.methods.base import METHODS, QUANTIZED, Method, PeftMethod
+from luthier.methods.base import METHODS, PRESETS, QUANTIZED, Method
 from luthier.models.settings import ModelConfig
-from luthier.planning.advisor.evidence import preset_of
 from luthier.planning.advisor.question import DataFacts
-from luthier.planning.machine import TargetMachine
-from luthier.planning.plan import Plan, PlanInputs, fewest
+from luthier.planning.plan import Plan, PlanInputs, held_bytes, tuned_skeleton
 from luthier.planning.resolve import ResolvedSettings, resolve
-from luthier.tasks.base import TASKS, Task
 from luthier.training.optimizers.base import OPTIMIZERS
 from luthier.training.settings import TrainConfig, total_steps
 
 if TYPE_CHECKING:
     from torch import nn
 
-NAMES = (
-    "lora",
-    "full",
-    "freeze",
-    "houlsby",
-    "pfeiffer",
-    "parallel_adapter",
-    "scaled_parallel",
-    "bitfit",
-    "ia3",
-    "qlora",
-    "lora_int8",
-    "rslora",
-    "lora_plus",
-    "dora",
-    "adalora",
-    "pissa",
-    "vera",
-    "oft",
-    "prefix",
-    "p_tuning_v2",
-    "prompt",
-    "p_tuning",
-    "mam",
-    "unipelt",
-)
+_NAMES = """
+lora full freeze houlsby pfeiffer parallel_adapter scaled_parallel bitfit ia3 qlora lora_int8 rslora lora_plus dora
+adalora pissa vera oft prefix p_tuning_v2 prompt p_tuning mam unipelt
+"""
+NAMES = tuple(_NAMES.split())
 """Methods and presets that are considered. Of two that are equal the one listed first wins: it has less to set."""
 
 PASS = 512
@@ -52,22 +28,6 @@ PASS = 512
 
 SAME_SHAPES = ("alpha", "rslora", "lr_ratio", "init", "dropout")
 """Fields of LoRA that change neither memory nor time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """The base as a run would load it, and what is known about it without weights."""
-
-    model: ModelConfig
-    source: str
-    labels: tuple[str, ...] | None
-    precision: str
-    limit: int
-    """Tokens of the longest row."""
-    layers: int | None = None
-    """Number of layers, where fewer can be built."""
-    other: TargetMachine | None = None
-    """The machine that it is to run on, if not this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +46,7 @@ class Candidate:
     file_bytes: int
     """Bytes of what a run leaves: an adapter, or a whole model."""
     fewest: int
-    """Least bytes of memory, without activations."""
+    """Least bytes of memory, without activations (see `held_bytes`)."""
     plan: Plan | None = None
     checkpointing: bool = False
     why: str = ""
@@ -95,11 +55,8 @@ class Candidate:
     @property
     def name(self) -> str:
         """The preset, and the quantization where the preset does not imply it."""
-        return f"{self.preset} on {self.quantize}" if self._quantized else self.preset
-
-    @property
-    def _quantized(self) -> bool:
-        return self.preset not in QUANTIZED and self.quantize != "none"
+        implied = self.preset in QUANTIZED or self.quantize == "none"
+        return self.preset if implied else f"{self.preset} on {self.quantize}"
 
     @property
     def whole(self) -> bool:
@@ -109,14 +66,15 @@ class Candidate:
     @property
     def settings(self) -> list[str]:
         """The key=value settings beside --method."""
-        settings = [f"model.quantize={self.quantize}"] if self._quantized else []
+        settings = [f"model.quantize={self.quantize}"] if self.name != self.preset else []
         return settings + (["train.gradient_checkpointing=true"] if self.checkpointing else [])
 
 
-def named_variant(method: Method) -> str:
-    """The name of a method in benchmarks: `dora` for a LoRA with dora, else the method's own name."""
-    for name, (file, fields) in METHODS.presets.items():
-        if file == method.name and fields and all(getattr(method, key) == value for key, value in fields.items()):
+def preset_of(method: Method, quantize: str) -> str:
+    """The name of a method in benchmarks: `dora` for a LoRA with dora, `qlora` for a LoRA on nf4, else its own name."""
+    for name, (own, fields) in PRESETS.items():
+        fits = bool(fields) or QUANTIZED[name][0] == quantize  # a preset without fields is a quantized base
+        if fits and own == method.name and all(getattr(method, key) == value for key, value in fields.items()):
             return name
     return method.name
 
@@ -151,38 +109,32 @@ def shape_key(method: Method) -> str:
     return str({k: v for k, v in method.spec().items() if method.name != "lora" or k not in SAME_SHAPES})
 
 
-def weightless(method: Method) -> Method:
-    """The method with a start that needs no weights."""
-    return method.skeletal() if isinstance(method, PeftMethod) else method
-
-
 class Planner:
     """Builds candidates and plans them; candidates with the same shapes are planned once."""
 
-    def __init__(
-        self, base: Base, facts: DataFacts, train: TrainConfig, task: Task | None, seed: int, own: Method | None
-    ) -> None:
-        self.base, self.facts, self.train, self.seed, self.own = base, facts, train, seed, own
-        self.task = task or TASKS.parse("classify" if base.labels is not None else "chat")
+    def __init__(self, base: PlanInputs, facts: DataFacts, limit: int) -> None:
+        """`base` has the recipe's method, or lora, but not on it yet; `limit` is the longest row in tokens."""
+        self.base, self.facts, self.limit = base, facts, limit
+        self.own = {preset_of(base.method, "none"): base.method}
+        self.steps = total_steps(base.train, facts.rows)
         self.tuned: dict[str, Any] = {}
         self.resolved: dict[str, ResolvedSettings] = {}
 
     def method(self, preset: str) -> Method:
         """The method at its defaults, or with the recipe's settings."""
-        return self.own if self.own is not None and named_variant(self.own) == preset else METHODS.parse(preset)
+        return self.own.get(preset) or METHODS.parse(preset)
 
     def check(self, preset: str, quantize: str | None = None) -> None:
         """InputError where a method cannot serve on this base or machine. Two layers are enough for the check."""
-        from luthier.models.load import check_quantize, quantization, skeleton
+        from luthier.models.load import check_quantize
 
-        base = self.base
-        model, train = self._settings(preset, quantize)
+        base, (model, train) = self.base, self._settings(preset, quantize)
         if base.other is None:
             check_quantize(model)
             OPTIMIZERS.parse(train.optimizer).check(train.optimizer)
-        some = skeleton(model, base.source, labels=base.labels, layers=base.layers and min(base.layers, 2))
-        stored = quantization(model, some.config)
-        self.method(preset).check(some, classify=base.labels is not None, quantize=stored)
+        layers = getattr(base.tuned.config, "num_hidden_layers", None)
+        some = layers and min(layers, 2)
+        tuned_skeleton(model, self.method(preset), base.source, base.labels, self.steps, layers=some)
 
     def candidate(self, preset: str, quantize: str | None = None) -> Candidate:
         """A method with its sizes."""
@@ -195,12 +147,12 @@ class Planner:
         saved = tuned
         if method.name == "prefix":  # without its network it is what P-Tuning v2 trains
             saved = self._tuned(METHODS.parse({"name": "p_tuning_v2", "length": getattr(method, "length")}))  # noqa: B009
-        size, least = file_bytes(method, saved), fewest(tuned, model, train)
+        size, least = file_bytes(method, saved), sum(held_bytes(tuned, model, train).values())
         return Candidate(preset, method, model.quantize, train, trained, parameters, size, least)
 
     def quantized(self, one: Candidate) -> Candidate | None:
         """The same method on a base in 4 bit, where that is not a candidate already and is possible."""
-        if one.quantize != "none" or preset_of(one.preset, "nf4") != one.preset or not one.method.quantized_base:
+        if one.quantize != "none" or one.preset == "lora" or not one.method.quantized_base:  # lora in 4 bit is qlora
             return None
         try:
             self.check(one.preset, "nf4")
@@ -208,52 +160,43 @@ class Planner:
             return None
         return self.candidate(one.preset, "nf4")
 
-    def _settings(self, preset: str, quantize: str | None) -> tuple[ModelConfig, TrainConfig]:
-        """The base, quantized as the preset or `quantize` says, and the train block with the preset's optimizer."""
-        own, optimizer = QUANTIZED.get(preset, ("none", None))
-        model = self.base.model.model_copy(update={"quantize": quantize or own})
-        if optimizer and "optimizer" not in self.train.model_fields_set:
-            return model, self.train.model_copy(update={"optimizer": optimizer})
-        return model, self.train
-
-    def _tuned(self, method: Method) -> Any:
-        """The whole base with the method, on the meta device."""
-        from luthier.models.load import skeleton
-
-        key = shape_key(method)
-        if key not in self.tuned:
-            model = self.base.model.model_copy(update={"quantize": "none"})
-            whole = skeleton(model, self.base.source, labels=self.base.labels)
-            self.tuned[key] = weightless(method).attach(whole, steps=1000, classify=self.base.labels is not None)
-        return self.tuned[key]
-
     def planned(self, one: Candidate) -> Candidate:
         """A candidate with memory and time of a run: the recipe's train block, what it leaves open decided."""
         key = f"{shape_key(one.method)} {one.quantize} {one.fewest}"
         if key not in self.resolved:
-            self.resolved[key] = resolve(self._inputs(one))
+            train, changes = one.train, dict[str, Any]()
+            if self.base.other is not None and train.packing == "auto":  # unknown for that GPU: rows are padded
+                changes["packing"] = False
+            lengths = [min(length, self.limit - one.method.positions) for length in self.facts.lengths]
+            if train.micro_tokens is None and train.micro_batch is None:  # the same pass for all, so that they compare
+                changes["micro_tokens"] = max(PASS, *lengths)
+            inputs = replace(
+                self.base,
+                model=self.base.model.model_copy(update={"quantize": one.quantize}),
+                method=one.method,
+                train=train.model_copy(update=changes),
+                tuned=self._tuned(one.method),
+                lengths=lengths,
+                learned=self.facts.learned,
+                steps=self.steps,
+            )
+            self.resolved[key] = resolve(inputs)
         resolved = self.resolved[key]
         checkpointing = resolved.train.gradient_checkpointing is True
         return replace(one, plan=resolved.plan, checkpointing=checkpointing, why=resolved.why)
 
-    def _inputs(self, one: Candidate) -> PlanInputs:
-        base, facts, train = self.base, self.facts, one.train
-        if base.other is not None and train.packing == "auto":  # unknown for that GPU: rows are padded
-            train = train.model_copy(update={"packing": False})
-        lengths = [min(length, base.limit - one.method.positions) for length in facts.lengths]
-        if train.micro_tokens is None and train.micro_batch is None:  # the same pass for all, so that they compare
-            train = train.model_copy(update={"micro_tokens": max(PASS, *lengths)})
-        return PlanInputs(
-            base.model.model_copy(update={"quantize": one.quantize}),
-            weightless(one.method),
-            train,
-            self.task,
-            base.source,
-            lengths,
-            facts.learned,
-            total_steps(train, facts.rows),
-            base.precision,
-            base.labels,
-            self.seed,
-            base.other,
-        )
+    def _settings(self, preset: str, quantize: str | None) -> tuple[ModelConfig, TrainConfig]:
+        """The base, quantized as the preset or `quantize` says, and the train block with the preset's optimizer."""
+        own, optimizer = QUANTIZED.get(preset, ("none", None))
+        model, train = self.base.model.model_copy(update={"quantize": quantize or own}), self.base.train
+        if optimizer and "optimizer" not in train.model_fields_set:
+            train = train.model_copy(update={"optimizer": optimizer})
+        return model, train
+
+    def _tuned(self, method: Method) -> Any:
+        """The whole base with the method, on the meta device."""
+        key = shape_key(method)
+        if key not in self.tuned:
+            model = self.base.model.model_copy(update={"quantize": "none"})
+            self.tuned[key] = tuned_skeleton(model, method, self.base.source, self.base.labels, self.steps)
+        return self.tuned[key]

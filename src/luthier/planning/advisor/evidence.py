@@ -5,18 +5,15 @@ what counts is how far a method is behind the best one of the same board.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from math import log
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, FiniteFloat, StrictBool, ValidationError, model_validator
 
 from luthier.core.errors import InputError, did_you_mean
 from luthier.core.files import read_object
-from luthier.methods.base import PRESETS, QUANTIZED
 
 HERE = Path(__file__).resolve().parent
 TIE = 1.0
@@ -28,8 +25,7 @@ Learns = Literal["classify", "labels", "answers", "text"]
 """A label by a classification head, a label in words, free answers, or plain text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Citation:
+class Citation(NamedTuple):
     """Where a figure stands, so that a person can look it up."""
 
     kind: Literal["compare", "repository", "paper", "plan", "method"]
@@ -39,21 +35,19 @@ class Citation:
     """The command that made it, or the table of a paper."""
 
     def __str__(self) -> str:
-        if self.kind == "compare":
-            return f"[compare {self.place}]"
         if self.kind == "paper":
             return f"[arXiv {self.place}{', ' * bool(self.key)}{self.key}]"
-        return f"[{self.place}{': ' * bool(self.key)}{self.key}]"
+        return f"[{'compare ' * (self.kind == 'compare')}{self.place}{': ' * bool(self.key)}{self.key}]"
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(BaseModel):
     """A measured value, in the unit in which it is shown (points, or nats for a loss)."""
 
-    value: float
-    low: float | None = None
-    high: float | None = None
-    adapter_bytes: int | None = None
+    value: FiniteFloat
+    low: FiniteFloat | None = None
+    high: FiniteFloat | None = None
+    bytes: int | None = None
+    """Size of the file that the run left."""
     memory: int | None = None
     """Peak bytes of the run, where that was measured."""
     seconds: float | None = None
@@ -69,26 +63,25 @@ class Score:
         return f"{value} ({self.low:.{digits}f} to {self.high:.{digits}f})"
 
 
-@dataclass(frozen=True, slots=True)
-class Board:
-    """Methods measured on the same base with the same rows."""
+class Board(BaseModel):
+    """Methods measured on the same base with the same rows; the keys are those of measured.json and papers.json."""
 
     tier: int
     """0 this base and data, 1 the same task on this machine, 2 this repository, 3 a paper. Lower counts first."""
     name: str
     metric: str
-    higher_is_better: bool
-    learns: str
-    family: str
     model: str
-    parameters: float | None
-    rows: int | None
     scores: dict[str, Score]
     source: Citation
-    failed: dict[str, str] = field(default_factory=dict)
-    """Methods that failed there -> the error."""
+    higher_is_better: bool = True
+    learns: str = ""
+    family: str = ""
+    parameters: float | None = None
+    rows: int | None = None
     classes: int | None = None
     languages: tuple[str, ...] = ()
+    failed: dict[str, str] = {}
+    """Methods that failed there -> the error."""
 
     def best(self) -> str:
         """The method with the best value."""
@@ -121,30 +114,10 @@ class Board:
         return 0.0 if self.ties(name) or not worst else self.gap(name) / worst
 
 
-def preset_of(method: str, quantize: str) -> str:
-    """The name of a method on a base in `quantize`, as benchmarks list it."""
-    forms = ((PRESETS[name][0], form, name) for name, (form, _) in QUANTIZED.items())
-    return next((name for own, form, name in forms if (own, form) == (method, quantize)), method)
-
-
 @lru_cache
 def measured() -> dict[str, Any]:
     """The repository's own results, as benchmarks/methods/evidence.py put them together."""
     return dict(json.loads((HERE / "measured.json").read_text(encoding="utf-8")))
-
-
-def _board(
-    tier: int,
-    kept: Mapping[str, Any],
-    scores: dict[str, Score],
-    source: Citation,
-    failed: dict[str, str] | None = None,
-) -> Board:
-    learns, family = kept.get("learns", ""), kept.get("family", "")
-    higher, languages = kept.get("higher_is_better", True), tuple(kept.get("languages", ()))
-    sizes = kept.get("parameters"), kept.get("rows")
-    shape = kept["name"], kept["metric"], higher, learns, family, kept["model"], *sizes
-    return Board(tier, *shape, scores, source, failed or {}, kept.get("classes"), languages)
 
 
 @lru_cache
@@ -152,8 +125,8 @@ def repository() -> dict[str, Board]:
     """The repository's own boards by name."""
     found = {}
     for kept in measured()["boards"]:
-        scores = {name: Score(s["value"], s["low"], s["high"], s["bytes"]) for name, s in kept["scores"].items()}
-        found[kept["name"]] = _board(2, kept, scores, Citation("repository", measured()["file"], kept["command"]))
+        source = Citation("repository", measured()["file"], kept["command"])
+        found[kept["name"]] = Board(**kept, tier=2, source=source)
     return found
 
 
@@ -162,26 +135,18 @@ def papers() -> tuple[Board, ...]:
     """What papers report, with their tables; single values without intervals."""
     found = []
     for kept in json.loads((HERE / "papers.json").read_text(encoding="utf-8")):
-        scores = {name: Score(value) for name, value in kept["scores"].items()}
-        found.append(_board(3, kept, scores, Citation("paper", kept["paper"], kept["place"])))
+        scores = {name: {"value": value} for name, value in kept["scores"].items()}
+        source = Citation("paper", kept["paper"], kept["place"])
+        found.append(Board(**kept | {"scores": scores, "tier": 3, "source": source}))
     return tuple(found)
 
 
-class _Interval(BaseModel):
-    value: FiniteFloat
-    low: FiniteFloat | None = None
-    high: FiniteFloat | None = None
-
-    def times(self, factor: float, row: "_Row") -> Score:
-        low, high = (None if side is None else side * factor for side in (self.low, self.high))
-        return Score(self.value * factor, low, high, row.adapter_bytes, row.memory, row.seconds)
-
-
 class _Row(BaseModel):
-    method: str
-    quantize: str
+    """A method in a compare.json: its own name, which may be a preset's, and what its runs have shown."""
+
+    arm: str
     status: str
-    score: _Interval | None = None
+    score: Score | None = None
     adapter_bytes: int | None = None
     memory: int | None = None
     seconds: float | None = None
@@ -190,7 +155,7 @@ class _Row(BaseModel):
     @model_validator(mode="after")
     def _done_means_measured(self) -> "_Row":
         if self.status == "done" and self.score is None:
-            raise ValueError(f"{self.method} is done and has no score")
+            raise ValueError(f"{self.arm} is done and has no score")
         return self
 
 
@@ -206,37 +171,38 @@ class _Comparison(BaseModel):
     rows: list[_Row]
 
 
-def _read(file: Path) -> _Comparison:
-    """A compare.json; InputError that names what is wrong with it."""
-    fix = "--evidence takes the compare.json that luthier compare writes"
-    try:
-        return _Comparison.model_validate(dict(read_object(file)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InputError(f"--evidence: {file} is not a comparison: {place}: {first['msg']}", fix=fix) from None
-    except InputError as error:
-        others = [p.name for p in file.parent.iterdir()] if not file.exists() and file.parent.is_dir() else []
-        raise InputError(f"--evidence: {error.message}{did_you_mean(file.name, others)}", fix=fix) from None
-
-
 def comparisons(files: Iterable[Path], *, model: str, data: str | None, task: str) -> list[Board]:
-    """Boards of `luthier compare` that answer this question: same base and data, or at least the same task."""
+    """Boards of `luthier compare` that answer this question: same base and data, or at least the same task.
+
+    InputError names what is wrong with a file.
+    """
     boards = []
+    fix = "--evidence takes the compare.json that luthier compare writes"
     for file in files:
-        made = _read(file)
+        try:
+            made = _Comparison.model_validate(dict(read_object(file)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise InputError(f"--evidence: {file} is not a comparison: {place}: {first['msg']}", fix=fix) from None
+        except InputError as error:
+            others = [p.name for p in file.parent.iterdir()] if not file.exists() and file.parent.is_dir() else []
+            raise InputError(f"--evidence: {error.message}{did_you_mean(file.name, others)}", fix=fix) from None
         if made.task != task:
             continue
         same = data is not None and _same(made.model, model) and _same(made.data, data)
         done = [(row, row.score) for row in made.rows if row.status == "done" and row.score is not None]
         percent = made.higher_is_better and all(abs(score.value) <= 1 for _, score in done)
-        scores = {
-            preset_of(row.method, row.quantize): score.times(100.0 if percent else 1.0, row) for row, score in done
-        }
-        failed = {preset_of(row.method, row.quantize): row.reason for row in made.rows if row.status == "failed"}
+        scores = {}
+        for row, score in done:
+            sides = score.model_dump(include={"value", "low", "high"}, exclude_none=True)
+            scaled = {side: value * (100.0 if percent else 1.0) for side, value in sides.items()}
+            scores[row.arm] = Score(**scaled, bytes=row.adapter_bytes, memory=row.memory, seconds=row.seconds)
+        failed = {row.arm: row.reason for row in made.rows if row.status == "failed"}
         if scores or (failed and same):
-            kept = made.model_dump() | {"name": Path(made.data).name or made.data, "rows": None}
-            boards.append(_board(0 if same else 1, kept, scores, Citation("compare", str(file)), failed))
+            kept = made.model_dump(include={"model", "metric", "higher_is_better"})
+            name, source = Path(made.data).name or made.data, Citation("compare", str(file))
+            boards.append(Board(**kept, tier=0 if same else 1, name=name, scores=scores, source=source, failed=failed))
     return boards
 
 
@@ -260,19 +226,6 @@ NEAREST = {
 def relevant(learns: Learns, family: str) -> list[Board]:
     """The repository's boards that are evidence for this task, the nearest first."""
     return [repository()[name] for name in NEAREST[learns, family]]
-
-
-def nearest_papers(preset: str, learns: Learns, family: str, *, rows: int, parameters: float) -> list[Board]:
-    """Papers that compare a method with others on such a task: few rows with few rows, then by size of the base."""
-
-    def distance(board: Board) -> tuple[bool, float, float]:
-        apart = abs(log(rows / board.rows)) if board.rows else 1.0 + log(max(1.0, 3000 / rows))
-        size = abs(log(parameters / board.parameters)) if board.parameters else 5.0
-        return (board.learns != learns, apart, size)
-
-    known = [board for board in papers() if preset in board.scores and board.family == family]
-    near = [b for b in known if b.learns == learns or "classify" not in (b.learns, learns)]
-    return sorted(near, key=distance)
 
 
 def tiers(boards: Sequence[Board], preset: str) -> tuple[int, list[Board]]:

@@ -2,13 +2,16 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
 from luthier.core.errors import InputError
 from luthier.planning.advisor.evidence import Learns
+from luthier.tasks.base import Task
 
 if TYPE_CHECKING:
     from luthier.data.prepared import Prepared
@@ -20,23 +23,16 @@ LOOKED = 2000
 FEW_ANSWERS = 20
 """Up to so many distinct answers, each in ten rows on average, count as labels in words."""
 
-SIZES = {"": 1, "b": 1, **{f"{prefix}b": 1000**n for n, prefix in enumerate("kmgt", 1)}}
-SIZES |= {f"{prefix}ib": 1024**n for n, prefix in enumerate("kmgt", 1)}
 TIMES = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-
-
-def _quantity(text: str, units: Mapping[str, int], default_unit: str = "") -> float | None:
-    """A number with one of the units, multiplied out; None for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    factor = units.get(found[2] or default_unit) if found else None
-    return float(found[1]) * factor if found and factor else None
 
 
 def size_of(text: str) -> int:
     """`12GB` or `12GiB` in bytes. InputError for anything else, and for less than a megabyte."""
-    size = _quantity(text, SIZES)
-    if size is None:
-        raise InputError(f"--memory: {text!r} is not a size", fix="for example --memory 12GB or --memory 24GiB")
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        fix = "for example --memory 12GB or --memory 24GiB"
+        raise InputError(f"--memory: {text!r} is not a size", fix=fix) from None
     if size < 1e6:
         why = f"--memory: {text} is {int(size):,} bytes, too little for any model"
         raise InputError(why, fix="add the unit: --memory 12GB")
@@ -48,7 +44,8 @@ def seconds_of(text: str, option: str = "--time", *, default_unit: str = "s") ->
 
     A bare number counts in `default_unit`; with the default unit "" it is an error too.
     """
-    seconds = _quantity(text, TIMES, default_unit)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    seconds = float(found[1]) * TIMES.get(found[2] or default_unit, 0) if found else 0.0
     if not seconds:
         raise InputError(f"{option}: {text!r} is not a time", fix=f"for example {option} 2h or {option} 45min")
     return seconds
@@ -134,18 +131,16 @@ class DataFacts:
         return f"{self.rows:,} training rows, {lengths}, {what}" + (f"; {shares}" if shares else "")
 
 
-def assumed_facts(
-    rows: int, task: str, labels: tuple[str, ...] | None, max_length: int | None, limit: int | None
-) -> DataFacts:
+def assumed_facts(rows: int, task: Task, max_length: int | None, limit: int | None) -> DataFacts:
     """The facts of rows that are not there yet: all of one length, half of it learned."""
     length = min(max_length or LENGTH, limit or LENGTH * 10)
     some = [length] * min(rows, 6400)
     note = f"no data was read: {rows:,} rows of {length:,} tokens"
-    if task == "classify":
-        labels = labels or ("0", "1")
+    if task.name == "classify":
+        labels = tuple(getattr(task, "labels", ())) or ("0", "1")
         note += f" and {len(labels)} classes are assumed"
         return DataFacts("classify", rows, some, [1] * len(some), labels, assumed=note)
-    if task == "complete":
+    if task.name == "complete":
         return DataFacts("text", rows, some, some, None, assumed=f"{note} are assumed")
     learned = [length // 2] * len(some)
     return DataFacts("answers", rows, some, learned, None, assumed=f"{note}, half of them learned, are assumed")

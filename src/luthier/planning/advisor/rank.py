@@ -15,11 +15,12 @@ from math import log
 from typing import Any
 
 from luthier.core.errors import InputError
+from luthier.core.shell import shell_line
 from luthier.core.units import duration, gigabytes
 from luthier.methods.base import METHODS
 from luthier.planning.advisor.candidates import NAMES, Candidate, Planner
 from luthier.planning.advisor.evidence import Citation, tiers
-from luthier.planning.advisor.reasons import Excluded, Question, Reason, bytes_text, kept_bytes, limits, reasons, work
+from luthier.planning.advisor.reasons import Question, Reason, bytes_text, kept_bytes, limits, reasons, work
 
 ENOUGH = 5
 """Methods that fit; more are planned only where they are tied with the first."""
@@ -27,6 +28,8 @@ ABOUT = 1.25
 """Costs within this factor count as equal: plans are no more exact."""
 EXPLAINED = 3
 """Methods whose reasons are given."""
+COMPARED = 4
+"""Most methods that a comparison is suggested for."""
 Standing = tuple[bool, int, int, float]
 
 
@@ -38,7 +41,8 @@ class Ranking:
     ranked: list[Candidate] = field(default_factory=list)
     behind: list[str] = field(default_factory=list)
     """Ranked lower, not planned."""
-    excluded: list[Excluded] = field(default_factory=list)
+    excluded: list[tuple[str, Reason, int]] = field(default_factory=list)
+    """(name, why it cannot serve, bytes of memory that it needs where that is why)."""
 
     def ties(self) -> list[Candidate]:
         """The ranked methods that are tied with the first one."""
@@ -46,10 +50,6 @@ class Ranking:
             return []
         first = standing(self.question, self.ranked[0].preset)
         return [one for one in self.ranked if standing(self.question, one.preset) == first]
-
-    def exclude(self, name: str, reason: Reason, needs: int = 0) -> None:
-        """Keep why a method cannot serve."""
-        self.excluded.append(Excluded(name, reason, needs))
 
 
 def standing(question: Question, preset: str) -> Standing:
@@ -104,12 +104,17 @@ def rank_methods(question: Question, planner: Planner, report: Callable[[str], N
             choice.behind.append(name)
             continue
         one = planner.candidate(name)
-        if (why := _too_many_models(question, one)) is not None:
-            choice.exclude(name, why)
+        number, whole = question.options.variants, one.file_bytes
+        if number > 1 and one.whole and number * whole > 2 * question.base_bytes:
+            text = (
+                f"{number} variants are {number} whole models of {bytes_text(whole)}, {bytes_text(number * whole)} "
+                f"together; adapters share one base of {bytes_text(question.base_bytes)}"
+            )
+            choice.excluded.append((name, question.planned(text, -1.0), 0))
             continue
         report(name)
         fits = _planned(choice, planner, one)
-        short = fits is None and choice.excluded[-1].needs > 0  # of memory, which a quantized base saves
+        short = fits is None and choice.excluded[-1][2] > 0  # of memory, which a quantized base saves
         if short and (quantized := planner.quantized(one)) is not None:
             fits = _planned(choice, planner, quantized)
         if fits is not None:
@@ -135,20 +140,8 @@ def _serves(choice: Ranking, planner: Planner, name: str) -> bool:
             return True
         except InputError as error:
             text, source = error.message, Citation("method", f"luthier explain method {name}")
-    choice.exclude(name, Reason(text, source, -1.0))
+    choice.excluded.append((name, Reason(text, source, -1.0), 0))
     return False
-
-
-def _too_many_models(question: Question, one: Candidate) -> Reason | None:
-    """Whole models for many variants that take more than twice the base that adapters would share."""
-    number = question.options.variants
-    if number == 1 or not one.whole or number * one.file_bytes <= 2 * question.base_bytes:
-        return None
-    text = (
-        f"{number} variants are {number} whole models of {bytes_text(one.file_bytes)}, "
-        f"{bytes_text(number * one.file_bytes)} together; adapters share one base of {bytes_text(question.base_bytes)}"
-    )
-    return question.planned(text, -1.0)
 
 
 def _planned(choice: Ranking, planner: Planner, one: Candidate) -> Candidate | None:
@@ -167,14 +160,42 @@ def _planned(choice: Ranking, planner: Planner, one: Candidate) -> Candidate | N
             needs, text = 0, f"takes {duration(plan.seconds)}, and {duration(most)} are allowed"
     if not text:
         return one
-    choice.exclude(one.name, question.planned(text, -1.0), needs)
+    choice.excluded.append((one.name, question.planned(text, -1.0), needs))
     return None
 
 
-def record(choice: Ranking, *, data: str | None, task: str, next_commands: Sequence[str]) -> dict[str, Any]:
-    """The choice as JSON."""
+def next_commands(choice: Ranking, given: Sequence[str], quantize: str) -> list[str]:
+    """The command that trains with the first method, and one that compares it with those it is tied with.
+
+    `given` holds the recipe's arguments as typed, `quantize` is the recipe's own model.quantize.
+    """
+    if not choice.ranked:
+        return []
+    kept = [word for word in given if not word.startswith(("method", "model.quantize="))]
+    first, tied = choice.ranked[0], choice.ties()
+    settings = [word for word in first.settings if word.startswith("model.quantize=")]
+    if first.quantize == "none" and quantize != "none":
+        settings = ["model.quantize=none"]
+    commands = [["luthier", "train", *kept, "--method", first.preset, *settings]]
+    form = next((one.quantize for one in tied if one.name != one.preset), None)
+    if form is not None:  # those that need a quantized base can only be compared on one
+        tied = [one for one in tied if one.quantize == form]
+        kept = [*kept, f"model.quantize={form}"]
+    if len(tied) > 1:
+        names = ",".join(one.preset for one in tied[:COMPARED])
+        commands.append(["luthier", "compare", *kept, "--methods", names])
+    return [shell_line(*words) for words in commands]
+
+
+def record(choice: Ranking, data: str | None, task: str, given: Sequence[str], quantize: str) -> dict[str, Any]:
+    """The choice as JSON; `given` and `quantize` as for `next_commands`."""
     question, facts, options = choice.question, choice.question.facts, choice.question.options
-    ties = {one.name for one in choice.ties()}
+    ties, most, unknown = {one.name for one in choice.ties()}, options.time, limits(question)
+    first = choice.ranked[0] if choice.ranked else None
+    if most and not question.knows_speed and first is not None and first.plan is not None:
+        rate = work(first.plan.flops / most)
+        text = f"to end in {duration(most)} one card has to do {rate}/s of matrix products with {first.name}"
+        unknown.insert(0, question.planned(text))
     return {
         "version": 1,
         "question": {
@@ -191,19 +212,10 @@ def record(choice: Ranking, *, data: str | None, task: str, next_commands: Seque
         },
         "ranked": [_ranked(question, one, place, one.name in ties) for place, one in enumerate(choice.ranked, 1)],
         "behind": [{"method": name, "score": _score(question, name)} for name in choice.behind],
-        "ruled_out": [{"method": out.name, "needs": out.needs, **out.reason.record()} for out in choice.excluded],
-        "limits": [reason.record() for reason in (*_needed_rate(choice), *limits(question))],
-        "next": list(next_commands),
+        "ruled_out": [{"method": name, "needs": needs, **why.record()} for name, why, needs in choice.excluded],
+        "limits": [reason.record() for reason in unknown],
+        "next": next_commands(choice, given, quantize),
     }
-
-
-def _needed_rate(choice: Ranking) -> list[Reason]:
-    """The speed that a card of unknown speed must have to end in time."""
-    question, most = choice.question, choice.question.options.time
-    if question.knows_speed or not most or not choice.ranked or choice.ranked[0].plan is None:
-        return []
-    rate, name = work(choice.ranked[0].plan.flops / most), choice.ranked[0].name
-    return [question.planned(f"to end in {duration(most)} one card has to do {rate}/s of matrix products with {name}")]
 
 
 def _score(question: Question, preset: str) -> dict[str, Any] | None:

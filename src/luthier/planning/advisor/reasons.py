@@ -1,12 +1,13 @@
 """Why a method is ranked where it is: each consideration is a function that gives reasons, each with its source."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 from typing import Any
 
 from luthier.core.units import duration, gigabytes
-from luthier.planning.advisor.candidates import Base, Candidate
-from luthier.planning.advisor.evidence import Board, Citation, measured, nearest_papers, relevant, tiers
+from luthier.planning.advisor.candidates import Candidate
+from luthier.planning.advisor.evidence import Board, Citation, measured, papers, relevant, tiers
 from luthier.planning.advisor.question import ChooseOptions, DataFacts
 
 FAR = 10.0
@@ -24,25 +25,13 @@ class Reason:
 
     def record(self) -> dict[str, Any]:
         """The reason in the JSON output."""
-        kept = {"kind": self.source.kind, "place": self.source.place, "key": self.source.key}
-        return {"text": self.text, "weight": self.weight, "source": kept, "cited": str(self.source)}
-
-
-@dataclass(frozen=True, slots=True)
-class Excluded:
-    """A method that cannot serve here."""
-
-    name: str
-    reason: Reason
-    needs: int = 0
-    """Bytes of memory that it needs, where memory is the reason."""
+        return {"text": self.text, "weight": self.weight, "source": self.source._asdict(), "cited": str(self.source)}
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """All that a choice depends on."""
 
-    base: Base
     facts: DataFacts
     options: ChooseOptions
     model: str
@@ -58,6 +47,8 @@ class Question:
     free: int
     """Unused bytes of the device."""
     device: str
+    here: bool
+    """Whether the question is about this machine."""
     boards: Sequence[Board] = ()
     """The user's own comparisons and the repository's boards for such a task."""
     reads: float | None = None
@@ -69,11 +60,6 @@ class Question:
         return int(0.9 * self.free)
 
     @property
-    def here(self) -> bool:
-        """Whether the question is about this machine."""
-        return self.base.other is None
-
-    @property
     def knows_speed(self) -> bool:
         """Whether seconds can be estimated. The speed of a GPU that is not here is unknown."""
         return self.here or self.device == "cpu"
@@ -81,11 +67,6 @@ class Question:
     def planned(self, text: str, weight: float = 0.0) -> Reason:
         """A reason from the plan of a run."""
         return Reason(text, Citation("plan", f"luthier plan, config.json of {self.model}"), weight)
-
-
-def explain_rank(one: Candidate, text: str, weight: float) -> Reason:
-    """A reason from what a method can do."""
-    return Reason(text, Citation("method", f"luthier explain method {one.preset}"), weight)
 
 
 def number_of(number: float) -> str:
@@ -140,9 +121,16 @@ def by_measurement(question: Question, one: Candidate) -> list[Reason]:
 
 def by_papers(question: Question, one: Candidate) -> list[Reason]:
     """Results of the papers that are nearest to this task and base."""
-    facts, found = question.facts, []
-    near = nearest_papers(one.preset, facts.learns, question.family, rows=facts.rows, parameters=question.parameters)
-    for board in near[:2]:
+    learns, rows, found = question.facts.learns, question.facts.rows, []
+
+    def distance(board: Board) -> tuple[bool, float, float]:  # few rows are near few rows; then by size of the base
+        apart = abs(log(rows / board.rows)) if board.rows else 1.0 + log(max(1.0, 3000 / rows))
+        size = abs(log(question.parameters / board.parameters)) if board.parameters else 5.0
+        return (board.learns != learns, apart, size)
+
+    known = [board for board in papers() if one.preset in board.scores and board.family == question.family]
+    near = [board for board in known if board.learns == learns or "classify" not in (board.learns, learns)]
+    for board in sorted(near, key=distance)[:2]:
         own, *others = sorted(board.scores.items(), key=lambda each: (each[0] != one.preset, -each[1].value))
         rest = ", ".join(f"{name} {score.value:g}" for name, score in others)
         text = f"{board.name}, {board.model}: {one.preset} {own[1].value:g}; {rest}"
@@ -203,72 +191,35 @@ def by_latency(question: Question, one: Candidate) -> list[Reason]:
     """The cost at inference."""
     if question.options.latency is None:
         return []
+    source, number = Citation("method", f"luthier explain method {one.preset}"), question.options.variants
     if not one.method.mergeable:
-        return [explain_rank(one, "does not merge: its layers work at every token; how long was not measured", -1.0)]
+        return [Reason("does not merge: its layers work at every token; how long was not measured", source, -1.0)]
     text = "merges into the base, which then answers with the base's own layers"
     if one.quantize != "none":
         text += f"; merged, the {one.quantize} base is unpacked to {gigabytes(question.base_bytes)}"
-    if question.options.variants > 1:
-        text += f"; {question.options.variants} merged variants are {question.options.variants} whole models again"
-    return [explain_rank(one, text, 1.0)]
-
-
-CONSIDERATIONS: tuple[Callable[[Question, Candidate], list[Reason]], ...] = (
-    by_measurement,
-    by_papers,
-    by_memory,
-    by_time,
-    by_variants,
-    by_latency,
-)
+    if number > 1:
+        text += f"; {number} merged variants are {number} whole models again"
+    return [Reason(text, source, 1.0)]
 
 
 def reasons(question: Question, one: Candidate) -> list[Reason]:
     """All that is known about a method here."""
-    return [reason for consider in CONSIDERATIONS for reason in consider(question, one)]
+    considerations = (by_measurement, by_papers, by_memory, by_time, by_variants, by_latency)
+    return [reason for consider in considerations for reason in consider(question, one)]
 
 
 def limits(question: Question) -> list[Reason]:
     """What the advice does not know, for all methods together."""
-    facts = question.facts
-    assumed = [question.planned(facts.assumed)] if facts.assumed else []
-    return [*assumed, *_limits_of_evidence(question), *_limits_of_machine(question)]
-
-
-def _limits_of_evidence(question: Question) -> list[Reason]:
-    if any(board.tier == 0 for board in question.boards):
-        return []
-    found = []
-    boards = relevant(question.facts.learns, question.family)
-    for board in boards:
-        if differs := _differences(question, board):
-            text = f"{board.name} was measured with {'; '.join(differs)}: the order may differ there"
-            found.append(Reason(text, board.source))
-    if question.facts.learns == "text":
-        text = "no measurement on plain text: dialogues are the nearest there is"
-        found.append(Reason(text, boards[0].source))
-    return found
-
-
-def _differences(question: Question, board: Board) -> list[str]:
-    """In what the board is far from the question."""
-    facts, found = question.facts, []
-    if board.parameters and question.parameters > FAR * board.parameters:
-        found.append(f"a base of {number_of(board.parameters)}, yours has {number_of(question.parameters)}")
-    if board.rows and not 1 / FAR <= facts.rows / board.rows <= FAR:
-        found.append(f"{board.rows:,} rows, you have {facts.rows:,}")
-    if facts.learns == "classify" and board.classes and len(facts.labels or ()) >= MANY_CLASSES:
-        found.append(f"{board.classes} classes, you have {len(facts.labels or ())}")
-    if facts.languages_are == "languages" and board.languages:
-        looked = sum(facts.languages.values())
-        often = [name for name, rows in facts.languages.items() if len(name) == 2 and rows >= 0.1 * looked]
-        if others := [name for name in often if name not in board.languages]:
-            found.append(f"rows in {' and '.join(board.languages)}, yours have {', '.join(others)}")
-    return found
-
-
-def _limits_of_machine(question: Question) -> list[Reason]:
-    options, found = question.options, []
+    options, facts = question.options, question.facts
+    found = [question.planned(facts.assumed)] if facts.assumed else []
+    if all(board.tier > 0 for board in question.boards):
+        boards = relevant(facts.learns, question.family)
+        for board in boards:
+            if differs := _differences(question, board):
+                text = f"{board.name} was measured with {'; '.join(differs)}: the order may differ there"
+                found.append(Reason(text, board.source))
+        if facts.learns == "text":
+            found.append(Reason("no measurement on plain text: dialogues are the nearest there is", boards[0].source))
     if options.devices > 1:
         text = (
             f"this version trains in one process on one device: {options.devices - 1} of {options.devices} stay idle, "
@@ -289,4 +240,21 @@ def _limits_of_machine(question: Question) -> list[Reason]:
     elif isinstance(options.latency, float):
         text = "milliseconds per token were not measured: merged, a model is as fast as its base"
         found.append(question.planned(text))
+    return found
+
+
+def _differences(question: Question, board: Board) -> list[str]:
+    """In what the board is far from the question."""
+    facts, found = question.facts, []
+    if board.parameters and question.parameters > FAR * board.parameters:
+        found.append(f"a base of {number_of(board.parameters)}, yours has {number_of(question.parameters)}")
+    if board.rows and not 1 / FAR <= facts.rows / board.rows <= FAR:
+        found.append(f"{board.rows:,} rows, you have {facts.rows:,}")
+    if facts.learns == "classify" and board.classes and len(facts.labels or ()) >= MANY_CLASSES:
+        found.append(f"{board.classes} classes, you have {len(facts.labels or ())}")
+    if facts.languages_are == "languages" and board.languages:
+        looked = sum(facts.languages.values())
+        often = [name for name, rows in facts.languages.items() if len(name) == 2 and rows >= 0.1 * looked]
+        if others := [name for name in often if name not in board.languages]:
+            found.append(f"rows in {' and '.join(board.languages)}, yours have {', '.join(others)}")
     return found
