@@ -293,7 +293,7 @@ def test_it_becomes_vllm_which_gets_the_key_the_guard_and_the_signals(
         (["--engine", "vllm"], "vLLM is not installed"),
         (["--engine", "vllm", "--vllm", "/nowhere/vllm"], "--vllm /nowhere/vllm is not a program"),
         (["--engine", "vllm", "--max-waiting", "3"], "--max-waiting has no effect on vLLM"),
-        (["--engine", "vlm"], "--engine vlm is unknown; there are luthier and vllm"),
+        (["--engine", "vlm"], "'vlm' is not one of 'luthier', 'vllm'"),
         (["--write", "out"], "--write belongs to --engine vllm"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

@@ -263,6 +263,7 @@ def test_all_json_that_is_written_goes_through_one_function() -> None:
         "tool_calls",
         "files",
         "shell",
+        "launch",
         "guess",
         "template_limits",
     }

@@ -85,6 +85,7 @@ def _report(error: Exception, debug: bool) -> int:
         return 75
     if isinstance(error, USAGE_ERROR):
         message = error.format_message() if hasattr(error, "format_message") else str(error)
+        message = message.replace("Value error, ", "")  # typer's words for a value that is not a choice
         print(f"error: {message}\n  fix: luthier --help, or luthier COMMAND --help", file=sys.stderr)
         return 2
     from luthier.cli.terminal.progress import show_error
