@@ -39,17 +39,19 @@ class TargetMachine:
 
 @lru_cache
 def speed(device: str, dtype: torch.dtype) -> Speed:
-    """Speed of `dtype` on `device`, as if nothing else were running. Takes about half a second."""
+    """Speed of `dtype` on `device`, as if nothing else were running. Takes a third of a second or so."""
     wide, deep = torch.randn(1024, 1024, device=device).to(dtype), torch.randn(2048, 1024, device=device).to(dtype)
     some = torch.randn(128, 2048, device=device).to(dtype)
     few = torch.ones(4, device=device, requires_grad=True)
     return Speed(
         products=2 * 1024 * 1024 * 2048 / _seconds(lambda: torch.nn.functional.linear(wide, deep), device),
-        moves=3 * some.numel() * some.element_size() / _seconds(lambda: some * some, device),
-        call=_seconds(lambda: few * 2, device),
+        moves=3 * some.numel() * some.element_size() / _seconds(lambda: some * some, device, BRIEF),
+        call=_seconds(lambda: few * 2, device, BRIEF),
     )
 
 
+BRIEF = 0.03
+"""Seconds that an operation of microseconds is repeated; every run pays for this."""
 CLOCK = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-6 else time.perf_counter
 """Time that this thread had a processor. Windows counts it in ticks too coarse for one call."""
 
