@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,32 @@ def pytest_configure(config: pytest.Config) -> None:
 
     torch.set_num_threads(1)  # tests run side by side, one per processor
     disable_progress_bar()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_pass_is_traced_once() -> Iterator[None]:
+    """Tests train the same small models again and again: the traces that a plan is made of are kept.
+
+    A trace is a function of the model's shapes, the method, the pass and how it computes: all of that is the key.
+    """
+    from luthier.planning import plan
+
+    known: dict[str, Any] = {}
+    trace = plan._trace
+
+    def trace_once(inputs: Any, work: Any, *types: Any) -> Any:
+        model, train = inputs.tuned, inputs.train
+        weights = [(name, p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters()]
+        config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+        how = (work, types, train.gradient_checkpointing, train.compile, inputs.model.device, inputs.labels is None)
+        key = repr((type(model), weights, config, inputs.method, how))
+        if key not in known:
+            known[key] = trace(inputs, work, *types)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_trace", trace_once)
+        yield
 
 
 @pytest.fixture
