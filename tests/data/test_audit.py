@@ -11,11 +11,10 @@ import pytest
 
 from luthier.core.errors import DataError
 from luthier.core.events import Progress
-from luthier.data.checks.audit import Audit, audit_json
+from luthier.data.checks.audit import Audit, audit_json, lenient, read_all, survey
 from luthier.data.checks.duplicates import groups, near, normalized
 from luthier.data.checks.languages import languages, script
 from luthier.data.checks.mask import mask, refuse_endless
-from luthier.data.checks.survey import lenient, read_all, survey
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
 from luthier.data.rows import Rows

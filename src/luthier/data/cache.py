@@ -30,7 +30,6 @@ SMALLEST = 2**22
 LAYOUT = 1
 """Version of the layout of an entry; another number makes older ones unreadable."""
 META = "entry.json"
-DAY = 86_400
 
 
 def root() -> Path:
@@ -140,7 +139,7 @@ def trim(limit: int = LIMIT) -> int:
             freed += size
     with contextlib.suppress(OSError):
         for folder in root().glob("luthier-data-*"):  # left by a process that was killed
-            if time.time() - folder.stat().st_mtime > DAY:
+            if time.time() - folder.stat().st_mtime > 86_400:
                 shutil.rmtree(folder, ignore_errors=True)
     return freed
 

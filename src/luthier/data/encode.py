@@ -37,10 +37,7 @@ def encode(
     progress: Progress | None = None,
     whole: "array[int] | None" = None,
 ) -> None:
-    """Fill the rows of every side with tokens; rows over the limit follow data.on_long_row.
-
-    `whole` gets the tokens of each row without the limit.
-    """
+    """Fill the rows of every side with tokens; `whole` gets the number of tokens of each row without the limit."""
     progress = progress or Progress()
     data.template_source = template.source
     policy = config.on_long_row or ("split" if data.task.splits_long_rows else "stop")

@@ -217,7 +217,10 @@ def guess(rows: Sequence[Mapping[str, Any]]) -> tuple[Reading | None, list[Readi
     if any(column.name == "text" for column in columns):  # plain text often comes with a few words beside it
         labels = [column for column in labels if column.label_name or column.numbers]
     if dialogues := [_dialogue(column, column.turns) for column in columns if column.turns]:
-        return (dialogues[0] if len(dialogues) == 1 else None), [*_preference(columns), *dialogues]
+        sides = [next((c.name for c in columns if c.turns and word in c.words), "") for word in ("chosen", "rejected")]
+        better = {"chosen": sides[0], "rejected": sides[1], "learn": "chosen"}
+        pairs = [Reading("preference", better)] if all(sides) else []
+        return (dialogues[0] if len(dialogues) == 1 else None), [*pairs, *dialogues]
     if (found := _translation(columns, texts)) is not None:
         return found, [found]
     offered = _offers(texts, labels)
@@ -245,12 +248,6 @@ def _dialogue(column: Column, keys: tuple[str, str]) -> Reading:
         return Reading("messages", {"messages": column.name})
     fields = {"conversations": column.name, "speaker": keys[0], "value": keys[1]}
     return Reading("sharegpt", {key: name for key, name in fields.items() if (key, name) not in DEFAULT_KEYS})
-
-
-def _preference(columns: Sequence[Column]) -> list[Reading]:
-    """A better and a worse dialogue, of which the better can be learned."""
-    sides = [next((c.name for c in columns if c.turns and word in c.words), "") for word in ("chosen", "rejected")]
-    return [Reading("preference", {"chosen": sides[0], "rejected": sides[1], "learn": "chosen"})] if all(sides) else []
 
 
 def _translation(columns: Sequence[Column], texts: Sequence[Column]) -> Reading | None:

@@ -19,15 +19,7 @@ from luthier.data.prepared import SIDES, Portion, Prepared, SplitCounts
 from luthier.data.read import encodings, local_files, looks_like_file, read_rows, suffixes, validation_split
 from luthier.data.settings import DataConfig
 from luthier.data.split import split, weigh
-from luthier.data.store import (
-    Examples,
-    Refusal,
-    Refusals,
-    Store,
-    content_record,
-    example_digest,
-    plain,
-)
+from luthier.data.store import Examples, Refusal, Refusals, Store, content_record, example_digest, plain
 from luthier.data.stream import Stream, refuse_settings
 from luthier.rendering.example import FIXES, RowError
 from luthier.tasks.base import TASKS, Task
@@ -39,25 +31,20 @@ HELD_OUT: tuple[HeldOut, HeldOut] = ("test", "validation")
 
 
 def load(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
-    """Read all rows and split them into training, validation and test examples. Needs no tokenizer.
-
-    DataError names file, row and fix; rows left out by policy are in `refusals`.
-    """
+    """Read all rows and split them into training, validation and test examples; rows left out are in `refusals`."""
     progress = progress or Progress()
     if not config.path:
         raise InputError("no data given", fix="data=FILE, a hub id, or data=builtin:reviews")
     blocks = members(config)
-    name = ""
-    if config.cache and not config.streaming:
-        name = _cached_name(config, [block for block, _ in blocks], task)
+    cached = config.cache and not config.streaming
+    name = _cached_name(config, [block for block, _ in blocks], task) if cached else ""
     if name and (found := cache.find(name)):
         progress.note("these files were read before: their rows come from the cache")
         folder, values, arrays = found
         store, account = Store(folder, (values, arrays)), values["account"]
         refusals = Refusals(Refusal(**each) for each in values["refusals"])
         more = {"portions": [Portion(**each) for each in account["mix"]], "decided": values["decided"]}
-        held = {side: Examples(store, arrays[side]) for side in SIDES}
-        data = Prepared.restored(account, held, refusals, **more)
+        data = Prepared.restored(account, {side: Examples(store, arrays[side]) for side in SIDES}, refusals, **more)
         if "format" in data.decided:
             progress.note(f"{config.path}: {data.format_why}")
         return data
@@ -179,9 +166,13 @@ class _Loader:
             if name != "train" or not streaming:
                 whole.update(b"".join(one.digests) + b"--")
         source = partial(read_rows, config, streaming=True)
-        return Prepared.of(
-            sides,
-            self.counts,
+        return Prepared(
+            examples=sides["train"],
+            validation_examples=sides["validation"],
+            test_examples=sides["test"],
+            train=train,
+            validation=self.counts["validation"],
+            test=self.counts["test"],
             format=opened.format,
             format_why=blocks[0][1] or opened.why,
             task=task if streaming else task.fitted(examples.labels),
@@ -312,9 +303,7 @@ def source_name(config: DataConfig) -> str:
 
 def other_source(recipe: DataConfig, config: DataConfig, side: HeldOut) -> DataConfig | None:
     """Where the rows of this side come from, or None where they are split off the training rows, or there are none.
-
-    `recipe` is the block as written, `config` the same with a name of dataset_info.json resolved.
-    """
+    `recipe` is the block as written, `config` the same with a name of dataset_info.json resolved."""
     wanted = getattr(config, side)
     if wanted is None and side == "validation":
         found = validation_split(config.path, config.hub, config.subset)

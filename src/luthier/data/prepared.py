@@ -131,20 +131,15 @@ class Prepared:
     """What was guessed or asked for, for the recipe of the run: the spec of `format`, of `mix.0` and of `task`."""
 
     @classmethod
-    def of(cls, examples: Mapping[str, Examples], counts: Mapping[str, SplitCounts], **more: Any) -> "Prepared":
-        """The data with the examples and counts of each side."""
-        sides: dict[str, Any] = {f"{_prefix(side)}examples": examples[side] for side in SIDES}
-        return cls(**{**sides, **counts, **more})
-
-    @classmethod
     def restored(
         cls, account: Mapping[str, Any], examples: Mapping[str, Examples], refusals: Refusals, **more: Any
     ) -> "Prepared":
         """The data of an earlier run from its `account`."""
-        counts = {side: SplitCounts(**account[side]) for side in SIDES}
-        known = {"format": FORMATS.parse(account["format"]), "task": TASKS.parse(account["task"]), "refusals": refusals}
+        known: dict[str, Any] = {f"{_prefix(side)}examples": examples[side] for side in SIDES}
+        known |= {side: SplitCounts(**account[side]) for side in SIDES}
+        known |= {"format": FORMATS.parse(account["format"]), "task": TASKS.parse(account["task"])}
         known |= {key: account[key] for key in ("format_why", "fingerprint", "files")}
-        return cls.of(examples, counts, **{"template_source": account["template"], **known, **more})
+        return cls(**{"template_source": account["template"], "refusals": refusals, **known, **more})
 
     @classmethod
     def from_held_out(cls, path: Path) -> "Prepared":
@@ -169,10 +164,7 @@ class Prepared:
         return data
 
     def held_out_lines(self) -> Iterator[dict[str, Any]]:
-        """The lines of held_out.jsonl: what is common to the rows, then each test or validation example with tokens.
-
-        A finished run is measured on these, whatever became of its data.
-        """
+        """The lines of held_out.jsonl: what is common to the rows, then each test or validation example with tokens."""
         side = self.held_out_side if self.side(self.held_out_side).rows else "train"
         _, examples, rows = self.side(side)
         labels = sorted({label for label in (*self.examples.labels, *examples.labels) if label is not None})

@@ -147,10 +147,7 @@ class Stream:
         return made
 
     def go_on(self, state: Mapping[str, Any], refused: Iterator[Refusal]) -> None:
-        """Go to the position of `state`. `refused` are the rows left out before, as the run kept them.
-
-        InputError where the rows up to there have changed.
-        """
+        """Go to `state`, with the rows `refused` before; InputError where the rows up to there have changed."""
         assert self._encode is not None
         self.epoch = state["epoch"]
         self._open()

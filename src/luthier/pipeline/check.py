@@ -13,7 +13,7 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
 
     Loads a tokenizer and no weights. `stops` in what is returned: would train stop at this data?
     """
-    from luthier.data.checks import survey
+    from luthier.data.checks.audit import read_all, survey
     from luthier.models.load import load_tokenizer, locate, row_limit
     from luthier.rendering.chat_template import Template
     from luthier.reports import data_report
@@ -22,7 +22,7 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
     data_report.refuse_run_folder(out)
     progress.stage("reading data")
     whole = config.data.model_copy(update={"streaming": False})  # a look at the data is a look at all of it
-    data = survey.read_all(whole, config.task, progress)
+    data = read_all(whole, config.task, progress)
     config = with_decisions(config, data)
     whole = config.data.model_copy(update={"streaming": False})  # with the format that was found, to be read again
     model = config.model.model_copy(update={"init": "random"})  # its weights need not be there
@@ -30,5 +30,5 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
     progress.stage(f"tokenizing as {model.path} does")
     template = Template(load_tokenizer(model, source))
     limit = row_limit(model, source, template.tokenizer, config.train.max_length, config.method.positions)
-    found = survey.survey(whole, config.task, data, template, limit, progress)
+    found = survey(whole, config.task, data, template, limit, progress)
     return data_report.write_report(out, found, data, model.path, named="path" in model.model_fields_set)

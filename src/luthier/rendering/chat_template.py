@@ -131,11 +131,10 @@ class Template:
         """The one row of a dialogue; TemplateError where the template needs several (see `rows`)."""
         first, *others = self.rows(messages, tools)
         if others:
-            raise TemplateError(
-                f"the chat template renders turn {len(first.messages)} differently when other turns follow, "
-                "so the dialogue's answers do not fit into one row",
-                fix="learn only the last answer, or give the tokenizer a template that appends turn by turn",
-            )
+            why = f"the chat template renders turn {len(first.messages)} differently when other turns follow, "
+            why += "so the dialogue's answers do not fit into one row"
+            fix = "learn only the last answer, or give the tokenizer a template that appends turn by turn"
+            raise TemplateError(why, fix=fix)
         return first
 
     def rows(self, messages: Sequence[Message], tools: str = "") -> list[Tokens]:
@@ -155,11 +154,10 @@ class Template:
             tool_checks.refuse_unseen(before, messages[:turn], tools, lambda part: self.render(part, tools=tools))
             if not through.startswith(before):
                 same = shared_start(before, through)
-                raise TemplateError(
-                    f"the chat template renders turn {turn + 1} differently in use and in training: the prompt goes "
-                    f"on with {before[same : same + 30]!r} where the dialogue has {through[same : same + 30]!r}",
-                    fix="give the tokenizer a chat_template whose generation prompt opens an answer as its turns do",
-                )
+                why = f"the chat template renders turn {turn + 1} differently in use and in training: the prompt goes "
+                why += f"on with {before[same : same + 30]!r} where the dialogue has {through[same : same + 30]!r}"
+                fix = "give the tokenizer a chat_template whose generation prompt opens an answer as its turns do"
+                raise TemplateError(why, fix=fix)
             size, closed = self._answer_size(turn, message, through[len(before) :])
             answers.append(AnswerSpan(turn, len(before), len(before) + size, closed))
             wholes.append(through)
@@ -173,14 +171,14 @@ class Template:
         return rows
 
     @cached_property
-    def _special(self) -> dict[int, str]:
+    def special(self) -> dict[int, str]:
         """All special tokens, also those without a role of their own, as Phi's <|end|> and Gemma's <end_of_turn>."""
         own = dict(zip(self.tokenizer.all_special_ids, self.tokenizer.all_special_tokens, strict=True))
         return own | {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     @cached_property
     def _special_text(self) -> re.Pattern[str]:
-        longest_first = sorted(filter(None, self._special.values()), key=len, reverse=True)
+        longest_first = sorted(filter(None, self.special.values()), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def refuse_special(self, messages: Sequence[Message], tools: str) -> None:
@@ -193,11 +191,9 @@ class Template:
 
     def _answer_size(self, turn: int, message: Message, text: str) -> tuple[int, bool]:
         """Characters of a turn's text that the model generates, and whether a special token ends them.
-
-        What the template writes after that token (a newline, a token for the end of the dialogue) is not generated.
-        """
+        What the template writes after that token (a newline, a token for the end of the dialogue) is not generated."""
         if message.tool_calls:
-            ends = {self._special[token] for token in self._plain_ends if token in self._special}
+            ends = {self.special[token] for token in self._plain_ends if token in self.special}
             return tool_checks.answer_size(turn, message, text, self._special_text, ends)
         content = message.content.strip()
         place = stop = 0
@@ -207,11 +203,9 @@ class Template:
             place = token.end()
         if stop or contains(text[place:], content):
             return stop or len(text), bool(stop)
-        raise RowError(
-            f"turn {turn + 1}: the chat template leaves out a part of the answer: {content[:40]!r} becomes "
-            f"{text[:40]!r}",
-            fix="give the tokenizer a chat_template that keeps it (most often, reasoning in <think> tags)",
-        )
+        why = f"the chat template leaves out a part of the answer: {content[:40]!r} becomes {text[:40]!r}"
+        fix = "give the tokenizer a chat_template that keeps it (most often, reasoning in <think> tags)"
+        raise RowError(f"turn {turn + 1}: {why}", fix=fix)
 
     def _tokens(self, messages: Sequence[Message], tools: str, text: str, answers: Sequence[AnswerSpan]) -> Tokens:
         """Ids of the rendered dialogue and the labels of these answers, checked."""
@@ -227,7 +221,7 @@ class Template:
         for answer in answers:
             first, past = bisect_left(starts, answer.start), bisect_left(starts, answer.stop)
             self._check_prompt(text, ids, starts, first, answer.start, messages[answer.turn].all_text)
-            if ids[past - 1] not in self._special:
+            if ids[past - 1] not in self.special:
                 why = f"the tokenizer splits the token that ends an answer, {text[: answer.stop][-20:]!r}, into text"
                 raise TemplateError(why, fix="load the tokenizer without split_special_tokens")
             labels[first:past] = ids[first:past]
@@ -243,18 +237,16 @@ class Template:
         """
         opener = self._opener(messages[answer.turn])
         if opener is None or not (text.startswith(opener, answer.stop) or len(text) == answer.stop):
-            raise TemplateError(
-                f"the chat template closes the answer {text[answer.start : answer.stop][:20]!r} with no special token, "
-                "so the model would never learn to stop",
-                fix="let the template write eos_token after each assistant message",
-            )
+            why = f"the chat template closes the answer {text[answer.start : answer.stop][:20]!r} with no special "
+            why += "token, so the model would never learn to stop"
+            raise TemplateError(why, fix="let the template write eos_token after each assistant message")
         return answer._replace(stop=answer.stop + len(opener))
 
     def _check_ids(self, messages: Sequence[Message], tools: str, ids: list[int]) -> None:
         """The ids are the template's own whole, and no opening token is doubled."""
-        if len(ids) > 1 and ids[0] == ids[1] and ids[0] in self._special:
+        if len(ids) > 1 and ids[0] == ids[1] and ids[0] in self.special:
             fix = "let the chat template write bos_token once, and nothing else before the first turn"
-            raise TemplateError(f"the row opens with {self._special[ids[0]]!r} twice", fix=fix)
+            raise TemplateError(f"the row opens with {self.special[ids[0]]!r} twice", fix=fix)
         # transformers' method encodes the rendered text by the very call that gave us the ids, so only a
         # tokenizer with a method of its own can differ. It is checked on every row.
         from transformers import PreTrainedTokenizerBase
@@ -263,37 +255,28 @@ class Template:
             return
         whole = self._apply(messages, tools, tokenize=True, return_dict=False)
         if list(whole) != ids:
-            raise TemplateError(
-                f"{type(self.tokenizer).__name__} makes {len(whole)} tokens of a dialogue whose text has {len(ids)}: "
-                f"{self.tokenizer.decode(whole[:20])!r} is not {self.tokenizer.decode(ids[:20])!r}",
-                fix="load the tokenizer as transformers' own class, from its tokenizer.json",
-            )
+            why = f"{type(self.tokenizer).__name__} makes {len(whole)} tokens of a dialogue whose text has {len(ids)}: "
+            why += f"{self.tokenizer.decode(whole[:20])!r} is not {self.tokenizer.decode(ids[:20])!r}"
+            raise TemplateError(why, fix="load the tokenizer as transformers' own class, from its tokenizer.json")
 
     def _check_prompt(self, text: str, ids: list[int], starts: list[int], first: int, start: int, content: str) -> None:
         """The ids before `first` are those that generation starts from: prompt_ids of the messages before the answer.
-
-        A tokenizer cuts text at its special tokens first, so the two can differ only after the last of them.
-        """
+        A tokenizer cuts text at its special tokens first, so the two can differ only after the last of them."""
         last = first - 1
         # The id alone is not enough: unk is special and stands for any text that the vocabulary lacks.
-        while last > 0 and not ((token := self._special.get(ids[last])) and text.startswith(token, starts[last])):
+        while last > 0 and not ((token := self.special.get(ids[last])) and text.startswith(token, starts[last])):
             last -= 1
         if ids[max(last, 0) : first] == self._tail_ids(text[starts[last] if last > 0 else 0 : start]):
             return
         if content[:1].isspace():
-            raise RowError(
-                f"the answer {content[:20]!r} starts with white space, which becomes one token with the end of the "
-                "prompt: in use the model would never see that token",
-                fix="strip the answers, or leave such rows out with data.on_bad_row=skip",
-            )
+            why = f"the answer {content[:20]!r} starts with white space, which becomes one token with the end of the "
+            why += "prompt: in use the model would never see that token"
+            raise RowError(why, fix="strip the answers, or leave such rows out with data.on_bad_row=skip")
         why = f"a token spans the start of the answer {content[:20]!r}: in use the model would never see that token"
         raise TemplateError(why, fix="end the template's generation prompt with a newline or a special token")
 
     def _opener(self, message: Message) -> str | None:
-        """The special token that opens the turn right after an answer, in a template that closes none.
-
-        That is a user's turn, or after a tool call the tool's.
-        """
+        """The special token that opens the turn after an answer (of user or tool), in a template that closes none."""
         calls = bool(message.tool_calls)
         if calls not in self._openers:
             talk = PROBE_CALL if calls else [Message("user", "hi"), Message("assistant", "hello")]
@@ -307,9 +290,7 @@ class Template:
         self, messages: Sequence[Message], tools: str, text: str, starts: list[int], answers: Sequence[AnswerSpan]
     ) -> None:
         """The template's own {% generation %} markers agree with the labels.
-
-        They may hold more only within the turn: its opening, which is the prompt, and white space after its end.
-        """
+        They may hold more only within the turn: its opening, which is the prompt, and white space after its end."""
         options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         marks: list[int] = self._apply(messages, tools, **options)["assistant_masks"]
         stretches = sum(mark > last for last, mark in zip([0, *marks], marks, strict=False))

@@ -9,10 +9,7 @@ from luthier.core.errors import LuthierError
 
 
 class RowError(LuthierError):
-    """One row cannot be used.
-
-    `kind` is `bad` (see data.on_bad_row), `long` (see data.on_long_row), or `unwanted`: the recipe leaves it out.
-    """
+    """One row cannot be used: it is `bad` or `long` (see data.on_bad_row, data.on_long_row), or `unwanted`."""
 
     def __init__(self, reason: str, *, kind: str = "bad", fix: str = "") -> None:
         super().__init__(reason)
@@ -116,8 +113,7 @@ def chat(turns: Sequence[Message]) -> tuple[Message, ...]:
 
 def shared_start(one: Sequence[Any], other: Sequence[Any]) -> int:
     """The number of equal items at the start of both."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _result(turn: Message, number: int, calls: list[Any], last: str) -> Message:

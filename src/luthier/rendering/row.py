@@ -7,8 +7,6 @@ from luthier.rendering.chat_template import IGNORED
 
 EVEN = 64
 """Tokens: lengths of long packed sequences are multiples of it."""
-
-
 LongRow = Literal["stop", "skip", "split", "truncate_prompt", "truncate_answer"]
 
 

@@ -237,19 +237,14 @@ class ToolSupport:
 
 _PARAMETERS = {"type": "object", "properties": {"a": {"type": "string", "description": "A."}}}
 _TOOL = {"name": "luthier_probe", "description": "Probe.", "parameters": _PARAMETERS}
-_CALL = {"name": "luthier_called", "arguments": {"luthier_key": "luthier_value"}}
+_CALLED = {"name": "luthier_called", "arguments": {"luthier_key": "luthier_value"}}
+_CALL = Message("assistant", "", learn=True, tool_calls=json.dumps([{"type": "function", "function": _CALLED}]))
 PROBE_TOOLS = json.dumps([{"type": "function", "function": _TOOL}])
-PROBE_CALL = [
-    Message("user", "hi"),
-    Message("assistant", "", learn=True, tool_calls=json.dumps([{"type": "function", "function": _CALL}])),
-]
+PROBE_CALL = [Message("user", "hi"), _CALL]
 PROBE_RESULT = [*PROBE_CALL, Message("tool", "luthier_result", name="luthier_called")]
-PROBED = {
-    "luthier_called": "the name of a tool call",
-    "luthier_key": "the arguments of a tool call",
-    "luthier_value": "the arguments of a tool call",
-    "luthier_result": "the tool's result",
-}
+PROBED = {"luthier_called": "the name of a tool call"}
+PROBED |= dict.fromkeys(("luthier_key", "luthier_value"), "the arguments of a tool call")
+PROBED["luthier_result"] = "the tool's result"
 
 
 def probe(render: Render) -> ToolSupport:
@@ -348,9 +343,7 @@ def answer_size(turn: int, message: Message, text: str, special: re.Pattern[str]
     if stop:
         return stop, True
     if missing := missing_call(text, message):
-        raise RowError(
-            f"turn {turn + 1}: the chat template leaves out a part of the tool call: {missing[:40]!r} is not in "
-            f"{text[:200]!r}",
-            fix="give the tokenizer a chat_template that writes it, or leave such rows out with data.on_bad_row=skip",
-        )
+        why = f"the chat template leaves out a part of the tool call: {missing[:40]!r} is not in {text[:200]!r}"
+        fix = "give the tokenizer a chat_template that writes it, or leave such rows out with data.on_bad_row=skip"
+        raise RowError(f"turn {turn + 1}: {why}", fix=fix)
     return len(text), False

@@ -1,5 +1,6 @@
-"""Checks of the data that a run would learn from. Reads no file and loads no model."""
+"""Checks of the data that a run would learn from, read as `train` would, but without the rows that would stop it."""
 
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -7,17 +8,21 @@ from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any, Literal, get_args
 
-from luthier.core.errors import install_anywhere
+from luthier.core.errors import DataError, InputError, install_anywhere
 from luthier.core.events import Progress
 from luthier.data.checks import duplicates
 from luthier.data.checks.duplicates import groups, near, normalized
 from luthier.data.checks.facts import SHORT, TextHashes, beginning, content, prompt, text_hashes
 from luthier.data.checks.languages import MOST_TEXTS, available, languages
 from luthier.data.checks.mask import Mask, endless, learned_prompts, masks
+from luthier.data.encode import encode, workers_for
+from luthier.data.prepare import load
 from luthier.data.prepared import SIDES, Prepared
+from luthier.data.settings import DataConfig
 from luthier.data.store import Examples
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import shared_start
+from luthier.tasks.base import Task
 
 Level = Literal["stop", "warn", "note"]
 """`stop`: train would stop; `warn`: look at it; `note`: good to know."""
@@ -100,6 +105,53 @@ class Audit:
     def add(self, level: Level, what: str, text: str, places: Sequence[str] = ()) -> None:
         """Add a finding."""
         self.findings.append(Finding(level, what, text, list(places[:PLACES])))
+
+
+def read_all(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
+    """The rows that can be read; the others are in `refusals`. DataError where none is left."""
+    try:
+        return load(lenient(config), task, progress)
+    except DataError:
+        load(config, task)  # its message names the first bad row; here they are only counted
+        raise
+
+
+def lenient(config: DataConfig, task: Task | None = None) -> DataConfig:
+    """The same settings without a stop. Other policies of the recipe stay: train would follow them too."""
+    changes = {"on_bad_row": "skip", "on_leak": "warn" if config.on_leak == "stop" else config.on_leak}
+    splits = config.on_long_row is None and task is not None and task.splits_long_rows
+    if config.on_long_row in (None, "stop") and not splits:
+        changes["on_long_row"] = "skip"
+    return config.model_copy(update=changes)
+
+
+def survey(
+    config: DataConfig, task: Task | None, data: Prepared, template: Template, max_length: int, progress: Progress
+) -> Audit:
+    """Encode what `read` returned and check it. `task` is that of the recipe, which may leave it open."""
+    workers = workers_for(config, sum(len(data.side(side).examples) for side in SIDES))
+    failure = ""
+    lengths = array("I")
+    try:
+        encode(data, template, lenient(config, data.task), max_length, progress=progress, whole=lengths)
+    except DataError as error:
+        if data.rows or not data.refusals:  # else no row is left, and the refusals say why
+            raise
+        failure = str(error)
+    progress.stage("checking the rows")
+    found = audit(data, template, lengths=lengths, max_length=max_length, workers=workers, progress=progress)
+    if data.refusals or config.on_leak == "stop":  # else nothing was skipped that could stop it
+        try:  # the error of train under the policies of the recipe
+            encode(load(config, task), template, config, max_length)
+        except InputError as error:
+            failure = str(error)
+    if failure:
+        total = f"\nIn all {len(data.refusals):,} rows are refused." if len(data.refusals) > 1 else ""
+        found.add("stop", "rows", failure + total, [refusal["where"] for refusal in found.refusals])
+    elif data.refusals:
+        found.add("note", "rows", f"{len(data.refusals):,} rows are left out, as the recipe says")
+    found.findings.sort(key=lambda finding: finding.level != "stop")
+    return found
 
 
 def audit(
@@ -239,11 +291,8 @@ def _duplicates(found: Audit, examples: Examples, hashes: TextHashes, trained: i
         bound = "" if similar.whole else ", and perhaps more: there are too many to compare them all"
         text = f"nearly the same as another row: {_share(len(rows), len(examples))}{bound}"
         found.add("note", "near duplicates", text, [*map(str, found.near)])
-    for key, what in (
-        ("same", "that are training rows too"),
-        ("near", "nearly the same as a training row"),
-        ("same_prompt", "whose prompt a training row has"),
-    ):
+    kinds = {"same": "that are training rows too", "near": "nearly the same as a training row"}
+    for key, what in (kinds | {"same_prompt": "whose prompt a training row has"}).items():
         if count := found.overlap_rows[key]:
             places = [str(p) for p in found.overlap if key == ("same" if p.similarity == 1 else "near")]
             of = f"{count:,} of {len(examples) - trained:,}"
@@ -315,8 +364,7 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
     known = tokenizer.unk_token_id is None or tokenizer.unk_token == tokenizer.eos_token
     if lost := [] if known else list(rows.containing({tokenizer.unk_token_id})):
         text = f"text that the tokenizer does not know, and reads as {tokenizer.unk_token}, in "
-        places = [rows.where(number) for number in lost[:PLACES]]
-        found.add("warn", "unknown", text + _share(len(lost), every), places)
+        found.add("warn", "unknown", text + _share(len(lost), every), [rows.where(number) for number in lost[:PLACES]])
     if cut := sum(data.side(side).counts.cut for side in SIDES):
         found.add("warn", "cut", f"rows cut to {found.max_length:,} tokens, by data.on_long_row: {cut:,}")
     if not data.validation_examples:

@@ -52,15 +52,12 @@ def groups(keys: Sequence[int]) -> list[list[int]]:
     ordered = every[order]
     begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     ends = np.append(begins[1:], len(ordered))
-    found = [order[a:b].tolist() for a, b in zip(begins, ends, strict=True) if b - a > 1 and ordered[a]]
-    return sorted(found)
+    return sorted(order[a:b].tolist() for a, b in zip(begins, ends, strict=True) if b - a > 1 and ordered[a])
 
 
 def near(text: Callable[[int], str], keys: Sequence[int], first: int = 0) -> Near:
     """Nearly equal texts, where `text(number)` is normalized. Of equal keys only the first is compared, of key 0 none.
-
-    Where there are too many, those from number `first` on (the validation rows) are compared before others.
-    """
+    Where there are too many, those from number `first` on (the validation rows) are compared before others."""
     _, firsts = np.unique(np.asarray(keys, dtype=np.uint64), return_index=True)
     numbers = sorted(number for number in firsts.tolist() if keys[number])
     result = Near(whole=len(numbers) <= MOST_TEXTS)

@@ -47,9 +47,7 @@ def script(text: str) -> str:
     if not counts:
         return "no letters"
     (first, most), *others = counts.most_common(2)
-    if most >= MAIN * counts.total():
-        return first
-    return "mixed: " + ", ".join(sorted([first, others[0][0]]))
+    return first if most >= MAIN * counts.total() else "mixed: " + ", ".join(sorted([first, others[0][0]]))
 
 
 def available() -> bool:

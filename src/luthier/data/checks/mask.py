@@ -51,8 +51,7 @@ def mask(row: Row, why: str, data: Prepared, template: Template) -> Mask:
     classes = data.task.model_class == "classification"
     labels = [IGNORED] * len(row.ids) if classes else [IGNORED, *row.labels[1:]]  # the first token is not a target
     ends = end_ids(data, template)
-    special = {*template.tokenizer.all_special_ids}
-    special |= {number for number, token in template.tokenizer.added_tokens_decoder.items() if token.special}
+    special = set(template.special)
     kinds: list[Kind] = []
     for token, label in zip(row.ids, labels, strict=True):
         learned: Kind = "end" if token in ends else "learned"
@@ -68,9 +67,8 @@ def mask(row: Row, why: str, data: Prepared, template: Template) -> Mask:
         gap: tuple[str, Kind] = (f" ... {last - first:,} tokens, {learned_inside:,} of them learned ... ", "gap")
         head = _pieces(row.ids[:first], kinds[:first], special, template)
         pieces = [*head, gap, *_pieces(row.ids[last:], kinds[last:], special, template)]
-    if classes:
-        return Mask(row.where, why, len(row.ids), 0, data.task.label_of(row), pieces)
-    return Mask(row.where, why, len(row.ids), row.learned, "", pieces)
+    learned_tokens, label_text = (0, data.task.label_of(row)) if classes else (row.learned, "")
+    return Mask(row.where, why, len(row.ids), learned_tokens, label_text, pieces)
 
 
 def seen(data: Prepared, template: Template) -> str:
@@ -145,10 +143,7 @@ def refuse_endless(data: Prepared, template: Template) -> None:
 
 
 def learned_prompts(data: Prepared, template: Template) -> tuple[list[str], int]:
-    """Places of the training rows of a chat in which tokens of a prompt are learned, and how many were checked.
-
-    The prompts are rendered and encoded once more, on their own, as for generation.
-    """
+    """Places of the rows of a chat that learn tokens of a prompt, rendered again by itself, and the rows checked."""
     if data.task.name != "chat":
         return [], 0
     examples, owner = data.examples, data.rows.owner

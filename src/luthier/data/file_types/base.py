@@ -66,15 +66,9 @@ class FileType(Plugin):
         raise NotImplementedError
 
 
-FILE_TYPES = Family(
-    FileType,
-    "kind of file",
-    presets={
-        **dict.fromkeys(("json", "ndjson"), ("jsonl", {})),
-        **dict.fromkeys(("feather", "ipc"), ("arrow", {})),
-        "tsv": ("csv", {"tab": True}),
-    },
-)
+ALIASES = {"json": "jsonl", "ndjson": "jsonl", "feather": "arrow", "ipc": "arrow"}
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {alias: (name, {}) for alias, name in ALIASES.items()}
+FILE_TYPES = Family(FileType, "kind of file", presets={**PRESETS, "tsv": ("csv", {"tab": True})})
 
 
 def kind_of(path: str) -> Literal["file", "folder", ""]:
@@ -128,10 +122,7 @@ def _stamp(file: Path) -> tuple[int, ...]:
 
 
 def byte_blocks(file: Path) -> Generator[bytes, None, None]:
-    """The bytes of a file, decompressed where its first bytes are those of gzip or zstd, whatever its name.
-
-    DataError where compressed data is damaged, or grows like a decompression bomb.
-    """
+    """The bytes of a file, decompressed where it begins as gzip or zstd does; DataError for a decompression bomb."""
     with io.BufferedReader(io.FileIO(file), BLOCK) as source:
         head = source.peek(4)[:4]
         kind, read, size = "", source.read, 0

@@ -42,22 +42,23 @@ class Jsonl(FileType):
 
     def rows(self, file: Path, columns: Sequence[str]) -> Iterator[RawRow]:
         encoding = encoding_of(file)
-        first = next((text.lstrip()[0] for text in blocks(file, encoding) if text.strip()), "")
-        return (_json_array if first == "[" else _json_lines)(file, encoding)
-
-
-def _json_lines(file: Path, encoding: str) -> Iterator[RawRow]:
-    first = True
-    for number, text, _, fault in lines(file, encoding):
-        where = f"{file}: line {number}"
-        if not fault and not text.strip():
-            continue
-        whole = text.rstrip("\r\n")
-        row = RawRow(where, {"raw": whole}, fault) if fault else _json_row(where, whole, cut=not text.endswith("\n"))
-        if first and row.problem and text.lstrip().startswith("{"):
-            _refuse_one_object(file, encoding)
-        first = False
-        yield row
+        begin = next((text.lstrip()[0] for text in blocks(file, encoding) if text.strip()), "")
+        if begin == "[":
+            for number, (item, size) in enumerate(_items(file, blocks(file, encoding)), 1):
+                where = f"{file}: row {number}"
+                text, fault = readable_part(item, size, encoding, "row")
+                yield RawRow(where, {"raw": text.strip()}, fault) if fault else _json_row(where, text)
+            return
+        first = True
+        for number, text, _, fault in lines(file, encoding):
+            if not fault and not text.strip():
+                continue
+            where, whole, cut = f"{file}: line {number}", text.rstrip("\r\n"), not text.endswith("\n")
+            row = RawRow(where, {"raw": whole}, fault) if fault else _json_row(where, whole, cut=cut)
+            if first and row.problem and text.lstrip().startswith("{"):
+                _refuse_one_object(file, encoding)
+            first = False
+            yield row
 
 
 def _json_row(where: str, text: str, *, cut: bool = False) -> RawRow:
@@ -106,18 +107,9 @@ def _refuse_one_object(file: Path, encoding: str) -> None:
         raise DataError(f"{file}: {why}", fix="rows are a JSON array [...] or one object per line")
 
 
-def _json_array(file: Path, encoding: str) -> Iterator[RawRow]:
-    for number, (item, size) in enumerate(_items(file, blocks(file, encoding)), 1):
-        where = f"{file}: row {number}"
-        text, fault = readable_part(item, size, encoding, "row")
-        yield RawRow(where, {"raw": text.strip()}, fault) if fault else _json_row(where, text)
-
-
 def _items(file: Path, pieces: Iterator[str]) -> Iterator[tuple[str, int]]:
     """(text, length) of each item of an array: cut at the commas here, parsed by the caller.
-
-    So a bad item affects no other, and memory holds one item; of one over the limit only the beginning.
-    """
+    So a bad item affects no other, and memory holds one item; of one over the limit only the beginning."""
     scan = _Scan()
     kept: list[str] = []
     size = number = 0

@@ -57,8 +57,7 @@ class Preference(Format):
             tuple(replace(message, learn=message.learn and i >= shared) for i, message in enumerate(side))
             for side in (chosen, rejected)
         )
-        worse = rejected if self.learn == "pairs" else ()
-        return Example(messages=chosen, rejected=worse, tools=tools)
+        return Example(messages=chosen, rejected=rejected if self.learn == "pairs" else (), tools=tools)
 
     def _start(self, row: Mapping[str, Any]) -> list[Message]:
         name = self.prompt
