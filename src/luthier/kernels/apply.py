@@ -60,7 +60,5 @@ def check_compile(device: str) -> None:
         torch.compile(lambda numbers: numbers.cos() + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever a missing or broken compiler makes of it
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"train.compile: torch.compile does not work here: {what}",
-            fix="a C++ compiler (g++, or the one that CXX names) for a CPU, Triton for a GPU; or train.compile=false",
-        ) from error
+        fix = "a C++ compiler (g++, or the one that CXX names) for a CPU, Triton for a GPU; or train.compile=false"
+        raise InputError(f"train.compile: torch.compile does not work here: {what}", fix=fix) from error

@@ -57,20 +57,13 @@ def packed_rows(position_ids: Tensor | None, query: Tensor) -> PackedRows | None
 
 
 def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    position_ids: Tensor | None = None,
-    sliding_window: int | None = None,
-    **kwargs: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Queries [1, heads, T, D], keys and values [1, key heads, P + T, D] -> [1, T, heads, D].
 
     Each row begins at position 0. Keys in front of the queries (a trained prefix) are seen by every row.
     """
+    position_ids, sliding_window = kwargs.pop("position_ids", None), kwargs.pop("sliding_window", None)
     front = key.size(2) - query.size(2)
     scaling, dropping = kwargs.get("scaling"), kwargs.get("dropout") and module.training
     additive = attention_mask is not None and attention_mask.dtype != torch.bool  # a gate's, a bias: not only hiding
@@ -101,12 +94,10 @@ def packed_attention(
 
 
 def causal_rows(query: Tensor, key: Tensor, value: Tensor, edges: Sequence[int], scale: float) -> Tensor:
-    """softmax(q k^T scale) v within each row: [heads, T, D], [key heads, T, D] twice -> [T, heads, D].
-
-    As sdpa's kernel it recomputes probabilities in the backward pass (Dao et al. 2022, arXiv 2205.14135), in blocks
-    that suit a CPU's matrix products. All is float32: in bfloat16 the scores of Qwen2, some hundreds, would be off by
-    whole numbers, and oneDNN would compile and keep a kernel for each length of a row, which MKL does not.
-    """
+    """softmax(q k^T scale) v within each row: [heads, T, D], [key heads, T, D] twice -> [T, heads, D]."""
+    # As sdpa's kernel it recomputes probabilities in the backward pass (Dao et al. 2022, arXiv 2205.14135), in blocks
+    # that suit a CPU's matrix products. All is float32: in bfloat16 the scores of Qwen2, some hundreds, would be off by
+    # whole numbers, and oneDNN would compile and keep a kernel for each length of a row, which MKL does not.
     # As autocast does for sdpa: rotated queries may be wider than the values.
     query, key, value = (x.to(autocast_type(x, x.dtype)) for x in (query, key, value))
     return _CausalRows.apply(query, key, value, tuple(edges), scale)  # type: ignore[no-any-return, no-untyped-call]
@@ -227,10 +218,8 @@ def _proved(dtype: torch.dtype, device: torch.device, heads: int, few: int, widt
 
 def _agrees(dtype: torch.dtype, device: torch.device, heads: int, few: int, width: int, window: int | None) -> bool:
     edges, draw = [0, 37, 128], torch.Generator(device).manual_seed(0)
-    given = [
-        torch.randn(some, edges[-1], width, generator=draw, device=device).to(dtype).requires_grad_()
-        for some in (heads, few, few)
-    ]
+    drawn = (torch.randn(some, edges[-1], width, generator=draw, device=device) for some in (heads, few, few))
+    given = [x.to(dtype).requires_grad_() for x in drawn]
     true = [x.detach().float().requires_grad_() for x in given]
     first = torch.arange(edges[-1], device=device) < edges[1]
     seen = (first[:, None] == first).tril().triu(-edges[-1] if window is None else 1 - window)
@@ -247,10 +236,8 @@ def _agrees(dtype: torch.dtype, device: torch.device, heads: int, few: int, widt
 
 @contextmanager
 def row_by_row(model: nn.Module, *, apart: bool = False) -> Iterator[None]:
-    """A context in which attention is computed row by row where the model uses sdpa, `apart` from compiled code.
-
-    A model with Flash Attention (attn_implementation) keeps it: that finds rows by their positions as well.
-    """
+    """A context in which attention is computed row by row where the model uses sdpa, `apart` from compiled code."""
+    # A model with Flash Attention (attn_implementation) keeps it: that finds rows by their positions as well.
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     if getattr(getattr(base, "config", None), "_attn_implementation", "") != "sdpa":
         yield

@@ -35,8 +35,7 @@ def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Te
     """
     if not len(targets):
         return hidden.float().sum(1)  # in the graph, and empty
-    losses: Tensor = _LinearCrossEntropy.apply(hidden, head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
-    return losses
+    return _LinearCrossEntropy.apply(hidden, head.weight, head.bias, targets)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -53,7 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             half = dtype is torch.float16
             boost = BOOST if half else 1.0
             grad_hidden = torch.empty_like(hidden, dtype=torch.float32 if half else None) if wants_hidden else None
-            for part, _, logits in _chunks(hidden, cast, bias, dtype):
+            for part, _, logits in _chunks(hidden, cast, bias):
                 here = targets[part]
                 losses[part] = _losses_and_grad(logits[: len(here)], here, boost)
                 if grad_hidden is not None:
@@ -75,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         cast = weight.detach().to(ctx.dtype)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
-        for part, chunk, made in _chunks(hidden, cast, bias, ctx.dtype):
+        for part, chunk, made in _chunks(hidden, cast, bias):
             logits = made[: len(chunk)]
             _losses_and_grad(logits, targets[part], scale=grad_output[part], grad_bias=grad_bias)
             if grad_weight is not None:
@@ -84,13 +83,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return scaled, grad_weight, None if grad_bias is None else grad_bias.to(bias.dtype), None
 
 
-def _chunks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(place, tokens, their logits) of each chunk; the next one's logits take the same memory.
-
-    Zeros fill each up to a multiple of EVEN tokens: for each number of tokens oneDNN would compile and keep kernels.
-    """
+def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(place, tokens, their logits) of each chunk; the next one's logits take the same memory."""
+    # Zeros fill each up to a multiple of EVEN tokens: for each number of tokens oneDNN would compile and keep kernels.
+    dtype = weight.dtype
     size = max(FEWEST, CHUNK_BYTES // (dtype.itemsize * len(weight))) // EVEN * EVEN or FEWEST
     chunks = max(1, -(-len(hidden) // size))
     size = min(size, -(-len(hidden) // (chunks * EVEN)) * EVEN)  # alike: a small one would be slow

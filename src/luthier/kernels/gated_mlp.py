@@ -18,28 +18,24 @@ from luthier.kernels.frozen_linear import evaluating, is_frozen_linear, is_packe
 from luthier.kernels.lora import LoraPath, LowRank, backward, forward, low_rank
 
 LAYERS = ("gate_proj", "up_proj", "down_proj")
-GELU, GELU_BACKWARD = partial(F.gelu, approximate="tanh"), partial(torch.ops.aten.gelu_backward, approximate="tanh")
 ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "silu": (F.silu, torch.ops.aten.silu_backward),
     "gelu": (F.gelu, torch.ops.aten.gelu_backward),
-    "gelu_tanh": (GELU, GELU_BACKWARD),
+    "gelu_tanh": (partial(F.gelu, approximate="tanh"), partial(torch.ops.aten.gelu_backward, approximate="tanh")),
 }
 """Name -> (function of x, function of the output's gradient and x)."""
 
 
 def patch(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
-    """Let the gated blocks of `model` compute so, where a `trial` gives their own numbers; returns these blocks.
-
-    A block decides at each call: a layer that trains itself, or has more beside it than LoRA, uses the model's code.
-    """
+    """Let the gated blocks of `model` compute so, where a `trial` gives their own numbers; returns these blocks."""
+    # A block decides at each call: a layer that trains itself, or has more beside it than LoRA, uses the model's code.
     found: list[nn.Module] = []
     proved: dict[type, bool] = {}
     module: Any
     for module in model.modules():
         if all(isinstance(getattr(module, name, None), nn.Module) for name in (*LAYERS, "act_fn")):
             x = torch.linspace(-6, 6, 97)
-            same = (name for name, own in ACTIVATIONS.items() if torch.equal(module.act_fn(x), own[0](x)))
-            known = next(same, None)
+            known = next((name for name, own in ACTIVATIONS.items() if torch.equal(module.act_fn(x), own[0](x))), None)
             if type(module) not in proved:
                 proved[type(module)] = known is not None and (not trial or _same(module, known))
             if proved[type(module)]:
@@ -53,8 +49,7 @@ def _same(module: Any, act: str) -> bool:
     with evaluating(module):  # first of all: a mask drawn here would move torch's random state
         if (paths := _paths(module)) is None:
             return False
-        layer = paths[0][0]
-        width = layer.in_features
+        layer, width = paths[0][0], paths[0][0].in_features
         # Of the type that the block itself will see: fixed numbers, so that nothing is drawn from torch's state.
         dtype = torch.float32 if is_packed(layer) else layer.weight.dtype
         x = torch.linspace(-1.7, 2.3, 3 * width, device=layer.weight.device).sin().view(1, 3, width).to(dtype)

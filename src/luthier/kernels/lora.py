@@ -25,10 +25,8 @@ BLOCK = POOL // 4
 
 
 def patch(model: nn.Module) -> list[nn.Module]:
-    """Let the LoRA layers of a PEFT model compute so, where nothing about them asks for more; returns these layers.
-
-    A layer decides at each call: PEFT's code serves what is more than one active adapter on a frozen linear layer.
-    """
+    """Let the LoRA layers of a PEFT model compute so, where nothing about them asks for more; returns these layers."""
+    # A layer decides at each call: PEFT's code serves what is more than one active adapter on a frozen linear layer.
     from peft.tuners.lora.layer import LoraLayer
 
     found: list[nn.Module] = [m for m in model.modules() if isinstance(m, LoraLayer) and _is_linear(m)]
@@ -68,8 +66,7 @@ class Dropped:
     def blocks(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """(tokens, their mask of x's type) for the tokens of [N, width], block by block."""
         pool = _pool(self.rate, x.dtype, x.device)
-        width = x.size(1)
-        tokens = BLOCK // width
+        width, tokens = x.size(1), BLOCK // x.size(1)
         draw = torch.Generator().manual_seed(self.seed)
         starts = range(0, len(x), tokens)
         offsets: list[int] = torch.randint(POOL - BLOCK, (len(starts),), generator=draw).tolist()
@@ -80,8 +77,7 @@ class Dropped:
 
 @lru_cache(maxsize=4)
 def _pool(rate: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    out = torch.empty(POOL).bernoulli_(1 - rate, generator=torch.Generator().manual_seed(0))
-    return out.to(device, dtype)
+    return torch.empty(POOL).bernoulli_(1 - rate, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,10 @@
 """Freed memory and idle threads of a process: with the defaults of Linux, both cost more than the arithmetic.
 
 glibc unmaps each large block of memory as soon as it is freed, and every page of the next one is a page fault: to
-multiply two matrices of 18 MB takes several times as long. Training allocates the same sizes again and again.
-
-GNU's OpenMP, which torch has on Linux, gives each thread that computes a team of workers. Where all teams together have
-more threads than there are processors, workers go to sleep after each piece of work, and to wake them costs as much as
-the piece. A process that loads in its main thread and computes in another is such a case.
+multiply two matrices of 18 MB takes several times as long. Training allocates the same sizes again and again. GNU's
+OpenMP, which torch has on Linux, gives each thread that computes a team of workers. Where all teams together have more
+threads than there are processors, workers go to sleep after each piece of work, and to wake them costs as much as the
+piece. A process that loads in its main thread and computes in another is such a case.
 """
 
 import ctypes

@@ -100,11 +100,9 @@ class Method(Plugin):
         return ""
 
     def learning_rate(self, model: Model) -> float:
-        """Peak learning rate for this model when the recipe gives none.
-
-        Narrow decoders want more than the suggested one: Adam's best rate falls with the width (arXiv 2203.03466, table
-        3); the sweep in benchmarks/methods fits a power of 1.5. On encoders only whole weights do.
-        """
+        """Peak learning rate for this model when the recipe gives none."""
+        # Narrow decoders want more than the suggested one: Adam's best rate falls with the width (arXiv 2203.03466,
+        # table 3); the sweep in benchmarks/methods fits a power of 1.5. On encoders only whole weights do.
         encoder = type(model).__name__.startswith(("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra"))
         lr = self.suggested_lr_encoder if encoder and self.suggested_lr_encoder else self.suggested_lr
         width = getattr(getattr(model, "config", None), "hidden_size", WIDE)
@@ -157,9 +155,7 @@ class WholeMethod(Method):
 
         from luthier.methods.layers.loading import copy_same
 
-        stored: State = {}
-        for file in folder.glob("*.safetensors"):
-            stored |= load_file(file)
+        stored = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
         buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
         copy_same(stored, {**dict(model.named_parameters()), **buffers}, folder)
 

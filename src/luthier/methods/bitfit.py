@@ -19,9 +19,7 @@ from luthier.methods.base import Model, PeftMethod, split_names
 from luthier.models.targets import check_targets
 
 Term = Literal["query", "key", "value", "intermediate", "output", "attention_layernorm", "output_layernorm"]
-Terms = Annotated[
-    tuple[Term, ...] | Literal["all"], BeforeValidator(lambda value: value if value == "all" else split_names(value))
-]
+Terms = Annotated[tuple[Term, ...] | Literal["all"], BeforeValidator(lambda v: v if v == "all" else split_names(v))]
 
 
 class BitFit(PeftMethod):
@@ -65,10 +63,9 @@ class BitFit(PeftMethod):
         if _settings(model, {name for name, _ in model.named_parameters()} | added) is not None:
             return ""
         kind = getattr(model.config, "model_type", "this model")
-        return (
-            f"method.missing=add gives {len(added)} layers a bias for which the code of {kind} has no place: the "
-            "result works as an adapter beside its base, but cannot be saved as one merged model"
-        )
+        bias = f"{len(added)} layers a bias for which the code of {kind} has no place"
+        beside = "the result works as an adapter beside its base, but cannot be saved as one merged model"
+        return f"method.missing=add gives {bias}: {beside}"
 
     def merge(self, model: Model) -> Model:
         merged = super().merge(model)

@@ -54,10 +54,7 @@ class PTuning(PromptMethod):
 
     def write_adapter(self, model: Model, folder: Path) -> None:
         """The network's own dropout must not touch what is kept, nor draw a random number that training would miss."""
-        network = model.prompt_encoder["default"]
-        training = network.training
-        network.eval()
-        try:
+        from luthier.kernels.frozen_linear import evaluating
+
+        with evaluating(model.prompt_encoder["default"]):
             super().write_adapter(model, folder)
-        finally:
-            network.train(training)

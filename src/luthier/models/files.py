@@ -26,7 +26,6 @@ from luthier.core.files import read_object
 from luthier.core.resources import refuse_closed
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-OLD_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FETCH = "download the model again"
 OTHER_CONFIG = f"{FETCH}; its config.json may belong to another"
 ADAPTER_TOO = "model.path: {} holds an adapter beside the model, and a base is loaded without one"
@@ -66,7 +65,7 @@ def check_folder(folder: Path, *, weights: bool) -> None:
     if (generation := folder / "generation_config.json").is_file():
         check_tokens(read_object(generation, FETCH), config, generation)
     if weights and not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
-        if any((folder / name).is_file() for name in OLD_WEIGHTS):
+        if any((folder / name).is_file() for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
             message = f"model.path: {folder} has only pickled weights (.bin), which can run code when opened"
             raise ModelError(message, fix="convert them to safetensors first")
         message = f"model.path: {folder} has a config.json but no weights (model.safetensors)"
@@ -193,23 +192,17 @@ def few_modules() -> Iterator[None]:
         if next(made) > MOST_MODULES:
             raise ModelError(f"config.json asks for more than {MOST_MODULES} modules, which no model has", fix=FETCH)
 
-    hook = register_module_module_registration_hook(count)
-    try:
+    with register_module_module_registration_hook(count):
         yield
-    finally:
-        hook.remove()
 
 
 def check_vocabulary(path: str, model_config: Any, tokenizer: Any) -> None:
-    """ModelError where texts may have tokens that the model has no embedding for: they would end a run midway.
-
-    An added token beyond that no template uses does no harm: Gemma 3 has one for images.
-    """
+    """ModelError where texts may have tokens that the model has no embedding for: they would end a run midway."""
     size = getattr(model_config.get_text_config(), "vocab_size", None)
     added, template = tokenizer.get_added_vocab(), str(tokenizer.chat_template or "")
     named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token)
-    every = tokenizer.get_vocab().items()
-    used = [(n, name) for name, n in every if name not in added or name in named or name in template]
+    # An added token beyond that no template uses does no harm: Gemma 3 has one for images.
+    used = [(n, t) for t, n in tokenizer.get_vocab().items() if t not in added or t in named or t in template]
     number, token = max(used, default=(-1, ""))
     if isinstance(size, int) and number >= size:
         what = f"has token {number} ({token!r}), and the model has {size} tokens, numbered from 0"
@@ -245,10 +238,8 @@ def refuse_not_finite(model: nn.Module, source: str) -> None:
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Name of the first tensor that is not finite throughout; empty where there is none.
-
-    A NaN or an infinity never leaves a sum. A sum of finite numbers may overflow, so such a tensor is looked at twice.
-    """
+    """Name of the first tensor that is not finite throughout; empty where there is none."""
+    # A NaN or an infinity never leaves a sum. A sum of finite numbers may overflow: such a tensor is looked at twice.
     floats = [(n, t.detach()) for n, t in tensors if t.is_floating_point() and t.device.type != "meta"]
     sums = [tensor.sum(dtype=torch.float32) for _, tensor in floats]
     if not sums or all(torch.stack([each.to(sums[0].device) for each in sums]).isfinite().tolist()):

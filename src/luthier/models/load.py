@@ -104,9 +104,8 @@ def locate(config: ModelConfig) -> str:
 def load_tokenizer(config: ModelConfig, source: str) -> PreTrainedTokenizerBase:
     """The fast tokenizer of the base. A missing pad token becomes the end token; the mask goes by place, not id."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=config.trust_remote_code, revision=config.revision or "main"
-        )
+        options = {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:  # transformers and its hub client raise many kinds
         if Path(source).is_dir():
             architecture(config, source)  # which AutoTokenizer reads first, and which may be what is at fault
@@ -152,10 +151,10 @@ def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: 
     files.check_vocabulary(config.path, base.config, tokenizer)
     where = device(config)
     dtype = "float32" if config.dtype == "auto" and where == "cpu" else config.dtype
-    code = config.trust_remote_code
     try:
         if config.init == "random":
             with files.few_modules():
+                code = config.trust_remote_code
                 model = base.auto.from_config(base.config, dtype=torch.float32, trust_remote_code=code)
         else:
             if quantize != "none":
@@ -288,8 +287,7 @@ def unpack(model: nn.Module) -> nn.Module:
     plain: Any = model.dequantize(dtype=torch.float32).float()  # type: ignore[operator]
     # What read packed files would be undone when it is saved, and cannot be. Goes when transformers' `dequantize`
     # forgets it itself (seen in 5.23).
-    made = getattr(plain, "_weight_conversions", None)
-    if made is not None:
+    if (made := getattr(plain, "_weight_conversions", None)) is not None:
         kinds = [{type(step).__module__ for step in getattr(each, "operations", ())} for each in made]
         kept = zip(made, kinds, strict=True)
         plain._weight_conversions = [each for each, own in kept if not any("bitsandbytes" in name for name in own)]

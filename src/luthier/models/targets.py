@@ -148,10 +148,8 @@ def check_rank(layers: dict[str, Any], rank: int, setting: Callable[[int], str] 
 
 
 def read_as_experts(model: Any) -> frozenset[str]:
-    """Names that PEFT's LoRA takes for the fused experts of this model, though plain layers are called so as well.
-
-    An adapter of those would be saved under other names. Goes when PEFT tells them apart (seen in 0.21.2).
-    """
+    """Names that PEFT's LoRA takes for the fused experts of this model, though plain layers are called so as well."""
+    # An adapter of those would be saved under other names. Goes when PEFT tells them apart (seen in 0.21.2).
     from peft.utils import transformers_weight_conversion as rewritten
 
     families: dict[str, str] = getattr(rewritten, "_MODEL_TO_CONVERSION_PATTERN", {})
@@ -176,7 +174,8 @@ def fused_experts(model: Any, taken: Collection[str] = ()) -> str:
     share = sum(fused.values()) / sum(parameter.numel() for parameter in model.parameters())
     beside = sorted({n.rpartition(".")[2] for n in linear_layers(model)} & set(taken))
     plain = f"; so do the plain layers {', '.join(beside)}, whose names PEFT reads as those experts" if beside else ""
-    return (
-        f"{share:.0%} of the parameters are experts held as whole tensors ({', '.join(sorted(fused))}), which are not "
-        f"linear layers and stay as they are{plain}; method=full trains them, method=freeze those of some layers"
+    what = (
+        f"experts held as whole tensors ({', '.join(sorted(fused))}), which are not linear layers and stay as they are"
     )
+    fix = "method=full trains them, method=freeze those of some layers"
+    return f"{share:.0%} of the parameters are {what}{plain}; {fix}"

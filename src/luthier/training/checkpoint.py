@@ -40,10 +40,8 @@ def newest(folder: Path, run: str = "") -> tuple[Path | None, list[str]]:
 
 
 def rotate(folder: Path, keep: int, best: str | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one; by rename first, so no half remains in sight.
-
-    A checkpoint with a file missing or cut counts for nothing. The one just written was hashed from the disk.
-    """
+    """Delete all but the newest `keep` checkpoints and the best one; by rename first, so no half remains in sight."""
+    # A checkpoint with a file missing or cut counts for nothing. The one just written was hashed from the disk.
     whole = [checkpoint for checkpoint in _found(folder) if not fault(checkpoint, hashes=False)]
     for checkpoint in whole[:-keep]:
         if checkpoint.name != best:
@@ -74,15 +72,10 @@ def write_checkpoint(
         rng = RandomState.now()
         tensors |= rng.tensors
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.safetensors")
-        state = {
-            **state,
-            "optimizer": numbers,
-            "schedule": {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"},
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "rng": rng.numbers,
-            "tensors": sorted(tensors),
-        }
-        (folder / "state.json").write_text(to_json(state))
+        schedule_state = {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"}
+        scale = scaler.state_dict() if scaler is not None else None
+        state = {**state, "optimizer": numbers, "schedule": schedule_state, "scaler": scale, "rng": rng.numbers}
+        (folder / "state.json").write_text(to_json({**state, "tensors": sorted(tensors)}))
 
 
 def read_checkpoint(
@@ -94,7 +87,13 @@ def read_checkpoint(
     if odd := sorted(set(tensors) ^ set(state.pop("tensors"))):  # torch would silently start a missing one from zero
         raise InputError(f"{checkpoint}: {len(odd)} tensors of state.safetensors do not match, among them {odd[0]}")
     restore(checkpoint / "weights")
-    optimizer.load_state_dict(_unflatten(tensors, state.pop("optimizer")))
+    numbers = state.pop("optimizer")
+    own: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in numbers["state"].items()}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            own.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": own, "param_groups": numbers["groups"]})
     schedule.load_state_dict({**state.pop("schedule"), "lr_lambdas": [None] * len(optimizer.param_groups)})
     if (scale := state.pop("scaler")) and scaler is not None:
         scaler.load_state_dict(scale)
@@ -122,15 +121,6 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, numbers
 
 
-def _unflatten(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in numbers["state"].items()}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = value
-    return {"state": state, "param_groups": numbers["groups"]}
-
-
 @dataclass(frozen=True, slots=True)
 class RandomState:
     """What torch (on the CPU and each GPU), Python and NumPy will draw next."""
@@ -155,10 +145,8 @@ class RandomState:
         cuda = [key for key in self.tensors if key.startswith("rng.cuda.")]
         if cuda and torch.cuda.is_available():
             if len(cuda) != torch.cuda.device_count():
-                raise InputError(
-                    f"the run was started with {len(cuda)} GPUs, here are {torch.cuda.device_count()}",
-                    fix="CUDA_VISIBLE_DEVICES as at the start, or run=ANOTHER_DIR",
-                )
+                message = f"the run was started with {len(cuda)} GPUs, here are {torch.cuda.device_count()}"
+                raise InputError(message, fix="CUDA_VISIBLE_DEVICES as at the start, or run=ANOTHER_DIR")
             torch.cuda.set_rng_state_all([self.tensors[f"rng.cuda.{i}"] for i in range(len(cuda))])
         version, inner, gauss = self.numbers["python"]
         random.setstate((version, tuple(inner), gauss))

@@ -108,10 +108,9 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
         if self.micro_batch and self.batch_size % self.micro_batch:
-            raise ValueError(
-                f"batch_size {self.batch_size} is no multiple of micro_batch {self.micro_batch}; "
-                f"try batch_size={self.micro_batch * max(1, self.batch_size // self.micro_batch)}"
-            )
+            nearest = self.micro_batch * max(1, self.batch_size // self.micro_batch)
+            what = f"batch_size {self.batch_size} is no multiple of micro_batch {self.micro_batch}"
+            raise ValueError(f"{what}; try batch_size={nearest}")
         return self
 
     def precision_on(self, device: str) -> Literal["fp32", "bf16", "fp16"]:
@@ -121,18 +120,14 @@ class TrainConfig(Config):
 
             return "fp32" if device != "cuda" else ("bf16" if torch.cuda.is_bf16_supported() else "fp16")
         if self.precision == "fp16" and device == "cpu":
-            raise InputError(
-                "train.precision=fp16 cannot serve on a CPU: autocast to fp16 would do nothing, in silence",
-                fix="train.precision=auto (fp32 here, bf16 or fp16 on a GPU)",
-            )
+            message = "train.precision=fp16 cannot serve on a CPU: autocast to fp16 would do nothing, in silence"
+            raise InputError(message, fix="train.precision=auto (fp32 here, bf16 or fp16 on a GPU)")
         return self.precision
 
     @property
     def rows_per_pass(self) -> int:
         """Rows of one forward pass."""
-        if self.micro_batch:
-            return self.micro_batch
-        return max(size for size in range(1, 9) if self.batch_size % size == 0)
+        return self.micro_batch or max(size for size in range(1, 9) if self.batch_size % size == 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def build_optimizer(
         rate = config.head_lr if config.head_lr and in_head(name) else lr * ratio(name)
         split.setdefault((decay, rate), []).append(parameter)
     groups = [{"params": parameters, "weight_decay": decay, "lr": rate} for (decay, rate), parameters in split.items()]
-    return OPTIMIZERS.parse(config.optimizer).build(groups, lr, config.betas)
+    return OPTIMIZERS.parse(config.optimizer).build(groups, lr, config.betas)  # type: ignore[no-any-return]
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int) -> LambdaLR:
@@ -61,8 +61,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps:
         if done < warm:
             return (done + 1) / (warm + 1)
         share = min(1.0, (done - warm) / max(1, steps - warm))
-        shapes = {"linear": 1.0 - share, "cosine": 0.5 * (1.0 + math.cos(math.pi * share)), "constant": 1.0}
-        return shapes[config.schedule]
+        cosine = 0.5 * (1.0 + math.cos(math.pi * share))
+        return {"linear": 1.0 - share, "cosine": cosine, "constant": 1.0}[config.schedule]
 
     return LambdaLR(optimizer, factor)
 
@@ -129,11 +129,9 @@ class Loop:
         return Gradient(float(total / divisor), norm, int(counts[1]), int(counts[0]))
 
     def take(self, index: int, *, leave_out: bool = False) -> bool:
-        """Take step `index`, or leave it out: then only the schedule advances. False where it was not taken.
-
-        With fp16 the loss's scale makes infinite gradients now and then, by design; such a step is left out by the
-        scaler itself, which lowers the scale.
-        """
+        """Take step `index`, or leave it out: then only the schedule advances. False where it was not taken."""
+        # With fp16 the loss's scale makes infinite gradients now and then, by design; such a step is left out by the
+        # scaler itself, which lowers the scale.
         if not leave_out or self.accelerator.scaler is not None:
             self.optimizer.step()
         taken = not leave_out and not getattr(self.optimizer, "step_was_skipped", False)
@@ -163,6 +161,5 @@ def held_out_loss(
                 raise Halted
             batch = data.task.collate([rows[i] for i in order[start : start + batch_size]], pad_id)
             sums, targets = data.task.losses(model, {k: v.to(accelerator.device) for k, v in batch.items()})
-            total += float(sums.sum())
-            count += float(targets.sum())
+            total, count = total + float(sums.sum()), count + float(targets.sum())
     return total / max(1.0, count)

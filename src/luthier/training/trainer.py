@@ -74,27 +74,14 @@ class Trainer:
         self.own_optimizer = build_optimizer(model, self.config, self.config.lr, method.lr_ratio_of)
         self.schedule = build_schedule(self.own_optimizer, self.config, self.steps)
         self.optimizer = accelerator.prepare(self.own_optimizer)
-        penalty, after_step = partial(method.penalty, model), partial(method.after_step, model)
-        self.loop = Loop(
-            self.model, data.task, self.optimizer, self.schedule, accelerator, self.config.clip, penalty, after_step
-        )
+        calls = partial(method.penalty, model), partial(method.after_step, model)
+        self.loop = Loop(self.model, data.task, self.optimizer, self.schedule, accelerator, self.config.clip, *calls)
         self.request = StopRequest()
         self.saved: tuple[int, bool] | None = None
         self.ruined = False
-        self.state: dict[str, Any] = {
-            "step": 0,
-            "best_step": 0,
-            "best_loss": None,
-            "without_gain": 0,
-            "seconds": 0.0,
-            "tokens": 0,
-            "unmeasured": False,  # the evaluation that belongs to this step is still to come
-            "halvings": 0,
-            "skipped": 0,
-            "skipped_in_a_row": 0,
-            "spikes": 0,
-            "recent": [],
-        }
+        self.state: dict[str, Any] = {"step": 0, "best_step": 0, "best_loss": None, "without_gain": 0, "seconds": 0.0}
+        self.state |= {"tokens": 0, "unmeasured": False}  # the evaluation that belongs to this step is still to come
+        self.state |= {"halvings": 0, "skipped": 0, "skipped_in_a_row": 0, "spikes": 0, "recent": []}
 
     def resume(self) -> None:
         """Resume from the newest whole checkpoint, if there is one."""
@@ -194,22 +181,14 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise InputError(  # no OutOfMemory: some weights may have moved, so nothing is saved
-                f"step {index}: out of memory in the optimizer ({self.config.optimizer}), whose states do not fit",
-                fix="in another folder (run=DIR): train.optimizer=adamw_8bit or sgd, or a method with fewer trainable "
-                "parameters (luthier list methods)",
-            ) from error
+            message = f"step {index}: out of memory in the optimizer ({self.config.optimizer}), whose states do not fit"
+            smaller = "train.optimizer=adamw_8bit or sgd, or a method with fewer trainable parameters"
+            fix = f"in another folder (run=DIR): {smaller} (luthier list methods)"
+            raise InputError(message, fix=fix) from error  # no OutOfMemory: weights may have moved, nothing is saved
         state["step"], state["skipped_in_a_row"] = index, in_a_row
-        record = {
-            "step": index,
-            "epoch": round(index / self.per_epoch, 4),
-            "loss": number(found.loss),
-            "lr": lr,
-            "grad_norm": number(found.norm),
-            "tokens": found.tokens,
-            "targets": found.targets,
-            "seconds": time.perf_counter() - began,
-        }
+        record = {"step": index, "epoch": round(index / self.per_epoch, 4), "loss": number(found.loss), "lr": lr}
+        record |= {"grad_norm": number(found.norm), "tokens": found.tokens, "targets": found.targets}
+        record["seconds"] = time.perf_counter() - began
         if not taken:
             state["skipped"] += 1
             self.progress.warn(f"step {index} was left out: loss {found.loss}, gradient norm {found.norm}")
@@ -219,13 +198,10 @@ class Trainer:
     def _cut(self, rows: list[Row]) -> list[list[Row]]:
         """Micro-batches, smaller where memory ran out before."""
         config, halved = self.config, self.state["halvings"]
-        parts = micro_batches(
-            [len(row.ids) for row in rows],
-            micro_batch=self._rows_per_pass(),
-            by_length=config.group_by_length,
-            micro_tokens=config.micro_tokens and max(1, config.micro_tokens >> halved),
-            pack=self.pack and max(1, self.pack >> halved),
-        )
+        tokens = config.micro_tokens and max(1, config.micro_tokens >> halved)
+        size: dict[str, Any] = {"micro_batch": self._rows_per_pass(), "micro_tokens": tokens}
+        pack, lengths = self.pack and max(1, self.pack >> halved), [len(row.ids) for row in rows]
+        parts = micro_batches(lengths, by_length=config.group_by_length, pack=pack, **size)
         return [[rows[number] for number in part] for part in parts]
 
     def _rows_per_pass(self) -> int:
@@ -239,11 +215,9 @@ class Trainer:
             torch.cuda.empty_cache()
         when = f"out of memory after step {self.state['step']}"
         if smallest:
-            raise OutOfMemory(
-                f"{when}, with one row in a pass; everything up to there is saved",
-                fix="in another folder (run=DIR): train.gradient_checkpointing=true, a smaller train.max_length, a "
-                "base in 4 bit (method=qlora), or a method with fewer trainable parameters",
-            )
+            smaller = "train.gradient_checkpointing=true, a smaller train.max_length, a base in 4 bit (method=qlora)"
+            fix = f"in another folder (run=DIR): {smaller}, or a method with fewer trainable parameters"
+            raise OutOfMemory(f"{when}, with one row in a pass; everything up to there is saved", fix=fix)
         self.state["halvings"] += 1
         size = f"{self.pack >> self.state['halvings']} tokens" if self.pack else f"{self._rows_per_pass()} rows"
         same = "the run stays the same except for rounding and dropout"
@@ -274,9 +248,8 @@ class Trainer:
 
     def _due(self, interval: float | None) -> bool:
         """True at the last step and after each `interval`: steps, or a share of an epoch below 1; None is an epoch."""
-        every = self.per_epoch if interval is None else round(interval)
-        if interval is not None and interval < 1:
-            every = max(1, round(interval * self.per_epoch))
+        interval = self.per_epoch if interval is None else interval
+        every = round(interval) if interval >= 1 else max(1, round(interval * self.per_epoch))
         return bool(self.state["step"] == self.steps or self.state["step"] % every == 0)
 
     def _evaluate(self) -> bool:
@@ -296,14 +269,12 @@ class Trainer:
         if better:
             state["best_loss"], state["best_step"] = loss, state["step"]
         state["unmeasured"] = False
-        seconds = time.perf_counter() - began
-        record = {"step": state["step"], "validation_loss": number(loss), "seconds": seconds}
+        record = {"step": state["step"], "validation_loss": number(loss), "seconds": time.perf_counter() - began}
         self.folder.log(record)
         self.progress.record(record)
         self.progress.evaluated(state["step"], loss, better)
         last = state["step"] == self.steps or self._out_of_patience()
-        best = self.config.keep_best and state["best_step"] > 0
-        skips = self.config.on_nan == "skip"
+        best, skips = self.config.keep_best and state["best_step"] > 0, self.config.on_nan == "skip"
         self._refuse_ruin()
         if not math.isfinite(loss) and not (skips and (best or not last)):
             self.ruined = True
@@ -359,18 +330,11 @@ class Trainer:
                 self.progress.warn(f"{checkpoint}, the best one, is damaged ({what}): the last weights are kept")
             else:
                 self.method.restore(self.raw, checkpoint / "weights")
-        return {
-            "steps": state["step"],
-            "kept_step": best or state["step"],
-            "kept_best": best > 0,
-            "stopped_early": self._out_of_patience(),
-            "train_seconds": state["seconds"],
-            "skipped_steps": state["skipped"],  # because loss or gradient was not finite
-            "loss_spikes": state["spikes"],
-            "rows_per_pass": self._rows_per_pass(),  # fewer than the recipe's where memory ran out
-            "tokens": state["tokens"],
-            "tokens_per_second": state["tokens"] / max(state["seconds"], 1e-9),
-        }
+        result = {"steps": state["step"], "kept_step": best or state["step"], "kept_best": best > 0}
+        result |= {"stopped_early": self._out_of_patience(), "train_seconds": state["seconds"]}
+        result |= {"skipped_steps": state["skipped"], "loss_spikes": state["spikes"]}  # skipped: not finite
+        result["rows_per_pass"] = self._rows_per_pass()  # fewer than the recipe's where memory ran out
+        return result | {"tokens": state["tokens"], "tokens_per_second": state["tokens"] / max(state["seconds"], 1e-9)}
 
 
 def spike(recent: Sequence[float], loss: float) -> float | None:

@@ -117,11 +117,6 @@ class Tuner(BaseTuner):
         return super()._unload_and_optionally_merge(merge, *args, **kwargs)
 
 
-def _of_base(name: str) -> Any:
-    """A property that is the base layer's, or None."""
-    return property(lambda layer: None if layer.attached else getattr(layer.get_base_layer(), name, None))
-
-
 class TunerLayer(nn.Module, BaseTunerLayer):
     """A layer of ours. Each of its containers maps an adapter's name to its modules or its parameter."""
 
@@ -194,7 +189,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
     def get_base_layer(self) -> nn.Module:
         return self if self.attached else super().get_base_layer()
 
-    weight, bias = _of_base("weight"), _of_base("bias")
+    weight = property(lambda layer: None if layer.attached else getattr(layer.get_base_layer(), "weight", None))
+    bias = property(lambda layer: None if layer.attached else getattr(layer.get_base_layer(), "bias", None))
 
 
 @contextmanager
@@ -240,7 +236,7 @@ def free_heads(model: nn.Module, *, trained: bool = True) -> None:
 
 def transposed_layers(model: nn.Module) -> list[str]:
     """Names of packed layers that were a Conv1D (GPT-2), which keeps its weights the other way round."""
-    found = [n for n, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D]
+    found = (n for n, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D)
     return [name.removesuffix(".base_layer") for name in found]
 
 
@@ -254,21 +250,17 @@ def transpose_back(model: nn.Module, names: list[str]) -> None:
 
 
 def pooled_gate(gate: nn.Linear, x: Tensor, pooling: str) -> Tensor:
-    """Gate in (0, 1) of UniPELT (Mao et al. 2022, section 3.2): [B, T, H] -> [B, 1, G] (mean) or [B, T, G] (token).
-
-    The paper's mean over the sequence lets a causal model see its future, so those take the token's own.
-    """
+    """Gate in (0, 1) of UniPELT (Mao et al. 2022, section 3.2): [B, T, H] -> [B, 1, G] (mean) or [B, T, G] (token)."""
+    # The paper's mean over the sequence lets a causal model see its future, so those take the token's own.
     g = torch.sigmoid(gate(x.to(gate.weight.dtype)))
     return g.mean(dim=1, keepdim=True) if pooling == "mean" else g
 
 
 def guard_prompts(model: Any, *, classify: bool) -> None:
-    """Hook the base of a PEFT prompt-learning model so that padding on either side changes nothing.
-
-    PEFT 0.21.2 hands embeddings over without ids and positions: a decoder counts padding as positions, and its
-    classifier reads the last column, which is padding. Goes when PEFT passes positions on (`PeftModel.forward`) and
-    transformers finds the last token by the attention mask (seen in 5.23).
-    """
+    """Hook the base of a PEFT prompt-learning model so that padding on either side changes nothing."""
+    # PEFT 0.21.2 hands embeddings over without ids and positions: a decoder counts padding as positions, and its
+    # classifier reads the last column, which is padding. Goes when PEFT passes positions on (`PeftModel.forward`) and
+    # transformers finds the last token by the attention mask (seen in 5.23).
     base = model.base_model
     names = MODULE_MAPS.get(getattr(base.config, "model_type", ""))
     if names is None or not names.causal or hasattr(base, "luthier_prompt_guard"):
@@ -296,14 +288,12 @@ def without_prompt(model: Any) -> Iterator[None]:
 
 
 def _give_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Positions by the mask: [B, past + T] of ones and zeros -> [B, T], each token's number among the real ones.
-
-    Padding on the left would stand between prompt and text, where a sliding window counts it: it goes first.
-    """
+    """Positions by the mask: [B, past + T] of ones and zeros -> [B, T], each token's number among the real ones."""
     mask, entered = kwargs.get("attention_mask"), kwargs.get("inputs_embeds")
     entered = kwargs.get("input_ids") if entered is None else entered
     if mask is None or mask.ndim != 2 or entered is None or kwargs.get("position_ids") is not None:
         return None
+    # Padding on the left would stand between prompt and text, where a sliding window counts it: it goes first.
     if bool(mask[:, -1].all()) and not bool(mask.all()):
         order = mask.long().argsort(dim=-1, stable=True)
         mask = mask.gather(1, order)

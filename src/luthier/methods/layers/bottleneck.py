@@ -91,8 +91,7 @@ class AroundBlock(Bottleneck):
     residual: Any = None
 
     def _prepare(self, tuner: Tuner, target: Target) -> None:
-        norm = getattr(target.parent, tuner.module_map.ffn_norm)
-        self.hook = norm.register_forward_pre_hook(self._keep)
+        self.hook = getattr(target.parent, tuner.module_map.ffn_norm).register_forward_pre_hook(self._keep)
 
     def _keep(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.residual = args[0]

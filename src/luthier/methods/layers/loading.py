@@ -134,8 +134,7 @@ def _check_patterns(model: nn.Module, file: Path) -> None:
         subprocess.run(command, input=given, text=True, timeout=MATCHING, check=False, capture_output=True)
     except subprocess.TimeoutExpired:
         what = f"take more than {MATCHING:g} s on this model's names: {patterns[0][:100]!r}, ..."
-        message = f"{file}: its regular expressions {what}"
-        raise InputError(message, fix="name the layers in a list instead") from None
+        raise InputError(f"{file}: its regular expressions {what}", fix="name the layers in a list instead") from None
 
 
 def sort_settings(folder: Path) -> None:

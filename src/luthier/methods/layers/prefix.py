@@ -56,12 +56,9 @@ class PrefixedCache:
 
 
 def grown_mask(mask: Any, length: int, hidden: Tensor, past: int, *, causal: bool, eager: bool) -> Tensor | None:
-    """The attention mask with `length` visible columns on its left.
-
-    No mask becomes an explicit causal one: without it the kernel would align its triangle with the prefix.
-    """
+    """The attention mask with `length` visible columns on its left."""
     queries = hidden.shape[1]
-    if mask is None:
+    if mask is None:  # becomes an explicit causal one: without it the kernel would align its triangle with the prefix
         if not causal or queries == 1:
             return None
         row = torch.arange(queries, device=hidden.device)[:, None] + past
@@ -76,8 +73,7 @@ def grown_mask(mask: Any, length: int, hidden: Tensor, past: int, *, causal: boo
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask of booleans (visible or not) as numbers to add to the attention logits."""
-    blank = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return blank.masked_fill(~mask.bool(), torch.finfo(dtype).min)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask.bool(), torch.finfo(dtype).min)
 
 
 class PrefixLayer(TunerLayer):
@@ -171,14 +167,11 @@ class PrefixEncoder(TunerLayer):
 
 
 def attach_prefix(tuner: Tuner, target: Target) -> None:
-    """Add the adapter's prefix to the attention `target`.
-
-    The shared encoder is made here: one before the first injection would make PEFT believe in a second adapter.
-    """
+    """Add the adapter's prefix to the attention `target`."""
     if not tuner.module_map.prefix:
         raise ValueError("this architecture has a relative position bias in its attention: no prefix can stand there")
     model, adapter, config = tuner.model, target.adapter, target.config
-    if config.reparam == "mlp":
+    if config.reparam == "mlp":  # not before the first injection, where PEFT would believe in a second adapter
         if not hasattr(model, SHARED):
             model.add_module(SHARED, PrefixEncoder(tuner, target._replace(module=model)))
         elif adapter not in getattr(model, SHARED).held("emb"):

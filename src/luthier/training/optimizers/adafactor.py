@@ -1,11 +1,6 @@
 """Adafactor (Shazeer and Stern 2018, arXiv 1804.04235): a row and a column of states for each matrix."""
 
-from typing import TYPE_CHECKING
-
-from luthier.training.optimizers.base import TorchOptimizer
-
-if TYPE_CHECKING:
-    from torch import nn
+from luthier.training.optimizers.base import Parameter, TorchOptimizer
 
 
 class Adafactor(TorchOptimizer):
@@ -13,5 +8,5 @@ class Adafactor(TorchOptimizer):
 
     states = 1
 
-    def state_bytes(self, parameter: "nn.Parameter") -> int:
+    def state_bytes(self, parameter: Parameter) -> int:
         return 4 * sum(parameter.shape[-2:]) if parameter.ndim > 1 else super().state_bytes(parameter)

@@ -2,12 +2,9 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from luthier.training.optimizers.base import Optimizer
-
-if TYPE_CHECKING:
-    from torch import nn, optim
+from luthier.training.optimizers.base import Made, Optimizer, Parameter
 
 
 class AdamW(Optimizer):
@@ -22,7 +19,7 @@ class AdamW(Optimizer):
     def needs(self) -> str:
         return "bitsandbytes" if self.bits == 8 or self.paged else ""
 
-    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> "optim.Optimizer":
+    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> Made:
         import torch
 
         if not self.needs:
@@ -32,9 +29,8 @@ class AdamW(Optimizer):
         # On a CPU there is nothing to page to: bitsandbytes then takes the plain form, which computes the same.
         warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU", UserWarning)
         name = ("Paged" if self.paged else "") + ("AdamW8bit" if self.bits == 8 else "AdamW32bit")
-        made: optim.Optimizer = getattr(bnb.optim, name)(groups, lr=lr, betas=betas)
-        return made
+        return getattr(bnb.optim, name)(groups, lr=lr, betas=betas)
 
-    def state_bytes(self, parameter: "nn.Parameter") -> int:
+    def state_bytes(self, parameter: Parameter) -> int:
         small = parameter.numel() < 4096  # bitsandbytes leaves those in 32 bits
-        return parameter.numel() * (2 if self.bits == 8 and not small else 8)
+        return int(parameter.numel()) * (2 if self.bits == 8 and not small else 8)

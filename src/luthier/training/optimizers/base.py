@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from luthier.core.errors import MissingExtra, install
 from luthier.core.registry import Family, Plugin
 
-if TYPE_CHECKING:
-    from torch import nn, optim
+Parameter: TypeAlias = Any
+"""A torch.nn.Parameter."""
+Made: TypeAlias = Any
+"""A torch.optim.Optimizer."""
 
 
 class Optimizer(Plugin):
@@ -24,16 +26,14 @@ class Optimizer(Plugin):
     def check(self, name: str) -> None:
         """MissingExtra where its package is not installed; `name` is what the recipe calls it. Cheap: comes early."""
         if self.needs and find_spec(self.needs) is None:
-            raise MissingExtra(
-                f"train.optimizer={name} needs {self.needs}, which is not installed",
-                fix=f"{install('quantize')}, or train.optimizer=adamw",
-            )
+            message = f"train.optimizer={name} needs {self.needs}, which is not installed"
+            raise MissingExtra(message, fix=f"{install('quantize')}, or train.optimizer=adamw")
 
-    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> "optim.Optimizer":
+    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> Made:
         """The optimizer over parameter groups (params, lr, weight_decay); `lr` is the peak learning rate."""
         raise NotImplementedError
 
-    def state_bytes(self, parameter: "nn.Parameter") -> int:
+    def state_bytes(self, parameter: Parameter) -> int:
         """Bytes of the states that it keeps for one parameter, on the device that trains."""
         raise NotImplementedError
 
@@ -48,14 +48,13 @@ class TorchOptimizer(Optimizer):
         """What torch's class takes beside the learning rate."""
         return {}
 
-    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> "optim.Optimizer":
+    def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> Made:
         from torch import optim
 
-        made: optim.Optimizer = getattr(optim, type(self).__name__)(groups, lr=lr, **self.options(betas))
-        return made
+        return getattr(optim, type(self).__name__)(groups, lr=lr, **self.options(betas))
 
-    def state_bytes(self, parameter: "nn.Parameter") -> int:
-        return 4 * self.states * parameter.numel()
+    def state_bytes(self, parameter: Parameter) -> int:
+        return 4 * self.states * int(parameter.numel())
 
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
