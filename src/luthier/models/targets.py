@@ -174,8 +174,7 @@ def fused_experts(model: Any, taken: Collection[str] = ()) -> str:
     share = sum(fused.values()) / sum(parameter.numel() for parameter in model.parameters())
     beside = sorted({n.rpartition(".")[2] for n in linear_layers(model)} & set(taken))
     plain = f"; so do the plain layers {', '.join(beside)}, whose names PEFT reads as those experts" if beside else ""
-    what = (
-        f"experts held as whole tensors ({', '.join(sorted(fused))}), which are not linear layers and stay as they are"
+    return (
+        f"{share:.0%} of the parameters are experts held as whole tensors ({', '.join(sorted(fused))}), which are not "
+        f"linear layers and stay as they are{plain}; method=full trains them, method=freeze those of some layers"
     )
-    fix = "method=full trains them, method=freeze those of some layers"
-    return f"{share:.0%} of the parameters are {what}{plain}; {fix}"
