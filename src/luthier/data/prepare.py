@@ -303,7 +303,9 @@ def source_name(config: DataConfig) -> str:
 
 def other_source(recipe: DataConfig, config: DataConfig, side: HeldOut) -> DataConfig | None:
     """Where the rows of this side come from, or None where they are split off the training rows, or there are none.
-    `recipe` is the block as written, `config` the same with a name of dataset_info.json resolved."""
+
+    `recipe` is the block as written, `config` the same with a name of dataset_info.json resolved.
+    """
     wanted = getattr(config, side)
     if wanted is None and side == "validation":
         found = validation_split(config.path, config.hub, config.subset)

@@ -37,7 +37,9 @@ def _suffix(path: str) -> str:
 
 def read_rows(config: DataConfig, *, streaming: bool = False) -> Iterator[RawRow]:
     """Rows of a file, of one split of a folder, of an embedded data set (`builtin:reviews`), or of a hub id.
-    Files are always read row by row; `streaming` does not download a hub's data set first either."""
+
+    Files are always read row by row; `streaming` does not download a hub's data set first either.
+    """
     files = local_files(config.path, config.split)
     if files is None and looks_like_file(config.path):
         path = Path(config.path)

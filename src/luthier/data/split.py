@@ -66,7 +66,9 @@ def _units(digests: Sequence[bytes], groups: Sequence[str]) -> list[list[int]]:
 
 def _places(rows: Counter[str], share: float, wanted: int) -> dict[str, int]:
     """How many rows each label holds out: its share rounded down, and what is left over to labels without any,
-    then to the largest remainders. The last row of a label always trains."""
+
+    then to the largest remainders. The last row of a label always trains.
+    """
     places = {label: math.floor(count * share) for label, count in rows.items()}
     open_labels = [label for label, count in rows.items() if places[label] < count - 1]
     open_labels.sort(key=lambda label: (places[label] > 0, places[label] - rows[label] * share, -rows[label], label))

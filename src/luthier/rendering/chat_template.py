@@ -191,7 +191,9 @@ class Template:
 
     def _answer_size(self, turn: int, message: Message, text: str) -> tuple[int, bool]:
         """Characters of a turn's text that the model generates, and whether a special token ends them.
-        What the template writes after that token (a newline, a token for the end of the dialogue) is not generated."""
+
+        What the template writes after that token (a newline, a token for the end of the dialogue) is not generated.
+        """
         if message.tool_calls:
             ends = {self.special[token] for token in self._plain_ends if token in self.special}
             return tool_checks.answer_size(turn, message, text, self._special_text, ends)
@@ -261,7 +263,9 @@ class Template:
 
     def _check_prompt(self, text: str, ids: list[int], starts: list[int], first: int, start: int, content: str) -> None:
         """The ids before `first` are those that generation starts from: prompt_ids of the messages before the answer.
-        A tokenizer cuts text at its special tokens first, so the two can differ only after the last of them."""
+
+        A tokenizer cuts text at its special tokens first, so the two can differ only after the last of them.
+        """
         last = first - 1
         # The id alone is not enough: unk is special and stands for any text that the vocabulary lacks.
         while last > 0 and not ((token := self.special.get(ids[last])) and text.startswith(token, starts[last])):
@@ -290,7 +294,9 @@ class Template:
         self, messages: Sequence[Message], tools: str, text: str, starts: list[int], answers: Sequence[AnswerSpan]
     ) -> None:
         """The template's own {% generation %} markers agree with the labels.
-        They may hold more only within the turn: its opening, which is the prompt, and white space after its end."""
+
+        They may hold more only within the turn: its opening, which is the prompt, and white space after its end.
+        """
         options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
         marks: list[int] = self._apply(messages, tools, **options)["assistant_masks"]
         stretches = sum(mark > last for last, mark in zip([0, *marks], marks, strict=False))

@@ -57,7 +57,9 @@ def groups(keys: Sequence[int]) -> list[list[int]]:
 
 def near(text: Callable[[int], str], keys: Sequence[int], first: int = 0) -> Near:
     """Nearly equal texts, where `text(number)` is normalized. Of equal keys only the first is compared, of key 0 none.
-    Where there are too many, those from number `first` on (the validation rows) are compared before others."""
+
+    Where there are too many, those from number `first` on (the validation rows) are compared before others.
+    """
     _, firsts = np.unique(np.asarray(keys, dtype=np.uint64), return_index=True)
     numbers = sorted(number for number in firsts.tolist() if keys[number])
     result = Near(whole=len(numbers) <= MOST_TEXTS)

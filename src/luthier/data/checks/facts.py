@@ -21,7 +21,9 @@ SHORT = 2
 
 class TextHashes:
     """Hashes of these texts of each example, in order, 0 where there is none: equal texts, equal hashes.
-    They have 64 bits: among a million different texts, two share a hash with a probability of 3e-8."""
+
+    They have 64 bits: among a million different texts, two share a hash with a probability of 3e-8.
+    """
 
     def __init__(self) -> None:
         self.contents, self.prompts, self.answers, self.heads = array("Q"), array("Q"), array("Q"), array("Q")

@@ -109,7 +109,9 @@ def _refuse_one_object(file: Path, encoding: str) -> None:
 
 def _items(file: Path, pieces: Iterator[str]) -> Iterator[tuple[str, int]]:
     """(text, length) of each item of an array: cut at the commas here, parsed by the caller.
-    So a bad item affects no other, and memory holds one item; of one over the limit only the beginning."""
+
+    So a bad item affects no other, and memory holds one item; of one over the limit only the beginning.
+    """
     scan = _Scan()
     kept: list[str] = []
     size = number = 0

@@ -41,7 +41,9 @@ TEXT_PARTS = ("text", "input_text", "output_text", None)
 
 def column(row: Mapping[str, Any], name: str, *, key: str = "") -> Any:
     """`row[name]`, or with `answers.text.0` the first item of `text` within the column `answers`.
-    RowError names the columns there are, and the recipe key that chooses another."""
+
+    RowError names the columns there are, and the recipe key that chooses another.
+    """
     if name in row:
         return row[name]
     if name.partition(".")[0] not in row:
