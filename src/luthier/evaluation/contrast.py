@@ -1,8 +1,7 @@
 """Which examples got better or worse by training, as text side by side.
 
-Each example is scored by the run's primary metric, or by the one that stands for it on a single example: right or
-wrong, the ROUGE-L of its answer, its loss. If that score is the same before and after, the example counts as the same,
-whatever its loss did; among equal changes those with the larger change of loss come first.
+Each example is scored by the run's primary metric, or by the one that stands for it on a single example. Among equal
+changes of that score those with the larger change of loss come first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,10 +47,7 @@ def _loss(record: Record) -> float:
 
 
 def words_of(record: Mapping[str, Any]) -> str:
-    """A model's output on an example: its label, its number or its answer; "" for plain text.
-
-    If it chose a label and also generated an answer, both, if they differ.
-    """
+    """A model's output on an example: its number, or its label and its answer if they differ; "" for plain text."""
     if "guess" in record:
         return "NaN" if record["guess"] is None else f"{record['guess']:.3f}"
     generated, chosen = str(record.get("said", "")), str(record.get("chosen", ""))

@@ -1,11 +1,9 @@
 """Forgetting: bits per byte on short general texts, before and after training.
 
-A model that learns one thing may lose others. Luthier brings 120 texts, 20 each of English prose, Chinese prose, code,
-arithmetic, dialogue and general facts (builtin/probe.jsonl, written for it, so in no training data older than it).
-A text is read as plain text, without a chat template; its score is the sum of -log2 p over its tokens divided by the
-bytes they stand for, so models with different tokenizers share a scale. The first token counts only if the tokenizer
-adds a token of its own before every text. Of all texts, and of each category: sum of bits / sum of bytes, with the
-paired bootstrap's interval over texts. More bits per byte are worse.
+The 120 texts are English prose, Chinese prose, code, arithmetic, dialogue and general facts, written for Luthier
+(builtin/probe.jsonl), so in no training data older than it. They are read without a chat template. The score of all,
+and of each category, is the sum of -log2 p over the tokens / the sum of bytes they stand for, so models with different
+tokenizers share a scale. The first token counts only if the tokenizer adds a token of its own before every text.
 """
 
 import json

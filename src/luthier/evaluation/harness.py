@@ -1,9 +1,8 @@
 """EleutherAI's lm-evaluation-harness on a run: the tuned model and its base on the same tasks.
 
-The models are those in memory, so no weights are written or downloaded. A task is a name that the harness knows, or one
-of your own YAML files in a folder; what a task downloads is up to the harness and the task. A difference is within
-noise if its 95 % interval, 1.96 sqrt(se_base^2 + se_tuned^2) on either side, contains zero: the harness gives standard
-errors per model, not per pair, so this interval is wider than a paired one would be.
+No weights are written or downloaded; what a task downloads is up to the harness and the task. A difference is within
+noise if its 95 % interval, 1.96 sqrt(se_base^2 + se_tuned^2) on either side, contains zero: it is wider than a paired
+one would be, because the harness gives standard errors per model, not per pair.
 """
 
 import math

@@ -46,18 +46,14 @@ def choose_primary(context: EvalContext, measured: Sequence[str]) -> str:
     wanted = context.settings.metric
     if wanted is not None and wanted not in measured:
         why = "; ".join([f"task {context.task.name}", *lacking(context)])
-        raise InputError(
-            f"evaluate.metric: {wanted} is not measured on these rows ({why})", fix=f"one of: {', '.join(measured)}"
-        )
+        message = f"evaluate.metric: {wanted} is not measured on these rows ({why})"
+        raise InputError(message, fix=f"one of: {', '.join(measured)}")
     barred = {name for each in known_evaluations() if not each.may_rank(context) for name in each.table}
     return wanted or _first(name for name in measured if name not in barred)
 
 
 def primary_metric(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """The metric that a comparison ranks by: the one marked `primary_metric` (`headline` in older runs).
-
-    If none is marked, the one with the best rank. "" if there are no scores.
-    """
+    """The metric marked `primary_metric` (`headline` in older runs), else the one of best rank; "" without scores."""
     marked = (name for name, score in scores.items() if score.get("primary_metric") or score.get("headline"))
     return next(marked, None) or _first(scores)
 
@@ -90,10 +86,7 @@ def scores(records: Sequence[Record], chosen: Sequence[Evaluation]) -> dict[str,
 def differences(
     base: Sequence[Record], tuned: Sequence[Record], chosen: Sequence[Evaluation]
 ) -> dict[str, dict[str, Any]]:
-    """{metric: {value, low, high, verdict}}: tuned minus base with the paired bootstrap's 95 % interval.
-
-    The verdict is `better` or `worse`, or `within noise` if the interval contains zero.
-    """
+    """{metric: {value, low, high, verdict}}: tuned minus base with the paired bootstrap's 95 % interval."""
     result = {}
     for name, metric in metrics_of(chosen).items():
         before, after = _resampled([base, tuned], metric)
@@ -103,7 +96,7 @@ def differences(
 
 
 def difference(value: float, resampled: NDArray[Any], *, higher: bool) -> dict[str, Any]:
-    """A difference with its interval, from resamples of it, in numbers and in a word."""
+    """A difference with its interval, from resamples of it; the verdict is `within noise` if that contains zero."""
     low, high = _interval(resampled)
     sure = low > 0 or high < 0
     verdict = ("better" if (value > 0) == higher else "worse") if sure else "within noise"

@@ -1,7 +1,6 @@
 """What an export is: a form of a tuned model on disk, and how the program that will use it opens it.
 
-After an export is written it is opened and replays held-out prompts of the run (see checking.parity): what is deployed
-has to answer as what was trained.
+What was written is opened and replays held-out prompts: it has to answer as what was trained (see checking.parity).
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,7 @@
 """A folder for Ollama: the GGUF file and a Modelfile with the run's chat template, its end tokens and settings.
 
-Ollama's template is one of Go, which has to render every dialogue as the run's own does. Its parts (what stands before
-and after a message of each role) are read off the run's template by rendering dialogues whose messages are markers.
-Then both are rendered side by side, Go's as the same template of Jinja; one that differs anywhere is not written.
+The parts of Ollama's Go template are read off the run's own, which renders dialogues whose messages are markers. Then
+both are rendered side by side, Go's as the same template of Jinja; one that differs anywhere is not written.
 """
 
 import re
@@ -149,9 +148,8 @@ def _candidates(render: Render, knows_system: bool) -> list[str]:
 
     def start(between: str, opening: str) -> str:
         other = "{{ else }}" + opening if opening else ""
-        return (
-            "{{ if .System }}" + before + "{{ .System }}" + between + other + "{{ end }}" if knows_system else opening
-        )
+        either = "{{ if .System }}" + before + "{{ .System }}" + between + other + "{{ end }}"
+        return either if knows_system else opening
 
     each = '{{ range .Messages }}{{ if eq .Role "user" }}'
     turns = "{{ .Content }}" + closed + '{{ else if eq .Role "assistant" }}' + header + "{{ .Content }}" + end

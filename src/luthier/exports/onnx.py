@@ -1,5 +1,6 @@
 """ONNX for onnxruntime, without PyTorch: a classifier, or a causal model with its KV cache."""
 
+import inspect
 import logging
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -59,11 +60,9 @@ class Onnx(Export):
             with redirect_stdout(StringIO()):
                 made = OnnxExporter().export(model, inputs, OnnxConfig(dynamic=True)).program
         except Exception as error:  # the exporters of torch and transformers raise many kinds
-            raise InputError(
-                f"{tuned.run}: {type(model).__name__} cannot be written as ONNX: {type(error).__name__}: "
-                f"{str(error).strip().splitlines()[0]}",
-                fix=tuned.export_command("merged"),
-            ) from error
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            why = f"{tuned.run}: {type(model).__name__} cannot be written as ONNX: {reason}"
+            raise InputError(why, fix=tuned.export_command("merged")) from error
         finally:
             logging.disable(before)
         _rename(made.graph, caches=not tuned.classifies)
@@ -129,8 +128,6 @@ class OnnxRunner:
 
 def _example(model: Any, *, caches: bool) -> dict[str, Any]:
     """Inputs to trace: 2 rows of 4 tokens, one padded, with `caches` after 3 read ones: no two axes are alike."""
-    import inspect
-
     import torch
     from transformers import DynamicCache
 

@@ -21,15 +21,9 @@ COLORS = [BLUE, ORANGE, "#1a7f45", "#8a3fa0", "#b08900", "#00838f"]
 
 def render(body: Mapping[str, Any]) -> str:
     """The page of what stands in compare.json."""
-    filters: dict[str, Any] = {
-        "figure": figure,
-        "bytes": kilobytes,
-        "duration": duration,
-        "count": count,
-        "share": share,
-        "times": lambda ratio: f"{ratio:.2f} x",
-        "milliseconds": lambda seconds: f"{1e3 * seconds:.3g} ms",
-    }
+    filters: dict[str, Any] = {"figure": figure, "bytes": kilobytes, "duration": duration, "count": count}
+    filters |= {"share": share, "times": lambda ratio: f"{ratio:.2f} x"}
+    filters["milliseconds"] = lambda seconds: f"{1e3 * seconds:.3g} ms"
     done = [row for row in body["rows"] if row["status"] == "done"]
     plots: dict[str, bytes] = {}
     if done:
@@ -37,10 +31,8 @@ def render(body: Mapping[str, Any]) -> str:
         plots["Score against training time"] = scatter(body, "seconds", "seconds of training", log=False)
         plots["Loss"] = curves(body)
     missing = [row for row in body["rows"] if row["status"] != "done"]
-    values: dict[str, Any] = {"body": body, "done": done, "missing": missing, "plots": plots}
-    values["forgetting"] = any("forgetting" in row for row in done)
-    values["full"] = any(row["arm"] == "full" for row in done)
-    return page.render("compare_report", filters, **values)
+    seen = {"forgetting": any("forgetting" in row for row in done), "full": any(row["arm"] == "full" for row in done)}
+    return page.render("compare_report", filters, body=body, done=done, missing=missing, plots=plots, **seen)
 
 
 def count(number: float) -> str:

@@ -33,10 +33,8 @@ def refuse_run_folder(out: Path) -> None:
 def write_report(out: Path, found: Audit, data: Prepared, model: str, *, named: bool) -> dict[str, Any]:
     """Write data.html, data.json and refused.jsonl; returns data.json. `named`: whether the user named the model."""
     whose = "" if named else ", because no model is named: --model M counts with yours"
-    notes = [
-        f"read as train would, with the tokenizer of {model}{whose}",
-        f"rows of at most {found.max_length:,} tokens",
-    ]
+    most = f"rows of at most {found.max_length:,} tokens"
+    notes = [f"read as train would, with the tokenizer of {model}{whose}", most]
     body = {"out": str(out), "notes": notes, **audit_json(found)}
     filters = {"shown": shown, "piece": piece, "count": lambda number: f"{number:,}"}
     values = {"found": body, "kinds": KINDS, "parts": body["account"], "most_refusals": MOST_REFUSALS}

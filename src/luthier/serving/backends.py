@@ -1,7 +1,4 @@
-"""Chat backends: a model in this process, or one behind any endpoint with OpenAI's chat completions.
-
-An endpoint is streamed with the standard library only.
-"""
+"""Chat backends: a model in this process, or one behind any endpoint with OpenAI's chat completions."""
 
 import http.client
 import json
@@ -102,10 +99,9 @@ class Endpoint:
         self.key_name = next((name for name in KEYS if os.environ.get(name, "").strip()), "")
         self.key = os.environ.get(self.key_name, "").strip()
         if self.key and parts.scheme == "http" and not is_loopback(parts.hostname):
-            raise InputError(
-                f"{self.url}: the key in {self.key_name} would be sent to {parts.hostname} unencrypted",
-                fix=f"an https address, a tunnel (ssh -L), or unset {self.key_name} if the endpoint needs no key",
-            )
+            why = f"{self.url}: the key in {self.key_name} would be sent to {parts.hostname} unencrypted"
+            fix = f"an https address, a tunnel (ssh -L), or unset {self.key_name} if the endpoint needs no key"
+            raise InputError(why, fix=fix)
         self.name = fragment or model or ""
         if not self.name:
             found = self._models()
@@ -120,14 +116,9 @@ class Endpoint:
 
         InputError if the endpoint refuses the request, LuthierError if the answer is incomplete.
         """
-        body = {
-            "model": self.name,
-            "messages": [{"role": each.role, "content": each.content} for each in messages],
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_tokens,
-            "seed": sampling.seed,
-            "stream": True,
-        }
+        turns = [{"role": each.role, "content": each.content} for each in messages]
+        body: dict[str, Any] = {"model": self.name, "messages": turns, "temperature": sampling.temperature}
+        body |= {"max_tokens": sampling.max_tokens, "seed": sampling.seed, "stream": True}
         started = ended = False
         reason = "the stream ended without its last event"
         with self._request("/chat/completions", body) as response:

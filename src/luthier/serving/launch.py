@@ -41,13 +41,10 @@ def serve(
     progress.note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}/v1  (ctrl-C stops)")
     # uvicorn logs requests that a client cancels as errors.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "Cancel" not in record.getMessage())
-    quiet: Any = {"log_level": "warning", "access_log": False, "server_header": False}
+    options: Any = {"log_level": "warning", "access_log": False, "server_header": False, "timeout_keep_alive": 30}
     protocol: Any = partial(LimitedProtocol, most=limits.requests + SPARE)
     grace = max(1, int(limits.grace))
-    config = uvicorn.Config(
-        app, http=protocol, ws="none", timeout_keep_alive=30, timeout_graceful_shutdown=grace, **quiet
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", timeout_graceful_shutdown=grace, **options))
     # Nothing loaded so far will be freed, so the collector can skip it. Then a full collection is quick, and comes
     # before too many closed connections, which are reference cycles, have accumulated.
     gc.freeze()

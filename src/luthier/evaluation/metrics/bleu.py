@@ -1,11 +1,9 @@
 """BLEU and chrF of the generated answers, as sacrebleu computes them over the whole set, 0 to 100.
 
 BLEU is the geometric mean of the precisions of one to four words in a row, times the brevity penalty; chrF the F2 of
-one to six characters in a row. Both are made from counts summed over all answers, not from a mean of scores, so a
-record keeps its counts and a resample sums those. The tokenizer of BLEU follows from the references (`zh` for Chinese,
-`char` for Japanese, else `13a`); with several references BLEU takes the n-grams of all of them and the nearest length,
-chrF the best one. Papineni et al. 2002, aclanthology.org/P02-1040; Popović 2015, aclanthology.org/W15-3049; Post 2018,
-arXiv 1804.08771.
+one to six characters in a row. Both are made from counts summed over all answers, so a record keeps its counts. With
+several references BLEU takes the n-grams of all of them and the nearest length, chrF the best one. Papineni et al.
+2002, aclanthology.org/P02-1040; Popović 2015, aclanthology.org/W15-3049; Post 2018, arXiv 1804.08771.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,9 @@
 """A judge: another model grades each generated answer from 0 to 10, over any endpoint that speaks OpenAI's protocol.
 
-Off unless the recipe has `evaluate.judge`. Each answer is graded alone beside the data's answer (Zheng et al. 2023,
-arXiv 2306.05685, section 3.1: single answer grading with a reference), so there is no first or second place to favor;
-a judge may still favor length, or its own style. The score is the mean grade. Requests that fail, and responses without
-a grade, are counted and left out, and stop nothing. Grades are cached, so the same answer is not sent twice.
-
-The key comes from the environment variable that `key_env` names, is sent to that one address, never follows a redirect,
-and is written nowhere.
+Each answer is graded alone beside the data's answer (Zheng et al. 2023, arXiv 2306.05685, section 3.1: single answer
+grading with a reference), so there is no first place to favor; a judge may still favor length, or its own style. The
+score is the mean grade. Requests that fail, and responses without a grade, are counted and left out, and stop nothing.
+The key is sent to the one address, never follows a redirect, and is written nowhere.
 """
 
 import json
@@ -44,13 +41,10 @@ class Judge(Evaluation):
     def measure(self, context: EvalContext) -> list[Record]:
         settings = context.settings.judge
         assert settings is not None
-        questions = [
-            _fill(settings.question, example.messages[:-1], record) if record else ""
-            for example, record in zip(context.examples, answered(context), strict=True)
-        ]
+        pairs, text = zip(context.examples, answered(context), strict=True), settings.question
+        questions = [_fill(text, example.messages[:-1], record) if record else "" for example, record in pairs]
         asked = [question for question in dict.fromkeys(questions) if question]
-        decides = {name: getattr(settings, name) for name in ("url", "model", "max_tokens")}
-        decides["questions"] = sorted(asked)
+        decides = settings.model_dump(include={"url", "model", "max_tokens"}) | {"questions": sorted(asked)}
         known: dict[str, int] = dict(context.memory.recall("judge", decides) or {})
         if new := [question for question in asked if question not in known]:
             host = urlsplit(settings.url).hostname
@@ -100,21 +94,15 @@ def key_of(settings: JudgeConfig) -> str:
     if not key:
         raise InputError(f"evaluate.judge: the environment variable {name} is not set", fix=f"export {name}=...")
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise InputError(
-            f"evaluate.judge.url: the key would be sent to {parts.hostname} unencrypted",
-            fix="an https address, or no key_env for a server that needs none",
-        )
+        why = f"evaluate.judge.url: the key would be sent to {parts.hostname} unencrypted"
+        raise InputError(why, fix="an https address, or no key_env for a server that needs none")
     return key
 
 
 def grade(question: str, settings: JudgeConfig, key: str, stop: threading.Event) -> int | str:
     """The grade, or why there is none; the key is not in that text."""
-    body = {
-        "model": settings.model,
-        "messages": [{"role": "user", "content": question}],
-        "temperature": 0,
-        "max_tokens": settings.max_tokens,
-    }
+    body: dict[str, Any] = {"model": settings.model, "messages": [{"role": "user", "content": question}]}
+    body |= {"temperature": 0, "max_tokens": settings.max_tokens}
     why = ""
     for attempt in range(settings.retries + 1):
         if attempt and stop.wait(min(8.0, 0.5 * 2**attempt)):

@@ -1,14 +1,12 @@
 """Accuracy, macro-F1 and Matthews correlation for rows that each have one of a set of labels.
 
-A classification head picks its best class. A causal model picks the label whose words, put as the answer, get the
-highest likelihood: so the untouched base is judged on what it knows, not on whether it guesses the wording. The labels
-to choose from are all those of the data, including training rows.
+A classification head picks its best class. A causal model picks the label that gets the highest likelihood as the
+answer, the sum of log p over its tokens, including the end token: so the untouched base is judged on what it knows, not
+on whether it guesses the wording. The labels to choose from are all those of the data, including training rows.
 
-A label's score is the sum of log p over its tokens, including the end token. The prompt is read once into a KV cache,
-and all labels follow it as a batch of continuations; the first token of every label is read off one distribution. So a
-prompt of P tokens with L labels of A tokens costs P + L A tokens instead of L (P + A). Not every model can: some tuners
-put tokens in front, some caches slide. Each is tested once, on its longest prompts, for whether both ways give the same
-sums; if not, each pair of prompt and label is a row.
+The prompt is read once into a KV cache, and all labels follow it as a batch of continuations: P + L A tokens for a
+prompt of P and L labels of A, instead of L (P + A). Some tuners put tokens in front and some caches slide, so each
+model is tested once, on its longest prompts; if both ways differ, each pair of prompt and label is a row.
 
 Macro-F1 is the plain mean of the F1 of the classes that occur, so rare classes count as much. Matthews correlation
 (for two classes Matthews 1975, for more Gorodkin 2004) is 0 for guessing, whatever the shares of the classes, and 1 for

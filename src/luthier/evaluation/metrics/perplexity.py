@@ -1,7 +1,4 @@
-"""Held-out loss in nats per target, and perplexity, its exponential: the lower the better.
-
-Weighted by targets, not by rows: sum of -log p over all targets / their number.
-"""
+"""Held-out loss in nats per target, the sum of -log p over all targets / their number, and its exponential."""
 
 from typing import ClassVar
 

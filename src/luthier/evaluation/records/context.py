@@ -1,8 +1,7 @@
 """What an evaluation is given: the model, the held-out rows and their settings, and the greedy answers to the prompts.
 
-An evaluation makes one record per example. Each prompt is answered once, for all evaluations that read answers. Rows
-with the same prompt are one question with several references: E2E NLG has up to a dozen texts for one meaning. The
-answer is in the record of the first of them, {"said", "answer", "references"}; the others have none.
+Each prompt is answered once, for all evaluations that read answers. Rows with the same prompt are one question with
+several references; its answer is in the record of the first of them, {"said", "answer", "references"}.
 """
 
 import math
@@ -143,10 +142,7 @@ def words(text: str) -> list[str]:
 
 
 def bleu_tokenizer(references: Iterable[str]) -> str:
-    """Sacrebleu's tokenizer for these texts: `zh` for Chinese, `char` for Japanese and Thai and their kin, else `13a`.
-
-    One for the whole set, by the references alone, so that base and tuned model are counted alike.
-    """
+    """Sacrebleu's tokenizer for a whole set: `zh` for Chinese, `char` for Japanese, Thai and their kin, else `13a`."""
     text = "".join(references)
     letters = max(1, sum(character.isalpha() for character in text))
     if len(re.findall(f"[{KANA}{THAI}]", text)) / letters > 0.1:

@@ -92,10 +92,7 @@ def head_size(config: Any) -> int:
 
 
 def write_model(path: Path, model: "nn.Module", vocabulary: Mapping[str, Any], kind: Kind, name: str) -> None:
-    """Write the whole model as one file, tensor by tensor; Unproved if the file does not hold its weights.
-
-    `name` may be a path, of which the last part is stored.
-    """
+    """Write the whole model as one file, tensor by tensor; Unproved if the file does not hold its weights."""
     import gguf
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -104,28 +101,22 @@ def write_model(path: Path, model: "nn.Module", vocabulary: Mapping[str, Any], k
     writer = gguf.GGUFWriter(path, NAMES[config.model_type].lower())
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(Path(name).name)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(size)
-    writer.add_value_length(size)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_dimension_count(size)
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    # {NAME of GGUFWriter.add_NAME: value}, as in the vocabulary
+    facts: dict[str, Any] = {"context_length": config.max_position_embeddings, "embedding_length": config.hidden_size}
+    facts |= {"block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size}
+    facts |= {"head_count": config.num_attention_heads, "head_count_kv": config.num_key_value_heads}
+    facts |= {"key_length": size, "value_length": size, "layer_norm_rms_eps": config.rms_norm_eps}
+    facts |= {"vocab_size": config.vocab_size, "rope_dimension_count": size}
+    facts["rope_freq_base"] = float(rope["rope_theta"])
     how = rope.get("rope_type", "default")
     if how in ("linear", "yarn"):
-        writer.add_rope_scaling_type(gguf.RopeScalingType(how))
-        writer.add_rope_scaling_factor(float(rope["factor"]))
+        facts |= {"rope_scaling_type": gguf.RopeScalingType(how), "rope_scaling_factor": float(rope["factor"])}
     if how == "yarn":
         length = rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        writer.add_rope_scaling_orig_ctx_len(int(length))
+        facts["rope_scaling_orig_ctx_len"] = int(length)
     types = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
-    writer.add_file_type(gguf.LlamaFileType[types[kind]])
-    for key, value in vocabulary.items():
+    facts["file_type"] = gguf.LlamaFileType[types[kind]]
+    for key, value in (*facts.items(), *vocabulary.items()):
         getattr(writer, f"add_{key}")(value)
     state = model.state_dict()
     tensors: dict[str, Callable[[], NDArray[Any]]] = {}
@@ -153,10 +144,7 @@ def name_of(config: Any, key: str) -> str:
 
 
 def permuted(config: Any, key: str, tensor: "Tensor") -> NDArray[Any]:
-    """A weight in float32 with its rows in llama.cpp's order: [out, ...] -> [out, ...].
-
-    Its Llama rotates adjacent numbers of a head, transformers' those half a head apart, so rows of Q and K move.
-    """
+    """A weight [out, ...] in float32; rows of Q and K move, because llama.cpp's Llama rotates adjacent numbers."""
     numbers: NDArray[Any] = tensor.detach().float().cpu().numpy()
     which = key.rpartition(".")[0].rpartition(".")[2]
     if config.model_type != "llama" or which not in ("q_proj", "k_proj"):
@@ -201,10 +189,7 @@ def write_tensors(path: Path, writer: Any, tensors: Mapping[str, Callable[[], ND
 
 
 class LlamaRunner:
-    """A model in llama.cpp, with an adapter if one is given.
-
-    The KV cache is in f32: in f16, the default there, it alone would differ by more than the weights.
-    """
+    """A model in llama.cpp. The KV cache is in f32: in f16, the default, it would differ by more than the weights."""
 
     def __init__(self, model: Path, ends: Sequence[int], adapter: Path | None = None, own: Path | None = None) -> None:
         """`own` is a folder to delete on close."""
@@ -271,9 +256,7 @@ def verified(tokenizer: Any, opened: LlamaRunner | None, prompts: Sequence[HeldO
         if ours != theirs:
             place = shared_start(ours, theirs)
             part = tokenizer.decode(ours[max(0, place - 3) : place + 3])
-            raise Unproved(
-                f"llama.cpp splits {part!r} into other tokens than the run's tokenizer: "
-                f"{theirs[place : place + 6]} instead of {ours[place : place + 6]}",
-                fix="luthier export RUN --to merged",
-            )
+            tokens = f"{theirs[place : place + 6]} instead of {ours[place : place + 6]}"
+            why = f"llama.cpp splits {part!r} into other tokens than the run's tokenizer: {tokens}"
+            raise Unproved(why, fix="luthier export RUN --to merged")
     return {"verified": f"{READ_BACK}; llama.cpp splits {len(texts)} texts into the same tokens"}

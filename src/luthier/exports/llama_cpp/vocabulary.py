@@ -1,8 +1,7 @@
 """A run's tokenizer in llama.cpp's terms: the same text has to become the same tokens there.
 
-llama.cpp splits text by code of its own, which a file names: byte-level BPE by the name of its pre-tokenizer,
-sentencepiece's BPE by a score for each token. What has no name there is refused, because a similar one makes a worse
-model without any error.
+A file names how llama.cpp splits text: byte-level BPE by the name of its pre-tokenizer, sentencepiece's BPE by a score
+for each token. What has no name there is refused: a similar one makes a worse model without any error.
 """
 
 import json

@@ -1,11 +1,8 @@
 """A KV cache whose rows have lengths of their own, for batches that rows join and leave at any step.
 
-The caches of transformers pad rows to one length, so adding or removing a row copies all of them. Here each row starts
-at position 0 of its own index: there is no left padding, removing a row costs one copy (the last row takes its index),
-and a step reads the rows as one slice. The mask says how long each row is. In attention, the heads that share a key
-head form one block of queries, so keys are not repeated.
-
-Registered with transformers as `luthier_rows`.
+Each row starts at position 0 of its own index: there is no left padding, removing a row costs one copy (the last row
+takes its index), and a step reads the rows as one slice. The mask says how long each row is. In attention, the heads
+that share a key head form one block of queries, so keys are not repeated. Registered with transformers under NAME.
 """
 
 from typing import Any

@@ -7,8 +7,8 @@ The kind of adapter decides how its rows are computed. In order of speed:
 - in a batch of its own over the base's weights: everything else (bottlenecks, gates);
 - row by row: models with another kind of attention or cache.
 
-This is not guessed from names: a prompt is run through the scheduler next to another row, in chunks, and the logits
-must match those of the plain model. If they do not, the next way is tried.
+A prompt is run through the scheduler next to another row, in chunks. If its logits do not match those of the plain
+model, the next way is tried.
 """
 
 import copy
@@ -36,7 +36,6 @@ BOUND, HALF_BOUND = 1e-3, 0.25
 In half precision, rounding grows from layer to layer. A wrong mask or position gives about 1.
 """
 PROMPT = "Is it 7 or 8? It is seven of nine; the answer: 你好, été and 3.14159 again. " * 3
-PROMPT_TOKENS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ def _serve(source: ModelSource, model: Any, ways: Sequence[Way]) -> ServedModel:
     template = Template(load_tokenizer(source.base, str(source.tokenizer)))
     template.prompt_ids([Message("user", "hi")])  # a broken template fails now, not in an answer
     assert template.end_ids
-    ids = template.encode_text(PROMPT)[:PROMPT_TOKENS]
+    ids = template.encode_text(PROMPT)[:40]
     inputs = torch.tensor([ids], device=next(model.parameters()).device)
     # Of the last tokens, before a scheduler changes the model's attention.
     logits = model(input_ids=inputs, attention_mask=torch.ones_like(inputs)).logits[0, -4:].float()
@@ -170,10 +169,7 @@ def _prefix_state(model: Any) -> PrefixState | None:
 
 
 def _share(base: nn.Module) -> nn.Module:
-    """Copy the modules but share the weights, which nothing trains; quantized ones share their state.
-
-    Biases are copied: PEFT overwrites the base's biases with those of an adapter.
-    """
+    """Copy the modules, and the biases, which PEFT overwrites; share all other weights and their quantized state."""
     known: dict[int, object] = {id(buffer): buffer for buffer in base.buffers()}
     known |= {id(tensor): tensor for name, tensor in base.named_parameters() if not name.endswith("bias")}
     for module in base.modules():

@@ -139,10 +139,7 @@ FEW = 128
 
 @dataclass(slots=True)
 class _Batch(AdapterDelta):
-    """What a layer applies in a step, for all rows; cached for as long as the rows stay the same.
-
-    A is [in, columns] and B [columns, out], of all adapters; the others are [rows, 1, size].
-    """
+    """What a layer applies to its rows: A [in, columns] and B [columns, out] of all adapters, else [rows, 1, size]."""
 
     mask: Tensor | None = None  # [rows, 1, columns]: 1 where a column belongs to the row's adapter; None if all do
     rotations: list[tuple[Tensor | None, Tensor]] = field(default_factory=list)
@@ -264,10 +261,7 @@ class MultiAdapterLayer:
 def mask_of(
     rows: tuple[int, ...], columns: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Return [rows, 1, columns]: 1 where a column belongs to the row's adapter.
-
-    `columns` are pairs (adapter number, number of columns). Most layers have the same ones, so they share one mask.
-    """
+    """Return [rows, 1, columns]: 1 where a column of (adapter, number of columns), ... is of the row's adapter."""
     owner = torch.tensor([number for number, many in columns for _ in range(many)], device=device)
     return (owner == torch.tensor(rows, device=device)[:, None])[:, None].to(dtype)
 

@@ -53,10 +53,7 @@ class RunningRow:
 
 
 class Scheduler:
-    """The rows of one model, computed one at a time, each with the model's own kind of cache.
-
-    Rows that are ready (prefilled) come before rows whose prompts are still being read.
-    """
+    """The rows of one model, computed one at a time, each with its own cache; ready (prefilled) rows come first."""
 
     chunk = CHUNK
 

@@ -1,8 +1,7 @@
 """The guards in front of the application: who may connect, who may send requests, and how many bytes.
 
-uvicorn counts every connection and gives a client without a complete request unlimited time, so a few hundred silent
-ones would shut out everybody else. Here a connection without a complete request has a time limit, and if too many are
-open, the one that has been idle for the longest time is closed.
+uvicorn gives a client without a complete request unlimited time, so a few hundred silent ones would shut out everybody
+else. Here it has a time limit, and if too many connections are open, the one idle for the longest time is closed.
 """
 
 import asyncio

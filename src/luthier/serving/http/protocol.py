@@ -1,7 +1,4 @@
-"""The supported part of OpenAI's API: schemas of requests and responses.
-
-Unsupported fields that would change the answer are rejected, never ignored.
-"""
+"""Schemas of OpenAI's API, as far as it is supported; other fields that would change the answer are rejected."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar

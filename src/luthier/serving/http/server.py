@@ -69,10 +69,7 @@ class Generation:
             request.cancelled.set()
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Chunk]]:
-        """Yield (number of the answer, chunk) until every answer has ended; ApiError if one fails.
-
-        Closing the iterator cancels them.
-        """
+        """Yield (number of the answer, chunk) until all have ended; ApiError if one fails. Closing it cancels them."""
         open_ = len(self.requests)
         try:
             while open_:
@@ -266,15 +263,10 @@ def application(
         yield
         await asyncio.to_thread(engine.close, grace=limits.grace)
 
-    app = FastAPI(
-        title="Luthier",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        lifespan=lifespan,
-        description="The base and fine-tuned models under OpenAI's API; `model` selects one.",
-        responses={"4XX": {"model": protocol.Error}, "5XX": {"model": protocol.Error}},
-    )
+    about = "The base and fine-tuned models under OpenAI's API; `model` selects one."
+    errors = {status: {"model": protocol.Error} for status in ("4XX", "5XX")}
+    pages: Any = {"docs_url": None, "redoc_url": None, "responses": errors}
+    app = FastAPI(title="Luthier", version=__version__, description=about, lifespan=lifespan, **pages)
     _handle_errors(app)
     service = Service(engine, limits)
     app.get("/health")(service.health)

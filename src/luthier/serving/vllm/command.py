@@ -148,10 +148,7 @@ def _read(file: Path) -> dict[str, Any]:
 def arguments(
     plan: VllmPlan, limits: ServerLimits, dtype: str, tokenizer: str = "", adapters: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Return the options of `vllm serve MODEL` without address and key.
-
-    `tokenizer` and `adapters` are the paths that vLLM will see, if they are not those of the plan.
-    """
+    """Return the options of `vllm serve MODEL` without address and key; other paths replace those of the plan."""
     tokenizer = tokenizer or str(plan.tokenizer)
     adapters = adapters or {name: str(path) for name, path in plan.adapters.items()}
     base = plan.base

@@ -1,8 +1,4 @@
-"""`luthier serve --engine vllm`: start vLLM, or write a folder from which another machine starts it.
-
-The folder contains the command, files for containers, compose and Kubernetes, the adapters, and no secrets. The base is
-given by its hub id, or mounted if it is a folder.
-"""
+"""`luthier serve --engine vllm`: start vLLM, or write a folder without secrets from which another machine starts it."""
 
 import json
 import os
