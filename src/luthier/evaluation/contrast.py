@@ -32,14 +32,11 @@ def contrast(
         found.append((sign * (after - before), _loss(base) - _loss(tuned), number, before, after))
     gains = sorted((each for each in found if each[0] > 0), reverse=True)
     regressions = sorted(each for each in found if each[0] < 0)
-    return {
-        "by": by,
-        "better": len(gains),
-        "worse": len(regressions),
-        "same": len(found) - len(gains) - len(regressions),
-        "regressions": [_shown(predictions[number], before, after) for *_, number, before, after in regressions[:most]],
-        "gains": [_shown(predictions[number], before, after) for *_, number, before, after in gains[:most]],
-    }
+    same = len(found) - len(gains) - len(regressions)
+    result: dict[str, Any] = {"by": by, "better": len(gains), "worse": len(regressions), "same": same}
+    for side, examples in (("regressions", regressions), ("gains", gains)):
+        result[side] = [_shown(predictions[number], before, after) for *_, number, before, after in examples[:most]]
+    return result
 
 
 def _loss(record: Record) -> float:

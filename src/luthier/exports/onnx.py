@@ -117,11 +117,9 @@ class OnnxRunner:
 
     def _run(self, ids: Sequence[int], past: dict[str, NDArray[Any]], seen: int) -> dict[str, NDArray[Any]]:
         """Outputs for one row of new tokens after `seen` cached ones."""
-        feed = {
-            "input_ids": np.array([list(ids)], np.int64),
-            "attention_mask": np.ones((1, seen + len(ids)), np.int64),
-            "position_ids": np.arange(seen, seen + len(ids), dtype=np.int64)[None],
-        }
+        read = seen + len(ids)
+        feed = {"input_ids": np.array([list(ids)], np.int64), "attention_mask": np.ones((1, read), np.int64)}
+        feed["position_ids"] = np.arange(seen, read, dtype=np.int64)[None]
         feed = {name: value for name, value in feed.items() if name in self.inputs}
         return dict(zip(self.outputs, self.session.run(None, feed | past), strict=True))
 

@@ -87,13 +87,10 @@ def card(tuned: Tuned, target: str, use: Sequence[str], parity: Checks, checked:
     from jinja2 import StrictUndefined, Template
 
     facts, local = tuned.facts, is_local(tuned.base)
-    head = {
-        "library_name": LIBRARIES.get(target, "transformers"),
-        "tags": ["luthier", tuned.method.name],
-        "pipeline_tag": "text-classification" if tuned.classifies else "text-generation",
-        **({} if local else {"base_model": tuned.base}),
-        **more,
-    }
+    library = LIBRARIES.get(target, "transformers")
+    head: dict[str, Any] = {"library_name": library, "tags": ["luthier", tuned.method.name]}
+    head["pipeline_tag"] = "text-classification" if tuned.classifies else "text-generation"
+    head |= ({} if local else {"base_model": tuned.base}) | more
     values = {"target": target, "use": use, "parity": parity, "checked": checked, "facts": {"tuned": {}, **facts}}
     values["head"] = {key: to_json(value, ensure_ascii=False) for key, value in head.items()}  # JSON is YAML, quoted
     values["origin"] = Path(tuned.base).expanduser().name if local else tuned.base

@@ -114,11 +114,8 @@ def render(folder: Path, plan: VllmPlan, limits: ServerLimits, name: str, option
     templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     size = sum(file.stat().st_size for file in plan.folder.glob("*") if file.is_file()) if plan.folder else 0
     messages = [{"role": "user", "content": "Hello"}]
-    values: dict[str, Any] = {
-        "VERSION": VERSION,
-        "PLUGIN": PLUGIN,
-        "plan": plan,
-        "name": name,
+    values: dict[str, Any] = {"VERSION": VERSION, "PLUGIN": PLUGIN, "plan": plan, "name": name}
+    values |= {
         "models": [plan.name, *plan.adapters],
         "model": plan.folder or plan.base.path,
         "place": f"`{public(str(plan.folder or plan.base.path))}`",
