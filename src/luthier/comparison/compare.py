@@ -18,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from luthier.comparison import tuning, workers
 from luthier.comparison.candidates import variants_of, with_reason
 from luthier.comparison.runner import (
@@ -40,6 +42,7 @@ from luthier.core.signals import Interrupted, watch
 from luthier.core.units import duration
 from luthier.data.parallel import processors
 from luthier.pipeline.prepare import Loaded, SharedInputs, load_base, on_this_machine, prepare_data, tokenize
+from luthier.planning.plan import tuned_skeleton
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import path_beside
 from luthier.runs.folder import RunFolder
@@ -89,11 +92,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: Progress) -> Context:
     """Data, tokens, base and methods; any mistake in them is an error here, before anything is trained."""
-    import torch
-
     from luthier.comparison.latency import latency
     from luthier.models.load import device, locate
-    from luthier.planning.plan import tuned_skeleton
 
     if config.data.streaming:
         fix = "data.streaming=false, and data.limit where they are many"
@@ -189,8 +189,6 @@ def _decide(context: Context) -> None:
 
 
 def _attach(context: Context, config: RunConfig) -> None:
-    from luthier.planning.plan import tuned_skeleton
-
     tokens = context.inputs.tokens
     tuned_skeleton(config.model, config.method, tokens.source, tokens.labels, context.steps)
 

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
 
 from luthier.pipeline.prepare import Loaded
-
-if TYPE_CHECKING:
-    from torch import nn
 
 TOKENS = 16
 """Further tokens of an answer that are timed."""
@@ -17,13 +18,11 @@ PROMPT = 128
 """Most tokens of the prompt."""
 
 
-def latency(loaded: Loaded, base: "nn.Module") -> dict[str, Any]:
+def latency(loaded: Loaded, base: nn.Module) -> dict[str, Any]:
     """Median seconds of TURNS turns and their ratio to the base's with its range; batch size 1, not merged.
 
     A classifier has `row` alone: one forward pass.
     """
-    import torch
-
     rows = loaded.data.validation_rows if len(loaded.data.validation_rows) else loaded.data.rows
     ids = torch.tensor([rows[0].ids[:PROMPT]], device=next(base.parameters()).device)
     works: dict[str, Callable[[Any], None]] = {}
@@ -57,8 +56,5 @@ def latency(loaded: Loaded, base: "nn.Module") -> dict[str, Any]:
 
 
 def _answer(model: Any, ids: Any, tokens: int) -> None:
-    import torch
-    from transformers import GenerationConfig
-
     settings = GenerationConfig(do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0)
     model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from luthier.comparison import workers
 from luthier.comparison.candidates import Variant
@@ -18,9 +20,6 @@ from luthier.data.parallel import processors
 from luthier.pipeline.prepare import SharedInputs
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    from torch import nn
 
 TRIAL_STEPS = 2
 """Timed steps of each run when the number of parallel runs is decided."""
@@ -68,22 +67,20 @@ class Context:
         return [variant for variant in self.variants if not variant.reason]
 
 
-def share_base(base: "nn.Module") -> "nn.Module":
+def share_base(base: nn.Module) -> nn.Module:
     """Copy the modules, hooks and `requires_grad` flags of `base`; the weights stay in the memory of `base`.
 
     What replaces a weight's `.data` (PiSSA's start, a cast to float32) changes the copy alone. What writes into it
     would change `base` as well, so call `untie` before training. Quantized weights cannot be shared: bitsandbytes moves
     them between a weight and its layer's state.
     """
-    from torch import nn
-
     known: dict[int, object] = {id(buffer): buffer for buffer in base.buffers()}
     for parameter in base.parameters():
         known[id(parameter)] = nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
     return copy.deepcopy(base, known)
 
 
-def untie(model: "nn.Module", base: "nn.Module") -> None:
+def untie(model: nn.Module, base: nn.Module) -> None:
     """Give the trainable parameters of `model` that lie in the memory of `base` memory of their own."""
     shared = {parameter.untyped_storage().data_ptr() for parameter in base.parameters()}
     for parameter in model.parameters():

@@ -4,7 +4,10 @@ import gc
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from luthier.core.errors import NoSpace, Unproved
 from luthier.core.events import Progress
@@ -20,9 +23,6 @@ from luthier.recipe.config import RunConfig
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    from torch import nn
 
 PROMPTS = 20
 """Held-out prompts that are replayed, unless another number is asked for."""
@@ -83,15 +83,15 @@ def _tuned(folder: RunFolder, config: RunConfig, tokens: Encoding, weights: Path
 
     whole = config.method.saves == "model"
 
-    def open_base(**changed: Any) -> "nn.Module":
+    def open_base(**changed: Any) -> nn.Module:
         own = config.model_copy(update={"model": config.model.model_copy(update=changed)})
         return load_base(own, tokens, folder, weights if whole else None).model
 
-    def open_plain_base() -> "nn.Module":
+    def open_plain_base() -> nn.Module:
         base: Any = open_base(quantize="none", dtype="float32")
         return unpack(base) if getattr(base, "is_quantized", False) else base  # its own files may be packed
 
-    def open_plain() -> "nn.Module":
+    def open_plain() -> nn.Module:
         base = open_plain_base()
         return base if whole else config.method.load(base, weights)
 
@@ -147,21 +147,19 @@ def _held(
 
 
 def _parity_checks(
-    target: Export, tuned: Tuned, opened: "nn.Module | Runner", prompts: Sequence[HeldOutPrompt], progress: Progress
+    target: Export, tuned: Tuned, opened: nn.Module | Runner, prompts: Sequence[HeldOutPrompt], progress: Progress
 ) -> list[dict[str, Any]]:
     """What was exported and `opened` again, beside the run.
 
     An adapter is held to the run as it was trained. What is merged is held to the adapter on the plain base; where the
     base was packed in training, that is another model than the one that was trained, and the difference is told too.
     """
-    import torch
-
     pad = tuned.tokenizer.pad_token_id or 0
 
-    def runner(model: "nn.Module") -> TorchRunner:
+    def runner(model: nn.Module) -> TorchRunner:
         return TorchRunner(model, tuned.ends, pad)
 
-    def as_trained() -> "nn.Module":
+    def as_trained() -> nn.Module:
         base = tuned.open_base()
         return base if tuned.method.saves == "model" else tuned.method.load(base, tuned.weights)
 
@@ -184,11 +182,9 @@ def _parity_checks(
 
 
 def _scores(
-    opened: "nn.Module | Runner", tuned: Tuned, config: RunConfig, tokens: Encoding, progress: Progress
+    opened: nn.Module | Runner, tuned: Tuned, config: RunConfig, tokens: Encoding, progress: Progress
 ) -> dict[str, Any]:
     """{"export": scores} on the rows and with the settings of the run's own last scores, but without a judge."""
-    import torch
-
     from luthier.evaluation.scores import evaluations, measure, scores
 
     measured = {**config.evaluate.model_dump(), **tuned.facts.get("measured_with", {})}

@@ -120,7 +120,6 @@ def _begun(config: RunConfig, folder: RunFolder, progress: Progress) -> Iterator
 
 def _keep_data(config: RunConfig, data: "Prepared", folder: RunFolder, progress: Progress) -> None:
     """Write data.json, held_out.jsonl and refused.jsonl. InputError where the run was started with other rows."""
-
     refuse_other_rows(config, data, folder)
     folder.write_json(folder.data, data.account())
     folder.write_jsonl(folder.held_out, data.held_out_lines())

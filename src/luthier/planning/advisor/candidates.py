@@ -2,19 +2,20 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from luthier.core.errors import InputError
 from luthier.methods.base import METHODS, PRESETS, QUANTIZED, Method
+from luthier.models.load import check_quantize, parameter_counts
 from luthier.models.settings import ModelConfig
+from luthier.models.targets import in_head
 from luthier.planning.advisor.question import DataFacts
 from luthier.planning.plan import Plan, PlanInputs, held_bytes, tuned_skeleton
 from luthier.planning.resolve import ResolvedSettings, resolve
 from luthier.training.optimizers.base import OPTIMIZERS
 from luthier.training.settings import TrainConfig, total_steps
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _NAMES = """
 lora full freeze houlsby pfeiffer parallel_adapter scaled_parallel bitfit ia3 qlora lora_int8 rslora lora_plus dora
@@ -79,10 +80,8 @@ def preset_of(method: Method, quantize: str) -> str:
     return method.name
 
 
-def file_bytes(method: Method, tuned: "nn.Module") -> int:
+def file_bytes(method: Method, tuned: nn.Module) -> int:
     """Bytes of the weights that a run leaves, from shapes alone."""
-    from luthier.models.targets import in_head
-
     if method.saves == "model":
         return _bytes(tuned.parameters())
     if method.name in ("prompt", "p_tuning"):  # the encoder is dropped; asking for the prompt would run it
@@ -126,8 +125,6 @@ class Planner:
 
     def check(self, preset: str, quantize: str | None = None) -> None:
         """InputError where a method cannot serve on this base or machine. Two layers are enough for the check."""
-        from luthier.models.load import check_quantize
-
         base, (model, train) = self.base, self._settings(preset, quantize)
         if base.other is None:
             check_quantize(model)
@@ -138,8 +135,6 @@ class Planner:
 
     def candidate(self, preset: str, quantize: str | None = None) -> Candidate:
         """A method with its sizes."""
-        from luthier.models.load import parameter_counts
-
         method = self.method(preset)
         model, train = self._settings(preset, quantize)
         tuned = self._tuned(method)
