@@ -89,10 +89,6 @@ class Command:
         """Standard error so far."""
         return self._err.read_text(encoding="utf-8", errors="surrogateescape")
 
-    @property
-    def returncode(self) -> int | None:
-        return self._process.exitcode
-
     def wait_for(self, ready: Callable[[], object], seconds: float = 120) -> None:
         """Wait until `ready()` is true; fails, with the output, where the command ends before."""
         end = time.monotonic() + seconds

@@ -10,7 +10,6 @@ import pytest
 
 from luthier.core.errors import InputError
 from luthier.pipeline import choose as choosing
-from luthier.planning import plan
 from luthier.planning.advisor.candidates import Planner, shape_key
 from luthier.planning.advisor.question import ChooseOptions
 from luthier.recipe.config import RunConfig
@@ -60,18 +59,10 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def shapes_are_made_once() -> Iterator[None]:
-    """What depends on a base's shape alone is made once for all cases: traces, checks, bases with a method on them."""
-    traces: dict[str, Any] = {}
+    """What depends on a base's shape alone is made once for all cases: checks, bases with a method on them."""
     checks: dict[str, InputError | None] = {}
     tuned: dict[str, Any] = {}
-    trace, check, attach = plan._trace, Planner.check, Planner._tuned
-
-    def trace_once(inputs: Any, *rest: Any) -> Any:
-        shapes = [p.shape for p in inputs.tuned.parameters() if p.requires_grad]
-        key = repr((shapes, inputs.method, inputs.train, inputs.source, inputs.labels, rest))
-        if key not in traces:
-            traces[key] = trace(inputs, *rest)
-        return traces[key]
+    check, attach = Planner.check, Planner._tuned
 
     def check_once(self: Planner, arm: str, quantize: str | None = None) -> None:
         key = repr((self.base.source, self.base.labels, self.base.other is None, self.method(arm), quantize, arm))
@@ -91,7 +82,6 @@ def shapes_are_made_once() -> Iterator[None]:
         return tuned[key]
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(plan, "_trace", trace_once)
     patch.setattr(Planner, "check", check_once)
     patch.setattr(Planner, "_tuned", attach_once)
     yield
