@@ -41,7 +41,15 @@ from luthier.core.files import read_object, write_json, write_text
 from luthier.core.signals import Interrupted, watch
 from luthier.core.units import duration
 from luthier.data.parallel import processors
-from luthier.pipeline.prepare import Loaded, SharedInputs, load_base, on_this_machine, prepare_data, tokenize
+from luthier.pipeline.prepare import (
+    Loaded,
+    SharedInputs,
+    head_labels,
+    load_base,
+    on_this_machine,
+    prepare_data,
+    tokenize,
+)
 from luthier.planning.plan import tuned_skeleton
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import path_beside
@@ -112,7 +120,7 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
         few = f"{held} held-out example{'s' * (held != 1)}: too few to compare methods"
         raise InputError(few, fix="data.validation=0.1, or a file of its own")
     source = locate(config.model)
-    labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
+    labels = head_labels(data)
 
     def check(one: RunConfig) -> None:
         on_this_machine(one)

@@ -113,6 +113,11 @@ def with_decisions(config: RunConfig, data: "Prepared") -> RunConfig:
     return config.model_copy(update={"data": decided(config.data, data.decided), "task": task})
 
 
+def head_labels(data: "Prepared") -> tuple[str, ...] | None:
+    """Classes of the head that the task needs, or None for a model that generates."""
+    return tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
+
+
 def tokenize(
     config: RunConfig,
     data: "Prepared",
@@ -137,7 +142,7 @@ def tokenize(
     if folder is not None and Path(source).is_dir():  # a hub's copy may be an older one until the model is loaded
         folder.refuse_another_base(config.model, source)
     template = Template(load_tokenizer(config.model, source))
-    labels = tuple(getattr(data.task, "labels", ())) if data.task.model_class == "classification" else None
+    labels = head_labels(data)
     taken = config.method.positions if positions is None else positions
     max_length = row_limit(config.model, source, template.tokenizer, config.train.max_length, taken)
     if not encoded:
