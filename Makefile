@@ -12,7 +12,7 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto
 
-# What an edit is checked with, in under a minute: what reads, renders, counts and keeps; no training.
+# Checks an edit in under a minute: data, rendering, recipes and models, without training.
 quick: .venv/ready
 	$(BIN)/python -m pytest -n auto -m 'not slow' $(QUICK)
 
@@ -20,12 +20,12 @@ quick: .venv/ready
 test-all: .venv/ready
 	$(BIN)/python -m pytest -n auto --all
 
-# GGUF files played in llama.cpp, which is compiled here for 7 to 20 minutes; not a part of 'make test'.
+# GGUF files run in llama.cpp, which is compiled here for 7 to 20 minutes; not a part of 'make test'.
 test-gguf: .venv/ready
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[gguf]'
 	$(BIN)/python -m pytest -n auto tests/exports/test_gguf.py
 
-# What strangers do to files, folders and the server, at full size: every fault against every command. About half an hour.
+# Damaged files, full disks, kills and hostile requests at full size: every fault against every command. About half an hour.
 test-strangers: .venv/ready
 	LUTHIER_STRANGERS=large $(BIN)/python -m pytest -n auto tests/strangers
 
