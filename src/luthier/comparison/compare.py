@@ -10,8 +10,6 @@ compare.html     the page
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
@@ -24,10 +22,10 @@ from luthier.comparison import runner, tuning, workers
 from luthier.comparison.candidates import variants_of, with_reason
 from luthier.comparison.runner import CompareConfig, Context
 from luthier.comparison.table import table_of
-from luthier.core.errors import Busy, InputError, Stopped
+from luthier.core.errors import Busy, InputError
 from luthier.core.events import Progress
-from luthier.core.files import read_object, write_json, write_text
-from luthier.core.signals import Interrupted, watch
+from luthier.core.files import lock, read_object, write_json, write_text
+from luthier.core.signals import watch
 from luthier.core.units import duration
 from luthier.data.parallel import processors
 from luthier.pipeline import prepare
@@ -51,36 +49,20 @@ def compare(
     """
     folder = Path(config.run) if config.run else path_beside("compare", config, recipe)
     context = _prepare(config, options, folder, progress or Progress())
-    with watch() as request, _locked(folder):
-        try:
-            _decide(context)
-            inputs = (context.inputs.tokens.source, context.inputs.tokens.labels, context.steps)
-            context.variants = [  # with the steps there are: AdaLoRA needs more than one
-                with_reason(each, options.methods, lambda one: tuned_skeleton(one.model, one.method, *inputs))
-                for each in context.variants
-            ]
-            if options.tune:
-                tuning.tune(context)
-            return _report(context, _run(context))
-        except Interrupted:
-            raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time works in the folder of a comparison."""
-    from filelock import FileLock, Timeout
-
-    if RunFolder(folder).result.is_file() or (folder / "metrics.jsonl").exists():
+    if RunFolder(folder).result.is_file() or RunFolder(folder).metrics.exists():
         raise InputError(f"{folder} is the folder of a run", fix="run=ANOTHER_DIR")
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / ".lock", timeout=0).acquire()
-    except Timeout:
-        why = f"{folder}: another process is at work on this comparison"
-        raise Busy(why, fix="wait for it, or run=ANOTHER_DIR") from None
-    with lock:
-        yield
+    busy = Busy(f"{folder}: another process is at work on this comparison", fix="wait for it, or run=ANOTHER_DIR")
+    with watch(), lock(folder, busy):
+        _decide(context)
+        inputs = (context.inputs.tokens.source, context.inputs.tokens.labels, context.steps)
+        context.variants = [  # with the steps there are: AdaLoRA needs more than one
+            with_reason(each, options.methods, lambda one: tuned_skeleton(one.model, one.method, *inputs))
+            for each in context.variants
+        ]
+        if options.tune:
+            tuning.tune(context)
+        return _report(context, _run(context))
 
 
 def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: Progress) -> Context:

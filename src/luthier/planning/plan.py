@@ -139,7 +139,7 @@ def tuned_skeleton(
 
 def workload_of(inputs: PlanInputs, pack: int | None) -> Workload:
     """The workload of the first epoch's steps, cut as training cuts them; `pack` is the tokens of a packed sequence."""
-    lengths, learned, config = inputs.lengths, inputs.learned, inputs.train
+    lengths, learned, config, longest = inputs.lengths, inputs.learned, inputs.train, inputs.longest
     looked = max(1, min(inputs.steps, SAMPLE, -(-len(lengths) // config.batch_size)))
     passes: list[tuple[int, list[int], int]] = []  # tokens with padding, lengths of the rows, targets
     for index in range(looked):
@@ -157,8 +157,7 @@ def workload_of(inputs: PlanInputs, pack: int | None) -> Workload:
     _, largest, targets = max(passes, key=lambda each: each[0])
     means = sum(each[0] for each in passes) / looked, sum(each[2] for each in passes) / looked, len(passes) / looked
     shapes = {
-        (1, -(-size // EVEN)) if pack else (len(sizes), even_length(max(sizes), inputs.longest))
-        for size, sizes, _ in passes
+        (1, -(-size // EVEN)) if pack else (len(sizes), even_length(max(sizes), longest)) for size, sizes, _ in passes
     }
     return Workload(*means, largest, targets, len(shapes), pack is not None)
 

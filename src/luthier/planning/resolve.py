@@ -77,9 +77,9 @@ def _planned(inputs: PlanInputs, packing: bool, tokens: int | None, checkpointin
     train = inputs.train.model_copy(update=settings)
     inputs = replace(inputs, train=train)
     pack = max(tokens or 0, inputs.longest) if packing else None
-    plan, why = None, ""
+    work, plan, why = workload_of(inputs, pack), None, ""
     try:
-        plan = estimate(inputs, workload_of(inputs, pack))
+        plan = estimate(inputs, work)
     except (InputError, ImportError):
         raise
     except Exception as error:  # a model's own code may ask for numbers in any way it likes

@@ -67,10 +67,7 @@ def machine(asked: Mapping[str, Any]) -> str:
     memory = gigabytes(asked["memory"])
     here = f"this machine, {kind}: {gigabytes(asked['free'])} of {memory} free"
     parts = [here if asked["this_machine"] else f"another machine, {kind}: {memory}"]
-    if asked["devices"] > 1:
-        parts.append(f"{asked['devices']} devices")
-    if asked["variants"] > 1:
-        parts.append(f"{asked['variants']} variants")
+    parts += [f"{asked[name]} {name}" for name in ("devices", "variants") if asked[name] > 1]
     if asked["latency"] is not None:
         parts.append("merged" if asked["latency"] == "merged" else f"{asked['latency']:g} ms per token")
     if asked["time"]:

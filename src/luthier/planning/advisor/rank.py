@@ -50,10 +50,8 @@ class Ranking:
 
     def ties(self) -> list[Candidate]:
         """The ranked methods that are tied with the first one."""
-        if not self.ranked:
-            return []
-        first = standing(self.question, self.ranked[0].preset)
-        return [one for one in self.ranked if standing(self.question, one.preset) == first]
+        places = [standing(self.question, one.preset) for one in self.ranked]
+        return [one for one, place in zip(self.ranked, places, strict=True) if place == places[0]]
 
 
 def standing(question: Question, preset: str) -> tuple[bool, int, int, float]:
