@@ -14,9 +14,10 @@ import torch
 from luthier.comparison import workers
 from luthier.comparison.candidates import method_names, variant, variants_of
 from luthier.comparison.runner import share_base, steps_for_time, untie
-from luthier.comparison.significance import differences_to, draws, metric, pareto
+from luthier.comparison.significance import differences_to, draws, pareto
 from luthier.comparison.table import paper_results
 from luthier.core.errors import InputError, Stopped
+from luthier.evaluation.metrics.base import known_metrics
 from luthier.methods.base import METHODS, PRESETS
 from luthier.planning.advisor.question import seconds_of
 from luthier.recipe.config import RunConfig
@@ -91,11 +92,11 @@ def test_budgets() -> None:
     for text in ("10", "m", "-3m", "0s", "ten minutes"):
         with pytest.raises(InputError, match="--budget"):
             seconds_of(text, "--budget", default_unit="")
-    steps = steps_for_time(600, [1.0, 3.0], 50, seeds=1, workers=1, most=1000)
-    assert steps == 125 and steps_for_time(600, [1.0, 3.0], 50, seeds=1, workers=2, most=1000) == 275
-    assert steps_for_time(600, [1.0, 3.0], 50, seeds=1, workers=1, most=7) == 7
+    steps = steps_for_time(600, 2.0, 50, runs=2, workers=1, most=1000)
+    assert steps == 125 and steps_for_time(600, 2.0, 50, runs=2, workers=2, most=1000) == 275
+    assert steps_for_time(600, 2.0, 50, runs=2, workers=1, most=7) == 7
     with pytest.raises(InputError, match=r"(?s)too short for 6 runs.*--budget \d+m"):
-        steps_for_time(100, [1.0, 3.0], 50, seeds=3, workers=1, most=1000)
+        steps_for_time(100, 2.0, 50, runs=6, workers=1, most=1000)
 
 
 def events_of(jobs: list[Any]) -> list[workers.Event]:
@@ -153,7 +154,8 @@ def labels(right: list[bool]) -> list[dict[str, Any]]:
 
 
 def test_a_real_difference_is_distinguished_from_chance_and_pairs_count() -> None:
-    function, higher = metric("accuracy")
+    metric = known_metrics()["accuracy"]
+    function, higher = metric.function, metric.higher
     rng = np.random.default_rng(1)
     easy = rng.random(300) < 0.7
     good = easy | (rng.random(300) < 0.4)  # right wherever `easy` is, and more
@@ -172,7 +174,8 @@ def test_a_real_difference_is_distinguished_from_chance_and_pairs_count() -> Non
 
 
 def test_holm_makes_many_comparisons_stricter() -> None:
-    function, higher = metric("accuracy")
+    metric = known_metrics()["accuracy"]
+    function, higher = metric.function, metric.higher
     rng = np.random.default_rng(2)
     right = rng.random(200) < 0.6
     slightly = right.copy()
@@ -186,17 +189,17 @@ def test_holm_makes_many_comparisons_stricter() -> None:
 
 
 def test_seeds_widen_the_interval_and_sums_give_the_metric_itself() -> None:
-    function, _ = metric("accuracy")
+    function = known_metrics()["accuracy"].function
     rng = np.random.default_rng(3)
     runs = [labels(list(rng.random(400) < share)) for share in (0.5, 0.7, 0.9)]
     together, one = draws(function, runs), draws(function, [runs[1]])
     assert together.value == pytest.approx(np.mean([function(run) for run in runs]))
     assert together.interval[1] - together.interval[0] > 2 * (one.interval[1] - one.interval[0])
-    loss, _ = metric("loss")
+    loss = known_metrics()["loss"].function
     pairs = zip(rng.random(50) * 9, rng.integers(1, 9, 50), strict=True)
     records = [{"loss_sum": float(x), "targets": int(n)} for x, n in pairs]
     assert draws(loss, [records]).value == pytest.approx(loss(records))
-    slow, _ = metric("spearman")
+    slow = known_metrics()["spearman"].function
     pairs = [{"number": float(x), "guess": float(x + y)} for x, y in rng.random((40, 2))]
     assert len(draws(slow, [pairs]).sampled) < len(one.sampled), "it follows from no sums: fewer resamples"
 

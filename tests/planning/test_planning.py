@@ -88,7 +88,7 @@ def test_many_layers_follow_from_one_and_two() -> None:
         return trace(method("lora").attach(model, steps=9).train(), ROWS, packed=True, **REAL)
 
     grown, whole = of(1).grown(of(2), 6), of(7)
-    for field in Trace.__slots__:
+    for field in Trace._fields:
         assert getattr(grown, field) == pytest.approx(getattr(whole, field), rel=0.01), field
 
 
@@ -103,7 +103,7 @@ def inputs_of(model: ModelConfig, train: TrainConfig, name: str = "lora", **rows
 
 def planned(folder: Path, name: str = "lora", **blocks: Any) -> Any:
     model = ModelConfig(path=str(folder), **blocks.pop("model", {}))
-    work = Workload(10, 60.0, 30.0, blocks.pop("passes", 2.0), ROWS, 30, packed=True)
+    work = Workload(60.0, 30.0, blocks.pop("passes", 2.0), ROWS, 30, packed=True)
     return estimate(inputs_of(model, TrainConfig(**blocks.pop("train", {})), name), work)
 
 
@@ -163,7 +163,7 @@ def test_the_largest_pass_is_found_and_steps_are_counted() -> None:
     lengths, learned = [10, 50, 20, 40, 30, 5], [1, 2, 3, 4, 5, 6]
     rows: dict[str, Any] = {"lengths": lengths, "learned": learned, "steps": 7}
     padded = workload_of(inputs_of(ModelConfig(), TrainConfig(batch_size=6, micro_batch=2), **rows), None)
-    assert padded.largest == [50, 40] and padded.learned == 6 and padded.passes == 3 and padded.steps == 7
+    assert padded.largest == [50, 40] and padded.learned == 6 and padded.passes == 3
     assert padded.tokens == 2 * 10 + 2 * 30 + 2 * 50 and padded.targets == 21
     assert padded.shapes == 3, "2 rows of 50, of 30 and of 10"
     packed = workload_of(inputs_of(ModelConfig(), TrainConfig(batch_size=6), **rows), 200)
@@ -179,7 +179,7 @@ def test_what_helps_is_seen_in_the_plan_and_no_weights_need_be_there(tmp_path: P
     assert checkpointed.parts["activations"] < 0.7 * usual.parts["activations"]
     assert planned(tmp_path, model={"dtype": "bfloat16"}).parts["weights"] == usual.parts["weights"] // 2
     assert planned(tmp_path, "full").parts["optimizer"] > usual.parts["optimizer"]
-    assert usual.seconds > 0 and usual.total > usual.free > 0 and usual.fits
+    assert usual.seconds > 0 and usual.target.memory > usual.target.free > 0 and usual.fits
 
 
 GROWTH = """

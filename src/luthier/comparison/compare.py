@@ -10,8 +10,6 @@ compare.html     the page
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
@@ -20,36 +18,18 @@ from typing import Any
 
 import torch
 
-from luthier.comparison import tuning, workers
+from luthier.comparison import runner, tuning, workers
 from luthier.comparison.candidates import variants_of, with_reason
-from luthier.comparison.runner import (
-    CompareConfig,
-    Context,
-    parallel_runs,
-    run_all,
-    run_until_done,
-    share_base,
-    steps_for_time,
-    tokens_per_step,
-    train_variant,
-    untie,
-)
+from luthier.comparison.runner import CompareConfig, Context
 from luthier.comparison.table import table_of
-from luthier.core.errors import Busy, InputError, Stopped
+from luthier.core.errors import Busy, InputError
 from luthier.core.events import Progress
-from luthier.core.files import read_object, write_json, write_text
-from luthier.core.signals import Interrupted, watch
+from luthier.core.files import lock, read_object, write_json, write_text
+from luthier.core.signals import watch
 from luthier.core.units import duration
 from luthier.data.parallel import processors
-from luthier.pipeline.prepare import (
-    Loaded,
-    SharedInputs,
-    head_labels,
-    load_base,
-    on_this_machine,
-    prepare_data,
-    tokenize,
-)
+from luthier.pipeline import prepare
+from luthier.pipeline.prepare import Loaded, SharedInputs
 from luthier.planning.plan import tuned_skeleton
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import path_beside
@@ -69,33 +49,20 @@ def compare(
     """
     folder = Path(config.run) if config.run else path_beside("compare", config, recipe)
     context = _prepare(config, options, folder, progress or Progress())
-    with watch() as request, _locked(folder):
-        try:
-            _decide(context)
-            checked = partial(_attach, context)  # with the steps there are: AdaLoRA needs more than one
-            context.variants = [with_reason(one, options.methods, checked) for one in context.variants]
-            if options.tune:
-                tuning.tune(context)
-            return _report(context, _run(context))
-        except Interrupted:
-            raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time works in the folder of a comparison."""
-    from filelock import FileLock, Timeout
-
-    if RunFolder(folder).result.is_file() or (folder / "metrics.jsonl").exists():
+    if RunFolder(folder).result.is_file() or RunFolder(folder).metrics.exists():
         raise InputError(f"{folder} is the folder of a run", fix="run=ANOTHER_DIR")
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / ".lock", timeout=0).acquire()
-    except Timeout:
-        why = f"{folder}: another process is at work on this comparison"
-        raise Busy(why, fix="wait for it, or run=ANOTHER_DIR") from None
-    with lock:
-        yield
+    busy = Busy(f"{folder}: another process is at work on this comparison", fix="wait for it, or run=ANOTHER_DIR")
+    with watch(), lock(folder, busy):
+        _decide(context)
+        inputs = (context.inputs.tokens.source, context.inputs.tokens.labels, context.steps)
+        context.variants = [  # with the steps there are: AdaLoRA needs more than one
+            with_reason(each, options.methods, lambda one: tuned_skeleton(one.model, one.method, *inputs))
+            for each in context.variants
+        ]
+        if options.tune:
+            tuning.tune(context)
+        return _report(context, _run(context))
 
 
 def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: Progress) -> Context:
@@ -113,23 +80,23 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
         torch.set_num_threads(1)  # threads do not survive a fork: see workers
         for module in USED_BY_RUNS:
             import_module(module)
-    data = prepare_data(config, progress)
+    data = prepare.prepare_data(config, progress)
     has_test = bool(len(data.test_examples))
     held = len(data.side("test" if data.test_rows or has_test else "validation").examples)
     if held < 2:
         few = f"{held} held-out example{'s' * (held != 1)}: too few to compare methods"
         raise InputError(few, fix="data.validation=0.1, or a file of its own")
     source = locate(config.model)
-    labels = head_labels(data)
+    labels = prepare.head_labels(data)
 
     def check(one: RunConfig) -> None:
-        on_this_machine(one)
+        prepare.on_this_machine(one)
         tuned_skeleton(one.model, one.method, source, labels)
 
     variants = variants_of(config, options.methods, check)
     runnable = [variant for variant in variants if not variant.reason]
     positions = max(variant.config.method.positions for variant in runnable) * (2 if options.tune else 1)
-    tokens = tokenize(runnable[0].config, data, progress, positions=positions)
+    tokens = prepare.tokenize(runnable[0].config, data, progress, positions=positions)
     for place, variant in enumerate(variants):
         # The same rows for every method, cut where the one with the longest prompt has to cut them. Weights of the best
         # held-out loss are kept only where the score comes from other rows than that loss.
@@ -137,17 +104,19 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
         equal = own.model_copy(update={"max_length": tokens.max_length, "keep_best": own.keep_best and has_test})
         variants[place] = replace(variant, config=variant.config.model_copy(update={"train": equal}))
     plain = config.model_copy(update={"model": config.model.model_copy(update={"quantize": "none"})})
-    base = load_base(plain, tokens).model
+    base = prepare.load_base(plain, tokens).model
 
     def model_for(one: RunConfig) -> Any:
         new_head = labels is not None and one.seed != config.seed  # a head is initialized by its seed
-        return load_base(one, tokens).model if one.model.quantize != "none" or new_head else share_base(base)
+        if one.model.quantize != "none" or new_head:
+            return prepare.load_base(one, tokens).model
+        return runner.share_base(base)
 
     def finished(loaded: Loaded, run: RunFolder) -> None:
-        write_json(run.path / "latency.json", latency(loaded, share_base(base)))
+        write_json(run.path / "latency.json", latency(loaded, runner.share_base(base)))
 
     before = folder / "base" / "before.json"
-    inputs = SharedInputs(tokens, model_for, lambda model: untie(model, base), before, finished)
+    inputs = SharedInputs(tokens, model_for, lambda model: runner.untie(model, base), before, finished)
     seeds = list(range(config.seed, config.seed + options.seeds))
     return Context(config, options, folder, variants, seeds, inputs, where, progress)
 
@@ -169,36 +138,26 @@ def _decide(context: Context) -> None:
         _measure_base(context)
         return
     took = _measure_base(context)
-    context.workers, step = parallel_runs(context)
+    context.workers, step = runner.parallel_runs(context)
     context.threads = max(1, processors() // context.workers) if context.fork else processors()
     context.steps = total_steps(config.train, len(data.rows))
     if wanted := context.options.tokens:
-        context.steps = int(wanted / tokens_per_step(context))
+        context.steps = int(wanted / runner.tokens_per_step(context))
         if context.steps < 1:
-            least = int(tokens_per_step(context)) + 1
+            least = int(runner.tokens_per_step(context)) + 1
             raise InputError(
                 f"--tokens {wanted} is less than one step of {config.train.batch_size} rows, about {least} tokens",
                 fix=f"--tokens {50 * least}, or a smaller train.batch_size",
             )
     elif context.options.budget:
-        context.steps = steps_for_time(
-            context.options.budget,
-            [step] * len(context.runnable),
-            1.3 * took + 4,
-            seeds=len(context.seeds),
-            workers=context.workers,
-            most=context.steps,
-        )
+        budget, runs, beside = context.options.budget, len(context.runnable) * len(context.seeds), 1.3 * took + 4
+        limits = {"workers": context.workers, "most": context.steps}
+        context.steps = runner.steps_for_time(budget, step, beside, runs=runs, **limits)
     if context.options.tune:
         tuning.steps_of(context.steps)  # refuses too few steps now, not after an hour
     write_text(context.folder / "recipe.yaml", config.dump())
     decided = {key: getattr(context, key) for key in ("steps", "workers", "threads")}
     write_json(kept, {"asked": asked, **decided, "seconds_a_step": step, "seconds_of_measuring": took})
-
-
-def _attach(context: Context, config: RunConfig) -> None:
-    tokens = context.inputs.tokens
-    tuned_skeleton(config.model, config.method, tokens.source, tokens.labels, context.steps)
 
 
 def _measure_base(context: Context) -> float:
@@ -223,7 +182,7 @@ def _measure_base(context: Context) -> float:
 
     before.parent.mkdir(parents=True, exist_ok=True)
     context.progress.stage("evaluating the base, once for all methods")
-    (seconds,) = run_until_done([job], "the base", 1, processors(), fork=context.fork)
+    (seconds,) = runner.run_until_done([job], "the base", 1, processors(), fork=context.fork)
     if not before.is_file():  # evaluate.before=false, or a base with random weights
         inputs.before = None
     return float(seconds)
@@ -240,15 +199,15 @@ def _run(context: Context) -> dict[tuple[str, int], str]:
     failed: dict[tuple[str, int], str] = {}
     if not waiting:
         return failed
-    tokens = context.steps * tokens_per_step(context)
+    tokens = context.steps * runner.tokens_per_step(context)
     context.progress.stage(
         f"{len(waiting)} of {len(every)} runs, {context.steps} steps, about {tokens:,.0f} tokens each"
         + (f", {context.workers} at a time" if context.workers > 1 else "")
     )
     recipes = [variant.recipe(seed, context.folder, steps=context.steps) for variant, seed in waiting]
-    jobs = [partial(train_variant, recipe, context.inputs) for recipe in recipes]
+    jobs = [partial(runner.train_variant, recipe, context.inputs) for recipe in recipes]
     began = time.monotonic()
-    for done, end in enumerate(run_all(context, jobs, [variant.name for variant, _ in waiting]), 1):
+    for done, end in enumerate(runner.run_all(context, jobs, [variant.name for variant, _ in waiting]), 1):
         variant, seed = waiting[end.job]
         if end.kind == "failed":
             failed[variant.name, seed] = str(end.value)
@@ -275,7 +234,7 @@ def _report(context: Context, failed: dict[tuple[str, int], str]) -> dict[str, A
         "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
         **{key: getattr(context, key) for key in ("steps", "seeds", "workers", "threads")},
         "tuned": context.tuned or None,
-        "tokens": round(context.steps * tokens_per_step(context)),
+        "tokens": round(context.steps * runner.tokens_per_step(context)),
         **table_of(context.folder, context.variants, context.seeds, failed),
     }
     write_json(context.folder / "compare.json", body)

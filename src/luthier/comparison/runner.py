@@ -180,17 +180,13 @@ def tokens_per_step(context: Context) -> float:
     return sum(lengths) / len(lengths) * min(context.config.train.batch_size, len(lengths))
 
 
-def steps_for_time(
-    seconds: float, step_seconds: Sequence[float], overhead: float, *, seeds: int, workers: int, most: int
-) -> int:
+def steps_for_time(seconds: float, step: float, overhead: float, *, runs: int, workers: int, most: int) -> int:
     """Steps of each run so that all runs together take `seconds`, at most the recipe's own `most` steps.
 
-    `step_seconds` holds the seconds of one step of each method, `overhead` the seconds that a run needs beside its
-    training. InputError where the time is too short for one step of each.
+    `step` is the seconds of one step, `overhead` the seconds that a run needs beside its training. InputError where the
+    time is too short for one step of each.
     """
-    runs = len(step_seconds) * seeds
-    left = seconds * workers - runs * overhead
-    each = sum(step_seconds) * seeds
+    left, each = seconds * workers - runs * overhead, runs * step
     if left < each:
         least = (runs * overhead + 20 * each) / workers
         raise InputError(

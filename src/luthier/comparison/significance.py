@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.evaluation.metrics.base import MetricFunction, SumMetric, known_metrics
+from luthier.evaluation.metrics.base import MetricFunction, SumMetric
 from luthier.evaluation.records.context import Record
 from luthier.evaluation.scores import resamples
 
@@ -22,12 +22,6 @@ SLOW_RESAMPLES = 300
 LEVEL = 0.05
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
-
-
-def metric(name: str) -> tuple[MetricFunction, bool]:
-    """(the function of a metric, whether higher is better)."""
-    found = known_metrics()[name]
-    return found.function, found.higher
 
 
 @dataclass(frozen=True, slots=True)

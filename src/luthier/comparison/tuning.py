@@ -77,22 +77,19 @@ def search(variant: Variant, lr: float, unit: int, folder: Path, run: Callable[[
     A try that fails counts as the worst; where all do, the method's own values stay.
     """
     tries: list[dict[str, Any]] = []
-    config, method = variant.config, variant.config.method
+    method = variant.config.method
     field = next((name for name in SIZES if isinstance(getattr(method, name, None), int)), "")
     size = getattr(method, field) if field else None
 
     def loss(rate: float, width: int | None, steps: int) -> float:
         place = folder / "search" / f"{variant.name}-{len(tries)}"
-        train = {"lr": rate, "steps": steps, "keep_best": False}
         found = float("inf")
         try:
-            changed = {
-                "run": str(place),
-                "method": method.model_validate(method.model_dump(mode="json") | ({field: width} if field else {})),
-                "train": config.train.model_copy(update=train),
-                "evaluate": config.evaluate.model_copy(update={"before": False, "generate": 0}),
-            }
-            found = min(found, float(run(config.model_copy(update=changed))["tuned"]["loss"]["value"]))  # inf for NaN
+            config = _with_found(variant, {"lr": rate, "size": width, "field": field}).config
+            train = config.train.model_copy(update={"steps": steps, "keep_best": False})
+            evaluate = config.evaluate.model_copy(update={"before": False, "generate": 0})
+            config = config.model_copy(update={"run": str(place), "train": train, "evaluate": evaluate})
+            found = min(found, float(run(config)["tuned"]["loss"]["value"]))  # inf for NaN
         except Stopped:
             raise
         except Exception:  # a size that the model has no room for, a rate that diverges
@@ -124,7 +121,7 @@ def tune(context: Context) -> None:
             waiting.append(variant)
     if waiting:
         _search_all(context, waiting, unit)
-    context.variants = [_with_found(variant, context.tuned.get(variant.name)) for variant in context.variants]
+    context.variants = [_with_found(one, context.tuned.get(one.name)) for one in context.variants]
 
 
 def _search_all(context: Context, waiting: list[Variant], unit: int) -> None:

@@ -5,11 +5,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import InputError
+from luthier.core.errors import Busy, InputError
 from luthier.core.resources import no_access, no_space
 from luthier.core.strict_json import to_json
 
@@ -128,6 +128,16 @@ def staged(target: Path, run: str = "", step: int | None = None) -> Iterator[Pat
         if (full := no_space(error, target)) is not None:
             raise full from error
         raise
+
+
+def lock(folder: Path, busy: Busy) -> AbstractContextManager[object]:
+    """Keep every other process out of a folder; raises `busy` where one holds it. It is let go where this one dies."""
+    from filelock import FileLock, Timeout  # it imports asyncio
+
+    try:
+        return FileLock(folder / ".lock", timeout=0).acquire()
+    except Timeout:
+        raise busy from None
 
 
 def tidy(folder: Path) -> None:

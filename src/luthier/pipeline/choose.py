@@ -12,6 +12,7 @@ from luthier.planning.advisor.evidence import comparisons, relevant
 from luthier.planning.advisor.question import ChooseOptions, assumed_facts, facts_of
 from luthier.recipe.config import RunConfig
 from luthier.tasks.base import TASKS
+from luthier.training.settings import total_steps
 
 
 def choose(
@@ -38,7 +39,7 @@ def choose(
     progress, options = progress or Progress(), options or ChooseOptions()
     model, train, other = config.model, config.train, None
     if options.memory is not None:
-        other = machine.TargetMachine("cpu" if model.device == "cpu" else "cuda", options.memory)
+        other = machine.TargetMachine("cpu" if model.device == "cpu" else "cuda", options.memory, options.memory)
         model = model.model_copy(update={"device": "cpu"})
     bare = model.model_copy(update={"init": "random", "quantize": "none"})
     source = locate(bare)
@@ -60,8 +61,7 @@ def choose(
         model = model.model_copy(update={"dtype": stored if model.dtype == "auto" else model.dtype})
         precision = "bf16" if train.precision == "auto" else precision
     train = train.model_copy(update={"precision": precision})
-    place = other.device if other is not None else device(bare)
-    total, free = (other.memory, other.memory) if other is not None else machine.memory(place)
+    target = other or machine.this_machine(device(bare))
     asked = {"model": model.path, "data": config.data.path, "task": task.name}
     boards = comparisons(evidence, **asked)
     for file in sorted(Path("runs").glob("*/compare.json")):
@@ -69,24 +69,14 @@ def choose(
             boards += comparisons([file], **asked) if file not in evidence else []
         except InputError as error:
             progress.warn(f"left out: {error.message.removeprefix('--evidence: ')}")
-    reads = machine.reading() if isinstance(options.latency, float) and other is None and place == "cpu" else None
-    question = Question(
-        facts,
-        options,
-        model.path,
-        read.family,
-        *stored_bytes(whole),
-        total,
-        free,
-        place,
-        other is None,
-        [*boards, *relevant(facts.learns, read.family)],
-        reads,
-    )
+    boards += relevant(facts.learns, read.family)
+    sizes = stored_bytes(whole)
+    question = Question(facts, options, model.path, read.family, *sizes, target, other is None, boards)
     progress.stage("weighing methods")
     method = config.method if "method" in config.model_fields_set else METHODS.parse("lora")
-    base = PlanInputs(model, method, train, task, whole, source, (), (), 0, facts.labels, config.seed, other)
-    choice = rank_methods(question, Planner(base, facts, limit), lambda name: progress.note(f"planning {name}"))
+    rows = facts.lengths, facts.learned, total_steps(train, facts.rows)
+    base = PlanInputs(model, method, train, task, whole, source, *rows, facts.labels, config.seed, other)
+    choice = rank_methods(question, Planner(base, limit), lambda name: progress.note(f"planning {name}"))
     typed = [*(given or ["--model", model.path])]
     if not config.data.path or not given:
         typed += ["--data", config.data.path or "YOUR_FILE.jsonl"]

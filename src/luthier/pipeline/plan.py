@@ -22,16 +22,17 @@ def plan(config: RunConfig, *, progress: Progress | None = None) -> dict[str, An
     progress.stage("planning memory and time")
     inputs = plan_inputs(config, tokens)
     resolved = resolve(inputs)
+    plan = resolved.plan
     return {
         "model": config.model.path,
         "method": config.method.name,
         "steps": inputs.steps,
         **resolved.record(),
         "why": resolved.why,
-        "room": resolved.plan and {"total": resolved.plan.total, "free": resolved.plan.free},
-        "fits": resolved.plan and resolved.plan.fits,
+        "room": plan and {"total": plan.target.memory, "free": plan.target.free},
+        "fits": plan and plan.fits,
         "alternatives": [
             {"change": change, "bytes": made.peak, "seconds": made.seconds, "fits": made.fits}
-            for change, made in (alternatives(inputs, resolved) if resolved.plan is not None else [])
+            for change, made in (alternatives(inputs, resolved) if plan is not None else [])
         ],
     }

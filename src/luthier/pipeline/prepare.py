@@ -1,6 +1,6 @@
 """What every way into a run begins with: data, tokens, what is still open decided, and the base model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -224,7 +224,9 @@ def resolve_run(config: RunConfig, tokens: Encoding, folder: RunFolder, progress
 
     if folder.checked(folder.plan).is_file():
         steps = total_steps(config.train, len(tokens.data.rows))
-        return ResolvedSettings.from_record(config.train, steps, folder.read_json(folder.plan))
+        kept = folder.read_json(folder.plan)  # the plan itself is only needed at the start
+        train = config.train.model_copy(update=kept["train"])
+        return ResolvedSettings(train, kept["pack"], steps, config.seed, None)
     progress.stage("planning memory and time")
     resolved = resolve(plan_inputs(config, tokens))
     folder.write_json(folder.plan, resolved.record())
@@ -243,7 +245,6 @@ def run_settings(resolved: "ResolvedSettings", loaded: Loaded, base: "nn.Module"
     InputError where the recipe insists on packing and rows of one sequence would see one another.
     """
     from luthier.training.packing import prove_packing
-    from luthier.training.settings import RunSettings
 
     config, train, pack = loaded.config, resolved.train, resolved.pack
     if pack is not None:
@@ -256,4 +257,4 @@ def run_settings(resolved: "ResolvedSettings", loaded: Loaded, base: "nn.Module"
             train = train.model_copy(update={"packing": False, "micro_tokens": config.train.micro_tokens})
             pack = None
     lr = config.train.lr or config.method.learning_rate(base)
-    return RunSettings(train.model_copy(update={"lr": lr}), pack, resolved.steps, config.seed)
+    return replace(resolved, train=train.model_copy(update={"lr": lr}), pack=pack)

@@ -29,12 +29,19 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class TargetMachine:
-    """Another machine: the device that a run would train on, and its memory."""
+    """The device that a run trains on, and its memory."""
 
     device: str
     """cuda or cpu."""
     memory: int
-    """Bytes, all of them free."""
+    """Bytes of the device."""
+    free: int
+    """Unused bytes of the device."""
+
+    @property
+    def room(self) -> int:
+        """Usable bytes: a tenth of the free memory is left to other programs and to the error of the plan."""
+        return int(0.9 * self.free)
 
 
 @lru_cache
@@ -92,13 +99,13 @@ def reading(size: int = 2**27) -> float:
     return size / _seconds(some.sum, "cpu")
 
 
-def memory(device: str) -> tuple[int, int]:
-    """(bytes of the device, unused bytes of it). What this process holds counts as used."""
+def this_machine(device: str) -> TargetMachine:
+    """A device of this machine. What this process holds counts as used."""
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
-        return total, free
+        return TargetMachine(device, total, free)
     found = psutil.virtual_memory()
-    return int(found.total), int(found.available)
+    return TargetMachine(device, int(found.total), int(found.available))
 
 
 def used(device: str) -> int:

@@ -4,7 +4,7 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,7 +72,6 @@ class PlanInputs:
 class Workload:
     """The work of a run; tokens, targets and passes are means per step."""
 
-    steps: int
     tokens: float
     """Tokens, padding included."""
     targets: float
@@ -95,15 +94,11 @@ class Workload:
 class Plan:
     """What a run will need, before it begins."""
 
-    device: str
+    target: machine.TargetMachine
     parts: dict[str, int]
     """Bytes by component: program, weights, trained weights, gradients, optimizer, activations, logits, kernels."""
     seconds: float
     """Training time of all steps in seconds."""
-    total: int
-    """Bytes of the device."""
-    free: int
-    """Unused bytes of the device."""
     tokens: int
     """Tokens of the largest pass, padding included."""
     flops: float = 0.0
@@ -120,18 +115,13 @@ class Plan:
         return self.peak - self.parts["program"]
 
     @property
-    def room(self) -> int:
-        """Usable bytes: a tenth of the free memory is left to other programs and to the error of the plan."""
-        return int(0.9 * self.free)
-
-    @property
     def fits(self) -> bool:
         """Whether there is memory for it."""
-        return self.needed <= self.room
+        return self.needed <= self.target.room
 
     def record(self) -> dict[str, Any]:
         """The plan in result.json."""
-        return {"device": self.device, "bytes": self.peak, "parts": self.parts, "seconds": self.seconds}
+        return {"device": self.target.device, "bytes": self.peak, "parts": self.parts, "seconds": self.seconds}
 
 
 def tuned_skeleton(
@@ -149,11 +139,9 @@ def tuned_skeleton(
 
 def workload_of(inputs: PlanInputs, pack: int | None) -> Workload:
     """The workload of the first epoch's steps, cut as training cuts them; `pack` is the tokens of a packed sequence."""
-    lengths, learned, config = inputs.lengths, inputs.learned, inputs.train
-    tokens = targets = passes = 0
+    lengths, learned, config, longest = inputs.lengths, inputs.learned, inputs.train, inputs.longest
     looked = max(1, min(inputs.steps, SAMPLE, -(-len(lengths) // config.batch_size)))
-    most, largest, at, longest = 0, [lengths[0]], learned[0], inputs.longest
-    shapes: set[tuple[int, int]] = set()
+    passes: list[tuple[int, list[int], int]] = []  # tokens with padding, lengths of the rows, targets
     for index in range(looked):
         rows = step_numbers(len(lengths), index, batch_size=config.batch_size, seed=inputs.seed)
         for micro in micro_batches(
@@ -165,13 +153,13 @@ def workload_of(inputs: PlanInputs, pack: int | None) -> Workload:
         ):
             sizes = [lengths[rows[i]] for i in micro]
             size = sum(sizes) if pack else len(sizes) * max(sizes)
-            own = sum(learned[rows[i]] for i in micro)
-            shapes.add((1, -(-size // EVEN)) if pack else (len(sizes), even_length(max(sizes), longest)))
-            tokens, targets, passes = tokens + size, targets + own, passes + 1
-            if size > most:
-                most, largest, at = size, sizes, own
-    means = tokens / looked, targets / looked, passes / looked
-    return Workload(inputs.steps, *means, largest, at, len(shapes), pack is not None)
+            passes.append((size, sizes, sum(learned[rows[i]] for i in micro)))
+    _, largest, targets = max(passes, key=lambda each: each[0])
+    means = sum(each[0] for each in passes) / looked, sum(each[2] for each in passes) / looked, len(passes) / looked
+    shapes = {
+        (1, -(-size // EVEN)) if pack else (len(sizes), even_length(max(sizes), longest)) for size, sizes, _ in passes
+    }
+    return Workload(*means, largest, targets, len(shapes), pack is not None)
 
 
 def estimate(inputs: PlanInputs, work: Workload) -> Plan:
@@ -209,15 +197,14 @@ def estimate(inputs: PlanInputs, work: Workload) -> Plan:
         # MKL, for float32, compiles none.
         "kernels": work.shapes * KERNELS.get(held_by, 0) if computed.itemsize == 2 else 0,
     }
-    total, free = (other.memory, other.memory - parts["program"]) if other else machine.memory(where)
-    return Plan(held_by, parts, work.steps * seconds, total, free, work.most, work.steps * flops)
+    target = replace(other, free=other.memory - parts["program"]) if other else machine.this_machine(where)
+    return Plan(target, parts, inputs.steps * seconds, work.most, inputs.steps * flops)
 
 
 def held_bytes(tuned: nn.Module, model: ModelConfig, train: TrainConfig) -> dict[str, int]:
     """Bytes that a run holds from its first step on, before any activation: from shapes, nothing is traced."""
     packed = {id(layer.weight): layer.weight.numel() for layer in _packed_layers(tuned, model)}
-    frozen = {id(p): p.numel() for p in tuned.parameters() if not p.requires_grad}
-    plain = sum(number for key, number in frozen.items() if key not in packed)
+    plain = sum(p.numel() for p in tuned.parameters() if not p.requires_grad and id(p) not in packed)
     # 4 bit and a byte of scale for each 64 (its own scales add a 64th of that); int8 has a float for each output.
     share = 1.0 if quantization(model, tuned.config) == "int8" else 0.5 + 1 / 62
     trained = [p for p in tuned.parameters() if p.requires_grad]

@@ -9,7 +9,7 @@ from luthier.methods.base import METHODS
 from luthier.models.load import device
 from luthier.planning.plan import Plan, PlanInputs, estimate, tuned_skeleton, workload_of
 from luthier.training.packing import check_packing, packs_well
-from luthier.training.settings import TrainConfig
+from luthier.training.settings import RunSettings
 
 TOKENS = {"cpu": 1024}
 """Tokens of a packed pass, where the recipe names none: more make a CPU no faster."""
@@ -19,14 +19,9 @@ FEWEST = 256
 
 
 @dataclass(frozen=True, slots=True)
-class ResolvedSettings:
-    """The train block with nothing left open, and the plan made with it."""
+class ResolvedSettings(RunSettings):
+    """The settings of a run before its base is loaded, and the plan made with them."""
 
-    train: TrainConfig
-    steps: int
-    """Optimizer steps of the whole run."""
-    pack: int | None
-    """Tokens of a packed sequence; None: rows are padded."""
     plan: Plan | None
     """None where the model's code cannot run without numbers."""
     why: str = ""
@@ -35,27 +30,19 @@ class ResolvedSettings:
     def summary(self) -> str:
         """The settings and the plan in one line."""
         assert self.plan is not None
+        target = self.plan.target
         packing = "packing on" if self.pack else "packing off"
         kept = "gradient checkpointing" if self.train.gradient_checkpointing else "no gradient checkpointing"
         return (
-            f"about {gigabytes(self.plan.peak)} at most ({gigabytes(self.plan.free)} of {gigabytes(self.plan.total)} "
+            f"about {gigabytes(self.plan.peak)} at most ({gigabytes(target.free)} of {gigabytes(target.memory)} "
             f"are free), {self.plan.tokens:,} tokens per pass, {packing}, {kept}; {duration(self.plan.seconds)} of "
             "training"
         )
 
     def record(self) -> dict[str, Any]:
         """The settings as they are kept with the run, so that a resumed one cuts its steps alike."""
-        keys = ("packing", "micro_tokens", "gradient_checkpointing")
-        return {
-            "train": {key: getattr(self.train, key) for key in keys},
-            "pack": self.pack,
-            "plan": self.plan.record() if self.plan is not None else None,
-        }
-
-    @classmethod
-    def from_record(cls, train: TrainConfig, steps: int, record: dict[str, Any]) -> "ResolvedSettings":
-        """The settings that `record` kept, for the same recipe; the plan itself is only needed at the start."""
-        return cls(train.model_copy(update=record["train"]), steps, record["pack"], None)
+        train = self.train.model_dump(include={"packing", "micro_tokens", "gradient_checkpointing"})
+        return {"train": train, "pack": self.pack, "plan": self.plan and self.plan.record()}
 
 
 def resolve(inputs: PlanInputs) -> ResolvedSettings:
@@ -77,7 +64,7 @@ def resolve(inputs: PlanInputs) -> ResolvedSettings:
         if tried.plan is not None and not tried.plan.fits and sized:
             made = tried.plan
             grows = made.parts["activations"] + made.parts["logits"]  # with the tokens of a pass
-            fewer = int((made.room - made.needed + grows) / max(1, grows) * made.tokens)
+            fewer = int((made.target.room - made.needed + grows) / max(1, grows) * made.tokens)
             if fewer >= min(inputs.longest, FEWEST):
                 tried = _planned(inputs, packing, max(fewer, inputs.longest), checkpointing)
         if tried.plan is None or tried.plan.fits:
@@ -90,14 +77,14 @@ def _planned(inputs: PlanInputs, packing: bool, tokens: int | None, checkpointin
     train = inputs.train.model_copy(update=settings)
     inputs = replace(inputs, train=train)
     pack = max(tokens or 0, inputs.longest) if packing else None
-    work = workload_of(inputs, pack)
+    work, plan, why = workload_of(inputs, pack), None, ""
     try:
-        return ResolvedSettings(train, inputs.steps, pack, estimate(inputs, work))
+        plan = estimate(inputs, work)
     except (InputError, ImportError):
         raise
     except Exception as error:  # a model's own code may ask for numbers in any way it likes
         why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        return ResolvedSettings(train, inputs.steps, pack, None, why)
+    return ResolvedSettings(train, pack, inputs.steps, inputs.seed, plan, why)
 
 
 def alternatives(inputs: PlanInputs, resolved: ResolvedSettings) -> list[tuple[str, Plan]]:

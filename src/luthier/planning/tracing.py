@@ -6,10 +6,9 @@ transformers, PEFT and our own functions keep for the backward pass is counted, 
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,7 @@ PRODUCTS = (_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm)
 """Matrix products: they count as operations, not as bytes that are moved."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trace:
+class Trace(NamedTuple):
     """Memory and operations of one pass, without the weights."""
 
     kept: float
@@ -45,9 +43,7 @@ class Trace:
 
     def grown(self, other: "Trace", by: float) -> "Trace":
         """Extrapolate from one and two layers to any number: self + by (other - self), field by field."""
-        return Trace(
-            *(getattr(self, name) + by * (getattr(other, name) - getattr(self, name)) for name in self.__slots__)
-        )
+        return Trace(*(one + by * (two - one) for one, two in zip(self, other, strict=True)))
 
 
 def trace(
@@ -81,10 +77,9 @@ def trace(
         head = None if classify else model.get_output_embeddings()  # type: ignore[operator]
         if head is not None:
             head.forward = _same
+        casting = torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None)
         try:
-            return _run(
-                model, inputs, known, torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None)
-            )
+            return _run(model, inputs, known, casting)
         finally:
             if head is not None:
                 del head.forward

@@ -91,14 +91,12 @@ class RunConfig(Config):
                 wrong.append(f"{key[:60]}: {getattr(error, 'problem', None) or error}")
         if isinstance(data.get("method"), dict):
             data["method"].setdefault("name", "lora")
-        context: dict[str, Any] = {}
         try:
-            config = cls.model_validate(data, context=context)
+            config = cls.model_validate(data, context={"notes": [] if notes is None else notes})
         except ValidationError as error:
             wrong += [line for part in error.errors() for line in problems(cls, dict(part))]
         if wrong:
             raise ConfigError(str(path) if path else "the command line", wrong)
-        (notes if notes is not None else []).extend(context.get("notes", []))
         return config
 
     def dump(self) -> str:

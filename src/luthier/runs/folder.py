@@ -123,32 +123,24 @@ class RunFolder:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Make the folder and keep every other process out. The system lets go of it when this process dies."""
-        from filelock import FileLock, Timeout  # it imports asyncio
-
+        why = f"{self.path}: another process is at work on this run"
+        busy = Busy(why, fix="wait for it or stop it, or choose another folder with run=DIR")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             strangers = [] if self.recipe.is_file() else sorted({each.name for each in self.path.iterdir()} - FIRST)
             if strangers:
                 what = f"is not empty and no run of Luthier's ({', '.join(strangers[:3])})"
                 raise InputError(f"{self.path} {what}", fix="run=DIR")
-            lock = FileLock(self.path / ".lock", timeout=0)
-            lock.acquire()
-        except Timeout:
-            raise Busy(
-                f"{self.path}: another process is at work on this run",
-                fix="wait for it or stop it, or choose another folder with run=DIR",
-            ) from None
+            lock = files.lock(self.path, busy)
         except OSError as error:
             raise InputError(
                 f"run: cannot write in the folder {self.path}: {error.strerror}",
                 fix="run=DIR where it is to be trained; a finished run of another user has to be copied first",
             ) from None
-        try:
+        with lock:
             for left in self.path.glob(".*.staging"):  # of a process that was killed
                 left.unlink()
             yield
-        finally:
-            lock.release()
 
     def write_json(self, path: Path, value: Any) -> None:
         """Replace a JSON file of the run as a whole, and keep its hash."""

@@ -26,7 +26,7 @@ from luthier.planning.advisor.evidence import (
 )
 from luthier.planning.advisor.question import assumed_facts
 from luthier.tasks.base import TASKS
-from luthier.training.settings import TrainConfig
+from luthier.training.settings import TrainConfig, total_steps
 from tests.conftest import ROOT
 from tests.planning.advisor.conftest import Choose
 
@@ -59,17 +59,17 @@ def planner(folder: Path, name: str | dict[str, Any] = "lora") -> Planner:
     task = TASKS.parse({"name": "classify", "labels": ["0", "1"]})
     model, train = ModelConfig(path=str(folder)), TrainConfig(precision="fp32")
     whole = skeleton(model, str(folder), labels=("0", "1"))
-    base = PlanInputs(model, METHODS.parse(name), train, task, whole, str(folder), (), (), 0, ("0", "1"), 0)
-    return Planner(base, assumed_facts(100, task, None, 512), 512)
+    rows, steps = assumed_facts(100, task, None, 512), total_steps(train, 100)
+    given = model, METHODS.parse(name), train, task, whole, str(folder), rows.lengths, rows.learned, steps
+    return Planner(PlanInputs(*given, ("0", "1"), 0), 512)
 
 
 @pytest.mark.parametrize("arm", NAMES)
 def test_the_file_is_as_large_as_it_was_when_it_was_measured(arm: str, bases: Path) -> None:
     one = planner(bases / "minilm").candidate(arm)
-    kept = relevant("classify", "encoder")[0].scores[arm].bytes
-    assert kept is not None and one.file_bytes == pytest.approx(kept, rel=0.07)  # the rest are names in the file
-    board = next(board for board in measured()["boards"] if board["key"] == "sst2")
-    assert one.trained == board["scores"][arm]["trainable"]
+    kept = next(board for board in measured()["boards"] if board["key"] == "sst2")["scores"][arm]
+    assert one.file_bytes == pytest.approx(kept["bytes"], rel=0.07)  # the rest are names in the file
+    assert one.trained == kept["trainable"]
 
 
 def test_the_recipes_own_settings_of_a_method_count(bases: Path) -> None:

@@ -78,18 +78,22 @@ def test_another_machine_is_planned_by_its_memory_alone(tmp_path: Path) -> None:
         tuned = tuned_skeleton(model, method, model.path, None)
         train = TrainConfig(precision="fp32")
         inputs = PlanInputs(model, method, train, task, tuned, model.path, [30], [10], 10, None, 0, other)
-        return estimate(inputs, Workload(10, 60.0, 30.0, 2.0, [9, 30], 20))
+        return estimate(inputs, Workload(60.0, 30.0, 2.0, [9, 30], 20))
 
     here, card, box = (
         planned(None),
-        planned(machine.TargetMachine("cuda", 10**9)),
-        planned(machine.TargetMachine("cpu", 10**9)),
+        planned(machine.TargetMachine("cuda", 10**9, 10**9)),
+        planned(machine.TargetMachine("cpu", 10**9, 10**9)),
     )
-    assert card.device == "cuda" and card.parts["program"] == 0 and (card.total, card.free) == (10**9, 10**9)
+    assert (
+        card.target.device == "cuda"
+        and card.parts["program"] == 0
+        and (card.target.memory, card.target.free) == (10**9, 10**9)
+    )
     assert card.parts["activations"] * HOLDS["cpu"] == pytest.approx(here.parts["activations"], rel=0.01)
-    assert box.parts["activations"] == here.parts["activations"] and box.free == 10**9 - box.parts["program"]
+    assert box.parts["activations"] == here.parts["activations"] and box.target.free == 10**9 - box.parts["program"]
     assert card.parts["weights"] == here.parts["weights"] and card.flops == here.flops > 0
-    assert card.fits and not planned(machine.TargetMachine("cuda", card.needed)).fits
+    assert card.fits and not planned(machine.TargetMachine("cuda", card.needed, card.needed)).fits
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,9 @@ from rich.table import Table
 
 from luthier.cli.terminal.progress import console, table
 from luthier.core.units import duration, gigabytes
+from luthier.planning.advisor.rank import EXPLAINED
 from luthier.planning.advisor.reasons import bytes_text, work
 
-FIRST = 3
-"""Methods whose reasons are shown."""
 SPARED = ("merges", "file", "fits", "setting", "training")
 """Columns of the table that are left out where the terminal is too narrow, the first of them first."""
 
@@ -38,7 +37,7 @@ def show_choice(found: Mapping[str, Any]) -> None:
         if nearest is not None:
             least = f": the least is {nearest['method']}, which needs {gigabytes(nearest['needs'])} beyond the program"
         console.print(f"  [bold red]nothing fits[/]{escape(least)}")
-    for row in found["ranked"][:FIRST]:
+    for row in found["ranked"][:EXPLAINED]:
         tie = f"  (tied with {found['ranked'][0]['method']} by what was measured)" if row["ties_with_first"] else ""
         console.print(f"[bold]{row['place']}. {row['method']}[/]{tie if row['place'] > 1 else ''}")
         for reason in row["reasons"]:
@@ -68,10 +67,7 @@ def machine(asked: Mapping[str, Any]) -> str:
     memory = gigabytes(asked["memory"])
     here = f"this machine, {kind}: {gigabytes(asked['free'])} of {memory} free"
     parts = [here if asked["this_machine"] else f"another machine, {kind}: {memory}"]
-    if asked["devices"] > 1:
-        parts.append(f"{asked['devices']} devices")
-    if asked["variants"] > 1:
-        parts.append(f"{asked['variants']} variants")
+    parts += [f"{asked[name]} {name}" for name in ("devices", "variants") if asked[name] > 1]
     if asked["latency"] is not None:
         parts.append("merged" if asked["latency"] == "merged" else f"{asked['latency']:g} ms per token")
     if asked["time"]:

@@ -11,11 +11,10 @@ from luthier.methods.base import METHODS, PRESETS, QUANTIZED, Method
 from luthier.models.load import check_quantize, parameter_counts
 from luthier.models.settings import ModelConfig
 from luthier.models.targets import in_head
-from luthier.planning.advisor.question import DataFacts
 from luthier.planning.plan import Plan, PlanInputs, held_bytes, tuned_skeleton
 from luthier.planning.resolve import ResolvedSettings, resolve
 from luthier.training.optimizers.base import OPTIMIZERS
-from luthier.training.settings import TrainConfig, total_steps
+from luthier.training.settings import TrainConfig
 
 _NAMES = """
 lora full freeze houlsby pfeiffer parallel_adapter scaled_parallel bitfit ia3 qlora lora_int8 rslora lora_plus dora
@@ -39,7 +38,6 @@ class Candidate:
     """The method's or preset's name, as benchmarks list it."""
     method: Method
     quantize: str
-    train: TrainConfig
     trained: int
     """Trainable parameters."""
     parameters: int
@@ -111,11 +109,10 @@ def shape_key(method: Method) -> str:
 class Planner:
     """Builds candidates and plans them; candidates with the same shapes are planned once."""
 
-    def __init__(self, base: PlanInputs, facts: DataFacts, limit: int) -> None:
+    def __init__(self, base: PlanInputs, limit: int) -> None:
         """`base` has the recipe's method, or lora, but not on it yet; `limit` is the longest row in tokens."""
-        self.base, self.facts, self.limit = base, facts, limit
+        self.base, self.limit = base, limit
         self.own = {preset_of(base.method, "none"): base.method}
-        self.steps = total_steps(base.train, facts.rows)
         self.tuned: dict[str, Any] = {}
         self.resolved: dict[str, ResolvedSettings] = {}
 
@@ -131,7 +128,7 @@ class Planner:
             OPTIMIZERS.parse(train.optimizer).check(train.optimizer)
         layers = getattr(base.tuned.config, "num_hidden_layers", None)
         some = layers and min(layers, 2)
-        tuned_skeleton(model, self.method(preset), base.source, base.labels, self.steps, layers=some)
+        tuned_skeleton(model, self.method(preset), base.source, base.labels, base.steps, layers=some)
 
     def candidate(self, preset: str, quantize: str | None = None) -> Candidate:
         """A method with its sizes."""
@@ -143,7 +140,7 @@ class Planner:
         if method.name == "prefix":  # without its network it is what P-Tuning v2 trains
             saved = self._tuned(METHODS.parse({"name": "p_tuning_v2", "length": getattr(method, "length")}))  # noqa: B009
         size, least = file_bytes(method, saved), sum(held_bytes(tuned, model, train).values())
-        return Candidate(preset, method, model.quantize, train, trained, parameters, size, least)
+        return Candidate(preset, method, model.quantize, trained, parameters, size, least)
 
     def quantized(self, one: Candidate) -> Candidate | None:
         """The same method on a base in 4 bit, where that is not a candidate already and is possible."""
@@ -159,22 +156,15 @@ class Planner:
         """A candidate with memory and time of a run: the recipe's train block, what it leaves open decided."""
         key = f"{shape_key(one.method)} {one.quantize} {one.fewest}"
         if key not in self.resolved:
-            train, changes = one.train, dict[str, Any]()
+            model, train = self._settings(one.preset, one.quantize)
+            changes = dict[str, Any]()
             if self.base.other is not None and train.packing == "auto":  # unknown for that GPU: rows are padded
                 changes["packing"] = False
-            lengths = [min(length, self.limit - one.method.positions) for length in self.facts.lengths]
+            lengths = [min(length, self.limit - one.method.positions) for length in self.base.lengths]
             if train.micro_tokens is None and train.micro_batch is None:  # the same pass for all, so that they compare
                 changes["micro_tokens"] = max(PASS, *lengths)
-            inputs = replace(
-                self.base,
-                model=self.base.model.model_copy(update={"quantize": one.quantize}),
-                method=one.method,
-                train=train.model_copy(update=changes),
-                tuned=self._tuned(one.method),
-                lengths=lengths,
-                learned=self.facts.learned,
-                steps=self.steps,
-            )
+            train, tuned = train.model_copy(update=changes), self._tuned(one.method)
+            inputs = replace(self.base, model=model, method=one.method, train=train, tuned=tuned, lengths=lengths)
             self.resolved[key] = resolve(inputs)
         resolved = self.resolved[key]
         checkpointing = resolved.train.gradient_checkpointing is True
@@ -193,5 +183,5 @@ class Planner:
         key = shape_key(method)
         if key not in self.tuned:
             model = self.base.model.model_copy(update={"quantize": "none"})
-            self.tuned[key] = tuned_skeleton(model, method, self.base.source, self.base.labels, self.steps)
+            self.tuned[key] = tuned_skeleton(model, method, self.base.source, self.base.labels, self.base.steps)
         return self.tuned[key]

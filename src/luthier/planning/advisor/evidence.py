@@ -46,8 +46,6 @@ class Score(BaseModel):
     value: FiniteFloat
     low: FiniteFloat | None = None
     high: FiniteFloat | None = None
-    bytes: int | None = None
-    """Size of the file that the run left."""
     memory: int | None = None
     """Peak bytes of the run, where that was measured."""
     seconds: float | None = None
@@ -147,7 +145,6 @@ class _Row(BaseModel):
     arm: str
     status: str
     score: Score | None = None
-    adapter_bytes: int | None = None
     memory: int | None = None
     seconds: float | None = None
     reason: str = ""
@@ -197,7 +194,7 @@ def comparisons(files: Iterable[Path], *, model: str, data: str | None, task: st
         for row, score in done:
             sides = score.model_dump(include={"value", "low", "high"}, exclude_none=True)
             scaled = {side: value * (100.0 if percent else 1.0) for side, value in sides.items()}
-            scores[row.arm] = Score(**scaled, bytes=row.adapter_bytes, memory=row.memory, seconds=row.seconds)
+            scores[row.arm] = Score(**scaled, memory=row.memory, seconds=row.seconds)
         failed = {row.arm: row.reason for row in made.rows if row.status == "failed"}
         if scores or (failed and same):
             kept = made.model_dump(include={"model", "metric", "higher_is_better"})

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
@@ -78,19 +78,13 @@ class ChooseOptions:
     """Training rows; then no data is read."""
 
     @classmethod
-    def parse(
-        cls, *, latency: str | None = None, memory: str | None = None, time: str | None = None, **counts: int | None
-    ) -> "ChooseOptions":
-        """The options from their text on the command line. InputError that names the option."""
-        for option, value in counts.items():
-            if value is not None and value < 1:
+    def parse(cls, **given: str | int | None) -> "ChooseOptions":
+        """The options from their text or number on the command line. InputError that names the option."""
+        for option, value in given.items():
+            if isinstance(value, int) and value < 1:
                 raise InputError(f"--{option}: {value} is less than one", fix=f"--{option} 1")
-        return cls(
-            latency=None if latency is None else latency_of(latency),
-            memory=None if memory is None else size_of(memory),
-            time=None if time is None else seconds_of(time),
-            **{option: value for option, value in counts.items() if value is not None},
-        )
+        read: dict[str, Any] = {"latency": latency_of, "memory": size_of, "time": seconds_of}
+        return cls(**{key: read.get(key, int)(value) for key, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +100,6 @@ class DataFacts:
     """The classes of a classifier."""
     languages: dict[str, int] = field(default_factory=dict)
     """Language or script -> rows, of some of the rows; empty where no rows were read."""
-    languages_are: Literal["languages", "scripts", ""] = ""
     answers: int = 0
     """Distinct answers among the rows looked at, where they are labels in words."""
     assumed: str = ""
@@ -158,14 +151,12 @@ def facts_of(data: "Prepared", labels: tuple[str, ...] | None) -> DataFacts:
     elif learns == "answers" and len(answers) <= FEW_ANSWERS and 10 * len(answers) <= len(some):
         learns = "labels"
     texts = [e.text or " ".join(m.content for m in e.messages if m.role != "system") for e in some[:200]]
-    known = available()
     return DataFacts(
         learns,
         len(data.rows),
         data.rows.lengths,
         data.rows.learned,
         labels,
-        languages(texts) if known else dict(Counter(map(script, texts)).most_common()),
-        "languages" if known else "scripts",
+        languages(texts) if available() else dict(Counter(map(script, texts)).most_common()),
         len(answers) if learns == "labels" else 0,
     )

@@ -9,7 +9,8 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import groupby
 from math import log
 from typing import Any
@@ -30,7 +31,6 @@ EXPLAINED = 3
 """Methods whose reasons are given."""
 COMPARED = 4
 """Most methods that a comparison is suggested for."""
-Standing = tuple[bool, int, int, float]
 
 
 @dataclass(slots=True)
@@ -41,18 +41,20 @@ class Ranking:
     ranked: list[Candidate] = field(default_factory=list)
     behind: list[str] = field(default_factory=list)
     """Ranked lower, not planned."""
-    excluded: list[tuple[str, Reason, int]] = field(default_factory=list)
-    """(name, why it cannot serve, bytes of memory that it needs where that is why)."""
+    excluded: list[dict[str, Any]] = field(default_factory=list)
+    """{method, needs, and why it cannot serve}: needs is the bytes of memory where that is why, else 0."""
+
+    def exclude(self, name: str, why: Reason, needs: int = 0) -> None:
+        """Leave out a method, with the reason."""
+        self.excluded.append({"method": name, "needs": needs, **why.record()})
 
     def ties(self) -> list[Candidate]:
         """The ranked methods that are tied with the first one."""
-        if not self.ranked:
-            return []
-        first = standing(self.question, self.ranked[0].preset)
-        return [one for one in self.ranked if standing(self.question, one.preset) == first]
+        places = [standing(self.question, one.preset) for one in self.ranked]
+        return [one for one, place in zip(self.ranked, places, strict=True) if place == places[0]]
 
 
-def standing(question: Question, preset: str) -> Standing:
+def standing(question: Question, preset: str) -> tuple[bool, int, int, float]:
     """(behind?, tier, on how many boards, by how much): lower is better, equal is tied."""
     tier, boards = tiers(question.boards, preset)
     behind = sum(not board.ties(preset) for board in boards)
@@ -67,7 +69,7 @@ def pace(question: Question, one: Candidate) -> float:
 
 
 def by_costs(question: Question, tied: Sequence[Candidate]) -> list[Candidate]:
-    """Tied methods in the order of their costs."""
+    """Tied methods in the order of their costs; of equal ones the first stays first: it has less to set."""
     options = question.options
     least_bytes = min(kept_bytes(question, one) for one in tied)
     least_pace = min(pace(question, one) for one in tied)
@@ -83,7 +85,6 @@ def by_costs(question: Question, tied: Sequence[Candidate]) -> list[Candidate]:
             1 if one.whole else 0,  # an adapter leaves the base as it is, and one more costs megabytes
             slower,
             above(one.fewest, least_memory),
-            NAMES.index(one.preset),
         )
 
     return sorted(tied, key=costs)
@@ -98,9 +99,8 @@ def rank_methods(question: Question, planner: Planner, report: Callable[[str], N
     """Rank all methods for the question; `report` is called with the name of each method that is planned."""
     choice = Ranking(question)
     serving = [name for name in NAMES if _serves(choice, planner, name)]
-    first: Standing | None = None
-    for name in sorted(serving, key=lambda name: (standing(question, name), NAMES.index(name))):
-        if len(choice.ranked) >= ENOUGH and standing(question, name) != first:
+    for name in sorted(serving, key=partial(standing, question)):  # of equal ones, the first of NAMES first
+        if len(choice.ranked) >= ENOUGH and standing(question, name) != standing(question, choice.ranked[0].preset):
             choice.behind.append(name)
             continue
         one = planner.candidate(name)
@@ -110,18 +110,16 @@ def rank_methods(question: Question, planner: Planner, report: Callable[[str], N
                 f"{number} variants are {number} whole models of {bytes_text(whole)}, {bytes_text(number * whole)} "
                 f"together; adapters share one base of {bytes_text(question.base_bytes)}"
             )
-            choice.excluded.append((name, question.planned(text, -1.0), 0))
+            choice.exclude(name, question.planned(text, -1.0))
             continue
         report(name)
         fits = _planned(choice, planner, one)
-        short = fits is None and choice.excluded[-1][2] > 0  # of memory, which a quantized base saves
+        short = fits is None and choice.excluded[-1]["needs"] > 0  # of memory, which a quantized base saves
         if short and (quantized := planner.quantized(one)) is not None:
             fits = _planned(choice, planner, quantized)
         if fits is not None:
             choice.ranked.append(fits)
-            first = first or standing(question, name)
-    ranked = sorted(choice.ranked, key=lambda one: standing(question, one.preset))
-    groups = groupby(ranked, key=lambda one: standing(question, one.preset))
+    groups = groupby(choice.ranked, key=lambda one: standing(question, one.preset))
     choice.ranked = [one for _, tied in groups for one in by_costs(question, list(tied))]
     return choice
 
@@ -140,16 +138,16 @@ def _serves(choice: Ranking, planner: Planner, name: str) -> bool:
             return True
         except InputError as error:
             text, source = error.message, Citation("method", f"luthier explain method {name}")
-    choice.excluded.append((name, Reason(text, source, -1.0), 0))
+    choice.exclude(name, Reason(text, source, -1.0))
     return False
 
 
 def _planned(choice: Ranking, planner: Planner, one: Candidate) -> Candidate | None:
     """The candidate with its plan; None where it takes too much memory or time, with the reason kept."""
     question, most = choice.question, choice.question.options.time
-    usable = f"{gigabytes(question.room)} of {gigabytes(question.memory)} may be counted on"
+    usable = f"{gigabytes(question.target.room)} of {gigabytes(question.target.memory)} may be counted on"
     needs, text = one.fewest, ""
-    if one.fewest > question.room:
+    if one.fewest > question.target.room:
         text = f"weights, gradients and optimizer alone take {gigabytes(one.fewest)}, and {usable}"
     else:
         one = planner.planned(one)
@@ -160,7 +158,7 @@ def _planned(choice: Ranking, planner: Planner, one: Candidate) -> Candidate | N
             needs, text = 0, f"takes {duration(plan.seconds)}, and {duration(most)} are allowed"
     if not text:
         return one
-    choice.excluded.append((one.name, question.planned(text, -1.0), needs))
+    choice.exclude(one.name, question.planned(text, -1.0), needs)
     return None
 
 
@@ -199,7 +197,8 @@ def record(choice: Ranking, data: str | None, task: str, given: Sequence[str], q
     return {
         "version": 1,
         "question": {
-            **{name: getattr(question, name) for name in ("model", "parameters", "family", "device", "memory", "free")},
+            **{name: getattr(question, name) for name in ("model", "parameters", "family")},
+            **asdict(question.target),
             "data": data,
             "task": task,
             **{name: getattr(facts, name) for name in ("learns", "rows", "languages", "assumed")},
@@ -212,7 +211,7 @@ def record(choice: Ranking, data: str | None, task: str, given: Sequence[str], q
         },
         "ranked": [_ranked(question, one, place, one.name in ties) for place, one in enumerate(choice.ranked, 1)],
         "behind": [{"method": name, "score": _score(question, name)} for name in choice.behind],
-        "ruled_out": [{"method": name, "needs": needs, **why.record()} for name, why, needs in choice.excluded],
+        "ruled_out": choice.excluded,
         "limits": [reason.record() for reason in unknown],
         "next": next_commands(choice, given, quantize),
     }

@@ -6,6 +6,7 @@ from math import log
 from typing import Any
 
 from luthier.core.units import duration, gigabytes
+from luthier.planning import machine
 from luthier.planning.advisor.candidates import Candidate
 from luthier.planning.advisor.evidence import Board, Citation, measured, papers, relevant, tiers
 from luthier.planning.advisor.question import ChooseOptions, DataFacts
@@ -42,27 +43,16 @@ class Question:
     """Parameters of the base."""
     base_bytes: int
     """Bytes of the base's weights as they are stored."""
-    memory: int
-    """Bytes of the device."""
-    free: int
-    """Unused bytes of the device."""
-    device: str
+    target: machine.TargetMachine
     here: bool
     """Whether the question is about this machine."""
     boards: Sequence[Board] = ()
     """The user's own comparisons and the repository's boards for such a task."""
-    reads: float | None = None
-    """Bytes per second that this machine reads from memory, where it was measured."""
-
-    @property
-    def room(self) -> int:
-        """Usable bytes, as in planning."""
-        return int(0.9 * self.free)
 
     @property
     def knows_speed(self) -> bool:
         """Whether seconds can be estimated. The speed of a GPU that is not here is unknown."""
-        return self.here or self.device == "cpu"
+        return self.here or self.target.device == "cpu"
 
     def planned(self, text: str, weight: float = 0.0) -> Reason:
         """A reason from the plan of a run."""
@@ -146,7 +136,7 @@ def by_memory(question: Question, one: Candidate) -> list[Reason]:
     parts = sorted(plan.parts.items(), key=lambda part: -part[1])
     largest = ", ".join(f"{name} {gigabytes(bytes_)}" for name, bytes_ in parts[:3] if bytes_)
     kept = "; with gradient checkpointing" if one.checkpointing else ""
-    text = f"planned at most {gigabytes(plan.peak)} of {gigabytes(question.memory)}: {largest}{kept}"
+    text = f"planned at most {gigabytes(plan.peak)} of {gigabytes(question.target.memory)}: {largest}{kept}"
     return [question.planned(text, 1.0)]
 
 
@@ -229,8 +219,8 @@ def limits(question: Question) -> list[Reason]:
     if not question.knows_speed:
         text = "the speed of that GPU is not known here, so no time is planned: run luthier plan on that machine"
         found.append(question.planned(text))
-    if isinstance(options.latency, float) and question.reads:
-        least = question.base_bytes / question.reads * 1000
+    if isinstance(options.latency, float) and question.here and question.target.device == "cpu":
+        least = question.base_bytes / machine.reading() * 1000
         verdict = "more than you allow: a smaller base is needed" if least > options.latency else "less than you allow"
         text = (
             f"reading the base's {gigabytes(question.base_bytes)} once takes this machine {least:.1f} ms, which is "
@@ -252,9 +242,10 @@ def _differences(question: Question, board: Board) -> list[str]:
         found.append(f"{board.rows:,} rows, you have {facts.rows:,}")
     if facts.learns == "classify" and board.classes and len(facts.labels or ()) >= MANY_CLASSES:
         found.append(f"{board.classes} classes, you have {len(facts.labels or ())}")
-    if facts.languages_are == "languages" and board.languages:
+    if board.languages:
         looked = sum(facts.languages.values())
-        often = [name for name, rows in facts.languages.items() if len(name) == 2 and rows >= 0.1 * looked]
+        codes = [name for name in facts.languages if len(name) == 2]  # not a script, where no language can be told
+        often = [name for name in codes if facts.languages[name] >= 0.1 * looked]
         if others := [name for name in often if name not in board.languages]:
             found.append(f"rows in {' and '.join(board.languages)}, yours have {', '.join(others)}")
     return found
