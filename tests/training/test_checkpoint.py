@@ -26,7 +26,7 @@ def write(folder: Path, step: int, scale: float = 1.0) -> Path:
         to.mkdir()
         (to / "w.bin").write_bytes(bytes([int(scale)]) * 100)
 
-    checkpoints.write_checkpoint(target, weights, optimizer, schedule, None, {"step": step}, "this run")
+    checkpoints.write_checkpoint(target, weights, (optimizer, schedule, None), {"step": step}, "this run")
     return target
 
 
@@ -130,7 +130,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     with pytest.raises(NoSpace, match="what was saved before is whole"):
-        checkpoints.write_checkpoint(tmp_path / "step-000002", fail, optimizer, schedule, None, {})
+        checkpoints.write_checkpoint(tmp_path / "step-000002", fail, (optimizer, schedule, None), {})
     assert [path.name for path in tmp_path.iterdir()] == [kept.name] and not files.fault(kept)
 
 
@@ -192,7 +192,7 @@ def test_renamed_tensors_are_refused_even_under_a_right_manifest(tmp_path: Path)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     with pytest.raises(InputError, match=r"2 tensors of state\.safetensors do not match"):
-        checkpoints.read_checkpoint(folder, lambda _: None, optimizer, schedule, None)
+        checkpoints.read_checkpoint(folder, lambda _: None, (optimizer, schedule, None))
 
 
 def test_all_generators_go_on_where_they_were(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_all_generators_go_on_where_they_were(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     draws()
-    checkpoints.read_checkpoint(folder, lambda _: None, optimizer, schedule, None)
+    checkpoints.read_checkpoint(folder, lambda _: None, (optimizer, schedule, None))
     assert draws() == first
 
 
@@ -249,7 +249,7 @@ def test_optimizer_and_random_states_come_back_bit_for_bit(tmp_path: Path, name:
         to.mkdir()
         torch.save(layer.state_dict(), to / "w.pt")
 
-    checkpoints.write_checkpoint(target, save, optimizer, schedule, None, {"step": 3})
+    checkpoints.write_checkpoint(target, save, (optimizer, schedule, None), {"step": 3})
     for _ in range(4):
         step(layer, optimizer, schedule)
 
@@ -258,7 +258,7 @@ def test_optimizer_and_random_states_come_back_bit_for_bit(tmp_path: Path, name:
         for parameter in other.parameters():
             parameter.fill_(9)
     state = checkpoints.read_checkpoint(
-        target, lambda weights: other.load_state_dict(torch.load(weights / "w.pt")), optimizer2, schedule2, None
+        target, lambda weights: other.load_state_dict(torch.load(weights / "w.pt")), (optimizer2, schedule2, None)
     )
     assert state["step"] == 3
     for _ in range(4):

@@ -16,7 +16,6 @@ from luthier.kernels.frozen_linear import parts, shaped
 def patch(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
     """Let the RMSNorms of `model` compute so, where a `trial` gives their own numbers; returns these."""
     found: list[nn.Module] = []
-    proved: dict[tuple[type, torch.dtype], bool | None] = {}
     for module in model.modules():
         norm_weight = vars(module).get("_parameters", {}).get("weight")
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -24,11 +23,9 @@ def patch(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
             continue
         if "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
             continue
-        key = type(module), norm_weight.dtype
-        if key not in proved:
-            proved[key] = _offset(module, norm_weight, float(eps)) if trial else False
-        if proved[key] is not None:
-            module.plus_one, module.small = proved[key], float(eps)  # type: ignore[assignment]
+        plus_one = _offset(module, norm_weight, float(eps)) if trial else False
+        if plus_one is not None:
+            module.plus_one, module.small = plus_one, float(eps)  # type: ignore[assignment]
             module.forward = MethodType(_forward, module)
             found.append(module)
     return found

@@ -86,7 +86,7 @@ class AdaLoRA(TargetedMethod):
         own: dict[str, Any] = {"lora_dropout": self.dropout, "orth_reg_weight": self.orthogonality}
         return AdaLoraConfig(target_modules=self.target_modules(model), **run, **ranks, **own)
 
-    def guard(self, model: Model, classify: bool) -> None:
+    def guard(self, model: Model) -> None:
         for name, parameter in model.named_parameters():
             if ".ranknum." in name:  # a count; where the base is half precision PEFT 0.21 makes it trainable
                 parameter.requires_grad_(False)

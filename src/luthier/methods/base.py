@@ -1,16 +1,18 @@
 """What a tuning method is: a few fields, and how they change a model."""
 
+import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MethodType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator
 
 from luthier.core.errors import CannotMerge, InputError
 from luthier.core.registry import Family, Place, Plugin
-from luthier.models.targets import HEADS, check_targets, fused_experts, peft_names
+from luthier.core.strict_json import to_json
+from luthier.models.targets import HEADS, check_targets, fused_experts, is_named
 
 Model: TypeAlias = Any
 """A torch.nn.Module of transformers or PEFT, with the methods that those add to torch's."""
@@ -69,10 +71,6 @@ class Method(Plugin):
         """Positions of the model that the method takes from the text (a prompt's length)."""
         return 0
 
-    def skeletal(self) -> Self:
-        """The same method with a start that needs no weights, for a model that has none."""
-        return self
-
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
         """Return `model`, which is on the meta device, with this method on it; InputError for what it cannot do."""
         if quantize != "none" and not self.quantized_base:
@@ -81,7 +79,7 @@ class Method(Plugin):
         if getattr(model.config, "is_encoder_decoder", False) and not self.encoder_decoder:
             message = f"method {self.name} does not work on the encoder-decoder {model.config.model_type}"
             raise InputError(message, fix="method=lora or method=adapter")
-        return self.skeletal().attach(model, steps=steps, classify=classify)
+        return self.attach(model, steps=steps, classify=classify)
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         """Return `model` with the right parameters trainable and the rest frozen.
@@ -195,30 +193,30 @@ class PeftMethod(Method):
         for parameter in tuned.parameters():
             if parameter.requires_grad:  # optimizer states and small updates need float32
                 parameter.data = parameter.data.float()
-        return self._ready(tuned, classify)
+        return self._ready(tuned)
 
-    def _ready(self, tuned: Model, classify: bool, stored: Path | None = None) -> Model:
+    def _ready(self, tuned: Model, stored: Path | None = None) -> Model:
         from luthier.methods.layers.base import cast_heads
 
         cast_heads(tuned, stored)
         if hasattr(tuned.base_model, "unload"):  # not for a prompt, which stands beside a base that it never touches
             # PEFT's own gives the base back with the trained head. A bound method: copies of the model get their own.
             tuned.tuning_method, tuned.unload = self, MethodType(_unload, tuned)
-        self.guard(tuned, classify)
+        self.guard(tuned)
         return tuned
 
     def give_back(self, model: Model) -> None:
         """Undo, before the adapter comes off, what this method did to the base's own weights; most do nothing."""
 
-    def guard(self, model: Model, classify: bool) -> None:
+    def guard(self, model: Model) -> None:
         """Work around what PEFT gets wrong for this method; most need nothing."""
 
     def disabled(self, model: Model) -> Context | None:
         return model.disable_adapter()  # type: ignore[no-any-return]
 
     def training_state(self, model: Model) -> State:
-        """What `restore` needs beside the adapter. Empty: the adapter itself is enough."""
-        return {}
+        """What `restore` needs beside the adapter: the trained weights, where its file holds others (`as_saved`)."""
+        return {} if self.as_saved(model)[0] is None else trainable_state(model)
 
     def load_training_state(self, model: Model, state: State, file: Path) -> None:
         """Put back what `training_state` gave, which then includes the weights. InputError where `file` has others."""
@@ -234,13 +232,21 @@ class PeftMethod(Method):
         if training and (state := self.training_state(model)):
             save_file({key: value.detach().contiguous().clone() for key, value in state.items()}, folder / TRAINING)
 
+    def as_saved(self, model: Model) -> tuple[State | None, dict[str, Any]]:
+        """The weights to write in place of the model's own, if others, and what is then different in its settings."""
+        return None, {}
+
     def write_adapter(self, model: Model, folder: Path) -> None:
         """Write the adapter in PEFT's format."""
-        from luthier.methods.layers.loading import sort_settings
-
+        state, changes = self.as_saved(model)
         # save_embedding_layers="auto" would ask the hub for the base model's config.
-        model.save_pretrained(folder, save_embedding_layers=False)
-        sort_settings(folder)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
+        file = folder / "adapter_config.json"
+        settings = {**json.loads(file.read_text(encoding="utf-8")), **changes}
+        for value in settings.values():  # PEFT writes sets in an order that differs from process to process
+            if isinstance(value, list) and all(isinstance(each, str) for each in value):
+                value.sort()
+        file.write_text(to_json(settings, indent=2, sort_keys=True), encoding="utf-8")
 
     def restore(self, model: Model, folder: Path) -> None:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -259,9 +265,7 @@ class PeftMethod(Method):
         from luthier.methods.layers.loading import WEIGHTS, load_adapter
 
         _refuse_second(model, self.name)
-        tuned = load_adapter(model, folder)
-        classify = getattr(model.config, "problem_type", None) == "single_label_classification"
-        return self._ready(tuned, classify, folder / WEIGHTS)
+        return self._ready(load_adapter(model, folder), folder / WEIGHTS)
 
     def merge(self, model: Model) -> Model:
         from luthier.methods.layers.base import free_heads, transpose_back, transposed_layers
@@ -296,8 +300,12 @@ class TargetedMethod(PeftMethod):
         return frozenset()
 
     def target_modules(self, model: Model) -> list[str]:
-        """The chosen layers, as PEFT's configurations name them."""
-        return peft_names(model, self.targets, self.layers, self.taken(model))
+        """The chosen layers for PEFT, whose all-linear takes routers: short names if they say the same, else whole."""
+        chosen = check_targets(model, self.targets, self.layers, self.taken(model))
+        if isinstance(self.targets, str):
+            return sorted(chosen)
+        hit = {name for name, _ in model.named_modules() if any(is_named(name, target) for target in self.targets)}
+        return list(self.targets) if hit <= chosen.keys() else sorted(chosen)
 
     def check_layers(self, layers: State) -> None:
         """Raise InputError where a setting does not suit one of the chosen layers (name -> module)."""
@@ -324,10 +332,10 @@ class PromptMethod(PeftMethod):
 
         return without_prompt(model)
 
-    def guard(self, model: Model, classify: bool) -> None:
+    def guard(self, model: Model) -> None:
         from luthier.methods.layers.base import guard_prompts
 
-        guard_prompts(model, classify=classify)
+        guard_prompts(model)
 
 
 class PrefixMethod(PeftMethod):
@@ -335,14 +343,11 @@ class PrefixMethod(PeftMethod):
 
     mergeable = encoder_decoder = False
 
-    def training_state(self, model: Model) -> State:
-        return trainable_state(model) if model.peft_config["default"].reparam == "mlp" else {}
+    def as_saved(self, model: Model) -> tuple[State | None, dict[str, Any]]:
+        from luthier.methods.layers.prefix import flat_state
 
-    def write_adapter(self, model: Model, folder: Path) -> None:
-        from luthier.methods.layers.prefix import flattened
-
-        with flattened(model, model.peft_config["default"]):
-            super().write_adapter(model, folder)
+        mlp = model.peft_config["default"].reparam == "mlp"
+        return (flat_state(model), {"reparam": "none"}) if mlp else (None, {})
 
 
 def _unload(tuned: Model) -> Model:

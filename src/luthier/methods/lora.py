@@ -16,18 +16,17 @@ When: the first choice for decoders, and wherever the result should merge or man
 few parameters are wanted (vera, bitfit), or the rank should move between layers (adalora).
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat
 
 from luthier.core.errors import InputError
 from luthier.core.registry import Share, Size
-from luthier.methods.base import TARGET_ALIASES, Context, Model, State, TargetedMethod, trainable_state
+from luthier.methods.base import TARGET_ALIASES, Context, Model, State, TargetedMethod
 from luthier.models.targets import check_rank, read_as_experts
 
 
@@ -65,9 +64,6 @@ class LoRA(TargetedMethod):
     lr_ratio: Annotated[float, Field(ge=1)] = 1.0
     """Learning rate of B over that of A: LoRA+ takes 16, with a lower train.lr (arXiv 2402.12354)."""
 
-    def skeletal(self) -> Self:
-        return self.model_copy(update={"init": "default"})
-
     def taken(self, model: Model) -> frozenset[str]:
         return read_as_experts(model)
 
@@ -89,7 +85,8 @@ class LoRA(TargetedMethod):
 
         size: dict[str, Any] = {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
         kind: dict[str, Any] = {"bias": self.bias, "use_rslora": self.rslora, "use_dora": self.dora}
-        kind["init_lora_weights"] = True if self.init == "default" else "pissa"
+        without_weights = next(model.parameters()).is_meta
+        kind["init_lora_weights"] = True if self.init == "default" or without_weights else "pissa"
         return LoraConfig(target_modules=self.target_modules(model), **size, **kind)
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
@@ -101,11 +98,12 @@ class LoRA(TargetedMethod):
         untrained = self._own_biases(model)
         tuned = super().attach(model, steps=steps, classify=classify)
         tuned.untrained = untrained
-        if self.init == "pissa":  # what must be taken off again to have the base back
-            tuned.pissa_start = {n: p.detach().clone() for n, p in _pairs(tuned).items()}
+        if tuned.peft_config["default"].init_lora_weights == "pissa":  # to be taken off again to have the base back
+            weights = tuned.named_parameters()
+            tuned.pissa_start = {n: p.detach().clone() for n, p in weights if ".lora_A." in n or ".lora_B." in n}
         return tuned
 
-    def guard(self, model: Model, classify: bool) -> None:
+    def guard(self, model: Model) -> None:
         model.add_adapter = MethodType(_add_beside, model)
 
     def learning_rate(self, model: Model) -> float:
@@ -145,34 +143,18 @@ class LoRA(TargetedMethod):
                 if getattr(module, "merged_adapters", None):
                     module.merged_adapters = []
 
-    def training_state(self, model: Model) -> State:
-        return trainable_state(model) if self.init == "pissa" else {}
-
-    def write_adapter(self, model: Model, folder: Path) -> None:
-        """Write PiSSA as a plain LoRA of twice the rank on the untouched base: B A - B0 A0 = [B, B0] [A; -A0]."""
+    def as_saved(self, model: Model) -> tuple[State | None, dict[str, Any]]:
+        """PiSSA as a plain LoRA of twice the rank on the untouched base: B A - B0 A0 = [B, B0] [A; -A0]."""
         if not hasattr(model, "pissa_start"):
-            super().write_adapter(model, folder)
-            return
+            return None, {}
         import torch
-        from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
 
-        from luthier.methods.layers.loading import sort_settings
-
-        state = get_peft_model_state_dict(model, save_embedding_layers=False)
-        start = {name.replace(".default", ""): value for name, value in model.pissa_start.items()}
-        for name, old in start.items():
+        state = model.state_dict()
+        for name, old in model.pissa_start.items():
             down = ".lora_A." in name
             state[name] = torch.cat([state[name], -old if down else old], dim=0 if down else 1)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: value.detach().contiguous().clone() for name, value in state.items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        plain = copy.copy(model.peft_config["default"])
         grown = 2.0**0.5 if self.rslora else 2.0  # the scale, alpha / r or alpha / sqrt(r), must stay
-        plain.r, plain.lora_alpha = 2 * self.rank, self.alpha * grown
-        plain.init_lora_weights = plain.inference_mode = True
-        plain.save_pretrained(folder)
-        sort_settings(folder)
+        return state, {"r": 2 * self.rank, "lora_alpha": self.alpha * grown, "init_lora_weights": True}
 
 
 def _add_beside(model: Any, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -189,24 +171,18 @@ def _add_beside(model: Any, adapter_name: str, peft_config: Any, *args: Any, **k
     type(model).add_adapter(model, adapter_name, peft_config, *args, **kwargs)
 
 
-def _pairs(model: Model) -> State:
-    """The A and B of every adapted layer."""
-    return {n: p for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n}
-
-
 @contextmanager
 def _swapped(model: Any) -> Iterator[None]:
     """Within it, PiSSA's A and B are what they were at the start, which is the base."""
     from luthier.methods.layers.base import untrained_heads
 
-    def fill(values: State) -> None:
-        for name, parameter in _pairs(model).items():
-            parameter.data.copy_(values[name])
-
-    now = {name: parameter.detach().clone() for name, parameter in _pairs(model).items()}
-    fill(model.pissa_start)
+    own = dict(model.named_parameters())
+    trained = {name: own[name].data for name in model.pissa_start}
+    for name, start in model.pissa_start.items():
+        own[name].data = start.to(own[name])
     try:
         with untrained_heads(model):
             yield
     finally:
-        fill(now)
+        for name, value in trained.items():
+            own[name].data = value

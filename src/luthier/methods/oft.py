@@ -45,7 +45,7 @@ class OFT(TargetedMethod):
                 message = f"method.block: {self.block} does not divide the {layer.in_features} inputs of {name}"
                 raise InputError(message, fix=fix)
 
-    def guard(self, model: Model, classify: bool) -> None:
+    def guard(self, model: Model) -> None:
         for module in model.modules():
             if type(module).__name__ == "OFTRotationModule":
                 module.forward = MethodType(_rotate, module)

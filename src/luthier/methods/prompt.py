@@ -42,14 +42,13 @@ class Prompt(PromptMethod):
             raise ValueError("init: text needs a text, and a text needs init: text")
         return self
 
-    def skeletal(self) -> Self:
-        return self.model_copy(update={"init": "random", "text": ""})
-
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import PromptTuningConfig, PromptTuningInit
 
-        kind = PromptTuningInit({"vocabulary": "SAMPLE_VOCAB", "text": "TEXT", "random": "RANDOM"}[self.init])
-        own: dict[str, Any] = {"num_virtual_tokens": self.length, "prompt_tuning_init_text": self.text or None}
-        if self.init == "text":
+        init = "random" if next(model.parameters()).is_meta else self.init  # a model without weights has no embeddings
+        kind = PromptTuningInit({"vocabulary": "SAMPLE_VOCAB", "text": "TEXT", "random": "RANDOM"}[init])
+        own: dict[str, Any] = {"num_virtual_tokens": self.length}
+        if init == "text":
+            own["prompt_tuning_init_text"] = self.text
             own["tokenizer_name_or_path"] = str(getattr(model.config, "_name_or_path", ""))
         return PromptTuningConfig(prompt_tuning_init=kind, **own)

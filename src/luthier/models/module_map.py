@@ -4,7 +4,7 @@ All names are regular expressions for whole module names.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,10 @@ class ModuleMap:
     ffn_last: str
     """The feed-forward's last linear layer, whose input are the hidden units."""
     ffn_norm: str = "post_attention_layernorm"
-    """Beside the feed-forward block: the norm that the residual stream enters it through (pre-norm models)."""
-    ffn_call: Literal["block", "bert_output"] = "block"
-    """How `ffn` is called: block(x), or BertOutput(hidden, input) = norm(dense(hidden) + input)."""
+    """Beside the feed-forward block: the norm that the residual stream enters it through (pre-norm models).
+
+    Empty where `ffn` is not called as block(x), but as BertOutput(hidden, input) = norm(dense(hidden) + input).
+    """
     causal: bool = True
     prefix: bool = True
     """Keys and values can be put in front of its attention (not with T5's relative position bias)."""
@@ -53,7 +54,6 @@ BERT = ModuleMap(
     value=r".*attention\.self\.value",
     ffn_last=r".*layer\.\d+\.output\.dense",
     ffn_norm="",
-    ffn_call="bert_output",
     causal=False,
 )
 T5 = _named(r".*\.SelfAttention", "o q k v", r".*\.DenseReluDense", "wo", ffn_norm="layer_norm", prefix=False)

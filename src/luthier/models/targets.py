@@ -91,10 +91,10 @@ def check_targets(
     else:
         short = sorted({name.rpartition(".")[2] for name in layers})
         for target in targets:
-            if not any(_named(name, target) for name in layers):
+            if not any(is_named(name, target) for name in layers):
                 message = f"method.targets: {_why_not(model, target, short, every, taken)}"
                 raise InputError(message, fix=f"choose from {', '.join(short)}, or method.targets=all-linear")
-        chosen = {n: layer for n, layer in layers.items() if any(_named(n, target) for target in targets)}
+        chosen = {n: layer for n, layer in layers.items() if any(is_named(n, target) for target in targets)}
     if not blocks:
         return chosen
     numbers = {name: block_of(name) for name in chosen}
@@ -105,7 +105,8 @@ def check_targets(
     return {name: layer for name, layer in chosen.items() if numbers[name] in blocks}
 
 
-def _named(name: str, target: str) -> bool:
+def is_named(name: str, target: str) -> bool:
+    """Whether the module `name` is the one, or one of those, that `target` names by its last parts."""
     return name == target or name.endswith(f".{target}")
 
 
@@ -119,23 +120,12 @@ def _why_not(model: Any, target: str, short: Collection[str], every: Collection[
     """Why `target` names none of the layers that an adapter may go into, whose last names are `short`."""
     if target.rpartition(".")[2] in taken:
         return f"{target!r} takes no LoRA here: PEFT reads this name as the experts, which are not linear layers"
-    if any(_named(name, target) for name in every):
+    if any(is_named(name, target) for name in every):
         return f"{target!r} is the classification head, which trains as a whole with every method"
     for name, _, why in _matrices(model):
-        if why and _named(name, target):
+        if why and is_named(name, target):
             return f"{target!r} takes no adapter: {name} {why}"
     return f"no layer is named {target!r}{did_you_mean(target, short)}"
-
-
-def peft_names(
-    model: Any, targets: tuple[str, ...] | str, blocks: tuple[int, ...] = (), taken: Collection[str] = ()
-) -> list[str]:
-    """`target_modules` for PEFT, whose all-linear takes routers: short names if they say the same, else whole."""
-    chosen = check_targets(model, targets, blocks, taken)
-    if isinstance(targets, str):
-        return sorted(chosen)
-    hit = {name for name, _ in model.named_modules() if any(_named(name, target) for target in targets)}
-    return list(targets) if hit <= chosen.keys() else sorted(chosen)
 
 
 def check_rank(layers: dict[str, Any], rank: int, setting: Callable[[int], str] = "method.rank={}".format) -> None:

@@ -9,9 +9,8 @@ import random
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +22,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from luthier.core.errors import InputError
 from luthier.core.files import fault, staged
 from luthier.core.strict_json import to_json
+
+Advanced: TypeAlias = tuple[Optimizer, LRScheduler, Any]
+"""What steps advance beside the weights: the optimizer, its schedule, and the scaler of the loss (fp16) or None."""
+RandomState: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
+"""What torch (on the CPU and each GPU), Python and NumPy will draw next: tensors, and what JSON holds."""
 
 
 def newest(folder: Path, run: str = "") -> tuple[Path | None, list[str]]:
@@ -57,31 +61,25 @@ def _found(folder: Path) -> list[Path]:
 
 
 def write_checkpoint(
-    target: Path,
-    weights: Callable[[Path], None],
-    optimizer: Optimizer,
-    schedule: LRScheduler,
-    scaler: Any,
-    state: dict[str, Any],
-    run: str = "",
+    target: Path, weights: Callable[[Path], None], advanced: Advanced, state: dict[str, Any], run: str = ""
 ) -> None:
     """Write one checkpoint of `run`; `weights` writes the method's files. Raises NoSpace, with nothing half-written."""
+    optimizer, schedule, scaler = advanced
     with staged(target, run, state.get("step")) as folder:
         weights(folder / "weights")
         tensors, numbers = _flatten(optimizer.state_dict())
-        rng = RandomState.now()
-        tensors |= rng.tensors
+        rng_tensors, rng = random_state()
+        tensors |= rng_tensors
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.safetensors")
         schedule_state = {k: v for k, v in schedule.state_dict().items() if k != "lr_lambdas"}
         scale = scaler.state_dict() if scaler is not None else None
-        state = {**state, "optimizer": numbers, "schedule": schedule_state, "scaler": scale, "rng": rng.numbers}
+        state = {**state, "optimizer": numbers, "schedule": schedule_state, "scaler": scale, "rng": rng}
         (folder / "state.json").write_text(to_json({**state, "tensors": sorted(tensors)}))
 
 
-def read_checkpoint(
-    checkpoint: Path, restore: Callable[[Path], None], optimizer: Optimizer, schedule: LRScheduler, scaler: Any
-) -> dict[str, Any]:
+def read_checkpoint(checkpoint: Path, restore: Callable[[Path], None], advanced: Advanced) -> dict[str, Any]:
     """Put a checkpoint back, random states last; returns the `state` given to `write_checkpoint`."""
+    optimizer, schedule, scaler = advanced
     state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
     tensors = load_file(checkpoint / "state.safetensors")
     if odd := sorted(set(tensors) ^ set(state.pop("tensors"))):  # torch would silently start a missing one from zero
@@ -97,8 +95,7 @@ def read_checkpoint(
     schedule.load_state_dict({**state.pop("schedule"), "lr_lambdas": [None] * len(optimizer.param_groups)})
     if (scale := state.pop("scaler")) and scaler is not None:
         scaler.load_state_dict(scale)
-    rng = {key: value for key, value in tensors.items() if key.startswith("rng.")}
-    RandomState(rng, state.pop("rng")).put_back()
+    put_back((tensors, state.pop("rng")))
     return state
 
 
@@ -121,38 +118,31 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, numbers
 
 
-@dataclass(frozen=True, slots=True)
-class RandomState:
-    """What torch (on the CPU and each GPU), Python and NumPy will draw next."""
+def random_state() -> RandomState:
+    """The states of all generators as they are."""
+    tensors = {"rng.torch": torch.get_rng_state()}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        tensors |= {f"rng.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    version, inner, gauss = random.getstate()
+    kind, keys, place, has_gauss, kept = np.random.get_state(legacy=True)
+    numpy = [kind, np.asarray(keys).tolist(), place, has_gauss, kept]
+    return tensors, {"python": [version, list(inner), gauss], "numpy": numpy}
 
-    tensors: dict[str, Tensor]
-    numbers: dict[str, Any]
-    """JSON holds them."""
 
-    @classmethod
-    def now(cls) -> "RandomState":
-        """The states as they are."""
-        tensors = {"rng.torch": torch.get_rng_state()}
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            tensors |= {f"rng.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-        version, inner, gauss = random.getstate()
-        kind, keys, place, has_gauss, kept = np.random.get_state(legacy=True)
-        numpy = [kind, np.asarray(keys).tolist(), place, has_gauss, kept]
-        return cls(tensors, {"python": [version, list(inner), gauss], "numpy": numpy})
-
-    def put_back(self) -> None:
-        """Let every generator draw from here. InputError where the number of GPUs differs."""
-        cuda = [key for key in self.tensors if key.startswith("rng.cuda.")]
-        if cuda and torch.cuda.is_available():
-            if len(cuda) != torch.cuda.device_count():
-                message = f"the run was started with {len(cuda)} GPUs, here are {torch.cuda.device_count()}"
-                raise InputError(message, fix="CUDA_VISIBLE_DEVICES as at the start, or run=ANOTHER_DIR")
-            torch.cuda.set_rng_state_all([self.tensors[f"rng.cuda.{i}"] for i in range(len(cuda))])
-        version, inner, gauss = self.numbers["python"]
-        random.setstate((version, tuple(inner), gauss))
-        kind, keys, place, has_gauss, kept = self.numbers["numpy"]
-        np.random.set_state((kind, np.array(keys, dtype=np.uint32), place, has_gauss, kept))
-        torch.set_rng_state(self.tensors["rng.torch"])
+def put_back(state: RandomState) -> None:
+    """Let every generator draw from `state` on. InputError where the number of GPUs differs."""
+    tensors, numbers = state
+    cuda = [key for key in tensors if key.startswith("rng.cuda.")]
+    if cuda and torch.cuda.is_available():
+        if len(cuda) != torch.cuda.device_count():
+            message = f"the run was started with {len(cuda)} GPUs, here are {torch.cuda.device_count()}"
+            raise InputError(message, fix="CUDA_VISIBLE_DEVICES as at the start, or run=ANOTHER_DIR")
+        torch.cuda.set_rng_state_all([tensors[f"rng.cuda.{i}"] for i in range(len(cuda))])
+    version, inner, gauss = numbers["python"]
+    random.setstate((version, tuple(inner), gauss))
+    kind, keys, place, has_gauss, kept = numbers["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), place, has_gauss, kept))
+    torch.set_rng_state(tensors["rng.torch"])
 
 
 def seed(number: int) -> None:

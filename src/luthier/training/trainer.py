@@ -31,7 +31,7 @@ from luthier.models.files import not_finite
 from luthier.rendering.row import Row
 from luthier.runs.folder import RunFolder
 from luthier.training import checkpoint as checkpoints
-from luthier.training.checkpoint import RandomState
+from luthier.training.checkpoint import put_back, random_state
 from luthier.training.settings import RunSettings
 from luthier.training.step import Halted, Loop, build_optimizer, build_schedule, held_out_loss
 
@@ -71,9 +71,10 @@ class Trainer:
         self.raw = model
         self.model = accelerator.prepare(model)
         assert self.config.lr is not None
-        self.own_optimizer = build_optimizer(model, self.config, self.config.lr, method.lr_ratio_of)
-        self.schedule = build_schedule(self.own_optimizer, self.config, self.steps)
-        self.optimizer = accelerator.prepare(self.own_optimizer)
+        optimizer = build_optimizer(model, self.config, self.config.lr, method.lr_ratio_of)
+        self.schedule = build_schedule(optimizer, self.config, self.steps)
+        self.optimizer = accelerator.prepare(optimizer)
+        self.advanced = optimizer, self.schedule, accelerator.scaler
         calls = partial(method.penalty, model), partial(method.after_step, model)
         self.loop = Loop(self.model, data.task, self.optimizer, self.schedule, accelerator, self.config.clip, *calls)
         self.request = StopRequest()
@@ -89,8 +90,7 @@ class Trainer:
         for what in broken:
             self.progress.warn(what)
         if found is not None:
-            restore, scaler = partial(self.method.restore, self.raw), self.accelerator.scaler
-            self.state |= checkpoints.read_checkpoint(found, restore, self.own_optimizer, self.schedule, scaler)
+            self.state |= checkpoints.read_checkpoint(found, partial(self.method.restore, self.raw), self.advanced)
             self._refuse_ruin(f"they lie in {found}; remove it to resume before it")
             if self.data.stream is not None:
                 self.progress.note("reading the rows up to there once more")
@@ -109,9 +109,9 @@ class Trainer:
         """
         self.request, state, stream = request, self.state, self.data.stream
         self.progress.train_begins(state["step"], self.steps)
-        rng = RandomState.now()
+        rng = random_state()
         with self.request.noted(), patched(self.raw, self.pack is not None, self.config.compile):
-            rng.put_back()  # a trial of a layer may draw, and a resumed run makes it at another step
+            put_back(rng)  # a trial of a layer may draw, and a resumed run makes it at another step
             coming = stream.rows() if stream is not None else iter(())
             try:
                 if state["unmeasured"]:
@@ -147,7 +147,7 @@ class Trainer:
 
     def _step(self, rows: list[Row]) -> dict[str, Any]:
         """Take the next step, or leave it out; returns its line of metrics.jsonl. Where it raises, nothing changed."""
-        state, began, before = self.state, time.perf_counter(), RandomState.now()
+        state, began, before = self.state, time.perf_counter(), random_state()
         index, found = state["step"] + 1, None
         try:
             while found is None:
@@ -160,7 +160,7 @@ class Trainer:
                     if not is_out_of_memory(error):
                         raise
                 if found is None:  # behind the except, whose traceback holds on to the step's tensors
-                    before.put_back()
+                    put_back(before)
                     self._halve(smallest=max(map(len, parts)) == 1)
             scaled = self.accelerator.scaler is not None and math.isfinite(found.loss)
             in_a_row = 0 if found.finite else state["skipped_in_a_row"] + 1
@@ -172,7 +172,7 @@ class Trainer:
                     raise Diverged(f"{what}, nor were the {in_a_row - 1} before it", fix=ELSEWHERE)
                 raise Diverged(what, fix=f"train.on_nan=skip resumes here without such steps; or {ELSEWHERE}")
         except BaseException:
-            before.put_back()
+            put_back(before)
             self.optimizer.zero_grad(set_to_none=True)
             raise
         lr = float(self.schedule.get_last_lr()[0])
@@ -296,8 +296,8 @@ class Trainer:
             self.folder.keep_refusals(self.data.refusals)
         self.folder.sync_metrics()
         target, run = self.folder.checkpoints / checkpoint_name(step), self.folder.ledger.run
-        weights, scaler = partial(self.method.save, self.raw, training=True), self.accelerator.scaler
-        checkpoints.write_checkpoint(target, weights, self.own_optimizer, self.schedule, scaler, self.state, run)
+        weights = partial(self.method.save, self.raw, training=True)
+        checkpoints.write_checkpoint(target, weights, self.advanced, self.state, run)
         self._rotate()
         self.saved = (step, self.state["unmeasured"])
         self.progress.saved(step)

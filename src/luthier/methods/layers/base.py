@@ -22,7 +22,7 @@ import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, register_peft_method
-from peft.utils.peft_types import PeftType
+from peft.utils.peft_types import PeftType, TaskType
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -30,9 +30,8 @@ from transformers.pytorch_utils import Conv1D
 from luthier.models.module_map import MODULE_MAPS, ModuleMap, module_map_of
 
 
-def register(config: Any, model: Any) -> None:
-    """Add `config.kind` (upper case) to PEFT's enum of methods, and register the pair under it."""
-    name = config.kind
+def register(name: str, config: Any, model: Any) -> None:
+    """Add `name` (upper case) to PEFT's enum of methods, and register configuration and model under it."""
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
     vars(member).update(_sort_order_=len(PeftType._member_names_), __objclass__=PeftType)
@@ -42,14 +41,15 @@ def register(config: Any, model: Any) -> None:
     type.__setattr__(PeftType, name, member)
     if PeftType(name) is not member or name not in list(PeftType):
         raise RuntimeError(f"PEFT's method names can no longer be extended (adding {name}): its enum has changed")
+    config.kind = member
     register_peft_method(name=name.lower(), config_cls=config, model_cls=model, prefix=model.prefix)
 
 
 @dataclass
 class TunerConfig(PeftConfig):
-    """Fields that every configuration here has, beside PEFT's own. `kind` is its name among PEFT's methods."""
+    """Fields that every configuration here has, beside PEFT's own."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[PeftType]  # set by `register`
     target_modules: Any = None  # filled in from the architecture
     exclude_modules: Any = None  # read by PEFT
     layers_to_transform: Any = None  # read by PEFT
@@ -57,7 +57,7 @@ class TunerConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        self.peft_type = PeftType[self.kind]
+        self.peft_type = self.kind
 
     @property
     def blocks(self) -> set[int] | None:
@@ -122,9 +122,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
 
     attached: ClassVar[bool] = False
     """Added as a child beside what is there, rather than put around it."""
-    module_kinds: ClassVar[tuple[str, ...]] = ()
-    parameter_kinds: ClassVar[tuple[str, ...]] = ()
-    """Short names of the containers of modules and of parameters; the tuner's prefix stands before each."""
+    containers: ClassVar[dict[str, type[nn.Module]]]
+    """Short name -> kind of each container; the tuner's prefix stands before the name."""
     hook: Any = None
     """Handle of the hook that the layer has put on another module."""
 
@@ -137,11 +136,9 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         self.settings: dict[str, Any] = {}
         self.merged_adapters: list[str] = []
         self._active_adapter = target.adapter
-        for short in self.module_kinds:
-            self.add_module(prefix + short, nn.ModuleDict())
-        for short in self.parameter_kinds:
-            self.add_module(prefix + short, nn.ParameterDict())
-        self.adapter_layer_names = tuple(prefix + short for short in (*self.module_kinds, *self.parameter_kinds))
+        for short, kind in self.containers.items():
+            self.add_module(prefix + short, kind())
+        self.adapter_layer_names = tuple(prefix + short for short in self.containers)
         self.other_param_names = ("settings",)
         weights = chain(target.module.parameters(), target.parent.parameters())
         self.home = next((weight.device for weight in weights), torch.device("cpu"))
@@ -154,7 +151,14 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         """Set what does not depend on the adapter, and hook what the layer must see beside its own input."""
 
     def update_layer(self, adapter: str, config: Any) -> None:
-        """Add an adapter."""
+        """Add an adapter, on the base layer's device, and set what trains."""
+        self.fill(adapter, config)
+        self.settings[adapter] = config
+        self._move_adapter_to_device_of_base_layer(adapter)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def fill(self, adapter: str, config: Any) -> None:
+        """Put the adapter's modules and parameters into the containers."""
         raise NotImplementedError
 
     def held(self, short: str) -> Any:
@@ -167,12 +171,6 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         nn.init.normal_(gate.weight, std=0.02)
         self.held(short)[adapter] = gate
 
-    def _placed(self, adapter: str, config: Any) -> None:
-        """End an update: keep the settings, move the adapter to the base layer's device and set what trains."""
-        self.settings[adapter] = config
-        self._move_adapter_to_device_of_base_layer(adapter)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
         for container in self.adapter_layer_names:
             held = getattr(self, container)
@@ -181,10 +179,9 @@ class TunerLayer(nn.Module, BaseTunerLayer):
                 if not parameter.is_meta:
                     parameter.data = parameter.data.to(device or self.home)
 
-    def live(self, container: str) -> Iterator[str]:
+    def live(self) -> list[str]:
         """Names of the active adapters that this layer holds."""
-        if not self.disable_adapters:
-            yield from (name for name in self.active_adapters if name in self.held(container))
+        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.settings]
 
     def get_base_layer(self) -> nn.Module:
         return self if self.attached else super().get_base_layer()
@@ -256,7 +253,7 @@ def pooled_gate(gate: nn.Linear, x: Tensor, pooling: str) -> Tensor:
     return g.mean(dim=1, keepdim=True) if pooling == "mean" else g
 
 
-def guard_prompts(model: Any, *, classify: bool) -> None:
+def guard_prompts(model: Any) -> None:
     """Hook the base of a PEFT prompt-learning model so that padding on either side changes nothing."""
     # PEFT 0.21.2 hands embeddings over without ids and positions: a decoder counts padding as positions, and its
     # classifier reads the last column, which is padding. Goes when PEFT passes positions on (`PeftModel.forward`) and
@@ -267,7 +264,7 @@ def guard_prompts(model: Any, *, classify: bool) -> None:
         return
     base.register_forward_pre_hook(_give_positions, with_kwargs=True)
     base.luthier_prompt_guard = True
-    if classify:
+    if model.peft_config["default"].task_type == TaskType.SEQ_CLS:
         getattr(base, base.base_model_prefix).register_forward_hook(_last_token_to_the_end, with_kwargs=True)
 
 

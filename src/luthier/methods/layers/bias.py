@@ -1,7 +1,4 @@
-"""BitFit as a PEFT method: y = base(x) + delta, delta zero at the start.
-
-Ben Zaken et al. 2021, arXiv 2106.10199. It equals training the bias itself, but the base stays as it is.
-"""
+"""BitFit (arXiv 2106.10199) as a PEFT method: y = base(x) + delta, delta zero at the start; the base stays as it is."""
 
 import re
 from dataclasses import dataclass
@@ -32,8 +29,6 @@ SUBSETS = {
 class BitFitConfig(TunerConfig):
     """Which biases train."""
 
-    kind: ClassVar[str] = "BITFIT"
-
     terms: list[str] | str = "all"  # all, or names of SUBSETS
     missing: str = "skip"  # linear layers without a bias: skip, or add a zero one
 
@@ -41,14 +36,13 @@ class BitFitConfig(TunerConfig):
 class BiasDelta(TunerLayer):
     """Adds a vector [out] to the output [..., out] of the module it wraps."""
 
-    parameter_kinds = ("delta",)
+    containers: ClassVar = {"delta": nn.ParameterDict}
     made_bias = False
 
-    def update_layer(self, adapter: str, config: BitFitConfig) -> None:
+    def fill(self, adapter: str, config: BitFitConfig) -> None:
         bias = getattr(self.get_base_layer(), "bias", None)
         size = len(bias) if bias is not None else sides(self.get_base_layer())[1]
         self.held("delta")[adapter] = nn.Parameter(torch.zeros(size))
-        self._placed(adapter, config)
 
     def merge(self, safe_merge: bool = False, adapter_names: Any = None) -> None:
         base: Any = self.get_base_layer()
@@ -78,7 +72,7 @@ class BiasDelta(TunerLayer):
             self.unmerge()
         y: Tensor = self.base_layer(x, *args, **kwargs)
         if not self.merged:
-            for name in self.live("delta"):
+            for name in self.live():
                 y = y + self.held("delta")[name].to(y.dtype)
         return y
 
@@ -126,4 +120,4 @@ def bias_places(model: nn.Module, config: BitFitConfig) -> list[str]:
     return places
 
 
-register(BitFitConfig, BitFitModel)
+register("BITFIT", BitFitConfig, BitFitModel)

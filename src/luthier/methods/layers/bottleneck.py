@@ -24,8 +24,6 @@ from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer, 
 class BottleneckConfig(TunerConfig):
     """Target, width and start of a bottleneck."""
 
-    kind: ClassVar[str] = "BOTTLENECK"
-
     place: str = "houlsby"  # houlsby, pfeiffer, output or parallel
     size: int = 64  # width of the bottleneck
     activation: str = "relu"  # a name of transformers' ACT2FN
@@ -40,10 +38,9 @@ class BottleneckConfig(TunerConfig):
 class Bottleneck(TunerLayer):
     """The delta itself; subclasses say what it reads and where it is added."""
 
-    module_kinds = ("down", "up", "gate", "act")
-    parameter_kinds = ("scale",)
+    containers: ClassVar = {**dict.fromkeys(("down", "up", "gate", "act"), nn.ModuleDict), "scale": nn.ParameterDict}
 
-    def update_layer(self, adapter: str, config: Any) -> None:
+    def fill(self, adapter: str, config: Any) -> None:
         hidden = self.model_config.hidden_size
         down, up = nn.Linear(hidden, config.size), nn.Linear(config.size, hidden)
         for linear in (down, up):
@@ -58,7 +55,6 @@ class Bottleneck(TunerLayer):
         if config.learned_scale:
             self.held("scale")[adapter] = nn.Parameter(torch.full((1,), float(config.scale)))
         self.held("act")[adapter] = ACT2FN[config.activation]
-        self._placed(adapter, config)
 
     def delta(self, name: str, u: Tensor) -> Tensor:
         """[..., H] -> [..., H], in the input's dtype."""
@@ -77,7 +73,7 @@ class AfterOutput(Bottleneck):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         h: Tensor = self.base_layer(x, *args, **kwargs)
-        for name in self.live("down"):
+        for name in self.live():
             h = h + self.delta(name, h)
         return h
 
@@ -99,7 +95,7 @@ class AroundBlock(Bottleneck):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         residual, self.residual = self.residual, None
         h: Tensor = self.base_layer(x, *args, **kwargs)
-        for name in self.live("down"):
+        for name in self.live():
             config = self.settings[name]
             if config.place == "pfeiffer":
                 h = h + self.delta(name, h + residual)
@@ -116,7 +112,7 @@ class AroundBertOutput(Bottleneck):
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         residual, after = input_tensor, []
-        for name in self.live("down"):
+        for name in self.live():
             if self.settings[name].place == "pfeiffer":
                 after.append(name)
             else:

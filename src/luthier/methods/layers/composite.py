@@ -1,9 +1,4 @@
-"""What PEFT sees of prefixes and bottlenecks, alone and together: prefix tuning, adapters, MAM Adapter and UniPELT.
-
-MAM (He et al. 2022, arXiv 2110.04366, section 4.6): a prefix at attention, a scaled parallel adapter at
-the feed-forward. UniPELT (Mao et al. 2022, arXiv 2110.07577, section 3.2): a gated prefix, a gated
-adapter after the feed-forward, and gated LoRA on query and value, whose gate replaces alpha / rank.
-"""
+"""What PEFT sees of prefixes and bottlenecks, alone and together: prefix tuning, adapters, MAM Adapter and UniPELT."""
 
 import math
 import re
@@ -20,9 +15,7 @@ from luthier.models.targets import block_of, sides
 
 @dataclass
 class MamConfig(BottleneckConfig, PrefixKVConfig):
-    """Prefix and scaled parallel adapter."""
-
-    kind: ClassVar[str] = "MAM"
+    """A prefix at attention and a scaled parallel adapter at the feed-forward (arXiv 2110.04366, section 4.6)."""
 
     length: int = 16
     place: str = "parallel"
@@ -31,9 +24,7 @@ class MamConfig(BottleneckConfig, PrefixKVConfig):
 
 @dataclass
 class UniPeltConfig(BottleneckConfig, PrefixKVConfig):
-    """Gated prefix, gated adapter, gated LoRA."""
-
-    kind: ClassVar[str] = "UNIPELT"
+    """A gated prefix, adapter after the feed-forward and LoRA on query and value (arXiv 2110.07577, section 3.2)."""
 
     length: int = 10
     place: str = "pfeiffer"
@@ -43,11 +34,11 @@ class UniPeltConfig(BottleneckConfig, PrefixKVConfig):
 
 
 class GatedLoRA(TunerLayer):
-    """base(x) + g(x) * B A x."""
+    """base(x) + g(x) * B A x: UniPELT's gate takes the place of alpha / rank."""
 
-    module_kinds = ("A", "B", "lgate")
+    containers: ClassVar = dict.fromkeys(("A", "B", "lgate"), nn.ModuleDict)
 
-    def update_layer(self, adapter: str, config: Any) -> None:
+    def fill(self, adapter: str, config: Any) -> None:
         size_in, size_out = sides(self.get_base_layer())
         a, b = nn.Linear(size_in, config.rank, bias=False), nn.Linear(config.rank, size_out, bias=False)
         gate = nn.Linear(size_in, 1)
@@ -55,11 +46,10 @@ class GatedLoRA(TunerLayer):
         nn.init.zeros_(b.weight)
         nn.init.normal_(gate.weight, std=0.02)
         self.held("A")[adapter], self.held("B")[adapter], self.held("lgate")[adapter] = a, b, gate
-        self._placed(adapter, config)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.base_layer(x, *args, **kwargs)
-        for name in self.live("A"):
+        for name in self.live():
             a, config = self.held("A")[name], self.settings[name]
             h = x.to(a.weight.dtype)
             delta = self.held("B")[name](a(nn.functional.dropout(h, config.lora_dropout, self.training)))
@@ -70,12 +60,14 @@ class GatedLoRA(TunerLayer):
 class PlacedTuner(Tuner):
     """Puts a layer at each place that the module map names."""
 
-    kinds: ClassVar[tuple[str, ...]] = ()
-    """Fields of the module map whose modules get a layer."""
+    kinds: ClassVar[tuple[str, ...]]
+    """Fields of the module map whose modules get a layer; of bottlenecks alone, their place decides."""
 
     def places(self, config: Any) -> dict[str, str]:
         """Field of the module map -> regular expression of the modules that get a layer."""
-        return {kind: getattr(self.module_map, kind) for kind in self.kinds}
+        bottlenecks = {"houlsby": ("attention_out", "ffn_out"), "output": ("ffn_out",)}
+        kinds = self.kinds or bottlenecks.get(config.place, ("ffn",))
+        return {kind: getattr(self.module_map, kind) for kind in kinds}
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         if peft_config.target_modules is None:
@@ -102,43 +94,15 @@ class PlacedTuner(Tuner):
         elif kinds[0] in ("query", "value"):
             self.wrap(GatedLoRA, target)
         elif kinds[0] == "ffn":
-            self.wrap(AroundBertOutput if self.module_map.ffn_call == "bert_output" else AroundBlock, target)
+            self.wrap(AroundBlock if self.module_map.ffn_norm else AroundBertOutput, target)
         else:
             self.wrap(AfterOutput, target)
 
 
-class PrefixKVModel(PlacedTuner):
-    """Prefix tuning and P-Tuning v2."""
-
-    prefix = "prefixkv_"
-    kinds = ("attention",)
-
-
-class BottleneckModel(PlacedTuner):
-    """The bottleneck adapters."""
-
-    prefix = "bottleneck_"
-
-    def places(self, config: BottleneckConfig) -> dict[str, str]:
-        kinds = {"houlsby": ("attention_out", "ffn_out"), "output": ("ffn_out",)}.get(config.place, ("ffn",))
-        return {kind: getattr(self.module_map, kind) for kind in kinds}
-
-
-class MamModel(PlacedTuner):
-    """MAM Adapter."""
-
-    prefix = "mam_"
-    kinds = ("attention", "ffn")
-
-
-class UniPeltModel(PlacedTuner):
-    """UniPELT."""
-
-    prefix = "unipelt_"
-    kinds = ("attention", "query", "value", "ffn")
-
-
-register(PrefixKVConfig, PrefixKVModel)
-register(BottleneckConfig, BottleneckModel)
-register(MamConfig, MamModel)
-register(UniPeltConfig, UniPeltModel)
+for name, config, model, prefix, kinds in (
+    ("PREFIX_KV", PrefixKVConfig, "PrefixKVModel", "prefixkv_", ("attention",)),
+    ("BOTTLENECK", BottleneckConfig, "BottleneckModel", "bottleneck_", ()),  # by its place
+    ("MAM", MamConfig, "MamModel", "mam_", ("attention", "ffn")),
+    ("UNIPELT", UniPeltConfig, "UniPeltModel", "unipelt_", ("attention", "query", "value", "ffn")),
+):
+    register(name, config, type(model, (PlacedTuner,), {"prefix": prefix, "kinds": kinds}))

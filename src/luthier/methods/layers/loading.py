@@ -1,6 +1,5 @@
 """Put an adapter's folder on a base. Every way to load one goes through here; weights that do not fit are refused."""
 
-import json
 import math
 import re
 import subprocess
@@ -135,16 +134,6 @@ def _check_patterns(model: nn.Module, file: Path) -> None:
     except subprocess.TimeoutExpired:
         what = f"take more than {MATCHING:g} s on this model's names: {patterns[0][:100]!r}, ..."
         raise InputError(f"{file}: its regular expressions {what}", fix="name the layers in a list instead") from None
-
-
-def sort_settings(folder: Path) -> None:
-    """Sort what PEFT keeps as sets: it writes them in an order that differs from process to process."""
-    file = folder / "adapter_config.json"
-    saved = json.loads(file.read_text(encoding="utf-8"))
-    for value in saved.values():
-        if isinstance(value, list) and all(isinstance(each, str) for each in value):
-            value.sort()
-    file.write_text(to_json(saved, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def check_same(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], file: Path) -> None:

@@ -9,8 +9,6 @@ survive. Here a child of the attention hooks its call instead: what passes as th
 prefix in front, so the real cache holds real tokens only, and the mask grows on the left. Nothing else has to know.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,8 +24,6 @@ CHILD, SHARED = "luthier_prefix", "luthier_prefix_encoder"
 @dataclass
 class PrefixKVConfig(TunerConfig):
     """Length and parametrization of a prefix."""
-
-    kind: ClassVar[str] = "PREFIX_KV"
 
     length: int = 20  # virtual tokens per layer
     reparam: str = "none"  # none, or mlp while training
@@ -80,8 +76,7 @@ class PrefixLayer(TunerLayer):
     """The prefix of one attention, attached as its child."""
 
     attached = True
-    module_kinds = ("out", "pgate")
-    parameter_kinds = ("kv",)
+    containers: ClassVar = {"out": nn.ModuleDict, "pgate": nn.ModuleDict, "kv": nn.ParameterDict}
 
     def _prepare(self, tuner: Tuner, target: Target) -> None:
         own, self.causal = self.model_config, tuner.module_map.causal
@@ -91,7 +86,7 @@ class PrefixLayer(TunerLayer):
         self.root = [tuner.model]
         self.hook = target.module.register_forward_pre_hook(self._before_attention, with_kwargs=True)
 
-    def update_layer(self, adapter: str, config: Any) -> None:
+    def fill(self, adapter: str, config: Any) -> None:
         size = 2 * self.heads * self.head_size
         if config.reparam == "mlp":
             self.held("out")[adapter] = nn.Linear(config.encoder_size, size)
@@ -99,7 +94,6 @@ class PrefixLayer(TunerLayer):
             self.held("kv")[adapter] = nn.Parameter(torch.randn(config.length, size) * config.init_std)
         if config.gate != "none":
             self.hold_gate("pgate", adapter, self.model_config.hidden_size)
-        self._placed(adapter, config)
 
     def flat(self, name: str) -> Tensor:
         """Keys and values of the prefix, [length, 2 * heads * head size]."""
@@ -120,7 +114,7 @@ class PrefixLayer(TunerLayer):
         return keys, values
 
     def _before_attention(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.settings]
+        names = self.live()
         if not names:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -154,13 +148,12 @@ class PrefixEncoder(TunerLayer):
     """The half of the MLP that all layers share, tanh(W_1 E): [length, encoder size]. A child of the model's root."""
 
     attached = True
-    module_kinds = ("emb", "in")
+    containers: ClassVar = {"emb": nn.ModuleDict, "in": nn.ModuleDict}
 
-    def update_layer(self, adapter: str, config: Any) -> None:
+    def fill(self, adapter: str, config: Any) -> None:
         hidden = self.model_config.hidden_size
         self.held("emb")[adapter] = nn.Embedding(config.length, hidden)
         self.held("in")[adapter] = nn.Linear(hidden, config.encoder_size)
-        self._placed(adapter, config)
 
     def forward(self, name: str) -> Tensor:
         return torch.tanh(self.held("in")[name](self.held("emb")[name].weight))
@@ -182,24 +175,9 @@ def attach_prefix(tuner: Tuner, target: Target) -> None:
         target.module.add_module(CHILD, PrefixLayer(tuner, target))
 
 
-@contextmanager
-def flattened(model: nn.Module, config: Any, adapter: str = "default") -> Iterator[None]:
-    """Within it, every prefix of `adapter` is its plain keys and values, as it is saved and used; the MLP is away."""
-    encoders = [m for m in model.modules() if isinstance(m, PrefixEncoder) and adapter in m.held("emb")]
-    if not encoders:
-        yield
-        return
-    layers = [m for m in model.modules() if isinstance(m, PrefixLayer) and adapter in m.held("out")]
-    for layer in layers:
-        layer.held("kv")[adapter] = nn.Parameter(layer.flat(adapter).detach().clone())
-    containers = [layer.held("out") for layer in layers] + [e.held(short) for e in encoders for short in ("emb", "in")]
-    away = [(container, container.pop(adapter)) for container in containers]
-    config.reparam = "none"
-    try:
-        yield
-    finally:
-        config.reparam = "mlp"
-        for layer in layers:
-            layer.held("kv").pop(adapter)
-        for container, module in away:
-            container[adapter] = module
+def flat_state(model: Any) -> dict[str, Tensor]:
+    """The weights of a PEFT model, but of each prefix its plain keys and values, as it is saved, and not its MLP."""
+    mlp = [f".{model.base_model.prefix}{short}.default." for short in ("out", "emb", "in")]
+    state = {name: value for name, value in model.state_dict().items() if not any(part in name for part in mlp)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, PrefixLayer)}
+    return state | {f"{n}.{each.namespace}kv.default": each.flat("default").detach() for n, each in layers.items()}

@@ -1,7 +1,5 @@
 """Adam (Kingma and Ba 2015, arXiv 1412.6980)."""
 
-from typing import Any
-
 from luthier.training.optimizers.base import TorchOptimizer
 
 
@@ -9,6 +7,4 @@ class Adam(TorchOptimizer):
     """Two moments of the gradient in float32, from torch."""
 
     states = 2
-
-    def options(self, betas: tuple[float, float]) -> dict[str, Any]:
-        return {"betas": betas}
+    takes = "betas"

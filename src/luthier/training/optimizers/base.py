@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from luthier.core.errors import MissingExtra, install
 from luthier.core.registry import Family, Plugin
@@ -43,15 +43,15 @@ class TorchOptimizer(Optimizer):
 
     states: ClassVar[int]
     """States of each element of a parameter."""
-
-    def options(self, betas: tuple[float, float]) -> dict[str, Any]:
-        """What torch's class takes beside the learning rate."""
-        return {}
+    takes: ClassVar[Literal["", "betas", "momentum"]] = ""
+    """What of train.betas torch's class takes: both, the first as its momentum, or neither."""
 
     def build(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float]) -> Made:
         from torch import optim
 
-        return getattr(optim, type(self).__name__)(groups, lr=lr, **self.options(betas))
+        known: dict[str, Any] = {"betas": betas, "momentum": betas[0]}
+        options = {self.takes: known[self.takes]} if self.takes else {}
+        return getattr(optim, type(self).__name__)(groups, lr=lr, **options)
 
     def state_bytes(self, parameter: Parameter) -> int:
         return 4 * self.states * int(parameter.numel())

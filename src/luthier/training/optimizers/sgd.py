@@ -1,7 +1,5 @@
 """Stochastic gradient descent with momentum, the first of train.betas."""
 
-from typing import Any
-
 from luthier.training.optimizers.base import TorchOptimizer
 
 
@@ -9,6 +7,4 @@ class SGD(TorchOptimizer):
     """Steps along the gradient with momentum, from torch."""
 
     states = 1
-
-    def options(self, betas: tuple[float, float]) -> dict[str, Any]:
-        return {"momentum": betas[0]}
+    takes = "momentum"
