@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.evaluation.metrics.base import MetricFunction, SumMetric, known_metrics
+from luthier.evaluation.metrics.base import MetricFunction, SumMetric, metrics_of
 from luthier.evaluation.records.context import Record
 from luthier.evaluation.scores import resamples
 
@@ -26,7 +26,7 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 def metric(name: str) -> tuple[MetricFunction, bool]:
     """(the function of a metric, whether higher is better)."""
-    found = known_metrics()[name]
+    found = metrics_of()[name]
     return found.function, found.higher
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from luthier.core.errors import InputError, MissingExtra, install
 from luthier.exports.base import Bounds, Export, Opened, Tuned
-from luthier.exports.merged import load_lines, open_model, write_merged
+from luthier.exports.merged import Merged, load_lines, open_model
 from luthier.models.saving import write_words
 from luthier.models.targets import UNPACKED, in_head, linear_layers
 
@@ -79,7 +79,7 @@ class Quantized(Export):
             kind = Int8WeightOnlyConfig if self.scheme == "int8" else Int8DynamicActivationInt8WeightConfig
             settings = TorchAoConfig(kind(), modules_to_not_convert=heads)
         plain, place = folder / "plain", {"": "cuda" if torch.cuda.is_available() else "cpu"}
-        write_merged(tuned, tuned.stored, plain)
+        Merged().write(tuned, plain)
         made: Any = self.open(tuned, plain, dtype="auto", quantization_config=settings, device_map=place)
         shutil.rmtree(plain)
         made.save_pretrained(folder)  # before any forward pass: see models.load.repair

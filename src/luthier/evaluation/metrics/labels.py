@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table
 from luthier.evaluation.records.context import EvalContext, Record, labelled, split_answer
-from luthier.rendering.chat_template import IGNORED
-from luthier.rendering.row import Row
+from luthier.rendering.row import IGNORED, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,8 +163,7 @@ def sums_of_rows(context: EvalContext, prompts: Sequence[list[int]], tails: Sequ
     pairs = [(i, j) for i, labels in enumerate(tails) for j in range(len(labels))]
     rows = [Row(prompts[i] + tails[i][j], [IGNORED] * len(prompts[i]) + tails[i][j], "") for i, j in pairs]
     sums = [[0.0] * len(labels) for labels in tails]
-    for numbers in context.by_length([len(row.ids) for row in rows]):
-        batch = context.collate([rows[n] for n in numbers])
+    for numbers, batch in context.batches(rows):
         for n, total in zip(numbers, context.task.losses(context.model, batch)[0].tolist(), strict=True):
             sums[pairs[n][0]][pairs[n][1]] = total
     return sums
