@@ -156,7 +156,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
     folder = run("method=prefix")
     with pytest.raises(CannotMerge, match="--to adapter"):
         export(folder, parse_export("quantized", []))
-    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    monkeypatch.setattr("luthier.core.errors.find_spec", lambda name: None)
     for scheme, package in (("int8", "torchao"), ("nf4", "bitsandbytes")):
         monkeypatch.setattr("luthier.exports.base.Export.refuse", lambda self, tuned: None)
         with pytest.raises(MissingExtra, match=f"pip install '{package}>="):

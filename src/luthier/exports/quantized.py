@@ -1,11 +1,10 @@
 """The merged model in 8 or 4 bit, by torchao or bitsandbytes, for transformers on a CPU or GPU."""
 
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from luthier.core.errors import InputError, MissingExtra, install
+from luthier.core.errors import InputError, install, require_package
 from luthier.exports.base import Bounds, Export, Opened, Tuned
 from luthier.exports.merged import Merged, load_lines, open_model
 from luthier.models.saving import write_words
@@ -41,9 +40,8 @@ class Quantized(Export):
 
         super().refuse(tuned)
         library = SCHEMES[self.scheme].library
-        if find_spec(library) is None:
-            extra = "torchao" if library == "torchao" else "quantize"
-            raise MissingExtra(f"scheme={self.scheme} needs {library}, which is not installed", fix=install(extra))
+        fix = install("torchao" if library == "torchao" else "quantize")
+        require_package(library, f"scheme={self.scheme} needs {library}, which is not installed", fix)
         model: Any = tuned.skeleton()
         heads = getattr(model, "get_output_embeddings", lambda: None)()
         layers = [each for name, each in linear_layers(model).items() if each is not heads and not in_head(name)]

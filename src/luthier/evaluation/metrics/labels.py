@@ -59,6 +59,7 @@ def _accuracy(sums: NDArray[Any]) -> NDArray[Any]:
 
 
 def _macro_f1(sums: NDArray[Any]) -> NDArray[Any]:
+    """Mean over the true classes of 2 TP / (2 TP + FP + FN)."""
     right, predicted, true = _thirds(sums)
     there = true > 0
     return np.asarray((2 * right / np.maximum(predicted + true, 1) * there).sum(1) / np.maximum(there.sum(1), 1))
@@ -72,21 +73,13 @@ def _mcc(sums: NDArray[Any]) -> NDArray[Any]:
     return np.where(spread > 0, covariance / np.maximum(spread, 1e-300), 0.0)
 
 
-accuracy = SumMetric(_counts, _accuracy)
-"""Share of records whose chosen label is the true one."""
-macro_f1 = SumMetric(_counts, _macro_f1)
-"""Mean over the true classes of 2 TP / (2 TP + FP + FN)."""
-mcc = SumMetric(_counts, _mcc)
-"""Matthews correlation coefficient."""
-
-
 class Labels(Evaluation):
     """Choice among the labels of the data."""
 
     table: ClassVar[Table] = {
-        "accuracy": Metric(accuracy, rank=3),
-        "macro_f1": Metric(macro_f1, per_example="accuracy"),
-        "mcc": Metric(mcc, scale="-1 to 1", per_example="accuracy"),
+        "accuracy": Metric(SumMetric(_counts, _accuracy), rank=3),
+        "macro_f1": Metric(SumMetric(_counts, _macro_f1), per_example="accuracy"),
+        "mcc": Metric(SumMetric(_counts, _mcc), scale="-1 to 1", per_example="accuracy"),
     }
 
     def applies(self, context: EvalContext) -> bool:

@@ -103,11 +103,8 @@ class EvalContext:
     def batches(self, rows: Sequence[Row], what: str = "") -> "Iterator[tuple[list[int], dict[str, Tensor]]]":
         """(row numbers, batch on the model's device), rows of similar length together, as in `by_length`."""
         for numbers in self.by_length([len(row.ids) for row in rows], what):
-            yield numbers, self.collate([rows[i] for i in numbers])
-
-    def collate(self, rows: Sequence[Row]) -> "dict[str, Tensor]":
-        """A batch of these rows, on the model's device."""
-        return {key: value.to(self.device) for key, value in self.task.collate(list(rows), self.pad).items()}
+            batch = self.task.collate([rows[i] for i in numbers], self.pad)
+            yield numbers, {key: value.to(self.device) for key, value in batch.items()}
 
     def losses(self) -> list[Record]:
         """For each example the task's own loss, summed over its targets, and their number."""
