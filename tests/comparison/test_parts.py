@@ -17,7 +17,7 @@ from luthier.comparison.runner import share_base, steps_for_time, untie
 from luthier.comparison.significance import differences_to, draws, pareto
 from luthier.comparison.table import paper_results
 from luthier.core.errors import InputError, Stopped
-from luthier.evaluation.metrics.base import known_metrics
+from luthier.evaluation.metrics.base import metrics_of
 from luthier.methods.base import METHODS, PRESETS
 from luthier.planning.advisor.question import seconds_of
 from luthier.recipe.config import RunConfig
@@ -154,7 +154,7 @@ def labels(right: list[bool]) -> list[dict[str, Any]]:
 
 
 def test_a_real_difference_is_distinguished_from_chance_and_pairs_count() -> None:
-    metric = known_metrics()["accuracy"]
+    metric = metrics_of()["accuracy"]
     function, higher = metric.function, metric.higher
     rng = np.random.default_rng(1)
     easy = rng.random(300) < 0.7
@@ -174,7 +174,7 @@ def test_a_real_difference_is_distinguished_from_chance_and_pairs_count() -> Non
 
 
 def test_holm_makes_many_comparisons_stricter() -> None:
-    metric = known_metrics()["accuracy"]
+    metric = metrics_of()["accuracy"]
     function, higher = metric.function, metric.higher
     rng = np.random.default_rng(2)
     right = rng.random(200) < 0.6
@@ -189,17 +189,17 @@ def test_holm_makes_many_comparisons_stricter() -> None:
 
 
 def test_seeds_widen_the_interval_and_sums_give_the_metric_itself() -> None:
-    function = known_metrics()["accuracy"].function
+    function = metrics_of()["accuracy"].function
     rng = np.random.default_rng(3)
     runs = [labels(list(rng.random(400) < share)) for share in (0.5, 0.7, 0.9)]
     together, one = draws(function, runs), draws(function, [runs[1]])
     assert together.value == pytest.approx(np.mean([function(run) for run in runs]))
     assert together.interval[1] - together.interval[0] > 2 * (one.interval[1] - one.interval[0])
-    loss = known_metrics()["loss"].function
+    loss = metrics_of()["loss"].function
     pairs = zip(rng.random(50) * 9, rng.integers(1, 9, 50), strict=True)
     records = [{"loss_sum": float(x), "targets": int(n)} for x, n in pairs]
     assert draws(loss, [records]).value == pytest.approx(loss(records))
-    slow = known_metrics()["spearman"].function
+    slow = metrics_of()["spearman"].function
     pairs = [{"number": float(x), "guess": float(x + y)} for x, y in rng.random((40, 2))]
     assert len(draws(slow, [pairs]).sampled) < len(one.sampled), "it follows from no sums: fewer resamples"
 

@@ -19,8 +19,8 @@ from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
 from luthier.data.rows import Rows
 from luthier.data.settings import DataConfig
-from luthier.rendering.chat_template import IGNORED, Template
-from luthier.rendering.row import Row
+from luthier.rendering.chat_template import Template
+from luthier.rendering.row import IGNORED, Row
 from luthier.tasks.base import TASKS
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
 

@@ -14,7 +14,8 @@ from luthier.data.encode import encode
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
 from luthier.recipe.config import DataConfig
-from luthier.rendering.chat_template import IGNORED, Template
+from luthier.rendering.chat_template import Template
+from luthier.rendering.row import IGNORED
 from luthier.tasks.base import TASKS
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
 

@@ -15,9 +15,9 @@ from luthier.evaluation.metrics.labels import bytes_of_shared, most_likely, sums
 from luthier.evaluation.records.context import EvalContext, split_answer
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.methods.base import METHODS
-from luthier.rendering.chat_template import IGNORED, Template
+from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example, Message
-from luthier.rendering.row import Row
+from luthier.rendering.row import IGNORED, Row
 from luthier.tasks.base import TASKS
 from tests.conftest import TEXT, build_tokenizer, model_config
 

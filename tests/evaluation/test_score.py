@@ -21,7 +21,6 @@ from luthier.evaluation.contrast import contrast
 from luthier.evaluation.forgetting import forgetting, probe_texts
 from luthier.evaluation.metrics.base import EVALUATIONS, SumMetric
 from luthier.evaluation.metrics.exact_match import normalized_answer
-from luthier.evaluation.metrics.labels import accuracy, macro_f1, mcc
 from luthier.evaluation.records.context import EvalContext, bleu_tokenizer, split_answer, words
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.evaluation.scores import (
@@ -40,6 +39,7 @@ from luthier.rendering.row import Row
 from luthier.reports import run_report
 from luthier.tasks.base import TASKS
 
+accuracy, macro_f1, mcc = (EVALUATIONS.get("labels").table[name].function for name in ("accuracy", "macro_f1", "mcc"))
 pearson = EVALUATIONS.get("correlation").table["pearson"].function
 spearman = EVALUATIONS.get("correlation").table["spearman"].function
 

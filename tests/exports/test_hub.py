@@ -16,7 +16,6 @@ import huggingface_hub
 import pytest
 
 from luthier.core.errors import ConfigError, InputError, MissingExtra
-from luthier.exports import hub
 from luthier.pipeline.export import export
 from luthier.recipe.parse import parse_export
 
@@ -147,7 +146,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(run: Path, monkeypatch
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(InputError, match=r"no token.*\n.*hf auth login"):
         export(run, parse_export("hub", push))
-    monkeypatch.setattr(hub, "find_spec", lambda name: None)
+    monkeypatch.setattr("luthier.core.errors.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="pip install 'modelscope>="):
         export(run, parse_export("hub", ["repo=me/first", "base=org/base", "site=modelscope"]))
     assert not (run / "exports").exists()
@@ -176,7 +175,7 @@ def test_modelscope_gets_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     sys.modules["modelscope.hub.api"].HubApi = HubApi  # type: ignore[attr-defined]
     visibility = SimpleNamespace(PRIVATE=1, PUBLIC=5)
     sys.modules["modelscope.hub.constants"].ModelVisibility = visibility  # type: ignore[attr-defined]
-    monkeypatch.setattr(hub, "find_spec", lambda name: True)
+    monkeypatch.setattr("luthier.core.errors.find_spec", lambda name: True)
     settings = ["repo=me/first", "base=org/base", "site=modelscope", "license=mit", "push=true"]
     report = export(run, parse_export("hub", settings))
     assert calls[0] == ("create", ("me/first", 1, "mit"))

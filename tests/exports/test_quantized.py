@@ -131,10 +131,10 @@ def test_another_model_than_the_run_is_found_out(
     run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, scheme: str, factor: float
 ) -> None:
     need(scheme)
-    folder, write = run(), quantized.write_merged
+    folder, write = run(), quantized.Merged.write
 
-    def spoiled(tuned: Any, dtype: str, place: Path, **options: Any) -> None:
-        write(tuned, dtype, place, **options)
+    def spoiled(self: Any, tuned: Any, place: Path) -> None:
+        write(self, tuned, place)
         from safetensors.torch import load_file, save_file
 
         stored = load_file(place / "model.safetensors")
@@ -142,7 +142,7 @@ def test_another_model_than_the_run_is_found_out(
         stored[name] = stored[name] * factor
         save_file(stored, place / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(quantized, "write_merged", spoiled)
+    monkeypatch.setattr(quantized.Merged, "write", spoiled)
     with pytest.raises(Unproved, match=r"does not answer as the run does.*mean"):
         export(folder, parse_export("quantized", [f"scheme={scheme}"]))
     assert sorted(each.name for each in (folder / "exports").iterdir()) == ["quantized.failed.json"]
@@ -156,7 +156,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
     folder = run("method=prefix")
     with pytest.raises(CannotMerge, match="--to adapter"):
         export(folder, parse_export("quantized", []))
-    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    monkeypatch.setattr("luthier.core.errors.find_spec", lambda name: None)
     for scheme, package in (("int8", "torchao"), ("nf4", "bitsandbytes")):
         monkeypatch.setattr("luthier.exports.base.Export.refuse", lambda self, tuned: None)
         with pytest.raises(MissingExtra, match=f"pip install '{package}>="):

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from luthier.kernels import cross_entropy
 from luthier.kernels.cross_entropy import linear_cross_entropy, plain_head, without_head
 from luthier.methods.base import METHODS
-from luthier.rendering.chat_template import IGNORED
-from luthier.rendering.row import Row
+from luthier.rendering.row import IGNORED, Row
 from luthier.tasks.base import TASKS
 from tests.methods.zoo import DECODERS, base
 

@@ -95,7 +95,7 @@ def test_the_base_is_the_base(run: Path, tmp_path: Path) -> None:
 
 
 def test_without_the_package_the_fix_is_reported_before_the_run_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.evaluation.harness.find_spec", lambda name: None)
+    monkeypatch.setattr("luthier.core.errors.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'lm-eval>=0.4.9'"):
         harness(Path("nowhere"), ["arc_easy"])
 

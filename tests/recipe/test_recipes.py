@@ -19,7 +19,8 @@ from luthier.pipeline.evaluate import open_run
 from luthier.pipeline.prepare import on_this_machine
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
-from luthier.rendering.chat_template import IGNORED, Template
+from luthier.rendering.chat_template import Template
+from luthier.rendering.row import IGNORED
 from luthier.runs.folder import RunFolder
 from luthier.training.settings import total_steps
 from tests.conftest import ROOT, alpaca_rows, build_tokenizer, luthier, review_rows, write_jsonl

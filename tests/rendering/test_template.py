@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from luthier.core.errors import TemplateError
-from luthier.rendering.chat_template import CHATML, IGNORED, PLAIN, Template
+from luthier.rendering.chat_template import CHATML, PLAIN, Template
 from luthier.rendering.example import Message
+from luthier.rendering.row import IGNORED
 from tests.conftest import build_tokenizer
 
 LLAMA2 = (

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from luthier.core.errors import TemplateError
-from luthier.rendering.chat_template import IGNORED, Template, Tokens
+from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example, Message, RowError
+from luthier.rendering.row import IGNORED, Row
 from luthier.tasks.chat import Chat
 from tests.conftest import ROOT, build_tokenizer
 
@@ -101,7 +102,7 @@ FAMILIES = {
 
 
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-"""Tokens of their own that are not special, as in Qwen's vocabulary."""
+"""Row of their own that are not special, as in Qwen's vocabulary."""
 
 
 def family_tokenizer(name: str, family: Family | None = None) -> Any:
@@ -145,7 +146,7 @@ FITTING = [
 ]
 
 
-def stretches(tokens: Tokens) -> list[tuple[int, int]]:
+def stretches(tokens: Row) -> list[tuple[int, int]]:
     """(first, past the last) of every learned stretch."""
     learned = [False, *(label != IGNORED for label in tokens.labels), False]
     edges = [i for i in range(len(learned) - 1) if learned[i] != learned[i + 1]]
@@ -204,11 +205,11 @@ def test_truncation_keeps_the_end_of_an_answer_or_teaches_none(name: str) -> Non
     limit = 150
     for row in Chat().encode(example, template, limit, "truncate_prompt"):
         assert len(row.ids) <= limit and row.cut > 0
-        tokens = Tokens(row.ids, row.labels)
+        tokens = Row(row.ids, row.labels)
         assert [row.ids[past - 1] for _, past in stretches(tokens)] == [end] * len(stretches(tokens))
     example = Example(tuple(talk("Hello", long)))
     (row,) = Chat().encode(example, template, limit, "truncate_answer")
-    ((_, past),) = stretches(Tokens(row.ids, row.labels))
+    ((_, past),) = stretches(Row(row.ids, row.labels))
     assert past == limit == len(row.ids) and row.ids[-1] != end, "a cut answer does not end where it is cut"
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from luthier.core.errors import TemplateError
-from luthier.rendering.chat_template import CHATML, IGNORED, PLAIN, Template, Tokens
+from luthier.rendering.chat_template import CHATML, PLAIN, Template
 from luthier.rendering.example import Example, Message, RowError, chat
+from luthier.rendering.row import IGNORED, Row
 from luthier.rendering.tools import as_turns, parse, read_calls, read_tools
 from luthier.tasks.chat import Chat
 from luthier.tasks.complete import Complete
@@ -111,7 +112,7 @@ FITTING = [
 ]
 
 
-def learned(template: Template, tokens: Tokens) -> list[str]:
+def learned(template: Template, tokens: Row) -> list[str]:
     return [template.tokenizer.decode(tokens.ids[first:past]) for first, past in stretches(tokens)]
 
 
@@ -395,7 +396,7 @@ def test_a_long_result_is_cut_and_the_tools_are_not() -> None:
         (row,) = Chat().encode(Example(messages, tools=TOOLS), template, limit, "truncate_prompt")
         assert len(row.ids) <= limit and row.cut >= 300
         text = template.tokenizer.decode(row.ids)
-        assert "Weather of a town." in text and learned(template, Tokens(row.ids, row.labels))[1].startswith("Nine.")
+        assert "Weather of a town." in text and learned(template, Row(row.ids, row.labels))[1].startswith("Nine.")
 
 
 def test_plain_text_cannot_show_tools() -> None:

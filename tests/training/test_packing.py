@@ -21,8 +21,7 @@ from luthier.kernels.attention import NAME, row_by_row
 from luthier.methods.base import METHODS
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
-from luthier.rendering.chat_template import IGNORED
-from luthier.rendering.row import EVEN, Row, even_length
+from luthier.rendering.row import EVEN, IGNORED, Row, even_length
 from luthier.runs.folder import RunFolder
 from luthier.tasks.base import TASKS
 from luthier.training.packing import prove_packing

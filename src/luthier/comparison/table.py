@@ -14,7 +14,7 @@ from luthier.comparison.candidates import Variant
 from luthier.comparison.significance import Draws, differences_to, draws, pareto
 from luthier.core.errors import InputError
 from luthier.core.files import read_object
-from luthier.evaluation.metrics.base import known_metrics
+from luthier.evaluation.metrics.base import metrics_of
 from luthier.evaluation.records.context import Record, restored_records
 from luthier.evaluation.scores import primary_metric
 from luthier.runs.folder import RunFolder
@@ -58,7 +58,7 @@ def table_of(
         rows = [_row(variant, [], None, {}, failed) for variant in variants]
         return {"metric": "", "higher_is_better": True, "base": None, "best": "", "rows": rows}
     score = primary_metric(first["tuned"])
-    metric = known_metrics()[score]
+    metric = metrics_of()[score]
     function, higher = metric.function, metric.higher
     found = {name: draws(function, [_records(run) for _, run, _ in runs]) for name, runs in finished.items() if runs}
     whole = {n: drawn for n, drawn in found.items() if len(finished[n]) == len(seeds) and isfinite(drawn.value)}

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 EXTRAS = {
@@ -112,6 +113,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the nearest known name, or nothing."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def require_package(package: str, why: str, fix: str) -> None:
+    """Raise MissingExtra, with these words, if the package is not installed."""
+    if find_spec(package) is None:
+        raise MissingExtra(why, fix=fix)
 
 
 def install(extra: str) -> str:

@@ -16,8 +16,7 @@ import numpy as np
 from luthier.builtin import PROBE
 from luthier.evaluation.records.context import EvalContext, Record
 from luthier.evaluation.scores import counted, difference
-from luthier.rendering.chat_template import IGNORED
-from luthier.rendering.row import Row
+from luthier.rendering.row import IGNORED, Row
 
 
 def applies(context: EvalContext) -> str:

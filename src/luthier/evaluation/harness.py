@@ -9,22 +9,15 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import InputError, MissingExtra, did_you_mean, install
+from luthier.core.errors import InputError, did_you_mean
 from luthier.core.events import Progress
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
-
-
-def check_harness() -> None:
-    """Raise MissingExtra if the harness is not installed."""
-    if find_spec("lm_eval") is None:
-        raise MissingExtra("lm-evaluation-harness is not installed", fix=install("harness"))
 
 
 def measure_harness(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.core.errors import InputError, did_you_mean
-from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, known_evaluations, known_metrics, metrics_of
+from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, known_evaluations, metrics_of
 from luthier.evaluation.records.context import EvalContext, Record
 from luthier.evaluation.records.settings import EvaluateConfig
 
@@ -33,7 +33,7 @@ def lacking(context: EvalContext) -> list[str]:
 
 def check_settings(settings: EvaluateConfig) -> None:
     """Refuse, before anything is read, what cannot work for any data: an unknown metric, a missing file or key."""
-    known = list(known_metrics())
+    known = list(metrics_of())
     if settings.metric is not None and settings.metric not in known:
         why = f"evaluate.metric: there is no score {settings.metric!r}{did_you_mean(settings.metric, known)}"
         raise InputError(why, fix=f"one of: {', '.join(known)}")
@@ -59,7 +59,7 @@ def primary_metric(scores: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _first(names: Iterable[str]) -> str:
-    ranks = {name: metric.rank for name, metric in known_metrics().items() if metric.rank is not None}
+    ranks = {name: metric.rank for name, metric in metrics_of().items() if metric.rank is not None}
     return min(names, key=lambda name: ranks.get(name, len(ranks)), default="")
 
 

@@ -33,11 +33,6 @@ class Export(Plugin):
         """Whether it belongs to the unquantized base."""
         return True
 
-    @property
-    def replays(self) -> bool:
-        """Whether held-out prompts are replayed; a form with a field `replay` lets the user switch that off."""
-        return bool(getattr(self, "replay", True))
-
     def refuse(self, tuned: Tuned) -> None:
         """Raise InputError or CannotMerge if this form cannot hold the run, before anything is loaded."""
         why = ""

@@ -4,13 +4,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
-from luthier.core.errors import InputError, MissingExtra, install
+from luthier.core.errors import InputError, install, require_package
 from luthier.core.shell import shell_line
 from luthier.exports.base import EXPORTS, Bounds, Export, Opened, Tuned
 from luthier.exports.checking.tuned import card, is_local
@@ -60,8 +59,8 @@ class Hub(Export):
         if self.form == "adapter" and not self.base and is_local(tuned.base):
             why = f"{tuned.run}: an adapter has to name its base on the hub, and the recipe has {tuned.base}"
             raise InputError(why, fix="base=USER/BASE if the hub has exactly those weights, or form=merged")
-        if self.site == "modelscope" and find_spec("modelscope") is None:
-            raise MissingExtra("site=modelscope: ModelScope's package is not installed", fix=install("modelscope"))
+        if self.site == "modelscope":
+            require_package(self.site, "site=modelscope: ModelScope's package is not installed", install(self.site))
         if self.push and self.site == "huggingface":
             from huggingface_hub import constants, get_token
 

@@ -26,7 +26,12 @@ class Merged(Export):
         return BOUNDS[self._type(tuned)], None
 
     def write(self, tuned: Tuned, folder: Path) -> None:
-        write_merged(tuned, self._type(tuned), folder, shard=self.shard)
+        import torch
+
+        model: Any = tuned.merged().to(getattr(torch, self._type(tuned)))
+        model.config.dtype = getattr(torch, self._type(tuned))
+        model.save_pretrained(folder, max_shard_size=self.shard)
+        write_words(tuned.tokenizer, tuned.ends, folder)
 
     def open(self, tuned: Tuned, folder: Path) -> Opened:
         return open_model(tuned, folder, dtype="auto")  # type: ignore[no-any-return]
@@ -36,16 +41,6 @@ class Merged(Export):
 
     def _type(self, tuned: Tuned) -> str:
         return tuned.stored if self.dtype == "auto" else self.dtype
-
-
-def write_merged(tuned: Tuned, dtype: str, folder: Path, *, shard: str = "5GB") -> None:
-    """Write the plain model with the tuned weights merged in, rounded once to `dtype`, and its tokenizer."""
-    import torch
-
-    model: Any = tuned.merged().to(getattr(torch, dtype))
-    model.config.dtype = getattr(torch, dtype)
-    model.save_pretrained(folder, max_shard_size=shard)
-    write_words(tuned.tokenizer, tuned.ends, folder)
 
 
 def open_model(tuned: Tuned, folder: Path, **options: Any) -> Any:

@@ -1,13 +1,12 @@
 """The merged model in 8 or 4 bit, by torchao or bitsandbytes, for transformers on a CPU or GPU."""
 
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from luthier.core.errors import InputError, MissingExtra, install
+from luthier.core.errors import InputError, install, require_package
 from luthier.exports.base import Bounds, Export, Opened, Tuned
-from luthier.exports.merged import load_lines, open_model, write_merged
+from luthier.exports.merged import Merged, load_lines, open_model
 from luthier.models.saving import write_words
 from luthier.models.targets import UNPACKED, in_head, linear_layers
 
@@ -41,9 +40,8 @@ class Quantized(Export):
 
         super().refuse(tuned)
         library = SCHEMES[self.scheme].library
-        if find_spec(library) is None:
-            extra = "torchao" if library == "torchao" else "quantize"
-            raise MissingExtra(f"scheme={self.scheme} needs {library}, which is not installed", fix=install(extra))
+        fix = install("torchao" if library == "torchao" else "quantize")
+        require_package(library, f"scheme={self.scheme} needs {library}, which is not installed", fix)
         model: Any = tuned.skeleton()
         heads = getattr(model, "get_output_embeddings", lambda: None)()
         layers = [each for name, each in linear_layers(model).items() if each is not heads and not in_head(name)]
@@ -79,7 +77,7 @@ class Quantized(Export):
             kind = Int8WeightOnlyConfig if self.scheme == "int8" else Int8DynamicActivationInt8WeightConfig
             settings = TorchAoConfig(kind(), modules_to_not_convert=heads)
         plain, place = folder / "plain", {"": "cuda" if torch.cuda.is_available() else "cpu"}
-        write_merged(tuned, tuned.stored, plain)
+        Merged().write(tuned, plain)
         made: Any = self.open(tuned, plain, dtype="auto", quantization_config=settings, device_map=place)
         shutil.rmtree(plain)
         made.save_pretrained(folder)  # before any forward pass: see models.load.repair

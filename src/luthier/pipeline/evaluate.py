@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.core.errors import InputError
+from luthier.core.errors import InputError, install, require_package
 from luthier.core.events import Progress
 from luthier.core.files import write_json
 from luthier.pipeline.measure import base_again, base_model, compare_with_base, subject_of
@@ -82,9 +82,9 @@ def harness(
     allow_code: Allow = False,
 ) -> dict[str, Any]:
     """Tuned model and base on tasks of lm-evaluation-harness; writes harness.json in the run folder."""
-    from luthier.evaluation.harness import check_harness, measure_harness
+    from luthier.evaluation.harness import measure_harness
 
-    check_harness()
+    require_package("lm_eval", "lm-evaluation-harness is not installed", install("harness"))
     progress = progress or Progress()
     loaded, folder = open_run(path, progress, allow_code=allow_code, measures=False)
     with folder.held():

@@ -15,7 +15,7 @@ from luthier.core.files import staged, tidy, write_json
 from luthier.core.shell import public
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.exports.base import Export
-from luthier.exports.checking.parity import TorchRunner, as_module, check_parity
+from luthier.exports.checking.parity import RunnerModule, TorchRunner, check_parity
 from luthier.exports.checking.tuned import Bounds, HeldOutPrompt, Runner, Tuned
 from luthier.pipeline.measure import subject_of
 from luthier.pipeline.prepare import Encoding, Loaded, load_base, on_this_machine, reopen
@@ -133,7 +133,7 @@ def _held(
         HeldOutPrompt(row.ids, None if tuned.classifies else max(1, len(split_answer(row)[0]))) for row in chosen
     ]
     scores = {"run": tuned.facts.get("tuned", {})}
-    if not target.replays:
+    if not getattr(target, "replay", True):  # some forms let the user switch it off
         return {"checked": target.check(tuned, None, prompts), "parity": [], "scores": scores}
     opened = target.open(tuned, folder)
     try:
@@ -190,7 +190,7 @@ def _scores(
     measured = {**config.evaluate.model_dump(), **tuned.facts.get("measured_with", {})}
     settings = EvaluateConfig(**{**measured, "judge": None, "check": config.evaluate.check})
     if not isinstance(opened, torch.nn.Module):
-        opened = as_module(opened, classifies=tuned.classifies)
+        opened = RunnerModule(opened, tuned.classifies)
         settings = settings.model_copy(update={"batch_size": 1})  # logits are made whole: [rows, tokens, vocabulary]
     subject = subject_of(Loaded(config.model_copy(update={"evaluate": settings}), opened, tokens), progress)
     if subject is None:

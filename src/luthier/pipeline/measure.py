@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.events import Progress
-from luthier.data import cache
-from luthier.evaluation.records.context import Memory, restored_records
+from luthier.evaluation.records.context import restored_records
 from luthier.pipeline.prepare import Loaded, load_base
 from luthier.runs.folder import RunFolder
 from luthier.runs.provenance import environment
@@ -55,19 +54,6 @@ class Measured:
         self.records, self.probe = restored_records(self.records), restored_records(self.probe)
 
 
-class Kept(Memory):
-    """What was measured, kept in the cache of the user's machine (see data.cache)."""
-
-    def recall(self, kind: str, decides: Mapping[str, Any]) -> Any:
-        found = cache.find(cache.key(kind, decides))
-        return found[1]["value"] if found else None
-
-    def keep(self, kind: str, decides: Mapping[str, Any], value: Any) -> None:
-        name = cache.key(kind, decides)
-        cache.forget(name)  # verdicts of a judge grow
-        cache.keep(name, cache.begin(), {"value": value}, {})
-
-
 def subject_of(loaded: Loaded, progress: Progress | None = None) -> "EvalContext | None":
     """The test rows, else the validation rows, with the model as it is now; None where there are none."""
     from luthier.evaluation.records.context import EvalContext
@@ -90,7 +76,6 @@ def subject_of(loaded: Loaded, progress: Progress | None = None) -> "EvalContext
         settings=settings,
         labels=sorted(filter(None, labels)),
         progress=progress or Progress(),
-        memory=Kept() if settings.cache else Memory(),
     )
 
 
@@ -125,7 +110,7 @@ def _measure_base(loaded: Loaded, subject: "EvalContext", folder: RunFolder) -> 
         if before.pop("of", None) == name:
             progress.note("the base's scores are those of this run's before.json")
             return Measured(**before)
-    known = subject.memory.recall("base", decides) if decides["base"] else None
+    known = subject.recall("base", decides) if decides["base"] else None
     if known is not None:
         progress.note("the base's scores are those it had before on the same rows and settings (evaluate.cache)")
         measured = Measured(**known)
@@ -135,7 +120,7 @@ def _measure_base(loaded: Loaded, subject: "EvalContext", folder: RunFolder) -> 
         measured = _measure(subject)
         worth = time.perf_counter() - began >= WORTH
         if worth and decides["base"] and "failed verdicts" not in measured.counts:
-            subject.memory.keep("base", decides, asdict(measured))
+            subject.keep("base", decides, asdict(measured))
     folder.write_json(folder.before, {"of": name, **asdict(measured)})
     return measured
 

@@ -11,7 +11,7 @@ the wrong thing.
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,30 +19,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from luthier.core.errors import TemplateError
 from luthier.rendering import tools as tool_checks
 from luthier.rendering.example import Message, RowError, shared_start
+from luthier.rendering.row import IGNORED, Row
 from luthier.rendering.template_limits import LimitExceeded, apply_chat_template
 from luthier.rendering.tools import PROBE_CALL, PROBE_RESULT, PROBE_TOOLS, as_turns, contains, parse, strings, texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
-"""Label of a token that carries no loss; the value torch and transformers use."""
 MARKER = re.compile(r"\{%[-+]?\s*generation\b")
 
 CHATML = Path(__file__).with_name("chatml.jinja").read_text(encoding="utf-8").removesuffix("\n")
 """For tokenizers that have the two ChatML tokens but no template (Qwen base models)."""
 PLAIN = Path(__file__).with_name("plain.jinja").read_text(encoding="utf-8").removesuffix("\n")
 """For base models without a template: `User:` / `Assistant:` lines, each answer closed by the end token."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Token ids of a dialogue and their labels, both [T]; a label is the id itself or IGNORED."""
-
-    ids: list[int]
-    labels: list[int]
-    messages: Sequence[Message] = ()
-    """The messages that the ids render."""
 
 
 class AnswerSpan(NamedTuple):
@@ -61,7 +50,7 @@ class Template:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer = tokenizer
         self._tail_ids = lru_cache(maxsize=128)(self.encode_text)  # most templates have one: the role of the answer
-        self._openers: dict[bool, str | None] = {}
+        self._opener = lru_cache(self._find_opener)
         self.source = "the tokenizer's own"
         if not tokenizer.chat_template:
             vocabulary = tokenizer.get_vocab()
@@ -127,7 +116,7 @@ class Template:
     def _last_learned(self, messages: Sequence[Message], tools: str = "") -> int:
         return [label for label in self.encode(messages, tools).labels if label != IGNORED][-1]
 
-    def encode(self, messages: Sequence[Message], tools: str = "") -> Tokens:
+    def encode(self, messages: Sequence[Message], tools: str = "") -> Row:
         """The one row of a dialogue; TemplateError where the template needs several (see `rows`)."""
         first, *others = self.rows(messages, tools)
         if others:
@@ -137,7 +126,7 @@ class Template:
             raise TemplateError(why, fix=fix)
         return first
 
-    def rows(self, messages: Sequence[Message], tools: str = "") -> list[Tokens]:
+    def rows(self, messages: Sequence[Message], tools: str = "") -> list[Row]:
         """Ids and labels: learned are the answers and the token that ends each, nothing else.
 
         One row where the template appends turn by turn. Otherwise one per learned answer: the dialogue up to it as
@@ -209,12 +198,12 @@ class Template:
         fix = "give the tokenizer a chat_template that keeps it (most often, reasoning in <think> tags)"
         raise RowError(f"turn {turn + 1}: {why}", fix=fix)
 
-    def _tokens(self, messages: Sequence[Message], tools: str, text: str, answers: Sequence[AnswerSpan]) -> Tokens:
+    def _tokens(self, messages: Sequence[Message], tools: str, text: str, answers: Sequence[AnswerSpan]) -> Row:
         """Ids of the rendered dialogue and the labels of these answers, checked."""
         whole = len(text)
         answers = [answer if answer.closed else self._close(answer, text, messages) for answer in answers]
         if answers and answers[-1].stop > whole:
-            text += self._opener(messages[answers[-1].turn]) or ""
+            text += self._opener(bool(messages[answers[-1].turn].tool_calls)) or ""
         encoded: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = encoded["input_ids"]
         starts = [start for start, _ in encoded["offset_mapping"]]
@@ -229,7 +218,7 @@ class Template:
             labels[first:past] = ids[first:past]
         if MARKER.search(self.tokenizer.get_chat_template(tools=parse(tools) or None)):
             self._check_markers(messages, tools, text, starts, answers)
-        return Tokens(ids, labels, messages)
+        return Row(ids, labels, messages=messages)
 
     def _close(self, answer: AnswerSpan, text: str, messages: Sequence[Message]) -> AnswerSpan:
         """An answer with its end, where the template writes no end token, as GLM's.
@@ -237,7 +226,7 @@ class Template:
         There the model generates the token that opens the next turn and is stopped by it. So that token ends the
         answer: the one that follows in the dialogue or, after the last turn, one more than the template writes.
         """
-        opener = self._opener(messages[answer.turn])
+        opener = self._opener(bool(messages[answer.turn].tool_calls))
         if opener is None or not (text.startswith(opener, answer.stop) or len(text) == answer.stop):
             why = f"the chat template closes the answer {text[answer.start : answer.stop][:20]!r} with no special "
             why += "token, so the model would never learn to stop"
@@ -279,16 +268,13 @@ class Template:
         why = f"a token spans the start of the answer {content[:20]!r}: in use the model would never see that token"
         raise TemplateError(why, fix="end the template's generation prompt with a newline or a special token")
 
-    def _opener(self, message: Message) -> str | None:
-        """The special token that opens the turn after an answer (of user or tool), in a template that closes none."""
-        calls = bool(message.tool_calls)
-        if calls not in self._openers:
-            talk = PROBE_CALL if calls else [Message("user", "hi"), Message("assistant", "hello")]
-            longer = PROBE_RESULT if calls else [*talk, Message("user", "hi")]
-            text, after = (self.render(part, tools=self._probe_tools if calls else "") for part in (talk, longer))
-            token = self._special_text.match(after, len(text)) if after.startswith(text) else None
-            self._openers[calls] = token[0] if token and token[0] != self.tokenizer.bos_token else None
-        return self._openers[calls]
+    def _find_opener(self, calls: bool) -> str | None:
+        """The special token that opens the turn after an answer (after calls: a tool's) if the template closes none."""
+        talk = PROBE_CALL if calls else [Message("user", "hi"), Message("assistant", "hello")]
+        longer = PROBE_RESULT if calls else [*talk, Message("user", "hi")]
+        text, after = (self.render(part, tools=self._probe_tools if calls else "") for part in (talk, longer))
+        token = self._special_text.match(after, len(text)) if after.startswith(text) else None
+        return token[0] if token and token[0] != self.tokenizer.bos_token else None
 
     def _check_markers(
         self, messages: Sequence[Message], tools: str, text: str, starts: list[int], answers: Sequence[AnswerSpan]

@@ -1,10 +1,13 @@
-"""One training row: token ids and labels."""
+"""A row: token ids and labels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.rendering.chat_template import IGNORED
+from luthier.rendering.example import Message
 
+IGNORED = -100
+"""Label of a token that carries no loss; the value torch and transformers use."""
 EVEN = 64
 """Tokens: lengths of long packed sequences are multiples of it."""
 LongRow = Literal["stop", "skip", "split", "truncate_prompt", "truncate_answer"]
@@ -12,13 +15,15 @@ LongRow = Literal["stop", "skip", "split", "truncate_prompt", "truncate_answer"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training row. `labels` has a label per token, or for classification one class number."""
+    """Token ids [T] and their labels: a label is the id itself or IGNORED; for classification, one class number."""
 
     ids: list[int]
     labels: list[int]
-    where: str
+    where: str = ""
     cut: int = 0
     """Tokens that a truncation policy took away."""
+    messages: Sequence[Message] = ()
+    """The messages that the ids render, in a row that a chat template made."""
 
     @property
     def learned(self) -> int:

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from luthier.evaluation.contrast import words_of
-from luthier.evaluation.metrics.base import known_metrics
+from luthier.evaluation.metrics.base import metrics_of
 from luthier.reports import page
 
 Json = Mapping[str, Any]
@@ -36,7 +36,7 @@ def worst(predictions: Sequence[Json], count: int = 12) -> list[Json]:
 @cache
 def scale_of(name: str) -> str | None:
     """The range of a metric that is not a share, such as "0 to 100", or ""; None for a share."""
-    scales = {known: metric.scale for known, metric in known_metrics().items()} | {"bits_per_byte": ""}
+    scales = {known: metric.scale for known, metric in metrics_of().items()} | {"bits_per_byte": ""}
     return scales.get(name)
 
 

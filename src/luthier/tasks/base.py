@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from luthier.core.registry import Family, Plugin
-from luthier.rendering.chat_template import IGNORED, Template
+from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example, RowError
-from luthier.rendering.row import EVEN, LongRow, Row, even_length
+from luthier.rendering.row import EVEN, IGNORED, LongRow, Row, even_length
 
 Tensor: TypeAlias = Any
 """A torch.Tensor; torch takes seconds to import, so no task imports it before there is something to compute."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from luthier.core.errors import TemplateError
-from luthier.rendering.chat_template import IGNORED, Template, Tokens
+from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example, Message, RowError
-from luthier.rendering.row import LongRow, Row
+from luthier.rendering.row import IGNORED, LongRow, Row
 from luthier.rendering.tools import shows
 from luthier.tasks.base import Task
 
@@ -29,12 +29,12 @@ class Chat(Task):
             raise RowError(error.message, fix=error.fix) from error
 
 
-def _fit(tokens: Tokens, template: Template, max_length: int, on_long: LongRow, example: Example) -> Row:
+def _fit(tokens: Row, template: Template, max_length: int, on_long: LongRow, example: Example) -> Row:
     """The row, cut to `max_length` tokens by the policy."""
     full = len(tokens.ids)
     if full > max_length:
         if on_long == "truncate_answer":
-            tokens = Tokens(tokens.ids[:max_length], tokens.labels[:max_length])
+            tokens = Row(tokens.ids[:max_length], tokens.labels[:max_length])
         elif on_long == "truncate_prompt":
             tokens = _shorten_prompt(tokens.messages, example.tools, template, max_length)
         else:
@@ -44,7 +44,7 @@ def _fit(tokens: Tokens, template: Template, max_length: int, on_long: LongRow, 
     return Row(tokens.ids, tokens.labels, example.where, cut=full - len(tokens.ids))
 
 
-def _shorten_prompt(messages: Sequence[Message], tools: str, template: Template, max_length: int) -> Tokens:
+def _shorten_prompt(messages: Sequence[Message], tools: str, template: Template, max_length: int) -> Row:
     """Cut the end of the longest message that is not learned until the dialogue fits; answers and tools stay whole."""
     cut = list(messages)
     for _ in range(8):  # cutting text and tokenizing it again can differ by a few tokens, so try again

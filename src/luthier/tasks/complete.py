@@ -7,9 +7,9 @@ joined as they stand, without a chat template, and only the completion is learne
 
 from typing import ClassVar
 
-from luthier.rendering.chat_template import IGNORED, Template
+from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example, RowError
-from luthier.rendering.row import LongRow, Row
+from luthier.rendering.row import IGNORED, LongRow, Row
 from luthier.tasks.base import Task
 
 

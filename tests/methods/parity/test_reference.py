@@ -15,8 +15,7 @@ from luthier.models.load import parameter_counts
 from luthier.pipeline.evaluate import evaluate, open_run
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
-from luthier.rendering.chat_template import IGNORED
-from luthier.rendering.row import Row
+from luthier.rendering.row import IGNORED, Row
 from luthier.tasks.base import TASKS
 from tests.conftest import alpaca_rows, model_config, review_rows, write_jsonl
 

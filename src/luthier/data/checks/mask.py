@@ -7,9 +7,9 @@ from typing import Literal
 
 from luthier.core.errors import DataError
 from luthier.data.prepared import Prepared
-from luthier.rendering.chat_template import IGNORED, Template
+from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example
-from luthier.rendering.row import Row
+from luthier.rendering.row import IGNORED, Row
 
 Kind = Literal["plain", "special", "learned", "end", "gap"]
 MOST_TOKENS = 400

@@ -98,11 +98,7 @@ def known_evaluations() -> list[Evaluation]:
     return [EVALUATIONS.get(name)() for name in EVALUATIONS.names()]
 
 
-def known_metrics() -> dict[str, Metric]:
-    """Every metric there is, by name."""
-    return metrics_of(known_evaluations())
-
-
-def metrics_of(chosen: Sequence[Evaluation]) -> dict[str, Metric]:
-    """The metrics of these evaluations, by name."""
-    return {name: metric for each in chosen for name, metric in each.table.items()}
+def metrics_of(chosen: Sequence[Evaluation] | None = None) -> dict[str, Metric]:
+    """The metrics of these evaluations by name; by default of all there are."""
+    evaluations = known_evaluations() if chosen is None else chosen
+    return {name: metric for each in evaluations for name, metric in each.table.items()}

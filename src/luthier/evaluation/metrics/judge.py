@@ -45,12 +45,12 @@ class Judge(Evaluation):
         questions = [_fill(text, example.messages[:-1], record) if record else "" for example, record in pairs]
         asked = [question for question in dict.fromkeys(questions) if question]
         decides = settings.model_dump(include={"url", "model", "max_tokens"}) | {"questions": sorted(asked)}
-        known: dict[str, int] = dict(context.memory.recall("judge", decides) or {})
+        known: dict[str, int] = dict(context.recall("judge", decides) or {})
         if new := [question for question in asked if question not in known]:
             host = urlsplit(settings.url).hostname
             context.progress.stage(f"asking {settings.model} at {host} about {len(new)} answers")
             known |= self._ask(context, settings, new)
-            context.memory.keep("judge", decides, known)
+            context.keep("judge", decides, known)
         elif asked:
             context.progress.note("the judge's grades are those it gave before for the same answers")
         return [{"judge": known[question]} if question in known else {} for question in questions]

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table
 from luthier.evaluation.records.context import EvalContext, Record, labelled, split_answer
-from luthier.rendering.chat_template import IGNORED
-from luthier.rendering.row import Row
+from luthier.rendering.row import IGNORED, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +59,7 @@ def _accuracy(sums: NDArray[Any]) -> NDArray[Any]:
 
 
 def _macro_f1(sums: NDArray[Any]) -> NDArray[Any]:
+    """Mean over the true classes of 2 TP / (2 TP + FP + FN)."""
     right, predicted, true = _thirds(sums)
     there = true > 0
     return np.asarray((2 * right / np.maximum(predicted + true, 1) * there).sum(1) / np.maximum(there.sum(1), 1))
@@ -73,21 +73,13 @@ def _mcc(sums: NDArray[Any]) -> NDArray[Any]:
     return np.where(spread > 0, covariance / np.maximum(spread, 1e-300), 0.0)
 
 
-accuracy = SumMetric(_counts, _accuracy)
-"""Share of records whose chosen label is the true one."""
-macro_f1 = SumMetric(_counts, _macro_f1)
-"""Mean over the true classes of 2 TP / (2 TP + FP + FN)."""
-mcc = SumMetric(_counts, _mcc)
-"""Matthews correlation coefficient."""
-
-
 class Labels(Evaluation):
     """Choice among the labels of the data."""
 
     table: ClassVar[Table] = {
-        "accuracy": Metric(accuracy, rank=3),
-        "macro_f1": Metric(macro_f1, per_example="accuracy"),
-        "mcc": Metric(mcc, scale="-1 to 1", per_example="accuracy"),
+        "accuracy": Metric(SumMetric(_counts, _accuracy), rank=3),
+        "macro_f1": Metric(SumMetric(_counts, _macro_f1), per_example="accuracy"),
+        "mcc": Metric(SumMetric(_counts, _mcc), scale="-1 to 1", per_example="accuracy"),
     }
 
     def applies(self, context: EvalContext) -> bool:
@@ -164,8 +156,7 @@ def sums_of_rows(context: EvalContext, prompts: Sequence[list[int]], tails: Sequ
     pairs = [(i, j) for i, labels in enumerate(tails) for j in range(len(labels))]
     rows = [Row(prompts[i] + tails[i][j], [IGNORED] * len(prompts[i]) + tails[i][j], "") for i, j in pairs]
     sums = [[0.0] * len(labels) for labels in tails]
-    for numbers in context.by_length([len(row.ids) for row in rows]):
-        batch = context.collate([rows[n] for n in numbers])
+    for numbers, batch in context.batches(rows):
         for n, total in zip(numbers, context.task.losses(context.model, batch)[0].tolist(), strict=True):
             sums[pairs[n][0]][pairs[n][1]] = total
     return sums

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.events import Progress
+from luthier.data import cache
 from luthier.evaluation.records.settings import EvaluateConfig
-from luthier.rendering.chat_template import IGNORED, Template, Tokens
+from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example
-from luthier.rendering.row import Row
+from luthier.rendering.row import IGNORED, Row
 from luthier.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -38,17 +39,6 @@ def restored_records(records: Sequence[Mapping[str, Any]]) -> list[Record]:
     return [{key: math.nan if value is None else value for key, value in each.items()} for each in records]
 
 
-class Memory:
-    """A cache of measurements. This one keeps nothing; subclasses do."""
-
-    def recall(self, kind: str, decides: Mapping[str, Any]) -> Any:
-        """The value kept under `decides`, or None."""
-        return None
-
-    def keep(self, kind: str, decides: Mapping[str, Any], value: Any) -> None:
-        """Keep a JSON value under everything that decides what it is."""
-
-
 @dataclass(slots=True)
 class EvalContext:
     """A model and the held-out rows to evaluate it on."""
@@ -65,7 +55,6 @@ class EvalContext:
     labels: Sequence[str] = ()
     """All labels of the data, including training rows, sorted."""
     progress: Progress = field(default_factory=Progress)
-    memory: Memory = field(default_factory=Memory)
     answers: list[Record] | None = None
     """The generated answers, once there are any (see answered)."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -80,6 +69,18 @@ class EvalContext:
     def pad(self) -> int:
         """Token id for padding."""
         return self.template.tokenizer.pad_token_id or 0
+
+    def recall(self, kind: str, decides: Mapping[str, Any]) -> Any:
+        """What `keep` stored under `decides`; None if there is nothing, or `evaluate.cache` is off."""
+        found = cache.find(cache.key(kind, decides)) if self.settings.cache else None
+        return found[1]["value"] if found else None
+
+    def keep(self, kind: str, decides: Mapping[str, Any], value: Any) -> None:
+        """Keep a JSON value in the cache of this machine, under everything that decides what it is."""
+        if self.settings.cache:
+            name = cache.key(kind, decides)
+            cache.forget(name)  # a judge's grades grow
+            cache.keep(name, cache.begin(), {"value": value}, {})
 
     def by_length(self, lengths: Sequence[int], what: str = "", tokens: int | None = None) -> Iterator[list[int]]:
         """Places of similar length together, in batches of at most `batch_size` rows and `batch_tokens` padded tokens.
@@ -99,14 +100,11 @@ class EvalContext:
             if what:
                 self.progress.measured(what, done, len(lengths))
 
-    def batches(self, rows: Sequence[Row], what: str) -> "Iterator[tuple[list[int], dict[str, Tensor]]]":
-        """(row numbers, batch on the model's device), rows of similar length together; reports progress."""
+    def batches(self, rows: Sequence[Row], what: str = "") -> "Iterator[tuple[list[int], dict[str, Tensor]]]":
+        """(row numbers, batch on the model's device), rows of similar length together, as in `by_length`."""
         for numbers in self.by_length([len(row.ids) for row in rows], what):
-            yield numbers, self.collate([rows[i] for i in numbers])
-
-    def collate(self, rows: Sequence[Row]) -> "dict[str, Tensor]":
-        """A batch of these rows, on the model's device."""
-        return {key: value.to(self.device) for key, value in self.task.collate(list(rows), self.pad).items()}
+            batch = self.task.collate([rows[i] for i in numbers], self.pad)
+            yield numbers, {key: value.to(self.device) for key, value in batch.items()}
 
     def losses(self) -> list[Record]:
         """For each example the task's own loss, summed over its targets, and their number."""
@@ -205,7 +203,7 @@ def references_of(record: Record) -> list[str]:
     return list(record.get("references") or [record["answer"]])
 
 
-def split_answer(row: Row | Tokens) -> tuple[list[int], list[int]]:
+def split_answer(row: Row) -> tuple[list[int], list[int]]:
     """Token ids of the last learned stretch, the answer, and before it those of its prompt: (prompt, answer)."""
     stop = max(place for place, label in enumerate(row.labels) if label != IGNORED) + 1
     start = stop - 1

@@ -74,22 +74,20 @@ class TorchRunner:
         return {"input_ids": row, "attention_mask": torch.ones_like(row)}
 
 
-def as_module(runner: Runner, *, classifies: bool) -> nn.Module:
+class RunnerModule(nn.Module):
     """A runner as a PyTorch model that evaluations can call, with batches of one row."""
 
-    class Module(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # evaluations ask for its device
+    def __init__(self, runner: Runner, classifies: bool) -> None:
+        super().__init__()
+        self.runner, self.classifies = runner, classifies
+        self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # evaluations ask for its device
 
-        def forward(self, input_ids: Any, **_: Any) -> Any:
-            """Logits: [1, T, vocabulary], or [1, labels] for a classifier."""
-            logits = torch.from_numpy(runner.logits(input_ids[0].tolist()))
-            return SimpleNamespace(logits=logits if classifies else logits[None])
+    def forward(self, input_ids: Any, **_: Any) -> Any:
+        """Logits: [1, T, vocabulary], or [1, labels] for a classifier."""
+        logits = torch.from_numpy(self.runner.logits(input_ids[0].tolist()))
+        return SimpleNamespace(logits=logits if self.classifies else logits[None])
 
-        def generate(self, input_ids: Any, generation_config: Any, **_: Any) -> Any:
-            """The prompt with its greedy answer: [1, T + answer]."""
-            answer = runner.answer(input_ids[0].tolist(), generation_config.max_new_tokens)
-            return torch.cat([input_ids, input_ids.new_tensor([answer])], 1)
-
-    return Module()
+    def generate(self, input_ids: Any, generation_config: Any, **_: Any) -> Any:
+        """The prompt with its greedy answer: [1, T + answer]."""
+        answer = self.runner.answer(input_ids[0].tolist(), generation_config.max_new_tokens)
+        return torch.cat([input_ids, input_ids.new_tensor([answer])], 1)

@@ -3,14 +3,13 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.core.errors import InputError, MissingExtra, Unproved, install
+from luthier.core.errors import InputError, Unproved, install, require_package
 from luthier.exports.checking.tuned import HeldOutPrompt, Tuned
 from luthier.exports.llama_cpp.vocabulary import PROBES, vocabulary
 from luthier.rendering.example import shared_start
@@ -39,14 +38,12 @@ READ_BACK = "every tensor was read back from the file and is the model's, to the
 
 def refuse_gguf(tuned: Tuned, *, replay: bool) -> None:
     """Raise InputError if no GGUF file can hold the run or a package is missing, before anything is loaded."""
-    if find_spec("gguf") is None:
-        raise MissingExtra("a GGUF file needs the package gguf, which is not installed", fix=install("gguf"))
-    if replay and find_spec("llama_cpp") is None:
-        raise MissingExtra(
-            "the parity check needs llama.cpp, whose package llama-cpp-python is not installed",
-            fix=f"{install('gguf')}, which compiles it in 7 to 20 minutes; or replay=false, which reads the "
-            "file back and compares every weight, but does not verify that llama.cpp answers as the run",
-        )
+    require_package("gguf", "a GGUF file needs the package gguf, which is not installed", install("gguf"))
+    if replay:
+        fix = f"{install('gguf')}, which compiles it in 7 to 20 minutes; or replay=false, which reads the file back "
+        fix += "and compares every weight, but does not verify that llama.cpp answers as the run"
+        why = "the parity check needs llama.cpp, whose package llama-cpp-python is not installed"
+        require_package("llama_cpp", why, fix)
     if tuned.classifies:
         raise _cannot("a classification head: llama.cpp runs models that generate text")
     refuse_model(tuned.config)
