@@ -1,7 +1,6 @@
 """`luthier serve --engine vllm`: start vLLM, or write a folder without secrets from which another machine starts it.
 
-vLLM pins its own versions of torch and transformers, so it is installed in another environment and run as a program.
-What it cannot serve is refused before it starts.
+vLLM pins its own version of torch, so it is a program in another environment. What it cannot serve is refused before.
 """
 
 import json
@@ -105,8 +104,7 @@ def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
         folder, limit = _checked_base(full)
         locate(full.base)  # refuses pickles and code, which vLLM would open
         return VllmPlan(full.base, folder, full.name, {}, limit)
-    ranks = [_checked_rank(source) for source in sources]
-    first = sources[0]
+    first, rank = sources[0], max(_checked_rank(source) for source in sources)
     folder, limit = _checked_base(first)
     for source in sources:
         if folder is not None:
@@ -121,7 +119,7 @@ def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
     names = ("adapter_config.json", "tokenizer_config.json")
     tokenizer = first.tokenizer.resolve() if all((first.tokenizer / name).is_file() for name in names) else None
     adapters = {source.name: source.weights.resolve() for source in sources}
-    return VllmPlan(first.base, folder, "base", adapters, limit, max(ranks), tokenizer)
+    return VllmPlan(first.base, folder, "base", adapters, limit, rank, tokenizer)
 
 
 def _checked_rank(source: ModelSource) -> int:
