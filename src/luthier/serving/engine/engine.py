@@ -158,8 +158,6 @@ class Engine:
         for running in [each for each in self.running if each.model.scheduler is scheduler]:
             if running.request.cancelled.is_set():
                 self._finish(running, "cancelled")
-        if not scheduler.rows:
-            return
         if prefilled := scheduler.prefill():
             self._sample([row for row, _ in prefilled], torch.stack([logits for _, logits in prefilled]))
         if scheduler.count:

@@ -260,8 +260,8 @@ def application(
     about = "The base and fine-tuned models under OpenAI's API; `model` selects one."
     errors = {status: {"model": protocol.Error} for status in ("4XX", "5XX")}
     pages: Any = {"docs_url": None, "redoc_url": None, "responses": errors}
+    pages["exception_handlers"] = {HTTPException: _refused, RequestValidationError: _invalid, Exception: _fault}
     app = FastAPI(title="Luthier", version=__version__, description=about, lifespan=lifespan, **pages)
-    _handle_errors(app)
     service = Service(engine, limits)
     app.get("/health")(service.health)
     # Guard checks the key; this only describes it.
@@ -286,28 +286,26 @@ def application(
     return Guard(app, key=key, max_body=limits.max_body, local=local, requests=limits.requests)
 
 
-def _handle_errors(app: FastAPI) -> None:
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        body = error.body if isinstance(error, ApiError) else ApiError(error.status_code, error.detail).body
-        return JSONResponse(body, error.status_code, error.headers)
+async def _refused(_: Request, error: HTTPException) -> JSONResponse:
+    body = error.body if isinstance(error, ApiError) else ApiError(error.status_code, error.detail).body
+    return JSONResponse(body, error.status_code, error.headers)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(http: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        kind, message = first["type"], first["msg"]
-        where = ".".join(str(part) for part in first["loc"][1:] if not isinstance(part, str) or part.isidentifier())
-        if kind == "model_attributes_type" and len(first["loc"]) == 1:
-            media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if media != "application/json" and not media.endswith("+json"):
-                return ApiError(415, "send the body as content-type: application/json").response
-        if kind == "json_invalid":
-            where, message = "", f"invalid JSON: {first.get('ctx', {}).get('error', '')}"
-        elif kind == "string_unicode":
-            message = "a string contains a lone surrogate such as \\ud800"
-        code = {"extra_forbidden": "unsupported_parameter", "string_unicode": "invalid_unicode"}.get(kind)
-        return ApiError(400, f"{where}: {message}" if where else message, code, where or None).response
 
-    @app.exception_handler(Exception)
-    async def fault(http: Request, error: Exception) -> JSONResponse:
-        return ApiError(500, f"internal error ({type(error).__name__}); see the server's log").response
+async def _invalid(http: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    kind, message = first["type"], first["msg"]
+    where = ".".join(str(part) for part in first["loc"][1:] if not isinstance(part, str) or part.isidentifier())
+    if kind == "model_attributes_type" and len(first["loc"]) == 1:
+        media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media != "application/json" and not media.endswith("+json"):
+            return ApiError(415, "send the body as content-type: application/json").response
+    if kind == "json_invalid":
+        where, message = "", f"invalid JSON: {first.get('ctx', {}).get('error', '')}"
+    elif kind == "string_unicode":
+        message = "a string contains a lone surrogate such as \\ud800"
+    code = {"extra_forbidden": "unsupported_parameter", "string_unicode": "invalid_unicode"}.get(kind)
+    return ApiError(400, f"{where}: {message}" if where else message, code, where or None).response
+
+
+async def _fault(http: Request, error: Exception) -> JSONResponse:
+    return ApiError(500, f"internal error ({type(error).__name__}); see the server's log").response
