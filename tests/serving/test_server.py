@@ -168,12 +168,12 @@ def test_more_than_may_wait_are_told_to_come_back(client: openai.OpenAI, engine:
 
 
 def test_who_leaves_is_not_worked_for(client: openai.OpenAI, engine: Engine, url: str) -> None:
-    before = engine.counts.cancelled
+    before = engine.counts["cancelled"]
     options: Any = {"model": "one", "messages": HI, "max_tokens": 150, "extra_body": {"ignore_eos": True}}
     stream = client.chat.completions.create(**options, stream=True)
     next(iter(stream))
     stream.close()
-    wait_for(lambda: engine.counts.cancelled == before + 1 and not engine.running)
+    wait_for(lambda: engine.counts["cancelled"] == before + 1 and not engine.running)
 
     body = json.dumps({"model": "one", "messages": HI, "max_tokens": 190, "ignore_eos": True}).encode()
     host, port = url.removeprefix("http://").split(":")
@@ -183,7 +183,7 @@ def test_who_leaves_is_not_worked_for(client: openai.OpenAI, engine: Engine, url
             b"content-length: %d\r\n\r\n" % len(body) + body
         )
         wait_for(lambda: bool(engine.running))
-    wait_for(lambda: engine.counts.cancelled == before + 2 and not engine.running)
+    wait_for(lambda: engine.counts["cancelled"] == before + 2 and not engine.running)
 
 
 @pytest.mark.parametrize(

@@ -143,12 +143,12 @@ def test_rows_are_turned_as_pefts_oft_turns_them_each_by_its_own_adapter(tokens:
     scaled = adapters.add({"0": AdapterDelta(input_scale=scale)})
     (one, first), (two, second) = turned
     x = torch.randn(5, tokens, 64, dtype=kind)
-    adapters.select([two, 0, one, scaled, two])
+    adapters.rows = (two, 0, one, scaled, two)
     with torch.no_grad():
         made = adapters.model(x)
         right = torch.stack([second(x[0]), plain(x[1]), first(x[2]), plain(x[3] * scale.to(kind)), second(x[4])])
         assert (right[0] - plain(x[0])).abs().max() > 0.1
-        adapters.select([one])
+        adapters.rows = (one,)
         only = adapters.model(x[2:3])
     near = 1e-5 if kind == torch.float32 else 2**-6
     assert made.dtype == kind
@@ -168,7 +168,7 @@ def test_in_half_precision_small_products_are_those_of_float32_and_large_ones_as
     numbers = [adapters.add({"0": terms}) for terms in both]
     x = torch.randn(3, tokens, 64).bfloat16()
     plain = model(x)  # no adapter is in use
-    adapters.select([numbers[1], 0, numbers[0]])
+    adapters.rows = (numbers[1], 0, numbers[0])
     made = model(x)
     assert made.dtype == torch.bfloat16 and torch.equal(made[1], plain[1])
     for row, terms in ((0, both[1]), (2, both[0])):

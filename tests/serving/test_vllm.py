@@ -26,8 +26,7 @@ from luthier.core.errors import InputError
 from luthier.core.events import Progress
 from luthier.serving.http.settings import ServerAddress, ServerLimits
 from luthier.serving.vllm import launch
-from luthier.serving.vllm.command import GUARD, arguments, plan_of
-from luthier.serving.vllm.launch import find_vllm
+from luthier.serving.vllm.launch import GUARD, arguments, find_vllm, plan_of
 from luthier.serving.vllm.launch import serve_vllm as become
 from tests.conftest import luthier
 from tests.serving.checks import CHECKS

@@ -26,7 +26,7 @@ from luthier.recipe.config import RunConfig
 from luthier.recipe.parse import parse_export
 from luthier.runs.folder import RunFolder
 from luthier.serving.engine.engine import Engine
-from luthier.serving.vllm.command import plan_of
+from luthier.serving.vllm.launch import plan_of
 from tests.strangers.conftest import copied
 
 Tensors = dict[str, torch.Tensor]

@@ -24,7 +24,7 @@ from luthier.recipe.parse import parse_export
 from luthier.runs.folder import RunFolder, checked
 from luthier.runs.provenance import environment
 from luthier.serving.engine.sources import source_of
-from luthier.serving.vllm.command import plan_of
+from luthier.serving.vllm.launch import plan_of
 from tests.conftest import alpaca_rows, write_jsonl
 
 CHECK = """

@@ -202,8 +202,8 @@ def test_no_password_of_an_address_is_echoed(
 
 def test_two_texts_stand_apart_where_the_tokenizer_puts_nothing_between(model_folder: Callable[..., Path]) -> None:
     template = Template(AutoTokenizer.from_pretrained(model_folder()))
-    pair, _ = encode_texts(Example(text="one", pair="two", label="1"), template, 99, "stop")
-    joined, _ = encode_texts(Example(text="one\ntwo", label="1"), template, 99, "stop")
+    pair = encode_texts(Example(text="one", pair="two", label="1"), template, 99, "stop", 0)
+    joined = encode_texts(Example(text="one\ntwo", label="1"), template, 99, "stop", 0)
     assert pair == joined
 
 

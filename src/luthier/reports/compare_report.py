@@ -27,12 +27,10 @@ def render(body: Mapping[str, Any]) -> str:
     done = [row for row in body["rows"] if row["status"] == "done"]
     plots: dict[str, bytes] = {}
     if done:
-        plots["Score against trainable parameters"] = scatter(body, "trainable", "trainable parameters", log=True)
-        plots["Score against training time"] = scatter(body, "seconds", "seconds of training", log=False)
-        plots["Loss"] = curves(body)
-    missing = [row for row in body["rows"] if row["status"] != "done"]
-    seen = {"forgetting": any("forgetting" in row for row in done), "full": any(row["arm"] == "full" for row in done)}
-    return page.render("compare_report", filters, body=body, done=done, missing=missing, plots=plots, **seen)
+        plots["Score against trainable parameters"] = scatter(body, done, "trainable", "trainable parameters", log=True)
+        plots["Score against training time"] = scatter(body, done, "seconds", "seconds of training", log=False)
+        plots["Loss"] = curves(done)
+    return page.render("compare_report", filters, body=body, done=done, plots=plots)
 
 
 def count(number: float) -> str:
@@ -52,12 +50,12 @@ def share(part: float) -> str:
     return f"{100 * part:.3g} %"
 
 
-def scatter(body: Mapping[str, Any], cost: str, label: str, *, log: bool) -> bytes:
+def scatter(body: Mapping[str, Any], done: Sequence[Any], cost: str, label: str, *, log: bool) -> bytes:
     """PNG of score against `cost`, with intervals, the base's score, and the Pareto front."""
     from matplotlib import ticker
 
     axes = new_axes(9, 6.0, grid="both")
-    rows = [row for row in body["rows"] if row["status"] == "done" and row[cost]]
+    rows = [row for row in done if row[cost]]
     front = sorted((row for row in rows if row.get(f"front_{cost}")), key=lambda row: row[cost])
     factor = 100.0 if scale_of(body["metric"]) is None else 1.0
     points = [(row[cost], row["score"]["value"] * factor, row["arm"]) for row in rows]
@@ -112,10 +110,9 @@ def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
                 text.remove()
 
 
-def curves(body: Mapping[str, Any]) -> bytes:
+def curves(rows: Sequence[Any]) -> bytes:
     """PNG of the held-out loss of every method, or of the training loss if that was measured only once."""
     axes = new_axes(9, 4.6, grid="both")
-    rows = [row for row in body["rows"] if row["status"] == "done"]
     held = all(len(row["curve"]["held_out"]) > 1 for row in rows)
     for place, row in enumerate(rows):
         line = row["curve"]["held_out" if held else "train"]

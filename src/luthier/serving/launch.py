@@ -25,7 +25,7 @@ def serve(
         import uvicorn
     except ImportError:
         raise MissingExtra("serve needs FastAPI and uvicorn", fix=install("serve")) from None
-    address.check()
+    address.bind().close()
     sleep_soon()
     from luthier.serving.engine.engine import Engine
     from luthier.serving.http.guard import SPARE, LimitedProtocol

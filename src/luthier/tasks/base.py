@@ -103,8 +103,8 @@ class Task(Plugin):
         }
 
 
-def encode_texts(example: Example, template: Template, max_length: int, on_long: LongRow) -> tuple[list[int], int]:
-    """Token ids of a text, or of a pair as the tokenizer joins it, and how many were cut off to fit."""
+def encode_texts(example: Example, template: Template, max_length: int, on_long: LongRow, label: int) -> Row:
+    """The row of a text, or of a pair as the tokenizer joins it, with its label."""
     text = example.text or example.messages[0].content
     if not text.strip():
         raise RowError("the text is empty")
@@ -113,11 +113,11 @@ def encode_texts(example: Example, template: Template, max_length: int, on_long:
         text, pair = f"{text}\n{pair}", None
     ids = list(tokenizer(text, pair)["input_ids"])
     if len(ids) <= max_length:
-        return ids, 0
+        return Row(ids, [label], example.where)
     if on_long not in ("truncate_prompt", "truncate_answer"):
         raise RowError(f"{len(ids)} tokens, but train.max_length is {max_length}", kind="long")
     short = list(tokenizer(text, pair, truncation=True, max_length=max_length)["input_ids"])
-    return short, len(ids) - len(short)
+    return Row(short, [label], example.where, cut=len(ids) - len(short))
 
 
 TASKS = Family(Task, "task")

@@ -1,8 +1,4 @@
-"""Chat: learn the assistant's answers, and nothing else.
-
-The dialogue is rendered by the tokenizer's chat template; the loss is -log p over the tokens of each
-answer and the token that ends it. The prompt, the roles and the padding carry no loss.
-"""
+"""Chat: learn the assistant's answers. The loss is -log p over their tokens and the token that ends each of them."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,8 +1,7 @@
 """Classify: a label per text, by a classification head on a decoder or an encoder.
 
-transformers pools the last real token of a decoder, or the first of an encoder, and a linear head maps
-it to one logit per label; the loss is cross-entropy. The head starts random, trains with every method,
-and is saved and loaded with the adapter.
+transformers pools the last real token of a decoder, or the first of an encoder, and a linear head maps it to one logit
+per label; the loss is cross-entropy.
 """
 
 import re
@@ -48,8 +47,7 @@ class Classify(Task):
             known = f"{_some(self.labels)} (those of the training rows, or of task.labels)"
             fix = "fix it, list all classes in task.labels, or leave such rows out with data.on_bad_row=skip"
             raise RowError(f"label {example.label!r} is none of the classes {known}", fix=fix)
-        ids, cut = encode_texts(example, template, max_length, on_long)
-        return [Row(ids, [self.labels.index(example.label)], example.where, cut=cut)]
+        return [encode_texts(example, template, max_length, on_long, self.labels.index(example.label))]
 
     def label_of(self, row: Row) -> str:
         return self.labels[row.labels[0]]

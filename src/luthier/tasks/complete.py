@@ -1,8 +1,7 @@
 """Complete: learn plain text, as in pretraining.
 
-Every token is a target, the end token included, so the model learns where a text ends. Texts longer
-than the limit are split into windows and nothing is lost. Rows with a prompt and a completion are
-joined as they stand, without a chat template, and only the completion is learned.
+Every token is a target, the end token included. Longer texts are split into windows. Rows with a prompt and a
+completion are joined as they stand, without a chat template, and only the completion is learned.
 """
 
 from typing import ClassVar
@@ -42,8 +41,7 @@ class Complete(Task):
         if on_long == "split":  # windows overlap by one token: the first of each is not a target, so every one is once
             parts = [slice(start, start + max_length) for start in range(0, len(ids) - 1, max_length - 1)]
             return [Row(ids[p], labels[p], where) for p in parts if any(label != IGNORED for label in labels[p][1:])]
-        if on_long == "truncate_answer":
-            return [Row(ids[:max_length], labels[:max_length], where, cut=cut)]
-        if on_long == "truncate_prompt":
-            return [Row(ids[-max_length:], labels[-max_length:], where, cut=cut)]
-        raise RowError(f"{len(ids)} tokens, but train.max_length is {max_length}", kind="long")
+        if on_long not in ("truncate_prompt", "truncate_answer"):
+            raise RowError(f"{len(ids)} tokens, but train.max_length is {max_length}", kind="long")
+        kept = slice(max_length) if on_long == "truncate_answer" else slice(-max_length, None)
+        return [Row(ids[kept], labels[kept], where, cut=cut)]

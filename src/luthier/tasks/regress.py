@@ -39,9 +39,8 @@ class Regress(Task):
         number = _number(example.label)
         if number is None:
             raise RowError(f"label {example.label!r} is not a number", fix="task=classify learns labels in words")
-        bits = struct.unpack("<i", struct.pack("<f", number))  # of the float32: rows and batches keep whole numbers
-        ids, cut = encode_texts(example, template, max_length, on_long)
-        return [Row(ids, list(bits), example.where, cut=cut)]
+        (bits,) = struct.unpack("<i", struct.pack("<f", number))  # of the float32: rows and batches keep whole numbers
+        return [encode_texts(example, template, max_length, on_long, bits)]
 
     def label_of(self, row: Row) -> str:
         return f"{struct.unpack('<f', struct.pack('<i', row.labels[0]))[0]:g}"

@@ -89,9 +89,10 @@ class Detokenizer:
         new = self._pending()
         if new and not (new.endswith(INCOMPLETE) and len(self.ids) - self.decoded < PENDING):
             self._append(new)
-        held = 0
-        if not self.stopped:  # a possible beginning of a stop string is held back
-            held = max((_overlap(self.text[self.emitted :], stop) for stop in self.stop), default=0)
+        rest, held = self.text[self.emitted :], 0
+        for stop in () if self.stopped else self.stop:  # a possible beginning of a stop string is held back
+            fits = (size for size in range(min(len(stop) - 1, len(rest)), 0, -1) if rest.endswith(stop[:size]))
+            held = max(held, next(fits, 0))
         return self._emit(len(self.text) - held)
 
     def finish(self) -> str:
@@ -118,8 +119,3 @@ class Detokenizer:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest suffix of `text` that is a prefix of `stop`."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

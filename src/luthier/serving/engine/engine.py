@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -36,18 +36,6 @@ class Running(RunningRow):
     logprobs: list[ScoredToken] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Counts:
-    """Totals since the engine started."""
-
-    asked: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
 class Engine:
     """Serves several models at once: `rows` requests in a batch, and `waiting` more in the queue."""
 
@@ -57,7 +45,7 @@ class Engine:
         self.schedulers = list(dict.fromkeys(model.scheduler for model in models))
         self.running: list[Running] = []
         self.waiting: deque[GenerationRequest] = deque()
-        self.counts = Counts()
+        self.counts: Counter[str] = Counter()  # Totals since the engine started, as in GET /health
         self.closing = False
         give_back_freed_memory()  # left over from loading
         keep_freed_memory()  # every step allocates the same sizes again
@@ -95,7 +83,7 @@ class Engine:
             if len(self.waiting) + len(requests) > self.max_waiting + max(0, self.max_rows - len(self.running)):
                 raise QueueFull(f"{len(self.waiting)} requests are already waiting: retry in a moment")
             self.waiting.extend(requests)
-            self.counts.asked += len(requests)
+            self.counts["asked"] += len(requests)
             self.wake.notify()
 
     def close(self, *, grace: float = 0.0) -> None:
@@ -160,7 +148,7 @@ class Engine:
             text = Detokenizer(model.template.tokenizer, request.sampling.stop)
             running = Running(request.ids, model.prefix, request=request, model=model, sampler=sampler, text=text)
             self.running.append(running)
-            self.counts.prompt_tokens += len(request.ids)
+            self.counts["prompt_tokens"] += len(request.ids)
             try:
                 model.scheduler.admit(running)
             except Exception as error:  # out of memory for a trained prefix
@@ -170,8 +158,6 @@ class Engine:
         for running in [each for each in self.running if each.model.scheduler is scheduler]:
             if running.request.cancelled.is_set():
                 self._finish(running, "cancelled")
-        if not scheduler.rows:
-            return
         if prefilled := scheduler.prefill():
             self._sample([row for row, _ in prefilled], torch.stack([logits for _, logits in prefilled]))
         if scheduler.count:
@@ -184,7 +170,7 @@ class Engine:
             sampling = row.request.sampling
             row.token = token
             row.tokens += 1
-            self.counts.completion_tokens += 1
+            self.counts["completion_tokens"] += 1
             ended = token in row.model.template.end_ids and not sampling.ignore_eos
             if sampling.logprobs is not None and not ended:
                 row.logprobs.append(scored(own, token, sampling.logprobs))
@@ -207,8 +193,7 @@ class Engine:
         self._deliver_last(running.request, self._chunk(running, text + rest, finish))
 
     def _deliver_last(self, request: GenerationRequest, chunk: Chunk) -> None:
-        name = {"cancelled": "cancelled", "error": "failed"}.get(chunk.finish or "", "finished")
-        setattr(self.counts, name, getattr(self.counts, name) + 1)
+        self.counts[{"cancelled": "cancelled", "error": "failed"}.get(chunk.finish or "", "finished")] += 1
         request.deliver(chunk)
 
     def _fail(self, scheduler: Scheduler, error: Exception) -> None:

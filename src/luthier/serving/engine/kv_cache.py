@@ -1,8 +1,7 @@
 """A KV cache whose rows have lengths of their own, for batches that rows join and leave at any step.
 
-Each row starts at position 0 of its own index: there is no left padding, removing a row costs one copy (the last row
-takes its index), and a step reads the rows as one slice. The mask says how long each row is. In attention, the heads
-that share a key head form one block of queries, so keys are not repeated. Registered with transformers under NAME.
+Each row starts at position 0 of its own index, and a step reads the rows as one slice; the mask says how long they are.
+In attention, the heads that share a key head form one block of queries. Registered with transformers under NAME.
 """
 
 from typing import Any
@@ -43,14 +42,6 @@ class RowCacheLayer(CacheLayerMixin):
             own[self.owner.indices, :, self.owner.positions] = new.transpose(1, 2)
         return kept[0][:, :, :longest], kept[1][:, :, :longest]
 
-    def grow(self) -> None:
-        """Reallocate to the owner's size, keeping the content."""
-        if self.keys is not None and self.values is not None:
-            old = self.keys, self.values
-            self.lazy_initialization(*old)
-            for new, kept in zip((self.keys, self.values), old, strict=True):
-                new[: len(kept), :, : kept.size(2)] = kept
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.owner.step[2], 0
 
@@ -86,7 +77,7 @@ class RowCache(Cache):
         return (torch.arange(longest, device=device) <= self.positions[..., None])[:, None]
 
     def reserve(self, rows: int, capacity: int) -> None:
-        """Grow to at least this many rows of this many tokens."""
+        """Grow to at least this many rows of this many tokens, keeping the content."""
         if rows <= self.rows and capacity <= self.capacity:
             return
         while self.rows < rows:
@@ -94,7 +85,11 @@ class RowCache(Cache):
         if capacity > self.capacity:
             self.capacity = -(-max(capacity, self.capacity * 5 // 4) // STEP) * STEP
         for layer in self.own:
-            layer.grow()
+            if layer.keys is not None and layer.values is not None:
+                old = layer.keys, layer.values
+                layer.lazy_initialization(*old)
+                for new, kept in zip((layer.keys, layer.values), old, strict=True):
+                    new[: len(kept), :, : kept.size(2)] = kept
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a row to another index; a row without tokens may not be in the cache yet."""
@@ -102,12 +97,6 @@ class RowCache(Cache):
             for kept in (each for layer in self.own for each in (layer.keys, layer.values)):
                 if kept is not None:
                     kept[target, :, :length] = kept[source, :, :length]
-
-    def put(self, row: int, keys: list[Tensor], values: list[Tensor]) -> None:
-        """Start a row with keys and values per layer, [heads, length, head size] (a trained prefix)."""
-        self.prepare(row, [0], keys[0].size(1), keys[0].device)
-        for layer, key, value in zip(self.own, keys, values, strict=True):
-            layer.update(key[None], value[None])
 
 
 def row_attention(

@@ -1,14 +1,8 @@
 """Served models: adapters share one base, and each model is verified before it is offered.
 
-The kind of adapter decides how its rows are computed. In order of speed:
-
-- in one batch with rows of the base and other adapters: what can be expressed as deltas of linear layers
-  (`multi_adapter`), virtual tokens and trained keys, which only change a row's prefix state;
-- in a batch of its own over the base's weights: everything else (bottlenecks, gates);
-- row by row: models with another kind of attention or cache.
-
-A prompt is run through the scheduler next to another row, in chunks. If its logits do not match those of the plain
-model, the next way is tried.
+The kind of adapter decides how its rows are computed (docs/architecture.md, "Many models, one base"). A prompt is run
+through the scheduler next to another row, in chunks. If its logits do not match those of the plain model, the next way
+is tried.
 """
 
 import copy
@@ -154,10 +148,8 @@ def _prefix_state(model: Any) -> PrefixState | None:
     from luthier.methods.layers.prefix import PrefixKVConfig, PrefixLayer
 
     settings = model.active_peft_config
-    if settings.is_prompt_learning:
-        if settings.peft_type in ("PROMPT_TUNING", "P_TUNING") and isinstance(model, PeftModel):
-            return PrefixState(embeds=model.get_prompt(batch_size=1)[0])
-        return None
+    if settings.peft_type in ("PROMPT_TUNING", "P_TUNING") and isinstance(model, PeftModel):
+        return PrefixState(embeds=model.get_prompt(batch_size=1)[0])
     if type(settings) is not PrefixKVConfig or getattr(model.config, "sliding_window", None):
         return None
     layers = [module for module in model.modules() if isinstance(module, PrefixLayer)]

@@ -109,13 +109,13 @@ def _lora(layer: Any, name: str) -> AdapterDelta | None:
 
 
 class MultiAdapter:
-    """Adapters over the linear layers of one model; `select` says which row has which adapter."""
+    """Adapters over the linear layers of one model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.layers: dict[str, MultiAdapterLayer] = {}
         self.number = 0
-        self.rows: tuple[int, ...] = ()
+        self.rows: tuple[int, ...] = ()  # Adapter number of each row of the next step
 
     def add(self, deltas: dict[str, AdapterDelta]) -> int:
         """Add an adapter and return its number, from 1 on; the base is 0."""
@@ -125,10 +125,6 @@ class MultiAdapter:
                 self.layers[name] = MultiAdapterLayer(self.model.get_submodule(name), self)
             self.layers[name].add(self.number, delta)
         return self.number
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Set the adapter number of each row of the next step."""
-        self.rows = tuple(rows)
 
 
 KEPT = 4  # Sets of rows for which a layer caches its batch: steps for ready rows and for rows being prefilled alternate

@@ -82,6 +82,8 @@ class Scheduler:
             self._move(source, target, self.rows[source])
             self.rows[target] = self.rows[source]
         self.rows.pop()
+        if not self.rows:
+            self.clear()
 
     def clear(self) -> None:
         """Remove all rows, whatever their state."""
@@ -147,21 +149,26 @@ class BatchScheduler(Scheduler):
     def admit(self, row: RunningRow) -> None:
         super().admit(row)
         if row.prefix.keys:
-            self.cache.put(len(self.rows) - 1, row.prefix.keys, row.prefix.values)
-
-    def evict(self, row: RunningRow) -> None:
-        super().evict(row)
-        if not self.rows:
-            self.clear()
+            self.cache.prepare(len(self.rows) - 1, [0], row.prefix.keys[0].size(1), self.device)
+            for layer, key, value in zip(self.cache.own, row.prefix.keys, row.prefix.values, strict=True):
+                layer.update(key[None], value[None])
 
     def clear(self) -> None:
         super().clear()
         self.cache = RowCache(len(self.cache.own))  # frees the memory
 
     def prefill(self) -> list[tuple[RunningRow, Tensor]]:
-        group = self._group()
+        group: list[RunningRow] = []  # the first new row and those after it that fit into the chunk
+        for row in self.rows[self.count :]:
+            longest = max(each.total - each.done for each in [*group, row])
+            apart = any(each.prefix.embeds is not None for each in [*group, row])
+            if group and (apart or even_length(longest, self.chunk) * (len(group) + 1) > self.chunk):
+                break
+            group.append(row)
         if not group:
             return []
+        # A power of two, so that the number of tokens is as even as that of a single row.
+        group = group[: 1 << len(group).bit_length() - 1]
         longest = max(row.total - row.done for row in group)
         # oneDNN compiles and keeps kernels for each number of tokens: memory would grow with every new length.
         size = min(even_length(longest, self.chunk), max(1, self.chunk // len(group)))
@@ -189,21 +196,6 @@ class BatchScheduler(Scheduler):
         self.cache.reserve(target + 1, 1)
         self.cache.move(source, target, row.cached)
 
-    def _group(self) -> list[RunningRow]:
-        """New rows to prefill together: the first one and those after it that fit into the chunk.
-
-        Their number is a power of two, so that the number of tokens is as even as that of a single row.
-        """
-        group: list[RunningRow] = []
-        for row in self.rows[self.count :]:
-            if group and (row.prefix.embeds is not None or group[0].prefix.embeds is not None):
-                break
-            longest = max(each.total - each.done for each in [*group, row])
-            if group and even_length(longest, self.chunk) * (len(group) + 1) > self.chunk:
-                break
-            group.append(row)
-        return group[: 1 << len(group).bit_length() - 1] if group else group
-
     def _forward(
         self, rows: Sequence[RunningRow], first: int, size: int, inputs: dict[str, Tensor], keep: int | Tensor
     ) -> Tensor:
@@ -213,7 +205,7 @@ class BatchScheduler(Scheduler):
         if size > 1:  # past the end of a prompt, position ids may exceed those of the model
             positions = positions.minimum(torch.tensor([[row.total - 1] for row in rows], device=self.device))
         if self.adapters is not None:
-            self.adapters.select([row.prefix.adapter for row in rows])
+            self.adapters.rows = tuple(row.prefix.adapter for row in rows)
         mask = self.cache.prepare(first, [row.cached for row in rows], size, self.device)
         inputs |= {"attention_mask": mask, "position_ids": positions}
         logits: Tensor = self.model(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=keep).logits

@@ -4,19 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.core.resources import refuse_closed
 from luthier.core.shell import shell_line
+from luthier.methods.layers.loading import load_adapter, shapes_of
 from luthier.models.settings import ModelConfig
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +26,9 @@ class ModelSource:
     path: Path
     base: ModelConfig  # The base that the adapter was trained on, or the full model itself
     kind: str  # The method, or "model"
+    weights: Path  # Folder of the adapter or model, without the rest of a run
     tokenizer: Path  # Folder of the tokenizer and chat template
-    load: "Callable[[nn.Module], nn.Module] | None" = None  # Loads the adapter onto the base; None for a full model
+    load: Callable[[nn.Module], nn.Module] | None = None  # Loads the adapter onto the base; None for a full model
     check: Callable[[str], None] = lambda _: None  # Raises InputError if another base is in that folder
 
 
@@ -46,7 +46,7 @@ def source_of(given: str, allow_code: Allow = False) -> ModelSource:
         kind = str(read_object(path / "config.json").get("architectures") or "")
         if "SequenceClassification" in kind:
             raise InputError(f"{path} is a classifier ({kind}), which cannot chat")
-        return ModelSource(name, path, ModelConfig(path=str(path)), "model", path)
+        return ModelSource(name, path, ModelConfig(path=str(path)), "model", path, path)
     if not path.is_dir():
         RunFolder.existing(path)  # its error suggests similar names
     message = f"{path} is not a run, an adapter or a model (no recipe.yaml, adapter_config.json or config.json)"
@@ -63,7 +63,7 @@ def _run(name: str, path: Path, allow_code: Allow) -> ModelSource:
     require(folder.recipe, allow_code, base)
     load = None if full else lambda model: config.method.load(model, weights)
     check = partial(folder.refuse_another_base, config.model)
-    return ModelSource(name, path, base, config.method.name, weights, load, check)
+    return ModelSource(name, path, base, config.method.name, weights, weights, load, check)
 
 
 def _adapter(name: str, path: Path) -> ModelSource:
@@ -78,13 +78,11 @@ def _adapter(name: str, path: Path) -> ModelSource:
             what = "the adapter of a classifier"
             fix += ", or use this one from Python: peft.AutoPeftModelForSequenceClassification"
         raise InputError(f"{path} is {what} (task_type {kind}), which cannot chat", fix=fix)
-
-    from luthier.methods.layers.loading import load_adapter, shapes_of
-
     shapes_of(path)  # before the base is loaded; vLLM would also read a pickle in this folder
     own = path if (path / "tokenizer_config.json").is_file() else Path(base).expanduser()
     kind = str(settings.get("peft_type", "adapter")).lower()
-    return ModelSource(name, path, ModelConfig(path=str(base)), kind, own, lambda model: load_adapter(model, path))
+    config = ModelConfig(path=str(base))
+    return ModelSource(name, path, config, kind, path, own, lambda model: load_adapter(model, path))
 
 
 def refuse_mixture(sources: list[ModelSource]) -> None:

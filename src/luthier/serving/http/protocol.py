@@ -1,11 +1,9 @@
 """Schemas of OpenAI's API, as far as it is supported; other fields that would change the answer are rejected."""
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from luthier.serving.engine.engine import Counts
 from luthier.serving.engine.requests import SamplingParams
 
 # JSON has only one kind of number, so 1.0 is an integer too.
@@ -178,10 +176,15 @@ class Error(BaseModel):
     error: ErrorBody
 
 
-@dataclass(kw_only=True)
-class Health(Counts):
+class Health(BaseModel):
     """Response of GET /health."""
 
+    asked: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     status: Literal["ok", "stopping"]
     running: int
     waiting: int

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -133,18 +133,17 @@ class Generation:
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
     def _choice(self, number: int, content: Any, finish: str | None, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
-        scored = self._chat_logprobs if self.chat else self._logprobs
-        return {"index": number, **content, "logprobs": scored(tokens) if tokens else None, "finish_reason": finish}
+        logprobs = self._logprobs(tokens) if tokens else None
+        return {"index": number, **content, "logprobs": logprobs, "finish_reason": finish}
 
-    def _chat_logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+    def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
         def one(number: int, logprob: float) -> dict[str, Any]:
             text = self._text(number)
             return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
-        content = [{**one(t.token, t.logprob), "top_logprobs": [one(*pair) for pair in t.top]} for t in tokens]
-        return {"content": content}
-
-    def _logprobs(self, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
+        if self.chat:
+            content = [{**one(t.token, t.logprob), "top_logprobs": [one(*pair) for pair in t.top]} for t in tokens]
+            return {"content": content}
         texts = [self._text(each.token) for each in tokens]
         return {
             "tokens": texts,
@@ -172,9 +171,10 @@ class Service:
 
     async def health(self) -> protocol.Health:
         """Return the state of the server and its counts."""
-        status: Any = "stopping" if self.engine.closing else "ok"
+        counts: Any = self.engine.counts
         running, waiting = len(self.engine.running), len(self.engine.waiting)
-        return protocol.Health(**asdict(self.engine.counts), status=status, running=running, waiting=waiting)
+        status: Any = "stopping" if self.engine.closing else "ok"
+        return protocol.Health(**counts, status=status, running=running, waiting=waiting)
 
     async def models(self) -> protocol.ModelList:
         """List the base and all fine-tuned models."""
@@ -200,26 +200,20 @@ class Service:
             raise ApiError(404, f"there is no model {name!r} here; there are: {known}", "model_not_found", "model")
         return self.engine.models[name]
 
-    def _max_tokens(self, model: ServedModel, ids: Sequence[int], wanted: int | None) -> int:
-        """Return how many tokens the answer may have; ApiError if none, or if fewer than requested."""
-        longest = min(model.limit - 1, self.limits.max_prompt or model.limit)
-        if len(ids) > longest:
-            message = f"the prompt has {len(ids)} tokens, and the limit is {longest}"
-            raise ApiError(400, message, "context_length_exceeded")
-        room = model.limit - len(ids)
-        if wanted is not None and wanted > room:
-            message = f"{len(ids)} prompt tokens and {wanted} answer tokens are more than the model's {model.limit}"
-            raise ApiError(400, message, "context_length_exceeded", "max_tokens")
-        if wanted is not None and wanted > self.limits.max_tokens:
-            message = f"an answer has at most {self.limits.max_tokens} tokens on this server"
-            raise ApiError(400, message, None, "max_tokens")
-        return wanted or min(room, self.limits.max_tokens)
-
     async def _answer(self, read: Any, wanted: int | None, logprobs: int | None, body: Body, http: Request) -> Any:
-        """Answer the prompts that `read` finds in the body, with `wanted` tokens at most."""
+        """Answer the prompts that `read` finds in the body, with `wanted` tokens each; ApiError if that is too many."""
         model = self._find(body.model)
         prompts = await asyncio.to_thread(read, model, body)
-        sampling = body.sampling(min(self._max_tokens(model, ids, wanted) for ids in prompts), logprobs)
+        tokens, limit = max(map(len, prompts)), min(model.limit - 1, self.limits.max_prompt or model.limit)
+        if tokens > limit:
+            raise ApiError(400, f"the prompt has {tokens} tokens, and the limit is {limit}", "context_length_exceeded")
+        most = min(model.limit - tokens, self.limits.max_tokens)
+        if wanted is not None and wanted > model.limit - tokens:
+            message = f"{tokens} prompt tokens and {wanted} answer tokens are more than the model's {model.limit}"
+            raise ApiError(400, message, "context_length_exceeded", "max_tokens")
+        if wanted is not None and wanted > most:
+            raise ApiError(400, f"an answer has at most {most} tokens on this server", None, "max_tokens")
+        sampling = body.sampling(wanted or most, logprobs)
         generation = Generation(self.engine, model, prompts, sampling, body)
         if not body.stream:
             return await generation.whole(http)
@@ -266,8 +260,8 @@ def application(
     about = "The base and fine-tuned models under OpenAI's API; `model` selects one."
     errors = {status: {"model": protocol.Error} for status in ("4XX", "5XX")}
     pages: Any = {"docs_url": None, "redoc_url": None, "responses": errors}
+    pages["exception_handlers"] = {HTTPException: _refused, RequestValidationError: _invalid, Exception: _fault}
     app = FastAPI(title="Luthier", version=__version__, description=about, lifespan=lifespan, **pages)
-    _handle_errors(app)
     service = Service(engine, limits)
     app.get("/health")(service.health)
     # Guard checks the key; this only describes it.
@@ -292,28 +286,26 @@ def application(
     return Guard(app, key=key, max_body=limits.max_body, local=local, requests=limits.requests)
 
 
-def _handle_errors(app: FastAPI) -> None:
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        body = error.body if isinstance(error, ApiError) else ApiError(error.status_code, error.detail).body
-        return JSONResponse(body, error.status_code, error.headers)
+async def _refused(_: Request, error: HTTPException) -> JSONResponse:
+    body = error.body if isinstance(error, ApiError) else ApiError(error.status_code, error.detail).body
+    return JSONResponse(body, error.status_code, error.headers)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(http: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        kind, message = first["type"], first["msg"]
-        where = ".".join(str(part) for part in first["loc"][1:] if not isinstance(part, str) or part.isidentifier())
-        if kind == "model_attributes_type" and len(first["loc"]) == 1:
-            media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if media != "application/json" and not media.endswith("+json"):
-                return ApiError(415, "send the body as content-type: application/json").response
-        if kind == "json_invalid":
-            where, message = "", f"invalid JSON: {first.get('ctx', {}).get('error', '')}"
-        elif kind == "string_unicode":
-            message = "a string contains a lone surrogate such as \\ud800"
-        code = {"extra_forbidden": "unsupported_parameter", "string_unicode": "invalid_unicode"}.get(kind)
-        return ApiError(400, f"{where}: {message}" if where else message, code, where or None).response
 
-    @app.exception_handler(Exception)
-    async def fault(http: Request, error: Exception) -> JSONResponse:
-        return ApiError(500, f"internal error ({type(error).__name__}); see the server's log").response
+async def _invalid(http: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    kind, message = first["type"], first["msg"]
+    where = ".".join(str(part) for part in first["loc"][1:] if not isinstance(part, str) or part.isidentifier())
+    if kind == "model_attributes_type" and len(first["loc"]) == 1:
+        media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media != "application/json" and not media.endswith("+json"):
+            return ApiError(415, "send the body as content-type: application/json").response
+    if kind == "json_invalid":
+        where, message = "", f"invalid JSON: {first.get('ctx', {}).get('error', '')}"
+    elif kind == "string_unicode":
+        message = "a string contains a lone surrogate such as \\ud800"
+    code = {"extra_forbidden": "unsupported_parameter", "string_unicode": "invalid_unicode"}.get(kind)
+    return ApiError(400, f"{where}: {message}" if where else message, code, where or None).response
+
+
+async def _fault(http: Request, error: Exception) -> JSONResponse:
+    return ApiError(500, f"internal error ({type(error).__name__}); see the server's log").response

@@ -15,15 +15,11 @@ class ServerAddress:
     port: int = 8000
     key: str | None = None  # API key that clients must send; required if other machines can connect
 
-    def check(self) -> None:
-        """Raise InputError if the address must not or cannot be bound."""
+    def bind(self) -> socket.socket:
+        """Return a socket that listens on host and port; InputError if that is not allowed or fails."""
         if not is_loopback(self.host) and not self.key:
             message = f"--host {self.host} lets other machines connect, so it needs an API key"
             raise InputError(message, fix="LUTHIER_API_KEY=... luthier serve ..., or --host 127.0.0.1")
-        self.bind().close()
-
-    def bind(self) -> socket.socket:
-        """Return a socket that listens on host and port; InputError if that fails."""
         try:
             family = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0][0]
             return socket.create_server((self.host, self.port), family=family, backlog=1024)

@@ -1,4 +1,7 @@
-"""`luthier serve --engine vllm`: start vLLM, or write a folder without secrets from which another machine starts it."""
+"""`luthier serve --engine vllm`: start vLLM, or write a folder without secrets from which another machine starts it.
+
+vLLM pins its own version of torch, so it is a program in another environment. What it cannot serve is refused before.
+"""
 
 import json
 import os
@@ -6,20 +9,54 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.builtin import BASE
 from luthier.core.errors import InputError, MissingExtra
 from luthier.core.events import Progress
-from luthier.core.files import staged
+from luthier.core.files import read_object, staged
 from luthier.core.shell import public, shell_line
 from luthier.core.strict_json import to_json
+from luthier.methods.layers.loading import load_adapter, shapes_of
+from luthier.models.load import locate, skeleton
+from luthier.models.settings import ModelConfig
 from luthier.recipe.consent import Allow
+from luthier.recipe.identity import read_recipe
+from luthier.runs.folder import RunFolder
+from luthier.serving.engine.sources import ModelSource, refuse_mixture, source_of
 from luthier.serving.http.settings import ServerAddress, ServerLimits
-from luthier.serving.vllm.command import GUARD, PLUGIN, VERSION, VllmPlan, arguments, plan_of, vllm_environment
 
+VERSION, PLUGIN = "0.33.0", "0.0.3"
+"""Versions of vLLM and of vllm-bnb-plugin, which quantizes a base to 4 bit there."""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # Values of vLLM's --max-lora-rank
+MAX_LORAS = 8  # Adapters in one step of vLLM: each takes GPU memory; others wait in CPU memory
+GUARD = Path(__file__).parent / "guard"
+MIDDLEWARE = "luthier_vllm_guard.OnlyV1"
 TOKENIZER_FILES = "tokenizer* *.jinja *.model vocab.* merges.txt special_tokens* added_tokens* generation_config.json"
+
+UNSUPPORTED = """
+use_dora modules_to_save rank_pattern alpha_pattern lora_bias layer_replication alora_invocation_tokens use_bdlora
+use_qalora arrow_config kasa_config monteclora_config velora_config target_parameters trainable_token_indices
+"""
+"""Keys of a LoRA adapter's settings that vLLM refuses or, worse, ignores."""
+PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Initializations of LoRA that do not change the base's weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmPlan:
+    """What one vLLM process serves. Nothing is loaded yet."""
+
+    base: ModelConfig
+    folder: Path | None  # Absolute folder of the base; None if vLLM downloads it
+    name: str  # Name of the loaded model in requests: "base", or that of a full model
+    adapters: Mapping[str, Path]  # Name -> folder in PEFT's format; empty for a full model
+    limit: int | None  # Tokens that the model takes, if its config.json is on this machine
+    rank: int = 0  # The largest rank of the adapters
+    tokenizer: Path | None = None  # Folder of the runs' tokenizer; None if it is the base's own
 
 
 def serve_vllm(
@@ -43,7 +80,6 @@ def serve_vllm(
         write_files(plan, limits, dtype, write, progress)
         return
     program = find_vllm(vllm)
-    address.check()
     with address.bind() as free:  # a free port if it is 0
         port: int = free.getsockname()[1]
     words = [program, "serve", str(plan.folder or plan.base.path), *arguments(plan, limits, dtype)]
@@ -55,6 +91,142 @@ def serve_vllm(
     path = os.pathsep.join(filter(None, (str(GUARD), inherited.get("PYTHONPATH"))))
     sys.stdout.flush()
     os.execve(program, words, inherited | vllm_environment(plan, address.key) | {"PYTHONPATH": path})
+
+
+def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
+    """Plan how one vLLM serves these folders (NAME=PATH or PATH); InputError if it cannot."""
+    sources = [source_of(each, allow_code) for each in given]
+    refuse_mixture(sources)
+    if full := next((source for source in sources if source.load is None), None):
+        if len(sources) > 1:
+            message = f"one vLLM serves one model with its adapters, and {full.path} is a full model beside others"
+            raise InputError(message, fix="start one for each, with another --port")
+        folder, limit = _checked_base(full)
+        locate(full.base)  # refuses pickles and code, which vLLM would open
+        return VllmPlan(full.base, folder, full.name, {}, limit)
+    first, rank = sources[0], max(_checked_rank(source) for source in sources)
+    folder, limit = _checked_base(first)
+    for source in sources:
+        if folder is not None:
+            place = locate(source.base)
+            source.check(place)
+            load_adapter(skeleton(source.base, place, labels=None), source.weights)
+        else:
+            shapes_of(source.weights)  # refuses pickles, which vLLM would open
+        if _template(source.tokenizer) != _template(first.tokenizer):
+            message = f"{first.path} and {source.path} have different chat templates, and one vLLM has one for all"
+            raise InputError(message, fix="start one for each, with another --port")
+    names = ("adapter_config.json", "tokenizer_config.json")
+    tokenizer = first.tokenizer.resolve() if all((first.tokenizer / name).is_file() for name in names) else None
+    adapters = {source.name: source.weights.resolve() for source in sources}
+    return VllmPlan(first.base, folder, "base", adapters, limit, rank, tokenizer)
+
+
+def _checked_rank(source: ModelSource) -> int:
+    """Return the adapter's rank; InputError if vLLM cannot load it, or would ignore a part of it."""
+    settings = read_object(source.weights / "adapter_config.json")
+    if str(settings.get("peft_type", "")) != "LORA":
+        raise _refusal(source, f"vLLM only loads plain LoRA, and this is {source.kind}")
+    found = [key for key in UNSUPPORTED.split() if settings.get(key)]
+    found += [f"bias={settings['bias']}"] if settings.get("bias", "none") != "none" else []
+    if settings.get("init_lora_weights") not in PLAIN_INITS:
+        found.append(f"init_lora_weights={settings['init_lora_weights']}")
+    if found:
+        raise _refusal(source, f"vLLM only loads plain LoRA, and this has {', '.join(found)}")
+    rank = settings.get("r")
+    if not isinstance(rank, int) or not 1 <= rank <= RANKS[-1]:
+        raise _refusal(source, f"its rank is {rank}, and vLLM takes at most {RANKS[-1]}")
+    return rank
+
+
+def _checked_base(source: ModelSource) -> tuple[Path | None, int | None]:
+    """Return folder and limit in tokens of the base, if known; InputError if vLLM cannot load it as in training."""
+    base = source.base
+    if base.init == "random":
+        raise _refusal(source, "it was trained on random weights (model.init=random), which vLLM cannot reproduce")
+    if base.quantize not in ("none", "nf4"):
+        raise _refusal(source, f"it was trained on a base in {base.quantize}; vLLM only quantizes to nf4")
+    folder = BASE if base.path == "builtin" else Path(base.path).expanduser()
+    settings = _read(folder / "config.json")
+    kind = (settings.get("architectures") or [""])[0]
+    if settings.get("is_encoder_decoder") or kind.endswith("ForMaskedLM"):
+        fix = shell_line("luthier", "serve", source.path)
+        raise InputError(f"{source.path}: vLLM serves decoders, and {base.path} is {kind}", fix=fix)
+    limit = settings.get("max_position_embeddings") or settings.get("n_positions")
+    return folder.resolve() if folder.is_dir() else None, limit if isinstance(limit, int) else None
+
+
+def _refusal(source: ModelSource, why: str) -> InputError:
+    """Suggest a merged export if the method can be merged, and Luthier's own engine otherwise."""
+    if (source.path / "recipe.yaml").is_file() and read_recipe(RunFolder(source.path)).method.mergeable:
+        fix = f"{shell_line('luthier', 'export', source.path, '--to', 'merged')}, and serve the result"
+    else:
+        fix = f"{shell_line('luthier', 'serve', source.path)}, whose own engine serves it"
+    return InputError(f"{source.path}: {why}", fix=fix)
+
+
+def _template(folder: Path) -> Any:
+    """Return the chat template in a folder, or of the built-in base."""
+    folder = BASE if str(folder) == "builtin" else folder
+    file = folder / "chat_template.jinja"
+    own = _read(folder / "tokenizer_config.json").get("chat_template")
+    return file.read_text(encoding="utf-8") if file.is_file() else own
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def arguments(
+    plan: VllmPlan, limits: ServerLimits, dtype: str, tokenizer: str = "", adapters: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return the options of `vllm serve MODEL` without address and key; other paths replace those of the plan."""
+    tokenizer = tokenizer or str(plan.tokenizer)
+    adapters = adapters or {name: str(path) for name, path in plan.adapters.items()}
+    base = plan.base
+    words = ["--served-model-name", plan.name]
+    if plan.adapters:
+        words += ["--enable-lora", "--lora-modules"]
+        for name, path in adapters.items():
+            # JSON if it contains characters that vLLM would split at.
+            odd = "=" in path or "," in name + path
+            words.append(to_json({"name": name, "path": path}, ensure_ascii=False) if odd else f"{name}={path}")
+        words += ["--max-loras", str(min(len(adapters), MAX_LORAS)), "--max-cpu-loras", str(len(adapters))]
+        words += ["--max-lora-rank", str(next(rank for rank in RANKS if rank >= plan.rank))]
+    # "vllm" ignores the base's sampling defaults and keeps its end tokens. A run's own end tokens may differ: Luthier
+    # writes only those into generation_config.json, while a file of somebody else may change sampling.
+    generation = "vllm"
+    if plan.tokenizer is not None:
+        words += ["--tokenizer", tokenizer]
+        if (plan.tokenizer / "chat_template.jinja").is_file():
+            words += ["--chat-template", f"{tokenizer}/chat_template.jinja"]
+        keys = {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "_from_model_config"}
+        own = _read(plan.tokenizer / "generation_config.json")
+        generation = tokenizer if "eos_token_id" in own and set(own) <= keys else generation
+    words += ["--generation-config", generation]
+    words += ["--override-generation-config", to_json({"max_new_tokens": limits.max_tokens})]
+    words += ["--dtype", base.dtype if dtype == "auto" else dtype, "--max-num-seqs", str(limits.max_batch)]
+    if limits.max_prompt is not None:
+        wanted = limits.max_prompt + limits.max_tokens
+        words += ["--max-model-len", str(min(wanted, plan.limit) if plan.limit else wanted)]
+    if base.quantize == "nf4":
+        words += ["--quantization", "bitsandbytes", "--load-format", "bitsandbytes"]
+    if base.revision and plan.folder is None:
+        words += ["--revision", base.revision]
+    if base.trust_remote_code:
+        words.append("--trust-remote-code")
+    return [*words, "--shutdown-timeout", str(int(limits.grace)), "--middleware", MIDDLEWARE]
+
+
+def vllm_environment(plan: VllmPlan, key: str | None) -> dict[str, str]:
+    """Return vLLM's environment variables, including the key: command lines are visible to other users."""
+    found = {"VLLM_NO_USAGE_STATS": "1"}
+    if plan.base.hub == "modelscope" and plan.folder is None:
+        found["VLLM_USE_MODELSCOPE"] = "True"
+    return found | ({"VLLM_API_KEY": key} if key else {})
 
 
 def find_vllm(vllm: str | None) -> str:
