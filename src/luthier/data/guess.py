@@ -1,6 +1,5 @@
 """How rows of unknown columns are to be read, from names and values: one certain reading, or several to choose from."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from luthier.core.shell import setting
 from luthier.data.formats.base import FORMATS, Format
 
 _WORDS = yaml.safe_load((Path(__file__).parent / "vocabulary.yaml").read_text(encoding="utf-8"))
@@ -197,16 +197,7 @@ class Reading:
         """The overrides that choose this reading."""
         made = {"data.format.name": self.format, **{f"data.format.{key}": name for key, name in self.columns.items()}}
         made |= {"task": self.task} if self.task else {}
-        return [f"{key}={quoted(value)}" for key, value in made.items()]
-
-
-def quoted(text: str) -> str:
-    """A text as YAML reads it back: `no` and `1` need quotes."""
-    try:
-        plain = yaml.safe_load(text) == text and not text.lower().replace(".", "").replace("e", "").isdigit()
-    except yaml.YAMLError:
-        plain = False
-    return text if plain else json.dumps(text, ensure_ascii=False)
+        return [setting(key, value) for key, value in made.items()]
 
 
 def guess(rows: Sequence[Mapping[str, Any]]) -> tuple[Reading | None, list[Reading]]:
