@@ -163,7 +163,7 @@ def read_file(file: Path, columns: Sequence[str] = ()) -> Iterator[RawRow]:
             count += 1
             yield row
         if not count:
-            raise DataError(f"{file}: the file has no rows", fix="give a file with at least one row")
+            raise DataError(f"{file}: the file {kind.empty}", fix="give a file with at least one row")
 
 
 def encodings(files: Iterable[str]) -> list[dict[str, str]]:

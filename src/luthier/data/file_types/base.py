@@ -60,15 +60,17 @@ class FileType(Plugin):
     """Is it text in some encoding? Then it may also be compressed: NAME.csv.gz."""
     headless: ClassVar[bool] = False
     """May it lack the line of column names, which data.columns gives then?"""
+    empty: ClassVar[str] = "has no rows"
+    """What is wrong with a file without any row."""
 
     def rows(self, file: Path, columns: Sequence[str]) -> Iterator[RawRow]:
         """Every row with its place, one by one in constant memory; a bad row is reported in it and stops nothing."""
         raise NotImplementedError
 
 
-ALIASES = {"json": "jsonl", "ndjson": "jsonl", "feather": "arrow", "ipc": "arrow"}
-PRESETS: dict[str, tuple[str, dict[str, Any]]] = {alias: (name, {}) for alias, name in ALIASES.items()}
-FILE_TYPES = Family(FileType, "kind of file", presets={**PRESETS, "tsv": ("csv", {"tab": True})})
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"tsv": ("csv", {"tab": True})}
+PRESETS |= {"json": ("jsonl", {}), "ndjson": ("jsonl", {}), "feather": ("arrow", {}), "ipc": ("arrow", {})}
+FILE_TYPES = Family(FileType, "kind of file", presets=PRESETS)
 
 
 def kind_of(path: str) -> Literal["file", "folder", ""]:

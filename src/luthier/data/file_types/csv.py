@@ -15,6 +15,7 @@ class Csv(FileType):
     """The first line names the columns, unless data.columns does. Every cell stays text."""
 
     headless: ClassVar[bool] = True
+    empty: ClassVar[str] = "has a header and no rows"
 
     tab: bool = False
     """Separate columns by tabs."""
@@ -23,7 +24,6 @@ class Csv(FileType):
         csv.field_size_limit(LINE_LIMIT)  # for the whole process; the default of 131,072 would refuse valid long texts
         table = _Cells(file, "\t" if self.tab else ",;\t|")
         names = list(columns) or _header(file, *next(table))
-        count = 0
         for line, cells, broken in table:
             fault = broken
             if not fault and cells and len(cells) != len(names):
@@ -32,9 +32,6 @@ class Csv(FileType):
             if fault or cells:
                 row = {"raw": cells} if fault else dict(zip(names, cells, strict=True))
                 yield RawRow(f"{file}: line {line}", row, fault)
-            count += bool(cells)
-        if count == 0:
-            raise DataError(f"{file}: the file has a header and no rows", fix="give a file with at least one row")
 
 
 class _Cells(Iterator[tuple[int, list[str], str]]):
