@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 from luthier import data, rendering, tasks
 from luthier.core.errors import InputError
+from luthier.core.files import sha256
 from luthier.core.strict_json import to_json
 from luthier.data.store import DataFolder
 
@@ -58,15 +59,11 @@ def code() -> str:
     return whole.hexdigest()
 
 
-def content_of(files: Iterable[Path]) -> list[str] | None:
+def content_of(files: Sequence[Path]) -> list[str] | None:
     """SHA-256 of each file, or None where they are so small that a cache is not worth it."""
-    files, digests = list(files), []
     with contextlib.suppress(OSError):  # reading the rows will report what is wrong
         if sum(file.stat().st_size for file in files) >= SMALLEST:
-            for file in files:
-                with file.open("rb") as opened:
-                    digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
-            return digests
+            return [sha256(file) for file in files]
     return None
 
 

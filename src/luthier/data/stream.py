@@ -16,8 +16,7 @@ from typing import Any
 from luthier.core.errors import DataError, InputError
 from luthier.data.file_types.base import RawRow
 from luthier.data.formats.base import Format
-from luthier.data.prepared import SplitCounts
-from luthier.data.rows import Encoded
+from luthier.data.prepared import Encoded, SplitCounts
 from luthier.data.settings import DataConfig
 from luthier.data.store import Refusal, Refusals, plain
 from luthier.rendering.example import FIXES, Example, RowError

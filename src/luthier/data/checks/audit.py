@@ -1,18 +1,17 @@
 """Checks of the data that a run would learn from, read as `train` would, but without the rows that would stop it."""
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Literal, get_args
 
 from luthier.core.errors import DataError, InputError, install_anywhere
 from luthier.core.events import Progress
 from luthier.data.checks import duplicates
-from luthier.data.checks.duplicates import groups, near, normalized
-from luthier.data.checks.facts import SHORT, TextHashes, beginning, content, prompt, text_hashes
+from luthier.data.checks.duplicates import TextHashes, beginning, content, groups, near, normalized, prompt, text_hashes
 from luthier.data.checks.languages import MOST_TEXTS, available, languages
 from luthier.data.checks.mask import Mask, endless, learned_prompts, masks
 from luthier.data.encode import encode, workers_for
@@ -61,10 +60,12 @@ class Pair:
         return f"{self.b} = {self.a}" if self.similarity == 1 else f"{self.b} ~ {self.a} ({self.similarity:.0%})"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Audit:
     """All that `luthier check` found, as written to data.json."""
 
+    stops: bool = False
+    """Would train stop?"""
     account: dict[str, Any]
     """Format, task, template, fingerprint, and the counts of both sides."""
     max_length: int
@@ -97,14 +98,11 @@ class Audit:
     masks: list[Mask] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
-    @property
-    def stops(self) -> bool:
-        """Would train stop?"""
-        return any(finding.level == "stop" for finding in self.findings)
-
     def add(self, level: Level, what: str, text: str, places: Sequence[str] = ()) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(level, what, text, list(places[:PLACES])))
+        """Add a finding, after those of its level."""
+        self.stops = self.stops or level == "stop"
+        made = Finding(level, what, text, list(places[:PLACES]))
+        insort(self.findings, made, key=lambda finding: get_args(Level).index(finding.level))
 
 
 def read_all(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
@@ -150,18 +148,11 @@ def survey(
         found.add("stop", "rows", failure + total, [refusal["where"] for refusal in found.refusals])
     elif data.refusals:
         found.add("note", "rows", f"{len(data.refusals):,} rows are left out, as the recipe says")
-    found.findings.sort(key=lambda finding: finding.level != "stop")
     return found
 
 
 def audit(
-    data: Prepared,
-    template: Template,
-    *,
-    lengths: Sequence[int],
-    max_length: int,
-    workers: int = 1,
-    progress: Progress | None = None,
+    data: Prepared, template: Template, *, lengths: Sequence[int], max_length: int, workers: int, progress: Progress
 ) -> Audit:
     """Check the encoded data; `lengths` are those of all rows in tokens before a limit."""
     found = Audit(account=data.account(), max_length=max_length)
@@ -169,7 +160,7 @@ def audit(
     found.refusals = [{"where": refusal.where, "reason": refusal.reason} for refusal in refusals]
     _lengths(found, sorted(lengths))
     sides = [data.side(side).examples for side in SIDES]
-    hashes = text_hashes(sides, workers, progress or Progress())
+    hashes = text_hashes(sides, workers, progress)
     examples = Examples(data.examples.store, (number for side in sides for number in side.numbers))
     _labels(found, data, hashes)
     found.scripts = dict(hashes.scripts.most_common())
@@ -183,14 +174,13 @@ def audit(
     _duplicates(found, examples, hashes, len(data.examples))
     _conflicts(found, examples, hashes)
     if hashes.short and not found.labels["train"]:
-        text = f"answers of at most {SHORT} characters: {_share(len(hashes.short), hashes.chats)}"
+        text = f"answers of at most {duplicates.SHORT} characters: {_share(len(hashes.short), hashes.chats)}"
         shown = [examples[number] for number in hashes.short[:PLACES]]
         found.add("warn", "short answers", text, [f"{e.where}: {e.answer.strip()!r}" for e in shown])
     if empty := [refusal["where"] for refusal in found.refusals if "empty" in refusal["reason"]]:
         found.add("warn", "empty", f"rows refused for an empty text or answer: {len(empty):,}", empty)
     _repeated(found, examples, hashes)
     _masks(found, data, template)
-    found.findings.sort(key=lambda finding: get_args(Level).index(finding.level))
     return found
 
 
@@ -369,8 +359,3 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
         found.add("warn", "cut", f"rows cut to {found.max_length:,} tokens, by data.on_long_row: {cut:,}")
     if not data.validation_examples:
         found.add("note", "validation", "no row is held out, so nothing will show whether training helps")
-
-
-def audit_json(found: Audit) -> dict[str, Any]:
-    """The audit as it is written to data.json."""
-    return {"stops": found.stops, **asdict(found)}
