@@ -114,6 +114,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error of another library; the name of its type where it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def install(extra: str) -> str:
     """Command that installs the packages of an extra beside Luthier, whichever environment is active in the shell."""
     found = shutil.which("pip")

@@ -1,8 +1,7 @@
 """A cache of what was read and tokenized, named by the content it was made from.
 
-An entry is a folder `<kind>-<key>`; the key is a hash of everything that decides what is in it (the bytes of the
-data files, the settings, the tokenizer, our own code), so nothing in it is ever out of date. It holds no code
-and no pickle. The least recently used entries are deleted when all of them are larger than LIMIT.
+An entry is a folder `<kind>-<key>`; the key is a hash of everything that decides what is in it. It holds no code and
+no pickle. The least recently used entries are deleted when all of them are larger than LIMIT.
 """
 
 import contextlib
@@ -12,7 +11,7 @@ import os
 import shutil
 import time
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 
 from luthier import data, rendering, tasks
 from luthier.core.errors import InputError
-from luthier.core.files import sha256
 from luthier.core.strict_json import to_json
 from luthier.data.store import DataFolder
 
@@ -57,14 +55,6 @@ def code() -> str:
         for entry in entry_points(group=group):
             whole.update(f"{entry.value} {entry.dist.version if entry.dist else ''}".encode())
     return whole.hexdigest()
-
-
-def content_of(files: Sequence[Path]) -> list[str] | None:
-    """SHA-256 of each file, or None where they are so small that a cache is not worth it."""
-    with contextlib.suppress(OSError):  # reading the rows will report what is wrong
-        if sum(file.stat().st_size for file in files) >= SMALLEST:
-            return [sha256(file) for file in files]
-    return None
 
 
 def find(name: str) -> "tuple[DataFolder, dict[str, Any], dict[str, array[int]]] | None":

@@ -36,8 +36,7 @@ FORMATTINGS = ("alpaca", "sharegpt", "openai")
 
 def named(config: DataConfig, name: str) -> bool:
     """Is `name` a data set of the dataset_info.json at data.path?"""
-    _, sets = _table(config.path)
-    return name in sets
+    return name in _table(config.path)[1]
 
 
 def resolve_name(config: DataConfig) -> tuple[DataConfig, str]:
@@ -52,14 +51,12 @@ def resolve_name(config: DataConfig) -> tuple[DataConfig, str]:
         raise DataError(f"{file}: {why}there are {there}", fix="name one with data.subset=NAME")
     entry = sets[config.subset]
     try:
-        changes = _place(entry, config.hub)
+        changes = _place(entry, config.hub, file.parent)
         if config.format is None:
             changes["format"] = _format(entry)
     except DataError as error:
         fix = error.fix or "fix the entry, or choose another data set with data.subset=NAME"
         raise DataError(f"{file}: {config.subset}: {error.message}", fix=fix) from None
-    if "file_name" in changes:
-        changes["path"] = str(file.parent / changes.pop("file_name"))
     if config.limit is not None and "limit" in changes:
         changes["limit"] = min(config.limit, changes["limit"])
     return config.model_copy(update=changes), f"given by {file}" if config.format is None else ""
@@ -99,8 +96,8 @@ def _texts(given: Any, known: Mapping[str, str], what: str) -> dict[str, str]:
     return {key: given.get(key) or "" for key in known}
 
 
-def _place(entry: Any, hub: str) -> dict[str, Any]:
-    """data.path, or file_name beside the table, with hub, split, subset and limit."""
+def _place(entry: Any, hub: str, folder: Path) -> dict[str, Any]:
+    """data.path, hub, split, subset and limit of an entry of the table in this folder."""
     if not isinstance(entry, dict):
         raise DataError(f"should be an object, not {type(entry).__name__}")
     if unknown := [key for key in entry if key not in KEYS]:
@@ -119,7 +116,7 @@ def _place(entry: Any, hub: str) -> dict[str, Any]:
     if hub:
         return {"path": ids[hub], "hub": hub, **part}
     if texts["file_name"]:
-        return {"file_name": texts["file_name"], **part}
+        return {"path": str(folder / texts["file_name"]), **part}
     other = next((key for key in PLACES if key in entry), "no place")
     why = f"has {other}, and neither file_name, hf_hub_url nor ms_hub_url"
     raise DataError(why, fix="fetch the rows, and name them")

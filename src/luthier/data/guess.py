@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from luthier.core.shell import setting
-from luthier.data.formats.base import FORMATS, Format
 
 _WORDS = yaml.safe_load((Path(__file__).parent / "vocabulary.yaml").read_text(encoding="utf-8"))
 VOCABULARY = {key: frozenset(words.split()) for key, words in _WORDS.items()}
@@ -33,7 +32,6 @@ def size(text: str) -> int:
 
 LANGUAGES = VOCABULARY["language"]
 YES_NO = ({"yes", "no"}, {"true", "false"}, {"yes", "no", "maybe"}, {"0", "1"}, {"是", "否"}, {"对", "错"})
-DEFAULT_KEYS = (("speaker", "from"), ("value", "value"))
 MOST = 6
 """Readings that a question offers at most."""
 
@@ -172,10 +170,6 @@ class Reading:
     """Field of the format -> column."""
     task: str = ""
 
-    @property
-    def reader(self) -> Format:
-        return FORMATS.parse({"name": self.format, **self.columns})
-
     def __str__(self) -> str:
         parts = {key: f"{name!r}" for key, name in self.columns.items()}
         match self.format:
@@ -238,7 +232,8 @@ def _dialogue(column: Column, keys: tuple[str, str]) -> Reading:
     if keys == ("role", "content") and speakers <= {"user", "assistant", "system", "tool", "function"}:
         return Reading("messages", {"messages": column.name})
     fields = {"conversations": column.name, "speaker": keys[0], "value": keys[1]}
-    return Reading("sharegpt", {key: name for key, name in fields.items() if (key, name) not in DEFAULT_KEYS})
+    usual = {"speaker": "from", "value": "value"}
+    return Reading("sharegpt", {key: name for key, name in fields.items() if usual.get(key) != name})
 
 
 def _translation(columns: Sequence[Column], texts: Sequence[Column]) -> Reading | None:

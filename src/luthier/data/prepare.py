@@ -5,6 +5,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from random import Random
@@ -12,6 +13,7 @@ from typing import Any
 
 from luthier.core.errors import DataError, InputError
 from luthier.core.events import Progress
+from luthier.core.files import sha256
 from luthier.data import cache
 from luthier.data.dataset_info import named, resolve_name
 from luthier.data.detect import Opened, open_set, task_for
@@ -64,11 +66,13 @@ def _cached_name(recipe: DataConfig, blocks: list[DataConfig], task: Task | None
         return ""
     blocks = [*blocks, *(other for side in HELD_OUT if (other := other_source(recipe, blocks[0], side)))]
     there = [local_files(block.path, block.split) for block in blocks]
-    content = cache.content_of([file for files in there for file in files or ()])
-    if content is None or not all(there):
-        return ""
+    files = [file for files in there for file in files or ()]
     dumped = [block.model_dump(mode="json", exclude={"workers", "cache"}) for block in [recipe, *blocks]]
-    return cache.key("examples", {"blocks": dumped, "content": content, "task": task.spec() if task else None})
+    decides = {"blocks": dumped, "task": task.spec() if task else None}
+    with suppress(OSError):  # reading the rows will report what is wrong
+        if all(there) and sum(file.stat().st_size for file in files) >= cache.SMALLEST:
+            return cache.key("examples", {**decides, "content": [sha256(file) for file in files]})
+    return ""
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from luthier.core.errors import DataError, LuthierError, MissingExtra, did_you_mean, install
+from luthier.core.errors import DataError, LuthierError, MissingExtra, did_you_mean, first_line, install
 from luthier.data.file_types.base import FILE_TYPES, FileType, RawRow, encoding_of, kind_of, refusal, watched
 from luthier.data.settings import DataConfig
 
@@ -203,7 +203,6 @@ def _read_hub(config: DataConfig, streaming: bool) -> Iterator[RawRow]:
 
 
 def _hub_error(path: str, split: str, error: Exception, fix: str = "") -> LuthierError:
-    first = str(error).strip().split("\n")[0]
     where = f"data set {path!r}" + (f" (split {split!r})" if split else "")
-    why = f"{where} is not a local file and could not be loaded from the hub: {type(error).__name__}: {first}"
-    return DataError(why, fix=fix or "check the name and the network, or give a local file")
+    why = f"is not a local file and could not be loaded from the hub: {type(error).__name__}: {first_line(error)}"
+    return DataError(f"{where} {why}", fix=fix or "check the name and the network, or give a local file")

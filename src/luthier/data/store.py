@@ -1,8 +1,4 @@
-"""Examples on disk: a data set may be larger than memory.
-
-A run reads all of its data before step one, and a million short rows as Python objects take several GB. So they are
-kept in one file and read from it one by one; what stays in memory is some tens of bytes per row.
-"""
+"""Examples on disk, read one by one: a million short rows as Python objects take several GB, here some tens of MB."""
 
 import json
 import os

@@ -23,7 +23,17 @@ class Csv(FileType):
     def rows(self, file: Path, columns: Sequence[str]) -> Iterator[RawRow]:
         csv.field_size_limit(LINE_LIMIT)  # for the whole process; the default of 131,072 would refuse valid long texts
         table = _Cells(file, "\t" if self.tab else ",;\t|")
-        names = list(columns) or _header(file, *next(table))
+        names = list(columns)
+        if not names:
+            line, cells, fault = next(table)
+            names = [name.strip() or f"column{number}" for number, name in enumerate(cells, 1)]
+            if not names:
+                raise DataError(f"{file}: the file has no header line", fix="name the columns in the first line")
+            if fault:
+                raise DataError(f"{file}: line {line}: {fault}", fix="fix the header")
+            if len(set(names)) != len(names):
+                fix = "name each column once; if this line is a row, data.columns=[NAME,NAME] names the columns"
+                raise DataError(f"{file}: line {line}: two columns have the same name", fix=fix)
         for line, cells, broken in table:
             fault = broken
             if not fault and cells and len(cells) != len(names):
@@ -72,16 +82,3 @@ class _Cells(Iterator[tuple[int, list[str], str]]):
                 self._line += 1
                 self._start = self._start or self._line
                 yield line
-
-
-def _header(file: Path, line: int, cells: list[str], fault: str) -> list[str]:
-    """The names of the columns; one without a name is called by its number."""
-    names = [name.strip() or f"column{number}" for number, name in enumerate(cells, 1)]
-    if not names:
-        raise DataError(f"{file}: the file has no header line", fix="name the columns in the first line")
-    if fault:
-        raise DataError(f"{file}: line {line}: {fault}", fix="fix the header")
-    if len(set(names)) != len(names):
-        fix = "name each column once; if this line is a row, data.columns=[NAME,NAME] names the columns"
-        raise DataError(f"{file}: line {line}: two columns have the same name", fix=fix)
-    return names
