@@ -64,14 +64,12 @@ def find(name: str) -> "tuple[DataFolder, dict[str, Any], dict[str, array[int]]]
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if any((folder / file).stat().st_size != size for file, size in meta["files"].items()):
             raise ValueError("a file has another size")
-        arrays = {}
-        for each, code in meta["arrays"].items():
-            arrays[each] = array(code)
-            arrays[each].frombytes((folder / f"{each}.bin").read_bytes())
+        codes = meta["arrays"].items()
+        arrays = {each: array(code, (folder / f"{each}.bin").read_bytes()) for each, code in codes}
         os.utime(folder)  # it was used
     except (OSError, ValueError, KeyError):
         return None
-    return DataFolder.existing(folder), meta["values"], arrays
+    return DataFolder(existing=folder), meta["values"], arrays
 
 
 def begin() -> DataFolder:

@@ -165,6 +165,6 @@ def identity(template: Template) -> str:
 
 def pieces(examples: Examples) -> Iterator[list[bytes]]:
     """The records of the examples, PIECE at a time."""
-    records = examples.records()
+    records = (examples.store.records[number] for number in examples.numbers)
     while some := list(islice(records, PIECE)):
         yield some

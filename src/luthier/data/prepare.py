@@ -15,7 +15,7 @@ from luthier.core.errors import DataError, InputError
 from luthier.core.events import Progress
 from luthier.core.files import sha256
 from luthier.data import cache
-from luthier.data.dataset_info import named, resolve_name
+from luthier.data.dataset_info import entries_of, resolve_name
 from luthier.data.detect import Opened, open_set, task_for
 from luthier.data.file_types.base import RawRow, kind_of
 from luthier.data.formats.base import FORMATS, Format, column
@@ -28,7 +28,6 @@ from luthier.rendering.example import FIXES, RowError
 from luthier.tasks.base import TASKS, Task
 
 VALIDATION_SHARE = 0.1
-SHOW_EVERY = 1_000  # rows
 HELD_OUT = ("test", "validation")
 
 
@@ -38,8 +37,7 @@ def load(config: DataConfig, task: Task | None, progress: Progress | None = None
     if not config.path:
         raise InputError("no data given", fix="data=FILE, a hub id, or data=builtin:reviews")
     blocks = members(config)
-    cached = config.cache and not config.streaming
-    name = _cached_name(config, [block for block, _ in blocks], task) if cached else ""
+    name = _cached_name(config, [block for block, _ in blocks], task) if config.cache and not config.streaming else ""
     if name and (found := cache.find(name)):
         progress.note("these files were read before: their rows come from the cache")
         folder, values, arrays = found
@@ -194,7 +192,7 @@ class _Loader:
         seen = self.seen if isinstance(counts, Portion) else {}  # the training sets share theirs
         for row in raw:
             counts.read += 1
-            if counts.read % SHOW_EVERY == 0:
+            if counts.read % 1_000 == 0:
                 self.progress.rows(counts.read, None)
             try:
                 if row.problem:
@@ -286,10 +284,7 @@ def _take(examples: Examples, limit: int | None, seed: int, counts: SplitCounts)
 
 def members(config: DataConfig) -> list[tuple[DataConfig, str]]:
     """The resolved data block of each set, with where its format comes from: data.path, then those of data.mix."""
-    blocks = [resolve_name(config)]
-    for one in config.mix:
-        given = {name: getattr(one, name) for name in type(one).model_fields}
-        blocks.append(resolve_name(config.model_copy(update=given)))
+    blocks = [resolve_name(config), *(resolve_name(config.model_copy(update=dict(one))) for one in config.mix)]
     places = [(block.path, block.split, block.subset) for block, _ in blocks]
     for place, (block, _) in zip(places, blocks, strict=True):
         if places.count(place) > 1:
@@ -306,17 +301,14 @@ def source_name(config: DataConfig) -> str:
 
 
 def other_source(recipe: DataConfig, config: DataConfig, side: str) -> DataConfig | None:
-    """Where the rows of this side come from, or None where they are split off the training rows, or there are none.
-
-    `recipe` is the block as written, `config` the same with a name of dataset_info.json resolved.
-    """
+    """The data block of the side's own rows, if any; `config` is `recipe` with a name of dataset_info.json resolved."""
     wanted = getattr(config, side)
     if wanted is None and side == "validation":
         found = validation_split(config.path, config.hub, config.subset)
         return config.model_copy(update={"split": found}) if found else None
     if wanted is None or wanted == "none" or isinstance(wanted, float):
         return None
-    if named(recipe, wanted):
+    if wanted in entries_of(recipe.path)[1]:
         made, _ = resolve_name(recipe.model_copy(update={"subset": wanted, "limit": recipe.validation_limit}))
         return made.model_copy(update={"validation_limit": made.limit})
     if wanted.startswith("builtin:"):
@@ -395,10 +387,7 @@ def _units(digests: Sequence[bytes], groups: Sequence[str]) -> list[list[int]]:
 
 
 def _places(rows: Counter[str], share: float, wanted: int) -> dict[str, int]:
-    """How many rows each label holds out: its share rounded down, and what is left over to labels without any,
-
-    then to the largest remainders. The last row of a label always trains.
-    """
+    """Rows each label holds out, never all: its share rounded down, one more for those with none or a big remainder."""
     places = {label: math.floor(count * share) for label, count in rows.items()}
     open_labels = [label for label, count in rows.items() if places[label] < count - 1]
     open_labels.sort(key=lambda label: (places[label] > 0, places[label] - rows[label] * share, -rows[label], label))

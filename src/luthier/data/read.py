@@ -36,10 +36,7 @@ def _suffix(path: str) -> str:
 
 
 def read_rows(config: DataConfig, *, streaming: bool = False) -> Iterator[RawRow]:
-    """Rows of a file, of one split of a folder, of an embedded data set (`builtin:reviews`), or of a hub id.
-
-    Files are always read row by row; `streaming` does not download a hub's data set first either.
-    """
+    """Rows of a file, a split of a folder, `builtin:reviews` or a hub id, which `streaming` does not download first."""
     files = local_files(config.path, config.split)
     if files is None and looks_like_file(config.path):
         path = Path(config.path)

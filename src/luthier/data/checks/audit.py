@@ -13,7 +13,7 @@ from luthier.core.events import Progress
 from luthier.data.checks import duplicates
 from luthier.data.checks.duplicates import TextHashes, beginning, content, groups, near, normalized, prompt, text_hashes
 from luthier.data.checks.languages import MOST_TEXTS, available, languages
-from luthier.data.checks.mask import Mask, endless, learned_prompts, masks
+from luthier.data.checks.mask import Mask, learned_prompts, masks
 from luthier.data.encode import encode, workers_for
 from luthier.data.prepare import load
 from luthier.data.prepared import SIDES, Prepared
@@ -247,15 +247,9 @@ def _duplicates(found: Audit, examples: Examples, hashes: TextHashes, trained: i
     def pairs(some: Sequence[tuple[int, int, float]]) -> list[Pair]:
         return [Pair(examples.where(a), examples.where(b), s, content(examples[b])[:160]) for a, b, s in some[:PLACES]]
 
-    crossing: set[int] = set()
-    same: list[tuple[int, int, float]] = []
-    across: list[tuple[int, int, float]] = []
-    for first, *others in groups(hashes.contents):
-        same += [(first, number, 1.0) for number in others]
-        outside = [number for number in others if number >= trained]
-        if first < trained:
-            crossing.update(outside)
-            across += [(first, number, 1.0) for number in outside]
+    same = [(first, number, 1.0) for first, *others in groups(hashes.contents) for number in others]
+    across = [pair for pair in same if pair[0] < trained <= pair[1]]
+    crossing = {number for _, number, _ in across}
     found.exact, found.exact_rows = pairs(same), len(same)
     prompts = set(hashes.prompts[:trained]) - {0}
     known = {number for number in range(trained, len(examples)) if hashes.prompts[number] in prompts} - crossing
@@ -339,7 +333,9 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
         found.add("stop", "mask", "no training row has a token that is learned")
     if unlearned := [rows.where(number) for number, count in enumerate(rows.learned) if not count]:
         found.add("warn", "mask", f"no token is learned in {_share(len(unlearned), every)}", unlearned)
-    if ends := [rows.where(number) for number in endless(data, template)]:
+    chat = data.task.name == "chat"
+    ended = set(rows.containing(template.end_ids, learned=True) if chat else range(every))
+    if ends := [rows.where(number) for number in range(every) if number not in ended]:
         text = f"the token that ends an answer is cut away, so not learned, in {_share(len(ends), every)}"
         if len(ends) == every:
             text = "the token that ends an answer is learned in no row"
@@ -347,7 +343,7 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
     wrong, checked = learned_prompts(data, template)
     if wrong:
         found.add("stop", "mask", f"tokens of the prompt are learned in {_share(len(wrong), checked)}", wrong)
-    if data.task.name == "chat" and template.source != "the tokenizer's own":
+    if chat and template.source != "the tokenizer's own":
         text = f"the tokenizer has no chat template; used is {template.source}, which the run saves with its tokenizer"
         found.add("note", "template", text)
     tokenizer = template.tokenizer

@@ -87,7 +87,11 @@ def near(text: Callable[[int], str], keys: Sequence[int], first: int = 0) -> Nea
     random = np.random.default_rng(7)
     factors = random.integers(1, 2**63, BANDS * BAND, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     terms = random.integers(0, 2**63, BANDS * BAND, dtype=np.uint64)
-    minima = np.stack([_minima(_shingles(text(number)), factors, terms) for number in numbers])
+    minima = np.empty((len(numbers), BANDS * BAND), dtype=np.uint32)
+    for place, number in enumerate(numbers):
+        own = _shingles(text(number))
+        mixed = own ^ (own >> np.uint64(29))
+        minima[place] = ((mixed[:, None] * factors + terms) >> np.uint64(32)).min(axis=0)
 
     @lru_cache(maxsize=4096)
     def shingles(place: int) -> NDArray[Any]:
@@ -118,12 +122,6 @@ def _shingles(text: str) -> NDArray[Any]:
     for place in range(size):  # a polynomial modulo 2**64, on all shingles at once
         hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + points[place : place + count]
     return np.unique(hashes)
-
-
-def _minima(shingles: NDArray[Any], factors: NDArray[Any], terms: NDArray[Any]) -> NDArray[Any]:
-    mixed = shingles ^ (shingles >> np.uint64(29))
-    least: NDArray[Any] = ((mixed[:, None] * factors + terms) >> np.uint64(32)).min(axis=0).astype(np.uint32)
-    return least
 
 
 def _candidates(minima: NDArray[Any]) -> set[tuple[int, int]]:

@@ -150,10 +150,9 @@ def byte_blocks(file: Path) -> Generator[bytes, None, None]:
 
 
 def encoding_of(file: Path) -> str:
-    """Name of a file's encoding: utf-8, utf-8-sig (with a mark), utf-16 (with a mark) or gb18030.
+    """The encoding that reads the whole file: utf-8, utf-8-sig (with a mark), utf-16 (with a mark) or gb18030.
 
-    The whole file is decoded, block by block: an encoding is returned only if it can read all of it. A file of
-    UTF-8 with some damage stays UTF-8, and the damaged rows are refused one by one.
+    A file of UTF-8 with some damage stays UTF-8, and the damaged rows are refused one by one.
     """
     with watched(file), closing(byte_blocks(file)) as source:
         block = next(source, b"")
