@@ -74,11 +74,10 @@ def find(name: str) -> "tuple[DataFolder, dict[str, Any], dict[str, array[int]]]
 
 def begin() -> DataFolder:
     """A folder to build an entry in; in the system's temporary folder where the cache may not be written."""
-    try:
+    with contextlib.suppress(OSError):
         root().mkdir(parents=True, exist_ok=True)
         return DataFolder(root())
-    except OSError:
-        return DataFolder()
+    return DataFolder()
 
 
 def keep(name: str, folder: DataFolder, values: Mapping[str, Any], arrays: "Mapping[str, array[int]]") -> None:

@@ -30,7 +30,6 @@ def size(text: str) -> int:
     return len(text) + 2 * len(HAN.findall(text))
 
 
-LANGUAGES = VOCABULARY["language"]
 YES_NO = ({"yes", "no"}, {"true", "false"}, {"yes", "no", "maybe"}, {"0", "1"}, {"是", "否"}, {"对", "错"})
 MOST = 6
 """Readings that a question offers at most."""
@@ -240,10 +239,10 @@ def _translation(columns: Sequence[Column], texts: Sequence[Column]) -> Reading 
     """Two texts named by their languages, also within one column."""
     for column in columns:
         if column.values and isinstance(column.values[0], Mapping):
-            keys = [key for key in column.values[0] if str(key).lower() in LANGUAGES]
+            keys = [key for key in column.values[0] if str(key).lower() in VOCABULARY["language"]]
             if len(keys) == 2:
                 return _pairs(f"{column.name}.{keys[0]}", f"{column.name}.{keys[1]}")
-    both = [c for c in texts if c.named("language") == 2 or not LANGUAGES.isdisjoint(c.words[:1])]
+    both = [c for c in texts if c.named("language") == 2 or not VOCABULARY["language"].isdisjoint(c.words[:1])]
     return _pairs(both[0].name, both[1].name) if len(both) == 2 else None
 
 

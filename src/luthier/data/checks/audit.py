@@ -25,16 +25,12 @@ from luthier.tasks.base import Task
 
 Level = Literal["stop", "warn", "note"]
 """`stop`: train would stop; `warn`: look at it; `note`: good to know."""
-PERCENTILES = (50, 90, 95, 99)
 LIMITS = (256, 512, 1024, 2048)
 """Values of train.max_length for which the report shows what they would cut."""
 PLACES = 50
 """Pairs or places that are kept of one finding; the count is always of all."""
 FEW_ANSWERS = 20
 """A chat with at most this many different answers has labels in words: their balance is shown."""
-LARGE_SHARE = 0.2
-"""Share of the rows from which a common beginning of prompts, or one answer, is reported."""
-FEWEST = 10  # rows below which nothing is called a large share
 
 
 @dataclass(slots=True)
@@ -199,7 +195,7 @@ def _lengths(found: Audit, lengths: Sequence[int]) -> None:
     rows = len(lengths)
     if not rows:
         return
-    found.lengths = {"rows": rows, **{f"p{p}": lengths[ceil(p / 100 * rows) - 1] for p in PERCENTILES}}
+    found.lengths = {"rows": rows, **{f"p{p}": lengths[ceil(p / 100 * rows) - 1] for p in (50, 90, 95, 99)}}
     found.lengths |= {"max": lengths[-1], "tokens": sum(lengths)}
     for limit in sorted({*LIMITS, found.max_length}):
         over = lengths[bisect_right(lengths, limit) :]
@@ -304,8 +300,8 @@ def _conflicts(found: Audit, examples: Examples, hashes: TextHashes) -> None:
 
 
 def _repeated(found: Audit, examples: Examples, hashes: TextHashes) -> None:
-    """One beginning of many prompts, one answer to many: a template, or a mistake in making the data."""
-    least = max(FEWEST, LARGE_SHARE * len(examples))
+    """One beginning of many prompts, one answer to many (a fifth of the rows): a template, or a mistake in the data."""
+    least = max(10, 0.2 * len(examples))
     for begin, count in Counter(hashes.heads).items():
         if begin and count >= least:
             first = last = ""

@@ -206,6 +206,5 @@ def beginning(example: Example) -> str:
 
 
 def _hash(text: str) -> int:
-    if not text:
-        return 0
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()) or 1
+    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest) or 1) if text else 0
