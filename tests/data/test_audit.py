@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ import pytest
 
 from luthier.core.errors import DataError
 from luthier.core.events import Progress
-from luthier.data.checks.audit import Audit, audit_json, lenient, read_all, survey
+from luthier.data.checks.audit import Audit, lenient, read_all, survey
 from luthier.data.checks.duplicates import groups, near, normalized
 from luthier.data.checks.languages import languages, script
 from luthier.data.checks.mask import mask, refuse_endless
 from luthier.data.prepare import load
-from luthier.data.prepared import Prepared
-from luthier.data.rows import Rows
+from luthier.data.prepared import Prepared, Rows
 from luthier.data.settings import DataConfig
 from luthier.rendering.chat_template import Template
 from luthier.rendering.row import IGNORED, Row
@@ -32,7 +31,7 @@ def looked(path: Path, *, max_length: int = 256, task: str | None = None, **fiel
     chosen = TASKS.parse(task) if task else None
     data = read_all(config, chosen)
     found = survey(config, chosen, data, Template(build_tokenizer()), max_length, Progress())
-    json.dumps(audit_json(found))
+    json.dumps(asdict(found))
     return found, data
 
 
@@ -296,12 +295,12 @@ def test_a_prompt_that_is_learned_stops(tmp_path: Path) -> None:
     first = next(i for i, label in enumerate(row.labels) if label != IGNORED)
     wrong = replace(row, labels=[*row.labels[: first - 1], row.ids[first - 1], *row.labels[first:]])
     put_rows(data, [wrong if number == 4 else each for number, each in enumerate(data.rows)])
-    found = audit(data, template, lengths=[10] * 12, max_length=256)
+    found = audit(data, template, lengths=[10] * 12, max_length=256, workers=1, progress=Progress())
     assert found.stops and "prompt are learned in 1 of 12 rows" in found.findings[0].text
     assert found.findings[0].places == [row.where]
     assert mask(data.rows[4], "", data, template).learned == row.learned + 1
     put_rows(data, [replace(row, labels=[IGNORED] * len(row.ids)) for row in data.rows])
-    found = audit(data, template, lengths=[10] * 12, max_length=256)
+    found = audit(data, template, lengths=[10] * 12, max_length=256, workers=1, progress=Progress())
     assert any("no training row has a token that is learned" in finding.text for finding in found.findings)
 
 

@@ -12,9 +12,8 @@ import pytest
 
 from luthier.core.errors import ConfigError, DataError, InputError
 from luthier.data.encode import encode
-from luthier.data.prepare import load
+from luthier.data.prepare import load, split
 from luthier.data.prepared import Prepared, SplitCounts
-from luthier.data.split import split
 from luthier.data.store import Examples
 from luthier.recipe.config import DataConfig, RunConfig
 from luthier.recipe.identity import run_path

@@ -13,7 +13,7 @@ import pytest
 
 from luthier.core.errors import DataError, InputError
 from luthier.data import cache
-from luthier.data.encode import encode, encode_piece
+from luthier.data.encode import encode, encode_piece, pieces
 from luthier.data.parallel import in_order
 from luthier.data.prepare import load
 from luthier.data.prepared import Prepared
@@ -265,7 +265,7 @@ def test_a_row_that_learns_nothing_is_refused(tmp_path: Path) -> None:
             return [Row([1, 2], [-100, -100], example.where)]
 
     data = load(DataConfig(path=str(write_jsonl(tmp_path / "a.jsonl", alpaca_rows(10)))), None)
-    made = encode_piece(Silent(), Template(build_tokenizer()), 64, "stop", False, list(data.examples.records()))
+    made = encode_piece(Silent(), Template(build_tokenizer()), 64, "stop", False, next(pieces(data.examples)))
     assert {error.reason for error, _ in made.failures.values()} >= {"no token of the row carries loss"}
     assert len(made.failures) == len(data.examples) and not made.lengths
 

@@ -314,6 +314,7 @@ def test_rows_with_other_tools_or_calls_are_not_the_same(tmp_path: Path) -> None
 
 
 def test_the_check_tells_calls_and_tools_apart(tmp_path: Path) -> None:
+    from luthier.core.events import Progress
     from luthier.data.checks.audit import audit
     from luthier.rendering.chat_template import Template
     from tests.rendering.test_template_families import family_tokenizer
@@ -326,7 +327,8 @@ def test_the_check_tells_calls_and_tools_apart(tmp_path: Path) -> None:
     def found(*rows: dict[str, Any]) -> Any:
         file = write_jsonl(tmp_path / "a.jsonl", rows)
         data = load(DataConfig(path=str(file), validation="none"), None)
-        return audit(data, Template(family_tokenizer("qwen2_5")), lengths=[], max_length=1)
+        template = Template(family_tokenizer("qwen2_5"))
+        return audit(data, template, lengths=[], max_length=1, workers=1, progress=Progress())
 
     assert found(row("Bonn", [WEATHER]), row("Bonn", [WEATHER])).exact_rows == 1
     other = found(row("Bonn", [WEATHER]), row("Rom", [WEATHER]))

@@ -18,8 +18,7 @@ from luthier.comparison.candidates import Variant
 from luthier.comparison.runner import Context, run_all, train_variant
 from luthier.core.errors import InputError, Stopped
 from luthier.core.files import read_object, write_json
-from luthier.data.prepared import Prepared, SplitCounts
-from luthier.data.rows import Rows
+from luthier.data.prepared import Prepared, Rows, SplitCounts
 from luthier.data.store import DataFolder, Examples
 from luthier.runs.folder import RunFolder
 

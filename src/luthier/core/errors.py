@@ -121,6 +121,11 @@ def require_package(package: str, why: str, fix: str) -> None:
         raise MissingExtra(why, fix=fix)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error of another library; the name of its type where it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def install(extra: str) -> str:
     """Command that installs the packages of an extra beside Luthier, whichever environment is active in the shell."""
     found = shutil.which("pip")

@@ -30,7 +30,7 @@ def setting(key: str, value: object) -> str:
     """`key=value` as the command line reads it: a value is YAML, so text that is something else there gets quotes."""
     text = str(value)
     try:
-        same = yaml.safe_load(text) == text
+        same = yaml.safe_load(text) == text and not text.lower().replace(".", "").replace("e", "").isdigit()
     except yaml.YAMLError:
         same = False
     return f"{key}={text if same else json.dumps(text, ensure_ascii=False)}"

@@ -1,8 +1,7 @@
 """A cache of what was read and tokenized, named by the content it was made from.
 
-An entry is a folder `<kind>-<key>`; the key is a hash of everything that decides what is in it (the bytes of the
-data files, the settings, the tokenizer, our own code), so nothing in it is ever out of date. It holds no code
-and no pickle. The least recently used entries are deleted when all of them are larger than LIMIT.
+An entry is a folder `<kind>-<key>`; the key is a hash of everything that decides what is in it. It holds no code and
+no pickle. The least recently used entries are deleted when all of them are larger than LIMIT.
 """
 
 import contextlib
@@ -12,7 +11,7 @@ import os
 import shutil
 import time
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -58,18 +57,6 @@ def code() -> str:
     return whole.hexdigest()
 
 
-def content_of(files: Iterable[Path]) -> list[str] | None:
-    """SHA-256 of each file, or None where they are so small that a cache is not worth it."""
-    files, digests = list(files), []
-    with contextlib.suppress(OSError):  # reading the rows will report what is wrong
-        if sum(file.stat().st_size for file in files) >= SMALLEST:
-            for file in files:
-                with file.open("rb") as opened:
-                    digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
-            return digests
-    return None
-
-
 def find(name: str) -> "tuple[DataFolder, dict[str, Any], dict[str, array[int]]] | None":
     """The folder, the values and the arrays of an entry; None where there is none, or it is not whole."""
     folder = root() / name
@@ -77,23 +64,20 @@ def find(name: str) -> "tuple[DataFolder, dict[str, Any], dict[str, array[int]]]
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if any((folder / file).stat().st_size != size for file, size in meta["files"].items()):
             raise ValueError("a file has another size")
-        arrays = {}
-        for each, code in meta["arrays"].items():
-            arrays[each] = array(code)
-            arrays[each].frombytes((folder / f"{each}.bin").read_bytes())
+        codes = meta["arrays"].items()
+        arrays = {each: array(code, (folder / f"{each}.bin").read_bytes()) for each, code in codes}
         os.utime(folder)  # it was used
     except (OSError, ValueError, KeyError):
         return None
-    return DataFolder.existing(folder), meta["values"], arrays
+    return DataFolder(existing=folder), meta["values"], arrays
 
 
 def begin() -> DataFolder:
     """A folder to build an entry in; in the system's temporary folder where the cache may not be written."""
-    try:
+    with contextlib.suppress(OSError):
         root().mkdir(parents=True, exist_ok=True)
         return DataFolder(root())
-    except OSError:
-        return DataFolder()
+    return DataFolder()
 
 
 def keep(name: str, folder: DataFolder, values: Mapping[str, Any], arrays: "Mapping[str, array[int]]") -> None:

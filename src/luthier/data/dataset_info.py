@@ -7,7 +7,6 @@ not read. Plain text is split at empty lines, as in all text files here, not at 
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,9 @@ SHAREGPT |= {"observation_tag": "tool_result", "function_tag": "tool_call", "sys
 FORMATTINGS = ("alpaca", "sharegpt", "openai")
 
 
-def named(config: DataConfig, name: str) -> bool:
-    """Is `name` a data set of the dataset_info.json at data.path?"""
-    _, sets = _table(config.path)
-    return name in sets
-
-
 def resolve_name(config: DataConfig) -> tuple[DataConfig, str]:
     """The data block with the entry of dataset_info.json resolved, and where its format comes from; else as it was."""
-    file, sets = _table(config.path)
+    file, sets = entries_of(config.path)
     beside = not config.subset and file.parent == Path(config.path)
     if not sets or (beside and config.split in splits_in(file.parent)):
         return config, ""
@@ -52,39 +45,32 @@ def resolve_name(config: DataConfig) -> tuple[DataConfig, str]:
         raise DataError(f"{file}: {why}there are {there}", fix="name one with data.subset=NAME")
     entry = sets[config.subset]
     try:
-        changes = _place(entry, config.hub)
+        changes = _place(entry, config.hub, file.parent)
         if config.format is None:
             changes["format"] = _format(entry)
     except DataError as error:
         fix = error.fix or "fix the entry, or choose another data set with data.subset=NAME"
         raise DataError(f"{file}: {config.subset}: {error.message}", fix=fix) from None
-    if "file_name" in changes:
-        changes["path"] = str(file.parent / changes.pop("file_name"))
     if config.limit is not None and "limit" in changes:
         changes["limit"] = min(config.limit, changes["limit"])
     return config.model_copy(update=changes), f"given by {file}" if config.format is None else ""
 
 
-def _table(path: str) -> tuple[Path, dict[str, Any]]:
+def entries_of(path: str) -> tuple[Path, dict[str, Any]]:
     """The dataset_info.json of LLaMA-Factory that data.path is, or is the folder of, and its entries, if it is one."""
     builtin = not path or path.startswith("builtin:")
     file = Path(path) / FILE if not builtin and kind_of(path) == "folder" else Path(path)
     if builtin or file.name != FILE or kind_of(str(file)) != "file":
         return file, {}
-    made = _load(file, file.stat().st_mtime_ns)
-    entries = made.values() if isinstance(made, dict) else ()
-    ours = any(isinstance(entry, dict) and entry.keys() & {*PLACES} for entry in entries)
-    return file, made if ours else {}
-
-
-@lru_cache(maxsize=8)
-def _load(file: Path, _changed: int) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
+        made = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise refusal(file, error) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: invalid JSON: {error}", fix="fix the file") from None
+    entries = made.values() if isinstance(made, dict) else ()
+    ours = any(isinstance(entry, dict) and entry.keys() & {*PLACES} for entry in entries)
+    return file, made if ours else {}
 
 
 def _texts(given: Any, known: Mapping[str, str], what: str) -> dict[str, str]:
@@ -99,8 +85,8 @@ def _texts(given: Any, known: Mapping[str, str], what: str) -> dict[str, str]:
     return {key: given.get(key) or "" for key in known}
 
 
-def _place(entry: Any, hub: str) -> dict[str, Any]:
-    """data.path, or file_name beside the table, with hub, split, subset and limit."""
+def _place(entry: Any, hub: str, folder: Path) -> dict[str, Any]:
+    """data.path, hub, split, subset and limit of an entry of the table in this folder."""
     if not isinstance(entry, dict):
         raise DataError(f"should be an object, not {type(entry).__name__}")
     if unknown := [key for key in entry if key not in KEYS]:
@@ -119,7 +105,7 @@ def _place(entry: Any, hub: str) -> dict[str, Any]:
     if hub:
         return {"path": ids[hub], "hub": hub, **part}
     if texts["file_name"]:
-        return {"file_name": texts["file_name"], **part}
+        return {"path": str(folder / texts["file_name"]), **part}
     other = next((key for key in PLACES if key in entry), "no place")
     why = f"has {other}, and neither file_name, hf_hub_url nor ms_hub_url"
     raise DataError(why, fix="fetch the rows, and name them")

@@ -10,7 +10,7 @@ from luthier.core.events import Progress
 from luthier.core.shell import command_with
 from luthier.data.file_types.base import RawRow
 from luthier.data.formats.base import FORMATS, Format
-from luthier.data.guess import Column, Reading, guess
+from luthier.data.guess import Column, guess
 from luthier.data.read import file_type_of, read_rows
 from luthier.data.settings import DataConfig
 from luthier.tasks.base import TASKS, Task
@@ -65,29 +65,26 @@ def _guessed(
     reading, offered = guess([row.values for row in sample])
     why = "understood from the names and content of the columns"
     if reading is None:
+        where, listed = sample[0].where, ", ".join(names)
+        if not offered:
+            fix = "name the format and its columns with data.format.name=NAME and the keys of luthier explain format "
+            fix += "NAME, or bring the rows into one of the formats of luthier list formats"
+            raise DataError(f"{where}: no column holds texts that a format could read: {listed}", fix=fix)
+        doubt = f"{where}: the columns can be read in more than one way"
         shown = "; ".join(f"{name}: {value!r:.60}" for name, value in sample[0].values.items())
-        question = f"{sample[0].where}: the columns can be read in more than one way. This row has {shown}"
-        answer = progress.ask(question, list(map(str, offered))) if offered else None
-        if answer is None:
-            raise _unsure(sample[0].where, names, offered, mixed)
+        answer = progress.ask(f"{doubt}. This row has {shown}", list(map(str, offered)))
+        if answer is None:  # the error in place of the question: every reading, and a command that takes the first
+            ways = (f"\n  {number}. {each}: {shlex.join(each.settings())}" for number, each in enumerate(offered, 1))
+            fix = f"choose one; for the first: {command_with(offered[0].settings())}"
+            if mixed:
+                fix = "choose one, and write it into this set's block of data.mix as format: {name: NAME, KEY: COLUMN}"
+            raise DataError(f"{doubt}: {listed}{''.join(ways)}", fix=fix)
         reading, why = offered[answer], "chosen"
     used = {column.partition(".")[0] for column in reading.columns.values()} | set(reading.columns.values())
     ignored = ", ".join(name for name in names if name not in used)
     why = f"{why}: {reading}" + (f"; not read: {ignored}" if ignored else "")
-    return Opened(rows, reading.reader, why, TASKS.parse(reading.task) if reading.task else None, guessed=True)
-
-
-def _unsure(where: str, names: Sequence[str], offered: Sequence[Reading], mixed: bool) -> DataError:
-    """The error in place of the question: every reading, and a command that takes the first."""
-    if not offered:
-        fix = "name the format and its columns with data.format.name=NAME and the keys of luthier explain format NAME, "
-        fix += "or bring the rows into one of the formats of luthier list formats"
-        return DataError(f"{where}: no column holds texts that a format could read: {', '.join(names)}", fix=fix)
-    ways = "".join(f"\n  {number}. {each}: {shlex.join(each.settings())}" for number, each in enumerate(offered, 1))
-    fix = f"choose one; for the first: {command_with(offered[0].settings())}"
-    if mixed:
-        fix = "choose one, and write it into this set's block of data.mix as format: {name: NAME, KEY: COLUMN}"
-    return DataError(f"{where}: the columns can be read in more than one way: {', '.join(names)}{ways}", fix=fix)
+    form = FORMATS.parse({"name": reading.format, **reading.columns})
+    return Opened(rows, form, why, TASKS.parse(reading.task) if reading.task else None, guessed=True)
 
 
 def refuse_headerless(sample: Sequence[RawRow]) -> None:

@@ -11,8 +11,7 @@ from luthier.core.errors import DataError, InputError
 from luthier.core.events import Progress
 from luthier.data import cache
 from luthier.data.parallel import in_order, processors
-from luthier.data.prepared import SIDES, Prepared
-from luthier.data.rows import Encoded, Rows
+from luthier.data.prepared import SIDES, Encoded, Prepared, Rows
 from luthier.data.settings import DataConfig
 from luthier.data.store import DataFolder, Examples, Refusal, example_of, plain
 from luthier.rendering.chat_template import Template
@@ -166,6 +165,6 @@ def identity(template: Template) -> str:
 
 def pieces(examples: Examples) -> Iterator[list[bytes]]:
     """The records of the examples, PIECE at a time."""
-    records = examples.records()
+    records = (examples.store.records[number] for number in examples.numbers)
     while some := list(islice(records, PIECE)):
         yield some

@@ -1,6 +1,5 @@
 """How rows of unknown columns are to be read, from names and values: one certain reading, or several to choose from."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from luthier.data.formats.base import FORMATS, Format
+from luthier.core.shell import setting
 
 _WORDS = yaml.safe_load((Path(__file__).parent / "vocabulary.yaml").read_text(encoding="utf-8"))
 VOCABULARY = {key: frozenset(words.split()) for key, words in _WORDS.items()}
@@ -31,9 +30,7 @@ def size(text: str) -> int:
     return len(text) + 2 * len(HAN.findall(text))
 
 
-LANGUAGES = VOCABULARY["language"]
 YES_NO = ({"yes", "no"}, {"true", "false"}, {"yes", "no", "maybe"}, {"0", "1"}, {"是", "否"}, {"对", "错"})
-DEFAULT_KEYS = (("speaker", "from"), ("value", "value"))
 MOST = 6
 """Readings that a question offers at most."""
 
@@ -172,10 +169,6 @@ class Reading:
     """Field of the format -> column."""
     task: str = ""
 
-    @property
-    def reader(self) -> Format:
-        return FORMATS.parse({"name": self.format, **self.columns})
-
     def __str__(self) -> str:
         parts = {key: f"{name!r}" for key, name in self.columns.items()}
         match self.format:
@@ -197,16 +190,7 @@ class Reading:
         """The overrides that choose this reading."""
         made = {"data.format.name": self.format, **{f"data.format.{key}": name for key, name in self.columns.items()}}
         made |= {"task": self.task} if self.task else {}
-        return [f"{key}={quoted(value)}" for key, value in made.items()]
-
-
-def quoted(text: str) -> str:
-    """A text as YAML reads it back: `no` and `1` need quotes."""
-    try:
-        plain = yaml.safe_load(text) == text and not text.lower().replace(".", "").replace("e", "").isdigit()
-    except yaml.YAMLError:
-        plain = False
-    return text if plain else json.dumps(text, ensure_ascii=False)
+        return [setting(key, value) for key, value in made.items()]
 
 
 def guess(rows: Sequence[Mapping[str, Any]]) -> tuple[Reading | None, list[Reading]]:
@@ -247,17 +231,18 @@ def _dialogue(column: Column, keys: tuple[str, str]) -> Reading:
     if keys == ("role", "content") and speakers <= {"user", "assistant", "system", "tool", "function"}:
         return Reading("messages", {"messages": column.name})
     fields = {"conversations": column.name, "speaker": keys[0], "value": keys[1]}
-    return Reading("sharegpt", {key: name for key, name in fields.items() if (key, name) not in DEFAULT_KEYS})
+    usual = {"speaker": "from", "value": "value"}
+    return Reading("sharegpt", {key: name for key, name in fields.items() if usual.get(key) != name})
 
 
 def _translation(columns: Sequence[Column], texts: Sequence[Column]) -> Reading | None:
     """Two texts named by their languages, also within one column."""
     for column in columns:
         if column.values and isinstance(column.values[0], Mapping):
-            keys = [key for key in column.values[0] if str(key).lower() in LANGUAGES]
+            keys = [key for key in column.values[0] if str(key).lower() in VOCABULARY["language"]]
             if len(keys) == 2:
                 return _pairs(f"{column.name}.{keys[0]}", f"{column.name}.{keys[1]}")
-    both = [c for c in texts if c.named("language") == 2 or not LANGUAGES.isdisjoint(c.words[:1])]
+    both = [c for c in texts if c.named("language") == 2 or not VOCABULARY["language"].isdisjoint(c.words[:1])]
     return _pairs(both[0].name, both[1].name) if len(both) == 2 else None
 
 

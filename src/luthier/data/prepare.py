@@ -1,33 +1,34 @@
 """From the data block of a recipe to training, validation and test examples, with a count of every row."""
 
 import hashlib
+import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 from luthier.core.errors import DataError, InputError
 from luthier.core.events import Progress
+from luthier.core.files import sha256
 from luthier.data import cache
-from luthier.data.dataset_info import named, resolve_name
+from luthier.data.dataset_info import entries_of, resolve_name
 from luthier.data.detect import Opened, open_set, task_for
 from luthier.data.file_types.base import RawRow, kind_of
 from luthier.data.formats.base import FORMATS, Format, column
 from luthier.data.prepared import SIDES, Portion, Prepared, SplitCounts
 from luthier.data.read import encodings, local_files, looks_like_file, read_rows, suffixes, validation_split
 from luthier.data.settings import DataConfig
-from luthier.data.split import split, weigh
 from luthier.data.store import Examples, Refusal, Refusals, Store, content_record, example_digest, plain
 from luthier.data.stream import Stream, refuse_settings
 from luthier.rendering.example import FIXES, RowError
 from luthier.tasks.base import TASKS, Task
 
 VALIDATION_SHARE = 0.1
-SHOW_EVERY = 1_000  # rows
-HeldOut = Literal["validation", "test"]
-HELD_OUT: tuple[HeldOut, HeldOut] = ("test", "validation")
+HELD_OUT = ("test", "validation")
 
 
 def load(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
@@ -36,15 +37,14 @@ def load(config: DataConfig, task: Task | None, progress: Progress | None = None
     if not config.path:
         raise InputError("no data given", fix="data=FILE, a hub id, or data=builtin:reviews")
     blocks = members(config)
-    cached = config.cache and not config.streaming
-    name = _cached_name(config, [block for block, _ in blocks], task) if cached else ""
+    name = _cached_name(config, [block for block, _ in blocks], task) if config.cache and not config.streaming else ""
     if name and (found := cache.find(name)):
         progress.note("these files were read before: their rows come from the cache")
         folder, values, arrays = found
         store, account = Store(folder, (values, arrays)), values["account"]
         refusals = Refusals(Refusal(**each) for each in values["refusals"])
-        more = {"portions": [Portion(**each) for each in account["mix"]], "decided": values["decided"]}
-        data = Prepared.restored(account, {side: Examples(store, arrays[side]) for side in SIDES}, refusals, **more)
+        examples = {side: Examples(store, arrays[side]) for side in SIDES}
+        data = Prepared.restored(account, examples, refusals, decided=values["decided"])
         if "format" in data.decided:
             progress.note(f"{config.path}: {data.format_why}")
         return data
@@ -64,11 +64,13 @@ def _cached_name(recipe: DataConfig, blocks: list[DataConfig], task: Task | None
         return ""
     blocks = [*blocks, *(other for side in HELD_OUT if (other := other_source(recipe, blocks[0], side)))]
     there = [local_files(block.path, block.split) for block in blocks]
-    content = cache.content_of([file for files in there for file in files or ()])
-    if content is None or not all(there):
-        return ""
+    files = [file for files in there for file in files or ()]
     dumped = [block.model_dump(mode="json", exclude={"workers", "cache"}) for block in [recipe, *blocks]]
-    return cache.key("examples", {"blocks": dumped, "content": content, "task": task.spec() if task else None})
+    decides = {"blocks": dumped, "task": task.spec() if task else None}
+    with suppress(OSError):  # reading the rows will report what is wrong
+        if all(there) and sum(file.stat().st_size for file in files) >= cache.SMALLEST:
+            return cache.key("examples", {**decides, "content": [sha256(file) for file in files]})
+    return ""
 
 
 @dataclass(slots=True)
@@ -190,7 +192,7 @@ class _Loader:
         seen = self.seen if isinstance(counts, Portion) else {}  # the training sets share theirs
         for row in raw:
             counts.read += 1
-            if counts.read % SHOW_EVERY == 0:
+            if counts.read % 1_000 == 0:
                 self.progress.rows(counts.read, None)
             try:
                 if row.problem:
@@ -216,7 +218,7 @@ class _Loader:
             self.store.add(example)
         return range(first, len(self.store))
 
-    def split_off(self, side: HeldOut, examples: Examples, every: int) -> tuple[Examples, Examples]:
+    def split_off(self, side: str, examples: Examples, every: int) -> tuple[Examples, Examples]:
         """The rest, and the rows of a held-out side: a share of `every` row."""
         config, counts = self.config, self.counts[side]
         share = config.test if side == "test" else config.validation
@@ -238,7 +240,7 @@ class _Loader:
         counts.read = len(held)
         return rest, held
 
-    def without_leaks(self, examples: Examples, held: Examples, side: HeldOut) -> Examples:
+    def without_leaks(self, examples: Examples, held: Examples, side: str) -> Examples:
         """The training rows after data.on_leak; the rows held out stay as they are, so that scores compare."""
         there: dict[bytes, int] = {}
         for place, digest in enumerate(held.digests):
@@ -282,10 +284,7 @@ def _take(examples: Examples, limit: int | None, seed: int, counts: SplitCounts)
 
 def members(config: DataConfig) -> list[tuple[DataConfig, str]]:
     """The resolved data block of each set, with where its format comes from: data.path, then those of data.mix."""
-    blocks = [resolve_name(config)]
-    for one in config.mix:
-        given = {name: getattr(one, name) for name in type(one).model_fields}
-        blocks.append(resolve_name(config.model_copy(update=given)))
+    blocks = [resolve_name(config), *(resolve_name(config.model_copy(update=dict(one))) for one in config.mix)]
     places = [(block.path, block.split, block.subset) for block, _ in blocks]
     for place, (block, _) in zip(places, blocks, strict=True):
         if places.count(place) > 1:
@@ -301,18 +300,15 @@ def source_name(config: DataConfig) -> str:
     return config.path if config.path.endswith(suffixes()) else f"{config.path} ({config.split})"
 
 
-def other_source(recipe: DataConfig, config: DataConfig, side: HeldOut) -> DataConfig | None:
-    """Where the rows of this side come from, or None where they are split off the training rows, or there are none.
-
-    `recipe` is the block as written, `config` the same with a name of dataset_info.json resolved.
-    """
+def other_source(recipe: DataConfig, config: DataConfig, side: str) -> DataConfig | None:
+    """The data block of the side's own rows, if any; `config` is `recipe` with a name of dataset_info.json resolved."""
     wanted = getattr(config, side)
     if wanted is None and side == "validation":
         found = validation_split(config.path, config.hub, config.subset)
         return config.model_copy(update={"split": found}) if found else None
     if wanted is None or wanted == "none" or isinstance(wanted, float):
         return None
-    if named(recipe, wanted):
+    if wanted in entries_of(recipe.path)[1]:
         made, _ = resolve_name(recipe.model_copy(update={"subset": wanted, "limit": recipe.validation_limit}))
         return made.model_copy(update={"validation_limit": made.limit})
     if wanted.startswith("builtin:"):
@@ -335,3 +331,86 @@ def refuse_split_settings(config: DataConfig, other: DataConfig | None) -> None:
         if getattr(config, key):
             fix = f"leave data.{key} out, or data.validation=0.1"
             raise InputError(f"data.{key}: {why}, so no share is held out", fix=fix)
+
+
+def split(examples: Examples, share: float, seed: int, *, stratify: bool | None = None) -> tuple[Examples, Examples]:
+    """Hold out `share` of the examples by a seeded shuffle: (training, held out).
+
+    Equal examples, and those of one group, stay on one side, so none leaks. With `stratify` each label holds out
+    its share (None: where every example has a label); a group counts as its most frequent label.
+    """
+    if len(examples) < 2:
+        return examples, examples.take(())
+    label_of, group_of = examples.labels, examples.groups
+    by_label = None not in label_of if stratify is None else stratify
+    units = _units(examples.digests, group_of)
+    Random(seed).shuffle(units)
+    labels = [""] * len(units)
+    if by_label:
+        labels = [Counter(label_of[place] or "" for place in unit).most_common(1)[0][0] for unit in units]
+    wanted = max(1, round(len(examples) * share))
+    rows = Counter(label for unit, label in zip(units, labels, strict=True) for _ in unit)
+    room = _places(rows, share, wanted) if by_label else {"": wanted}
+    held_out: list[int] = []
+    rest: list[int] = []
+    for unit, label in zip(units, labels, strict=True):
+        fits = len(unit) <= room[label]
+        room[label] -= len(unit) if fits else 0
+        (held_out if fits else rest).extend(unit)
+    if not held_out and any(group_of):
+        least = min(map(len, units))
+        why = f"no group of data.group fits into the {wanted} rows to hold out: the smallest has {least}"
+        raise DataError(why, fix="raise data.validation, or give a file with validation rows")
+    return examples.take(rest), examples.take(held_out)
+
+
+def _units(digests: Sequence[bytes], groups: Sequence[str]) -> list[list[int]]:
+    """Places that must stay together (equal examples, and those of a group), in the order of their first."""
+    parent = array("Q", range(len(digests)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first: dict[bytes | str, int] = {}
+    for i, keys in enumerate(zip(digests, groups, strict=True)):
+        for key in keys:
+            if key:
+                one, other = root(first.setdefault(key, i)), root(i)
+                parent[max(one, other)] = min(one, other)
+    units: dict[int, list[int]] = {}
+    for i in range(len(digests)):
+        units.setdefault(root(i), []).append(i)
+    return list(units.values())
+
+
+def _places(rows: Counter[str], share: float, wanted: int) -> dict[str, int]:
+    """Rows each label holds out, never all: its share rounded down, one more for those with none or a big remainder."""
+    places = {label: math.floor(count * share) for label, count in rows.items()}
+    open_labels = [label for label, count in rows.items() if places[label] < count - 1]
+    open_labels.sort(key=lambda label: (places[label] > 0, places[label] - rows[label] * share, -rows[label], label))
+    for label in open_labels[: max(0, wanted - sum(places.values()))]:
+        places[label] += 1
+    return places
+
+
+def weigh(sets: Sequence[range], examples: Examples, portions: Sequence[Portion], seed: int) -> Examples:
+    """The rows of an epoch. `sets` has, for each portion, the numbers of its rows in the store, held out or not.
+
+    Weight 2 has every row twice, weight 0.5 half of the rows once, the same ones in each epoch. Weights count after
+    rows are held out, so no copy of a held-out row trains.
+    """
+    made = array("Q")
+    for number, (one, portion) in enumerate(zip(sets, portions, strict=True)):
+        rows = array("Q", (which for which in examples.numbers if which in one))
+        whole = int(portion.weight)
+        part = round((portion.weight - whole) * len(rows))
+        more = sorted(Random(f"{seed}:{number}").sample(range(len(rows)), part))
+        portion.held_out = len(one) - len(rows)
+        portion.by_weight = 0 if whole else len(rows) - part
+        portion.repeated = max(0, whole - 1) * len(rows) + (part if whole else 0)
+        portion.rows = whole * len(rows) + part
+        made += rows * whole + array("Q", (rows[i] for i in more))
+    return Examples(examples.store, made)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from luthier.core.errors import DataError, LuthierError, MissingExtra, did_you_mean, install
+from luthier.core.errors import DataError, LuthierError, MissingExtra, did_you_mean, first_line, install
 from luthier.data.file_types.base import FILE_TYPES, FileType, RawRow, encoding_of, kind_of, refusal, watched
 from luthier.data.settings import DataConfig
 
@@ -36,10 +36,7 @@ def _suffix(path: str) -> str:
 
 
 def read_rows(config: DataConfig, *, streaming: bool = False) -> Iterator[RawRow]:
-    """Rows of a file, of one split of a folder, of an embedded data set (`builtin:reviews`), or of a hub id.
-
-    Files are always read row by row; `streaming` does not download a hub's data set first either.
-    """
+    """Rows of a file, a split of a folder, `builtin:reviews` or a hub id, which `streaming` does not download first."""
     files = local_files(config.path, config.split)
     if files is None and looks_like_file(config.path):
         path = Path(config.path)
@@ -163,7 +160,7 @@ def read_file(file: Path, columns: Sequence[str] = ()) -> Iterator[RawRow]:
             count += 1
             yield row
         if not count:
-            raise DataError(f"{file}: the file has no rows", fix="give a file with at least one row")
+            raise DataError(f"{file}: the file {kind.empty}", fix="give a file with at least one row")
 
 
 def encodings(files: Iterable[str]) -> list[dict[str, str]]:
@@ -203,7 +200,6 @@ def _read_hub(config: DataConfig, streaming: bool) -> Iterator[RawRow]:
 
 
 def _hub_error(path: str, split: str, error: Exception, fix: str = "") -> LuthierError:
-    first = str(error).strip().split("\n")[0]
     where = f"data set {path!r}" + (f" (split {split!r})" if split else "")
-    why = f"{where} is not a local file and could not be loaded from the hub: {type(error).__name__}: {first}"
-    return DataError(why, fix=fix or "check the name and the network, or give a local file")
+    why = f"is not a local file and could not be loaded from the hub: {type(error).__name__}: {first_line(error)}"
+    return DataError(f"{where} {why}", fix=fix or "check the name and the network, or give a local file")

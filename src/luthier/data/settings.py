@@ -9,12 +9,10 @@ from luthier.core.registry import AUTO, Config, Count, Seed
 from luthier.data.formats.base import FORMATS, Format
 from luthier.rendering.row import LongRow
 
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
 
 def _place(value: str | float | None) -> str | float | None:
     """Nothing is read from a URL, and one may hold a password, which recipe and reports would keep."""
-    if isinstance(value, str) and URL.match(value):
+    if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value):
         raise ValueError("this is a URL: download the file and give its path, or a hub id (OWNER/NAME)")
     if isinstance(value, float) and not 0 < value < 1:
         raise ValueError(f"should be a file, the name of a split, a share between 0 and 1, or none, not {value}")

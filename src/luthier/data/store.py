@@ -1,8 +1,4 @@
-"""Examples on disk: a data set may be larger than memory.
-
-A run reads all of its data before step one, and a million short rows as Python objects take several GB. So they are
-kept in one file and read from it one by one; what stays in memory is some tens of bytes per row.
-"""
+"""Examples on disk, read one by one: a million short rows as Python objects take several GB, here some tens of MB."""
 
 import json
 import os
@@ -11,7 +7,7 @@ import tempfile
 import weakref
 from abc import abstractmethod
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from operator import attrgetter
@@ -34,16 +30,11 @@ T = TypeVar("T")
 class DataFolder:
     """A temporary folder of data files, deleted when nothing uses it any more, or kept under a name."""
 
-    def __init__(self, parent: Path | None = None) -> None:
-        self.path, self.writable = Path(tempfile.mkdtemp(prefix="luthier-data-", dir=parent)), True
-        self._delete = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
-
-    @classmethod
-    def existing(cls, path: Path) -> "DataFolder":
-        """A folder that stays, read only."""
-        folder = cls.__new__(cls)
-        folder.path, folder.writable = path, False
-        return folder
+    def __init__(self, parent: Path | None = None, *, existing: Path | None = None) -> None:
+        """A new folder in `parent`, or an `existing` one, which stays and is read only."""
+        self.path, self.writable = existing or Path(tempfile.mkdtemp("", "luthier-data-", parent)), existing is None
+        if self.writable:
+            self._delete = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
     def keep(self, name: Path) -> None:
         """Rename the folder, so that it stays. Its files must be closed."""
@@ -133,7 +124,7 @@ class Refusals(OnDisk[Refusal]):
 
     def append(self, refusal: Refusal) -> None:
         """Add one; what JSON cannot hold (a date of a parquet file) becomes text."""
-        self.files[file_of(refusal.where)] = None
+        self.files[refusal.where.rpartition(": ")[0]] = None
         line = {"where": refusal.where, "reason": refusal.reason, "row": refusal.row}
         self._records.append(to_json(line, default=str).encode() + b"\n")
 
@@ -169,7 +160,7 @@ class Store:
     def add(self, example: Example) -> None:
         content = content_record(example)
         self.records.append(content + b"\n" + json.dumps(_place(example)).encode())
-        self.files[file_of(example.where)] = None
+        self.files[example.where.rpartition(": ")[0]] = None
         self.digests.frombytes(example_digest(content))
         label, group = example.label, example.group
         self.labels.append(-1 if label is None else self.names.setdefault(label, len(self.names)))
@@ -211,10 +202,6 @@ class Examples(OnDisk[Example]):
     def read(self, number: int) -> Example:
         return example_of(self.store.records[self.numbers[number]])
 
-    def records(self) -> Iterator[bytes]:
-        """Each example as it is in the file."""
-        return (self.store.records[number] for number in self.numbers)
-
     def where(self, place: int) -> str:
         """File and line of the example at `place`."""
         return self.store.where(self.numbers[place])
@@ -248,11 +235,6 @@ def plain(example: Example) -> dict[str, Any]:
     for name in made.keys() & {"messages", "rejected"}:
         made[name] = [{k: v for k, v in m.items() if v or k in ("content", "learn")} for m in made[name]]
     return made
-
-
-def file_of(where: str) -> str:
-    """The file or data set of a place such as `a.jsonl: line 3`."""
-    return where.rpartition(": ")[0]
 
 
 def content_record(example: Example) -> bytes:

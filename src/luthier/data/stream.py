@@ -1,9 +1,7 @@
 """Rows that are read while the run trains: data sets too large to read first, of a known number of steps.
 
 The order is that of a shuffle buffer: `data.shuffle_buffer` examples are read ahead, one of them is drawn at random,
-the next one read takes its place. Each draw is a pure function of seed, epoch and number. So a resumed run reads the
-rows up to its place once more, without tokenizing them, and has the same buffer. A digest over the rows read shows
-whether they have changed. When the data ends, another epoch begins.
+the next one read takes its place. Each draw is a pure function of seed, epoch and number, so a resumed run repeats it.
 """
 
 import json
@@ -16,8 +14,7 @@ from typing import Any
 from luthier.core.errors import DataError, InputError
 from luthier.data.file_types.base import RawRow
 from luthier.data.formats.base import Format
-from luthier.data.prepared import SplitCounts
-from luthier.data.rows import Encoded
+from luthier.data.prepared import Encoded, SplitCounts
 from luthier.data.settings import DataConfig
 from luthier.data.store import Refusal, Refusals, plain
 from luthier.rendering.example import FIXES, Example, RowError

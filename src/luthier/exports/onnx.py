@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.core.errors import InputError, MissingExtra, install
+from luthier.core.errors import InputError, MissingExtra, first_line, install
 from luthier.core.shell import literal
 from luthier.exports.base import Export, Opened, Tuned
 from luthier.models.saving import write_words
@@ -60,7 +60,7 @@ class Onnx(Export):
             with redirect_stdout(StringIO()):
                 made = OnnxExporter().export(model, inputs, OnnxConfig(dynamic=True)).program
         except Exception as error:  # the exporters of torch and transformers raise many kinds
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             why = f"{tuned.run}: {type(model).__name__} cannot be written as ONNX: {reason}"
             raise InputError(why, fix=tuned.export_command("merged")) from error
         finally:

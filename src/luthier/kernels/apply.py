@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from luthier.core.errors import InputError
+from luthier.core.errors import InputError, first_line
 from luthier.kernels import gated_mlp, lora, rms_norm
 from luthier.kernels.attention import row_by_row
 
@@ -59,6 +59,5 @@ def check_compile(device: str) -> None:
     try:
         torch.compile(lambda numbers: numbers.cos() + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever a missing or broken compiler makes of it
-        what = (str(error).strip() or type(error).__name__).splitlines()[0]
         fix = "a C++ compiler (g++, or the one that CXX names) for a CPU, Triton for a GPU; or train.compile=false"
-        raise InputError(f"train.compile: torch.compile does not work here: {what}", fix=fix) from error
+        raise InputError(f"train.compile: torch.compile does not work here: {first_line(error)}", fix=fix) from error

@@ -7,7 +7,7 @@ from typing import Any
 
 from luthier.core.errors import InputError
 from luthier.core.files import write_json, write_jsonl, write_text
-from luthier.data.checks.audit import Audit, audit_json
+from luthier.data.checks.audit import Audit
 from luthier.data.prepared import Prepared
 from luthier.reports import page
 from luthier.runs.folder import RunFolder
@@ -26,7 +26,7 @@ def write_report(out: Path, found: Audit, data: Prepared, model: str, *, named: 
     whose = "" if named else ", because no model is named: --model M counts with yours"
     most = f"rows of at most {found.max_length:,} tokens"
     notes = [f"read as train would, with the tokenizer of {model}{whose}", most]
-    body = {"out": str(out), "notes": notes, **audit_json(found)}
+    body = {"out": str(out), "notes": notes, **asdict(found)}
     filters = {"shown": shown, "piece": piece, "count": lambda number: f"{number:,}"}
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,19 @@
 """Checks of the data that a run would learn from, read as `train` would, but without the rows that would stop it."""
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Literal, get_args
 
 from luthier.core.errors import DataError, InputError, install_anywhere
 from luthier.core.events import Progress
 from luthier.data.checks import duplicates
-from luthier.data.checks.duplicates import groups, near, normalized
-from luthier.data.checks.facts import SHORT, TextHashes, beginning, content, prompt, text_hashes
+from luthier.data.checks.duplicates import TextHashes, beginning, content, groups, near, normalized, prompt, text_hashes
 from luthier.data.checks.languages import MOST_TEXTS, available, languages
-from luthier.data.checks.mask import Mask, endless, learned_prompts, masks
+from luthier.data.checks.mask import Mask, learned_prompts, masks
 from luthier.data.encode import encode, workers_for
 from luthier.data.prepare import load
 from luthier.data.prepared import SIDES, Prepared
@@ -26,16 +25,12 @@ from luthier.tasks.base import Task
 
 Level = Literal["stop", "warn", "note"]
 """`stop`: train would stop; `warn`: look at it; `note`: good to know."""
-PERCENTILES = (50, 90, 95, 99)
 LIMITS = (256, 512, 1024, 2048)
 """Values of train.max_length for which the report shows what they would cut."""
 PLACES = 50
 """Pairs or places that are kept of one finding; the count is always of all."""
 FEW_ANSWERS = 20
 """A chat with at most this many different answers has labels in words: their balance is shown."""
-LARGE_SHARE = 0.2
-"""Share of the rows from which a common beginning of prompts, or one answer, is reported."""
-FEWEST = 10  # rows below which nothing is called a large share
 
 
 @dataclass(slots=True)
@@ -61,10 +56,12 @@ class Pair:
         return f"{self.b} = {self.a}" if self.similarity == 1 else f"{self.b} ~ {self.a} ({self.similarity:.0%})"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Audit:
     """All that `luthier check` found, as written to data.json."""
 
+    stops: bool = False
+    """Would train stop?"""
     account: dict[str, Any]
     """Format, task, template, fingerprint, and the counts of both sides."""
     max_length: int
@@ -97,14 +94,11 @@ class Audit:
     masks: list[Mask] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
-    @property
-    def stops(self) -> bool:
-        """Would train stop?"""
-        return any(finding.level == "stop" for finding in self.findings)
-
     def add(self, level: Level, what: str, text: str, places: Sequence[str] = ()) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(level, what, text, list(places[:PLACES])))
+        """Add a finding, after those of its level."""
+        self.stops = self.stops or level == "stop"
+        made = Finding(level, what, text, list(places[:PLACES]))
+        insort(self.findings, made, key=lambda finding: get_args(Level).index(finding.level))
 
 
 def read_all(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
@@ -150,18 +144,11 @@ def survey(
         found.add("stop", "rows", failure + total, [refusal["where"] for refusal in found.refusals])
     elif data.refusals:
         found.add("note", "rows", f"{len(data.refusals):,} rows are left out, as the recipe says")
-    found.findings.sort(key=lambda finding: finding.level != "stop")
     return found
 
 
 def audit(
-    data: Prepared,
-    template: Template,
-    *,
-    lengths: Sequence[int],
-    max_length: int,
-    workers: int = 1,
-    progress: Progress | None = None,
+    data: Prepared, template: Template, *, lengths: Sequence[int], max_length: int, workers: int, progress: Progress
 ) -> Audit:
     """Check the encoded data; `lengths` are those of all rows in tokens before a limit."""
     found = Audit(account=data.account(), max_length=max_length)
@@ -169,7 +156,7 @@ def audit(
     found.refusals = [{"where": refusal.where, "reason": refusal.reason} for refusal in refusals]
     _lengths(found, sorted(lengths))
     sides = [data.side(side).examples for side in SIDES]
-    hashes = text_hashes(sides, workers, progress or Progress())
+    hashes = text_hashes(sides, workers, progress)
     examples = Examples(data.examples.store, (number for side in sides for number in side.numbers))
     _labels(found, data, hashes)
     found.scripts = dict(hashes.scripts.most_common())
@@ -183,14 +170,13 @@ def audit(
     _duplicates(found, examples, hashes, len(data.examples))
     _conflicts(found, examples, hashes)
     if hashes.short and not found.labels["train"]:
-        text = f"answers of at most {SHORT} characters: {_share(len(hashes.short), hashes.chats)}"
+        text = f"answers of at most {duplicates.SHORT} characters: {_share(len(hashes.short), hashes.chats)}"
         shown = [examples[number] for number in hashes.short[:PLACES]]
         found.add("warn", "short answers", text, [f"{e.where}: {e.answer.strip()!r}" for e in shown])
     if empty := [refusal["where"] for refusal in found.refusals if "empty" in refusal["reason"]]:
         found.add("warn", "empty", f"rows refused for an empty text or answer: {len(empty):,}", empty)
     _repeated(found, examples, hashes)
     _masks(found, data, template)
-    found.findings.sort(key=lambda finding: get_args(Level).index(finding.level))
     return found
 
 
@@ -209,7 +195,7 @@ def _lengths(found: Audit, lengths: Sequence[int]) -> None:
     rows = len(lengths)
     if not rows:
         return
-    found.lengths = {"rows": rows, **{f"p{p}": lengths[ceil(p / 100 * rows) - 1] for p in PERCENTILES}}
+    found.lengths = {"rows": rows, **{f"p{p}": lengths[ceil(p / 100 * rows) - 1] for p in (50, 90, 95, 99)}}
     found.lengths |= {"max": lengths[-1], "tokens": sum(lengths)}
     for limit in sorted({*LIMITS, found.max_length}):
         over = lengths[bisect_right(lengths, limit) :]
@@ -257,15 +243,9 @@ def _duplicates(found: Audit, examples: Examples, hashes: TextHashes, trained: i
     def pairs(some: Sequence[tuple[int, int, float]]) -> list[Pair]:
         return [Pair(examples.where(a), examples.where(b), s, content(examples[b])[:160]) for a, b, s in some[:PLACES]]
 
-    crossing: set[int] = set()
-    same: list[tuple[int, int, float]] = []
-    across: list[tuple[int, int, float]] = []
-    for first, *others in groups(hashes.contents):
-        same += [(first, number, 1.0) for number in others]
-        outside = [number for number in others if number >= trained]
-        if first < trained:
-            crossing.update(outside)
-            across += [(first, number, 1.0) for number in outside]
+    same = [(first, number, 1.0) for first, *others in groups(hashes.contents) for number in others]
+    across = [pair for pair in same if pair[0] < trained <= pair[1]]
+    crossing = {number for _, number, _ in across}
     found.exact, found.exact_rows = pairs(same), len(same)
     prompts = set(hashes.prompts[:trained]) - {0}
     known = {number for number in range(trained, len(examples)) if hashes.prompts[number] in prompts} - crossing
@@ -320,8 +300,8 @@ def _conflicts(found: Audit, examples: Examples, hashes: TextHashes) -> None:
 
 
 def _repeated(found: Audit, examples: Examples, hashes: TextHashes) -> None:
-    """One beginning of many prompts, one answer to many: a template, or a mistake in making the data."""
-    least = max(FEWEST, LARGE_SHARE * len(examples))
+    """One beginning of many prompts, one answer to many (a fifth of the rows): a template, or a mistake in the data."""
+    least = max(10, 0.2 * len(examples))
     for begin, count in Counter(hashes.heads).items():
         if begin and count >= least:
             first = last = ""
@@ -349,7 +329,9 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
         found.add("stop", "mask", "no training row has a token that is learned")
     if unlearned := [rows.where(number) for number, count in enumerate(rows.learned) if not count]:
         found.add("warn", "mask", f"no token is learned in {_share(len(unlearned), every)}", unlearned)
-    if ends := [rows.where(number) for number in endless(data, template)]:
+    chat = data.task.name == "chat"
+    ended = set(rows.containing(template.end_ids, learned=True) if chat else range(every))
+    if ends := [rows.where(number) for number in range(every) if number not in ended]:
         text = f"the token that ends an answer is cut away, so not learned, in {_share(len(ends), every)}"
         if len(ends) == every:
             text = "the token that ends an answer is learned in no row"
@@ -357,7 +339,7 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
     wrong, checked = learned_prompts(data, template)
     if wrong:
         found.add("stop", "mask", f"tokens of the prompt are learned in {_share(len(wrong), checked)}", wrong)
-    if data.task.name == "chat" and template.source != "the tokenizer's own":
+    if chat and template.source != "the tokenizer's own":
         text = f"the tokenizer has no chat template; used is {template.source}, which the run saves with its tokenizer"
         found.add("note", "template", text)
     tokenizer = template.tokenizer
@@ -369,8 +351,3 @@ def _masks(found: Audit, data: Prepared, template: Template) -> None:
         found.add("warn", "cut", f"rows cut to {found.max_length:,} tokens, by data.on_long_row: {cut:,}")
     if not data.validation_examples:
         found.add("note", "validation", "no row is held out, so nothing will show whether training helps")
-
-
-def audit_json(found: Audit) -> dict[str, Any]:
-    """The audit as it is written to data.json."""
-    return {"stops": found.stops, **asdict(found)}

@@ -1,4 +1,4 @@
-"""Equal and nearly equal texts: normalized keys, and MinHash over character shingles with bands.
+"""Equal texts by hashes, computed in parallel processes, and nearly equal ones by MinHash over shingles with bands.
 
 MinHash: A. Broder, On the resemblance and containment of documents, 1997. Each text is the set of its
 shingles (5 characters in a row); the share of equal minima over random hash functions estimates the Jaccard
@@ -8,13 +8,23 @@ is never an estimate; what may be missed is a pair near the threshold (one in a 
 
 import re
 import unicodedata
+from array import array
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from luthier.core.events import Progress
+from luthier.data.checks.languages import script
+from luthier.data.encode import pieces
+from luthier.data.parallel import in_order
+from luthier.data.store import Examples, example_of
+from luthier.rendering.example import Example
 
 THRESHOLD = 0.8
 """Share of common shingles (Jaccard) from which two texts count as nearly equal."""
@@ -28,6 +38,10 @@ MOST_PAIRS = 100_000
 """Pairs that are compared exactly."""
 CROWD = 32  # in a fuller bucket each text is compared with the first one only
 SPACE = re.compile(r"\s+")
+PREFIX = 40
+"""Characters that prompts must share to count as one template."""
+SHORT = 2
+"""An answer of at most this many characters is short."""
 
 
 @dataclass(slots=True)
@@ -73,7 +87,11 @@ def near(text: Callable[[int], str], keys: Sequence[int], first: int = 0) -> Nea
     random = np.random.default_rng(7)
     factors = random.integers(1, 2**63, BANDS * BAND, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     terms = random.integers(0, 2**63, BANDS * BAND, dtype=np.uint64)
-    minima = np.stack([_minima(_shingles(text(number)), factors, terms) for number in numbers])
+    minima = np.empty((len(numbers), BANDS * BAND), dtype=np.uint32)
+    for place, number in enumerate(numbers):
+        own = _shingles(text(number))
+        mixed = own ^ (own >> np.uint64(29))
+        minima[place] = ((mixed[:, None] * factors + terms) >> np.uint64(32)).min(axis=0)
 
     @lru_cache(maxsize=4096)
     def shingles(place: int) -> NDArray[Any]:
@@ -106,12 +124,6 @@ def _shingles(text: str) -> NDArray[Any]:
     return np.unique(hashes)
 
 
-def _minima(shingles: NDArray[Any], factors: NDArray[Any], terms: NDArray[Any]) -> NDArray[Any]:
-    mixed = shingles ^ (shingles >> np.uint64(29))
-    least: NDArray[Any] = ((mixed[:, None] * factors + terms) >> np.uint64(32)).min(axis=0).astype(np.uint32)
-    return least
-
-
 def _candidates(minima: NDArray[Any]) -> set[tuple[int, int]]:
     """Pairs that agree in at least one band."""
     found: set[tuple[int, int]] = set()
@@ -125,3 +137,74 @@ def _candidates(minima: NDArray[Any]) -> set[tuple[int, int]]:
         if len(found) > 4 * MOST_PAIRS:
             break
     return found
+
+
+class TextHashes:
+    """Hashes of these texts of each example, in order, 0 where there is none: equal texts, equal hashes.
+
+    They have 64 bits: among a million different texts, two share a hash with a probability of 3e-8.
+    """
+
+    def __init__(self) -> None:
+        self.contents, self.prompts, self.answers, self.heads = array("Q"), array("Q"), array("Q"), array("Q")
+        """The example's own text and the input of the model, normalized; the answer of a dialogue; the first PREFIX
+        characters of a longer prompt or text."""
+        self.scripts: Counter[str] = Counter()
+        self.short = array("Q")
+        """Numbers of the dialogues with a short answer."""
+        self.chats = 0
+
+
+def text_hashes(sides: Sequence[Examples], workers: int, progress: Progress) -> TextHashes:
+    """The hashes of all examples of these sides, one side after another."""
+    found, every = TextHashes(), sum(map(len, sides))
+    hashes = found.contents, found.prompts, found.answers, found.heads
+    for side in sides:
+        for part in in_order(hashes_of, pieces(side), workers):
+            for own, name, length in part:
+                if length is not None:
+                    found.chats += 1
+                    if length <= SHORT:
+                        found.short.append(len(found.contents))
+                found.scripts[name] += 1
+                for numbers, number in zip(hashes, own, strict=True):
+                    numbers.append(number)
+            progress.rows(len(found.contents), every)
+    return found
+
+
+def hashes_of(records: Sequence[bytes]) -> list[tuple[tuple[int, ...], str, int | None]]:
+    """The hashes of each example, its script, and the characters of the answer of an unlabeled dialogue."""
+    made = []
+    for record in records:
+        example = example_of(record)
+        own, begin = content(example), beginning(example)
+        answer = example.answer.strip() if example.messages else ""
+        texts = normalized(own + example.tools), normalized(prompt(example) + example.tools), answer
+        hashes = (*map(_hash, texts), _hash(begin[:PREFIX]) if len(begin) > PREFIX else 0)
+        made.append((hashes, script(own), len(answer) if example.messages and example.label is None else None))
+    return made
+
+
+def prompt(example: Example) -> str:
+    """The input of the model: the text to classify, or the user's turns; plain text has none."""
+    if example.text:  # a labeled text may be in a dialogue as well, with our prompt
+        return content(example) if example.label is not None else ""
+    return "\n".join(message.content for message in example.messages if message.role == "user")
+
+
+def content(example: Example) -> str:
+    """The row's own text, without its label."""
+    if example.text:
+        return "\n".join(filter(None, (example.text, example.pair)))
+    return "\n".join(message.all_text for message in (*example.messages, *example.rejected[-1:]))
+
+
+def beginning(example: Example) -> str:
+    """The text whose first characters may be those of a template."""
+    return prompt(example).strip() or example.text.strip()
+
+
+def _hash(text: str) -> int:
+    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return (int.from_bytes(digest) or 1) if text else 0

@@ -1,7 +1,4 @@
-"""Detects the scripts of texts, and their languages where the extra `languages` is installed.
-
-A script is not a language: English and German are both Latin here.
-"""
+"""Detects the scripts of texts (English and German are both Latin), and with the extra `languages` their languages."""
 
 import re
 from collections import Counter

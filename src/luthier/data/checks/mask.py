@@ -16,7 +16,6 @@ MOST_TOKENS = 400
 """Tokens of a row that are shown: the first and the last half of them."""
 LINE = 400
 """Characters of a row on one line."""
-FIRST_ROWS = 3
 MOST_CHECKED = 5_000
 """Examples whose prompts are rendered again to check that no token of them is learned; of more, evenly spaced ones."""
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -41,7 +40,7 @@ def masks(data: Prepared, template: Template) -> list[Mask]:
     if not data.rows:
         return []
     longest = max(range(len(data.rows)), key=data.rows.lengths.__getitem__)
-    chosen = dict.fromkeys(range(min(FIRST_ROWS, len(data.rows))), "one of the first training rows")
+    chosen = dict.fromkeys(range(min(3, len(data.rows))), "one of the first training rows")
     chosen[longest] = "the longest training row"
     return [mask(data.rows[number], why, data, template) for number, why in chosen.items()]
 
@@ -50,7 +49,7 @@ def mask(row: Row, why: str, data: Prepared, template: Template) -> Mask:
     """What of a row is learned, as text."""
     classes = data.task.model_class == "classification"
     labels = [IGNORED] * len(row.ids) if classes else [IGNORED, *row.labels[1:]]  # the first token is not a target
-    ends = end_ids(data, template)
+    ends = template.end_ids if data.task.name == "chat" else {template.tokenizer.eos_token_id}
     special = set(template.special)
     kinds: list[Kind] = []
     for token, label in zip(row.ids, labels, strict=True):
@@ -112,23 +111,6 @@ def _after(before: Sequence[int], ids: Sequence[int], template: Template) -> str
 
 def _text(ids: Sequence[int], template: Template) -> str:
     return str(template.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
-
-
-def end_ids(data: Prepared, template: Template) -> set[int]:
-    """Tokens that end what the model generates; none for a classifier, which generates nothing."""
-    if data.task.model_class == "classification":
-        return set()
-    if data.task.name == "chat":
-        return template.end_ids
-    end = template.tokenizer.eos_token_id
-    return set() if end is None else {end}
-
-
-def endless(data: Prepared, template: Template) -> list[int]:
-    """Numbers of the training rows of a chat that do not learn the token that ends an answer."""
-    if data.task.name != "chat":
-        return []
-    return sorted(set(range(len(data.rows))).difference(data.rows.containing(template.end_ids, learned=True)))
 
 
 def refuse_endless(data: Prepared, template: Template) -> None:

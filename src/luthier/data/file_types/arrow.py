@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
-from luthier.core.errors import DataError
+from luthier.core.errors import DataError, first_line
 from luthier.data.file_types.base import FileType, RawRow
 
 AT_ONCE = 512  # rows that are in memory as Python objects
@@ -31,7 +31,7 @@ class Arrow(FileType):
                             number += 1
                             yield RawRow(f"{file}: row {number}", values, problem)
             except (pyarrow.ArrowException, OSError, ValueError) as error:
-                why = f"{file}: invalid {self.name} file: {_first(error)}"
+                why = f"{file}: invalid {self.name} file: {first_line(error)}"
                 raise DataError(why, fix="write the file again") from None
         if expected is not None and number != expected:
             raise DataError(f"{file}: should have {expected} rows and has {number}", fix="write the file again")
@@ -59,9 +59,5 @@ def _rows(batch: Any) -> list[tuple[dict[str, Any], str]]:
         return [(row, "") for row in batch.to_pylist()]
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         if batch.num_rows == 1:
-            return [({"raw": "a row of a table"}, f"has a cell that cannot be read: {_first(error)}")]
+            return [({"raw": "a row of a table"}, f"has a cell that cannot be read: {first_line(error)}")]
         return [_rows(batch.slice(i, 1))[0] for i in range(batch.num_rows)]
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -60,15 +60,17 @@ class FileType(Plugin):
     """Is it text in some encoding? Then it may also be compressed: NAME.csv.gz."""
     headless: ClassVar[bool] = False
     """May it lack the line of column names, which data.columns gives then?"""
+    empty: ClassVar[str] = "has no rows"
+    """What is wrong with a file without any row."""
 
     def rows(self, file: Path, columns: Sequence[str]) -> Iterator[RawRow]:
         """Every row with its place, one by one in constant memory; a bad row is reported in it and stops nothing."""
         raise NotImplementedError
 
 
-ALIASES = {"json": "jsonl", "ndjson": "jsonl", "feather": "arrow", "ipc": "arrow"}
-PRESETS: dict[str, tuple[str, dict[str, Any]]] = {alias: (name, {}) for alias, name in ALIASES.items()}
-FILE_TYPES = Family(FileType, "kind of file", presets={**PRESETS, "tsv": ("csv", {"tab": True})})
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"tsv": ("csv", {"tab": True})}
+PRESETS |= {"json": ("jsonl", {}), "ndjson": ("jsonl", {}), "feather": ("arrow", {}), "ipc": ("arrow", {})}
+FILE_TYPES = Family(FileType, "kind of file", presets=PRESETS)
 
 
 def kind_of(path: str) -> Literal["file", "folder", ""]:
@@ -148,10 +150,9 @@ def byte_blocks(file: Path) -> Generator[bytes, None, None]:
 
 
 def encoding_of(file: Path) -> str:
-    """Name of a file's encoding: utf-8, utf-8-sig (with a mark), utf-16 (with a mark) or gb18030.
+    """The encoding that reads the whole file: utf-8, utf-8-sig (with a mark), utf-16 (with a mark) or gb18030.
 
-    The whole file is decoded, block by block: an encoding is returned only if it can read all of it. A file of
-    UTF-8 with some damage stays UTF-8, and the damaged rows are refused one by one.
+    A file of UTF-8 with some damage stays UTF-8, and the damaged rows are refused one by one.
     """
     with watched(file), closing(byte_blocks(file)) as source:
         block = next(source, b"")

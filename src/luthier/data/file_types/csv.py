@@ -15,6 +15,7 @@ class Csv(FileType):
     """The first line names the columns, unless data.columns does. Every cell stays text."""
 
     headless: ClassVar[bool] = True
+    empty: ClassVar[str] = "has a header and no rows"
 
     tab: bool = False
     """Separate columns by tabs."""
@@ -22,8 +23,17 @@ class Csv(FileType):
     def rows(self, file: Path, columns: Sequence[str]) -> Iterator[RawRow]:
         csv.field_size_limit(LINE_LIMIT)  # for the whole process; the default of 131,072 would refuse valid long texts
         table = _Cells(file, "\t" if self.tab else ",;\t|")
-        names = list(columns) or _header(file, *next(table))
-        count = 0
+        names = list(columns)
+        if not names:
+            line, cells, fault = next(table)
+            names = [name.strip() or f"column{number}" for number, name in enumerate(cells, 1)]
+            if not names:
+                raise DataError(f"{file}: the file has no header line", fix="name the columns in the first line")
+            if fault:
+                raise DataError(f"{file}: line {line}: {fault}", fix="fix the header")
+            if len(set(names)) != len(names):
+                fix = "name each column once; if this line is a row, data.columns=[NAME,NAME] names the columns"
+                raise DataError(f"{file}: line {line}: two columns have the same name", fix=fix)
         for line, cells, broken in table:
             fault = broken
             if not fault and cells and len(cells) != len(names):
@@ -32,9 +42,6 @@ class Csv(FileType):
             if fault or cells:
                 row = {"raw": cells} if fault else dict(zip(names, cells, strict=True))
                 yield RawRow(f"{file}: line {line}", row, fault)
-            count += bool(cells)
-        if count == 0:
-            raise DataError(f"{file}: the file has a header and no rows", fix="give a file with at least one row")
 
 
 class _Cells(Iterator[tuple[int, list[str], str]]):
@@ -75,16 +82,3 @@ class _Cells(Iterator[tuple[int, list[str], str]]):
                 self._line += 1
                 self._start = self._start or self._line
                 yield line
-
-
-def _header(file: Path, line: int, cells: list[str], fault: str) -> list[str]:
-    """The names of the columns; one without a name is called by its number."""
-    names = [name.strip() or f"column{number}" for number, name in enumerate(cells, 1)]
-    if not names:
-        raise DataError(f"{file}: the file has no header line", fix="name the columns in the first line")
-    if fault:
-        raise DataError(f"{file}: line {line}: {fault}", fix="fix the header")
-    if len(set(names)) != len(names):
-        fix = "name each column once; if this line is a row, data.columns=[NAME,NAME] names the columns"
-        raise DataError(f"{file}: line {line}: two columns have the same name", fix=fix)
-    return names

@@ -55,8 +55,12 @@ class Jsonl(FileType):
                 continue
             where, whole, cut = f"{file}: line {number}", text.rstrip("\r\n"), not text.endswith("\n")
             row = RawRow(where, {"raw": whole}, fault) if fault else _json_row(where, whole, cut=cut)
-            if first and row.problem and text.lstrip().startswith("{"):
-                _refuse_one_object(file, encoding)
+            if first and row.problem and text.lstrip().startswith("{"):  # perhaps one object over several lines
+                beginning = "".join(islice(blocks(file, encoding), base.LINE_LIMIT // base.BLOCK + 1))
+                with suppress(ValueError, RecursionError):
+                    keys = list(_JSON.decode(beginning[: base.LINE_LIMIT]))
+                    why = f"holds one object, not rows (its keys: {', '.join(map(ascii, keys[:8]))})"
+                    raise DataError(f"{file}: {why}", fix="rows are a JSON array [...] or one object per line")
             first = False
             yield row
 
@@ -97,21 +101,8 @@ def _fault(row: Mapping[str, Any]) -> str:
     return ""
 
 
-def _refuse_one_object(file: Path, encoding: str) -> None:
-    """Refuse a file of one object over several lines, with a message of its own."""
-    whole, most = None, base.LINE_LIMIT // base.BLOCK + 1
-    with suppress(ValueError, RecursionError):
-        whole = _JSON.decode("".join(islice(blocks(file, encoding), most))[: base.LINE_LIMIT])
-    if isinstance(whole, dict):
-        why = f"holds one object, not rows (its keys: {', '.join(map(ascii, list(whole)[:8]))})"
-        raise DataError(f"{file}: {why}", fix="rows are a JSON array [...] or one object per line")
-
-
 def _items(file: Path, pieces: Iterator[str]) -> Iterator[tuple[str, int]]:
-    """(text, length) of each item of an array: cut at the commas here, parsed by the caller.
-
-    So a bad item affects no other, and memory holds one item; of one over the limit only the beginning.
-    """
+    """(text, length) of each item of an array, cut at the commas; of one over the limit only the beginning."""
     scan = _Scan()
     kept: list[str] = []
     size = number = 0

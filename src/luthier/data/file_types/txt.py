@@ -3,19 +3,20 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from luthier.core.errors import DataError
 from luthier.data.file_types.base import LINE_LIMIT, SHOWN, FileType, RawRow, encoding_of, lines, too_long
 
 
 class Txt(FileType):
     """Each document is a row with one column, text."""
 
+    empty: ClassVar[str] = "has no text"
+
     def rows(self, file: Path, columns: Sequence[str]) -> Iterator[RawRow]:
         kept: list[str] = []
         start = size = 0
         problem = ""
-        found = False
         for number, line, length, fault in itertools.chain(lines(file, encoding_of(file)), [(0, "", 0, "")]):
             text = line.removesuffix("\n").removesuffix("\r")
             if text:
@@ -28,8 +29,5 @@ class Txt(FileType):
             if size > LINE_LIMIT:
                 problem = too_long(size)
             if document.strip():
-                found = True
                 yield RawRow(f"{file}: line {start}", {"raw" if problem else "text": document}, problem)
             kept, start, size, problem = [], 0, 0, ""
-        if not found:
-            raise DataError(f"{file}: the file has no text", fix="give a file with at least one line")

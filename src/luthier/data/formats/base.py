@@ -127,11 +127,13 @@ def turns_of(value: Any, name: str, speaker: str = "", text: str = "", known: An
     return made
 
 
-def turns_or_text(value: Any, name: str, role: str, material: str = "") -> list[Message]:
-    """A prompt or an answer as turns: a text becomes a turn of this role, with `material` after it."""
-    if isinstance(value, list | Mapping) and not material:
+def turns_or_text(row: Mapping[str, Any], name: str, role: str, *, key: str, material: str = "") -> list[Message]:
+    """The turns of a column; a text there becomes a turn of this role, with the text of column `material` after it."""
+    value = column(row, name, key=key)
+    more = optional_text(row, material) if material else ""
+    if isinstance(value, list | Mapping) and not more:
         return turns_of(value, name)
-    return [Message(role, text_of(value, name) + (f"\n{material}" if material else ""))]
+    return [Message(role, text_of(value, name) + (f"\n{more}" if more else ""))]
 
 
 def system_of(row: Mapping[str, Any], name: str) -> list[Message]:

@@ -9,16 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.formats.base import (
-    Format,
-    column,
-    dialogue_of,
-    optional_text,
-    system_of,
-    tools_of,
-    turns_of,
-    turns_or_text,
-)
+from luthier.data.formats.base import Format, column, dialogue_of, system_of, tools_of, turns_of, turns_or_text
 from luthier.rendering.example import Example, RowError
 
 
@@ -62,9 +53,8 @@ class Kto(Format):
         if self.prompt not in row and self.messages in row:
             turns += turns_of(row[self.messages], self.messages)
         else:
-            prompt = column(row, self.prompt, key="prompt")
-            turns += turns_or_text(prompt, self.prompt, "user", optional_text(row, self.input))
-            turns += turns_or_text(column(row, self.completion, key="completion"), self.completion, "assistant")
+            turns += turns_or_text(row, self.prompt, "user", key="prompt", material=self.input)
+            turns += turns_or_text(row, self.completion, "assistant", key="completion")
         tools = tools_of(row, self.tools)
         dialogue = dialogue_of(turns, tools)
         if self.learn == "good" and not good:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from luthier.data.formats.base import Format, column, dialogue_of, optional_text, system_of, tools_of, turns_or_text
+from luthier.data.formats.base import Format, dialogue_of, system_of, tools_of, turns_or_text
 from luthier.rendering.example import Example, Message, RowError, shared_start
 
 
@@ -44,7 +44,7 @@ class Preference(Format):
         start = self._start(row)
         tools = tools_of(row, self.tools)
         chosen, rejected = (
-            dialogue_of(start + turns_or_text(column(row, name, key=key), name, "assistant"), tools)
+            dialogue_of(start + turns_or_text(row, name, "assistant", key=key), tools)
             for key, name in (("chosen", self.chosen), ("rejected", self.rejected))
         )
         shared = shared_start(chosen, rejected)
@@ -65,9 +65,8 @@ class Preference(Format):
             others = ("conversations", "messages", "instruction", "question")
             name = next((other for other in others if other in row), name)
         start = system_of(row, self.system)
-        answer = row.get(self.chosen)
-        if isinstance(answer, list):
-            turns = turns_or_text(answer, self.chosen, "assistant")
+        if isinstance(row.get(self.chosen), list):
+            turns = turns_or_text(row, self.chosen, "assistant", key="chosen")
             if name not in row or (turns and turns[0].role != "assistant"):
                 return start  # the answers are whole dialogues, which hold the prompt already
-        return start + turns_or_text(column(row, name, key="prompt"), name, "user", optional_text(row, self.input))
+        return start + turns_or_text(row, name, "user", key="prompt", material=self.input)
