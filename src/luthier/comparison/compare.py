@@ -35,10 +35,10 @@ from luthier.comparison.runner import (
     untie,
 )
 from luthier.comparison.table import table_of
-from luthier.core.errors import Busy, InputError, Stopped
+from luthier.core.errors import Busy, InputError
 from luthier.core.events import Progress
 from luthier.core.files import read_object, write_json, write_text
-from luthier.core.signals import Interrupted, watch
+from luthier.core.signals import watch
 from luthier.core.units import duration
 from luthier.data.parallel import processors
 from luthier.pipeline.prepare import (
@@ -69,16 +69,13 @@ def compare(
     """
     folder = Path(config.run) if config.run else path_beside("compare", config, recipe)
     context = _prepare(config, options, folder, progress or Progress())
-    with watch() as request, _locked(folder):
-        try:
-            _decide(context)
-            checked = partial(_attach, context)  # with the steps there are: AdaLoRA needs more than one
-            context.variants = [with_reason(one, options.methods, checked) for one in context.variants]
-            if options.tune:
-                tuning.tune(context)
-            return _report(context, _run(context))
-        except Interrupted:
-            raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
+    with watch(), _locked(folder):
+        _decide(context)
+        checked = partial(_attach, context)  # with the steps there are: AdaLoRA needs more than one
+        context.variants = [with_reason(one, options.methods, checked) for one in context.variants]
+        if options.tune:
+            tuning.tune(context)
+        return _report(context, _run(context))
 
 
 @contextmanager

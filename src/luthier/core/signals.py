@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from luthier.core.errors import Stopped
+
 EXIT_CODES = {signal.SIGINT: 75, signal.SIGTERM: 143}
 """What a process returns after which signal: 128 + its number, and for ctrl-C the code for `try again`."""
 if hasattr(signal, "SIGUSR1"):  # not on Windows
@@ -64,7 +66,7 @@ class StopRequest:
 
 @contextmanager
 def watch() -> Iterator[StopRequest]:
-    """Collect stop signals instead of dying of them. Outside the main thread Python allows no handlers."""
+    """Collect stop signals: one that ends the work becomes Stopped. Outside the main thread Python has no handlers."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -83,6 +85,8 @@ def watch() -> Iterator[StopRequest]:
     before = {number: signal.signal(number, note) for number in EXIT_CODES}
     try:
         yield request
+    except Interrupted:
+        raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import Stopped
 from luthier.core.events import Progress
 from luthier.core.files import staged, tidy, write_text
 from luthier.core.resources import explained
 from luthier.core.shell import after_training, public, redacted
-from luthier.core.signals import Interrupted, StopRequest, watch
+from luthier.core.signals import StopRequest, watch
 from luthier.pipeline.measure import UNMEASURED, compare_with_base, measure_base, subject_of
 from luthier.pipeline.prepare import (
     Loaded,
@@ -94,8 +93,6 @@ def _stoppable(folder: RunFolder) -> Iterator[StopRequest]:
     with watch() as request:
         try:
             yield request
-        except Interrupted:
-            raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
         except Exception as error:
             if (found := explained(error, folder.path)) is not None:
                 raise found from error
