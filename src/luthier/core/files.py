@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,20 +72,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader never sees half of it."""
+def write_text(path: Path, text: str, put: Callable[[Path], None] = put) -> None:
+    """Replace a file as a whole: a reader never sees half of it. `put` lets it take its name."""
     staging_of(path).write_text(text, encoding="utf-8")
     put(path)
 
 
 def write_json(path: Path, value: Any, put: Callable[[Path], None] = put) -> None:
-    """Replace a JSON file as a whole; numbers that are not finite become null. `put` lets it take its name."""
-    staging_of(path).write_text(to_json(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    put(path)
+    """Replace a JSON file as a whole, as `write_text`; numbers that are not finite become null."""
+    write_text(path, to_json(value, ensure_ascii=False, indent=1) + "\n", put)
 
 
 def write_jsonl(path: Path, rows: Iterable[Any], put: Callable[[Path], None] = put) -> None:
-    """Replace a JSON-lines file as a whole; as `write_json`."""
+    """Replace a JSON-lines file as a whole, line by line; as `write_json`."""
     with staging_of(path).open("w", encoding="utf-8") as file:
         file.writelines(to_json(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     put(path)
@@ -188,11 +187,3 @@ def _fault_of_files(folder: Path, files: dict[str, Any], hashes: bool, others: b
 def checkpoint_name(step: int) -> str:
     """Name of the checkpoint of a step."""
     return f"step-{step:06d}"
-
-
-def digest(files: Sequence[Path]) -> str:
-    """The first twelve digits of a SHA-256 over all of them; of one file the file's own."""
-    whole = hashlib.sha256()
-    for file in files:
-        whole.update(file.read_bytes())
-    return whole.hexdigest()[:12]

@@ -66,10 +66,7 @@ class StopRequest:
 
 @contextmanager
 def watch() -> Iterator[StopRequest]:
-    """Collect stop signals instead of dying of them; raises Stopped where one ended what was being done.
-
-    Outside the main thread Python allows no handlers.
-    """
+    """Collect stop signals: one that ends the work becomes Stopped. Outside the main thread Python has no handlers."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -23,12 +23,11 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
     progress.stage("reading data")
     whole = config.data.model_copy(update={"streaming": False})  # a look at the data is a look at all of it
     data = read_all(whole, config.task, progress)
-    config = with_decisions(config, data)
-    whole = config.data.model_copy(update={"streaming": False})  # with the format that was found, to be read again
+    config = with_decisions(config.model_copy(update={"data": whole}), data)
     model = config.model.model_copy(update={"init": "random"})  # its weights need not be there
     source = locate(model)
     progress.stage(f"tokenizing as {model.path} does")
     template = Template(load_tokenizer(model, source))
     limit = row_limit(model, source, template.tokenizer, config.train.max_length, config.method.positions)
-    found = survey(whole, config.task, data, template, limit, progress)
+    found = survey(config.data, config.task, data, template, limit, progress)
     return data_report.write_report(out, found, data, model.path, named="path" in model.model_fields_set)

@@ -5,6 +5,7 @@ address of a judge, which gets prompts, answers and a key. In a recipe of the us
 that is meant. In a run folder, which may come from anybody, it is asked about.
 """
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 
 from luthier.builtin import BASE
 from luthier.core.errors import InputError
-from luthier.core.files import digest
+from luthier.core.files import sha256
 from luthier.core.shell import setting, shell_line
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.models.settings import ModelConfig
@@ -34,14 +35,15 @@ def uses(model: ModelConfig, evaluate: EvaluateConfig | None = None) -> Iterator
     if model.trust_remote_code:
         folder = BASE if model.path == "builtin" else Path(model.path).expanduser()
         code = sorted(folder.glob("*.py")) if folder.is_dir() else []
-        known = f" ({', '.join(file.name for file in code[:5])}, SHA-256 {digest(code)})" if code else ""
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()[:12]
+        known = f" ({', '.join(file.name for file in code[:5])}, SHA-256 {digest})" if code else ""
         what = f"run the Python code that comes with the model {model.path}{known}"
         yield Use(what, {"model.trust_remote_code": "model.trust_remote_code=true"})
     if evaluate is None:
         return
     if evaluate.check is not None:
         file = Path(evaluate.check)
-        known = f" (SHA-256 {digest([file])})" if file.is_file() else ""
+        known = f" (SHA-256 {sha256(file)[:12]})" if file.is_file() else ""
         typed = setting("evaluate.check", evaluate.check)
         yield Use(f"run the Python file {file.absolute()}{known}", {"evaluate.check": typed})
     if (judge := evaluate.judge) is not None:
