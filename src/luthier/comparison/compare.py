@@ -1,12 +1,7 @@
 """A comparison from its recipe to its table: what is shared is made once, every run is an ordinary run folder.
 
-recipe.yaml      the recipe, without a method of its own
-comparison.json  the options and what they led to: methods, seeds, steps, processes
-base/before.json the base's records on the held-out rows
-search/          what --tune found for each method
-arms/lora-s0/    one run: what `luthier train arms/lora-s0/recipe.yaml` would have made; latency.json beside it
-compare.json     the table
-compare.html     the page
+docs/compare.md lists the files. Beside them base/before.json has the base's records on the held-out rows, and
+latency.json of a run what `latency` measured.
 """
 
 import time
@@ -36,9 +31,6 @@ from luthier.recipe.identity import path_beside
 from luthier.runs.folder import RunFolder
 from luthier.training.settings import total_steps
 
-USED_BY_RUNS = "matplotlib.backends.backend_agg", "luthier.reports.run_report", "luthier.training.trainer"
-"""Modules that every run uses late: imported before the forks, which share them instead of spending seconds on them."""
-
 
 def compare(
     config: RunConfig, options: CompareConfig, *, recipe: Path | None = None, progress: Progress | None = None
@@ -47,6 +39,8 @@ def compare(
 
     Repeat the call to resume. Raises InputError for what the user can fix, before the first run.
     """
+    from luthier.reports import compare_report
+
     folder = Path(config.run) if config.run else path_beside("compare", config, recipe)
     context = _prepare(config, options, folder, progress or Progress())
     if RunFolder(folder).result.is_file() or RunFolder(folder).metrics.exists():
@@ -62,7 +56,22 @@ def compare(
         ]
         if options.tune:
             tuning.tune(context)
-        return _report(context, _run(context))
+        failed = _run(context)
+        body = {
+            "version": 1,
+            "folder": str(folder),
+            "model": config.model.path,
+            "data": config.data.path,
+            "task": context.inputs.tokens.data.task.name,
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+            **{key: getattr(context, key) for key in ("steps", "seeds", "workers", "threads")},
+            "tuned": context.tuned or None,
+            "tokens": round(context.steps * runner.tokens_per_step(context)),
+            **table_of(folder, context.variants, context.seeds, failed),
+        }
+        write_json(folder / "compare.json", body)
+        write_text(folder / "compare.html", compare_report.render(body))
+        return body
 
 
 def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: Progress) -> Context:
@@ -75,10 +84,11 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
         raise InputError("a comparison reads its rows first", fix=fix)
     if options.budget and options.tokens:
         raise InputError("--budget and --tokens both set the length of a run", fix="give one of them")
-    where = device(config.model)
-    if workers.can_fork(where):
+    fork = workers.can_fork(device(config.model))
+    if fork:
         torch.set_num_threads(1)  # threads do not survive a fork: see workers
-        for module in USED_BY_RUNS:
+        # Every run uses these late: the forks share them instead of spending seconds on them.
+        for module in ("matplotlib.backends.backend_agg", "luthier.reports.run_report", "luthier.training.trainer"):
             import_module(module)
     data = prepare.prepare_data(config, progress)
     has_test = bool(len(data.test_examples))
@@ -118,7 +128,7 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
     before = folder / "base" / "before.json"
     inputs = SharedInputs(tokens, model_for, lambda model: runner.untie(model, base), before, finished)
     seeds = list(range(config.seed, config.seed + options.seeds))
-    return Context(config, options, folder, variants, seeds, inputs, where, progress)
+    return Context(config, options, folder, variants, seeds, inputs, fork, progress)
 
 
 def _decide(context: Context) -> None:
@@ -219,24 +229,3 @@ def _run(context: Context) -> dict[tuple[str, int], str]:
         score = f"{name.replace('_', ' ')} {figure(name, end.value['tuned'][name]['value'])}"
         context.progress.said(f"{variant.name}, seed {seed}: {score}, {end.value['train_seconds']:.0f} s; {rest}")
     return failed
-
-
-def _report(context: Context, failed: dict[tuple[str, int], str]) -> dict[str, Any]:
-    """Write compare.json and compare.html."""
-    from luthier.reports import compare_report
-
-    body = {
-        "version": 1,
-        "folder": str(context.folder),
-        "model": context.config.model.path,
-        "data": context.config.data.path,
-        "task": context.inputs.tokens.data.task.name,
-        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-        **{key: getattr(context, key) for key in ("steps", "seeds", "workers", "threads")},
-        "tuned": context.tuned or None,
-        "tokens": round(context.steps * runner.tokens_per_step(context)),
-        **table_of(context.folder, context.variants, context.seeds, failed),
-    }
-    write_json(context.folder / "compare.json", body)
-    write_text(context.folder / "compare.html", compare_report.render(body))
-    return body

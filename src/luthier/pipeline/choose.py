@@ -71,7 +71,7 @@ def choose(
             progress.warn(f"left out: {error.message.removeprefix('--evidence: ')}")
     boards += relevant(facts.learns, read.family)
     sizes = stored_bytes(whole)
-    question = Question(facts, options, model.path, read.family, *sizes, target, other is None, boards)
+    question = Question(facts, options, model.path, read.family, *sizes, target, boards)
     progress.stage("weighing methods")
     method = config.method if "method" in config.model_fields_set else METHODS.parse("lora")
     rows = facts.lengths, facts.learned, total_steps(train, facts.rows)
