@@ -15,6 +15,7 @@ import torch
 
 from luthier.comparison import runner, tuning, workers
 from luthier.comparison.candidates import variants_of, with_reason
+from luthier.comparison.latency import latency
 from luthier.comparison.runner import CompareConfig, Context
 from luthier.comparison.table import table_of
 from luthier.core.errors import Busy, InputError
@@ -23,11 +24,16 @@ from luthier.core.files import lock, read_object, write_json, write_text
 from luthier.core.signals import watch
 from luthier.core.units import duration
 from luthier.data.parallel import processors
+from luthier.evaluation.scores import primary_metric
+from luthier.models.load import device, locate
 from luthier.pipeline import prepare
+from luthier.pipeline.measure import measure_base
 from luthier.pipeline.prepare import Loaded, SharedInputs
 from luthier.planning.plan import tuned_skeleton
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import path_beside
+from luthier.reports import compare_report
+from luthier.reports.run_report import figure
 from luthier.runs.folder import RunFolder
 from luthier.training.settings import total_steps
 
@@ -39,8 +45,6 @@ def compare(
 
     Repeat the call to resume. Raises InputError for what the user can fix, before the first run.
     """
-    from luthier.reports import compare_report
-
     folder = Path(config.run) if config.run else path_beside("compare", config, recipe)
     context = _prepare(config, options, folder, progress or Progress())
     if RunFolder(folder).result.is_file() or RunFolder(folder).metrics.exists():
@@ -76,9 +80,6 @@ def compare(
 
 def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: Progress) -> Context:
     """Data, tokens, base and methods; any mistake in them is an error here, before anything is trained."""
-    from luthier.comparison.latency import latency
-    from luthier.models.load import device, locate
-
     if config.data.streaming:
         fix = "data.streaming=false, and data.limit where they are many"
         raise InputError("a comparison reads its rows first", fix=fix)
@@ -180,8 +181,6 @@ def _measure_base(context: Context) -> float:
     config = context.runnable[0].config.model_copy(update={"model": model, "seed": context.config.seed})
 
     def job(send: workers.Send) -> float:
-        from luthier.pipeline.measure import measure_base
-
         began = time.perf_counter()
         folder = RunFolder(before.parent)
         folder.ledger.begin(config.model_dump(mode="json"))
@@ -200,9 +199,6 @@ def _measure_base(context: Context) -> float:
 
 def _run(context: Context) -> dict[tuple[str, int], str]:
     """Make every run that has no result yet; returns (variant, seed) -> why it failed."""
-    from luthier.evaluation.scores import primary_metric
-    from luthier.reports.run_report import figure
-
     # Seeds are outermost: after the first pass every method has a result.
     every = [(one, seed) for seed in context.seeds for one in context.runnable]
     waiting = [(v, s) for v, s in every if not RunFolder(v.run_folder(context.folder, s)).result.is_file()]

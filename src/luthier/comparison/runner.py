@@ -18,6 +18,7 @@ from luthier.core.events import Progress
 from luthier.core.units import duration
 from luthier.data.parallel import processors
 from luthier.pipeline.prepare import SharedInputs
+from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 
@@ -100,9 +101,7 @@ class _Report(Progress):
 
 def train_variant(config: RunConfig, inputs: SharedInputs, send: workers.Send) -> dict[str, Any]:
     """Make one run as `luthier train` would, on shared inputs."""
-    from luthier.pipeline.train import train as train_run
-
-    return train_run(config, progress=_Report(send), shared=inputs)
+    return train(config, progress=_Report(send), shared=inputs)
 
 
 def run_all(context: Context, jobs: Sequence[workers.Job], names: Sequence[str]) -> Iterator[workers.Event]:

@@ -28,14 +28,12 @@ def uses(model: ModelConfig, evaluate: EvaluateConfig | None = None) -> Iterator
         known = f" ({', '.join(file.name for file in code[:5])}, SHA-256 {digest(code)})" if code else ""
         what = f"run the Python code that comes with the model {model.path}{known}"
         yield what, {"model.trust_remote_code": "model.trust_remote_code=true"}
-    if evaluate is None:
-        return
-    if evaluate.check is not None:
+    if evaluate is not None and evaluate.check is not None:
         file = Path(evaluate.check)
         known = f" (SHA-256 {digest([file])})" if file.is_file() else ""
         typed = setting("evaluate.check", evaluate.check)
         yield f"run the Python file {file.absolute()}{known}", {"evaluate.check": typed}
-    if (judge := evaluate.judge) is not None:
+    if evaluate is not None and (judge := evaluate.judge) is not None:
         key = f", and the key in ${judge.key_env}," if judge.key_env else ""
         named = {"evaluate.judge.url": judge.url, "evaluate.judge.key_env": judge.key_env}
         what = f"send prompts and answers{key} to {urlsplit(judge.url).hostname}"
