@@ -1,12 +1,7 @@
 """A comparison from its recipe to its table: what is shared is made once, every run is an ordinary run folder.
 
-recipe.yaml      the recipe, without a method of its own
-comparison.json  the options and what they led to: methods, seeds, steps, processes
-base/before.json the base's records on the held-out rows
-search/          what --tune found for each method
-arms/lora-s0/    one run: what `luthier train arms/lora-s0/recipe.yaml` would have made; latency.json beside it
-compare.json     the table
-compare.html     the page
+docs/compare.md lists the files. Beside them base/before.json has the base's records on the held-out rows, and
+latency.json of a run what `latency` measured.
 """
 
 import time
@@ -20,6 +15,7 @@ import torch
 
 from luthier.comparison import runner, tuning, workers
 from luthier.comparison.candidates import variants_of, with_reason
+from luthier.comparison.latency import latency
 from luthier.comparison.runner import CompareConfig, Context
 from luthier.comparison.table import table_of
 from luthier.core.errors import Busy, InputError
@@ -28,16 +24,18 @@ from luthier.core.files import lock, read_object, write_json, write_text
 from luthier.core.signals import watch
 from luthier.core.units import duration
 from luthier.data.parallel import processors
+from luthier.evaluation.scores import primary_metric
+from luthier.models.load import device, locate
 from luthier.pipeline import prepare
+from luthier.pipeline.measure import measure_base
 from luthier.pipeline.prepare import Loaded, SharedInputs
 from luthier.planning.plan import tuned_skeleton
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import path_beside
+from luthier.reports import compare_report
+from luthier.reports.run_report import figure
 from luthier.runs.folder import RunFolder
 from luthier.training.settings import total_steps
-
-USED_BY_RUNS = "matplotlib.backends.backend_agg", "luthier.reports.run_report", "luthier.training.trainer"
-"""Modules that every run uses late: imported before the forks, which share them instead of spending seconds on them."""
 
 
 def compare(
@@ -62,23 +60,36 @@ def compare(
         ]
         if options.tune:
             tuning.tune(context)
-        return _report(context, _run(context))
+        failed = _run(context)
+        body = {
+            "version": 1,
+            "folder": str(folder),
+            "model": config.model.path,
+            "data": config.data.path,
+            "task": context.inputs.tokens.data.task.name,
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+            **{key: getattr(context, key) for key in ("steps", "seeds", "workers", "threads")},
+            "tuned": context.tuned or None,
+            "tokens": round(context.steps * runner.tokens_per_step(context)),
+            **table_of(folder, context.variants, context.seeds, failed),
+        }
+        write_json(folder / "compare.json", body)
+        write_text(folder / "compare.html", compare_report.render(body))
+        return body
 
 
 def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: Progress) -> Context:
     """Data, tokens, base and methods; any mistake in them is an error here, before anything is trained."""
-    from luthier.comparison.latency import latency
-    from luthier.models.load import device, locate
-
     if config.data.streaming:
         fix = "data.streaming=false, and data.limit where they are many"
         raise InputError("a comparison reads its rows first", fix=fix)
     if options.budget and options.tokens:
         raise InputError("--budget and --tokens both set the length of a run", fix="give one of them")
-    where = device(config.model)
-    if workers.can_fork(where):
+    fork = workers.can_fork(device(config.model))
+    if fork:
         torch.set_num_threads(1)  # threads do not survive a fork: see workers
-        for module in USED_BY_RUNS:
+        # Every run uses these late: the forks share them instead of spending seconds on them.
+        for module in ("matplotlib.backends.backend_agg", "luthier.reports.run_report", "luthier.training.trainer"):
             import_module(module)
     data = prepare.prepare_data(config, progress)
     has_test = bool(len(data.test_examples))
@@ -118,7 +129,7 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
     before = folder / "base" / "before.json"
     inputs = SharedInputs(tokens, model_for, lambda model: runner.untie(model, base), before, finished)
     seeds = list(range(config.seed, config.seed + options.seeds))
-    return Context(config, options, folder, variants, seeds, inputs, where, progress)
+    return Context(config, options, folder, variants, seeds, inputs, fork, progress)
 
 
 def _decide(context: Context) -> None:
@@ -170,8 +181,6 @@ def _measure_base(context: Context) -> float:
     config = context.runnable[0].config.model_copy(update={"model": model, "seed": context.config.seed})
 
     def job(send: workers.Send) -> float:
-        from luthier.pipeline.measure import measure_base
-
         began = time.perf_counter()
         folder = RunFolder(before.parent)
         folder.ledger.begin(config.model_dump(mode="json"))
@@ -190,9 +199,6 @@ def _measure_base(context: Context) -> float:
 
 def _run(context: Context) -> dict[tuple[str, int], str]:
     """Make every run that has no result yet; returns (variant, seed) -> why it failed."""
-    from luthier.evaluation.scores import primary_metric
-    from luthier.reports.run_report import figure
-
     # Seeds are outermost: after the first pass every method has a result.
     every = [(one, seed) for seed in context.seeds for one in context.runnable]
     waiting = [(v, s) for v, s in every if not RunFolder(v.run_folder(context.folder, s)).result.is_file()]
@@ -219,24 +225,3 @@ def _run(context: Context) -> dict[tuple[str, int], str]:
         score = f"{name.replace('_', ' ')} {figure(name, end.value['tuned'][name]['value'])}"
         context.progress.said(f"{variant.name}, seed {seed}: {score}, {end.value['train_seconds']:.0f} s; {rest}")
     return failed
-
-
-def _report(context: Context, failed: dict[tuple[str, int], str]) -> dict[str, Any]:
-    """Write compare.json and compare.html."""
-    from luthier.reports import compare_report
-
-    body = {
-        "version": 1,
-        "folder": str(context.folder),
-        "model": context.config.model.path,
-        "data": context.config.data.path,
-        "task": context.inputs.tokens.data.task.name,
-        "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-        **{key: getattr(context, key) for key in ("steps", "seeds", "workers", "threads")},
-        "tuned": context.tuned or None,
-        "tokens": round(context.steps * runner.tokens_per_step(context)),
-        **table_of(context.folder, context.variants, context.seeds, failed),
-    }
-    write_json(context.folder / "compare.json", body)
-    write_text(context.folder / "compare.html", compare_report.render(body))
-    return body

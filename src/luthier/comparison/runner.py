@@ -18,11 +18,9 @@ from luthier.core.events import Progress
 from luthier.core.units import duration
 from luthier.data.parallel import processors
 from luthier.pipeline.prepare import SharedInputs
+from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
-
-TRIAL_STEPS = 2
-"""Timed steps of each run when the number of parallel runs is decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +48,14 @@ class Context:
     variants: list[Variant]
     seeds: list[int]
     inputs: SharedInputs
-    device: str
+    fork: bool
+    """Whether runs have processes of their own (see `workers.can_fork`)."""
     progress: Progress
     steps: int = 0
     workers: int = 1
     threads: int = 1
     tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What --tune found for each variant."""
-
-    @property
-    def fork(self) -> bool:
-        return workers.can_fork(self.device)
 
     @property
     def runnable(self) -> list[Variant]:
@@ -106,9 +101,7 @@ class _Report(Progress):
 
 def train_variant(config: RunConfig, inputs: SharedInputs, send: workers.Send) -> dict[str, Any]:
     """Make one run as `luthier train` would, on shared inputs."""
-    from luthier.pipeline.train import train as train_run
-
-    return train_run(config, progress=_Report(send), shared=inputs)
+    return train(config, progress=_Report(send), shared=inputs)
 
 
 def run_all(context: Context, jobs: Sequence[workers.Job], names: Sequence[str]) -> Iterator[workers.Event]:
@@ -116,14 +109,11 @@ def run_all(context: Context, jobs: Sequence[workers.Job], names: Sequence[str])
     shares = [0.0] * len(jobs)
     stopped = None
     for event in workers.run_jobs(jobs, workers=context.workers, threads=context.threads, fork=context.fork):
-        if event.kind == "progress":
-            shares[event.job] = min(0.99, event.value["share"])
-        else:
-            shares[event.job] = 1.0
-            if event.kind == "stopped":
-                stopped = int(event.value)
-            else:
-                yield event
+        shares[event.job] = min(0.99, event.value["share"]) if event.kind == "progress" else 1.0
+        if event.kind == "stopped":
+            stopped = int(event.value)
+        elif event.kind != "progress":
+            yield event
         active = [name for name, share in zip(names, shares, strict=True) if 0 < share < 1]
         context.progress.runs(sum(shares), len(shares), ", ".join(active))
     context.progress.train_ends()
@@ -132,12 +122,12 @@ def run_all(context: Context, jobs: Sequence[workers.Job], names: Sequence[str])
 
 
 def parallel_runs(context: Context) -> tuple[int, float]:
-    """(number of parallel runs, seconds of a step of one of them), by timing a few steps alone and side by side."""
+    """(number of parallel runs, seconds of a step of one of them), by timing two steps alone and side by side."""
     count = processors()
     first = next(one for one in context.runnable if one.config.model.quantize == "none")
     place = context.folder / "trial"
     inputs = replace(context.inputs, before=None, finished=lambda loaded, run: None)
-    trial = first.recipe(context.config.seed, place, steps=1 + TRIAL_STEPS, evaluate_every=10_000, save_every=10_000)
+    trial = first.recipe(context.config.seed, place, steps=3, evaluate_every=10_000, save_every=10_000)
     little = trial.evaluate.model_copy(update={"before": False, "generate": 0, "rows": 2})
 
     def seconds(count: int, threads: int) -> float:

@@ -43,15 +43,13 @@ def draws(function: MetricFunction, runs: Sequence[Sequence[Record]], seed: int 
 
     Methods with as many examples and seeds are resampled alike.
     """
-    summed = function if isinstance(function, SumMetric) else None
-    terms = [summed.terms(run) for run in runs] if summed is not None else []
+    terms = [function.terms(run) for run in runs] if isinstance(function, SumMetric) else []
     sampled: list[float] = []
-    count = SLOW_RESAMPLES if summed is None else RESAMPLES
-    for examples, seeds in resamples(len(runs[0]), count, len(runs), seed):
+    for examples, seeds in resamples(len(runs[0]), RESAMPLES if terms else SLOW_RESAMPLES, len(runs), seed):
         for chosen, picked in zip(examples, seeds, strict=True):
-            if summed is not None:
+            if isinstance(function, SumMetric):
                 sums = np.stack([terms[run][chosen].sum(0) for run in picked])
-                sampled.append(float(summed.value(sums).mean()))
+                sampled.append(float(function.value(sums).mean()))
             else:
                 sampled.append(float(np.mean([function([runs[run][i] for i in chosen]) for run in picked])))
     return Draws(float(np.mean([function(run) for run in runs])), np.asarray(sampled))

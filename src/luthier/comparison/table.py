@@ -47,12 +47,10 @@ def table_of(
     folder: Path, variants: Sequence[Variant], seeds: Sequence[int], failed: Mapping[tuple[str, int], str]
 ) -> dict[str, Any]:
     """{metric, higher_is_better, base, best, rows}: a row for each variant, those that did not run with the reason."""
-    finished: dict[str, Runs] = {variant.name: [] for variant in variants}
+    finished: dict[str, Runs] = {}
     for variant in variants:
-        for seed in seeds:
-            run = RunFolder(variant.run_folder(folder, seed))
-            if run.result.is_file():
-                finished[variant.name].append((seed, run, run.read_json(run.result)))
+        runs = [(seed, RunFolder(variant.run_folder(folder, seed))) for seed in seeds]
+        finished[variant.name] = [(seed, run, run.read_json(run.result)) for seed, run in runs if run.result.is_file()]
     first = next((runs[0][2] for runs in finished.values() if runs), None)
     if first is None:
         rows = [_row(variant, [], None, {}, failed) for variant in variants]

@@ -7,7 +7,6 @@ steps. The tries are compared by the loss on a tenth of the TRAINING rows, which
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from luthier.core.errors import InputError, Stopped
 from luthier.core.files import read_object, write_json
 from luthier.data.prepared import Prepared, Rows, SplitCounts
 from luthier.data.store import DataFolder, Examples
+from luthier.pipeline.prepare import SharedInputs
 from luthier.runs.folder import RunFolder
 
 UNITS = 11
@@ -70,13 +70,14 @@ def _subset(data: Prepared, numbers: list[int], side: str) -> tuple[Examples, Ro
     return examples, Rows.of(side, examples, rows)
 
 
-def search(variant: Variant, lr: float, unit: int, folder: Path, run: Callable[[Any], Any]) -> dict[str, Any]:
-    """{lr, size, field, tries}: what the variant's runs are to take. `run` makes one try and returns its result.
+def search(variant: Variant, inputs: SharedInputs, unit: int, folder: Path, send: workers.Send) -> dict[str, Any]:
+    """{lr, size, field, tries}: what the variant's runs are to take.
 
     A try that fails counts as the worst; where all do, the method's own values stay.
     """
     tries: list[dict[str, Any]] = []
     method = variant.config.method
+    lr = variant.config.train.lr or method.learning_rate(inputs.base(variant.config))
     field = next((name for name in SIZES if isinstance(getattr(method, name, None), int)), "")
     size = getattr(method, field) if field else None
 
@@ -88,7 +89,7 @@ def search(variant: Variant, lr: float, unit: int, folder: Path, run: Callable[[
             train = config.train.model_copy(update={"steps": steps, "keep_best": False})
             evaluate = config.evaluate.model_copy(update={"before": False, "generate": 0})
             config = config.model_copy(update={"run": str(place), "train": train, "evaluate": evaluate})
-            found = min(found, float(run(config)["tuned"]["loss"]["value"]))  # inf for NaN
+            found = min(found, float(train_variant(config, inputs, send)["tuned"]["loss"]["value"]))  # inf for NaN
         except Stopped:
             raise
         except Exception:  # a size that the model has no room for, a rate that diverges
@@ -119,30 +120,21 @@ def tune(context: Context) -> None:
         else:
             waiting.append(variant)
     if waiting:
-        _search_all(context, waiting, unit)
+        context.progress.stage(f"searching rate and size of {len(waiting)} methods, {UNITS * unit} steps each")
+        tokens = replace(context.inputs.tokens, data=split_for_tuning(context.inputs.tokens.data))
+        inputs = replace(context.inputs, tokens=tokens, before=None, finished=lambda loaded, run: None)
+        jobs = [partial(search, variant, inputs, unit, context.folder) for variant in waiting]
+        names = [variant.name for variant in waiting]
+        for end in run_all(context, jobs, names):
+            name, found = names[end.job], end.value
+            if end.kind == "done":
+                write_json(context.folder / "search" / f"{name}.json", found)
+                context.tuned[name] = found
+                size = f", {found['field']} {found['size']}" if found["field"] else ""
+                context.progress.said(f"{name}: rate {found['lr']:g}{size}")
+            else:
+                context.progress.warn(f"{name}: the search failed, its defaults stay: {found}")
     context.variants = [_with_found(one, context.tuned.get(one.name)) for one in context.variants]
-
-
-def _search_all(context: Context, waiting: list[Variant], unit: int) -> None:
-    context.progress.stage(f"searching rate and size of {len(waiting)} methods, {UNITS * unit} steps each")
-    tokens = replace(context.inputs.tokens, data=split_for_tuning(context.inputs.tokens.data))
-    inputs = replace(context.inputs, tokens=tokens, before=None, finished=lambda loaded, run: None)
-
-    def job(variant: Variant, send: workers.Send) -> dict[str, Any]:
-        config = variant.config
-        lr = config.train.lr or config.method.learning_rate(inputs.base(config))
-        return search(variant, lr, unit, context.folder, lambda tried: train_variant(tried, inputs, send))
-
-    names = [variant.name for variant in waiting]
-    for end in run_all(context, [partial(job, variant) for variant in waiting], names):
-        name, found = names[end.job], end.value
-        if end.kind == "done":
-            write_json(context.folder / "search" / f"{name}.json", found)
-            context.tuned[name] = found
-            size = f", {found['field']} {found['size']}" if found["field"] else ""
-            context.progress.said(f"{name}: rate {found['lr']:g}{size}")
-        else:
-            context.progress.warn(f"{name}: the search failed, its defaults stay: {found}")
 
 
 def _with_found(variant: Variant, found: dict[str, Any] | None) -> Variant:

@@ -7,9 +7,15 @@ from typing import Any
 from luthier.core.errors import InputError
 from luthier.core.events import Progress
 from luthier.methods.base import METHODS
+from luthier.models.load import architecture, device, locate, skeleton, stored_bytes
 from luthier.pipeline.prepare import prepare_data, tokenize
+from luthier.planning import machine
+from luthier.planning.advisor.candidates import Planner
 from luthier.planning.advisor.evidence import comparisons, relevant
 from luthier.planning.advisor.question import ChooseOptions, assumed_facts, facts_of
+from luthier.planning.advisor.rank import rank_methods, record
+from luthier.planning.advisor.reasons import Question
+from luthier.planning.plan import PlanInputs
 from luthier.recipe.config import RunConfig
 from luthier.tasks.base import TASKS
 from luthier.training.settings import total_steps
@@ -29,13 +35,6 @@ def choose(
     those in runs/ an invalid one is a warning. `given` is what the user typed of the recipe, for the commands to go on
     with.
     """
-    from luthier.models.load import architecture, device, locate, skeleton, stored_bytes
-    from luthier.planning import machine
-    from luthier.planning.advisor.candidates import Planner
-    from luthier.planning.advisor.rank import rank_methods, record
-    from luthier.planning.advisor.reasons import Question
-    from luthier.planning.plan import PlanInputs
-
     progress, options = progress or Progress(), options or ChooseOptions()
     model, train, other = config.model, config.train, None
     if options.memory is not None:
@@ -71,7 +70,7 @@ def choose(
             progress.warn(f"left out: {error.message.removeprefix('--evidence: ')}")
     boards += relevant(facts.learns, read.family)
     sizes = stored_bytes(whole)
-    question = Question(facts, options, model.path, read.family, *sizes, target, other is None, boards)
+    question = Question(facts, options, model.path, read.family, *sizes, target, boards)
     progress.stage("weighing methods")
     method = config.method if "method" in config.model_fields_set else METHODS.parse("lora")
     rows = facts.lengths, facts.learned, total_steps(train, facts.rows)

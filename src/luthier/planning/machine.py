@@ -11,9 +11,6 @@ from pathlib import Path
 import psutil
 import torch
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-"""Linux: what a process uses, and where to reset its high-water mark."""
-
 
 @dataclass(frozen=True, slots=True)
 class Speed:
@@ -120,8 +117,8 @@ def watch_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
-    with suppress(OSError):
-        CLEAR.write_text("5")
+    with suppress(OSError):  # Linux: 5 resets the high-water mark of this process
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak(device: str) -> int:
@@ -129,7 +126,7 @@ def peak(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
-        found = (line.split() for line in STATUS.read_text().splitlines())
+        found = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
         return next(int(words[1]) * 1024 for words in found if words[0] == "VmHWM:")
     except (OSError, StopIteration):
         import resource

@@ -12,7 +12,7 @@ from torch import nn
 
 from luthier.data.batches import micro_batches, step_numbers
 from luthier.kernels.cross_entropy import CHUNK_BYTES, FEWEST, SLICE_BYTES
-from luthier.methods.base import Method
+from luthier.methods.base import Method, Model
 from luthier.models.load import Classes, device, quantization, skeleton
 from luthier.models.settings import ModelConfig
 from luthier.models.targets import in_head
@@ -126,15 +126,13 @@ class Plan:
 
 def tuned_skeleton(
     model: ModelConfig, method: Method, source: str, labels: Classes, steps: int = 1000, layers: int | None = None
-) -> nn.Module:
+) -> Model:
     """The base with the method on it on the meta device, or its first `layers` only: shapes, no weights, no memory.
 
     InputError where the base or the method cannot serve.
     """
     whole = skeleton(model, source, labels=labels, layers=layers)
-    stored = quantization(model, whole.config)
-    tuned: nn.Module = method.check(whole, classify=labels is not None, quantize=stored, steps=steps)
-    return tuned
+    return method.check(whole, classify=labels is not None, quantize=quantization(model, whole.config), steps=steps)
 
 
 def workload_of(inputs: PlanInputs, pack: int | None) -> Workload:
@@ -245,20 +243,16 @@ def _trace(inputs: PlanInputs, work: Workload, stored: torch.dtype, autocast: to
             compile=inputs.train.compile,
         )
 
-    if number is None or number <= 3 or not _alike(inputs.tuned, number):
-        return of(None)
-    one = of(1)
-    return one.grown(of(2), number - 1)
-
-
-def _alike(tuned: nn.Module, number: int) -> bool:
-    """Whether the same number of parameters trains in each layer."""
-    trained: Counter[str] = Counter()
-    for name, parameter in tuned.named_parameters():
+    trained: Counter[str] = Counter()  # number of a layer -> its parameters that train
+    for name, parameter in inputs.tuned.named_parameters():
         place = LAYER.search(name)
         if place and parameter.requires_grad:
             trained[place[1]] += parameter.numel()
-    return not trained or (len(trained) == number and len(set(trained.values())) == 1)
+    alike = not trained or (len(trained) == number and len(set(trained.values())) == 1)
+    if number is None or number <= 3 or not alike:
+        return of(None)
+    one = of(1)
+    return one.grown(of(2), number - 1)
 
 
 def _dtype(model: ModelConfig, config: Any) -> torch.dtype:

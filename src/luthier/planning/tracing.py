@@ -76,7 +76,7 @@ def trace(
         inputs = _inputs(rows, device, packed)
         head = None if classify else model.get_output_embeddings()  # type: ignore[operator]
         if head is not None:
-            head.forward = _same
+            head.forward = lambda hidden: hidden
         casting = torch.autocast(device, autocast or torch.bfloat16, enabled=autocast is not None)
         try:
             return _run(model, inputs, known, casting)
@@ -105,29 +105,19 @@ def _inputs(rows: list[int], device: str, packed: bool) -> dict[str, Tensor]:
     return {"input_ids": ids, "position_ids": places}
 
 
-def _same(hidden: Tensor) -> Tensor:
-    return hidden
-
-
 def _materialize(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype, device: str) -> None:
     """Replace tensors on the meta device by tensors of the right type and device, still without memory."""
     made: dict[int, Tensor] = {}
-
-    def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) not in made:
-            frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad and tensor.is_floating_point()
-            with mode:
-                empty = torch.empty(tensor.shape, dtype=dtype if frozen else tensor.dtype, device=device)
-                if isinstance(tensor, nn.Parameter):
-                    empty = nn.Parameter(empty, tensor.requires_grad)
-                made[id(tensor)] = empty
-        return made[id(tensor)]
-
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in list(tensors.items()):
-                if tensor is not None:
-                    tensors[name] = fake(tensor)  # type: ignore[assignment]
+    for tensors in (each for module in model.modules() for each in (module._parameters, module._buffers)):
+        for name, tensor in [(name, tensor) for name, tensor in tensors.items() if tensor is not None]:
+            if id(tensor) not in made:
+                frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad and tensor.is_floating_point()
+                with mode:
+                    empty = torch.empty(tensor.shape, dtype=dtype if frozen else tensor.dtype, device=device)
+                    if isinstance(tensor, nn.Parameter):
+                        empty = nn.Parameter(empty, tensor.requires_grad)
+                    made[id(tensor)] = empty
+            tensors[name] = made[id(tensor)]  # type: ignore[assignment]
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -24,7 +24,7 @@ class RunConfig(Config):
     """One fine-tuning run."""
 
     run: str = ""
-    """Folder of the run; default runs/<recipe or data>-<method>. The same command again goes on where it stopped."""
+    """Folder of the run; default runs/<recipe or data>-<method>. Rerun the same command to resume."""
     model: ModelConfig = ModelConfig()
     """The base model."""
     data: DataConfig = DataConfig()

@@ -8,7 +8,6 @@ that is meant. In a run folder, which may come from anybody, it is asked about.
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from luthier.builtin import BASE
@@ -22,35 +21,25 @@ Allow = bool | Callable[[str], bool]
 """May all of it be used? Or who is asked about each."""
 
 
-class Use(NamedTuple):
-    """One thing of a recipe that runs code or sends data."""
-
-    what: str
-    keys: dict[str, str]
-    """The keys that ask for it -> key=value, to be typed again."""
-
-
-def uses(model: ModelConfig, evaluate: EvaluateConfig | None = None) -> Iterator[Use]:
-    """Everything in these blocks that runs code or sends data."""
+def uses(model: ModelConfig, evaluate: EvaluateConfig | None = None) -> Iterator[tuple[str, dict[str, str]]]:
+    """What in these blocks runs code or sends data, each with {key that asks for it: key=value, to be typed again}."""
     if model.trust_remote_code:
         folder = BASE if model.path == "builtin" else Path(model.path).expanduser()
         code = sorted(folder.glob("*.py")) if folder.is_dir() else []
         digest = hashlib.sha256(b"".join(file.read_bytes() for file in code)).hexdigest()[:12]
         known = f" ({', '.join(file.name for file in code[:5])}, SHA-256 {digest})" if code else ""
         what = f"run the Python code that comes with the model {model.path}{known}"
-        yield Use(what, {"model.trust_remote_code": "model.trust_remote_code=true"})
-    if evaluate is None:
-        return
-    if evaluate.check is not None:
+        yield what, {"model.trust_remote_code": "model.trust_remote_code=true"}
+    if evaluate is not None and evaluate.check is not None:
         file = Path(evaluate.check)
         known = f" (SHA-256 {sha256(file)[:12]})" if file.is_file() else ""
         typed = setting("evaluate.check", evaluate.check)
-        yield Use(f"run the Python file {file.absolute()}{known}", {"evaluate.check": typed})
-    if (judge := evaluate.judge) is not None:
+        yield f"run the Python file {file.absolute()}{known}", {"evaluate.check": typed}
+    if evaluate is not None and (judge := evaluate.judge) is not None:
         key = f", and the key in ${judge.key_env}," if judge.key_env else ""
         named = {"evaluate.judge.url": judge.url, "evaluate.judge.key_env": judge.key_env}
         what = f"send prompts and answers{key} to {urlsplit(judge.url).hostname}"
-        yield Use(what, {name: setting(name, value) for name, value in named.items() if value})
+        yield what, {name: setting(name, value) for name, value in named.items() if value}
 
 
 def require(
@@ -68,16 +57,16 @@ def require(
     `typed` are the overrides of this command, which may be those of `blocks`; `flag` is its option that allows all.
     """
     given = [f"{override.partition('=')[0].strip()}." for override in typed]
-    for use in uses(model, evaluate):
-        key = next(iter(use.keys))
-        if allow is True or all(any(f"{name}.".startswith(each) for each in given) for name in use.keys):
+    for what, keys in uses(model, evaluate):
+        key = next(iter(keys))
+        if allow is True or all(any(f"{name}.".startswith(each) for each in given) for name in keys):
             continue
-        if callable(allow) and allow(f"{key} in {recipe} would {use.what}"):
+        if callable(allow) and allow(f"{key} in {recipe} would {what}"):
             continue
         ways = [flag] if flag else []
-        ways += [shell_line(*use.keys.values())] if key.partition(".")[0] in blocks else []
+        ways += [shell_line(*keys.values())] if key.partition(".")[0] in blocks else []
         raise InputError(
-            f"{key} in {recipe} would {use.what}, which nobody asked for on this command line",
+            f"{key} in {recipe} would {what}, which nobody asked for on this command line",
             fix=f"look at it first, then give {' or '.join(ways)} with the same command",
         )
 
@@ -92,4 +81,4 @@ def refuse_foreign(
     beside = () if recipe is None or recipe.name != "recipe.yaml" else ("environment.json", "comparison.json")
     if recipe is not None and any(recipe.with_name(name).exists() for name in beside):
         require(recipe, allow, model, evaluate, typed=typed, blocks=("model", "evaluate"), flag="")
-    return [f"{next(iter(use.keys))} will {use.what}" for use in uses(model, evaluate)]
+    return [f"{next(iter(keys))} will {what}" for what, keys in uses(model, evaluate)]

@@ -37,8 +37,8 @@ def parse_export(name: str, settings: Sequence[str]) -> Export:
     try:
         return found.model_validate(values)
     except ValidationError as error:
-        told = [_problem_text(dict(each), sorted(found.model_fields)) for each in error.errors()]
-        raise ConfigError(f"--to {name}", told) from None
+        wrong = [_problem_text(dict(each), sorted(found.model_fields)) for each in error.errors()]
+        raise ConfigError(f"--to {name}", wrong) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from luthier.core.units import duration, gigabytes
 from luthier.planning.advisor.rank import EXPLAINED
 from luthier.planning.advisor.reasons import bytes_text, work
 
-SPARED = ("merges", "file", "fits", "setting", "training")
+SPARED = ("merges", ">file", "fits", "setting", ">training")
 """Columns of the table that are left out where the terminal is too narrow, the first of them first."""
 
 
@@ -75,37 +75,34 @@ def machine(asked: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def ranking_table(found: Mapping[str, Any], without: Sequence[str] = ()) -> Table:
+def ranking_table(found: Mapping[str, Any], without: Sequence[str]) -> Table:
     """The ranking, `without` some of its columns."""
     many = found["question"]["variants"]
-    rows = [_cells(row, many) for row in found["ranked"]]
-    figures = ("", "memory", "training", "file", f"all {many}")
-    heads = [head for head in rows[0] if head not in without]
-    made = table(*(f">{head}" if head in figures else head for head in heads), wrap=False)
+    rows: list[dict[str, str]] = []
+    for row in found["ranked"]:
+        training = duration(row["seconds"]) if row["seconds"] is not None else "?"
+        if row["seconds"] is None and row["flops"] is not None:
+            training = work(row["flops"])
+        setting = [row["quantize"]] if row["quantize"] != "none" else []
+        setting += ["checkpointing"] if row["gradient_checkpointing"] else []
+        score = row["score"]
+        cells = {
+            ">": str(row["place"]) + ("=" if row["ties_with_first"] and row["place"] > 1 else ""),
+            "method": row["arm"],
+            "setting": ", ".join(setting),
+            "fits": {True: "yes", False: "no", None: "?"}[row["fits"]],
+            ">memory": "?" if row["memory"] is None else gigabytes(row["memory"]),
+            ">training": training,
+            ">file": bytes_text(row["file_bytes"]),
+            **({f">all {many}": bytes_text(row["all_bytes"])} if many > 1 else {}),
+            "merges": "yes" if row["merges"] else "no",
+            "measured": "no measurement" if score is None else f"{score['board']} {score['shown']}",
+        }
+        rows.append({head: cell for head, cell in cells.items() if head not in without})
+    made = table(*rows[0], wrap=False)
     for cells in rows:
-        made.add_row(*(cells[head] for head in heads))
+        made.add_row(*cells.values())
     return made
-
-
-def _cells(row: Mapping[str, Any], many: int) -> dict[str, str]:
-    training = duration(row["seconds"]) if row["seconds"] is not None else "?"
-    if row["seconds"] is None and row["flops"] is not None:
-        training = work(row["flops"])
-    setting = [row["quantize"]] if row["quantize"] != "none" else []
-    setting += ["checkpointing"] if row["gradient_checkpointing"] else []
-    score = row["score"]
-    return {
-        "": str(row["place"]) + ("=" if row["ties_with_first"] and row["place"] > 1 else ""),
-        "method": row["arm"],
-        "setting": ", ".join(setting),
-        "fits": {True: "yes", False: "no", None: "?"}[row["fits"]],
-        "memory": "?" if row["memory"] is None else gigabytes(row["memory"]),
-        "training": training,
-        "file": bytes_text(row["file_bytes"]),
-        **({f"all {many}": bytes_text(row["all_bytes"])} if many > 1 else {}),
-        "merges": "yes" if row["merges"] else "no",
-        "measured": "no measurement" if score is None else f"{score['board']} {score['shown']}",
-    }
 
 
 def excluded(found: Mapping[str, Any]) -> list[dict[str, str]]:

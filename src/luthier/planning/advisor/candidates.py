@@ -112,13 +112,13 @@ class Planner:
     def __init__(self, base: PlanInputs, limit: int) -> None:
         """`base` has the recipe's method, or lora, but not on it yet; `limit` is the longest row in tokens."""
         self.base, self.limit = base, limit
-        self.own = {preset_of(base.method, "none"): base.method}
         self.tuned: dict[str, Any] = {}
         self.resolved: dict[str, ResolvedSettings] = {}
 
     def method(self, preset: str) -> Method:
         """The method at its defaults, or with the recipe's settings."""
-        return self.own.get(preset) or METHODS.parse(preset)
+        own = self.base.method
+        return own if preset_of(own, "none") == preset else METHODS.parse(preset)
 
     def check(self, preset: str, quantize: str | None = None) -> None:
         """InputError where a method cannot serve on this base or machine. Two layers are enough for the check."""

@@ -15,7 +15,6 @@ from pydantic import BaseModel, FiniteFloat, StrictBool, ValidationError, model_
 from luthier.core.errors import InputError, did_you_mean
 from luthier.core.files import read_object
 
-HERE = Path(__file__).resolve().parent
 TIE = 1.0
 """Points: methods that are no further apart tie."""
 TIE_LOSS = 0.02
@@ -115,27 +114,23 @@ class Board(BaseModel):
 @lru_cache
 def measured() -> dict[str, Any]:
     """The repository's own results, as benchmarks/methods/evidence.py put them together."""
-    return dict(json.loads((HERE / "measured.json").read_text(encoding="utf-8")))
+    return dict(json.loads(Path(__file__).with_name("measured.json").read_text(encoding="utf-8")))
 
 
 @lru_cache
 def repository() -> dict[str, Board]:
     """The repository's own boards by name."""
-    found = {}
-    for kept in measured()["boards"]:
-        source = Citation("repository", measured()["file"], kept["command"])
-        found[kept["name"]] = Board(**kept, tier=2, source=source)
-    return found
+    file, boards = measured()["file"], measured()["boards"]
+    return {b["name"]: Board(**b, tier=2, source=Citation("repository", file, b["command"])) for b in boards}
 
 
 @lru_cache
 def papers() -> tuple[Board, ...]:
     """What papers report, with their tables; single values without intervals."""
     found = []
-    for kept in json.loads((HERE / "papers.json").read_text(encoding="utf-8")):
-        scores = {name: {"value": value} for name, value in kept["scores"].items()}
-        source = Citation("paper", kept["paper"], kept["place"])
-        found.append(Board(**kept | {"scores": scores, "tier": 3, "source": source}))
+    for kept in json.loads(Path(__file__).with_name("papers.json").read_text(encoding="utf-8")):
+        kept["scores"] = {name: {"value": value} for name, value in kept["scores"].items()}
+        found.append(Board(**kept, tier=3, source=Citation("paper", kept["paper"], kept["place"])))
     return tuple(found)
 
 

@@ -1,11 +1,8 @@
 """The ranking: methods that can serve and fit, by what was measured, then by the costs that matter here.
 
-1. What cannot serve is excluded, with the reason.
-2. The rest is ordered by evidence: the user's own comparisons before this repository's results. Methods that the boards
-   cannot separate are tied (`Board.ties`).
-3. Among tied methods costs decide, first those that the question names: bytes of all variants, merging, time where it
-   is short; then a base that need not be quantized, an adapter before a whole model, time, memory, and last what has
-   the least to set.
+What cannot serve is excluded, with the reason. The rest is ordered by evidence: the user's own comparisons before this
+repository's results. Among methods that the boards cannot separate (`Board.ties`) costs decide, first those that the
+question names (`by_costs`).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +18,7 @@ from luthier.core.units import duration, gigabytes
 from luthier.methods.base import METHODS
 from luthier.planning.advisor.candidates import NAMES, Candidate, Planner
 from luthier.planning.advisor.evidence import Citation, tiers
-from luthier.planning.advisor.reasons import Question, Reason, bytes_text, kept_bytes, limits, reasons, work
+from luthier.planning.advisor.reasons import Question, Reason, bytes_text, kept_bytes, limits, reason, reasons, work
 
 ENOUGH = 5
 """Methods that fit; more are planned only where they are tied with the first."""
@@ -46,7 +43,7 @@ class Ranking:
 
     def exclude(self, name: str, why: Reason, needs: int = 0) -> None:
         """Leave out a method, with the reason."""
-        self.excluded.append({"method": name, "needs": needs, **why.record()})
+        self.excluded.append({"method": name, "needs": needs, **why})
 
     def ties(self) -> list[Candidate]:
         """The ranked methods that are tied with the first one."""
@@ -138,7 +135,7 @@ def _serves(choice: Ranking, planner: Planner, name: str) -> bool:
             return True
         except InputError as error:
             text, source = error.message, Citation("method", f"luthier explain method {name}")
-    choice.exclude(name, Reason(text, source, -1.0))
+    choice.exclude(name, reason(text, source, -1.0))
     return False
 
 
@@ -194,6 +191,26 @@ def record(choice: Ranking, data: str | None, task: str, given: Sequence[str], q
         rate = work(first.plan.flops / most)
         text = f"to end in {duration(most)} one card has to do {rate}/s of matrix products with {first.name}"
         unknown.insert(0, question.planned(text))
+    ranked = []
+    for place, one in enumerate(choice.ranked, 1):
+        plan = one.plan
+        row = {
+            "place": place,
+            "method": one.name,
+            "arm": one.preset,
+            **{name: getattr(one, name) for name in ("settings", "quantize", "file_bytes", "trained")},
+            "ties_with_first": one.name in ties,
+            "memory": plan and plan.peak,
+            **{name: plan and getattr(plan, name) for name in ("fits", "parts", "flops")},
+            "seconds": plan.seconds if plan is not None and question.knows_speed else None,
+            "gradient_checkpointing": one.checkpointing,
+            "all_bytes": kept_bytes(question, one),
+            "share": one.trained / one.parameters,
+            "merges": one.method.mergeable,
+            "score": _score(question, one.preset),
+            "reasons": reasons(question, one) if place <= EXPLAINED else [],
+        }
+        ranked.append(row)
     return {
         "version": 1,
         "question": {
@@ -206,13 +223,13 @@ def record(choice: Ranking, data: str | None, task: str, given: Sequence[str], q
             "longest": max(facts.lengths),
             "classes": len(facts.labels or ()) or None,
             "said": facts.summary(),
-            "this_machine": question.here,
+            "this_machine": options.memory is None,
             **{name: getattr(options, name) for name in ("devices", "variants", "latency", "time")},
         },
-        "ranked": [_ranked(question, one, place, one.name in ties) for place, one in enumerate(choice.ranked, 1)],
+        "ranked": ranked,
         "behind": [{"method": name, "score": _score(question, name)} for name in choice.behind],
         "ruled_out": choice.excluded,
-        "limits": [reason.record() for reason in unknown],
+        "limits": unknown,
         "next": next_commands(choice, given, quantize),
     }
 
@@ -230,24 +247,4 @@ def _score(question: Question, preset: str) -> dict[str, Any] | None:
         "shown": own.shown(brief=True),
         "cited": str(board.source),
         "tier": board.tier,
-    }
-
-
-def _ranked(question: Question, one: Candidate, place: int, tie: bool) -> dict[str, Any]:
-    plan = one.plan
-    return {
-        "place": place,
-        "method": one.name,
-        "arm": one.preset,
-        **{name: getattr(one, name) for name in ("settings", "quantize", "file_bytes", "trained")},
-        "ties_with_first": tie,
-        "memory": plan and plan.peak,
-        **{name: plan and getattr(plan, name) for name in ("fits", "parts", "flops")},
-        "seconds": plan.seconds if plan is not None and question.knows_speed else None,
-        "gradient_checkpointing": one.checkpointing,
-        "all_bytes": kept_bytes(question, one),
-        "share": one.trained / one.parameters,
-        "merges": one.method.mergeable,
-        "score": _score(question, one.preset),
-        "reasons": [reason.record() for reason in reasons(question, one)] if place <= EXPLAINED else [],
     }

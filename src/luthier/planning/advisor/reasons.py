@@ -8,7 +8,7 @@ from typing import Any
 from luthier.core.units import duration, gigabytes
 from luthier.planning import machine
 from luthier.planning.advisor.candidates import Candidate
-from luthier.planning.advisor.evidence import Board, Citation, measured, papers, relevant, tiers
+from luthier.planning.advisor.evidence import Board, Citation, measured, papers, tiers
 from luthier.planning.advisor.question import ChooseOptions, DataFacts
 
 FAR = 10.0
@@ -16,17 +16,13 @@ FAR = 10.0
 MANY_CLASSES = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Something that counts for a method (weight above zero), against it (below), or limits the advice (zero)."""
+Reason = dict[str, Any]
+"""{text, weight, source, cited}: counts for a method (weight above zero), against it, or limits the advice (zero)."""
 
-    text: str
-    source: Citation
-    weight: float = 0.0
 
-    def record(self) -> dict[str, Any]:
-        """The reason in the JSON output."""
-        return {"text": self.text, "weight": self.weight, "source": self.source._asdict(), "cited": str(self.source)}
+def reason(text: str, source: Citation, weight: float = 0.0) -> Reason:
+    """A reason as it stands in the JSON output."""
+    return {"text": text, "weight": weight, "source": source._asdict(), "cited": str(source)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +40,17 @@ class Question:
     base_bytes: int
     """Bytes of the base's weights as they are stored."""
     target: machine.TargetMachine
-    here: bool
-    """Whether the question is about this machine."""
     boards: Sequence[Board] = ()
     """The user's own comparisons and the repository's boards for such a task."""
 
     @property
     def knows_speed(self) -> bool:
         """Whether seconds can be estimated. The speed of a GPU that is not here is unknown."""
-        return self.here or self.target.device == "cpu"
+        return self.options.memory is None or self.target.device == "cpu"
 
     def planned(self, text: str, weight: float = 0.0) -> Reason:
         """A reason from the plan of a run."""
-        return Reason(text, Citation("plan", f"luthier plan, config.json of {self.model}"), weight)
+        return reason(text, Citation("plan", f"luthier plan, config.json of {self.model}"), weight)
 
 
 def number_of(number: float) -> str:
@@ -71,9 +65,9 @@ def bytes_text(number: float) -> str:
 
 def work(flops: float) -> str:
     """`3.1 PFLOP`."""
-    units = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (0, "GFLOP"))
-    least, unit = next(each for each in units if flops >= each[0])
-    return f"{flops / (least or 1e9):.3g} {unit}"
+    units = (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP")
+    size, unit = next((each for each in units if flops >= each[0]), (1e9, "GFLOP"))
+    return f"{flops / size:.3g} {unit}"
 
 
 def kept_bytes(question: Question, one: Candidate) -> int:
@@ -105,7 +99,7 @@ def by_measurement(question: Question, one: Candidate) -> list[Reason]:
         if own.memory and own.seconds:
             where += f"; took {gigabytes(own.memory)} and {duration(own.seconds)}"
         text = f"{board.name}, {board.metric}: {own.shown()}{quantized}, {standing} ({where})"
-        found.append(Reason(text, board.source, weight))
+        found.append(reason(text, board.source, weight))
     return found
 
 
@@ -124,12 +118,12 @@ def by_papers(question: Question, one: Candidate) -> list[Reason]:
         own, *others = sorted(board.scores.items(), key=lambda each: (each[0] != one.preset, -each[1].value))
         rest = ", ".join(f"{name} {score.value:g}" for name, score in others)
         text = f"{board.name}, {board.model}: {one.preset} {own[1].value:g}; {rest}"
-        found.append(Reason(text, board.source, 0.5 if board.ties(one.preset) else -board.gap(one.preset)))
+        found.append(reason(text, board.source, 0.5 if board.ties(one.preset) else -board.gap(one.preset)))
     return found
 
 
-def by_memory(question: Question, one: Candidate) -> list[Reason]:
-    """Peak memory by its largest parts."""
+def by_plan(question: Question, one: Candidate) -> list[Reason]:
+    """Peak memory by its largest parts, and training time, or the operations where the machine's speed is not known."""
     plan = one.plan
     if plan is None:
         return [question.planned(f"memory cannot be estimated for this model ({one.why})")]
@@ -137,29 +131,24 @@ def by_memory(question: Question, one: Candidate) -> list[Reason]:
     largest = ", ".join(f"{name} {gigabytes(bytes_)}" for name, bytes_ in parts[:3] if bytes_)
     kept = "; with gradient checkpointing" if one.checkpointing else ""
     text = f"planned at most {gigabytes(plan.peak)} of {gigabytes(question.target.memory)}: {largest}{kept}"
-    return [question.planned(text, 1.0)]
+    took = f"planned training time {duration(plan.seconds)} on one device"
+    if not question.knows_speed:
+        at_100 = f"{duration(plan.flops / 1e14)} for a card that does 100 TFLOP/s of them"
+        took = f"{work(plan.flops)} of matrix products in all: {at_100}"
+    return [question.planned(text, 1.0), question.planned(took, 0.5)]
 
 
-def by_time(question: Question, one: Candidate) -> list[Reason]:
-    """Planned time on a machine whose speed is known, else the operations; and the measured speed."""
-    found = []
-    if one.plan is not None:
-        text = f"planned training time {duration(one.plan.seconds)} on one device"
-        if not question.knows_speed:
-            text = (
-                f"{work(one.plan.flops)} of matrix products in all: {duration(one.plan.flops / 1e14)} for a card that "
-                "does 100 TFLOP/s of them"
-            )
-        found.append(question.planned(text, 0.5))
+def by_speed(question: Question, one: Candidate) -> list[Reason]:
+    """The measured time of a step beside LoRA's."""
     speed = measured()["speed"]
     own, usual = speed["arms"].get(one.preset), speed["arms"]["lora"]
-    if own and one.preset != "lora" and own["layout"] == usual["layout"] and question.family == "decoder":
-        ratio = own["seconds"] / usual["seconds"]
-        if abs(ratio - 1) >= 0.05:
-            took = f"({own['seconds']:.2f} s, {usual['seconds']:.2f} s)"
-            text = f"a step takes {ratio:.2f} times as long as LoRA's on a CPU {took}"
-            found.append(Reason(text, Citation("repository", speed["file"], speed["command"]), 1 - ratio))
-    return found
+    if not own or own["layout"] != usual["layout"] or question.family != "decoder":
+        return []
+    ratio = own["seconds"] / usual["seconds"]  # 1 for LoRA itself
+    took = f"({own['seconds']:.2f} s, {usual['seconds']:.2f} s)"
+    text = f"a step takes {ratio:.2f} times as long as LoRA's on a CPU {took}"
+    source = Citation("repository", speed["file"], speed["command"])
+    return [reason(text, source, 1 - ratio)] if abs(ratio - 1) >= 0.05 else []
 
 
 def by_variants(question: Question, one: Candidate) -> list[Reason]:
@@ -183,19 +172,19 @@ def by_latency(question: Question, one: Candidate) -> list[Reason]:
         return []
     source, number = Citation("method", f"luthier explain method {one.preset}"), question.options.variants
     if not one.method.mergeable:
-        return [Reason("does not merge: its layers work at every token; how long was not measured", source, -1.0)]
+        return [reason("does not merge: its layers work at every token; how long was not measured", source, -1.0)]
     text = "merges into the base, which then answers with the base's own layers"
     if one.quantize != "none":
         text += f"; merged, the {one.quantize} base is unpacked to {gigabytes(question.base_bytes)}"
     if number > 1:
         text += f"; {number} merged variants are {number} whole models again"
-    return [Reason(text, source, 1.0)]
+    return [reason(text, source, 1.0)]
 
 
 def reasons(question: Question, one: Candidate) -> list[Reason]:
     """All that is known about a method here."""
-    considerations = (by_measurement, by_papers, by_memory, by_time, by_variants, by_latency)
-    return [reason for consider in considerations for reason in consider(question, one)]
+    considerations = (by_measurement, by_papers, by_plan, by_speed, by_variants, by_latency)
+    return [found for consider in considerations for found in consider(question, one)]
 
 
 def limits(question: Question) -> list[Reason]:
@@ -203,30 +192,30 @@ def limits(question: Question) -> list[Reason]:
     options, facts = question.options, question.facts
     found = [question.planned(facts.assumed)] if facts.assumed else []
     if all(board.tier > 0 for board in question.boards):
-        boards = relevant(facts.learns, question.family)
+        boards = [board for board in question.boards if board.tier == 2]
         for board in boards:
             if differs := _differences(question, board):
                 text = f"{board.name} was measured with {'; '.join(differs)}: the order may differ there"
-                found.append(Reason(text, board.source))
+                found.append(reason(text, board.source))
         if facts.learns == "text":
-            found.append(Reason("no measurement on plain text: dialogues are the nearest there is", boards[0].source))
+            found.append(reason("no measurement on plain text: dialogues are the nearest there is", boards[0].source))
     if options.devices > 1:
         text = (
             f"this version trains in one process on one device: {options.devices - 1} of {options.devices} stay idle, "
             f"and memory and time are those of one; all together could at best take 1/{options.devices} of that time"
         )
-        found.append(Reason(text, Citation("method", "README.md", "What is not there yet")))
+        found.append(reason(text, Citation("method", "README.md", "What is not there yet")))
     if not question.knows_speed:
         text = "the speed of that GPU is not known here, so no time is planned: run luthier plan on that machine"
         found.append(question.planned(text))
-    if isinstance(options.latency, float) and question.here and question.target.device == "cpu":
+    if isinstance(options.latency, float) and options.memory is None and question.target.device == "cpu":
         least = question.base_bytes / machine.reading() * 1000
         verdict = "more than you allow: a smaller base is needed" if least > options.latency else "less than you allow"
         text = (
             f"reading the base's {gigabytes(question.base_bytes)} once takes this machine {least:.1f} ms, which is "
             f"the least that a token can take: {verdict}"
         )
-        found.append(Reason(text, Citation("plan", "measured just now", "reading memory")))
+        found.append(reason(text, Citation("plan", "measured just now", "reading memory")))
     elif isinstance(options.latency, float):
         text = "milliseconds per token were not measured: merged, a model is as fast as its base"
         found.append(question.planned(text))
