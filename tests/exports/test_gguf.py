@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from luthier.core.errors import CannotMerge, InputError, MissingExtra, Unproved
-from luthier.exports.checking.parity import TorchRunner
 from luthier.exports.llama_cpp import file as gguf_file
 from luthier.exports.llama_cpp import vocabulary as gguf_vocab
 from luthier.exports.llama_cpp.file import refuse_model, write_model
@@ -21,6 +20,7 @@ from luthier.exports.llama_cpp.vocabulary import NAMES, vocabulary
 from luthier.exports.merged import Merged
 from luthier.exports.ollama import go_template, rendered
 from luthier.pipeline.export import export
+from luthier.pipeline.parity import TorchRunner
 from luthier.recipe.config import RunConfig
 from luthier.recipe.parse import parse_export
 from luthier.rendering.chat_template import CHATML, PLAIN, Template
@@ -308,8 +308,9 @@ def _write(folder: Path, model: Any, tokenizer: Any, kind: Any = "f32") -> Path:
 def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, whole_words: bool, name: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.checking.tuned import HeldOutPrompt
-    from luthier.exports.llama_cpp.file import LlamaRunner, verified
+    from luthier.exports.base import HeldOutPrompt
+    from luthier.exports.gguf import verified
+    from luthier.exports.llama_cpp.file import LlamaRunner
 
     tokenizer = byte_level(cuts, whole_words)
     file = _write(tmp_path, AutoModelForCausalLM.from_config(model_config("llama")), tokenizer)
@@ -438,7 +439,7 @@ def test_layers_with_a_strength_of_their_own_keep_it(run: Callable[..., Path], t
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.checking.tuned import Tuned
+    from luthier.exports.base import Tuned
     from luthier.exports.gguf_adapter import GgufAdapter
 
     base = AutoModelForCausalLM.from_config(model_config("llama"))

@@ -12,8 +12,6 @@ from luthier.data.prepared import Prepared
 from luthier.reports import page
 from luthier.runs.folder import RunFolder
 
-MOST_REFUSALS = 1_000
-"""Refused rows listed on the page; refused.jsonl and data.json have all."""
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 KINDS = {
     "learned": "learned: the model is trained to say this",
@@ -37,7 +35,8 @@ def write_report(out: Path, found: Audit, data: Prepared, model: str, *, named: 
     notes = [f"read as train would, with the tokenizer of {model}{whose}", most]
     body = {"out": str(out), "notes": notes, **audit_json(found)}
     filters = {"shown": shown, "piece": piece, "count": lambda number: f"{number:,}"}
-    values = {"found": body, "kinds": KINDS, "parts": body["account"], "most_refusals": MOST_REFUSALS}
+    # The page lists the first 1,000 refused rows; refused.jsonl and data.json have all.
+    values = {"found": body, "kinds": KINDS, "parts": body["account"], "most_refusals": 1_000}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

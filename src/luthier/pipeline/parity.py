@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from luthier.core.events import Progress
-from luthier.exports.checking.tuned import Bounds, HeldOutPrompt, Runner
+from luthier.exports.base import Bounds, HeldOutPrompt, Runner
 
 
 def check_parity(
