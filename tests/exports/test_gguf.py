@@ -308,18 +308,16 @@ def _write(folder: Path, model: Any, tokenizer: Any, kind: Any = "f32") -> Path:
 def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, whole_words: bool, name: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.base import HeldOutPrompt
     from luthier.exports.gguf import verified
     from luthier.exports.llama_cpp.file import LlamaRunner
+    from luthier.rendering.row import Row
 
     tokenizer = byte_level(cuts, whole_words)
     file = _write(tmp_path, AutoModelForCausalLM.from_config(model_config("llama")), tokenizer)
     assert fields(file)["tokenizer.ggml.pre"] == name
-    prompts = [
-        HeldOutPrompt(tokenizer(text)["input_ids"], 1)
-        for text in [*TEXTS, "I'LL  go\n\n\n 1234567 times！？ Ünïcödé</s>再见"]
-    ]
-    assert "splits 10 texts" in verified(tokenizer, LlamaRunner(file, [1]), prompts)["verified"]
+    texts = [*TEXTS, "I'LL  go\n\n\n 1234567 times！？ Ünïcödé</s>再见"]
+    rows = [Row(tokenizer(text)["input_ids"], []) for text in texts]
+    assert "splits 10 texts" in verified(tokenizer, LlamaRunner(file, [1]), rows)["verified"]
 
 
 @LLAMA_CPP

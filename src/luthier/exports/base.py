@@ -16,6 +16,7 @@ from luthier.core.shell import shell_line
 from luthier.core.strict_json import to_json
 from luthier.core.version import __version__
 from luthier.methods.base import Method
+from luthier.rendering.row import Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
 
 Bounds = tuple[float | None, float | None]
 """Allowed (largest, mean) difference of two logits, as a share of their spread; None: differences are reported."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOutPrompt:
-    """A held-out row."""
-
-    ids: Sequence[int]  # all its tokens: logits are compared at each
-    start: int | None  # where its answer begins; None for a classifier
 
 
 class Runner(Protocol):
@@ -146,8 +139,8 @@ class Export(Plugin):
         """Open what was written, with the program that will use it."""
         raise NotImplementedError
 
-    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
-        """Further checks, for export.json; Unproved if one fails. `opened` is None if nothing is replayed."""
+    def check(self, tuned: Tuned, opened: Any, rows: Sequence[Row]) -> dict[str, Any]:
+        """Checks on held-out rows, for export.json; Unproved if one fails. `opened` is None if nothing is replayed."""
         return {}
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:

@@ -6,13 +6,13 @@ from typing import Any
 
 from luthier.core.errors import Unproved, install, require_package
 from luthier.core.shell import literal
-from luthier.exports.base import Bounds, Export, HeldOutPrompt, Opened, Tuned
+from luthier.exports.base import Bounds, Export, Opened, Tuned
 from luthier.exports.llama_cpp import file as gguf_file
 from luthier.exports.llama_cpp.vocabulary import PROBES, vocabulary
 from luthier.rendering.example import shared_start
+from luthier.rendering.row import Row
 
 FILE = "model.gguf"
-READ_BACK = "every tensor was read back from the file and is the model's, to the rounding of its type"
 
 
 class Gguf(Export):
@@ -39,8 +39,8 @@ class Gguf(Export):
     def open(self, tuned: Tuned, folder: Path) -> Opened:
         return gguf_file.LlamaRunner(folder / FILE, tuned.ends)
 
-    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
-        return verified(tuned.tokenizer, opened, prompts)
+    def check(self, tuned: Tuned, opened: Any, rows: Sequence[Row]) -> dict[str, Any]:
+        return verified(tuned.tokenizer, opened, rows)
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         return [
@@ -69,15 +69,16 @@ def run_vocabulary(tuned: Tuned) -> dict[str, Any]:
     return vocabulary(tuned.tokenizer, tuned.config.vocab_size, tuned.ends, dialogues=tuned.task == "chat")
 
 
-def verified(tokenizer: Any, opened: gguf_file.LlamaRunner | None, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
+def verified(tokenizer: Any, opened: gguf_file.LlamaRunner | None, rows: Sequence[Row]) -> dict[str, Any]:
     """What was verified beside the answers, and what was not, for export.json.
 
-    Unproved if llama.cpp splits one of PROBES or of the prompts into other tokens than the run's tokenizer.
+    Unproved if llama.cpp splits one of PROBES or of the rows into other tokens than the run's tokenizer.
     """
+    read_back = "every tensor was read back from the file and is the model's, to the rounding of its type"
     if opened is None:
         not_verified = "that llama.cpp splits text into the same tokens and answers as the run"
-        return {"verified": READ_BACK, "not_verified": not_verified}
-    texts = [*PROBES, *(tokenizer.decode(prompt.ids, clean_up_tokenization_spaces=False) for prompt in prompts)]
+        return {"verified": read_back, "not_verified": not_verified}
+    texts = [*PROBES, *(tokenizer.decode(row.ids, clean_up_tokenization_spaces=False) for row in rows)]
     for text in texts:
         ours = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         theirs = list(opened.llama.tokenize(text.encode(), add_bos=False, special=True))
@@ -87,4 +88,4 @@ def verified(tokenizer: Any, opened: gguf_file.LlamaRunner | None, prompts: Sequ
             tokens = f"{theirs[place : place + 6]} instead of {ours[place : place + 6]}"
             why = f"llama.cpp splits {part!r} into other tokens than the run's tokenizer: {tokens}"
             raise Unproved(why, fix="luthier export RUN --to merged")
-    return {"verified": f"{READ_BACK}; llama.cpp splits {len(texts)} texts into the same tokens"}
+    return {"verified": f"{read_back}; llama.cpp splits {len(texts)} texts into the same tokens"}

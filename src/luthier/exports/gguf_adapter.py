@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from luthier.core.errors import InputError
 from luthier.core.shell import literal, shell_line
-from luthier.exports.base import Bounds, Export, HeldOutPrompt, Opened, Tuned
+from luthier.exports.base import Bounds, Export, Opened, Tuned
 from luthier.exports.gguf import refuse_gguf, run_vocabulary, verified
 from luthier.exports.llama_cpp import file as gguf_file
+from luthier.rendering.row import Row
 
 FILE, BASE, WEIGHTS = "adapter.gguf", "base.gguf", "adapter_model.safetensors"
 UNSUPPORTED = "use_dora modules_to_save trainable_token_indices bias lora_bias layer_replication target_parameters"
@@ -101,8 +102,8 @@ class GgufAdapter(Export):
         self._write_base(tuned, own / BASE)
         return gguf_file.LlamaRunner(own / BASE, tuned.ends, folder / FILE, own)
 
-    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
-        return verified(tuned.tokenizer, opened, prompts)
+    def check(self, tuned: Tuned, opened: Any, rows: Sequence[Row]) -> dict[str, Any]:
+        return verified(tuned.tokenizer, opened, rows)
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         base = "BASE.gguf" if self.base == "none" else f"{folder}/{BASE}"

@@ -14,10 +14,11 @@ from pydantic import Field
 
 from luthier.core.errors import InputError
 from luthier.core.shell import shell_line
-from luthier.exports.base import HeldOutPrompt, Tuned
+from luthier.exports.base import Tuned
 from luthier.exports.gguf import FILE, Gguf, run_vocabulary
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Message, shared_start
+from luthier.rendering.row import Row
 
 Dialogue = Sequence[tuple[str, str]]
 """(role, content) of each message."""
@@ -67,8 +68,8 @@ class Ollama(Gguf):
         super().write(tuned, folder)
         (folder / "Modelfile").write_text(self._modelfile(tuned), encoding="utf-8")
 
-    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
-        facts = super().check(tuned, opened, prompts)
+    def check(self, tuned: Tuned, opened: Any, rows: Sequence[Row]) -> dict[str, Any]:
+        facts = super().check(tuned, opened, rows)
         facts["verified"] += "; the Modelfile's template renders dialogues as the run's own"
         return facts
 

@@ -1,6 +1,7 @@
 """A finished run, opened and measured again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from luthier.core.errors import InputError, install, require_package
 from luthier.core.events import Progress
 from luthier.core.files import write_json
 from luthier.evaluation.harness import measure_harness
-from luthier.pipeline.measure import base_again, base_model, compare_with_base, subject_of
+from luthier.pipeline.measure import base_model, base_scores, compare_with_base, subject_of
 from luthier.pipeline.prepare import Loaded, load_base, on_this_machine, reopen
 from luthier.pipeline.train import write_result
 from luthier.recipe.consent import Allow, require
@@ -66,7 +67,8 @@ def evaluate(
         why = f"{path}: the run held no row out, so there is nothing to measure on"
         raise InputError(why, fix="data.validation=0.1")
     with folder.held():
-        base = base_again(loaded, folder, progress)
+        with base_model(loaded) as model:
+            base = base_scores(loaded, subject_of(replace(loaded, model=model), progress), folder)
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result |= compare_with_base(subject, base, folder)
         return write_result(result, loaded.config, folder)

@@ -12,10 +12,9 @@ from luthier.core.errors import NoSpace, Unproved
 from luthier.core.events import Progress
 from luthier.core.files import staged, tidy, write_json
 from luthier.core.shell import public
-from luthier.evaluation.records.context import split_answer
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.evaluation.scores import evaluations, measure, scores
-from luthier.exports.base import Bounds, Export, HeldOutPrompt, Runner, Tuned
+from luthier.exports.base import Bounds, Export, Runner, Tuned
 from luthier.models.load import architecture, load_tokenizer, quantization, skeleton, unpack
 from luthier.pipeline.measure import subject_of
 from luthier.pipeline.parity import RunnerModule, TorchRunner, check_parity
@@ -24,6 +23,7 @@ from luthier.recipe.config import RunConfig
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
 from luthier.rendering.chat_template import Template
+from luthier.rendering.row import Row
 from luthier.runs.folder import RunFolder
 
 PROMPTS = 20
@@ -121,24 +121,22 @@ def _held(
     _, _, rows = tokens.data.side(tokens.data.held_out_side)
     rows = rows if len(rows) else tokens.data.rows
     chosen = [rows[number] for number in range(min(count, len(rows)))]
-    starts = [None if tuned.classifies else max(1, len(split_answer(row)[0])) for row in chosen]
-    prompts = [HeldOutPrompt(row.ids, start) for row, start in zip(chosen, starts, strict=True)]
-    scores = {"run": tuned.facts.get("tuned", {})}
+    found = {"run": tuned.facts.get("tuned", {})}
     if not getattr(target, "replay", True):  # some forms let the user switch it off
-        return {"checked": target.check(tuned, None, prompts), "parity": [], "scores": scores}
+        return {"checked": target.check(tuned, None, chosen), "parity": [], "scores": found}
     opened = target.open(tuned, folder)
     try:
-        checked = target.check(tuned, opened, prompts)
-        parity = _parity_checks(target, tuned, opened, prompts, progress)
-        scores |= _scores(opened, tuned, config, tokens, progress)
-        return {"checked": checked, "parity": parity, "scores": scores}
+        checked = target.check(tuned, opened, chosen)
+        parity = _parity_checks(target, tuned, opened, chosen, progress)
+        found |= _scores(opened, tuned, config, tokens, progress)
+        return {"checked": checked, "parity": parity, "scores": found}
     finally:
         if close := getattr(opened, "close", None):
             close()
 
 
 def _parity_checks(
-    target: Export, tuned: Tuned, opened: nn.Module | Runner, prompts: Sequence[HeldOutPrompt], progress: Progress
+    target: Export, tuned: Tuned, opened: nn.Module | Runner, rows: Sequence[Row], progress: Progress
 ) -> list[dict[str, Any]]:
     """The parity of `opened` with the run as it was trained.
 
@@ -161,8 +159,8 @@ def _parity_checks(
         ]
     made = []
     for name, load, allowed in sides:
-        progress.stage(f"replaying {len(prompts)} held-out prompts beside {name}")
-        found = check_parity(TorchRunner(load(), tuned.ends, pad), exported, prompts, allowed, ANSWER, progress)
+        progress.stage(f"replaying {len(rows)} held-out prompts beside {name}")
+        found = check_parity(TorchRunner(load(), tuned.ends, pad), exported, rows, allowed, ANSWER, progress)
         made.append({"against": name, **found})
         gc.collect()
     return made

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,12 +82,12 @@ def measure_base(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measu
     choose_primary(subject, list(metrics_of(evaluations(subject))))
     for why in lacking(subject):
         progress.note(why)
-    return _measure_base(loaded, subject, folder) if loaded.config.evaluate.before else Measured()
+    return base_scores(loaded, subject, folder) if loaded.config.evaluate.before else Measured()
 
 
-def _measure_base(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> Measured:
-    """From before.json, from the cache, or by measuring. Random weights are not measured."""
-    if loaded.config.model.init == "random":
+def base_scores(loaded: Loaded, subject: EvalContext | None, folder: RunFolder) -> Measured:
+    """The base's scores from before.json, from the cache, or by measuring. Random weights are not measured."""
+    if subject is None or loaded.config.model.init == "random":
         return Measured()
     progress = subject.progress
     decides = _decides(loaded, subject, folder)
@@ -198,10 +198,3 @@ def base_model(loaded: Loaded) -> "Iterator[nn.Module]":
     switch = loaded.config.method.disabled(loaded.model)
     with nullcontext() if switch is None else switch:
         yield loaded.model if switch is not None else load_base(loaded.config, loaded.tokens).model
-
-
-def base_again(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measured:
-    """The untouched base of a finished run, on the same rows."""
-    with base_model(loaded) as model:
-        subject = subject_of(replace(loaded, model=model), progress)
-        return _measure_base(loaded, subject, folder) if subject is not None else Measured()
