@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -18,10 +19,10 @@ from sklearn import metrics
 from luthier.builtin import PROBE
 from luthier.core.errors import InputError
 from luthier.evaluation.contrast import contrast
-from luthier.evaluation.forgetting import forgetting, probe_texts
+from luthier.evaluation.forgetting import forgetting
 from luthier.evaluation.metrics.base import EVALUATIONS, SumMetric
 from luthier.evaluation.metrics.exact_match import normalized_answer
-from luthier.evaluation.records.context import EvalContext, bleu_tokenizer, split_answer, words
+from luthier.evaluation.records.context import EvalContext, bleu_splitter, split_answer, words
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.evaluation.scores import (
     check_settings,
@@ -193,7 +194,7 @@ def test_bleu_and_chrf_are_sacrebleus_over_the_whole_set(pairs: list[tuple[str, 
     bleu = EVALUATIONS.get("bleu")()
     records = bleu.measure(context_of([(said, [answer]) for said, answer in pairs]))
     said, references = [a for a, _ in pairs], [[b for _, b in pairs]]
-    assert bleu_tokenizer(references[0]) == tokenize
+    assert bleu_splitter(references[0]) == tokenize
     found = {name: metric.function for name, metric in bleu.table.items()}
     assert found["bleu"](records) == pytest.approx(sacrebleu.corpus_bleu(said, references, tokenize=tokenize).score)
     assert found["chrf"](records) == pytest.approx(sacrebleu.corpus_chrf(said, references).score)
@@ -295,7 +296,7 @@ def test_forgetting_is_bits_over_bytes_and_its_interval_is_paired() -> None:
 
 
 def test_the_probe_is_small_balanced_and_right() -> None:
-    texts = probe_texts()
+    texts = [json.loads(line) for line in PROBE.read_text(encoding="utf-8").splitlines()]
     assert len({each["text"] for each in texts}) == 120 and PROBE.stat().st_size < 60_000
     assert set(Counter(each["category"] for each in texts).values()) == {20}
     sums = [

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from luthier.core.errors import CannotMerge, InputError, MissingExtra, Unproved
-from luthier.exports.checking.parity import TorchRunner
 from luthier.exports.llama_cpp import file as gguf_file
 from luthier.exports.llama_cpp import vocabulary as gguf_vocab
 from luthier.exports.llama_cpp.file import refuse_model, write_model
@@ -21,6 +20,7 @@ from luthier.exports.llama_cpp.vocabulary import NAMES, vocabulary
 from luthier.exports.merged import Merged
 from luthier.exports.ollama import go_template, rendered
 from luthier.pipeline.export import export
+from luthier.pipeline.parity import TorchRunner
 from luthier.recipe.config import RunConfig
 from luthier.recipe.parse import parse_export
 from luthier.rendering.chat_template import CHATML, PLAIN, Template
@@ -308,17 +308,16 @@ def _write(folder: Path, model: Any, tokenizer: Any, kind: Any = "f32") -> Path:
 def test_each_known_pre_tokenizer_cuts_as_llama_cpp(tmp_path: Path, cuts: Any, whole_words: bool, name: str) -> None:
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.checking.tuned import HeldOutPrompt
-    from luthier.exports.llama_cpp.file import LlamaRunner, verified
+    from luthier.exports.gguf import verified
+    from luthier.exports.llama_cpp.file import LlamaRunner
+    from luthier.rendering.row import Row
 
     tokenizer = byte_level(cuts, whole_words)
     file = _write(tmp_path, AutoModelForCausalLM.from_config(model_config("llama")), tokenizer)
     assert fields(file)["tokenizer.ggml.pre"] == name
-    prompts = [
-        HeldOutPrompt(tokenizer(text)["input_ids"], 1)
-        for text in [*TEXTS, "I'LL  go\n\n\n 1234567 times！？ Ünïcödé</s>再见"]
-    ]
-    assert "splits 10 texts" in verified(tokenizer, LlamaRunner(file, [1]), prompts)["verified"]
+    texts = [*TEXTS, "I'LL  go\n\n\n 1234567 times！？ Ünïcödé</s>再见"]
+    rows = [Row(tokenizer(text)["input_ids"], []) for text in texts]
+    assert "splits 10 texts" in verified(tokenizer, LlamaRunner(file, [1]), rows)["verified"]
 
 
 @LLAMA_CPP
@@ -438,7 +437,7 @@ def test_layers_with_a_strength_of_their_own_keep_it(run: Callable[..., Path], t
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from luthier.exports.checking.tuned import Tuned
+    from luthier.exports.base import Tuned
     from luthier.exports.gguf_adapter import GgufAdapter
 
     base = AutoModelForCausalLM.from_config(model_config("llama"))

@@ -12,7 +12,7 @@ import pytest
 
 from luthier.core.errors import CannotMerge, InputError, MissingExtra, Unproved
 from luthier.exports import onnx as form
-from luthier.exports.checking.tuned import Tuned
+from luthier.exports.base import Tuned
 from luthier.exports.merged import Merged
 from luthier.models.load import skeleton
 from luthier.pipeline.export import export
@@ -119,7 +119,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
         model.config.layer_types = ["linear_attention", "full_attention"]
         return model
 
-    monkeypatch.setattr("luthier.models.load.skeleton", hybrid)
+    monkeypatch.setattr("luthier.pipeline.export.skeleton", hybrid)
     with pytest.raises(InputError, match="a llama keeps more than keys and values"):
         export(folder, parse_export("onnx", []))
     assert not (folder / "exports").exists()

@@ -121,7 +121,7 @@ def test_a_base_whose_own_files_are_packed_is_seen_as_packed(
 
 def test_another_packing_does_not_merge(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run()
-    monkeypatch.setattr("luthier.models.load.quantization", lambda config, model: "gptq")
+    monkeypatch.setattr("luthier.pipeline.export.quantization", lambda config, model: "gptq")
     with pytest.raises(CannotMerge, match=r"quantized as gptq.*\n.*--to adapter"):
         export(folder, parse_export("merged", []))
 

@@ -28,11 +28,6 @@ def applies(context: EvalContext) -> str:
     return ""
 
 
-def probe_texts() -> list[dict[str, str]]:
-    """The texts: category and text."""
-    return [json.loads(line) for line in PROBE.read_text(encoding="utf-8").splitlines()]
-
-
 def measure_probe(context: EvalContext) -> list[Record]:
     """{category, bits, bytes} of each text."""
     import torch
@@ -43,11 +38,11 @@ def measure_probe(context: EvalContext) -> list[Record]:
         opening = opening[:-1]
     records: list[Record] = []
     rows = []
-    for each in probe_texts():
+    for line in PROBE.read_text(encoding="utf-8").splitlines():
+        each = json.loads(line)
         ids = [*opening, *context.template.encode_text(each["text"])][: context.max_length]
         first = "" if opening else str(tokenizer.decode(ids[:1]))
-        read = str(tokenizer.decode(ids[len(opening) :]))
-        whole = each["text"] if len(ids) < context.max_length else read
+        whole = each["text"] if len(ids) < context.max_length else str(tokenizer.decode(ids[len(opening) :]))
         rows.append(Row(ids, ids if opening else [IGNORED, *ids[1:]], each["category"]))
         size = len(whole.encode()) - len(first.encode())
         records.append({"category": each["category"], "bits": 0.0, "bytes": max(1, size)})

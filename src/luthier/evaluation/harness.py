@@ -70,7 +70,8 @@ def _scores(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
         name, _, how = key.partition(",")
         if not isinstance(value, int | float) or not how or name.endswith("_stderr"):
             continue
-        base, errors = before.get(key), [_number(side.get(f"{name}_stderr,{how}")) for side in (before, after)]
+        base, given = before.get(key), [side.get(f"{name}_stderr,{how}") for side in (before, after)]
+        errors = [float(x) if isinstance(x, int | float) and math.isfinite(x) else None for x in given]
         score: dict[str, Any] = {"base": base, "tuned": value, "tuned_error": errors[1], "base_error": errors[0]}
         if isinstance(base, int | float):
             score["difference"] = value - base
@@ -80,7 +81,3 @@ def _scores(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, An
                 score["noise"] = abs(score["difference"]) <= half
         made[name if how == "none" else f"{name} ({how})"] = score
     return made
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

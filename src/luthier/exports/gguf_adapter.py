@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from luthier.core.errors import InputError
 from luthier.core.shell import literal, shell_line
-from luthier.exports.base import Bounds, Export, HeldOutPrompt, Opened, Tuned
+from luthier.exports.base import Bounds, Export, Opened, Tuned
+from luthier.exports.gguf import refuse_gguf, run_vocabulary, verified
 from luthier.exports.llama_cpp import file as gguf_file
+from luthier.rendering.row import Row
 
 FILE, BASE, WEIGHTS = "adapter.gguf", "base.gguf", "adapter_model.safetensors"
 UNSUPPORTED = "use_dora modules_to_save trainable_token_indices bias lora_bias layer_replication target_parameters"
@@ -32,7 +34,7 @@ class GgufAdapter(Export):
     def refuse(self, tuned: Tuned) -> None:
         from safetensors import safe_open
 
-        gguf_file.refuse_gguf(tuned, replay=self.replay)
+        refuse_gguf(tuned, replay=self.replay)
         settings = _settings(tuned)
         if settings.get("peft_type") != "LORA":
             why = f"is of method {tuned.method.name}, and llama.cpp supports only LoRA"
@@ -90,7 +92,7 @@ class GgufAdapter(Export):
             self._write_base(tuned, folder / BASE)
 
     def _write_base(self, tuned: Tuned, path: Path) -> None:
-        vocabulary = gguf_file.run_vocabulary(tuned)
+        vocabulary = run_vocabulary(tuned)
         gguf_file.write_model(path, tuned.open_plain_base(), vocabulary, self._kind, tuned.base)
 
     def open(self, tuned: Tuned, folder: Path) -> Opened:
@@ -100,8 +102,8 @@ class GgufAdapter(Export):
         self._write_base(tuned, own / BASE)
         return gguf_file.LlamaRunner(own / BASE, tuned.ends, folder / FILE, own)
 
-    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
-        return gguf_file.verified(tuned.tokenizer, opened, prompts)
+    def check(self, tuned: Tuned, opened: Any, rows: Sequence[Row]) -> dict[str, Any]:
+        return verified(tuned.tokenizer, opened, rows)
 
     def use(self, tuned: Tuned, folder: str) -> list[str]:
         base = "BASE.gguf" if self.base == "none" else f"{folder}/{BASE}"

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
+from luthier.builtin import BASE
 from luthier.core.errors import InputError, install, require_package
 from luthier.core.shell import shell_line
-from luthier.exports.base import EXPORTS, Bounds, Export, Opened, Tuned
-from luthier.exports.checking.tuned import card, is_local
+from luthier.exports.base import EXPORTS, Bounds, Export, Opened, Tuned, card, is_local
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 KEPT_BACK = ("export.json", "manifest.json")
@@ -160,8 +160,6 @@ def _tokens() -> list[str]:
 
 def _refuse_secrets(tuned: Tuned, folder: Path) -> None:
     """InputError if a file to be uploaded contains a folder of this machine or a token. The weights have no text."""
-    from luthier.builtin import BASE
-
     folders = [Path(tuned.run), tuned.weights, BASE]
     if is_local(tuned.base) and tuned.base != "builtin":
         folders.append(Path(tuned.base).expanduser())

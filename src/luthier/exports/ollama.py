@@ -9,15 +9,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from jinja2 import Environment, TemplateError
 from pydantic import Field
 
 from luthier.core.errors import InputError
 from luthier.core.shell import shell_line
-from luthier.exports.base import HeldOutPrompt, Tuned
-from luthier.exports.gguf import FILE, Gguf
-from luthier.exports.llama_cpp.file import run_vocabulary
+from luthier.exports.base import Tuned
+from luthier.exports.gguf import FILE, Gguf, run_vocabulary
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Message, shared_start
+from luthier.rendering.row import Row
 
 Dialogue = Sequence[tuple[str, str]]
 """(role, content) of each message."""
@@ -67,8 +68,8 @@ class Ollama(Gguf):
         super().write(tuned, folder)
         (folder / "Modelfile").write_text(self._modelfile(tuned), encoding="utf-8")
 
-    def check(self, tuned: Tuned, opened: Any, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
-        facts = super().check(tuned, opened, prompts)
+    def check(self, tuned: Tuned, opened: Any, rows: Sequence[Row]) -> dict[str, Any]:
+        facts = super().check(tuned, opened, rows)
         facts["verified"] += "; the Modelfile's template renders dialogues as the run's own"
         return facts
 
@@ -166,8 +167,6 @@ def rendered(template: str, dialogue: Dialogue) -> str:
 
     .System is all system messages, .Messages all messages; the last `end` is that of `range`.
     """
-    from jinja2 import Environment, TemplateError
-
     pieces = re.split(r"\{\{ (.*?) \}\}", template)  # texts at even places, actions at odd ones
     texts = {f"text_{place}": text for place, text in enumerate(pieces[::2])}
     messages = [{"Role": role, "Content": content} for role, content in dialogue]

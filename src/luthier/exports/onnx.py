@@ -33,8 +33,7 @@ class Onnx(Export):
 
     def refuse(self, tuned: Tuned) -> None:
         super().refuse(tuned)
-        missing = [name for name in NEEDED if find_spec(name) is None]
-        if missing:
+        if missing := [name for name in NEEDED if find_spec(name) is None]:
             raise MissingExtra(f"--to onnx needs {', '.join(missing)}, which is not installed", fix=install("onnx"))
         model: Any = tuned.skeleton()
         config = model.config

@@ -1,13 +1,15 @@
 """A finished run, opened and measured again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InputError, install, require_package
 from luthier.core.events import Progress
 from luthier.core.files import write_json
-from luthier.pipeline.measure import base_again, base_model, compare_with_base, subject_of
+from luthier.evaluation.harness import measure_harness
+from luthier.pipeline.measure import base_model, base_scores, compare_with_base, subject_of
 from luthier.pipeline.prepare import Loaded, load_base, on_this_machine, reopen
 from luthier.pipeline.train import write_result
 from luthier.recipe.consent import Allow, require
@@ -62,11 +64,11 @@ def evaluate(
     folder.read_json(folder.data)  # the report needs it, and a fault in it should not cost the measuring
     subject = subject_of(loaded, progress)
     if subject is None:
-        raise InputError(
-            f"{path}: the run held no row out, so there is nothing to measure on", fix="data.validation=0.1"
-        )
+        why = f"{path}: the run held no row out, so there is nothing to measure on"
+        raise InputError(why, fix="data.validation=0.1")
     with folder.held():
-        base = base_again(loaded, folder, progress)
+        with base_model(loaded) as model:
+            base = base_scores(loaded, subject_of(replace(loaded, model=model), progress), folder)
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result |= compare_with_base(subject, base, folder)
         return write_result(result, loaded.config, folder)
@@ -82,22 +84,12 @@ def harness(
     allow_code: Allow = False,
 ) -> dict[str, Any]:
     """Tuned model and base on tasks of lm-evaluation-harness; writes harness.json in the run folder."""
-    from luthier.evaluation.harness import measure_harness
-
     require_package("lm_eval", "lm-evaluation-harness is not installed", install("harness"))
     progress = progress or Progress()
     loaded, folder = open_run(path, progress, allow_code=allow_code, measures=False)
     with folder.held():
-        result = measure_harness(
-            loaded.model,
-            None if loaded.config.model.init == "random" else base_model(loaded),
-            loaded.template.tokenizer,
-            tasks,
-            folder_of_tasks,
-            limit,
-            loaded.config.evaluate.batch_size,
-            loaded.tokens.max_length,
-            progress,
-        )
+        base = None if loaded.config.model.init == "random" else base_model(loaded)
+        tokenizer, sizes = loaded.template.tokenizer, (loaded.config.evaluate.batch_size, loaded.tokens.max_length)
+        result = measure_harness(loaded.model, base, tokenizer, tasks, folder_of_tasks, limit, *sizes, progress)
         write_json(folder.harness, {"run": str(path), **result})
     return result

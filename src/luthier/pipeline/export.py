@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from luthier.core.errors import NoSpace, Unproved
@@ -14,14 +13,17 @@ from luthier.core.events import Progress
 from luthier.core.files import staged, tidy, write_json
 from luthier.core.shell import public
 from luthier.evaluation.records.settings import EvaluateConfig
-from luthier.exports.base import Export
-from luthier.exports.checking.parity import RunnerModule, TorchRunner, check_parity
-from luthier.exports.checking.tuned import Bounds, HeldOutPrompt, Runner, Tuned
+from luthier.evaluation.scores import evaluations, measure, scores
+from luthier.exports.base import Bounds, Export, Runner, Tuned
+from luthier.models.load import architecture, load_tokenizer, quantization, skeleton, unpack
 from luthier.pipeline.measure import subject_of
+from luthier.pipeline.parity import RunnerModule, TorchRunner, check_parity
 from luthier.pipeline.prepare import Encoding, Loaded, load_base, on_this_machine, reopen
 from luthier.recipe.config import RunConfig
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
+from luthier.rendering.chat_template import Template
+from luthier.rendering.row import Row
 from luthier.runs.folder import RunFolder
 
 PROMPTS = 20
@@ -51,10 +53,8 @@ def export(
     place = folder.path / "exports" / target.name
     needed, free = target.required_bytes(tuned), shutil.disk_usage(folder.path).free
     if free < 1.05 * needed:
-        raise NoSpace(
-            f"{place} will take {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free: nothing was written",
-            fix="free some space, or make the run's folder a link to a larger disk",
-        )
+        why = f"{place} will take {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free: nothing was written"
+        raise NoSpace(why, fix="free some space, or make the run's folder a link to a larger disk")
     with folder.held():
         place.parent.mkdir(exist_ok=True)
         tidy(place.parent)
@@ -78,9 +78,6 @@ def export(
 
 
 def _tuned(folder: RunFolder, config: RunConfig, tokens: Encoding, weights: Path) -> Tuned:
-    from luthier.models.load import architecture, load_tokenizer, quantization, skeleton, unpack
-    from luthier.rendering.chat_template import Template
-
     whole = config.method.saves == "model"
 
     def open_base(**changed: Any) -> nn.Module:
@@ -120,62 +117,50 @@ def _tuned(folder: RunFolder, config: RunConfig, tokens: Encoding, weights: Path
 def _held(
     target: Export, tuned: Tuned, folder: Path, config: RunConfig, tokens: Encoding, count: int, progress: Progress
 ) -> dict[str, Any]:
-    """What lies in `folder`, opened and held to the run: {"checked", "parity", "scores"}.
-
-    `count` prompts are replayed, of held-out rows, or of training rows where none is held out.
-    """
-    from luthier.evaluation.records.context import split_answer
-
+    """{checked, parity, scores} of `folder`, opened, on `count` held-out rows, or training rows if none is held out."""
     _, _, rows = tokens.data.side(tokens.data.held_out_side)
     rows = rows if len(rows) else tokens.data.rows
     chosen = [rows[number] for number in range(min(count, len(rows)))]
-    prompts = [
-        HeldOutPrompt(row.ids, None if tuned.classifies else max(1, len(split_answer(row)[0]))) for row in chosen
-    ]
-    scores = {"run": tuned.facts.get("tuned", {})}
+    found = {"run": tuned.facts.get("tuned", {})}
     if not getattr(target, "replay", True):  # some forms let the user switch it off
-        return {"checked": target.check(tuned, None, prompts), "parity": [], "scores": scores}
+        return {"checked": target.check(tuned, None, chosen), "parity": [], "scores": found}
     opened = target.open(tuned, folder)
     try:
-        checked = target.check(tuned, opened, prompts)
-        parity = _parity_checks(target, tuned, opened, prompts, progress)
-        scores |= _scores(opened, tuned, config, tokens, progress)
-        return {"checked": checked, "parity": parity, "scores": scores}
+        checked = target.check(tuned, opened, chosen)
+        parity = _parity_checks(target, tuned, opened, chosen, progress)
+        found |= _scores(opened, tuned, config, tokens, progress)
+        return {"checked": checked, "parity": parity, "scores": found}
     finally:
         if close := getattr(opened, "close", None):
             close()
 
 
 def _parity_checks(
-    target: Export, tuned: Tuned, opened: nn.Module | Runner, prompts: Sequence[HeldOutPrompt], progress: Progress
+    target: Export, tuned: Tuned, opened: nn.Module | Runner, rows: Sequence[Row], progress: Progress
 ) -> list[dict[str, Any]]:
-    """What was exported and `opened` again, beside the run.
+    """The parity of `opened` with the run as it was trained.
 
-    An adapter is held to the run as it was trained. What is merged is held to the adapter on the plain base; where the
-    base was packed in training, that is another model than the one that was trained, and the difference is told too.
+    A merged model is compared with the adapter on the plain base first if the base was packed in training, because that
+    is another model than the one that was trained.
     """
     pad = tuned.tokenizer.pad_token_id or 0
-
-    def runner(model: nn.Module) -> TorchRunner:
-        return TorchRunner(model, tuned.ends, pad)
 
     def as_trained() -> nn.Module:
         base = tuned.open_base()
         return base if tuned.method.saves == "model" else tuned.method.load(base, tuned.weights)
 
-    exported: Runner = runner(opened) if isinstance(opened, torch.nn.Module) else opened
-    packed = tuned.quantize != "none" and target.on_plain_base
+    exported: Runner = TorchRunner(opened, tuned.ends, pad) if isinstance(opened, nn.Module) else opened
     bounds = target.bounds(tuned)
     sides: list[tuple[str, Callable[[], nn.Module], Bounds]] = [("the run", as_trained, bounds)]
-    if packed:
+    if tuned.quantize != "none" and target.on_plain_base:  # the base was packed in training
         sides = [
             ("the adapter on the base, not packed", tuned.open_plain, bounds),
             (f"the run as it was trained, on the base in {tuned.quantize}", as_trained, (None, None)),
         ]
     made = []
     for name, load, allowed in sides:
-        progress.stage(f"replaying {len(prompts)} held-out prompts beside {name}")
-        found = check_parity(runner(load()), exported, prompts, allowed, ANSWER, progress)
+        progress.stage(f"replaying {len(rows)} held-out prompts beside {name}")
+        found = check_parity(TorchRunner(load(), tuned.ends, pad), exported, rows, allowed, ANSWER, progress)
         made.append({"against": name, **found})
         gc.collect()
     return made
@@ -185,11 +170,9 @@ def _scores(
     opened: nn.Module | Runner, tuned: Tuned, config: RunConfig, tokens: Encoding, progress: Progress
 ) -> dict[str, Any]:
     """{"export": scores} on the rows and with the settings of the run's own last scores, but without a judge."""
-    from luthier.evaluation.scores import evaluations, measure, scores
-
     measured = {**config.evaluate.model_dump(), **tuned.facts.get("measured_with", {})}
     settings = EvaluateConfig(**{**measured, "judge": None, "check": config.evaluate.check})
-    if not isinstance(opened, torch.nn.Module):
+    if not isinstance(opened, nn.Module):
         opened = RunnerModule(opened, tuned.classifies)
         settings = settings.model_copy(update={"batch_size": 1})  # logits are made whole: [rows, tokens, vocabulary]
     subject = subject_of(Loaded(config.model_copy(update={"evaluate": settings}), opened, tokens), progress)

@@ -5,13 +5,19 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier import evaluation
+from luthier.builtin import PROBE
 from luthier.core.events import Progress
-from luthier.evaluation.records.context import restored_records
+from luthier.evaluation import forgetting
+from luthier.evaluation.contrast import contrast
+from luthier.evaluation.metrics.base import metrics_of
+from luthier.evaluation.records.context import EvalContext, Record, restored_records
+from luthier.evaluation.scores import FEW, choose_primary, differences, evaluations, lacking, measure, scores
 from luthier.pipeline.prepare import Loaded, load_base
 from luthier.runs.folder import RunFolder
 from luthier.runs.provenance import environment
@@ -19,23 +25,11 @@ from luthier.runs.provenance import environment
 if TYPE_CHECKING:
     from torch import nn
 
-    from luthier.evaluation.records.context import EvalContext, Record
-
-
 WORTH = 5.0
 """Seconds of measuring the base below which doing so again costs less than an entry in the cache."""
-UNMEASURED: dict[str, Any] = {
-    "validation_examples": 0,
-    "base": {},
-    "tuned": {},
-    "difference": {},
-    "primary_metric": "",
-    "examples": {},
-    "forgetting": {},
-    "no_forgetting": "no row is held out",
-    "counts": {"base": {}, "tuned": {}},
-    "caveats": [],
-}
+UNMEASURED: dict[str, Any] = {"validation_examples": 0, "base": {}, "tuned": {}, "difference": {}, "primary_metric": ""}
+UNMEASURED |= {"examples": {}, "forgetting": {}, "no_forgetting": "no row is held out"}
+UNMEASURED |= {"counts": {"base": {}, "tuned": {}}, "caveats": []}
 """What `compare_with_base` would return for a run that holds no row out."""
 
 
@@ -43,9 +37,9 @@ UNMEASURED: dict[str, Any] = {
 class Measured:
     """What one model scored."""
 
-    records: "list[Record]" = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     """One per held-out example; none where the model was not measured."""
-    probe: "list[Record]" = field(default_factory=list)
+    probe: list[Record] = field(default_factory=list)
     """One per general text (see evaluation.forgetting)."""
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -54,10 +48,8 @@ class Measured:
         self.records, self.probe = restored_records(self.records), restored_records(self.probe)
 
 
-def subject_of(loaded: Loaded, progress: Progress | None = None) -> "EvalContext | None":
+def subject_of(loaded: Loaded, progress: Progress | None = None) -> EvalContext | None:
     """The test rows, else the validation rows, with the model as it is now; None where there are none."""
-    from luthier.evaluation.records.context import EvalContext
-
     data, settings = loaded.data, loaded.config.evaluate
     _, examples, rows = data.side(data.held_out_side)
     count = len(examples) if settings.rows is None else settings.rows
@@ -84,21 +76,18 @@ def measure_base(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measu
 
     InputError where the recipe ranks by a score that these rows do not have: before anything is trained.
     """
-    from luthier.evaluation.metrics.base import metrics_of
-    from luthier.evaluation.scores import choose_primary, evaluations, lacking
-
     subject = subject_of(loaded, progress)
     if subject is None:
         return Measured()
     choose_primary(subject, list(metrics_of(evaluations(subject))))
     for why in lacking(subject):
         progress.note(why)
-    return _measure_base(loaded, subject, folder) if loaded.config.evaluate.before else Measured()
+    return base_scores(loaded, subject, folder) if loaded.config.evaluate.before else Measured()
 
 
-def _measure_base(loaded: Loaded, subject: "EvalContext", folder: RunFolder) -> Measured:
-    """From before.json, from the cache, or by measuring. Random weights are not measured."""
-    if loaded.config.model.init == "random":
+def base_scores(loaded: Loaded, subject: EvalContext | None, folder: RunFolder) -> Measured:
+    """The base's scores from before.json, from the cache, or by measuring. Random weights are not measured."""
+    if subject is None or loaded.config.model.init == "random":
         return Measured()
     progress = subject.progress
     decides = _decides(loaded, subject, folder)
@@ -125,20 +114,14 @@ def _measure_base(loaded: Loaded, subject: "EvalContext", folder: RunFolder) -> 
     return measured
 
 
-def _measure(subject: "EvalContext") -> Measured:
-    from luthier.evaluation import forgetting
-    from luthier.evaluation.scores import measure
-
+def _measure(subject: EvalContext) -> Measured:
     records = measure(subject)
     wanted = subject.settings.forgetting and not forgetting.applies(subject)
     return Measured(records, forgetting.measure_probe(subject) if wanted else [], dict(subject.counts))
 
 
-def _decides(loaded: Loaded, subject: "EvalContext", folder: RunFolder) -> dict[str, Any]:
+def _decides(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> dict[str, Any]:
     """Everything that the base's scores follow from."""
-    from luthier import evaluation
-    from luthier.builtin import PROBE
-
     config, settings = loaded.config, subject.settings
     code = hashlib.sha256(PROBE.read_bytes())
     for file in sorted(Path(evaluation.__path__[0]).rglob("*.py")):
@@ -167,12 +150,8 @@ def _decides(loaded: Loaded, subject: "EvalContext", folder: RunFolder) -> dict[
     }
 
 
-def compare_with_base(subject: "EvalContext", base: Measured, folder: RunFolder) -> dict[str, Any]:
+def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -> dict[str, Any]:
     """Measure `subject`, set it against the base and write predictions.jsonl."""
-    from luthier.evaluation import forgetting
-    from luthier.evaluation.contrast import contrast
-    from luthier.evaluation.scores import FEW, choose_primary, differences, evaluations, lacking, scores
-
     tuned, chosen = _measure(subject), evaluations(subject)
     both = len(base.records) == len(tuned.records)
     predictions = [
@@ -219,10 +198,3 @@ def base_model(loaded: Loaded) -> "Iterator[nn.Module]":
     switch = loaded.config.method.disabled(loaded.model)
     with nullcontext() if switch is None else switch:
         yield loaded.model if switch is not None else load_base(loaded.config, loaded.tokens).model
-
-
-def base_again(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measured:
-    """The untouched base of a finished run, on the same rows."""
-    with base_model(loaded) as model:
-        subject = subject_of(replace(loaded, model=model), progress)
-        return _measure_base(loaded, subject, folder) if subject is not None else Measured()

@@ -13,14 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table
-from luthier.evaluation.records.context import (
-    EvalContext,
-    Record,
-    answered,
-    bleu_tokenizer,
-    open_answers,
-    references_of,
-)
+from luthier.evaluation.records.context import EvalContext, Record, answered, bleu_splitter, open_answers, references_of
 
 COUNTS = {"bleu": 10, "chrf": 18}
 """Numbers that sacrebleu sums: lengths, and hits and n-grams of four orders; three for each of six orders."""
@@ -54,7 +47,7 @@ class Bleu(Evaluation):
         from sacrebleu import BLEU, CHRF
 
         answers = answered(context)
-        tokenize = bleu_tokenizer(text for record in answers if record for text in references_of(record))
+        tokenize = bleu_splitter(text for record in answers if record for text in references_of(record))
         scorers: dict[str, Any] = {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF()}
         made: list[Record] = [{} for _ in answers]
         for counts, record in zip(made, answers, strict=True):

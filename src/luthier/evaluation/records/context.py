@@ -139,7 +139,7 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def bleu_tokenizer(references: Iterable[str]) -> str:
+def bleu_splitter(references: Iterable[str]) -> str:
     """Sacrebleu's tokenizer for a whole set: `zh` for Chinese, `char` for Japanese, Thai and their kin, else `13a`."""
     text = "".join(references)
     letters = max(1, sum(character.isalpha() for character in text))

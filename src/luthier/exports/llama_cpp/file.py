@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.core.errors import InputError, Unproved, install, require_package
-from luthier.exports.checking.tuned import HeldOutPrompt, Tuned
-from luthier.exports.llama_cpp.vocabulary import PROBES, vocabulary
-from luthier.rendering.example import shared_start
+from luthier.core.errors import InputError, Unproved
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,33 +30,13 @@ YARN |= {"mscale": None, "mscale_all_dim": None}
 """The only values that llama.cpp has for further settings of YaRN."""
 SMALLEST = 256
 """Tokens of the first context; a longer prompt gets one of its own size."""
-READ_BACK = "every tensor was read back from the file and is the model's, to the rounding of its type"
-
-
-def refuse_gguf(tuned: Tuned, *, replay: bool) -> None:
-    """Raise InputError if no GGUF file can hold the run or a package is missing, before anything is loaded."""
-    require_package("gguf", "a GGUF file needs the package gguf, which is not installed", install("gguf"))
-    if replay:
-        fix = f"{install('gguf')}, which compiles it in 7 to 20 minutes; or replay=false, which reads the file back "
-        fix += "and compares every weight, but does not verify that llama.cpp answers as the run"
-        why = "the parity check needs llama.cpp, whose package llama-cpp-python is not installed"
-        require_package("llama_cpp", why, fix)
-    if tuned.classifies:
-        raise _cannot("a classification head: llama.cpp runs models that generate text")
-    refuse_model(tuned.config)
-    run_vocabulary(tuned)
-
-
-def run_vocabulary(tuned: Tuned) -> dict[str, Any]:
-    """The run's tokenizer in llama.cpp's terms."""
-    return vocabulary(tuned.tokenizer, tuned.config.vocab_size, tuned.ends, dialogues=tuned.task == "chat")
 
 
 def refuse_model(config: Any) -> None:
     """Raise InputError, by name, if llama.cpp's architecture of this name computes something else than the model."""
     kind = config.model_type
     if kind not in NAMES:
-        raise _cannot(f"architecture {kind}; {', '.join(sorted(NAMES))} are supported")
+        raise cannot(f"architecture {kind}; {', '.join(sorted(NAMES))} are supported")
     heads, size, rope = config.num_attention_heads, head_size(config), config.rope_parameters
     how = rope.get("rope_type", "default")
     odd = [key for key, value in rope.items() if how == "yarn" and key not in ROPE and YARN.get(key, ...) != value]
@@ -76,10 +53,11 @@ def refuse_model(config: Any) -> None:
         (odd, f"yarn with {', '.join(f'{key}={rope[key]}' for key in odd)}"),
     ):
         if found:
-            raise _cannot(what)
+            raise cannot(what)
 
 
-def _cannot(what: str) -> InputError:
+def cannot(what: str) -> InputError:
+    """The error for a model that no file can hold."""
     return InputError(f"GGUF: cannot write {what}", fix="luthier export RUN --to merged")
 
 
@@ -136,7 +114,7 @@ def name_of(config: Any, key: str) -> str:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[NAMES[config.model_type]], config.num_hidden_layers)
     name = names.get_name(key, try_suffixes=(".weight", ".bias"))
     if name is None:
-        raise _cannot(f"the weight {key} of a {config.model_type}")
+        raise cannot(f"the weight {key} of a {config.model_type}")
     return str(name)
 
 
@@ -236,24 +214,3 @@ class LlamaRunner:
                 break
             self.llama.eval(answer[-1:])
         return answer
-
-
-def verified(tokenizer: Any, opened: LlamaRunner | None, prompts: Sequence[HeldOutPrompt]) -> dict[str, Any]:
-    """What was verified beside the answers, and what was not, for export.json.
-
-    Unproved if llama.cpp splits one of PROBES or of the prompts into other tokens than the run's tokenizer.
-    """
-    if opened is None:
-        not_verified = "that llama.cpp splits text into the same tokens and answers as the run"
-        return {"verified": READ_BACK, "not_verified": not_verified}
-    texts = [*PROBES, *(tokenizer.decode(prompt.ids, clean_up_tokenization_spaces=False) for prompt in prompts)]
-    for text in texts:
-        ours = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        theirs = list(opened.llama.tokenize(text.encode(), add_bos=False, special=True))
-        if ours != theirs:
-            place = shared_start(ours, theirs)
-            part = tokenizer.decode(ours[max(0, place - 3) : place + 3])
-            tokens = f"{theirs[place : place + 6]} instead of {ours[place : place + 6]}"
-            why = f"llama.cpp splits {part!r} into other tokens than the run's tokenizer: {tokens}"
-            raise Unproved(why, fix="luthier export RUN --to merged")
-    return {"verified": f"{READ_BACK}; llama.cpp splits {len(texts)} texts into the same tokens"}

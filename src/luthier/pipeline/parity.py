@@ -11,13 +11,15 @@ from torch import nn
 from transformers import GenerationConfig
 
 from luthier.core.events import Progress
-from luthier.exports.checking.tuned import Bounds, HeldOutPrompt, Runner
+from luthier.evaluation.records.context import split_answer
+from luthier.exports.base import Bounds, Runner
+from luthier.rendering.row import Row
 
 
 def check_parity(
-    trained: Runner, exported: Runner, prompts: Sequence[HeldOutPrompt], bounds: Bounds, most: int, progress: Progress
+    trained: Runner, exported: Runner, rows: Sequence[Row], bounds: Bounds, most: int, progress: Progress
 ) -> dict[str, Any]:
-    """Compare both on all `prompts`, with answers of `most` tokens. AssertionError if logits differ in shape.
+    """Compare both on held-out `rows`, with answers of `most` tokens. AssertionError if logits differ in shape.
 
     `largest` and `mean` are differences of two logits; `spread` is the standard deviation of the trained model's logits
     over the vocabulary, averaged over `positions`; `same_top` is the share of positions with the same most likely
@@ -25,8 +27,8 @@ def check_parity(
     and `mean` are within `bound` and `mean_bound` (see Bounds).
     """
     largest, total, spread, positions, same_top, same = 0.0, 0.0, 0.0, 0, 0, 0
-    for number, prompt in enumerate(prompts):
-        before, after = trained.logits(prompt.ids), exported.logits(prompt.ids)
+    for number, row in enumerate(rows):
+        before, after = trained.logits(row.ids), exported.logits(row.ids)
         if before.shape != after.shape:
             raise AssertionError(f"logits of shape {after.shape}, but the trained model has {before.shape}")
         gap = np.abs(before - after)
@@ -35,14 +37,14 @@ def check_parity(
         spread += float(before.std(-1).sum())
         positions += len(before)
         same_top += int((before.argmax(-1) == after.argmax(-1)).sum())
-        asked = prompt.ids[: prompt.start]
-        same += prompt.start is None or trained.answer(asked, most) == exported.answer(asked, most)
-        progress.measured("prompts", number + 1, len(prompts))
+        asked = row.ids[: max(1, len(split_answer(row)[0]))]
+        same += trained.answer(asked, most) == exported.answer(asked, most)
+        progress.measured("prompts", number + 1, len(rows))
     spread, mean = spread / positions, total / positions
     held = all(bound is None or gap <= bound * spread for gap, bound in zip((largest, mean), bounds, strict=True))
-    sizes = {"prompts": len(prompts), "positions": positions, "largest": largest, "mean": mean, "spread": spread}
+    sizes = {"prompts": len(rows), "positions": positions, "largest": largest, "mean": mean, "spread": spread}
     allowed = dict(zip(("bound", "mean_bound"), bounds, strict=True))
-    return sizes | allowed | {"same_top": same_top / positions, "same_answers": same / len(prompts), "held": held}
+    return sizes | allowed | {"same_top": same_top / positions, "same_answers": same / len(rows), "held": held}
 
 
 class TorchRunner:

@@ -1,1 +1,0 @@
-"""What an export is given, and the parity check that it answers as the run does."""
