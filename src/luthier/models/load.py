@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -284,7 +285,13 @@ def repair(model: nn.Module) -> None:
 
 def unpack(model: nn.Module) -> nn.Module:
     """The same model in float32, which can be saved. Takes `model` over."""
+    transposed = [name for name, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
     plain: Any = model.dequantize(dtype=torch.float32).float()  # type: ignore[operator]
+    for name in transposed:  # of GPT-2, which keeps weights the other way round: dequantizing leaves nn.Linear
+        linear: Any = plain.get_submodule(name)
+        layer: Any = Conv1D(linear.out_features, linear.in_features)
+        layer.weight, layer.bias = nn.Parameter(linear.weight.detach().T.contiguous()), linear.bias
+        plain.set_submodule(name, layer)
     # What read packed files would be undone when it is saved, and cannot be. Goes when transformers' `dequantize`
     # forgets it itself (seen in 5.23).
     if (made := getattr(plain, "_weight_conversions", None)) is not None:
