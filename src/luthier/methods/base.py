@@ -82,11 +82,7 @@ class Method(Plugin):
         return self.attach(model, steps=steps, classify=classify)
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
-        """Return `model` with the right parameters trainable and the rest frozen.
-
-        `steps` is the length of the run (AdaLoRA's budget needs it). With `classify` the model has a classification
-        head, which trains with every method and is saved with it.
-        """
+        """Return `model`, frozen but for what trains in a run of `steps`; with `classify` its head for labels too."""
         raise NotImplementedError
 
     def caveat(self, model: Model) -> str:

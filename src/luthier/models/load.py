@@ -58,10 +58,7 @@ class Architecture:
 
 
 def architecture(recipe: ModelConfig, source: str, labels: Classes = None, *, weights: bool = False) -> Architecture:
-    """Read config.json in the folder or hub id `source`; with `labels` for a classifier of them.
-
-    ModelError where a folder holds what must not be opened; with `weights` its weights are looked at too.
-    """
+    """Read config.json of `source`, with `labels` for a classifier; ModelError if it or its `weights` are unsafe."""
     options = {"trust_remote_code": recipe.trust_remote_code, "revision": recipe.revision or "main"}
     local = Path(source).is_dir()
     if local:
@@ -342,10 +339,5 @@ def stored_bytes(whole: nn.Module) -> tuple[int, int]:
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters; tied weights count once, 4-bit weights by their unpacked number."""
-    trainable = total = 0
-    for parameter in model.parameters():
-        packed = getattr(parameter, "quant_state", None)
-        number = packed.shape.numel() if packed is not None else parameter.numel()
-        total += number
-        trainable += number if parameter.requires_grad else 0
-    return trainable, total
+    sizes = [(p.requires_grad, (getattr(p, "quant_state", None) or p).shape.numel()) for p in model.parameters()]
+    return sum(number for trains, number in sizes if trains), sum(number for _, number in sizes)
