@@ -93,16 +93,17 @@ def test_a_run_on_a_packed_base_is_quantized_from_the_plain_merge(run: Callable[
     assert "nf4" in report["parity"][1]["against"] and report["parity"][1]["bound"] is None
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize(("base", "kind"), [("llama", "int8"), ("llama", "nf4"), ("gpt2", "int8"), ("gpt2", "nf4")])
 def test_a_base_whose_own_files_are_packed_is_seen_as_packed(
-    run: Callable[..., Path], model_folder: Callable[..., Path], tmp_path: Path, kind: str
+    run: Callable[..., Path], model_folder: Callable[..., Path], tmp_path: Path, base: str, kind: str
 ) -> None:
+    """GPT-2 too, whose layers (Conv1D) keep their weights the other way round than the nn.Linear that packs them."""
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     packing = BitsAndBytesConfig(load_in_8bit=kind == "int8", load_in_4bit=kind == "nf4", bnb_4bit_quant_type="nf4")
     model = AutoModelForCausalLM.from_pretrained(
-        model_folder("llama"), quantization_config=packing, device_map={"": "cpu"}
+        model_folder(base), quantization_config=packing, device_map={"": "cpu"}
     )
     model.save_pretrained(tmp_path / "packed")
     build_tokenizer().save_pretrained(tmp_path / "packed")

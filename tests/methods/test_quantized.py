@@ -21,8 +21,7 @@ from luthier.core.errors import CannotMerge, InputError, MissingExtra, ModelErro
 from luthier.kernels import gated_mlp, lora
 from luthier.kernels.apply import patched
 from luthier.methods.base import Method
-from luthier.methods.layers.base import transpose_back, transposed_layers
-from luthier.models.load import load_model, load_tokenizer, parameter_counts
+from luthier.models.load import load_model, load_tokenizer, parameter_counts, unpack
 from luthier.models.settings import ModelConfig
 from luthier.pipeline.prepare import on_this_machine
 from luthier.pipeline.train import train
@@ -145,10 +144,7 @@ class Bases:
         def make() -> Any:
             model = self.load(kind, packing)
             evaluated(model, ids(kind))
-            transposed = transposed_layers(model)
-            plain = model.dequantize(dtype=torch.float32).float().eval()
-            transpose_back(plain, transposed)
-            return plain
+            return unpack(model).eval()
 
         return copy.deepcopy(self.once(("unpacked", kind, packing), make))
 

@@ -17,9 +17,8 @@ from luthier.kernels.attention import row_by_row
 def patched(model: nn.Module, packed: bool = False, compile: bool = False, *, trial: bool = True) -> Iterator[None]:
     """A context in which these kernels replace what the model's own code computes in more memory or time.
 
-    The numbers are the same to rounding: each module decides by a trial (not for a model without numbers, which is only
-    planned), and by its state at each call. `packed` adds attention over packed rows. With `compile` blocks are
-    torch.compile's instead, where there is a trial, and only attention is ours.
+    Each module decides by a `trial` (none where a model has no numbers) and by its state at each call. `packed` adds
+    attention over packed rows. With `compile` blocks are torch.compile's, where there is a trial; attention is ours.
     """
     blocks: list[Any] = repeated_blocks(model) if compile and trial else []
     changed: list[nn.Module] = []

@@ -1,10 +1,8 @@
 """Attention over packed rows, row by row: what crosses from one row to another is not computed and then masked away.
 
-transformers' sdpa takes a sequence of packed rows with a [T, T] mask, so its cost grows with the square of the whole
-sequence. Here each row is computed by itself: on a CPU in one function for all rows where the mask is the causal
-triangle, else by a call of sdpa per row; on a GPU by torch's kernel for many lengths (torch.nn.attention.varlen; Flash
-Attention 2, Dao 2023, arXiv 2307.08691), where a trial proves it. Registered with transformers as `luthier_packed`;
-everything but packed rows goes to sdpa.
+On a CPU one function computes all rows where the mask is the causal triangle, else sdpa is called for each; on a GPU
+torch's kernel for many lengths does (torch.nn.attention.varlen; Flash Attention 2, Dao 2023, arXiv 2307.08691), where a
+trial proves it. Registered with transformers as `luthier_packed`; everything but packed rows goes to sdpa.
 """
 
 from collections.abc import Iterator, Sequence
@@ -207,7 +205,7 @@ def _serves(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 @lru_cache(maxsize=32)
 def _proved(dtype: torch.dtype, device: torch.device, heads: int, few: int, width: int) -> bool:
-    """Whether values and gradients, also with a window, are sdpa's to the rounding of `dtype`; else False."""
+    """Whether values and gradients, also with a window, are sdpa's to the rounding of `dtype`."""
     # Also asked while a run is planned, on tensors without numbers.
     with _disable_current_modes(), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         try:
@@ -226,11 +224,10 @@ def _agrees(dtype: torch.dtype, device: torch.device, heads: int, few: int, widt
     q, k, v = (x[None] for x in true)
     want = scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)[0].transpose(0, 1)
     grad = torch.randn(want.shape, generator=draw, device=device)
-    right = [want, *torch.autograd.grad(want, true, grad)]
     rows = PackedRows(edges, torch.tensor(edges, dtype=torch.int32, device=device), edges[2] - edges[1])
     got = attend(given[0], given[1], given[2], rows, None, window)
-    ours = [got, *torch.autograd.grad(got, given, grad.to(dtype))]
-    pairs = zip(ours, right, strict=True)
+    ours, right = torch.autograd.grad(got, given, grad.to(dtype)), torch.autograd.grad(want, true, grad)
+    pairs = zip((got, *ours), (want, *right), strict=True)
     return all(float((one.float() - other).norm()) <= 0.02 * float(other.norm()) for one, other in pairs)
 
 

@@ -1,10 +1,8 @@
 """Cross-entropy of a linear head without its logits: chunk by chunk, forward and backward in one pass.
 
-The logits of a language model are its largest tensor: 151,936 numbers a token for Qwen2, kept for the backward pass in
-the model's type, as float32 and as probabilities. Here the head is applied to labelled tokens alone, some at a time;
-the gradient of their logits, p - onehot, is known at once, so each chunk becomes its losses and its part of the hidden
-states' gradient, and is dropped. (Wijmans et al. 2024, arXiv 2411.09009, go further and fuse the matrix product; Hsu et
-al. 2024, arXiv 2410.10989, chunk as here.)
+The head is applied to labelled tokens alone, some at a time; the gradient of their logits, p - onehot, is known at
+once, so each chunk becomes its losses and its part of the hidden states' gradient, and is dropped. (Hsu et al. 2024,
+arXiv 2410.10989, chunk as here; Wijmans et al. 2024, arXiv 2411.09009, go further and fuse the matrix product.)
 """
 
 from collections.abc import Iterator
@@ -23,16 +21,12 @@ SLICE_BYTES = 2**22
 """Bytes of the logits in float32 that a CPU turns into probabilities at a time: they should stay in its cache."""
 RAREST = 1e-30
 """Probability below which float32 has too few digits, or none, to take the logarithm of."""
-BOOST = 1024.0
 EVEN = 32
 FEWEST = 64  # tokens of a chunk: fewer would leave the matrix product slow
 
 
 def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
-    """-log softmax(head(hidden))[target] of each token, in float32: [N, H], [N] -> [N].
-
-    The same as `F.cross_entropy(head(hidden).float(), targets, reduction="none")` to rounding, under autocast too.
-    """
+    """-log softmax(head(hidden))[target] of each token, in float32, under autocast too: [N, H], [N] -> [N]."""
     if not len(targets):
         return hidden.float().sum(1)  # in the graph, and empty
     return _LinearCrossEntropy.apply(hidden, head.weight, head.bias, targets)  # type: ignore[no-any-return, no-untyped-call]
@@ -50,7 +44,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses = torch.empty(len(targets), device=hidden.device)
             # Probabilities far below 1 vanish in half precision, where loss scaling would have kept them.
             half = dtype is torch.float16
-            boost = BOOST if half else 1.0
+            boost = 1024.0 if half else 1.0
             grad_hidden = torch.empty_like(hidden, dtype=torch.float32 if half else None) if wants_hidden else None
             for part, _, logits in _chunks(hidden, cast, bias):
                 here = targets[part]
@@ -130,10 +124,7 @@ def _losses_and_grad(
 
 @contextmanager
 def without_head(model: nn.Module) -> Iterator[nn.Linear | None]:
-    """A context in which `model` returns its last hidden states instead of logits; yields the head that makes these.
-
-    Yields None, and logits stay, where the model does more than that: an adapted head, capped or scaled logits.
-    """
+    """Let `model` return hidden states for logits; yields its head, or None where more makes logits (a cap)."""
     head = plain_head(model)
     with nullcontext() if head is None else _idle(head):
         yield head

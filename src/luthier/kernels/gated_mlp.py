@@ -1,8 +1,7 @@
 """The gated feed-forward block in one autograd function: down(act(gate(x)) * up(x)), with LoRA on any of the three.
 
-Autograd would keep act(gate), their product and the two halves, each as wide as the block; here the halves are kept
-and the rest is recomputed, a few tokens at a time. (Shazeer 2020, arXiv 2002.05202; recomputed as in Hsu et al. 2024,
-arXiv 2410.10989, section 3.)
+Only gate and up are kept, and the rest is recomputed, a few tokens at a time. (Shazeer 2020, arXiv 2002.05202;
+recomputed as in Hsu et al. 2024, arXiv 2410.10989, section 3.)
 """
 
 from collections.abc import Callable

@@ -1,9 +1,8 @@
 """LoRA's linear layer in one autograd function: y = W x + b + s B A dropout(x).
 
-PEFT computes the low-rank path beside the layer, and autograd keeps three more tensors for it in each layer. Here the
-path is added into the layer's own output, the mask is recomputed in the backward pass from a seed, and kept are the
-layer's input, which its neighbors share, and A x. (Hu et al. 2021, arXiv 2106.09685, section 4; regenerated masks as in
-Dao et al. 2022, arXiv 2205.14135.)
+The path is added into the layer's own output, the mask is recomputed in the backward pass from a seed, and kept are
+only the input, which neighboring layers share, and A x. (Hu et al. 2021, arXiv 2106.09685, section 4; regenerated masks
+as in Dao et al. 2022, arXiv 2205.14135.)
 """
 
 from collections.abc import Iterator
@@ -49,11 +48,7 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A dropout mask that is never kept: a share `rate` of zeros, the same whenever it is asked for.
-
-    To draw a number for each input takes longer than LoRA's products. So zeros and ones are drawn once, and a mask is
-    a window of them for each block of tokens, at an offset that the seed gives: as good as independent.
-    """
+    """A dropout mask that is never kept: windows, given by `seed`, of ones and a share `rate` of zeros drawn once."""
 
     rate: float
     seed: int

@@ -1,10 +1,8 @@
 """Freed memory and idle threads of a process: with the defaults of Linux, both cost more than the arithmetic.
 
-glibc unmaps each large block of memory as soon as it is freed, and every page of the next one is a page fault: to
-multiply two matrices of 18 MB takes several times as long. Training allocates the same sizes again and again. GNU's
-OpenMP, which torch has on Linux, gives each thread that computes a team of workers. Where all teams together have more
-threads than there are processors, workers go to sleep after each piece of work, and to wake them costs as much as the
-piece. A process that loads in its main thread and computes in another is such a case.
+glibc unmaps each large block as soon as it is freed, and every page of the next one, mostly of the same size, is a page
+fault. GNU's OpenMP gives each thread that computes a team of workers; where these are more than the processors, each
+sleeps after a piece of work, and to wake it costs as much: one thread that loads and another that computes are enough.
 """
 
 import ctypes

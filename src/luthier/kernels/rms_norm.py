@@ -1,7 +1,6 @@
 """RMSNorm in one autograd function: x / rms(x) * weight, keeping its input and one number a token.
 
-Written out in torch it keeps two copies of its input in float32 and one in the model's type for the backward pass, and
-makes some twenty passes over them. (Zhang and Sennrich 2019, arXiv 1910.07467.)
+Written out in torch it keeps three copies of its input, two in float32. (Zhang and Sennrich 2019, arXiv 1910.07467.)
 """
 
 from types import MethodType

@@ -82,11 +82,7 @@ class Method(Plugin):
         return self.attach(model, steps=steps, classify=classify)
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
-        """Return `model` with the right parameters trainable and the rest frozen.
-
-        `steps` is the length of the run (AdaLoRA's budget needs it). With `classify` the model has a classification
-        head, which trains with every method and is saved with it.
-        """
+        """Return `model`, frozen but for what trains in a run of `steps`; with `classify` its head for labels too."""
         raise NotImplementedError
 
     def caveat(self, model: Model) -> str:
@@ -268,23 +264,20 @@ class PeftMethod(Method):
         return self._ready(load_adapter(model, folder), folder / WEIGHTS)
 
     def merge(self, model: Model) -> Model:
-        from luthier.methods.layers.base import free_heads, transpose_back, transposed_layers
+        from luthier.methods.layers.base import free_heads
         from luthier.models.load import unpack
 
         if not self.mergeable:
             why = f"method {self.name} changes what the model computes, not only its weights: nothing to fold into"
             raise CannotMerge(f"{why}. Deploy the adapter beside its base")
         base = model.get_base_model()
-        transposed = transposed_layers(base)
         if getattr(base, "is_quantized", False):  # merging into packed weights would round them again
             with TemporaryDirectory() as folder:
                 self.write_adapter(model, Path(folder))
                 base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # else PEFT keeps (IA)3 from being taken off
                 model = self.load(unpack(model.unload()), Path(folder))
         free_heads(model)
-        merged = model.merge_and_unload(safe_merge=True)
-        transpose_back(merged, transposed)
-        return merged
+        return model.merge_and_unload(safe_merge=True)
 
 
 class TargetedMethod(PeftMethod):

@@ -1,7 +1,6 @@
 """What a model folder may hold, checked before any of it is opened: weights without pickle, sizes that can be true.
 
-A folder may come from anyone. transformers opens what model.safetensors.index.json names, a pickle too, and builds what
-config.json says, a million layers too.
+transformers opens what model.safetensors.index.json names, also a pickle, and builds any layers that config.json says.
 """
 
 import itertools
@@ -104,10 +103,7 @@ def index_names(index: Path) -> list[str]:
 
 
 def check_config(config: Mapping[str, Any], file: Path, tensors: Mapping[str, int]) -> None:
-    """ModelError where config.json describes no possible model, or would have code fetched.
-
-    `tensors` are the weights and their numbers of elements, where known: they limit layers and widths.
-    """
+    """ModelError for an impossible config.json, or one that fetches code; `tensors` (name -> elements) limit sizes."""
 
     def refuse(what: str, fix: str = FETCH) -> NoReturn:
         raise ModelError(f"{file}: {what}", fix=fix)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -57,10 +58,7 @@ class Architecture:
 
 
 def architecture(recipe: ModelConfig, source: str, labels: Classes = None, *, weights: bool = False) -> Architecture:
-    """Read config.json in the folder or hub id `source`; with `labels` for a classifier of them.
-
-    ModelError where a folder holds what must not be opened; with `weights` its weights are looked at too.
-    """
+    """Read config.json of `source`, with `labels` for a classifier; ModelError if it or its `weights` are unsafe."""
     options = {"trust_remote_code": recipe.trust_remote_code, "revision": recipe.revision or "main"}
     local = Path(source).is_dir()
     if local:
@@ -284,7 +282,13 @@ def repair(model: nn.Module) -> None:
 
 def unpack(model: nn.Module) -> nn.Module:
     """The same model in float32, which can be saved. Takes `model` over."""
+    transposed = [name for name, layer in model.named_modules() if getattr(layer, "source_cls", None) is Conv1D]
     plain: Any = model.dequantize(dtype=torch.float32).float()  # type: ignore[operator]
+    for name in transposed:  # of GPT-2, which keeps weights the other way round: dequantizing leaves nn.Linear
+        linear: Any = plain.get_submodule(name)
+        layer: Any = Conv1D(linear.out_features, linear.in_features)
+        layer.weight, layer.bias = nn.Parameter(linear.weight.detach().T.contiguous()), linear.bias
+        plain.set_submodule(name, layer)
     # What read packed files would be undone when it is saved, and cannot be. Goes when transformers' `dequantize`
     # forgets it itself (seen in 5.23).
     if (made := getattr(plain, "_weight_conversions", None)) is not None:
@@ -335,10 +339,5 @@ def stored_bytes(whole: nn.Module) -> tuple[int, int]:
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """(trainable, all) parameters; tied weights count once, 4-bit weights by their unpacked number."""
-    trainable = total = 0
-    for parameter in model.parameters():
-        packed = getattr(parameter, "quant_state", None)
-        number = packed.shape.numel() if packed is not None else parameter.numel()
-        total += number
-        trainable += number if parameter.requires_grad else 0
-    return trainable, total
+    sizes = [(p.requires_grad, (getattr(p, "quant_state", None) or p).shape.numel()) for p in model.parameters()]
+    return sum(number for trains, number in sizes if trains), sum(number for _, number in sizes)

@@ -14,8 +14,6 @@ UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]
 """Of a classifier: these train as a whole or start random, so they are never packed."""
 NARROW = 8
 """all-linear leaves out layers with fewer inputs or outputs: gates of one output, Gemma 3n's mixing coefficients."""
-READ_BY_WEIGHT = ("dt_proj", "out_proj")
-"""Of a Mamba block: its kernels take these weights and never call the layers, so an adapter there would do nothing."""
 
 
 def in_head(name: str) -> bool:
@@ -39,35 +37,28 @@ def _matrices(model: Any) -> list[tuple[str, Any, str]]:
 
 def why_unfit(name: str, module: Any, modules: dict[str, Any]) -> str:
     """Why `module`, which has a matrix of weights and stands at `name` among `modules`, takes no adapter; or empty."""
-    parts = name.split(".")
-    gates = (i for i, part in enumerate(parts) if part == "gate")  # a router, or a part of one: beside the experts
-    if "router" in name.lower() or any(hasattr(modules[".".join(parts[:i])], "experts") for i in gates):
-        return "routes tokens to experts, which an adapter must not disturb"
-    parent = modules[".".join(parts[:-1])]
-    if parts[-1] in READ_BY_WEIGHT and hasattr(parent, "A_log") and hasattr(parent, "D"):
-        return "is read by its weight and never called, so an adapter there would do nothing"
-    return "" if _is_linear(module) else f"is a {type(module).__name__}, not a plain linear layer"
-
-
-def _is_linear(layer: Any) -> bool:
-    """Whether it maps [..., in] to [..., out]. A subclass with its own forward is tried, unless it is quantized."""
     import torch
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     from luthier.kernels.frozen_linear import is_packed
 
-    if not isinstance(layer, nn.Linear | Conv1D):
-        return False
-    usual = type(layer).forward in (nn.Linear.forward, Conv1D.forward)
-    if usual or is_packed(layer) or layer.weight.dtype.itemsize < 2:
-        return True
-    try:
-        with torch.no_grad():
-            made = layer(torch.zeros(2, sides(layer)[0]).to(layer.weight))
-    except Exception:  # whatever it is, it takes no plain input
-        return False
-    return isinstance(made, torch.Tensor) and tuple(made.shape) == (2, sides(layer)[1])
+    parts = name.split(".")
+    gates = (i for i, part in enumerate(parts) if part == "gate")  # a router, or a part of one: beside the experts
+    if "router" in name.lower() or any(hasattr(modules[".".join(parts[:i])], "experts") for i in gates):
+        return "routes tokens to experts, which an adapter must not disturb"
+    parent = modules[".".join(parts[:-1])]
+    if parts[-1] in ("dt_proj", "out_proj") and hasattr(parent, "A_log") and hasattr(parent, "D"):  # a Mamba block
+        return "is read by its weight and never called, so an adapter there would do nothing"
+    linear = isinstance(module, nn.Linear | Conv1D)
+    usual = type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    if linear and not (usual or is_packed(module) or module.weight.dtype.itemsize < 2):
+        try:  # whether it maps [2, in] to [2, out]
+            with torch.no_grad():
+                linear = module(torch.zeros(2, sides(module)[0]).to(module.weight)).shape == (2, sides(module)[1])
+        except Exception:  # whatever it is, it takes no plain input, or gives no tensor
+            linear = False
+    return "" if linear else f"is a {type(module).__name__}, not a plain linear layer"
 
 
 def sides(layer: Any) -> tuple[int, ...]:

@@ -1,8 +1,4 @@
-"""Checkpoints that are whole or not there: staged, hashed and renamed by `core.files.staged`, without pickle.
-
-Weights lie in the method's own format, so PEFT or transformers can load every checkpoint; optimizer and random states
-are tensors in safetensors and numbers in JSON. Names that begin with a dot are never read.
-"""
+"""Checkpoints that are whole or not there: weights in the method's own format, states in safetensors and in JSON."""
 
 import json
 import random

@@ -21,10 +21,8 @@ def check_packing(task: Task, method: Method) -> None:
 
 def packs_well(device: str, precision: str) -> bool:
     """Is a packed sequence no slower than padded rows? A GPU needs a kernel for rows of many lengths."""
-    if device == "cpu":
-        return True
     if device != "cuda" or precision == "fp32":
-        return False
+        return device == "cpu"
     import torch
 
     return torch.cuda.get_device_capability()[0] >= 8  # torch's variable-length kernel is Flash Attention's

@@ -91,11 +91,7 @@ class Gradient:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """Model, task, optimizer and schedule: all that a step needs.
-
-    The losses of a task are SUMS over targets: they are divided once by the targets of the whole step, so that a run
-    does not depend on how a step is cut into micro-batches.
-    """
+    """All that a step needs. Losses are SUMS, divided once by the targets of the whole step, however it is cut."""
 
     model: nn.Module
     task: Task

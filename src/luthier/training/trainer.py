@@ -104,8 +104,8 @@ class Trainer:
     def train(self, request: StopRequest) -> dict[str, Any]:
         """Take the remaining steps, leave the model with the weights to keep, and return the lines of result.json.
 
-        Raises Stopped after a signal, and what ends a run (DataError, Diverged, OutOfMemory), all with
-        the last whole step saved, unless that step ruined the weights: then the last checkpoint stays the newest.
+        Raises Stopped after a signal, and what ends a run (DataError, Diverged, OutOfMemory), all with the last whole
+        step saved, unless it ruined the weights: then the last checkpoint stays the newest.
         """
         self.request, state, stream = request, self.state, self.data.stream
         self.progress.train_begins(state["step"], self.steps)

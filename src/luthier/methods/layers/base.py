@@ -25,7 +25,6 @@ from peft.utils import ModulesToSaveWrapper, register_peft_method
 from peft.utils.peft_types import PeftType, TaskType
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from luthier.models.module_map import MODULE_MAPS, ModuleMap, module_map_of
 
@@ -229,21 +228,6 @@ def free_heads(model: nn.Module, *, trained: bool = True) -> None:
                 own = child.original_module
                 tuned = child.modules_to_save[child.active_adapters[0]] if trained else own
                 setattr(module, name, tuned.to(next(own.parameters()).dtype))
-
-
-def transposed_layers(model: nn.Module) -> list[str]:
-    """Names of packed layers that were a Conv1D (GPT-2), which keeps its weights the other way round."""
-    found = (n for n, module in model.named_modules() if getattr(module, "source_cls", None) is Conv1D)
-    return [name.removesuffix(".base_layer") for name in found]
-
-
-def transpose_back(model: nn.Module, names: list[str]) -> None:
-    """Make those layers a Conv1D again: dequantizing leaves nn.Linear, whose weights GPT-2 would read transposed."""
-    for name in names:
-        linear: Any = model.get_submodule(name)
-        layer = Conv1D(linear.out_features, linear.in_features)
-        layer.weight, layer.bias = nn.Parameter(linear.weight.detach().T.contiguous()), linear.bias
-        model.set_submodule(name, layer)
 
 
 def pooled_gate(gate: nn.Linear, x: Tensor, pooling: str) -> Tensor:
