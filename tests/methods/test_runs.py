@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from luthier.core.errors import Stopped
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.methods.base import TRAINING
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
@@ -28,7 +28,7 @@ ENCODED = ("prefix", "p_tuning", "p_tuning (lstm)", "mam (mlp)")
 """A network makes the weights while training: a checkpoint must hold it, the finished adapter must not."""
 
 
-def start(name: str, kind: str, model: Path, data: Path, run: Path, progress: Progress | None = None) -> None:
+def start(name: str, kind: str, model: Path, data: Path, run: Path, progress: Progress = SILENT) -> None:
     settings = dict(SPECS[name])
     if "dropout" in type(method(name)).model_fields:
         settings["dropout"] = 0.2

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from tests.conftest import alpaca_rows, build_tokenizer, model_config, write_jsonl
@@ -79,7 +79,7 @@ Start = Callable[..., dict[str, Any]]
 def start(shelf: Path) -> Start:
     """Train in a folder: start(run, *overrides, progress=...)."""
 
-    def go(run: Path, *overrides: str, progress: Progress | None = None) -> dict[str, Any]:
+    def go(run: Path, *overrides: str, progress: Progress = SILENT) -> dict[str, Any]:
         own = [f"model={shelf / 'model'}", f"data={shelf / 'rows.jsonl'}", f"run={run}"]
         return train(RunConfig.load(None, [*COMMON, *own, *overrides]), progress=progress)
 

@@ -66,7 +66,7 @@ def asked():
     spins()
 launch.sleep_soon = asked
 try:
-    launch.serve(["nowhere"], launch.ServerAddress("127.0.0.1", 0, None), launch.ServerLimits(), dtype="auto", progress=None, allow_code=False)
+    launch.serve(["nowhere"], launch.ServerAddress("127.0.0.1", 0, None), launch.ServerLimits(), dtype="auto", progress=SILENT, allow_code=False)
 except Exception as error:
     print(type(error).__name__, os.environ.get("GOMP_SPINCOUNT"))
 """

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.core.errors import InputError, Stopped
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
@@ -35,7 +35,7 @@ BASE = [
 ]
 
 
-def start(model: Path, data: Path, run: Path, *overrides: str, progress: Progress | None = None) -> dict[str, Any]:
+def start(model: Path, data: Path, run: Path, *overrides: str, progress: Progress = SILENT) -> dict[str, Any]:
     config = RunConfig.load(None, [*BASE, f"model={model}", f"data={data}", f"run={run}", *overrides])
     return train(config, progress=progress)
 
@@ -112,7 +112,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     base = [key for key in BASE if case != "full" or not key.startswith("method.")]
     common = [*base, f"model={model_folder('llama')}", f"data={data}", *overrides]
 
-    def go(run: Path, progress: Progress | None = None) -> dict[str, Any]:
+    def go(run: Path, progress: Progress = SILENT) -> dict[str, Any]:
         return train(RunConfig.load(None, [*common, f"run={run}"]), progress=progress)
 
     go(tmp_path / "whole")

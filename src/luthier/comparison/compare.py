@@ -19,7 +19,7 @@ from luthier.comparison.latency import latency
 from luthier.comparison.runner import CompareConfig, Context
 from luthier.comparison.table import table_of
 from luthier.core.errors import Busy, InputError
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.core.files import lock, read_object, write_json, write_text
 from luthier.core.signals import watch
 from luthier.core.units import duration
@@ -39,14 +39,14 @@ from luthier.training.settings import total_steps
 
 
 def compare(
-    config: RunConfig, options: CompareConfig, *, recipe: Path | None = None, progress: Progress | None = None
+    config: RunConfig, options: CompareConfig, *, recipe: Path | None = None, progress: Progress = SILENT
 ) -> dict[str, Any]:
     """Run what is missing of the comparison and return the content of compare.json.
 
     Repeat the call to resume. Raises InputError for what the user can fix, before the first run.
     """
     folder = Path(config.run) if config.run else path_beside("compare", config, recipe)
-    context = _prepare(config, options, folder, progress or Progress())
+    context = _prepare(config, options, folder, progress)
     if RunFolder(folder).result.is_file() or RunFolder(folder).metrics.exists():
         raise InputError(f"{folder} is the folder of a run", fix="run=ANOTHER_DIR")
     folder.mkdir(parents=True, exist_ok=True)

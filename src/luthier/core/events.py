@@ -51,6 +51,9 @@ class Progress:
         """No more steps follow."""
 
 
+SILENT = Progress()
+
+
 class Listeners(Progress):
     """Reports to each of a list, in order; a question is answered by the first that has an answer."""
 

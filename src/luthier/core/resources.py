@@ -63,7 +63,8 @@ def no_space(error: BaseException, place: Path | None = None) -> NoSpace | None:
         return NoSpace(f"{name or place or error}: the file may not grow larger{why}; {WHOLE}", fix=fix)
     temporary = Path(tempfile.gettempdir())
     folders = [Path(name).parent] if name else [*([place] if place else []), temporary, Path.cwd()]
-    free, folder = min(((_free(each), each) for each in folders), key=lambda pair: pair[0])
+    there = [(next((up for up in (each, *each.parents) if up.is_dir()), Path.cwd()), each) for each in folders]
+    free, folder = min(((shutil.disk_usage(up).free, each) for up, each in there), key=lambda pair: pair[0])
     temporary_is_full = folder == temporary or temporary in folder.parents
     other = "; or TMPDIR=FOLDER_WITH_SPACE before the command" if temporary_is_full else ""
     what = "the disk quota is used up" if kind == errno.EDQUOT else "no space left on the disk"
@@ -137,11 +138,6 @@ def _full(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno in FULL:
         return error.errno
     return next((number for number, words in FULL.items() if words in str(error)), None)
-
-
-def _free(folder: Path) -> int:
-    there = next((each for each in (folder, *folder.parents) if each.is_dir()), Path.cwd())
-    return shutil.disk_usage(there).free
 
 
 def _largest_file() -> int | None:

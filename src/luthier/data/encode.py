@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from luthier.core.errors import DataError, InputError
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.data import cache
 from luthier.data.parallel import in_order, processors
 from luthier.data.prepared import SIDES, Encoded, Prepared, Rows
@@ -33,11 +33,10 @@ def encode(
     config: DataConfig,
     max_length: int,
     *,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     whole: "array[int] | None" = None,
 ) -> None:
     """Fill the rows of every side with tokens; `whole` gets the number of tokens of each row without the limit."""
-    progress = progress or Progress()
     data.template_source = template.source
     policy = config.on_long_row or ("split" if data.task.splits_long_rows else "stop")
     if policy == "split" and not data.task.splits_long_rows:

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from luthier.core.errors import DataError, InputError
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.core.files import sha256
 from luthier.data import cache
 from luthier.data.dataset_info import entries_of, resolve_name
@@ -31,9 +31,8 @@ VALIDATION_SHARE = 0.1
 HELD_OUT = ("test", "validation")
 
 
-def load(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
+def load(config: DataConfig, task: Task | None, progress: Progress = SILENT) -> Prepared:
     """Read all rows and split them into training, validation and test examples; rows left out are in `refusals`."""
-    progress = progress or Progress()
     if not config.path:
         raise InputError("no data given", fix="data=FILE, a hub id, or data=builtin:reviews")
     blocks = members(config)

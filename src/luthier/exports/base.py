@@ -157,3 +157,12 @@ class Export(Plugin):
 
 
 EXPORTS = Family(Export, "export")
+
+
+def write_words(tokenizer: Any, ends: Sequence[int], folder: Path) -> None:
+    """Save the tokenizer with its template; with `ends` also generation settings, so that generation stops there."""
+    from transformers import GenerationConfig
+
+    tokenizer.save_pretrained(folder)
+    if ends:
+        GenerationConfig(eos_token_id=list(ends), pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier.core.shell import literal
-from luthier.exports.base import Bounds, Export, Opened, Tuned
-from luthier.models.saving import write_words
+from luthier.exports.base import Bounds, Export, Opened, Tuned, write_words
 
 BOUNDS = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
 """Largest difference of two logits as a share of their spread, if weights are rounded to this type once."""

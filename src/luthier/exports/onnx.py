@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from luthier.core.errors import InputError, MissingExtra, first_line, install
 from luthier.core.shell import literal
-from luthier.exports.base import Export, Opened, Tuned
-from luthier.models.saving import write_words
+from luthier.exports.base import Export, Opened, Tuned, write_words
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 FILE = "model.onnx"

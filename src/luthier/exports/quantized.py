@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from luthier.core.errors import InputError, install, require_package
-from luthier.exports.base import Bounds, Export, Opened, Tuned
+from luthier.exports.base import Bounds, Export, Opened, Tuned, write_words
 from luthier.exports.merged import Merged, load_lines, open_model
-from luthier.models.saving import write_words
 from luthier.models.targets import UNPACKED, in_head, linear_layers
 
 

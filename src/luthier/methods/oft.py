@@ -20,7 +20,7 @@ from luthier.methods.base import TARGET_ALIASES, Model, State, TargetedMethod
 
 
 class OFT(TargetedMethod):
-    """Orthogonal turns of the weights."""
+    """Orthogonal rotations of the weights."""
 
     paper, typical_share = "2306.07280", 0.0077
     suggested_lr, suggested_lr_encoder = 5e-4, 1e-3

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.pipeline.prepare import with_decisions
 from luthier.recipe.config import RunConfig
 
 
-def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def check(config: RunConfig, out: Path, *, progress: Progress = SILENT) -> dict[str, Any]:
     """Read the data as `train` would and say what is in it: data.html, data.json and refused.jsonl in `out`.
 
     Loads a tokenizer and no weights. `stops` in what is returned: would train stop at this data?
@@ -18,7 +18,6 @@ def check(config: RunConfig, out: Path, *, progress: Progress | None = None) -> 
     from luthier.rendering.chat_template import Template
     from luthier.reports import data_report
 
-    progress = progress or Progress()
     data_report.refuse_run_folder(out)
     progress.stage("reading data")
     whole = config.data.model_copy(update={"streaming": False})  # a look at the data is a look at all of it

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InputError
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.methods.base import METHODS
 from luthier.models.load import architecture, device, locate, skeleton, stored_bytes
 from luthier.pipeline.prepare import prepare_data, tokenize
@@ -27,7 +27,7 @@ def choose(
     *,
     evidence: Sequence[Path] = (),
     given: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Which method to take, ranked, with reasons and their sources; reads the data and no weights, writes nothing.
 
@@ -35,7 +35,7 @@ def choose(
     those in runs/ an invalid one is a warning. `given` is what the user typed of the recipe, for the commands to go on
     with.
     """
-    progress, options = progress or Progress(), options or ChooseOptions()
+    options = options or ChooseOptions()
     model, train, other = config.model, config.train, None
     if options.memory is not None:
         other = machine.TargetMachine("cpu" if model.device == "cpu" else "cuda", options.memory, options.memory)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InputError, install, require_package
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.core.files import write_json
 from luthier.evaluation.harness import measure_harness
 from luthier.pipeline.measure import base_model, base_scores, compare_with_base, subject_of
@@ -19,7 +19,7 @@ from luthier.runs.folder import RunFolder
 
 def open_run(
     path: Path,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     overrides: Sequence[str] = (),
     *,
     allow_code: Allow = False,
@@ -30,7 +30,6 @@ def open_run(
     `overrides` may change how it is measured (`evaluate.key=value`), nothing else. Code and a judge that the run's
     recipe names are refused unless `overrides` name them or `allow_code` does; without `measures` only the model's.
     """
-    progress = progress or Progress()
     folder = RunFolder.existing(path)
     if other := [each for each in overrides if not each.startswith("evaluate.")]:
         raise InputError(f"a finished run cannot change: {', '.join(other)}", fix="evaluate.KEY=VALUE, or retrain")
@@ -52,13 +51,12 @@ def open_run(
 
 
 def evaluate(
-    path: Path, overrides: Sequence[str] = (), *, progress: Progress | None = None, allow_code: Allow = False
+    path: Path, overrides: Sequence[str] = (), *, progress: Progress = SILENT, allow_code: Allow = False
 ) -> dict[str, Any]:
     """Measure a finished run again, base against tuned, and rewrite its report and result.
 
     `overrides` (`evaluate.generate=500`) change how it is measured this time. `allow_code`: see open_run.
     """
-    progress = progress or Progress()
     loaded, folder = open_run(path, progress, overrides, allow_code=allow_code)
     result = dict(folder.read_json(folder.result))
     folder.read_json(folder.data)  # the report needs it, and a fault in it should not cost the measuring
@@ -80,12 +78,11 @@ def harness(
     *,
     folder_of_tasks: Path | None = None,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     allow_code: Allow = False,
 ) -> dict[str, Any]:
     """Tuned model and base on tasks of lm-evaluation-harness; writes harness.json in the run folder."""
     require_package("lm_eval", "lm-evaluation-harness is not installed", install("harness"))
-    progress = progress or Progress()
     loaded, folder = open_run(path, progress, allow_code=allow_code, measures=False)
     with folder.held():
         base = None if loaded.config.model.init == "random" else base_model(loaded)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from luthier.core.errors import NoSpace, Unproved
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.core.files import staged, tidy, write_json
 from luthier.core.shell import public
 from luthier.evaluation.records.settings import EvaluateConfig
@@ -33,14 +33,13 @@ ANSWER = 32
 
 
 def export(
-    path: Path, target: Export, *, prompts: int = PROMPTS, progress: Progress | None = None, allow_code: Allow = False
+    path: Path, target: Export, *, prompts: int = PROMPTS, progress: Progress = SILENT, allow_code: Allow = False
 ) -> dict[str, Any]:
     """Write `target` of a run to RUN/exports/TARGET, check its parity, and return what stands in its export.json.
 
     InputError or CannotMerge where it cannot be, Unproved where it answers otherwise than the run: then nothing is left
     under its name, and the report lies beside it. Code that the run's recipe names runs only with `allow_code`.
     """
-    progress = progress or Progress()
     folder = RunFolder.existing(path)
     weights, config = folder.weights(), read_recipe(folder)
     quiet = config.evaluate.model_copy(update={"judge": None})  # it is not asked again

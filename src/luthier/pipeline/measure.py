@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import evaluation
 from luthier.builtin import PROBE
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.evaluation import forgetting
 from luthier.evaluation.contrast import contrast
 from luthier.evaluation.metrics.base import metrics_of
@@ -48,7 +48,7 @@ class Measured:
         self.records, self.probe = restored_records(self.records), restored_records(self.probe)
 
 
-def subject_of(loaded: Loaded, progress: Progress | None = None) -> EvalContext | None:
+def subject_of(loaded: Loaded, progress: Progress = SILENT) -> EvalContext | None:
     """The test rows, else the validation rows, with the model as it is now; None where there are none."""
     data, settings = loaded.data, loaded.config.evaluate
     _, examples, rows = data.side(data.held_out_side)
@@ -67,7 +67,7 @@ def subject_of(loaded: Loaded, progress: Progress | None = None) -> EvalContext 
         max_length=loaded.tokens.max_length,
         settings=settings,
         labels=sorted(filter(None, labels)),
-        progress=progress or Progress(),
+        progress=progress,
     )
 
 

@@ -2,19 +2,18 @@
 
 from typing import Any
 
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.pipeline.prepare import on_this_machine, plan_inputs, prepare_data, tokenize
 from luthier.recipe.config import RunConfig
 
 
-def plan(config: RunConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+def plan(config: RunConfig, *, progress: Progress = SILENT) -> dict[str, Any]:
     """Memory and time of a run, from its data and the base's config.json: no weights are read, nothing is written.
 
     Also what the recipe leaves open, decided as `train` would, and what other settings would need.
     """
     from luthier.planning.resolve import alternatives, resolve
 
-    progress = progress or Progress()
     config = on_this_machine(config)
     data = prepare_data(config, progress)
     unloaded = config.model_copy(update={"model": config.model.model_copy(update={"init": "random"})})

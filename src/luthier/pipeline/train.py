@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.core.files import staged, tidy, write_text
 from luthier.core.resources import explained
 from luthier.core.shell import after_training, public, redacted
@@ -43,7 +43,7 @@ def train(
     config: RunConfig,
     *,
     recipe: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     shared: SharedInputs | None = None,
 ) -> dict[str, Any]:
     """Fine-tune as the recipe says and return what stands in result.json.
@@ -55,7 +55,6 @@ def train(
     from luthier.training.listeners.base import listen
     from luthier.training.step import accelerator_on
 
-    progress = progress or Progress()
     folder = RunFolder(run_path(config, recipe))
     with _stoppable(folder) as request:
         config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml resumes in it
@@ -196,7 +195,7 @@ def _result(
 
 def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
     """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes."""
-    from luthier.models.saving import write_words
+    from luthier.exports.base import write_words
 
     progress.stage("saving")
     method, tokenizer = loaded.config.method, loaded.template.tokenizer

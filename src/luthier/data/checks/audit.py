@@ -9,7 +9,7 @@ from math import ceil
 from typing import Any, Literal, get_args
 
 from luthier.core.errors import DataError, InputError, install_anywhere
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.data.checks import duplicates
 from luthier.data.checks.duplicates import TextHashes, beginning, content, groups, near, normalized, prompt, text_hashes
 from luthier.data.checks.languages import MOST_TEXTS, available, languages
@@ -101,7 +101,7 @@ class Audit:
         insort(self.findings, made, key=lambda finding: get_args(Level).index(finding.level))
 
 
-def read_all(config: DataConfig, task: Task | None, progress: Progress | None = None) -> Prepared:
+def read_all(config: DataConfig, task: Task | None, progress: Progress = SILENT) -> Prepared:
     """The rows that can be read; the others are in `refusals`. DataError where none is left."""
     try:
         return load(lenient(config), task, progress)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.errors import InputError
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.kernels.process import call_apart, give_back_freed_memory, keep_freed_memory
 from luthier.recipe.consent import Allow
 from luthier.rendering.example import Message
@@ -61,13 +61,13 @@ class Engine:
         rows: int = 16,
         waiting: int = 64,
         dtype: str = "auto",
-        progress: Progress | None = None,
+        progress: Progress = SILENT,
         allow_code: Allow = False,
     ) -> "Engine":
         """Serve the models in these folders (NAME=PATH or PATH); adapters share one base."""
         sources = [source_of(each, allow_code) for each in given]
         refuse_mixture(sources)
-        models = call_apart(lambda: open_models(sources, progress or Progress(), dtype=dtype))
+        models = call_apart(lambda: open_models(sources, progress, dtype=dtype))
         return cls(models, rows=rows, waiting=waiting)
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
