@@ -1,7 +1,7 @@
 """Kill training runs at random moments, start them again, and compare them with runs that were never stopped.
 
     python tools/soak.py                # 200 kills
-    python tools/soak.py --kills 8      # what the tests do
+    python tools/soak.py --kills 5      # what the tests do
 
 Each trial is a process of its own with its own run folder, forked from this one so that libraries are loaded once. It is
 killed by SIGKILL up to five times, in one of two ways: after a random time, or just before a random one of its file

@@ -58,6 +58,7 @@ def test_workers_of_torch_end_with_the_thread() -> None:
 
 SERVED = """
 import os, sys
+from luthier.core.events import SILENT
 from luthier.serving import launch
 assert "torch" not in sys.modules
 spins = launch.sleep_soon
