@@ -27,7 +27,7 @@ test-gguf: .venv/ready
 
 # Damaged files, full disks, kills and hostile requests at full size: every fault against every command. About half an hour.
 test-strangers: .venv/ready
-	LUTHIER_STRANGERS=large $(BIN)/python -m pytest -n auto tests/strangers
+	LUTHIER_STRANGERS=large $(BIN)/python -m pytest -n auto --all tests/strangers
 
 # The quick tests with the lowest versions that pyproject.toml allows, and with the newest, in environments of their own.
 test-versions: .venv/ready

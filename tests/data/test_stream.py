@@ -224,6 +224,7 @@ def die_behind_step_8() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.matrix(packing=1)
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path: Path, packing: bool) -> None:
     write_jsonl(tmp_path / "a.jsonl", mixed(30))

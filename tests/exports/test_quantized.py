@@ -52,6 +52,7 @@ def test_it_is_near_to_the_run_and_smaller(run: Callable[..., Path], scheme: str
     assert share < (0.25 if scheme == "nf4" else 0.36), "of float32"
 
 
+@pytest.mark.matrix(scheme=1)
 @pytest.mark.parametrize("scheme", ["int8", "nf4"])
 def test_transformers_alone_opens_it(run: Callable[..., Path], scheme: str, tmp_path: Path) -> None:
     need(scheme)

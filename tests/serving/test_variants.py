@@ -90,6 +90,7 @@ def answers(engine: Engine, asked: Sequence[tuple[str, list[int]]], **options: A
     return made
 
 
+@pytest.mark.matrix(kind=3)
 @pytest.mark.parametrize("kind", zoo.DECODERS)
 def test_every_adapter_answers_beside_all_others_as_it_does_alone(
     adapter: Callable[..., Path], model_folder: Callable[..., Path], kind: str

@@ -133,6 +133,7 @@ def files(run: Path) -> list[str]:
     return [name for name in found if name not in NO_MATTER]
 
 
+@pytest.mark.matrix(fault=3)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_file_of_a_run_against_what_reads_it(
     fault: str, finished: Path, another: Path, tmp_path: Path, expected: Callable[[str], Any]
