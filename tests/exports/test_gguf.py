@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -27,8 +28,6 @@ from luthier.rendering.chat_template import CHATML, PLAIN, Template
 from luthier.rendering.example import Message
 from tests.conftest import ROOT, build_tokenizer, luthier, model_config
 from tests.exports.gguf_models import LLAMA_CPP, TEXTS, byte_level, sentencepiece, variant
-
-gguf = pytest.importorskip("gguf", reason="the package gguf is not installed: pip install gguf")
 
 UNPLAYED = "replay=false"
 LLAMA2 = (ROOT / "tests/rendering/templates/llama2.jinja").read_text()

@@ -17,7 +17,7 @@ EXTRAS = {
     "torchao": ("torchao>=0.18",),
     "onnx": ("onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.32"),
     "serve": ("fastapi>=0.120", "uvicorn>=0.35"),
-    "gguf": ("gguf>=0.19", "llama-cpp-python>=0.3.30"),
+    "gguf": ("llama-cpp-python>=0.3.30",),
 }
 """The optional packages of pyproject.toml. Messages name these, since no registry has a package luthier with extras."""
 

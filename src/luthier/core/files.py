@@ -187,3 +187,10 @@ def _fault_of_files(folder: Path, files: dict[str, Any], hashes: bool, others: b
 def checkpoint_name(step: int) -> str:
     """Name of the checkpoint of a step."""
     return f"step-{step:06d}"
+
+
+def cache_root() -> Path:
+    """The folder of all that is made once and used again: $LUTHIER_CACHE, or luthier in the user's cache folder."""
+    if own := os.environ.get("LUTHIER_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "luthier"

@@ -19,6 +19,7 @@ from typing import Any
 
 from luthier import data, rendering, tasks
 from luthier.core.errors import InputError
+from luthier.core.files import cache_root
 from luthier.core.strict_json import to_json
 from luthier.data.store import DataFolder
 
@@ -29,13 +30,6 @@ SMALLEST = 2**22
 LAYOUT = 1
 """Version of the layout of an entry; another number makes older ones unreadable."""
 META = "entry.json"
-
-
-def root() -> Path:
-    """The folder of all entries: $LUTHIER_CACHE, or luthier in the user's cache folder."""
-    if own := os.environ.get("LUTHIER_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "luthier"
 
 
 def key(kind: str, decides: Mapping[str, Any]) -> str:
@@ -59,7 +53,7 @@ def code() -> str:
 
 def find(name: str) -> "tuple[DataFolder, dict[str, Any], dict[str, array[int]]] | None":
     """The folder, the values and the arrays of an entry; None where there is none, or it is not whole."""
-    folder = root() / name
+    folder = cache_root() / name
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if any((folder / file).stat().st_size != size for file, size in meta["files"].items()):
@@ -75,14 +69,14 @@ def find(name: str) -> "tuple[DataFolder, dict[str, Any], dict[str, array[int]]]
 def begin() -> DataFolder:
     """A folder to build an entry in; in the system's temporary folder where the cache may not be written."""
     with contextlib.suppress(OSError):
-        root().mkdir(parents=True, exist_ok=True)
-        return DataFolder(root())
+        cache_root().mkdir(parents=True, exist_ok=True)
+        return DataFolder(cache_root())
     return DataFolder()
 
 
 def keep(name: str, folder: DataFolder, values: Mapping[str, Any], arrays: "Mapping[str, array[int]]") -> None:
     """Make the folder the entry `name`. Where that fails there is no entry, and nothing else is lost."""
-    if folder.path.parent != root():
+    if folder.path.parent != cache_root():
         return
     with contextlib.suppress(OSError):  # a full disk, or the same entry made by another process meanwhile
         for each, numbers in arrays.items():
@@ -92,22 +86,22 @@ def keep(name: str, folder: DataFolder, values: Mapping[str, Any], arrays: "Mapp
         meta = {"values": values, "arrays": codes, "files": files, "made": time.time()}
         (folder.path / META).write_text(to_json(meta, ensure_ascii=False), encoding="utf-8")
         if find(name) is None:
-            shutil.rmtree(root() / name, ignore_errors=True)
-            folder.keep(root() / name)
+            shutil.rmtree(cache_root() / name, ignore_errors=True)
+            folder.keep(cache_root() / name)
         trim()
 
 
 def forget(name: str) -> None:
     """Delete one entry, where it is there."""
-    shutil.rmtree(root() / name, ignore_errors=True)
+    shutil.rmtree(cache_root() / name, ignore_errors=True)
 
 
 def entries() -> list[tuple[Path, int, float]]:
     """Folder, bytes and time of last use of each entry, the last used first."""
     found = []
     with contextlib.suppress(OSError):
-        for folder in root().iterdir():
-            if folder.is_dir() and (folder / META).is_file():
+        for folder in cache_root().iterdir():
+            if folder.is_dir() and ((folder / META).is_file() or folder.name.startswith("gguf-")):  # a base
                 size = sum(file.stat().st_size for file in folder.iterdir())
                 found.append((folder, size, folder.stat().st_mtime))
     return sorted(found, key=lambda entry: -entry[2])
@@ -122,7 +116,7 @@ def trim(limit: int = LIMIT) -> int:
             shutil.rmtree(folder, ignore_errors=True)
             freed += size
     with contextlib.suppress(OSError):
-        for folder in root().glob("luthier-data-*"):  # left by a process that was killed
+        for folder in cache_root().glob("luthier-data-*"):  # left by a process that was killed
             if time.time() - folder.stat().st_mtime > 86_400:
                 shutil.rmtree(folder, ignore_errors=True)
     return freed
@@ -130,7 +124,7 @@ def trim(limit: int = LIMIT) -> int:
 
 def clear() -> int:
     """Delete every entry; returns the bytes freed. Runs that are reading one at the time may fail."""
-    there = root()
+    there = cache_root()
     if there.exists() and not there.is_dir():
         raise InputError(f"{there} is not a folder", fix="set LUTHIER_CACHE to the folder of the cache")
     return trim(0)

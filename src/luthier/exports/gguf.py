@@ -52,7 +52,6 @@ class Gguf(Export):
 
 def refuse_gguf(tuned: Tuned, *, replay: bool) -> None:
     """Raise InputError if no GGUF file can hold the run or a package is missing, before anything is loaded."""
-    require_package("gguf", "a GGUF file needs the package gguf, which is not installed", install("gguf"))
     if replay:
         fix = f"{install('gguf')}, which compiles it in 7 to 20 minutes; or replay=false, which reads the file back "
         fix += "and compares every weight, but does not verify that llama.cpp answers as the run"

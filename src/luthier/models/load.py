@@ -19,6 +19,7 @@ from luthier.builtin import BASE
 from luthier.core.errors import InputError, MissingExtra, ModelError, did_you_mean, install
 from luthier.core.resources import closed_file, is_out_of_memory, no_access
 from luthier.models import files
+from luthier.models.gguf import gguf_file, unpacked
 from luthier.models.settings import ModelConfig
 from luthier.models.targets import UNPACKED
 
@@ -82,6 +83,8 @@ def locate(config: ModelConfig) -> str:
     if config.path == "builtin":
         return str(BASE)
     folder = Path(config.path).expanduser()
+    if (packed := gguf_file(folder)) is not None:
+        folder = unpacked(packed)
     if not folder.is_dir():
         if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or folder.exists():
             beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
