@@ -103,7 +103,7 @@ def test_a_run_from_the_command_line_alone(
     assert again.returncode == 0 and "is finished" in again.stdout
     said = luthier("chat", tmp_path / "run", "--prompt", "Hello", "--max-new-tokens", "5")
     assert said.returncode == 0, said.stderr
-    base = luthier("chat", tmp_path / "run", "--prompt", "Hello", "--base", "--max-new-tokens", "5")
+    base = luthier("chat", tmp_path / "run", "--prompt", "Hello", "--untuned", "--max-new-tokens", "5")
     assert base.returncode == 0, base.stderr
 
 

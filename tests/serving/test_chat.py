@@ -89,7 +89,7 @@ def test_a_prompt_is_answered_by_the_model_and_by_its_base(
     tuned: Path, engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for base, name in ((False, "tuned"), (True, "base")):
-        talk(str(tuned), base=base, prompt="Hello", sampling=SHORT)
+        talk(str(tuned), untuned=base, prompt="Hello", sampling=SHORT)
         assert capsys.readouterr().out == said(engine, name, "Hello") + "\n"
     talk(str(tuned), prompt="Hello", system="Be brief.", sampling=SHORT)
     assert capsys.readouterr().out.strip()
@@ -155,7 +155,7 @@ def test_an_endpoint_is_talked_to_as_a_folder_is(
     assert piped(url, "Hello", "你好", "/new", "Hello", "/quit", "never", model="tuned") == [*hello, *again, *hello]
     both = piped(f"{url}#tuned", "Hello", beside="base")
     assert both == f"tuned: {said(engine, 'tuned', 'Hello')}\nbase: {said(engine, 'base', 'Hello')}".splitlines()
-    assert piped(url, "Hello", base=True) == said(engine, "base", "Hello").splitlines()
+    assert piped(url, "Hello", untuned=True) == said(engine, "base", "Hello").splitlines()
 
 
 def test_a_folder_and_an_endpoint_stand_side_by_side(
@@ -259,7 +259,7 @@ def test_what_an_endpoint_refuses_is_reported_with_the_fix(
     ("options", "what"),
     [
         (["--model", "x"], "--model belongs to an endpoint"),
-        (["--base", "--beside", "base"], "--base and --beside"),
+        (["--untuned", "--beside", "base"], "--untuned and --beside"),
         (["--beside", "nowhere"], "nowhere does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

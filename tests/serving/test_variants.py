@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import random
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from luthier.core.errors import InputError
+from luthier.rendering.example import Message
 from luthier.rendering.row import even_length
 from luthier.serving.engine.engine import Engine
 from luthier.serving.engine.models import SEPARATE, SEQUENTIAL, SHARED
@@ -340,9 +346,6 @@ def test_a_model_with_another_kind_of_cache_is_served_row_by_row(
 def test_an_adapter_for_another_base_is_refused(adapter: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"adapters for different bases: model\.path"):
         Engine.open([str(adapter("lora")), str(adapter("dora", "qwen2"))])
-    import json
-    import shutil
-
     wrong = tmp_path / "wrong"
     shutil.copytree(adapter("lora", "gpt2"), wrong)
     settings = json.loads((wrong / "adapter_config.json").read_text())
@@ -365,9 +368,44 @@ def test_names_paths_and_pickles(adapter: Callable[..., Path], tmp_path: Path) -
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is not a run, an adapter or a model"):
         Engine.open([str(tmp_path / "empty")])
-    import shutil
-
     shutil.copytree(one, tmp_path / "pickled")
     (tmp_path / "pickled/adapter_model.safetensors").rename(tmp_path / "pickled/adapter_model.bin")
     with pytest.raises(InputError, match="pickle"):
         Engine.open([str(tmp_path / "pickled")])
+
+
+def test_an_adapter_that_others_made_is_served_on_the_base_that_is_named(
+    adapter: Callable[..., Path], model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PEFT 0.2 wrote it: a pickle of tensors, fewer settings, and a base that is only known by its name."""
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    one, other = adapter("lora"), tmp_path / "theirs"
+    other.mkdir()
+    names = ("r", "lora_alpha", "lora_dropout", "target_modules", "peft_type", "task_type", "bias", "fan_in_fan_out")
+    settings = json.loads((one / "adapter_config.json").read_text())
+    old = {name: settings[name] for name in names} | {"base_model_name_or_path": "somebody/base", "enable_lora": None}
+    (other / "adapter_config.json").write_text(json.dumps({**old, "merge_weights": False, "modules_to_save": None}))
+    torch.save(load_file(one / "adapter_model.safetensors"), other / "adapter_model.bin")
+    base = str(model_folder("llama"))
+    question, sampling = [Message("user", "Hello")], SamplingParams(max_tokens=8)
+    with closing(Engine.open([str(one)])) as ours, closing(Engine.open([str(other)], base=base)) as theirs:
+        answers = ["".join(ours.stream(question, sampling, model=one.name))]
+        answers.append("".join(theirs.stream(question, sampling, model="theirs")))
+        untouched = "".join(theirs.stream(question, sampling, model="base"))
+    assert answers[0] == answers[1] != untouched
+    assert (other / "adapter_model.bin").is_file() and not (other / "adapter_model.safetensors").exists()
+    with pytest.raises(InputError, match="is not an adapter for this base"):
+        Engine.open([str(other)], base=str(model_folder("gpt2")))
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_runs_none(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+            return os.mkdir, (str(tmp_path / "it ran"),)
+
+    folder = Path(shutil.copytree(adapter("lora"), tmp_path / "theirs"))
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({"a": Trap()}, folder / "adapter_model.bin")
+    with pytest.raises(InputError, match="is a pickle that holds more than weights, or is damaged"):
+        Engine.open([str(folder)])
+    assert not (tmp_path / "it ran").exists()

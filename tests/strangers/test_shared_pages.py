@@ -130,7 +130,7 @@ def test_the_commands_of_a_run_reach_the_program_as_they_were_meant(run: Path) -
     assert "chat" in shown[0]
     assert typed(lines[0]) == ["chat", str(run)]
     assert typed(public(lines[0])) == ["chat", NAME]
-    assert typed(lines[1]) == ["chat", str(run), "--base"]
+    assert typed(lines[1]) == ["chat", str(run), "--untuned"]
 
 
 def test_the_next_command_works_when_it_is_pasted(run: Path) -> None:

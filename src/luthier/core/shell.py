@@ -42,7 +42,7 @@ def after_training(run: Path, recipe: Path, model: str, method: str, task: str, 
         again = shell_line("luthier", "train", recipe, setting("run", f"{run}-2"), f"train.lr={lr / 2:g}")
         use = [shell_line("luthier", "evaluate", run), again]
     else:
-        use = [shell_line("luthier", "chat", run), shell_line("luthier", "chat", run, "--base")]
+        use = [shell_line("luthier", "chat", run), shell_line("luthier", "chat", run, "--untuned")]
     own = ["--model", model, "--data", "YOUR_FILE.jsonl", "--method", method]
     return [*use, shell_line("luthier", "train", *own)]
 

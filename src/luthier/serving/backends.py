@@ -41,38 +41,47 @@ def is_endpoint(given: str) -> bool:
 
 
 def open_backends(
-    given: str, *, base: bool, beside: str | None, model: str | None, notify: Callable[[str], None], allow_code: Allow
+    given: str,
+    *,
+    untuned: bool,
+    base: str | None = None,
+    beside: str | None,
+    model: str | None,
+    notify: Callable[[str], None],
+    allow_code: Allow,
 ) -> list[ChatBackend]:
     """Open the requested model, and the one to compare it with; InputError if that is not possible."""
-    if base and beside:
-        raise InputError("--base and --beside both select another model", fix="leave one of them out")
+    if untuned and beside:
+        raise InputError("--untuned and --beside both select another model", fix="leave one of them out")
     if is_endpoint(given):
-        if base and model is not None:
-            raise InputError("--base and --model select two models", fix="leave one of them out")
-        first = Endpoint(given, "base" if base else model, notify)
+        if untuned and model is not None:
+            raise InputError("--untuned and --model select two models", fix="leave one of them out")
+        if base is not None:
+            raise InputError(f"--base belongs to an adapter's folder, and {given} is an endpoint", fix="leave it out")
+        first = Endpoint(given, "base" if untuned else model, notify)
         if beside is None:
             return [first.backend]
         if Path(beside).expanduser().is_dir():
-            return [first.backend, *_local([beside], allow_code)]
+            return [first.backend, *_local([beside], allow_code, None)]
         url, name = (beside, None) if is_endpoint(beside) else (first.url, beside)
         return [first.backend, Endpoint(url, name, notify).backend]
     if model is not None:
         raise InputError(f"--model belongs to an endpoint (http://...), and {given} is a folder", fix="leave it out")
     if beside is not None and is_endpoint(beside):
         other = Endpoint(beside, None, notify).backend  # first, because it fails sooner
-        return [*_local([given], allow_code), other]
-    if base or beside == "base":
-        return _local([given], allow_code, base=True)[: 1 if base else 2]
-    return _local([given] if beside is None else [given, beside], allow_code)
+        return [*_local([given], allow_code, base), other]
+    if untuned or beside == "base":
+        return _local([given], allow_code, base, untuned=True)[: 1 if untuned else 2]
+    return _local([given] if beside is None else [given, beside], allow_code, base)
 
 
-def _local(folders: list[str], allow_code: Allow, *, base: bool = False) -> list[ChatBackend]:
-    """Open models in this process, in one batch if they can share it; with `base`, their base comes first."""
+def _local(folders: list[str], allow_code: Allow, base: str | None, *, untuned: bool = False) -> list[ChatBackend]:
+    """Open models in this process, in one batch if they can share it; with `untuned`, their base comes first."""
     from luthier.serving.engine.engine import Engine
     from luthier.serving.engine.sources import refuse_mixture, source_of
 
-    sources = [source_of(each, allow_code) for each in folders]
-    if base and sources[0].load is None:
+    sources = [source_of(each, allow_code, base) for each in folders]
+    if untuned and sources[0].load is None:
         message = f"{folders[0]} holds full weights: its base is another model"
         raise InputError(message, fix="give the folder of the base itself")
     try:
@@ -80,9 +89,9 @@ def _local(folders: list[str], allow_code: Allow, *, base: bool = False) -> list
     except InputError:
         if len(folders) == 1:
             raise
-        return [backend for folder in folders for backend in _local([folder], allow_code)]
-    names = [*(["base"] if base else []), *(source.name for source in sources)]
-    engine = Engine.open(folders, rows=len(names), allow_code=allow_code)
+        return [backend for folder in folders for backend in _local([folder], allow_code, base)]
+    names = [*(["base"] if untuned else []), *(source.name for source in sources)]
+    engine = Engine.open(folders, rows=len(names), allow_code=allow_code, base=base)
     return [ChatBackend(name, partial(engine.stream, model=name)) for name in names]
 
 

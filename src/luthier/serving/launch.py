@@ -17,7 +17,14 @@ from luthier.serving.http.settings import ServerAddress, ServerLimits
 
 
 def serve(
-    runs: Sequence[str], address: ServerAddress, limits: ServerLimits, dtype: str, progress: Progress, allow_code: Allow
+    runs: Sequence[str],
+    address: ServerAddress,
+    limits: ServerLimits,
+    *,
+    dtype: str,
+    progress: Progress,
+    allow_code: Allow,
+    base: str | None = None,
 ) -> None:
     """Serve until SIGTERM or ctrl-C. Errors in the options are reported before anything is loaded."""
     try:
@@ -32,7 +39,8 @@ def serve(
     from luthier.serving.http.server import application
 
     rows, waiting = limits.max_batch, limits.max_waiting
-    engine = Engine.open(runs, rows=rows, waiting=waiting, dtype=dtype, progress=progress, allow_code=allow_code)
+    own: Any = {"dtype": dtype, "progress": progress, "allow_code": allow_code, "base": base}
+    engine = Engine.open(runs, rows=rows, waiting=waiting, **own)
     app = application(engine, limits, key=address.key, local=is_loopback(address.host))
     bound = address.bind()  # from here on clients wait instead of being refused
     for model in engine.models.values():

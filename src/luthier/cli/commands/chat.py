@@ -14,7 +14,8 @@ def command(
             help="Run, export, adapter or model folder, or an endpoint: http://HOST:PORT/v1.", metavar="RUN"
         ),
     ],
-    base: Annotated[bool, typer.Option("--base", help="Chat with the base model instead.")] = False,
+    base: Annotated[str | None, typer.Option(help="Base of an adapter, instead of the one that it names.")] = None,
+    untuned: Annotated[bool, typer.Option("--untuned", help="Chat with the base model instead.")] = False,
     beside: Annotated[
         str | None, typer.Option(help="Second model, side by side: base, a folder, an endpoint, or a model there.")
     ] = None,
@@ -32,5 +33,5 @@ def command(
     from luthier.serving.engine.requests import SamplingParams
 
     sampling, allowed = SamplingParams(temperature, max_new_tokens, seed), consent(allow_code)
-    who: dict[str, Any] = {"base": base, "beside": beside, "model": model}
+    who: dict[str, Any] = {"untuned": untuned, "base": base, "beside": beside, "model": model}
     talk(run, **who, prompt=prompt, system=system, sampling=sampling, allow_code=allowed)

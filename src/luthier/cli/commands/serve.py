@@ -16,6 +16,7 @@ def command(
             help="Runs, exports, PEFT adapters or full models; NAME=PATH sets another name.", metavar="RUN..."
         ),
     ],
+    base: Annotated[str | None, typer.Option(help="Base of adapters, instead of the one that they name.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 selects a free one.")] = 8000,
     api_key: Annotated[
@@ -48,7 +49,7 @@ def command(
 
     address = ServerAddress(host, port, api_key)
     limits = ServerLimits(max_batch, max_waiting, max_body, max_prompt, max_tokens, grace)
-    common: dict[str, Any] = {"dtype": dtype, "progress": Terminal(), "allow_code": consent(allow_code)}
+    common: dict[str, Any] = {"dtype": dtype, "base": base, "progress": Terminal(), "allow_code": consent(allow_code)}
     if engine == "vllm":
         from luthier.serving.vllm.launch import serve_vllm
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -49,7 +50,8 @@ class Speaker:
 def talk(
     given: str,
     *,
-    base: bool = False,
+    untuned: bool = False,
+    base: str | None = None,
     beside: str | None = None,
     model: str | None = None,
     prompt: str | None = None,
@@ -63,8 +65,9 @@ def talk(
     if prompt is None:
         what = given if beside is None else f"{given} and, beside it, {beside}"
         verb = "connecting to" if is_endpoint(given) else "loading"
-        terminal.stage(f"{verb} {what}{' (the base model)' if base else ''}")
-    backends = open_backends(given, base=base, beside=beside, model=model, notify=terminal.warn, allow_code=allow_code)
+        terminal.stage(f"{verb} {what}{' (the base model)' if untuned else ''}")
+    which: Any = {"untuned": untuned, "base": base, "beside": beside, "model": model}
+    backends = open_backends(given, **which, notify=terminal.warn, allow_code=allow_code)
     opening = [Message("system", system)] if system else []
     equal = len({backend.name for backend in backends}) < len(backends)
     sides = [

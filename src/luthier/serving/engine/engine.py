@@ -63,9 +63,10 @@ class Engine:
         dtype: str = "auto",
         progress: Progress = SILENT,
         allow_code: Allow = False,
+        base: str | None = None,
     ) -> "Engine":
-        """Serve the models in these folders (NAME=PATH or PATH); adapters share one base."""
-        sources = [source_of(each, allow_code) for each in given]
+        """Serve the models in these folders (NAME=PATH or PATH). Adapters share one base, `base` if given."""
+        sources = [source_of(each, allow_code, base) for each in given]
         refuse_mixture(sources)
         models = call_apart(lambda: open_models(sources, progress, dtype=dtype))
         return cls(models, rows=rows, waiting=waiting)

@@ -11,7 +11,8 @@ from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.core.resources import refuse_closed
 from luthier.core.shell import shell_line
-from luthier.methods.layers.loading import load_adapter, shapes_of
+from luthier.methods.layers.loading import load_adapter, shapes_of, without_pickle
+from luthier.models.gguf import gguf_file, unpacked
 from luthier.models.settings import ModelConfig
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
@@ -32,16 +33,22 @@ class ModelSource:
     check: Callable[[str], None] = lambda _: None  # Raises InputError if another base is in that folder
 
 
-def source_of(given: str, allow_code: Allow = False) -> ModelSource:
-    """Read NAME=PATH or PATH; InputError if it cannot be served or contains code that is not allowed."""
+def source_of(given: str, allow_code: Allow = False, base: str | None = None) -> ModelSource:
+    """Read NAME=PATH or PATH; InputError if it cannot be served or contains code that is not allowed.
+
+    `base` is the base model of an adapter, instead of the one that it names.
+    """
     named = not Path(given).expanduser().is_dir()  # a folder whose name contains = is a folder
     name, equals, rest = given.partition("=") if named else (given, "", "")
     path = Path(rest if equals else given).expanduser()
     name = name if equals else path.resolve().name
+    if (packed := gguf_file(path)) is not None:
+        made = unpacked(packed)
+        return ModelSource(name if equals else packed.stem, packed, ModelConfig(path=str(packed)), "model", made, made)
     if (path / "recipe.yaml").is_file():
         return _run(name, path, allow_code)
     if (path / "adapter_config.json").is_file():
-        return _adapter(name, path)
+        return _adapter(name, path, base)
     if (path / "config.json").is_file():
         kind = str(read_object(path / "config.json").get("architectures") or "")
         if "SequenceClassification" in kind:
@@ -66,18 +73,20 @@ def _run(name: str, path: Path, allow_code: Allow) -> ModelSource:
     return ModelSource(name, path, base, config.method.name, weights, weights, load, check)
 
 
-def _adapter(name: str, path: Path) -> ModelSource:
+def _adapter(name: str, path: Path, base: str | None) -> ModelSource:
     refuse_closed(path)
     settings = read_object(path / "adapter_config.json")
-    base = settings.get("base_model_name_or_path")
+    base = base or settings.get("base_model_name_or_path")
     if not base:
-        raise InputError(f"{path}/adapter_config.json names no base (base_model_name_or_path)")
+        message = f"{path}/adapter_config.json names no base (base_model_name_or_path)"
+        raise InputError(message, fix="name it: --base BASE")
     if (kind := str(settings.get("task_type") or "CAUSAL_LM")) != "CAUSAL_LM":
         what, fix = "not an adapter of a language model", "give an adapter of a language model (CAUSAL_LM)"
         if kind == "SEQ_CLS":
             what = "the adapter of a classifier"
             fix += ", or use this one from Python: peft.AutoPeftModelForSequenceClassification"
         raise InputError(f"{path} is {what} (task_type {kind}), which cannot chat", fix=fix)
+    path = without_pickle(path)
     shapes_of(path)  # before the base is loaded; vLLM would also read a pickle in this folder
     own = path if (path / "tokenizer_config.json").is_file() else Path(base).expanduser()
     kind = str(settings.get("peft_type", "adapter")).lower()

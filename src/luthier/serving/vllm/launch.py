@@ -69,13 +69,14 @@ def serve_vllm(
     write: Path | None,
     progress: Progress,
     allow_code: Allow = False,
+    base: str | None = None,
 ) -> None:
     """Replace this process by vLLM, or write all that another machine needs to start it; errors are reported first."""
     for name in ("max_waiting", "max_body"):
         if getattr(limits, name) != getattr(ServerLimits(), name):
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option} has no effect on vLLM", fix="leave it out, or --engine luthier")
-    plan = plan_of(given, allow_code)
+    plan = plan_of(given, allow_code, base)
     if write is not None:
         write_files(plan, limits, dtype, write, progress)
         return
@@ -93,9 +94,9 @@ def serve_vllm(
     os.execve(program, words, inherited | vllm_environment(plan, address.key) | {"PYTHONPATH": path})
 
 
-def plan_of(given: Sequence[str], allow_code: Allow = False) -> VllmPlan:
+def plan_of(given: Sequence[str], allow_code: Allow = False, base: str | None = None) -> VllmPlan:
     """Plan how one vLLM serves these folders (NAME=PATH or PATH); InputError if it cannot."""
-    sources = [source_of(each, allow_code) for each in given]
+    sources = [source_of(each, allow_code, base) for each in given]
     refuse_mixture(sources)
     if full := next((source for source in sources if source.load is None), None):
         if len(sources) > 1:
