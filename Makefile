@@ -4,7 +4,7 @@ PYTHON = python3
 BIN = .venv/bin
 QUICK = tests/core tests/data tests/rendering tests/recipe tests/models tests/docs tests/test_architecture.py
 
-.PHONY: demo test quick test-all test-gguf test-strangers test-versions lint types check methods-table clean
+.PHONY: demo test quick test-all test-gguf test-strangers test-versions lint types check methods-table architectures-table clean
 
 demo: .venv/ready
 	$(BIN)/luthier demo
@@ -46,6 +46,10 @@ check: lint types test
 # The table of promises in docs/methods.md, from what the tests of the methods found.
 methods-table: .venv/ready
 	$(BIN)/python -m pytest -n auto --all tests/methods --methods-table docs/methods.md
+
+# The table of methods on architectures in docs/architectures.md: every method on every architecture, in about 15 minutes.
+architectures-table: .venv/ready
+	$(BIN)/python -m pytest -n auto --all tests/methods/test_architectures.py --architectures-table docs/architectures.md
 
 # Rebuilt when the locked list or the project's own dependencies change.
 .venv/ready: constraints.txt pyproject.toml

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -225,7 +226,13 @@ def kept(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
     return record
 
 
+FOUND: dict[tuple[str, str], str] = {}
+"""(architecture, method) -> why it is refused, or empty: `--architectures-table FILE` makes the page from it."""
+ARCHITECTURES_BEGIN = "<!-- made by make architectures-table: begin -->"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--architectures-table", default="", help="write what each method found on each into this page")
     parser.addoption("--methods-table", default="", help="write the table of promises into this page")
     parser.addoption("--all", action="store_true", help="all of each matrix, not a sample that covers it")
 
@@ -270,6 +277,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             if key == "promise":
                 name, kind, letter = value
                 PROMISES.setdefault((name, kind), set()).add(letter)
+            elif key == "architecture":
+                name, kind, why = value
+                FOUND[name, kind] = why
 
 
 ORDER = "12345-6789cpkghns"
@@ -283,9 +293,40 @@ def _letters(found: set[str]) -> str:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    target = session.config.getoption("--methods-table")
-    if not target or hasattr(session.config, "workerinput"):
+    if hasattr(session.config, "workerinput"):
         return
+    if page := session.config.getoption("--architectures-table"):
+        _insert(Path(page), ARCHITECTURES_BEGIN, _architectures_table())
+    if page := session.config.getoption("--methods-table"):
+        _insert(Path(page), BEGIN, _methods_table())
+
+
+def _insert(page: Path, begin: str, lines: list[str]) -> None:
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    page.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def _architectures_table() -> list[str]:
+    from tests.architectures import CAUSAL
+    from tests.methods.test_architectures import NAMES
+
+    reasons = {why: "" for why in (_reason(FOUND.get((kind, name), "")) for kind in CAUSAL for name in NAMES) if why}
+    letters = {why: f"{number}" for number, why in enumerate(reasons, 1)}
+    lines = ["| | " + " | ".join(NAMES) + " |", "|---" * (len(NAMES) + 1) + "|"]
+    for kind in CAUSAL:
+        cells = [
+            "fails" if (kind, name) not in FOUND else letters.get(_reason(FOUND[kind, name]), "✓") for name in NAMES
+        ]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return [*lines, "", *(f"{number}. {why}" for why, number in letters.items())]
+
+
+def _reason(why: str) -> str:
+    """The reason of a refusal, without the names of method and architecture."""
+    return re.sub(r"^method \S+:? |\b(does not work) on \S+,", r"\1", why)
+
+
+def _methods_table() -> list[str]:
     from tests.methods.zoo import ARCHITECTURES, REFUSALS, SPECS
 
     lines = ["| method | " + " | ".join(ARCHITECTURES) + " |", "|---" * (len(ARCHITECTURES) + 1) + "|"]
@@ -296,6 +337,4 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             refused = "refused" if (name, kind) in REFUSALS and "R" in found else ""
             row.append(refused or _letters(found) or "not tested")
         lines.append("| " + " | ".join(row) + " |")
-    page = Path(target)
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    return lines

@@ -14,16 +14,13 @@ from luthier.core.errors import InputError
 from luthier.methods.base import METHODS
 from tests.cli.test_cli import main
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
-from tests.methods.zoo import SPECS, method
+from tests.methods.zoo import SPECS
 
 LAYERS = (
     "choose from down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj, or method.targets=all-linear"
 )
-ARCHITECTURES = (
-    "known are bert, camembert, electra, gemma, gemma2, gemma3_text, gpt2, granite, llama, mistral, mt5, qwen2, qwen3, "
-    "roberta, smollm3, t5, xlm-roberta"
-)
-NEEDS_MAP = ("prefix", "p_tuning_v2", "houlsby", "pfeiffer", "parallel_adapter", "mam", "unipelt")
+PLACED = ("prefix", "p_tuning_v2", "houlsby", "pfeiffer", "parallel_adapter", "mam", "unipelt", "ia3")
+"""Methods that look for the places of their layers in the model."""
 VIRTUAL = ("prefix", "p_tuning_v2", "prompt", "p_tuning", "mam", "unipelt")
 
 CASES: list[tuple[str, list[str], list[str], list[str] | None]] = [
@@ -136,13 +133,13 @@ CASES: list[tuple[str, list[str], list[str], list[str] | None]] = [
         ["task=classify", "data=REVIEWS"],
     ),
     *[
-        (kind, [f"method={name}"], ["no module names are known for the architecture", ARCHITECTURES], None)
-        for kind in ("opt", "gpt_neox")
-        for name in NEEDS_MAP
-    ],
-    *[
-        (kind, ["method=ia3"], ["method ia3: no module names are known for the architecture", ARCHITECTURES], None)
-        for kind in ("opt", "gpt_neox")
+        (
+            "bloom",
+            [f"method={name}"],
+            [f"method {name}: no prefix can stand", "has a bias for each pair of tokens"],
+            None,
+        )
+        for name in ("prefix", "p_tuning_v2", "mam", "unipelt")
     ],
     *[
         (
@@ -266,6 +263,7 @@ GOES = [
             ("p_tuning", []),
             ("full", []),
             ("freeze", []),
+            *((name, []) for name in PLACED),
         )
     ],
 ]
@@ -274,7 +272,7 @@ GOES = [
 
 @pytest.fixture(scope="module")
 def strange_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Decoders whose parts we know no names for."""
+    """Decoders of which no table names the parts."""
     import transformers as t
 
     small = {
@@ -288,6 +286,7 @@ def strange_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     for kind, config in (
         ("opt", t.OPTConfig(**small, ffn_dim=64, word_embed_proj_dim=32, dropout=0.0)),
         ("gpt_neox", t.GPTNeoXConfig(**small, intermediate_size=64)),
+        ("bloom", t.BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=4)),
     ):
         torch.manual_seed(1)
         t.AutoModelForCausalLM.from_config(config).save_pretrained(root / kind)
@@ -329,7 +328,9 @@ def run_train(
     monkeypatch.setattr(  # whether it is installed must not matter here
         importlib.util, "find_spec", lambda name, package=None: name == "bitsandbytes" or there(name, package)
     )
-    return Train(lambda kind: strange_folder(kind) if kind in ("opt", "gpt_neox") else model_folder(kind), capsys)
+    return Train(
+        lambda kind: strange_folder(kind) if kind in ("opt", "gpt_neox", "bloom") else model_folder(kind), capsys
+    )
 
 
 def name_of(kind: str, overrides: list[str]) -> str:
@@ -386,11 +387,8 @@ def test_the_fixed_block_divides_every_layer() -> None:
     METHODS.parse({"name": "oft", "block": 16}).check(model)
 
 
-NAMELESS = [n for n in SPECS if method(n).name not in (*NEEDS_MAP, "ia3", "adapter")]
-
-
-@pytest.mark.parametrize(("name", "kind"), [*((name, "opt") for name in NAMELESS), ("lora", "gpt_neox")])
-def test_methods_that_need_no_names_train_on_an_unknown_architecture(
+@pytest.mark.parametrize(("name", "kind"), [*((name, "opt") for name in SPECS), ("lora", "gpt_neox")])
+def test_every_method_trains_on_an_architecture_without_a_table(
     name: str, kind: str, strange_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     from luthier.pipeline.train import train

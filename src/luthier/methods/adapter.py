@@ -22,7 +22,7 @@ class Adapter(PeftMethod):
 
     paper, typical_share = "1902.00751", 0.0111
     suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
-    mergeable = False
+    mergeable, tries = False, True
     aliases: ClassVar = {"bottleneck_size": "size", "adapter_size": "size", "non_linearity": "activation"}
 
     place: Literal["houlsby", "pfeiffer", "output"] = "houlsby"

@@ -150,6 +150,13 @@ class WholeMethod(Method):
         from luthier.methods.layers.loading import copy_same
 
         stored = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+        if stored.keys() != dict(model.named_parameters()).keys():  # saved in the layout of the hub: MoE, GPT-NeoX
+            again, found = type(model).from_pretrained(
+                folder, use_safetensors=True, dtype=model.dtype, output_loading_info=True
+            )
+            if not any(found.values()):
+                stored = {name: again.get_parameter(name) for name, _ in model.named_parameters()}
+                stored |= {name: buffer for name, buffer in again.named_buffers() if name in again.state_dict()}
         buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
         copy_same(stored, {**dict(model.named_parameters()), **buffers}, folder)
 
@@ -165,6 +172,21 @@ class PeftMethod(Method):
     """A method whose layers and file format are PEFT's, or registered with PEFT by `luthier.methods.layers`."""
 
     required = ("peft_config",)
+    tries: ClassVar[bool] = False
+    """Whether a pass without numbers is part of the check: what is put in front of a text does not suit every model."""
+
+    def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
+        tuned = super().check(model, classify=classify, quantize=quantize, steps=steps)
+        if self.tries:
+            from luthier.models.module_map import try_without_numbers
+
+            try:
+                try_without_numbers(tuned)
+            except Exception as error:  # an attention that keeps more in its cache, a router that wants the tokens
+                kind = tuned.config.model_type if hasattr(tuned.config, "model_type") else tuned.config["model_type"]
+                message = f"method {self.name} does not work on {kind}, which fails with it: {error}"
+                raise InputError(message, fix="method=lora or method=adapter") from error
+        return tuned
 
     def peft_config(self, model: Model, steps: int) -> Any:
         """PEFT's configuration of this method for `model`."""
@@ -248,14 +270,16 @@ class PeftMethod(Method):
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        from luthier.methods.layers.loading import WEIGHTS, check_same
+        from luthier.methods.layers.loading import WEIGHTS, check_same, fill
 
         if (folder / TRAINING).is_file():
             self.load_training_state(model, load_file(folder / TRAINING), folder / TRAINING)
             return
         stored = load_file(folder / WEIGHTS)
-        check_same(get_peft_model_state_dict(model, save_embedding_layers=False), stored, folder / WEIGHTS)
+        own = get_peft_model_state_dict(model, save_embedding_layers=False)
+        check_same(own, stored, folder / WEIGHTS)
         set_peft_model_state_dict(model, stored)
+        fill(own, stored)
 
     def load(self, model: Model, folder: Path) -> Model:
         from luthier.methods.layers.loading import WEIGHTS, load_adapter
@@ -315,10 +339,18 @@ class PromptMethod(PeftMethod):
     """A method that puts `length` trained embeddings in front of the text."""
 
     mergeable = packs = encoder_decoder = False
+    tries = True
 
     @property
     def positions(self) -> int:
         return self.length  # type: ignore[attr-defined, no-any-return]
+
+    def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
+        config = model.config.get_text_config()
+        if getattr(config, "hidden_size_per_layer_input", 0):
+            message = f"method {self.name} does not work on {config.model_type}, whose layers look every token's id up"
+            raise InputError(message, fix="method=p_tuning_v2 or method=lora")
+        return super().check(model, classify=classify, quantize=quantize, steps=steps)
 
     def disabled(self, model: Model) -> Context | None:
         from luthier.methods.layers.base import without_prompt
@@ -331,10 +363,20 @@ class PromptMethod(PeftMethod):
         guard_prompts(model)
 
 
+def prompt_sizes(model: Model) -> dict[str, int]:
+    """What PEFT's configurations of prompts need to know of a model; it guesses them by the names of a few."""
+    config = model.config.get_text_config()
+    width = model.get_input_embeddings().embedding_dim
+    heads = getattr(config, "num_attention_heads", None)
+    layers = int(config.num_hidden_layers)
+    return {"token_dim": width, "num_layers": layers, "num_attention_heads": heads if isinstance(heads, int) else 1}
+
+
 class PrefixMethod(PeftMethod):
     """A method with trained keys and values; the MLP that they may come from is kept for further training only."""
 
     mergeable = encoder_decoder = False
+    tries = True
 
     def as_saved(self, model: Model) -> tuple[State | None, dict[str, Any]]:
         from luthier.methods.layers.prefix import flat_state

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from luthier.core.errors import InputError, did_you_mean
 from luthier.methods.base import Model, WholeMethod, split_names
-from luthier.models.targets import HEADS
+from luthier.models.targets import HEADS, text_part
 
 
 class Freeze(WholeMethod):
@@ -40,9 +40,10 @@ class Freeze(WholeMethod):
     def _chosen(self, model: Model) -> list[Any]:
         """The modules to train. Raises InputError where a number or a name hits none."""
         stacks: dict[str, dict[int, Any]] = {}
-        modules = dict(model.named_modules())
+        modules, text = dict(model.named_modules()), text_part(model)
         for name, module in modules.items():
-            if found := re.fullmatch(r"(.*\.(?:layers|layer|h|block))\.(\d+)", name):
+            found = re.fullmatch(r"(.*\.(?:layers|layer|h|blocks?))\.(\d+)", name)
+            if found and name.startswith(text):
                 stacks.setdefault(found[1], {})[int(found[2])] = module
         if not stacks:
             raise InputError("method freeze: this model has no stack of layers that Luthier knows", fix="method=lora")

@@ -9,6 +9,7 @@ base are to be kept, the base is quantized, or there are few rows.
 """
 
 from luthier.methods.base import Model, WholeMethod
+from luthier.models.targets import in_head, text_part
 
 
 class Full(WholeMethod):
@@ -19,4 +20,9 @@ class Full(WholeMethod):
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         # Half-precision weights lose small updates, and AMP refuses to unscale fp16 gradients.
-        return model.float().requires_grad_(True)
+        model.float().requires_grad_(True)
+        if text := text_part(model):
+            output = model.get_output_embeddings()
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith(text) or parameter is output.weight or in_head(name))
+        return model

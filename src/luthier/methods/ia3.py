@@ -11,6 +11,7 @@ When: very few rows, and adapters of some kilobytes. When not: there is data for
 from typing import Any
 
 from luthier.methods.base import Model, PeftMethod
+from luthier.models.targets import as_targets
 
 
 class IA3(PeftMethod):
@@ -24,6 +25,8 @@ class IA3(PeftMethod):
 
         from luthier.models.module_map import module_map_of
 
-        names = module_map_of(model.config)
-        targets = "|".join(f"(?:{name})" for name in dict.fromkeys((names.key, names.value, names.ffn_last)))
-        return IA3Config(target_modules=targets, feedforward_modules=names.ffn_last)
+        names = module_map_of(model)
+        if not names.key:
+            raise ValueError("this architecture has no attention with keys and values")
+        targets = as_targets({*names.key, *names.value, *names.ffn_last}, model)
+        return IA3Config(target_modules=targets, feedforward_modules=as_targets(names.ffn_last, model))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from luthier.core.registry import Share, Size
-from luthier.methods.base import Model, PromptMethod, State, trainable_state
+from luthier.methods.base import Model, PromptMethod, State, prompt_sizes, trainable_state
 
 
 class PTuning(PromptMethod):
@@ -43,7 +43,11 @@ class PTuning(PromptMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import PromptEncoderConfig, PromptEncoderReparameterizationType
 
-        own: dict[str, Any] = {"num_virtual_tokens": self.length, "encoder_hidden_size": self.hidden}
+        own: dict[str, Any] = {
+            **prompt_sizes(model),
+            "num_virtual_tokens": self.length,
+            "encoder_hidden_size": self.hidden,
+        }
         if self.encoder == "lstm":
             own |= {"encoder_num_layers": self.layers, "encoder_dropout": self.dropout}
         kind = PromptEncoderReparameterizationType(self.encoder.upper())

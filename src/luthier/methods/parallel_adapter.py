@@ -21,7 +21,7 @@ class ParallelAdapter(PeftMethod):
 
     paper, typical_share = "2110.04366", 0.0056
     suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
-    mergeable = False
+    mergeable, tries = False, True
     aliases: ClassVar = {"scaling": "scale", "bottleneck_size": "size"}
 
     size: Size = 64

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from luthier.core.registry import Size
-from luthier.methods.base import Model, PromptMethod
+from luthier.methods.base import Model, PromptMethod, prompt_sizes
 
 
 class Prompt(PromptMethod):
@@ -47,7 +47,7 @@ class Prompt(PromptMethod):
 
         init = "random" if next(model.parameters()).is_meta else self.init  # a model without weights has no embeddings
         kind = PromptTuningInit({"vocabulary": "SAMPLE_VOCAB", "text": "TEXT", "random": "RANDOM"}[init])
-        own: dict[str, Any] = {"num_virtual_tokens": self.length}
+        own: dict[str, Any] = {**prompt_sizes(model), "num_virtual_tokens": self.length}
         if init == "text":
             own["prompt_tuning_init_text"] = self.text
             own["tokenizer_name_or_path"] = str(getattr(model.config, "_name_or_path", ""))

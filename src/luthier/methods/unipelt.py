@@ -9,7 +9,6 @@ When: few rows, and no time to find out which method suits. When not: memory and
 pays for all three; the result does not merge.
 """
 
-import re
 from typing import Any, Literal
 
 from luthier.core.errors import InputError
@@ -41,11 +40,14 @@ class UniPELT(PrefixMethod):
         from luthier.methods.layers.composite import UniPeltConfig
         from luthier.models.module_map import module_map_of
 
-        names = module_map_of(model.config)
-        adapted = f"(?:{names.query})|(?:{names.value})"
-        check_rank({n: layer for n, layer in linear_layers(model).items() if re.fullmatch(adapted, n)}, self.rank)
+        names = module_map_of(model)
+        adapted = {*names.query, *names.value}
+        check_rank({n: layer for n, layer in linear_layers(model).items() if n in adapted}, self.rank)
         if names.causal and self.gate == "mean":
             message = "method.gate=mean pools over the whole sequence, which shows a causal model its future"
             raise InputError(message, fix="method.gate=token")
+        if names.causal and model.config.model_type == "doge":
+            message = "method unipelt gates its prefix through the attention mask, of which doge reads only the sign"
+            raise InputError(message, fix="method=mam or method=lora")
         gate = ("token" if names.causal else "mean") if self.gate == "auto" else self.gate
         return UniPeltConfig(encoder_size=self.hidden, gate=gate, **self.model_dump(exclude={"hidden", "gate"}))

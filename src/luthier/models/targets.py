@@ -15,6 +15,12 @@ UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]
 NARROW = 8
 """all-linear leaves out layers with fewer inputs or outputs: gates of one output, Gemma 3n's mixing coefficients."""
 
+UNTRAINED = {
+    "indexer": "chooses which tokens are attended to, which has no gradient",
+    "encoder_attn": "attends to an encoder that this model does not have",
+}
+"""Part of a name -> why layers there get no gradient."""
+
 
 def in_head(name: str) -> bool:
     """Does the parameter or module of that name belong to a classification head?"""
@@ -30,9 +36,22 @@ def _matrices(model: Any) -> list[tuple[str, Any, str]]:
     """(name, module, why no adapter goes there or "") of each module with a matrix of weights, but no embeddings."""
     from torch.nn import Embedding
 
-    modules = dict(model.named_modules())
+    modules, text = dict(model.named_modules()), text_part(model)
     found = {n: m for n, m in modules.items() if getattr(getattr(m, "weight", None), "ndim", 0) == 2}
-    return [(n, m, why_unfit(n, m, modules)) for n, m in found.items() if not isinstance(m, Embedding)]
+    other = "is no part of the language model"
+    return [
+        (n, m, why_unfit(n, m, modules) if n.startswith(text) or in_head(n) else other)
+        for n, m in found.items()
+        if not isinstance(m, Embedding)
+    ]
+
+
+def text_part(model: Any) -> str:
+    """Name of the language model in a multimodal one, with a dot behind it; empty where the whole model is one."""
+    if model.config.get_text_config() is model.config:
+        return ""
+    decoder = model.get_decoder()
+    return next(f"{name}." for name, module in model.named_modules() if module is decoder)
 
 
 def why_unfit(name: str, module: Any, modules: dict[str, Any]) -> str:
@@ -47,6 +66,8 @@ def why_unfit(name: str, module: Any, modules: dict[str, Any]) -> str:
     gates = (i for i, part in enumerate(parts) if part == "gate")  # a router, or a part of one: beside the experts
     if "router" in name.lower() or any(hasattr(modules[".".join(parts[:i])], "experts") for i in gates):
         return "routes tokens to experts, which an adapter must not disturb"
+    if reasons := [why for part in parts for start, why in UNTRAINED.items() if part.startswith(start)]:
+        return reasons[0]
     parent = modules[".".join(parts[:-1])]
     if parts[-1] in ("dt_proj", "out_proj") and hasattr(parent, "A_log") and hasattr(parent, "D"):  # a Mamba block
         return "is read by its weight and never called, so an adapter there would do nothing"
@@ -117,6 +138,13 @@ def _why_not(model: Any, target: str, short: Collection[str], every: Collection[
         if why and is_named(name, target):
             return f"{target!r} takes no adapter: {name} {why}"
     return f"no layer is named {target!r}{did_you_mean(target, short)}"
+
+
+def as_targets(names: Collection[str], model: Any) -> str | list[str]:
+    """`names` of modules as PEFT takes them: a short regular expression where one hits the same, or a list."""
+    pattern = "|".join(sorted({re.sub(r"(\\\.)\d+(?=\\\.|$)", r"\1\\d+", re.escape(name)) for name in names}))
+    hit = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
+    return pattern if hit == set(names) else sorted(names)
 
 
 def check_rank(layers: dict[str, Any], rank: int, setting: Callable[[int], str] = "method.rank={}".format) -> None:

@@ -11,6 +11,7 @@ PEFT's enum of method names is closed, so `register` adds members to it. Goes wh
 (https://github.com/huggingface/peft/issues/2634 is the nearest request).
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from peft.utils.peft_types import PeftType, TaskType
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from luthier.models.module_map import MODULE_MAPS, ModuleMap, module_map_of
+from luthier.models.module_map import TABLES, ModuleMap, module_map_of
 
 
 def register(name: str, config: Any, model: Any) -> None:
@@ -73,6 +74,8 @@ class Target(NamedTuple):
     module: nn.Module
     name: str
     parent: nn.Module
+    key: str = ""
+    """Its whole name in the model."""
 
 
 class Tuner(BaseTuner):
@@ -84,7 +87,7 @@ class Tuner(BaseTuner):
 
     @property
     def module_map(self) -> ModuleMap:
-        return module_map_of(self.get_model_config(self.model))
+        return module_map_of(self.model)
 
     def wrap(self, layer: type[Any], target: Target) -> None:
         """Add the adapter to an existing layer of ours, or put a new one around the module."""
@@ -109,8 +112,8 @@ class Tuner(BaseTuner):
         for module in list(self.model.modules()):  # the root too: it holds the shared half of a prefix
             for name, child in list(module.named_children()):
                 if isinstance(child, TunerLayer):
-                    if child.hook is not None:
-                        child.hook.remove()
+                    for hook in child.hooks:
+                        hook.remove()
                     if child.attached:
                         delattr(module, name)
         return super()._unload_and_optionally_merge(merge, *args, **kwargs)
@@ -123,17 +126,16 @@ class TunerLayer(nn.Module, BaseTunerLayer):
     """Added as a child beside what is there, rather than put around it."""
     containers: ClassVar[dict[str, type[nn.Module]]]
     """Short name -> kind of each container; the tuner's prefix stands before the name."""
-    hook: Any = None
-    """Handle of the hook that the layer has put on another module."""
 
     def __init__(self, tuner: Tuner, target: Target) -> None:
         super().__init__()
         if not self.attached:
             self.base_layer = target.module
         self.namespace = prefix = tuner.prefix
-        self.model_config = tuner.model.config
+        self.model_config = tuner.model.config.get_text_config()
         self.settings: dict[str, Any] = {}
         self.merged_adapters: list[str] = []
+        self.hooks: list[Any] = []  # handles of those that the layer has put on other modules
         self._active_adapter = target.adapter
         for short, kind in self.containers.items():
             self.add_module(prefix + short, kind())
@@ -243,8 +245,8 @@ def guard_prompts(model: Any) -> None:
     # classifier reads the last column, which is padding. Goes when PEFT passes positions on (`PeftModel.forward`) and
     # transformers finds the last token by the attention mask (seen in 5.23).
     base = model.base_model
-    names = MODULE_MAPS.get(getattr(base.config, "model_type", ""))
-    if names is None or not names.causal or hasattr(base, "luthier_prompt_guard"):
+    takes = "position_ids" in inspect.signature(base.forward).parameters
+    if base.config.model_type in TABLES or not takes or hasattr(base, "luthier_prompt_guard"):
         return
     base.register_forward_pre_hook(_give_positions, with_kwargs=True)
     base.luthier_prompt_guard = True

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer, register
-from luthier.models.targets import NARROW, block_of, sides, why_unfit
+from luthier.models.targets import NARROW, block_of, sides, text_part, why_unfit
 
 OUTPUTS = ("lm_head", "classifier", "classification_head", "score", "qa_outputs", "cls", "qa_classifier")
 SUBSETS = {
@@ -100,11 +100,14 @@ class BitFitModel(Tuner):
 def bias_places(model: nn.Module, config: BitFitConfig) -> list[str]:
     """Names of the modules whose bias trains, or would be added."""
     modules: dict[str, Any] = dict(model.named_modules())
+    text = text_part(model)
     terms = [config.terms] if isinstance(config.terms, str) else config.terms
     places = []
     for name, module in modules.items():
         core = module.get_base_layer() if isinstance(module, BiasDelta) else module
         if not name or ".base_layer" in name or any(part in OUTPUTS for part in name.split(".")):
+            continue
+        if not name.startswith(text) or "encoder_attn" in name:  # no part of the language model
             continue
         if core is module and any(True for _ in module.children()):
             continue

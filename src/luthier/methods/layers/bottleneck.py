@@ -69,39 +69,51 @@ class Bottleneck(TunerLayer):
 
 
 class AfterOutput(Bottleneck):
-    """Around the module that ends a sub-layer: h -> h + delta(h)."""
+    """Around the module that ends a sub-layer: h -> h + delta(h), h being the first of several outputs."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        h: Tensor = self.base_layer(x, *args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.base_layer(*args, **kwargs)
+        h, others = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
         for name in self.live():
             h = h + self.delta(name, h)
-        return h
+        return h if others is None else (h, *others)
 
 
 class AroundBlock(Bottleneck):
-    """Around the feed-forward block of a pre-norm layer, r being the residual stream that enters its norm.
+    """Around the feed-forward of a model, or its last layer; r is the residual stream that enters its norm, if any.
 
     parallel: h = ffn(x) + delta(r or x); pfeiffer: h = ffn(x), h + delta(h + r).
     """
 
     residual: Any = None
+    entered: Any = None
 
     def _prepare(self, tuner: Tuner, target: Target) -> None:
-        self.hook = getattr(target.parent, tuner.module_map.ffn_norm).register_forward_pre_hook(self._keep)
+        place, root = tuner.module_map.ffn[target.key], tuner.model
+        for name, keep in ((place.residual, self._keep_residual), (place.input, self._keep_input)):
+            if name:
+                self.hooks.append(root.get_submodule(name).register_forward_pre_hook(keep))
 
-    def _keep(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _keep_residual(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.residual = args[0]
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        residual, self.residual = self.residual, None
-        h: Tensor = self.base_layer(x, *args, **kwargs)
+    def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.entered = args[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else kwargs["hidden_states"]
+        residual, entered, self.residual, self.entered = self.residual, self.entered, None, None
+        x = x if entered is None else entered
+        residual = x if residual is None else residual
+        output = self.base_layer(*args, **kwargs)
+        h, others = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
         for name in self.live():
             config = self.settings[name]
             if config.place == "pfeiffer":
-                h = h + self.delta(name, h + residual)
+                h = h + self.delta(name, h + residual.view_as(h))
             else:
-                h = h + self.delta(name, residual if config.reads == "residual" and residual is not None else x)
-        return h
+                h = h + self.delta(name, residual if config.reads == "residual" else x).view_as(h)
+        return h if others is None else (h, *others)
 
 
 class AroundBertOutput(Bottleneck):

@@ -1,7 +1,7 @@
 """What PEFT sees of prefixes and bottlenecks, alone and together: prefix tuning, adapters, MAM Adapter and UniPELT."""
 
 import math
-import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from luthier.methods.layers.base import Target, Tuner, TunerLayer, pooled_gate, register
 from luthier.methods.layers.bottleneck import AfterOutput, AroundBertOutput, AroundBlock, BottleneckConfig
 from luthier.methods.layers.prefix import PrefixKVConfig, attach_prefix
-from luthier.models.targets import block_of, sides
+from luthier.models.targets import as_targets, block_of, sides
+
+WHAT = {"attention": "attention", "attention_out": "attention", "query": "query layer", "value": "value layer"}
+WHAT |= {"ffn": "feed-forward block", "ffn_out": "feed-forward block"}
+"""Field of the module map -> what a model lacks where it names none."""
 
 
 @dataclass
@@ -63,30 +67,33 @@ class PlacedTuner(Tuner):
     kinds: ClassVar[tuple[str, ...]]
     """Fields of the module map whose modules get a layer; of bottlenecks alone, their place decides."""
 
-    def places(self, config: Any) -> dict[str, str]:
-        """Field of the module map -> regular expression of the modules that get a layer."""
+    def places(self, config: Any) -> dict[str, Collection[str]]:
+        """Field of the module map -> names of the modules that get a layer."""
         bottlenecks = {"houlsby": ("attention_out", "ffn_out"), "output": ("ffn_out",)}
         kinds = self.kinds or bottlenecks.get(config.place, ("ffn",))
         return {kind: getattr(self.module_map, kind) for kind in kinds}
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        places = self.places(peft_config)
+        names = {name for each in places.values() for name in each}
         if peft_config.target_modules is None:
-            peft_config.target_modules = "|".join(f"(?:{pattern})" for pattern in self.places(peft_config).values())
-            if (blocks := peft_config.blocks) is not None:  # PEFT ignores it beside an expression
-                found = re.compile(peft_config.target_modules)
-                names = [name for name, _ in self.model.named_modules() if found.fullmatch(name)]
-                peft_config.target_modules = sorted(name for name in names if block_of(name) in blocks)
-        hidden = re.compile(peft_config.target_modules) if isinstance(peft_config.target_modules, str) else None
+            if "attention" in places and (why := self.module_map.no_prefix):
+                raise ValueError(f"no prefix can stand in this architecture: {why}")
+            if empty := [kind for kind in places if not places[kind]]:
+                raise ValueError(f"this architecture has no {WHAT[empty[0]]}")
+            blocks = peft_config.blocks
+            chosen = {name for name in names if blocks is None or block_of(name) in blocks}
+            peft_config.target_modules = as_targets(chosen, self.model)
         for name, _ in self.model.named_modules():
-            if hidden and ".base_layer." in name and hidden.fullmatch(name.replace(".base_layer", "")):
+            if ".base_layer." in name and name.replace(".base_layer", "") in names:
                 outer, inner = name.partition(".base_layer")[0], name.rpartition(".")[2]
                 what = f"another adapter already holds {outer}, so this one cannot reach {inner} inside it"
                 raise ValueError(f"{what}: put the two on separate copies of the base")
         return peft_config
 
     def _create_and_replace(self, *args: Any, current_key: str = "", **_: Any) -> None:
-        target = Target(*args)
-        kinds = [kind for kind, pattern in self.places(target.config).items() if re.fullmatch(pattern, current_key)]
+        target = Target(*args)._replace(key=current_key)
+        kinds = [kind for kind, names in self.places(target.config).items() if current_key in names]
         if not kinds:
             raise ValueError(f"{current_key} is a target, but {type(self).__name__} has no layer for it")
         if kinds[0] == "attention":
@@ -94,7 +101,8 @@ class PlacedTuner(Tuner):
         elif kinds[0] in ("query", "value"):
             self.wrap(GatedLoRA, target)
         elif kinds[0] == "ffn":
-            self.wrap(AroundBlock if self.module_map.ffn_norm else AroundBertOutput, target)
+            bert = self.module_map.ffn[current_key].call == "bert_output"
+            self.wrap(AroundBertOutput if bert else AroundBlock, target)
         else:
             self.wrap(AfterOutput, target)
 

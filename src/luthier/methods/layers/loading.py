@@ -2,17 +2,20 @@
 
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from luthier.core.errors import InputError, OutOfMemory
-from luthier.core.files import read_object
+from luthier.core.errors import InputError, OutOfMemory, first_line
+from luthier.core.files import cache_root, read_object
 from luthier.core.resources import is_out_of_memory
 from luthier.core.strict_json import to_json
 from luthier.models.files import refuse_file, shapes_in
@@ -80,7 +83,49 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
     bad = [f"{len(names)} of {n} weights {what}, among them {min(names)}" for names, n, what in found if names]
     if bad:
         raise InputError(f"{file} is not an adapter for this base: {'; '.join(bad)}", fix=FIX)
+    if not empty:
+        fill(wanted, load_file(file))
     return tuned  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def fill(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Copy `stored` weights into those of the adapter, `own`, that PEFT left as they were."""
+    # PEFT 0.21.2 renames keys as transformers renames the base's (shared_experts of Laguna), finds no such weights in
+    # the model and says nothing. Goes when it renames only keys that the model lacks.
+    for name, tensor in own.items():
+        if name in stored and not torch.equal(tensor, value := stored[name].to(tensor)):
+            tensor.copy_(value)
+
+
+def without_pickle(folder: Path) -> Path:
+    """The folder, or where its weights are a pickle (PEFT before 0.8), a copy of it in the cache with safetensors.
+
+    InputError where the pickle holds more than tensors: opening that could run code.
+    """
+    pickled = folder / "adapter_model.bin"
+    if (folder / WEIGHTS).is_file() or not pickled.is_file():
+        return folder
+    state = pickled.stat()
+    key = sha256(f"{pickled.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:32]
+    made = cache_root() / f"adapter-{key}" / folder.resolve().name
+    if (made / WEIGHTS).is_file():
+        return made
+    try:
+        found = torch.load(pickled, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict) or not all(isinstance(each, Tensor) for each in found.values()):
+            raise ValueError("it is no table of tensors")
+    except Exception as error:  # torch's reader raises many kinds
+        message = f"{pickled} is a pickle that holds more than weights, or is damaged: {first_line(error)}"
+        raise InputError(message, fix="save the adapter again with PEFT, which writes safetensors") from error
+    made.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        if file.is_file() and file.suffix in (".json", ".jinja", ".txt", ".model"):
+            shutil.copy(file, made)
+    temporary = made / f".{WEIGHTS}"
+    save_file({name: tensor.contiguous().clone() for name, tensor in found.items()}, temporary)
+    temporary.rename(made / WEIGHTS)
+    return made
 
 
 def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer, pooled_gate
+from luthier.models.module_map import Attention
 
 CHILD, SHARED = "luthier_prefix", "luthier_prefix_encoder"
 """Names of the child of each attention, and of the root's child that holds the shared half of the MLP."""
@@ -79,15 +80,14 @@ class PrefixLayer(TunerLayer):
     containers: ClassVar = {"out": nn.ModuleDict, "pgate": nn.ModuleDict, "kv": nn.ParameterDict}
 
     def _prepare(self, tuner: Tuner, target: Target) -> None:
-        own, self.causal = self.model_config, tuner.module_map.causal
-        self.heads = getattr(own, "num_key_value_heads", None) or own.num_attention_heads
-        self.head_size = getattr(own, "head_dim", None) or own.hidden_size // own.num_attention_heads
+        self.place: Attention = tuner.module_map.attention[target.key]
+        self.causal = tuner.module_map.causal
         # Kept in a list: as an attribute it would be a child, and its weights would be listed once per layer.
         self.root = [tuner.model]
-        self.hook = target.module.register_forward_pre_hook(self._before_attention, with_kwargs=True)
+        self.hooks.append(target.module.register_forward_pre_hook(self._before_attention, with_kwargs=True))
 
     def fill(self, adapter: str, config: Any) -> None:
-        size = 2 * self.heads * self.head_size
+        size = sum(heads * width for heads, width in self.sides)
         if config.reparam == "mlp":
             self.held("out")[adapter] = nn.Linear(config.encoder_size, size)
         else:
@@ -95,19 +95,29 @@ class PrefixLayer(TunerLayer):
         if config.gate != "none":
             self.hold_gate("pgate", adapter, self.model_config.hidden_size)
 
+    @property
+    def sides(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Heads and head size of keys, and of values."""
+        return self.place.keys, self.place.values
+
     def flat(self, name: str) -> Tensor:
-        """Keys and values of the prefix, [length, 2 * heads * head size]."""
+        """Keys and values of the prefix beside one another, [length, heads * head size of both]."""
         if name in self.held("kv"):
             return self.held("kv")[name]  # type: ignore[no-any-return]
         out = self.held("out")[name]
         return out(getattr(self.root[0], SHARED)(name).to(out.weight.dtype))  # type: ignore[no-any-return]
 
+    def halves(self, flat: Tensor) -> list[Tensor]:
+        """Keys and values of `flat`, [heads, length, head size] each."""
+        parts = torch.split(flat, [heads * width for heads, width in self.sides], dim=1)
+        each = zip(parts, self.sides, strict=True)
+        return [part.view(-1, heads, width).transpose(0, 1) for part, (heads, width) in each]
+
     def forward(self, name: str, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, [B, heads, length, head size] each. A forward, so that sharded weights are gathered."""
         config = self.settings[name]
         flat = nn.functional.dropout(self.flat(name), config.prefix_dropout, self.training)
-        both = flat.view(config.length, 2, self.heads, self.head_size).permute(1, 2, 0, 3)
-        keys, values = both[:, None].expand(-1, hidden.shape[0], -1, -1, -1)
+        keys, values = (half.expand(hidden.shape[0], -1, -1, -1) for half in self.halves(flat))
         if config.gate == "mean":  # UniPELT's own form
             gate = pooled_gate(self.held("pgate")[name], hidden, "mean")[..., None]  # [B, 1, 1, 1]
             keys, values = keys * gate, values * gate
@@ -118,8 +128,8 @@ class PrefixLayer(TunerLayer):
         if not names:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        past = cache.get_seq_length(attention.layer_idx) if cache is not None else 0
+        cache, mask = kwargs.get(self.place.cache), kwargs.get("attention_mask")
+        past = cache.get_seq_length(self.place.layer) if cache is not None else 0
         for name in names:
             keys, values = self(name, hidden)
             length = keys.shape[2]
@@ -129,7 +139,7 @@ class PrefixLayer(TunerLayer):
             if self.settings[name].gate == "token":
                 mask = self._gated_mask(name, mask, hidden, past, length)
             past += 0 if mask is not None else length
-        return args, {**kwargs, "past_key_values": cache, "attention_mask": mask}
+        return args, {**kwargs, self.place.cache: cache, "attention_mask": mask}
 
     def _gated_mask(self, name: str, mask: Tensor | None, hidden: Tensor, past: int, length: int) -> Tensor:
         """UniPELT's gate of each token on the attention logits of the prefix columns: log sigmoid(w x_t + b)."""
@@ -161,8 +171,8 @@ class PrefixEncoder(TunerLayer):
 
 def attach_prefix(tuner: Tuner, target: Target) -> None:
     """Add the adapter's prefix to the attention `target`."""
-    if not tuner.module_map.prefix:
-        raise ValueError("this architecture has a relative position bias in its attention: no prefix can stand there")
+    if why := tuner.module_map.no_prefix:
+        raise ValueError(f"no prefix can stand in this architecture: {why}")
     model, adapter, config = tuner.model, target.adapter, target.config
     if config.reparam == "mlp":  # not before the first injection, where PEFT would believe in a second adapter
         if not hasattr(model, SHARED):

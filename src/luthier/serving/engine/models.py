@@ -153,7 +153,7 @@ def _prefix_state(model: Any) -> PrefixState | None:
     if type(settings) is not PrefixKVConfig or getattr(model.config, "sliding_window", None):
         return None
     layers = [module for module in model.modules() if isinstance(module, PrefixLayer)]
-    both = [layer.flat("default").view(-1, 2, layer.heads, layer.head_size).permute(1, 2, 0, 3) for layer in layers]
+    both = [layer.halves(layer.flat("default")) for layer in layers]
     if settings.gate != "none" or len(both) != model.config.num_hidden_layers:
         return None
     dtype = model.get_input_embeddings().weight.dtype
