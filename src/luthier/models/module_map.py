@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
+from luthier.core.strict_json import to_json
 from luthier.models.targets import NARROW, sides, why_unfit
 
 Names = tuple[str, ...]
@@ -121,7 +122,7 @@ def module_map_of(model: Any) -> ModuleMap:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config.to_dict()
     config.pop("quantization_config", None)
-    return _map(type(base), json.dumps(config, sort_keys=True, default=str))  # type: ignore[arg-type]
+    return _map(type(base), to_json(config, sort_keys=True, default=str))  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=8)
