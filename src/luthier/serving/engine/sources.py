@@ -33,18 +33,31 @@ class ModelSource:
     check: Callable[[str], None] = lambda _: None  # Raises InputError if another base is in that folder
 
 
+def named(given: str) -> tuple[str, Path]:
+    """Name and folder of NAME=PATH or PATH, whose name is that of the folder."""
+    is_folder = Path(given).expanduser().is_dir()  # a folder whose name contains = is a folder
+    name, equals, rest = ("", "", "") if is_folder else given.partition("=")
+    path = Path(rest if equals else given).expanduser()
+    return (name if equals else path.resolve().name), path
+
+
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that this is, or is an export of; None if there is none."""
+    path = path.resolve()
+    near = (path, path.parent.parent) if path.parent.name == "exports" else (path,)
+    return next((folder for folder in near if (folder / "recipe.yaml").is_file()), None)
+
+
 def source_of(given: str, allow_code: Allow = False, base: str | None = None) -> ModelSource:
     """Read NAME=PATH or PATH; InputError if it cannot be served or contains code that is not allowed.
 
     `base` is the base model of an adapter, instead of the one that it names.
     """
-    named = not Path(given).expanduser().is_dir()  # a folder whose name contains = is a folder
-    name, equals, rest = given.partition("=") if named else (given, "", "")
-    path = Path(rest if equals else given).expanduser()
-    name = name if equals else path.resolve().name
+    name, path = named(given)
     if (packed := gguf_file(path)) is not None:
         made = unpacked(packed)
-        return ModelSource(name if equals else packed.stem, packed, ModelConfig(path=str(packed)), "model", made, made)
+        name = name if given.startswith(f"{name}=") else packed.stem
+        return ModelSource(name, packed, ModelConfig(path=str(packed)), "model", made, made)
     if (path / "recipe.yaml").is_file():
         return _run(name, path, allow_code)
     if (path / "adapter_config.json").is_file():
