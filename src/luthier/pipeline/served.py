@@ -39,7 +39,7 @@ TIE = 10.0
 """Two tokens whose log-probabilities differ by less than so many bounds may change places."""
 TOP = 20  # Most likely tokens among which a token that changed places is looked for
 SURE, NEAR = 0.1, 0.25
-"""The measured scale decides where its standard error is below SURE: it must be within NEAR of 1 (base: of 0)."""
+"""The measured scale must be within NEAR of 1 (base: of 0) where its standard error is below SURE."""
 LOWEST = -30.0  # A log-probability below this is counted as this: vLLM gives -9999 for 0
 
 VERDICTS = {
@@ -108,7 +108,7 @@ def check_served(
     progress.stage(f"asking {url} for {len(prompts)} answers of {endpoint.name}")
     told, pairs, source = _asked(endpoint, prompts, loaded.template, bound, progress)
     report = {"model": endpoint.name, "run": str(path), "url": url, "bound": bound, "prompts": told}
-    report |= {"telling": sum(prompt.tells for prompt in prompts), "logprobs": _scale(pairs, source)}
+    report |= {"telling": sum(prompt.tells for prompt in prompts), "logprobs": _scale(pairs, source, bound)}
     held = {side: _held(side, report) for side in ("run", "base")}
     verdict = ("both" if held["base"] else "run") if held["run"] else "base" if held["base"] else "neither"
     return report | {"verdict": verdict, "says": VERDICTS[verdict]}
@@ -126,7 +126,7 @@ def refuse(reports: Sequence[dict[str, Any]]) -> None:
             fixes.append("train longer, or ask a server that gives log-probabilities" if not found else "train longer")
         elif report["verdict"] == "base":
             fixes.append("see whether the server names, finds and loads the adapter, with all of its modules")
-        elif found and found["scale_error"] <= SURE and abs(found["scale"] - 1) > NEAR:
+        elif found and found["scale_decides"] and abs(found["scale"] - 1) > NEAR:
             line += f": {found['scale']:.2f} of the adapter's effect arrives"
             fixes.append("see lora_alpha, and the modules that the server ignores")
         else:
@@ -316,7 +316,7 @@ def _agreed(expected: Answer, text: str, ended: bool, tie: float, template: Temp
     return count, False
 
 
-def _scale(pairs: Sequence[Pair], source: str) -> dict[str, Any] | None:
+def _scale(pairs: Sequence[Pair], source: str, bound: float) -> dict[str, Any] | None:
     """Mean differences to run and base, and how much of the adapter's effect arrives: 1 for the run, 0 for the base.
 
     `scale` is the least-squares slope of (server - base) over (run - base): noise that does not go with the adapter's
@@ -329,9 +329,11 @@ def _scale(pairs: Sequence[Pair], source: str) -> dict[str, Any] | None:
     size = float(effect.square().sum())
     scale = float((found * effect).sum()) / size if size else math.nan
     rest = float((found - scale * effect).square().sum()) / (len(pairs) - 1)
-    sizes = {"tokens": len(pairs), "of": source, "effect": float(effect.abs().mean())}
+    sizes: dict[str, Any] = {"tokens": len(pairs), "of": source, "effect": float(effect.abs().mean())}
     sizes |= {"from_run": float((server - run).abs().mean()), "from_base": float(found.abs().mean())}
-    return sizes | {"scale": scale, "scale_error": math.sqrt(rest / size) if size else math.inf}
+    error = math.sqrt(rest / size) if size else math.inf
+    decides = error <= SURE and sizes["effect"] > bound / TIE  # a smaller effect may itself be rounding
+    return sizes | {"scale": scale, "scale_error": error, "scale_decides": decides}
 
 
 def _held(side: str, report: dict[str, Any]) -> bool:
@@ -341,6 +343,6 @@ def _held(side: str, report: dict[str, Any]) -> bool:
     if (found := report["logprobs"]) is None:
         return True
     wanted = 1.0 if side == "run" else 0.0
-    if found["scale_error"] <= SURE and abs(found["scale"] - wanted) > NEAR:
+    if found["scale_decides"] and abs(found["scale"] - wanted) > NEAR:
         return False
     return bool(found[f"from_{side}"] <= report["bound"])

@@ -104,14 +104,14 @@ def serve_vllm(
     environment = inherited | vllm_environment(plan, address.key) | {"PYTHONPATH": path}
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    checking = ["luthier", *check_words(plan, url), *(["--dtype", dtype] if dtype != "auto" else [])]
+    checking = [*check_words(plan, url), *(["--dtype", dtype] if dtype != "auto" else [])]
     if plan.runs:
-        progress.note(f"it is checked {'when it is up' if check else 'by'}: {shell_line(*checking)}")
+        progress.note(f"it is checked {'when it is up' if check else 'by'}: {shell_line('luthier', *checking)}")
     else:
         progress.note("it is not checked: nothing here is a run with held-out prompts")
     sys.stdout.flush()
     if check and plan.runs and is_loopback(host):  # a key is not sent to another address without encryption
-        return _supervise(words, environment, url, checking[1:], address.key)
+        return _supervise(words, environment, url, [sys.executable, "-m", "luthier", *checking], address.key)
     os.execve(program, words, environment)
 
 
@@ -141,7 +141,7 @@ def _supervise(words: Sequence[str], environment: dict[str, str], url: str, chec
             time.sleep(0.5)
         if server.poll() is None and not asked:
             hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "LUTHIER_API_KEY": key or ""}
-            checker = subprocess.Popen([sys.executable, "-m", "luthier", *check], env=hidden, process_group=0)
+            checker = subprocess.Popen(check, env=hidden, process_group=0)
             started.append(checker)
             code = checker.wait()
             if code == Unproved.exit_code and not asked and server.poll() is None:
