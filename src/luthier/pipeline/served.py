@@ -51,7 +51,7 @@ VERDICTS = {
 
 
 @dataclass(slots=True)
-class Answer:
+class ExpectedAnswer:
     """The greedy answer of the run or of its base, with what both of them make of its tokens."""
 
     ids: list[int]
@@ -61,13 +61,13 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Prompt:
+class HeldOutPrompt:
     """A held-out prompt with the answers that are expected."""
 
     ids: list[int]
     reference: list[int]  # Tokens of the data's own answer
     chat: list[dict[str, str]]  # Its messages; empty if the server is asked to continue the tokens
-    answers: dict[str, Answer]  # Of "run" and "base"
+    answers: dict[str, ExpectedAnswer]  # Of "run" and "base"
     scored: dict[str, list[float]]  # Log-probabilities of `reference` by both
 
     @property
@@ -148,12 +148,12 @@ def _endpoint(url: str, name: str, key: str | None, progress: Progress) -> Endpo
     return endpoint
 
 
-def _expected(loaded: Loaded, progress: Progress) -> list[Prompt]:
+def _expected(loaded: Loaded, progress: Progress) -> list[HeldOutPrompt]:
     """Held-out prompts with the answers of run and base, those that tell them apart first."""
     side = loaded.data.side(loaded.data.held_out_side)
     side = side if len(side.rows) else loaded.data.side("train")
     last = {side.rows.owner[number]: number for number in range(len(side.rows))}  # a dialogue's last answer
-    prompts: list[Prompt] = []
+    prompts: list[HeldOutPrompt] = []
     for owner, number in list(last.items())[:CANDIDATES]:
         made = _prompt(side.examples[owner], side.rows[number], loaded)
         if made.ids not in [prompt.ids for prompt in prompts]:
@@ -168,7 +168,7 @@ def _expected(loaded: Loaded, progress: Progress) -> list[Prompt]:
         for number, prompt in enumerate(prompts):
             ids = runner.answer(prompt.ids, ANSWER)
             _, top = _scored(runner, prompt.ids, ids)
-            prompt.answers[side] = Answer(ids, top, [], [])
+            prompt.answers[side] = ExpectedAnswer(ids, top, [], [])
             progress.measured(f"answers of the {side}", number + 1, len(prompts))
 
     def score(side: str, runner: TorchRunner) -> None:
@@ -187,7 +187,7 @@ def _expected(loaded: Loaded, progress: Progress) -> list[Prompt]:
     return prompts
 
 
-def _prompt(example: Example, row: Row, loaded: Loaded) -> Prompt:
+def _prompt(example: Example, row: Row, loaded: Loaded) -> HeldOutPrompt:
     """As messages where the chat template makes the row's tokens of them and a server takes them; else as tokens."""
     ids, reference = split_answer(row)
     if len(ids) < 2:  # plain text is learned from its first token on
@@ -199,7 +199,7 @@ def _prompt(example: Example, row: Row, loaded: Loaded) -> Prompt:
     chat = [{"role": each.role, "content": each.content} for each in before] if plain else []
     if chat and loaded.template.prompt_ids(before) != ids:  # a row that was cut
         chat = []
-    return Prompt(ids, reference, chat, {}, {})
+    return HeldOutPrompt(ids, reference, chat, {}, {})
 
 
 def _scored(runner: TorchRunner, prompt: list[int], answer: list[int]) -> tuple[list[float], list[dict[int, float]]]:
@@ -218,7 +218,7 @@ Pair = tuple[float, float, float]
 
 
 def _asked(
-    endpoint: Endpoint, prompts: Sequence[Prompt], template: Template, bound: float, progress: Progress
+    endpoint: Endpoint, prompts: Sequence[HeldOutPrompt], template: Template, bound: float, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[Pair], str]:
     """What the server says to each prompt, the log-probabilities that it gives, and of what tokens they are."""
     told, path_pairs, row_pairs, echoes = [], [], [], True
@@ -285,7 +285,7 @@ def _text(template: Template, ids: Sequence[int]) -> str:
     return str(template.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _agreed(expected: Answer, text: str, ended: bool, tie: float, template: Template) -> tuple[int, bool]:
+def _agreed(expected: ExpectedAnswer, text: str, ended: bool, tie: float, template: Template) -> tuple[int, bool]:
     """Tokens of `expected` that the text has, and whether it is all there, or goes on with a token as likely (a tie).
 
     Behind a tie nothing can be compared. White space at the beginning does not count: some programs remove it.
