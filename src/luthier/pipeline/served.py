@@ -242,7 +242,7 @@ def _asked(
     return (told, row_pairs, "held-out answers") if row_pairs else (told, path_pairs, "its own answers")
 
 
-def _answer(endpoint: Endpoint, prompt: Prompt) -> tuple[str, bool, list[float]]:
+def _answer(endpoint: Endpoint, prompt: HeldOutPrompt) -> tuple[str, bool, list[float]]:
     """Text of the greedy answer, whether it ended by itself, and its tokens' log-probabilities if there are any."""
     body: dict[str, Any] = {"temperature": 0, "max_tokens": ANSWER}
     body |= {"messages": prompt.chat} if prompt.chat else {"prompt": prompt.ids}
@@ -269,7 +269,7 @@ def _logprobs(choice: dict[str, Any]) -> list[float]:
     return values[: values.index(None)] if None in values else list(values)
 
 
-def _echoed(endpoint: Endpoint, prompt: Prompt) -> list[float]:
+def _echoed(endpoint: Endpoint, prompt: HeldOutPrompt) -> list[float]:
     """Log-probabilities of the reference's tokens (`echo`, which vLLM has); none where the server gives none."""
     ids = [*prompt.ids, *prompt.reference]
     body = {"prompt": ids, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
