@@ -77,10 +77,17 @@ def open_backends(
 
 def _local(folders: list[str], allow_code: Allow, base: str | None, *, untuned: bool = False) -> list[ChatBackend]:
     """Open models in this process, in one batch if they can share it; with `untuned`, their base comes first."""
+    from luthier.serving.engine.classifier import Classifier
     from luthier.serving.engine.engine import Engine
     from luthier.serving.engine.sources import refuse_mixture, source_of
 
     sources = [source_of(each, allow_code, base) for each in folders]
+    if any(source.labels for source in sources):
+        if untuned:
+            raise InputError(f"{folders[0]} is a classifier: its base has no labels", fix="leave the base out")
+        if len(folders) > 1:
+            return [backend for folder in folders for backend in _local([folder], allow_code, base)]
+        return [ChatBackend(sources[0].name, Classifier(sources[0]).stream)]
     if untuned and sources[0].load is None:
         message = f"{folders[0]} holds full weights: its base is another model"
         raise InputError(message, fix="give the folder of the base itself")
