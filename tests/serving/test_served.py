@@ -28,7 +28,6 @@ from luthier.recipe.config import RunConfig
 from luthier.serving.backends import KEYS
 from luthier.serving.engine.engine import Engine
 from luthier.serving.vllm import launch
-from tests.conftest import luthier
 from tests.serving.small import Stub, served
 
 KEY = "hidden-word"
@@ -306,16 +305,22 @@ def vllm(url: str, tmp_path: Path) -> Path:
     return program
 
 
-def test_a_vllm_that_serves_the_base_is_stopped(run: Path, vllm: Path) -> None:
-    env = {"LUTHIER_API_KEY": KEY, "COLUMNS": "80", "LUTHIER_VLLM": str(vllm)}
-    done = luthier("serve", run, "--engine", "vllm", "--port", "0", env=env)
-    assert done.returncode == 1, done.stderr
-    assert "mine at http://127.0.0.1:" in done.stderr and "the adapter is not applied" in done.stderr
-    assert "vLLM was stopped" in done.stderr and "--no-check" in done.stderr
-    assert "Traceback" not in done.stderr and KEY not in done.stdout + done.stderr
-    table = [line for line in done.stdout.splitlines() if line.rstrip().endswith(" the BASE")]
-    assert len(table) > 4 and all(len(line) <= 80 for line in table), done.stdout
-    assert "> mine: answers as its BASE: the adapter is not applied" in done.stdout
+def test_a_vllm_that_serves_the_base_is_stopped(
+    run: Path, vllm: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(Unproved, match="vLLM was stopped") as caught:
+        command([str(run)], engine="vllm", vllm=str(vllm), port=0, api_key=KEY)
+    out, err = capfd.readouterr()
+    assert caught.value.exit_code == 1 and "--no-check" in caught.value.fix
+    assert "mine at http://127.0.0.1:" in err and "the adapter is not applied" in err
+    assert "Traceback" not in err and KEY not in out + err
+    table = [line for line in out.splitlines() if line.rstrip().endswith(" the BASE")]
+    assert len(table) > 4 and all(len(line) <= 80 for line in table), out
+    assert "> mine: answers as its BASE: the adapter is not applied" in out
+    address = err.split("mine at ")[1].split("/v1")[0]
+    with pytest.raises(InputError, match="cannot be reached"):
+        check_served(str(run), address, key=KEY)
 
 
 def test_a_vllm_that_is_proved_or_cannot_be_asked_goes_on_until_a_signal(
