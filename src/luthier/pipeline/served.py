@@ -102,7 +102,7 @@ def check_served(
     url = url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/v1"
     endpoint = _endpoint(url, name, key, progress)
     loaded, _ = open_run(place, progress, allow_code=allow_code, measures=False)
-    progress.stage(f"answering {place}'s held-out prompts with the run and with its base")
+    progress.stage(f"answering {path}'s held-out prompts with the run and with its base")
     prompts = _expected(loaded, progress)
     bound = bound or BOUNDS["float32" if dtype == "float32" else "half"]
     progress.stage(f"asking {url} for {len(prompts)} answers of {endpoint.name}")
