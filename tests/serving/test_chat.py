@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +120,69 @@ def test_models_over_different_bases_stand_side_by_side_too(
     talk(str(tuned), beside=f"other={other}", prompt="Hello", sampling=SHORT)
     out = capsys.readouterr().out
     assert out.startswith(f"tuned: {said(engine, 'tuned', 'Hello')}\nother: ")
+
+
+@pytest.mark.parametrize("names", [("anger", "joy", "fear"), ()], ids=["named", "unnamed"])
+def test_an_adapter_of_a_classifier_that_peft_wrote_says_how_likely_its_labels_are(
+    names: tuple[str, ...], model_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    base = tmp_path / "base"
+    shutil.copytree(model_folder("llama"), base)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    if names:
+        config = json.loads((base / "config.json").read_text())
+        config |= {"id2label": {str(i): name for i, name in enumerate(names)}}
+        config |= {"label2id": {name: i for i, name in enumerate(names)}}
+        (base / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(1)
+    auto = transformers.AutoModelForSequenceClassification
+    model = get_peft_model(
+        auto.from_pretrained(base, num_labels=3, dtype=torch.float32, pad_token_id=tokenizer.pad_token_id),
+        LoraConfig(r=4, task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    )
+    model.save_pretrained(tmp_path / "mood")
+    model.eval()
+    with torch.inference_mode():
+        logits = model(**tokenizer("What a day!", return_tensors="pt")).logits[0]
+    shown = names or ("LABEL_0", "LABEL_1", "LABEL_2")
+    pairs = sorted(zip(logits.softmax(-1).tolist(), shown, strict=True), reverse=True)
+    talk(str(tmp_path / "mood"), base=str(base), prompt="What a day!")
+    assert capsys.readouterr().out == ", ".join(f"{label} {share:.1%}" for share, label in pairs) + "\n"
+    with pytest.raises(InputError, match="its base has no labels"):
+        talk(str(tmp_path / "mood"), untuned=True, prompt="a")
+
+
+def test_a_run_that_classifies_says_how_likely_its_labels_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from luthier.pipeline.evaluate import open_run
+    from luthier.pipeline.train import train
+    from luthier.recipe.config import RunConfig
+
+    (tmp_path / "mood.jsonl").write_text(
+        "".join(
+            f'{{"text": "It is a {word} day {n}.", "label": "{word}"}}\n' for n in range(30) for word in ("good", "bad")
+        )
+    )
+    quiet = ["evaluate.forgetting=false", "evaluate.before=false", "train.steps=2"]
+    given = [f"data={tmp_path / 'mood.jsonl'}", "task=classify", f"run={tmp_path / 'run'}"]
+    train(RunConfig.load(None, [*given, *quiet]))
+    capsys.readouterr()
+    talk(str(tmp_path / "run"), beside=f"adapter={tmp_path / 'run' / 'adapter'}", prompt="It is a good day 77.")
+    first, second = capsys.readouterr().out.splitlines()
+    loaded, _ = open_run(tmp_path / "run")
+    ids = torch.tensor([loaded.template.tokenizer("It is a good day 77.")["input_ids"]])
+    with torch.inference_mode():
+        shares = loaded.model(input_ids=ids).logits[0].softmax(-1).tolist()
+    pairs = sorted(zip(shares, ("bad", "good"), ("LABEL_0", "LABEL_1"), strict=True), reverse=True)
+    assert first == "run: " + ", ".join(f"{name} {share:.1%}" for share, name, _ in pairs)
+    assert second == "adapter: " + ", ".join(f"{name} {share:.1%}" for share, _, name in pairs)
 
 
 def test_a_seed_draws_the_same_answer_again(tuned: Path, piped: Callable[..., list[str]]) -> None:

@@ -217,9 +217,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return make
 
 
-def test_a_run_is_served_by_its_recipe_and_refused_with_its_own_fix(runs: Callable[..., Path]) -> None:
+def test_a_run_is_served_by_its_recipe_and_refused_with_its_own_fix(runs: Callable[..., Path], tmp_path: Path) -> None:
     lora = runs("lora", "method=lora", "method.rank=4")
     plan = plan_of([str(lora)])
+    write([f"one={lora}"], tmp_path / "out")
+    shown = (tmp_path / "out" / "README.md").read_text()
+    assert "luthier serve one=lora --check http://127.0.0.1:8000" in shown and "port-forward" in shown
     assert plan.adapters == {"lora": lora / "adapter"} and plan.folder == BASE and plan.rank == 4
     seen = command([str(lora)])
     assert seen["max_lora_rank"] == "8" and seen["generation_config"] == str(lora / "adapter")

@@ -25,6 +25,7 @@ from luthier.pipeline.export import export
 from luthier.recipe.config import RunConfig
 from luthier.recipe.parse import parse_export
 from luthier.runs.folder import RunFolder
+from luthier.serving.backends import open_backends
 from luthier.serving.engine.engine import Engine
 from luthier.serving.vllm.launch import plan_of
 from tests.strangers.conftest import copied
@@ -176,12 +177,17 @@ def test_a_trained_head_of_a_classifier_is_refused_whatever_its_settings_say(fin
         Engine.open([str(adapter)])
 
 
-def test_an_adapter_of_a_classifier_does_not_talk(finished: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_a_classifier_is_no_server(finished: Path, tmp_path: Path) -> None:
     adapter = copied(finished / "adapter", tmp_path / "adapter")
     change(adapter, task_type="SEQ_CLS")
-    with pytest.raises(InputError, match=r"adapter of a classifier \(task_type SEQ_CLS\), which cannot chat") as caught:
+    with pytest.raises(InputError, match="is a classifier, which generates no text") as caught:
         Engine.open([str(adapter)])
-    assert "AutoPeftModelForSequenceClassification" in caught.value.fix
+    assert f"luthier chat {adapter}" in caught.value.fix
+    with pytest.raises(InputError, match=r"score\.weight"):
+        open_backends(str(adapter), untuned=False, beside=None, model=None, notify=print, allow_code=False)
+    change(adapter, task_type="FEATURE_EXTRACTION")
+    with pytest.raises(InputError, match=r"neither a language model nor a classifier \(task_type FEATURE_EXTRACTION\)"):
+        Engine.open([str(adapter)])
 
 
 def test_the_settings_of_an_adapter_have_the_same_bytes_in_every_process(model_folder: Callable[..., Path]) -> None:

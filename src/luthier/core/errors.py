@@ -94,7 +94,7 @@ class Busy(InputError):
 
 
 class Unproved(LuthierError):
-    """An export does not answer as its run does."""
+    """An export or a live endpoint does not answer as its run does."""
 
 
 class CannotMerge(LuthierError):

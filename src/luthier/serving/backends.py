@@ -77,10 +77,17 @@ def open_backends(
 
 def _local(folders: list[str], allow_code: Allow, base: str | None, *, untuned: bool = False) -> list[ChatBackend]:
     """Open models in this process, in one batch if they can share it; with `untuned`, their base comes first."""
+    from luthier.serving.engine.classifier import Classifier
     from luthier.serving.engine.engine import Engine
     from luthier.serving.engine.sources import refuse_mixture, source_of
 
     sources = [source_of(each, allow_code, base) for each in folders]
+    if any(source.labels for source in sources):
+        if untuned:
+            raise InputError(f"{folders[0]} is a classifier: its base has no labels", fix="leave the base out")
+        if len(folders) > 1:
+            return [backend for folder in folders for backend in _local([folder], allow_code, base)]
+        return [ChatBackend(sources[0].name, Classifier(sources[0]).stream)]
     if untuned and sources[0].load is None:
         message = f"{folders[0]} holds full weights: its base is another model"
         raise InputError(message, fix="give the folder of the base itself")
@@ -98,8 +105,11 @@ def _local(folders: list[str], allow_code: Allow, base: str | None, *, untuned: 
 class Endpoint:
     """One model of an endpoint."""
 
-    def __init__(self, url: str, model: str | None, notify: Callable[[str], None]) -> None:
-        """InputError if the address is invalid, the key would be sent unencrypted, or the model is ambiguous."""
+    def __init__(self, url: str, model: str | None, notify: Callable[[str], None], key: str | None = None) -> None:
+        """InputError if the address is invalid, the key would be sent unencrypted, or the model is ambiguous.
+
+        The key is that of the environment, unless one is given.
+        """
         url, fragment = urldefrag(url)
         self.url, self.notify = url.rstrip("/"), notify
         parts = urlsplit(self.url)
@@ -107,13 +117,15 @@ class Endpoint:
             raise InputError(f"{self.url} is not a valid endpoint address", fix="http://HOST:PORT/v1, without the key")
         self.key_name = next((name for name in KEYS if os.environ.get(name, "").strip()), "")
         self.key = os.environ.get(self.key_name, "").strip()
+        if key:
+            self.key_name, self.key = KEYS[0], key
         if self.key and parts.scheme == "http" and not is_loopback(parts.hostname):
             why = f"{self.url}: the key in {self.key_name} would be sent to {parts.hostname} unencrypted"
             fix = f"an https address, a tunnel (ssh -L), or unset {self.key_name} if the endpoint needs no key"
             raise InputError(why, fix=fix)
         self.name = fragment or model or ""
         if not self.name:
-            found = self._models()
+            found = self.models()
             if len(found) != 1:
                 there = f"there are: {', '.join(found)}" if found else "the endpoint does not list its models"
                 raise InputError(f"{self.url}: which model? {there}", fix="--model NAME")
@@ -152,7 +164,15 @@ class Endpoint:
             what = "the answer broke off" if started else "no answer came"
             raise LuthierError(f"{self.url}: {what} ({reason})")
 
-    def _models(self) -> list[str]:
+    def ask(self, path: str, body: dict[str, Any]) -> Any:
+        """Return the JSON of a response that is not streamed; InputError if the endpoint refuses the request."""
+        with self._request(path, {"model": self.name, **body}) as response:
+            try:
+                return json.loads(response.read(MAX_BYTES))
+            except (*CONNECTION_ERRORS, ValueError) as error:
+                raise LuthierError(f"{self.url}: no answer came ({_reason(error)})") from None
+
+    def models(self) -> list[str]:
         """Return the names of the endpoint's models; none if it does not list them."""
         with self._request("/models") as response:
             try:
@@ -187,7 +207,7 @@ class Endpoint:
             code += f": {self._message(json.loads(error.read(MAX_BYTES)))}"
         if chat and error.code == 404:
             with suppress(InputError):
-                found = self._models()
+                found = self.models()
         what = f"{self.url} refused the request ({code})"
         if error.code in (401, 403):
             what = f"{self.url} {f'rejects the key in {self.key_name}' if self.key else 'requires an API key'} ({code})"

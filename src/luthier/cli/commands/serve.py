@@ -41,11 +41,30 @@ def command(
     write: Annotated[
         Path | None, typer.Option(help="Do not start: write vLLM's command, container and Kubernetes files.")
     ] = None,
+    check: Annotated[
+        str | None, typer.Option(help="Do not start: check that a running server answers as the runs.", metavar="URL")
+    ] = None,
+    bound: Annotated[
+        float | None,
+        typer.Option(min=1e-9, max=100, help="With --check: mean difference of log-probabilities that is rounding."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --check: print only the result, as JSON.")] = False,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Do not check vLLM when it has started.")] = False,
     allow_code: AllowCode = False,
 ) -> None:
     """Serve the base and any number of tuned models over OpenAI's HTTP API; `model` in a request selects one."""
     from luthier.cli.terminal.progress import Terminal, consent
     from luthier.serving.http.settings import ServerAddress, ServerLimits
+
+    if check is not None:
+        if base is not None or write is not None:
+            raise InputError("--base and --write do not go with --check", fix="leave them out")
+        _check(
+            runs, check, as_json, {"key": api_key, "dtype": dtype, "bound": bound, "allow_code": consent(allow_code)}
+        )
+        return
+    if bound is not None or as_json:
+        raise InputError("--bound and --json belong to --check URL")
 
     address = ServerAddress(host, port, api_key)
     limits = ServerLimits(max_batch, max_waiting, max_body, max_prompt, max_tokens, grace)
@@ -53,10 +72,29 @@ def command(
     if engine == "vllm":
         from luthier.serving.vllm.launch import serve_vllm
 
-        serve_vllm(runs, address, limits, vllm=vllm, write=write, **common)
-        return
+        code = serve_vllm(runs, address, limits, vllm=vllm, write=write, check=not no_check, **common)
+        raise typer.Exit(code)
     if write is not None:
         raise InputError("--write belongs to --engine vllm")
     from luthier.serving.launch import serve as serve_luthier
 
     serve_luthier(runs, address, limits, **common)
+
+
+def _check(runs: list[str], url: str, as_json: bool, options: dict[str, Any]) -> None:
+    from luthier.cli.terminal.progress import Terminal, starting
+    from luthier.core.events import Progress
+    from luthier.core.strict_json import to_json
+
+    if not as_json:
+        starting("serve --check", url)
+    from luthier.cli.terminal.show_result import show_served
+    from luthier.pipeline.served import check_served, refuse
+
+    progress = Progress() if as_json else Terminal()
+    reports = [check_served(run, url, progress=progress, **options) for run in runs]
+    if as_json:
+        typer.echo(to_json(reports, indent=1, ensure_ascii=False))
+    else:
+        show_served(reports)
+    refuse(reports)

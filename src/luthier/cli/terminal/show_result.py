@@ -1,6 +1,6 @@
 """The results of a run on the terminal: scores, examples, forgetting, exports, the harness, and a comparison."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -137,6 +137,40 @@ def show_export(report: Mapping[str, Any]) -> None:
         console.print(f"    {escape(line)}", soft_wrap=True)
     for line in report["messages"]:
         console.print(escape(line))
+
+
+def show_served(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Show for each model of a live endpoint what it answers, how its log-probabilities compare, and the verdict."""
+    for report in reports:
+        shown = table("prompt", ">as run", ">as base", "answers as", wrap=False)
+        shown.columns[0].overflow = "ellipsis"
+        for each in report["prompts"]:
+            counts = (f"{each[f'as_{side}']}/{each[f'{side}_tokens']}" for side in ("run", "base"))
+            words = {
+                "run": "the run",
+                "base": "[red]the BASE[/]",
+                "neither": "[red]neither[/]",
+                "both": "[dim]either[/]",
+            }
+            shown.add_row(safe(" ".join(each["prompt"].split())[:MOST_CHARACTERS]), *counts, words[each["answers_as"]])
+        console.print(shown)
+        prompts, tokens = report["prompts"], sum(each["run_tokens"] for each in report["prompts"])
+        agreed = sum(each["as_run"] for each in prompts)
+        console.print(
+            f"  tokens up to the first difference; as the run: {agreed} of {tokens} ({agreed / max(1, tokens):.0%}). "
+            f"Run and base differ at {report['telling']} of {len(prompts)} prompts"
+        )
+        if found := report["logprobs"]:
+            from_run, from_base = found["from_run"], found["from_base"]
+            console.print(
+                f"  log-probabilities of {found['tokens']} tokens of {found['of']}: {from_run:.2g} from the run and "
+                f"{from_base:.2g} from the base; rounding makes up to {report['bound']:g}\n"
+                f"  {found['scale']:.2f} ± {found['scale_error']:.2f} of the adapter's effect arrives"
+            )
+        else:
+            console.print("  the server gives no log-probabilities: texts alone were compared")
+        color = "green" if report["verdict"] == "run" else "bold red"
+        console.print(f"[bold]>[/] {escape(report['model'])}: [{color}]{report['says']}[/]")
 
 
 def show_harness(found: Mapping[str, Any], run: str) -> None:

@@ -13,10 +13,13 @@ from luthier.core.resources import refuse_closed
 from luthier.core.shell import shell_line
 from luthier.methods.layers.loading import load_adapter, shapes_of, without_pickle
 from luthier.models.gguf import gguf_file, unpacked
+from luthier.models.load import architecture
 from luthier.models.settings import ModelConfig
+from luthier.models.targets import in_head
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
+from luthier.tasks.base import TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,22 @@ class ModelSource:
     tokenizer: Path  # Folder of the tokenizer and chat template
     load: Callable[[nn.Module], nn.Module] | None = None  # Loads the adapter onto the base; None for a full model
     check: Callable[[str], None] = lambda _: None  # Raises InputError if another base is in that folder
+    labels: Callable[[str], tuple[str, ...]] | None = None  # Of a classifier, whose base is in that folder
+
+
+def named(given: str) -> tuple[str, Path]:
+    """Name and folder of NAME=PATH or PATH, whose name is that of the folder."""
+    is_folder = Path(given).expanduser().is_dir()  # a folder whose name contains = is a folder
+    name, equals, rest = ("", "", "") if is_folder else given.partition("=")
+    path = Path(rest if equals else given).expanduser()
+    return (name if equals else path.resolve().name), path
+
+
+def run_of(path: Path) -> Path | None:
+    """The folder of the run that this is, or is an export of; None if there is none."""
+    path = path.resolve()
+    near = (path, path.parent.parent) if path.parent.name == "exports" else (path,)
+    return next((folder for folder in near if (folder / "recipe.yaml").is_file()), None)
 
 
 def source_of(given: str, allow_code: Allow = False, base: str | None = None) -> ModelSource:
@@ -38,22 +57,19 @@ def source_of(given: str, allow_code: Allow = False, base: str | None = None) ->
 
     `base` is the base model of an adapter, instead of the one that it names.
     """
-    named = not Path(given).expanduser().is_dir()  # a folder whose name contains = is a folder
-    name, equals, rest = given.partition("=") if named else (given, "", "")
-    path = Path(rest if equals else given).expanduser()
-    name = name if equals else path.resolve().name
+    name, path = named(given)
     if (packed := gguf_file(path)) is not None:
         made = unpacked(packed)
-        return ModelSource(name if equals else packed.stem, packed, ModelConfig(path=str(packed)), "model", made, made)
+        name = name if given.startswith(f"{name}=") else packed.stem
+        return ModelSource(name, packed, ModelConfig(path=str(packed)), "model", made, made)
     if (path / "recipe.yaml").is_file():
         return _run(name, path, allow_code)
     if (path / "adapter_config.json").is_file():
         return _adapter(name, path, base)
     if (path / "config.json").is_file():
         kind = str(read_object(path / "config.json").get("architectures") or "")
-        if "SequenceClassification" in kind:
-            raise InputError(f"{path} is a classifier ({kind}), which cannot chat")
-        return ModelSource(name, path, ModelConfig(path=str(path)), "model", path, path)
+        labels = _names if "SequenceClassification" in kind else None
+        return ModelSource(name, path, ModelConfig(path=str(path)), "model", path, path, labels=labels)
     if not path.is_dir():
         RunFolder.existing(path)  # its error suggests similar names
     message = f"{path} is not a run, an adapter or a model (no recipe.yaml, adapter_config.json or config.json)"
@@ -63,14 +79,15 @@ def source_of(given: str, allow_code: Allow = False, base: str | None = None) ->
 def _run(name: str, path: Path, allow_code: Allow) -> ModelSource:
     folder = RunFolder.existing(path)
     config, weights = read_recipe(folder), folder.weights()
-    if folder.read_json(folder.data)["task"]["name"] in ("classify", "regress"):
-        raise InputError(f"{path} is a classifier, which cannot chat", fix=shell_line("luthier", "evaluate", path))
+    task = TASKS.parse(folder.read_json(folder.data)["task"])
+    classes = tuple(getattr(task, "labels", ())) if task.model_class == "classification" else None
+    labels = None if classes is None else lambda _: classes
     full = config.method.saves == "model"
     base = config.model.model_copy(update={"path": str(weights), "init": "pretrained"}) if full else config.model
     require(folder.recipe, allow_code, base)
     load = None if full else lambda model: config.method.load(model, weights)
     check = partial(folder.refuse_another_base, config.model)
-    return ModelSource(name, path, base, config.method.name, weights, weights, load, check)
+    return ModelSource(name, path, base, config.method.name, weights, weights, load, check, labels)
 
 
 def _adapter(name: str, path: Path, base: str | None) -> ModelSource:
@@ -80,22 +97,34 @@ def _adapter(name: str, path: Path, base: str | None) -> ModelSource:
     if not base:
         message = f"{path}/adapter_config.json names no base (base_model_name_or_path)"
         raise InputError(message, fix="name it: --base BASE")
-    if (kind := str(settings.get("task_type") or "CAUSAL_LM")) != "CAUSAL_LM":
-        what, fix = "not an adapter of a language model", "give an adapter of a language model (CAUSAL_LM)"
-        if kind == "SEQ_CLS":
-            what = "the adapter of a classifier"
-            fix += ", or use this one from Python: peft.AutoPeftModelForSequenceClassification"
-        raise InputError(f"{path} is {what} (task_type {kind}), which cannot chat", fix=fix)
+    task = str(settings.get("task_type") or "CAUSAL_LM")
+    if task not in ("CAUSAL_LM", "SEQ_CLS"):
+        what = f"{path} is an adapter of neither a language model nor a classifier (task_type {task})"
+        raise InputError(what, fix="give an adapter with task_type CAUSAL_LM or SEQ_CLS")
     path = without_pickle(path)
-    shapes_of(path)  # before the base is loaded; vLLM would also read a pickle in this folder
+    shapes = shapes_of(path)  # before the base is loaded; vLLM would also read a pickle in this folder
     own = path if (path / "tokenizer_config.json").is_file() else Path(base).expanduser()
     kind = str(settings.get("peft_type", "adapter")).lower()
     config = ModelConfig(path=str(base))
-    return ModelSource(name, path, config, kind, path, own, lambda model: load_adapter(model, path))
+    # The last layer of its head has an output for each label; without a head the adapter is for the base's own.
+    heads = [shape[0] for key, shape in shapes.items() if in_head(key) and len(shape) == 2 and "lora_" not in key]
+    labels = partial(_names, count=min(heads, default=None)) if task == "SEQ_CLS" else None
+    return ModelSource(name, path, config, kind, path, own, lambda model: load_adapter(model, path), labels=labels)
+
+
+def _names(source: str, count: int | None = None) -> tuple[str, ...]:
+    """The labels that config.json of a classifier names; `LABEL_0`, ... where it names another number than `count`."""
+    names = architecture(ModelConfig(path=source), source).config.id2label
+    if count in (None, len(names)):
+        return tuple(str(names[number]) for number in sorted(names))
+    return tuple(f"LABEL_{number}" for number in range(count or 0))
 
 
 def refuse_mixture(sources: list[ModelSource]) -> None:
-    """Raise InputError if one server cannot have all: adapters of different bases, or two models of one name."""
+    """Raise InputError if one server cannot have all: classifiers, adapters of different bases, models of one name."""
+    if classifier := next((source for source in sources if source.labels), None):
+        why = f"{classifier.path} is a classifier, which generates no text"
+        raise InputError(why, fix=shell_line("luthier", "chat", classifier.path))
     adapters = [source for source in sources if source.load is not None]
     for other in adapters[1:]:
         mine, its = adapters[0].base.model_dump(), other.base.model_dump()

@@ -8,14 +8,19 @@ import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luthier.builtin import BASE
-from luthier.core.errors import InputError, MissingExtra
+from luthier.core.endpoint import CONNECTION_ERRORS, is_loopback, open_url
+from luthier.core.errors import InputError, MissingExtra, Unproved
 from luthier.core.events import Progress
 from luthier.core.files import read_object, staged
 from luthier.core.shell import public, shell_line
@@ -26,7 +31,7 @@ from luthier.models.settings import ModelConfig
 from luthier.recipe.consent import Allow
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
-from luthier.serving.engine.sources import ModelSource, refuse_mixture, source_of
+from luthier.serving.engine.sources import ModelSource, refuse_mixture, run_of, source_of
 from luthier.serving.http.settings import ServerAddress, ServerLimits
 
 VERSION, PLUGIN = "0.33.0", "0.0.3"
@@ -57,6 +62,7 @@ class VllmPlan:
     limit: int | None  # Tokens that the model takes, if its config.json is on this machine
     rank: int = 0  # The largest rank of the adapters
     tokenizer: Path | None = None  # Folder of the runs' tokenizer; None if it is the base's own
+    runs: Mapping[str, Path] = field(default_factory=dict)  # Name -> folder of what can be checked: runs, their exports
 
 
 def serve_vllm(
@@ -70,8 +76,13 @@ def serve_vllm(
     progress: Progress,
     allow_code: Allow = False,
     base: str | None = None,
-) -> None:
-    """Replace this process by vLLM, or write all that another machine needs to start it; errors are reported first."""
+    check: bool = True,
+) -> int:
+    """Run vLLM and return its exit code, or write all that another machine needs to start it.
+
+    Errors are reported first. Unproved if `check` finds that vLLM does not answer as the runs: it is stopped then.
+    Without a check, or runs to check, this process is replaced by vLLM.
+    """
     for name in ("max_waiting", "max_body"):
         if getattr(limits, name) != getattr(ServerLimits(), name):
             option = f"--{name.replace('_', '-')}"
@@ -79,7 +90,7 @@ def serve_vllm(
     plan = plan_of(given, allow_code, base)
     if write is not None:
         write_files(plan, limits, dtype, write, progress)
-        return
+        return 0
     program = find_vllm(vllm)
     with address.bind() as free:  # a free port if it is 0
         port: int = free.getsockname()[1]
@@ -90,21 +101,81 @@ def serve_vllm(
     progress.stage(shell_line(*words))
     inherited = {name: value for name, value in os.environ.items() if name != "LUTHIER_API_KEY"}
     path = os.pathsep.join(filter(None, (str(GUARD), inherited.get("PYTHONPATH"))))
+    environment = inherited | vllm_environment(plan, address.key) | {"PYTHONPATH": path}
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    checking = [*check_words(plan, url), *(["--dtype", dtype] if dtype != "auto" else [])]
+    if plan.runs:
+        progress.note(f"it is checked {'when it is up' if check else 'by'}: {shell_line('luthier', *checking)}")
+    else:
+        progress.note("it is not checked: nothing here is a run with held-out prompts")
     sys.stdout.flush()
-    os.execve(program, words, inherited | vllm_environment(plan, address.key) | {"PYTHONPATH": path})
+    if check and plan.runs and is_loopback(host):  # a key is not sent to another address without encryption
+        return _supervise(words, environment, url, [sys.executable, "-m", "luthier", *checking], address.key)
+    os.execve(program, words, environment)
+
+
+def check_words(plan: VllmPlan, url: str) -> list[str]:
+    """The arguments of `luthier` that check a running vLLM."""
+    return ["serve", *(f"{name}={path}" for name, path in plan.runs.items()), "--check", url]
+
+
+def _supervise(words: Sequence[str], environment: dict[str, str], url: str, check: list[str], key: str | None) -> int:
+    """Run vLLM, check it when it is up, and return its exit code. Signals are passed on to it.
+
+    The check is a process of its own, without a GPU: vLLM has taken the memory of all that there are.
+    """
+    server = subprocess.Popen(words, env=environment, process_group=0)  # ctrl-C comes once, by us
+    started, asked = [server], []
+
+    def pass_on(number: int, _: Any) -> None:
+        asked.append(number)
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        while server.poll() is None and not _is_up(url):
+            time.sleep(0.5)
+        if server.poll() is None and not asked:
+            hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "LUTHIER_API_KEY": key or ""}
+            checker = subprocess.Popen(check, env=hidden, process_group=0)
+            started.append(checker)
+            code = checker.wait()
+            if code == Unproved.exit_code and not asked and server.poll() is None:
+                server.terminate()
+                server.wait()
+                message = "vLLM was stopped: it does not answer as the runs (see above)"
+                raise Unproved(message, fix="see docs/vllm.md; --no-check serves it all the same")
+            if code and not asked:
+                print("! vLLM was NOT checked (see above); it goes on", file=sys.stderr)
+        return server.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_up(url: str) -> bool:
+    with suppress(*CONNECTION_ERRORS):
+        open_url(f"{url}/health", None, "", 5.0).close()
+        return True
+    return False
 
 
 def plan_of(given: Sequence[str], allow_code: Allow = False, base: str | None = None) -> VllmPlan:
     """Plan how one vLLM serves these folders (NAME=PATH or PATH); InputError if it cannot."""
     sources = [source_of(each, allow_code, base) for each in given]
     refuse_mixture(sources)
+    runs = {source.name: source.path.resolve() for source in sources if run_of(source.path)}
     if full := next((source for source in sources if source.load is None), None):
         if len(sources) > 1:
             message = f"one vLLM serves one model with its adapters, and {full.path} is a full model beside others"
             raise InputError(message, fix="start one for each, with another --port")
         folder, limit = _checked_base(full)
         locate(full.base)  # refuses pickles and code, which vLLM would open
-        return VllmPlan(full.base, folder, full.name, {}, limit)
+        return VllmPlan(full.base, folder, full.name, {}, limit, runs=runs)
     first, rank = sources[0], max(_checked_rank(source) for source in sources)
     folder, limit = _checked_base(first)
     for source in sources:
@@ -120,7 +191,7 @@ def plan_of(given: Sequence[str], allow_code: Allow = False, base: str | None = 
     names = ("adapter_config.json", "tokenizer_config.json")
     tokenizer = first.tokenizer.resolve() if all((first.tokenizer / name).is_file() for name in names) else None
     adapters = {source.name: source.weights.resolve() for source in sources}
-    return VllmPlan(first.base, folder, "base", adapters, limit, rank, tokenizer)
+    return VllmPlan(first.base, folder, "base", adapters, limit, rank, tokenizer, runs)
 
 
 def _checked_rank(source: ModelSource) -> int:
@@ -290,6 +361,7 @@ def render(folder: Path, plan: VllmPlan, limits: ServerLimits, name: str, option
     values: dict[str, Any] = {"VERSION": VERSION, "PLUGIN": PLUGIN, "plan": plan, "name": name}
     values |= {
         "models": [plan.name, *plan.adapters],
+        "check": public(shell_line("luthier", *check_words(plan, "http://127.0.0.1:8000"))) if plan.runs else "",
         "model": plan.folder or plan.base.path,
         "place": f"`{public(str(plan.folder or plan.base.path))}`",
         "environment": vllm_environment(plan, None),
