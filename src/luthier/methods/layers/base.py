@@ -142,7 +142,8 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         self.adapter_layer_names = tuple(prefix + short for short in self.containers)
         self.other_param_names = ("settings",)
         weights = chain(target.module.parameters(), target.parent.parameters())
-        self.home = next((weight.device for weight in weights), torch.device("cpu"))
+        home = next(weights, torch.empty(0))
+        self.home, self.dtype = home.device, home.dtype if home.is_floating_point() else torch.float32
         self._prepare(tuner, target)
         self.update_layer(target.adapter, target.config)
         if target.adapter not in tuner.active_adapters:
@@ -152,7 +153,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
         """Set what does not depend on the adapter, and hook what the layer must see beside its own input."""
 
     def update_layer(self, adapter: str, config: Any) -> None:
-        """Add an adapter, on the base layer's device, and set what trains."""
+        """Add an adapter, in the base layer's type and on its device, and set what trains."""
         self.fill(adapter, config)
         self.settings[adapter] = config
         self._move_adapter_to_device_of_base_layer(adapter)
@@ -178,7 +179,7 @@ class TunerLayer(nn.Module, BaseTunerLayer):
             item = held[adapter_name] if adapter_name in held else nn.Identity()
             for parameter in [item] if isinstance(item, nn.Parameter) else item.parameters():
                 if not parameter.is_meta:
-                    parameter.data = parameter.data.to(device or self.home)
+                    parameter.data = parameter.data.to(device or self.home, self.dtype)
 
     def live(self) -> list[str]:
         """Names of the active adapters that this layer holds."""
