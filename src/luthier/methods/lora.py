@@ -20,14 +20,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from luthier.core.errors import InputError
 from luthier.core.registry import Share, Size
 from luthier.methods.base import TARGET_ALIASES, Context, Model, State, TargetedMethod
-from luthier.models.targets import check_rank, read_as_experts
+from luthier.models.targets import block_of, check_rank, check_targets, expert_tensors, read_as_experts
 
 
 class LoRA(TargetedMethod):
@@ -48,13 +48,15 @@ class LoRA(TargetedMethod):
     }
 
     rank: Size = 16
-    """Rank of the update: more rank, more capacity, memory and adapter bytes."""
+    """Rank of the update, in each expert too: more rank, more capacity, memory and adapter bytes."""
     alpha: PositiveFloat = 32.0
     """Strength of the update, which is scaled by alpha / rank."""
     dropout: Share = 0.0
     """Share of the inputs of A dropped during training; 0.05 to 0.1 helps on small data sets."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """Also train bias terms: of no layer, of every layer, or of the adapted ones. The base then cannot be had back."""
+    experts: Literal["auto"] | bool = "auto"
+    """Adapt experts held as one tensor too; auto: with all-linear, unless dropout or dora, which exclude it."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank), which keeps large ranks learning (arXiv 2312.03732)."""
     dora: bool = False
@@ -64,8 +66,38 @@ class LoRA(TargetedMethod):
     lr_ratio: Annotated[float, Field(ge=1)] = 1.0
     """Learning rate of B over that of A: LoRA+ takes 16, with a lower train.lr (arXiv 2402.12354)."""
 
+    @model_validator(mode="after")
+    def _on_experts(self) -> Self:
+        if self.experts is True and self._not_on_experts:
+            raise ValueError(f"experts=true needs {self._not_on_experts}: PEFT has no such LoRA for experts")
+        return self
+
+    @property
+    def _not_on_experts(self) -> str:
+        """The setting that PEFT's LoRA of whole tensors wants to be otherwise, or empty."""
+        return "dropout=0" if self.dropout else "dora=false" if self.dora else ""
+
+    @property
+    def elsewhere(self) -> str:
+        own = f"method.{self._not_on_experts}" if self._not_on_experts else "method.experts=auto"
+        return f"{own} adapts experts too, method=full trains them"
+
     def taken(self, model: Model) -> frozenset[str]:
         return read_as_experts(model)
+
+    def parameters(self, model: Model) -> list[str]:
+        """Experts held as whole tensors, and plain layers that PEFT would take for those: their weights are tensors."""
+        every = isinstance(self.targets, str)
+        if not (self.experts is True or (self.experts == "auto" and every)) or self._not_on_experts:
+            return []
+        from luthier.kernels.frozen_linear import is_packed
+
+        names = list(expert_tensors(model))
+        if every and (taken := self.taken(model)):
+            layers = check_targets(model, self.targets)
+            beside = {n: layer for n, layer in layers.items() if n.rpartition(".")[2] in taken}
+            names += [f"{name}.weight" for name, layer in beside.items() if not is_packed(layer)]
+        return [name for name in names if not self.layers or block_of(name) in self.layers]
 
     def check_layers(self, layers: State) -> None:
         check_rank(layers, self.rank)
@@ -78,6 +110,9 @@ class LoRA(TargetedMethod):
             why = "quantized layers cast theirs to the type they compute in, where small updates are lost"
             message = f"method.bias={self.bias} trains the base's own biases, and {why}"
             raise InputError(message, fix="method.bias=none, or model.quantize=none")
+        if self.experts is True and not expert_tensors(model):
+            message = "method.experts=true: this model has no experts held as whole tensors"
+            raise InputError(message, fix="method.experts=auto")
         return super().check(model, classify=classify, quantize=quantize, steps=steps)
 
     def peft_config(self, model: Model, steps: int) -> Any:
@@ -87,6 +122,7 @@ class LoRA(TargetedMethod):
         kind: dict[str, Any] = {"bias": self.bias, "use_rslora": self.rslora, "use_dora": self.dora}
         without_weights = next(model.parameters()).is_meta
         kind["init_lora_weights"] = True if self.init == "default" or without_weights else "pissa"
+        kind["target_parameters"] = sorted(self.parameters(model)) or None
         return LoraConfig(target_modules=self.target_modules(model), **size, **kind)
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
