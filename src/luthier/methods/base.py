@@ -1,6 +1,7 @@
 """What a tuning method is: a few fields, and how they change a model."""
 
 import json
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,6 +85,14 @@ class Method(Plugin):
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         """Return `model`, frozen but for what trains in a run of `steps`; with `classify` its head for labels too."""
         raise NotImplementedError
+
+    @property
+    def starts_from(self) -> int:
+        """Training rows that `begin` wants to see; 0 if it has nothing to do."""
+        return 0
+
+    def begin(self, model: Model, losses: Iterable[Callable[[Model], Any]]) -> None:
+        """Called on an attached model before its first step: each of `losses` gives that of one row under a model."""
 
     def caveat(self, model: Model) -> str:
         """What the user should know before this method trains `model` (the untouched base); empty if nothing."""
