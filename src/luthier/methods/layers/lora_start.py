@@ -46,7 +46,7 @@ def _turned(layer: Any) -> bool:
     return isinstance(layer.get_base_layer(), Conv1D)
 
 
-def put(layer: Any, pair: Pair) -> None:
+def set_pair(layer: Any, pair: Pair) -> None:
     """Give the layer this A and B; its weights keep their memory, which an optimizer may hold."""
     for container, value in zip((layer.lora_A, layer.lora_B), pair, strict=True):
         container["default"].weight.data.copy_(value)
@@ -70,14 +70,14 @@ def from_weights(model: nn.Module, init: str, rank: int) -> None:
         weight = weight_of(layer)
         if init == "pissa":
             u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-            put(layer, halves(u, s, vh, rank, layer.scaling["default"]))
+            set_pair(layer, halves(u, s, vh, rank, layer.scaling["default"]))
         elif init == "olora":
             q, r = torch.linalg.qr(weight)
-            put(layer, (r[:rank], q[:, :rank]))
+            set_pair(layer, (r[:rank], q[:, :rank]))
         else:
             q, _ = torch.linalg.qr(torch.randn(rank, rank))
             a, b = (torch.randn(side, rank // 2) @ q[half::2] / 10 for half, side in enumerate(reversed(weight.shape)))
-            put(layer, (a.T, b))
+            set_pair(layer, (a.T, b))
 
 
 def halves(u: Tensor, s: Tensor, vh: Tensor, rank: int, scale: float) -> Pair:
@@ -101,7 +101,7 @@ def from_files(model: Any, init: str, rank: int) -> None:
             weight = opened.get_tensor(key).to(packed)
             weight = weight.T if _turned(layer) else weight
         u, s, vh = torch.linalg.svd(weight - packed, full_matrices=False)
-        put(layer, halves(u, s, vh, rank, layer.scaling["default"]))
+        set_pair(layer, halves(u, s, vh, rank, layer.scaling["default"]))
 
 
 def stored_name(layer: str) -> str:
@@ -186,7 +186,7 @@ def _eva(model: Any, layers: dict[str, Any], rank: int, batches: Iterable[Callab
         if seen is None:
             few = f"only {sum(map(len, waiting[name]))} tokens of {name} were seen, and rank {rank} needs {need}"
             raise InputError(f"method.init=eva: {few}", fix="more method.start_rows, more rows, or method.init=default")
-        put(layer, (seen[:rank], torch.zeros_like(layer.lora_B["default"].weight)))
+        set_pair(layer, (seen[:rank], torch.zeros_like(layer.lora_B["default"].weight)))
 
 
 @torch.no_grad()
@@ -214,7 +214,7 @@ def _corda(model: Any, layers: dict[str, Any], rank: int, batches: Iterable[Call
             damping *= 2
         damped = covariance + damping * one
         u, s, vh = torch.linalg.svd(weight_of(layer) @ damped, full_matrices=False)
-        put(layer, halves(u, s, vh @ torch.linalg.inv(damped), rank, layer.scaling["default"]))
+        set_pair(layer, halves(u, s, vh @ torch.linalg.inv(damped), rank, layer.scaling["default"]))
 
 
 def _lora_ga(model: Any, layers: dict[str, Any], rank: int, batches: Iterable[Callable[[Any], Tensor]]) -> None:
@@ -240,7 +240,7 @@ def _lora_ga(model: Any, layers: dict[str, Any], rank: int, batches: Iterable[Ca
             grad = grad.float().T if _turned(layer) else grad.float()
             u, _, v = torch.svd_lowrank(grad, q=min(4 * rank, *grad.shape), niter=4)
             size = len(u) ** 0.25 / GAMMA**0.5
-            put(layer, (size * v[:, :rank].T, size * u[:, rank : 2 * rank]))
+            set_pair(layer, (size * v[:, :rank].T, size * u[:, rank : 2 * rank]))
     finally:
         for weight in weights.values():
             weight.requires_grad_(False)
