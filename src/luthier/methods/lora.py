@@ -199,7 +199,7 @@ class LoRA(TargetedMethod):
 
     def learning_rate(self, model: Model) -> float:
         lr = super().learning_rate(model) / self.lr_ratio**0.75  # for 16: B at twice the rate of LoRA, A at an eighth
-        if self.init in ("pissa", "corda"):  # A and B start large, and steps move the base's main directions
+        if self.init == "pissa":  # A and B start large, and steps move the base's main directions
             lr /= 4
         if self.rslora:  # its scale is sqrt(rank) times LoRA's and multiplies each step
             lr /= self.rank**0.25
