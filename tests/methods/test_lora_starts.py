@@ -134,6 +134,22 @@ def test_a_run_that_starts_from_its_rows_resumes_bit_for_bit(
     assert same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("init", ["corda", "lora_ga"])
+def test_a_checkpoint_beside_a_trained_head_restores_the_start(init: str, tmp_path: Path) -> None:
+    x = ids("bert")
+    rows = [lambda model: model(input_ids=x).logits.square().sum()]
+    method = METHODS.parse({"name": "lora", "rank": 4, "init": init})
+    model = method.attach(base("bert"), steps=5, classify=True).eval()
+    method.begin(model, rows)
+    shake(model, 0.05)
+    tuned = logits(model, x)
+    method.save(model, tmp_path, training=True)
+    again = method.attach(base("bert"), steps=5, classify=True).eval()
+    method.restore(again, tmp_path)
+    method.restore(again, tmp_path)  # the best checkpoint, at the end of a run
+    assert torch.equal(logits(again, x), tuned)
+
+
 def test_loftq_starts_nearer_to_the_base_than_packing_leaves_it(
     model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

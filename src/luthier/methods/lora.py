@@ -228,7 +228,9 @@ class LoRA(TargetedMethod):
     def load_training_state(self, model: Model, state: State, file: Path) -> None:
         start = {name.removeprefix(START): state.pop(name) for name in list(state) if name.startswith(START)}
         if start and not hasattr(model, "lora_start"):
-            super().load_training_state(model, start, file)
+            from luthier.methods.layers.loading import copy_same
+
+            copy_same(start, {n: p for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n}, file)
             self._take_out(model)
         super().load_training_state(model, state, file)
 

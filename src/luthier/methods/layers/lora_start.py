@@ -94,8 +94,11 @@ def from_files(model: Any, init: str, rank: int) -> None:
     """
     from safetensors import safe_open
 
-    files = files_of(model, list(map(stored_name, adapted(model))))
-    for name, layer in adapted(model).items():
+    from luthier.kernels.frozen_linear import is_packed
+
+    layers = {name: layer for name, layer in adapted(model).items() if is_packed(layer.get_base_layer())}
+    files = files_of(model, map(stored_name, layers))
+    for name, layer in layers.items():
         packed, key = weight_of(layer), stored_name(name)
         with safe_open(files[key], framework="pt") as opened:
             weight = opened.get_tensor(key).to(packed)
