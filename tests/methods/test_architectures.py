@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from luthier.core.errors import InputError
 from luthier.kernels.apply import patched
 from luthier.methods.base import METHODS, Method
+from luthier.models.targets import expert_tensors
 from tests.architectures import CAUSAL, tiny
 from tests.methods.zoo import NOT_THE_BASE, SPECS
 
@@ -123,3 +124,21 @@ def test_each_method_works_on_each_architecture_or_is_refused_with_the_reason(
         merged = method.merge(model).eval()
         torch.testing.assert_close(answer(merged, x), tuned, atol=1e-3, rtol=0, msg="merged answers the same")
     record_property("architecture", (kind, name, ""))
+
+
+@pytest.mark.slow
+@pytest.mark.matrix(kind=12)
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_every_weight_of_lora_gets_a_gradient(kind: str) -> None:
+    """Experts too: the text is long enough for each to be chosen. A whole block of tokens is more than it has."""
+    x = torch.randint(3, 90, (4, 40), generator=torch.Generator().manual_seed(1))
+    model = METHODS.parse({"name": "lora", "rank": 4}).attach(tiny(kind), steps=20)
+    moved(model)
+    with patched(model.train()):
+        model(input_ids=x, labels=x, attention_mask=torch.ones_like(x), use_cache=False).loss.backward()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and ".compressor." not in n}
+    assert not [n for n, p in trained.items() if p.grad is None or not p.grad.any()]
+    fused = expert_tensors(tiny(kind))
+    assert sum(getattr(layer, "num_experts", 1) > 1 for layer in model.modules()) >= sum(
+        len(p) > 1 for p in fused.values()
+    )

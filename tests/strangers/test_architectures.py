@@ -106,13 +106,45 @@ def test_every_target_learns_and_no_router_is_one(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ROUTED)
-def test_experts_that_stay_are_reported_with_their_share(kind: str) -> None:
+@pytest.mark.parametrize("fields", [{"name": "oft"}, {"name": "dora"}, {"name": "lora", "dropout": 0.1}])
+def test_experts_that_stay_are_reported_with_their_share(kind: str, fields: dict[str, Any]) -> None:
     model = build(kind)
-    said = METHODS.parse({"name": "lora"}).caveat(model)
+    said = METHODS.parse(fields).caveat(model)
     experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
-    assert f"{experts / sum(p.numel() for p in model.parameters()):.0%} of the parameters are experts" in said
-    assert "experts.gate_up_proj" in said
-    assert METHODS.parse({"name": "lora"}).caveat(base("llama")) == ""
+    assert f"{experts / sum(p.numel() for p in model.parameters()):.0%} (" in said
+    assert "experts.gate_up_proj: holds all experts in one tensor" in said
+    assert METHODS.parse(fields).caveat(base("llama")) == ""
+
+
+@pytest.mark.parametrize("kind", ROUTED)
+def test_lora_adapts_experts_and_a_step_of_them_alone_changes_the_logits(kind: str) -> None:
+    method, model = tune("lora", kind)
+    assert "experts" not in method.caveat(build(kind))
+    of_experts = {n: p for n, p in model.named_parameters() if p.requires_grad and ".experts." in n}
+    assert len(of_experts) == 4 * sum(".experts.gate_up_proj" in n for n, _ in build(kind).named_parameters())
+    x = torch.arange(3, 25).view(2, 11)
+    with torch.no_grad():
+        before = model(input_ids=x).logits
+    loss(model.train(), x, use_cache=False).backward()
+    with torch.no_grad():
+        for parameter in of_experts.values():
+            parameter.sub_(0.5 * parameter.grad)
+        assert (model.eval()(input_ids=x).logits - before).abs().max() > 1e-4
+
+
+def test_experts_are_adapted_where_they_are_asked_for_and_can_be() -> None:
+    model = build("mixtral")
+    parse = METHODS.parse
+    for fields in ({"experts": False}, {"targets": ["q_proj"]}, {"dropout": 0.1}, {"dora": True}):
+        assert parse({"name": "lora", **fields}).parameters(model) == []
+    named = parse({"name": "lora", "targets": ["q_proj"], "experts": True, "layers": [1]}).parameters(model)
+    assert named == [f"model.layers.1.mlp.experts.{name}" for name in ("gate_up_proj", "down_proj")]
+    with pytest.raises(ValueError, match="experts=true needs dropout=0"):
+        parse({"name": "lora", "experts": True, "dropout": 0.1})
+    with pytest.raises(InputError, match="this model has no experts held as whole tensors"):
+        parse({"name": "lora", "experts": True}).check(base("llama"))
+    with pytest.raises(InputError, match=r"20 is more than the 16 of layer .*\.experts\."):
+        parse({"name": "lora", "experts": True, "targets": ["q_proj"], "rank": 20}).check(build("qwen2_moe"))
 
 
 @pytest.mark.parametrize(("kind", "target"), [("mixtral", "gate"), ("phimoe", "router"), ("llama4_text", "router")])
@@ -127,7 +159,26 @@ def test_a_name_that_peft_reads_as_experts_is_no_target_of_lora() -> None:
     assert "gate_proj" in read_as_experts(model)
     with pytest.raises(InputError, match="PEFT reads this name as the experts"):
         METHODS.parse({"name": "lora", "targets": ["gate_proj"]}).check(model)
-    assert "so do the plain layers down_proj, gate_proj, up_proj" in METHODS.parse({"name": "lora"}).caveat(model)
+    stay = METHODS.parse({"name": "dora"}).caveat(model)
+    assert "mlp.gate_proj" in stay
+    assert "PEFT reads this name as experts" in stay
+
+
+def test_their_weights_are_adapted_with_the_experts_as_plain_peft_reads_it(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    method, model = tune("lora", "deepseek_v3")
+    shake(model.eval(), 0.05)
+    assert any("mlp.shared_experts.gate_proj.lora_A" in n for n, p in model.named_parameters() if p.requires_grad)
+    x = torch.arange(3, 25).view(2, 11)
+    method.save(model, tmp_path)
+    with torch.no_grad():
+        told = model(input_ids=x).logits
+        for read in (PeftModel.from_pretrained, t.PreTrainedModel.load_adapter):
+            plain = build("deepseek_v3")
+            tuned = read(plain, str(tmp_path))  # transformers changes the model itself
+            again = tuned if isinstance(tuned, PeftModel) else plain
+            torch.testing.assert_close(again.eval()(input_ids=x).logits, told)
 
 
 @pytest.mark.parametrize("name", ["lora", "oft", "vera", "adalora"])

@@ -4,7 +4,8 @@ Zhang et al. 2023, arXiv 2303.10512. The update is P diag(lambda) Q, as in a sin
 After a warm-up the budget of ranks falls with the third power from `rank` to `target_rank` per layer on
 average: at each allocation the triplets with the least importance |w * grad|, smoothed over steps, get
 lambda = 0, wherever they are. A penalty, `orthogonality` * (||P^T P - I|| + ||Q Q^T - I||), keeps P and Q
-near orthogonal. Layers and file format are PEFT's; the allocation is called by the training loop.
+near orthogonal; the norm itself, as in PEFT, which the paper's eq. 4 squares. Layers and file format are
+PEFT's; the allocation is called by the training loop.
 
 When: the budget is small and layers differ. When not: the run is so short that importances do not
 settle, or many adapters are to be trained on one base at once (PEFT trains one).

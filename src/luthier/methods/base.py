@@ -1,6 +1,7 @@
 """What a tuning method is: a few fields, and how they change a model."""
 
 import json
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ from pydantic import BeforeValidator
 from luthier.core.errors import CannotMerge, InputError
 from luthier.core.registry import Family, Place, Plugin
 from luthier.core.strict_json import to_json
-from luthier.models.targets import HEADS, check_targets, fused_experts, is_named
+from luthier.models.targets import EXPERTS, HEADS, check_targets, is_named, untouched
 
 Model: TypeAlias = Any
 """A torch.nn.Module of transformers or PEFT, with the methods that those add to torch's."""
@@ -84,6 +85,14 @@ class Method(Plugin):
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         """Return `model`, frozen but for what trains in a run of `steps`; with `classify` its head for labels too."""
         raise NotImplementedError
+
+    @property
+    def starts_from(self) -> int:
+        """Training rows that `begin` wants to see; 0 if it has nothing to do."""
+        return 0
+
+    def begin(self, model: Model, losses: Iterable[Callable[[Model], Any]]) -> None:
+        """Called on an attached model before its first step: each of `losses` gives that of one row under a model."""
 
     def caveat(self, model: Model) -> str:
         """What the user should know before this method trains `model` (the untouched base); empty if nothing."""
@@ -312,6 +321,11 @@ class TargetedMethod(PeftMethod):
     layers: Annotated[tuple[Place, ...], BeforeValidator(split_names)] = ()
     """Numbers of the blocks to adapt, from 0; empty means every block."""
 
+    @property
+    def elsewhere(self) -> str:
+        """What trains the experts that this method leaves as they are."""
+        return "method=lora adapts experts, method=full trains them"
+
     def taken(self, model: Model) -> frozenset[str]:
         """Names of layers that PEFT would mistake for something else, so the method leaves them out."""
         return frozenset()
@@ -324,15 +338,25 @@ class TargetedMethod(PeftMethod):
         hit = {name for name, _ in model.named_modules() if any(is_named(name, target) for target in self.targets)}
         return list(self.targets) if hit <= chosen.keys() else sorted(chosen)
 
+    def parameters(self, model: Model) -> list[str]:
+        """Names of tensors that belong to no linear layer and take an adapter as well: experts."""
+        return []
+
     def check_layers(self, layers: State) -> None:
-        """Raise InputError where a setting does not suit one of the chosen layers (name -> module)."""
+        """Raise InputError where a setting does not suit one of the chosen layers (name -> module, or tensor)."""
 
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
-        self.check_layers(check_targets(model, self.targets, self.layers, self.taken(model)))
+        tensors = {name: model.get_parameter(name) for name in self.parameters(model)}
+        self.check_layers(check_targets(model, self.targets, self.layers, self.taken(model)) | tensors)
         return super().check(model, classify=classify, quantize=quantize, steps=steps)
 
     def caveat(self, model: Model) -> str:
-        return fused_experts(model, self.taken(model))
+        if not isinstance(self.targets, str):
+            return ""
+        taken = self.taken(model)
+        chosen = check_targets(model, self.targets, self.layers, taken)
+        note = untouched(model, {*chosen, *self.parameters(model)}, self.layers, taken)
+        return f"{note}; {self.elsewhere}" if EXPERTS in note else note
 
 
 class PromptMethod(PeftMethod):

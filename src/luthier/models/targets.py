@@ -1,5 +1,6 @@
 """Which layers of a model an adapter may go into: plain linear layers, and none that routes tokens or only gates."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -12,6 +13,10 @@ HEADS = ("score", "classifier", "classification_head")
 """What transformers calls a classification head, which trains as a whole with every method."""
 UNPACKED = [*HEADS, r".*\bpooler", "pre_classifier"]
 """Of a classifier: these train as a whole or start random, so they are never packed."""
+OTHER = "is no part of the language model"
+EXPERTS = "holds all experts in one tensor, which is not a linear layer"
+LEAST = 0.01
+"""Smallest share of the parameters that is worth a word when it stays untouched."""
 NARROW = 8
 """all-linear leaves out layers with fewer inputs or outputs: gates of one output, Gemma 3n's mixing coefficients."""
 
@@ -38,9 +43,8 @@ def _matrices(model: Any) -> list[tuple[str, Any, str]]:
 
     modules, text = dict(model.named_modules()), text_part(model)
     found = {n: m for n, m in modules.items() if getattr(getattr(m, "weight", None), "ndim", 0) == 2}
-    other = "is no part of the language model"
     return [
-        (n, m, why_unfit(n, m, modules) if n.startswith(text) or in_head(n) else other)
+        (n, m, why_unfit(n, m, modules) if n.startswith(text) or in_head(n) else OTHER)
         for n, m in found.items()
         if not isinstance(m, Embedding)
     ]
@@ -83,9 +87,12 @@ def why_unfit(name: str, module: Any, modules: dict[str, Any]) -> str:
 
 
 def sides(layer: Any) -> tuple[int, ...]:
-    """Number of inputs and outputs, from the module where it has them: a packed weight has another shape."""
+    """Number of inputs and outputs, from the module where it has them: a packed weight has another shape.
+
+    Of a tensor of experts, [experts, a, b], those of one expert.
+    """
     own = tuple(int(getattr(layer, side)) for side in ("in_features", "out_features") if hasattr(layer, side))
-    return own or tuple(layer.weight.shape)
+    return own or tuple(getattr(layer, "weight", layer).shape[-2:])
 
 
 def check_targets(
@@ -167,23 +174,59 @@ def read_as_experts(model: Any) -> frozenset[str]:
     return frozenset(names.get(families.get(kind, ""), ()))
 
 
-def fused_experts(model: Any, taken: Collection[str] = ()) -> str:
-    """A note on experts that are tensors of all experts, and on plain layers `taken` for those; or empty."""
-    from torch.nn import Linear
+def expert_tensors(model: Any) -> dict[str, Any]:
+    """Name -> tensor of the weights of all experts of a block, [experts, in, out] or [experts, out, in]."""
+    text = text_part(model)
+    return {
+        f"{name}.{own}": weight
+        for name, module in model.named_modules()
+        # GraniteMoeParallelExperts is called input_linear.
+        if name.startswith(text) and "expert" in f"{name} {type(module).__name__}".lower()
+        for own, weight in module.named_parameters(recurse=False)
+        if weight.ndim == 3
+    }
 
-    fused: Counter[str] = Counter()
-    for name, module in model.named_modules():
-        both = f"{name} {type(module).__name__}".lower()  # GraniteMoeParallelExperts is called input_linear
-        if "expert" in both and not isinstance(module, Linear):
-            for own, weight in module.named_parameters(recurse=False):
-                if weight.ndim >= 2:
-                    fused[re.sub(r"^.*?\.\d+\.", "", f"{name}.{own}")] += weight.numel()
-    if not fused:
-        return ""
-    share = sum(fused.values()) / sum(parameter.numel() for parameter in model.parameters())
-    beside = sorted({n.rpartition(".")[2] for n in linear_layers(model)} & set(taken))
-    plain = f"; so do the plain layers {', '.join(beside)}, whose names PEFT reads as those experts" if beside else ""
-    return (
-        f"{share:.0%} of the parameters are experts held as whole tensors ({', '.join(sorted(fused))}), which are not "
-        f"linear layers and stay as they are{plain}; method=full trains them, method=freeze those of some layers"
-    )
+
+def untouched(model: Any, adapted: Collection[str], blocks: tuple[int, ...] = (), taken: Collection[str] = ()) -> str:
+    """A note on what all-linear leaves as it is, a percent or more of the parameters for one reason; or empty.
+
+    `adapted` are the names of the modules and parameters that take an adapter, in the numbered `blocks` if any;
+    `taken` are names of layers that the method must leave out. Embeddings and the output are not mentioned.
+    """
+    from torch.nn import Embedding
+
+    modules, experts, plain = dict(model.named_modules()), expert_tensors(model), linear_layers(model)
+    sizes = {n: weight.numel() for n, weight in model.named_parameters()}
+    sizes |= {f"{n}.weight": math.prod(sides(layer)) for n, layer in plain.items()}  # a packed weight counts too few
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    text = text_part(model)
+    unfit = {name: why for name, _, why in _matrices(model)}
+    found: dict[str, Counter[str]] = {}
+    for name, weight in model.named_parameters():
+        parent, _, own = name.rpartition(".")
+        module, block = modules[parent], block_of(name)
+        if (
+            isinstance(module, Embedding)
+            or module is output
+            or weight.ndim < 2
+            or own.endswith("bias")
+            or in_head(name)
+        ):
+            continue
+        if {name, parent} & set(adapted) or (blocks and block is not None and block not in blocks):
+            continue
+        if name in experts:
+            why = EXPERTS
+        elif parent in plain:
+            why = "PEFT reads this name as experts" if parent.rpartition(".")[2] in taken else "is too narrow"
+        elif not name.startswith(text):
+            why = OTHER
+        else:
+            why = unfit.get(parent) or f"is in a {type(module).__name__}, not in a plain linear layer"
+        found.setdefault(why, Counter())[re.sub(r"^.*?\.\d+\.", "", name.removesuffix(".weight"))] += sizes[name]
+    said = []
+    for why, names in found.items():
+        if (share := sum(names.values()) / sum(sizes.values())) >= LEAST:
+            listed = sorted(names)
+            said.append(f"{share:.0%} ({', '.join(listed[:4])}{', ...' if len(listed) > 4 else ''}: {why})")
+    return f"of the parameters these stay as they are: {', '.join(said)}" if said else ""

@@ -69,6 +69,8 @@ class RunConfig(Config):
     def _a_stream_has_steps(self) -> Self:
         if self.data.streaming and not self.train.steps:
             raise ValueError("data.streaming=true needs train.steps, for nobody knows how many rows there are")
+        if self.data.streaming and self.method.starts_from:
+            raise ValueError("data.streaming=true has no rows to start from, which method.init asks for")
         return self
 
     @classmethod

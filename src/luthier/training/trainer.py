@@ -7,7 +7,7 @@ the run between two steps or inside one: a step that is broken off is as if it h
 import gc
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from statistics import median
@@ -97,9 +97,26 @@ class Trainer:
                 self.data.stream.go_on(self.state["stream"], self.folder.refusals())
             self.progress.note(f"resuming from step {self.state['step']} of {self.steps}")
             self._rotate()  # a kill may have come between a checkpoint and its rotation
+        else:
+            self._begin()
         self.saved = (self.state["step"], self.state["unmeasured"])
         if lost := self.folder.rewind(self.state["step"], measured=not self.state["unmeasured"]):
             self.progress.warn(f"{self.folder.metrics}: the lines of {lost} steps are lost")
+
+    def _begin(self) -> None:
+        """Let the method look at the first rows of the run; torch's random state stays as it was."""
+        if not (count := min(self.method.starts_from, len(self.data.rows))):
+            return
+        self.progress.stage(f"looking at {count} rows to start the adapter")
+        device, task, before = self.accelerator.device, self.data.task, random_state()
+
+        def loss(number: int) -> Callable[[nn.Module], torch.Tensor]:
+            batch = {k: v.to(device) for k, v in task.collate([self.data.rows[number]], self.pad_id).items()}
+            return lambda model: task.losses(model, batch)[0].sum()
+
+        numbers = step_numbers(len(self.data.rows), 0, batch_size=count, seed=self.settings.seed)
+        self.method.begin(self.raw, map(loss, numbers))
+        put_back(before)
 
     def train(self, request: StopRequest) -> dict[str, Any]:
         """Take the remaining steps, leave the model with the weights to keep, and return the lines of result.json.

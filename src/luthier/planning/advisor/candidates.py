@@ -8,6 +8,7 @@ from torch import nn
 
 from luthier.core.errors import InputError
 from luthier.methods.base import METHODS, PRESETS, QUANTIZED, Method
+from luthier.methods.lora import TAKEN_OUT
 from luthier.models.load import check_quantize, parameter_counts
 from luthier.models.settings import ModelConfig
 from luthier.models.targets import in_head
@@ -92,7 +93,7 @@ def file_bytes(method: Method, tuned: nn.Module) -> int:
     factor = 1.0
     if method.name == "adalora":  # ranks that were pruned are not saved
         factor = getattr(method, "target_rank") / getattr(method, "rank")  # noqa: B009
-    if getattr(method, "init", "") == "pissa":  # kept as a plain LoRA of twice the rank
+    if getattr(method, "init", "") in TAKEN_OUT:  # kept as a plain LoRA of twice the rank
         factor = 2.0
     return int(sum(_bytes([t]) * (factor if "lora_" in key else 1.0) for key, t in state.items()))
 

@@ -61,7 +61,7 @@ def _delta(layer: Any, name: str) -> AdapterDelta | None:  # noqa: PLR0911 (one 
     from luthier.methods.layers.bias import BiasDelta
 
     base = layer.get_base_layer()
-    linear = hasattr(base, "weight") and not isinstance(base, nn.Embedding)
+    linear = getattr(getattr(base, "weight", None), "ndim", 0) == 2 and not isinstance(base, nn.Embedding)
     if not linear or layer.merged or name not in layer.active_adapters:
         return None
     if isinstance(layer, SVDLinear):
