@@ -175,6 +175,9 @@ class PeftMethod(Method):
     tries: ClassVar[bool] = False
     """Whether a pass without numbers is part of the check: what is put in front of a text does not suit every model."""
 
+    from_adapter: str = ""
+    """Folder of an adapter whose weights are the start (`--from`); its file then says the other settings."""
+
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
         tuned = super().check(model, classify=classify, quantize=quantize, steps=steps)
         if self.tries:
@@ -193,9 +196,21 @@ class PeftMethod(Method):
         raise NotImplementedError
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
+        _refuse_second(model, self.name)
+        tuned = self._started(model, steps, classify) if self.from_adapter else self._begun(model, steps, classify)
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:  # optimizer states and small updates need float32
+                parameter.data = parameter.data.float()
+        return self._ready(tuned)
+
+    def _started(self, model: Model, steps: int, classify: bool) -> Model:
+        from luthier.methods.layers.origin import start_on
+
+        return start_on(model, self, steps, classify=classify)
+
+    def _begun(self, model: Model, steps: int, classify: bool) -> Model:
         from peft import TaskType, get_peft_model
 
-        _refuse_second(model, self.name)
         place = next(model.parameters()).device
         try:
             with place if place.type == "meta" else nullcontext():
@@ -205,13 +220,9 @@ class PeftMethod(Method):
                     config.exclude_modules = rf"(.*\.)?({'|'.join(HEADS)})(\..*)?"
                 if classify and hasattr(model, "classification_head"):  # T5's, whose name PEFT does not know
                     config.modules_to_save = ["classification_head"]
-                tuned = get_peft_model(model, config)
+                return get_peft_model(model, config)
         except (ValueError, TypeError) as error:  # how PEFT refuses targets, shapes and layer types
             raise InputError(f"method {self.name}: {error}", fix=f"luthier explain method {self.name}") from error
-        for parameter in tuned.parameters():
-            if parameter.requires_grad:  # optimizer states and small updates need float32
-                parameter.data = parameter.data.float()
-        return self._ready(tuned)
 
     def _ready(self, tuned: Model, stored: Path | None = None) -> Model:
         from luthier.methods.layers.base import cast_heads
@@ -328,7 +339,8 @@ class TargetedMethod(PeftMethod):
         """Raise InputError where a setting does not suit one of the chosen layers (name -> module)."""
 
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
-        self.check_layers(check_targets(model, self.targets, self.layers, self.taken(model)))
+        if not self.from_adapter:
+            self.check_layers(check_targets(model, self.targets, self.layers, self.taken(model)))
         return super().check(model, classify=classify, quantize=quantize, steps=steps)
 
     def caveat(self, model: Model) -> str:
