@@ -38,15 +38,18 @@ def complete(recipe: dict[str, Any]) -> None:
         if not found and "name" not in block:
             kind = read_object(folder / "adapter_config.json").get("peft_type")
             message = f"no method here continues an adapter of the kind {kind} ({folder})"
-            raise InputError(message, fix="luthier chat and serve take it; or merge it with PEFT, and take that as base")
+            raise InputError(
+                message, fix="luthier chat and serve take it; or merge it with PEFT, and take that as base"
+            )
     kept = recipe.get("model")
     kept = {"path": kept} if isinstance(kept, str) else kept if isinstance(kept, dict) else {}
     if "path" not in kept and "model_name_or_path" not in kept:
         recipe["model"] = {**(model or {"path": base_of(folder)}), **kept}
-    name = block.setdefault("name", found.get("name"))
-    own = METHODS.presets.get(name, (name, {}))
-    there = {METHODS.get(own[0]).aliases.get(key, key) for key in block} | own[1].keys() if own[0] in METHODS.names() else ()
-    if own[0] == found.get("name"):
+    name = str(block.setdefault("name", found.get("name")))
+    plugin, preset = METHODS.presets.get(name, (name, {}))
+    if plugin == found.get("name"):
+        names = METHODS.get(plugin).aliases
+        there = preset.keys() | {names.get(key, key) for key in block}
         block.update({key: value for key, value in found.items() if key not in there})
     if not block["from_adapter"]:
         del block["from_adapter"]

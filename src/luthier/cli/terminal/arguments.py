@@ -34,7 +34,8 @@ AllowCode = Annotated[
     bool,
     typer.Option("--allow-code", help="Allow the code and the judge that the run's recipe.yaml names; look first."),
 ]
-RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, or of an adapter in PEFT's format.", metavar="RUN")]
+Base = Annotated[str | None, typer.Option(help="Base of an adapter, instead of the one that it names.")]
 
 
 TEXTS = ("model", "data", "method.from_adapter")

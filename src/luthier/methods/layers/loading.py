@@ -70,7 +70,8 @@ def load_adapter(model: nn.Module, folder: Path, *, trains: bool = False) -> nn.
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = not trains
         if config.peft_type == "PREFIX_TUNING":
-            return from_peft(model, config, None if empty else load_file(file), shapes)
+            prefixed: nn.Module = from_peft(model, config, None if empty else load_file(file), shapes)
+            return prefixed
         if empty or trains:
             config.base_model_name_or_path = None  # PEFT would warn that this base has another name
             with torch.device("meta") if empty else nullcontext():

@@ -68,6 +68,15 @@ def refuse_other(block: dict[str, Any], own: dict[str, Any], folder: Path) -> No
         raise InputError(message, fix="leave these settings out, or train a new adapter without --from")
 
 
+def refuse_other_task(settings: dict[str, Any], folder: Path, *, classify: bool) -> None:
+    """InputError where an adapter with these settings is for another kind of model than the task needs."""
+    kind = str(settings.get("task_type") or "CAUSAL_LM")
+    if kind != ("SEQ_CLS" if classify else "CAUSAL_LM"):
+        what = "a classifier" if classify else "a language model"
+        message = f"{folder} is an adapter of the task {kind}, and the task of this data needs {what}"
+        raise InputError(message, fix="give data of the adapter's own task, or another task=NAME")
+
+
 def start_on(model: nn.Module, method: Any, steps: int, *, classify: bool) -> nn.Module:
     """`model` with the adapter that `method` starts from, to train on; without weights on the meta device.
 
@@ -78,7 +87,10 @@ def start_on(model: nn.Module, method: Any, steps: int, *, classify: bool) -> nn
         message = f"method.from_adapter: {folder} holds no adapter (adapter_config.json) to start from"
         raise InputError(message, fix="restore the folder, or start another run with --from FOLDER")
     settings, block = read_object(folder / "adapter_config.json", RESTORE), method_of(folder)
-    kind, merged = str(settings.get("peft_type")), "merge it first (luthier export FOLDER --to merged), and train on that"
+    kind, merged = (
+        str(settings.get("peft_type")),
+        "merge it first (luthier export FOLDER --to merged), and train on that",
+    )
     if block and block["name"] == method.name:
         refuse_other(block, method.spec(), folder)
     elif kind != method.peft_config(model, steps).peft_type:
@@ -88,11 +100,9 @@ def start_on(model: nn.Module, method: Any, steps: int, *, classify: bool) -> nn
         message = f"{folder}: AdaLoRA has moved its ranks for the steps of the run that made it, which are over"
         raise InputError(message, fix=merged)
     if moves_base(settings):
-        message = f"{folder}: init_lora_weights={settings['init_lora_weights']} changes the base's own weights ({MOVED})"
+        message = (
+            f"{folder}: init_lora_weights={settings['init_lora_weights']} changes the base's own weights ({MOVED})"
+        )
         raise InputError(message, fix=merged)
-    theirs = settings.get("task_type") == "SEQ_CLS"
-    if theirs != classify:
-        what = ("a classifier", "a language model")
-        message = f"{folder} is the adapter of {what[not theirs]}, and the data is for {what[not classify]}"
-        raise InputError(message, fix="data of the adapter's own task, or train a new adapter without --from")
+    refuse_other_task(settings, folder, classify=classify)
     return load_adapter(model, without_pickle(folder), trains=True)

@@ -227,13 +227,13 @@ def from_peft(model: nn.Module, theirs: Any, stored: Mapping[str, Tensor] | None
     length, mode = theirs.num_virtual_tokens, theirs.inference_mode
     own = PrefixKVConfig(length=length, shifted=True, task_type=theirs.task_type, inference_mode=mode)
     with nullcontext() if stored is not None else torch.device("meta"):
-        tuned = get_peft_model(model, own)  # type: ignore[arg-type]
+        tuned: Any = get_peft_model(model, own)  # type: ignore[arg-type, unused-ignore]
     layers = [module for module in tuned.modules() if isinstance(module, PrefixLayer)]
     sizes = [sum(heads * width for heads, width in layer.sides) for layer in layers]
     if dict(shapes) != (wanted := {"prompt_embeddings": (length, sum(sizes))}):
         raise ValueError(f"its weights are {dict(shapes)}, and a prefix of this model is {wanted}")
     if stored is not None:
-        for layer, part in zip(layers, stored["prompt_embeddings"].split(sizes, dim=1), strict=True):
+        for layer, part in zip(layers, torch.split(stored["prompt_embeddings"], sizes, dim=1), strict=True):
             kv = layer.held("kv")["default"]
             kv.copy_(part.to(kv))
     return tuned

@@ -11,11 +11,13 @@ from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.core.resources import refuse_closed
 from luthier.core.shell import shell_line
-from luthier.methods.layers.loading import load_adapter, shapes_of, without_pickle
+from luthier.methods.layers.loading import MOVED, load_adapter, moves_base, shapes_of, without_pickle
 from luthier.models.gguf import gguf_file, unpacked
+from luthier.models.load import locate
 from luthier.models.settings import ModelConfig
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
+from luthier.recipe.origin import another_name, base_of
 from luthier.runs.folder import RunFolder
 
 
@@ -31,6 +33,7 @@ class ModelSource:
     tokenizer: Path  # Folder of the tokenizer and chat template
     load: Callable[[nn.Module], nn.Module] | None = None  # Loads the adapter onto the base; None for a full model
     check: Callable[[str], None] = lambda _: None  # Raises InputError if another base is in that folder
+    caveat: str = ""  # That the base has another name than the adapter's own
 
 
 def source_of(given: str, allow_code: Allow = False, base: str | None = None) -> ModelSource:
@@ -76,10 +79,7 @@ def _run(name: str, path: Path, allow_code: Allow) -> ModelSource:
 def _adapter(name: str, path: Path, base: str | None) -> ModelSource:
     refuse_closed(path)
     settings = read_object(path / "adapter_config.json")
-    base = base or settings.get("base_model_name_or_path")
-    if not base:
-        message = f"{path}/adapter_config.json names no base (base_model_name_or_path)"
-        raise InputError(message, fix="name it: --base BASE")
+    base = base_of(path, base)
     if (kind := str(settings.get("task_type") or "CAUSAL_LM")) != "CAUSAL_LM":
         what, fix = "not an adapter of a language model", "give an adapter of a language model (CAUSAL_LM)"
         if kind == "SEQ_CLS":
@@ -88,10 +88,14 @@ def _adapter(name: str, path: Path, base: str | None) -> ModelSource:
         raise InputError(f"{path} is {what} (task_type {kind}), which cannot chat", fix=fix)
     path = without_pickle(path)
     shapes_of(path)  # before the base is loaded; vLLM would also read a pickle in this folder
-    own = path if (path / "tokenizer_config.json").is_file() else Path(base).expanduser()
-    kind = str(settings.get("peft_type", "adapter")).lower()
-    config = ModelConfig(path=str(base))
-    return ModelSource(name, path, config, kind, path, own, lambda model: load_adapter(model, path))
+    if moves_base(settings):
+        message = f"{path}: init_lora_weights={settings['init_lora_weights']} changes the base, which others share"
+        raise InputError(message, fix=f"{MOVED}; or {shell_line('luthier', 'export', path, '--to', 'merged')}")
+    kind, config = str(settings.get("peft_type", "adapter")).lower(), ModelConfig(path=base)
+    found = locate(config)
+    own = path if (path / "tokenizer_config.json").is_file() else Path(found)
+    caveat = another_name(path, base, found)
+    return ModelSource(name, path, config, kind, path, own, lambda model: load_adapter(model, path), caveat=caveat)
 
 
 def refuse_mixture(sources: list[ModelSource]) -> None:
