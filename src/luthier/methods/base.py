@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator
 
-from luthier.core.errors import CannotMerge, InputError
+from luthier.core.errors import CannotMerge, InputError, first_line
+from luthier.core.resources import is_out_of_memory
 from luthier.core.registry import Family, Place, Plugin
 from luthier.core.strict_json import to_json
 from luthier.models.targets import HEADS, check_targets, fused_experts, is_named
@@ -312,7 +313,12 @@ class PeftMethod(Method):
                 base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # else PEFT keeps (IA)3 from being taken off
                 model = self.load(unpack(model.unload()), Path(folder))
         free_heads(model)
-        return model.merge_and_unload(safe_merge=True)
+        try:
+            return model.merge_and_unload(safe_merge=True)
+        except (RuntimeError, NotImplementedError) as error:  # lora_bias on a layer without a bias, and other kinds
+            if is_out_of_memory(error):
+                raise
+            raise CannotMerge(f"method {self.name}: {first_line(error)}. Deploy the adapter beside its base") from error
 
 
 class TargetedMethod(PeftMethod):

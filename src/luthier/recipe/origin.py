@@ -31,11 +31,13 @@ def complete(recipe: dict[str, Any]) -> None:
         message = f"{folder} is no adapter and no run (no adapter_config.json, no recipe.yaml)"
         raise InputError(message, fix="give the folder of an adapter, or one that `luthier train` printed")
     if block["from_adapter"]:
+        from luthier.methods.layers.loading import shapes_of, without_pickle
         from luthier.methods.layers.origin import method_of
 
         said = method_of(folder)
         found = {**(found if said.get("name", found.get("name")) == found.get("name") else {}), **said}
         if not found and "name" not in block:
+            shapes_of(without_pickle(folder))  # is it an adapter at all?
             kind = read_object(folder / "adapter_config.json").get("peft_type")
             message = f"no method here continues an adapter of the kind {kind} ({folder})"
             raise InputError(

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
@@ -50,12 +51,12 @@ for pattern in patterns:
 """
 
 
-def load_adapter(model: nn.Module, folder: Path, *, trains: bool = False) -> nn.Module:
+def load_adapter(model: nn.Module, folder: Path, train_as: Any = None) -> nn.Module:
     """A PeftModel of `model` with the adapter in `folder`; on the meta device without weights, to see if they fit.
 
-    With `trains` its weights train on. InputError where they are not exactly those that its configuration makes on this
-    base. PEFT ignores weights without a place and initializes missing ones, both in silence: the model would answer as
-    the base does.
+    `train_as` is PEFT's configuration with which its weights train on. InputError where they are not exactly those that
+    the configuration makes on this base. PEFT ignores weights without a place and initializes missing ones, both in
+    silence: the model would answer as the base does.
     """
     from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -67,15 +68,17 @@ def load_adapter(model: nn.Module, folder: Path, *, trains: bool = False) -> nn.
         refuse_file(file)
     _check_patterns(model, folder / "adapter_config.json")
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-        config.inference_mode = not trains
+        # What PEFT warns of here is refused by `shapes_of` or below, or changes nothing.
+        warnings.filterwarnings("ignore", "Unexpected keyword arguments|Found missing adapter keys")
+        config = train_as or PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = train_as is None
         if config.peft_type == "PREFIX_TUNING":
             prefixed: nn.Module = from_peft(model, config, None if empty else load_file(file), shapes)
             return prefixed
-        if empty or trains:
+        if empty or train_as:
             config.base_model_name_or_path = None  # PEFT would warn that this base has another name
             with torch.device("meta") if empty else nullcontext():
-                tuned: Any = get_peft_model(model, _to_train(model, config) if trains else config)
+                tuned: Any = get_peft_model(model, config)
             if not empty:
                 set_peft_model_state_dict(tuned, load_file(file))
         else:
@@ -86,7 +89,7 @@ def load_adapter(model: nn.Module, folder: Path, *, trains: bool = False) -> nn.
             raise OutOfMemory(message, fix="a smaller base, or fewer adapters at once") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()
         raise InputError(f"{folder} is not an adapter for this base: {' '.join(reason[:2])}", fix=FIX) from error
-    if trains and config.is_prompt_learning:  # PEFT would run these through the encoder, which has no numbers here
+    if train_as and config.is_prompt_learning:  # PEFT would run these through the encoder, which has no numbers here
         wanted = {"prompt_embeddings": tuned.prompt_encoder["default"].embedding.weight}
     else:
         wanted = get_peft_model_state_dict(tuned, save_embedding_layers=False)
@@ -106,18 +109,6 @@ def load_adapter(model: nn.Module, folder: Path, *, trains: bool = False) -> nn.
     if not empty:
         fill(wanted, load_file(file))
     return tuned  # type: ignore[no-any-return]
-
-
-def _to_train(model: nn.Module, config: Any) -> Any:
-    """`config`, where its weights are to train on: prompts of any kind as plain embeddings, whatever made them."""
-    if not config.is_prompt_learning:
-        return config
-    from peft import PromptTuningConfig
-
-    from luthier.methods.base import prompt_sizes
-
-    own: dict[str, Any] = {**prompt_sizes(model), "num_virtual_tokens": config.num_virtual_tokens}
-    return PromptTuningConfig(task_type=config.task_type, prompt_tuning_init="RANDOM", **own)
 
 
 def moves_base(settings: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from torch import nn
 
 from luthier.core.errors import InputError
 from luthier.core.files import read_object
-from luthier.methods.layers.loading import MOVED, RESTORE, load_adapter, moves_base, without_pickle
+from luthier.methods.layers.loading import MOVED, RESTORE, load_adapter, moves_base, shapes_of, without_pickle
 
 LENGTH = {"num_virtual_tokens": "length"}
 PLACES = {"target_modules": "targets", "layers_to_transform": "layers"}
@@ -82,10 +82,14 @@ def start_on(model: nn.Module, method: Any, steps: int, *, classify: bool) -> nn
 
     InputError where the method is another one than the adapter's, or the adapter cannot be continued.
     """
+    from peft import PeftConfig
+
     folder = Path(method.from_adapter).expanduser()
     if not (folder / "adapter_config.json").is_file():
         message = f"method.from_adapter: {folder} holds no adapter (adapter_config.json) to start from"
         raise InputError(message, fix="restore the folder, or start another run with --from FOLDER")
+    files = without_pickle(folder)
+    shapes_of(files)
     settings, block = read_object(folder / "adapter_config.json", RESTORE), method_of(folder)
     kind, merged = (
         str(settings.get("peft_type")),
@@ -105,4 +109,9 @@ def start_on(model: nn.Module, method: Any, steps: int, *, classify: bool) -> nn
         )
         raise InputError(message, fix=merged)
     refuse_other_task(settings, folder, classify=classify)
-    return load_adapter(model, without_pickle(folder), trains=True)
+    config = PeftConfig.from_pretrained(str(folder))
+    if kind in ("PROMPT_TUNING", "P_TUNING"):  # as plain embeddings, whatever made them
+        task = config.task_type
+        config = method.peft_config(model, steps)
+        config.task_type = task
+    return load_adapter(model, files, config)
