@@ -142,6 +142,8 @@ class PrefixLayer(TunerLayer):
             entered, cache = next(each for each in given if each is not None), kwargs.get("past_key_values")
             past = cache.get_seq_length() if cache is not None else 0
             positions = torch.arange(past, past + entered.shape[1], device=entered.device)[None]
+            if kwargs.get("attention_mask") is None:  # else transformers looks for packed rows in the positions
+                kwargs["attention_mask"] = positions.new_ones(entered.shape[0], past + entered.shape[1])
         return args, {**kwargs, "position_ids": positions + length}
 
     def _before_attention(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
