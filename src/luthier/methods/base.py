@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import BeforeValidator
 
 from luthier.core.errors import CannotMerge, InputError, first_line
-from luthier.core.resources import is_out_of_memory
 from luthier.core.registry import Family, Place, Plugin
+from luthier.core.resources import is_out_of_memory
 from luthier.core.strict_json import to_json
 from luthier.models.targets import HEADS, check_targets, fused_experts, is_named
 
