@@ -11,10 +11,13 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Generator
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "peft-tests"
@@ -95,7 +98,22 @@ def main() -> int:
     files = [f"tests/test_{kind}_models.py" for kind in ("decoder", "encoder_decoder")]
     # Only PEFT's tests that are run over a table of configurations; the rest are about its own methods.
     chosen = ["-k", "bitfit or bottleneck or prefixkv or mam or unipelt or compacter"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "peft_tests", "-p", "no:cacheprovider", "-o", "addopts=", "-W", "ignore", *chosen, *files]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "peft_tests",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "addopts=",
+        "-W",
+        "ignore",
+        *chosen,
+        *files,
+    ]
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tools")])
     offline = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": paths, "LUTHIER_PEFT_MODELS": str(FOLDER / "models")}
     return subprocess.run([*command, *sys.argv[1:]], cwd=tests, env={**os.environ, **offline}, check=False).returncode
@@ -104,7 +122,7 @@ def main() -> int:
 def configurations(task: str) -> list[Any]:
     """Every configuration that Luthier registers, as PEFT's tables have them: class and fields, with a start that is
     not the base."""
-    import pytest
+
     from luthier.methods.layers.bias import BitFitConfig
     from luthier.methods.layers.bottleneck import BottleneckConfig
     from luthier.methods.layers.composite import MamConfig, UniPeltConfig
@@ -126,23 +144,28 @@ def configurations(task: str) -> list[Any]:
     return [pytest.param(config, {"task_type": task, **fields}, id=name) for name, config, fields in table]
 
 
-def pytest_runtest_makereport(item: Any, call: Any) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Skip, with Luthier's words, what a method cannot do by definition."""
-    import pytest
-
-    if call.excinfo is not None and any(words in str(call.excinfo.value) for words in BY_DEFINITION):
-        skipped = pytest.skip.Exception(str(call.excinfo.value), _use_item_location=True)
-        call.excinfo = pytest.ExceptionInfo.from_exception(skipped)
+    try:
+        return (yield)
+    except ValueError as error:
+        if any(words in str(error) for words in BY_DEFINITION):
+            pytest.skip(str(error))
+        raise
 
 
 def pytest_configure(config: Any) -> None:
-    import luthier  # noqa: F401  (registers the methods with PEFT)
     import torch
+
+    import luthier  # noqa: F401  (registers the methods with PEFT)
     from luthier.methods.layers.base import TunerConfig
     from luthier.methods.layers.bias import BiasDelta
 
     # PEFT's test modules import diffusers for tests of image models, which are not run here.
-    sys.modules.setdefault("diffusers", SimpleNamespace(StableDiffusionPipeline=type("StableDiffusionPipeline", (), {})))  # type: ignore[arg-type]
+    sys.modules.setdefault(
+        "diffusers", SimpleNamespace(StableDiffusionPipeline=type("StableDiffusionPipeline", (), {}))
+    )  # type: ignore[arg-type]
     from tests import test_decoder_models, test_encoder_decoder_models, testing_utils
 
     models = Path(os.environ["LUTHIER_PEFT_MODELS"])

@@ -47,7 +47,8 @@ def test_every_recipe_line_in_the_docs_is_a_valid_recipe(page: Path) -> None:
         words = shlex.split(line.split("  #")[0])
         if words[1] == "train":
             arguments = [word for word in words[2:] if not word.startswith("--")]
-            named = [i for i, word in enumerate(words) if word in ("--model", "--data", "--method", "--task")]
+            options = ("--model", "--base", "--data", "--method", "--task", "--from")
+            named = [i for i, word in enumerate(words) if word in options]
             values = [words[i + 1] for i in named]
             recipe, overrides = split_arguments([word for word in arguments if word not in values])
             RunConfig.load(ROOT / recipe if recipe else None, overrides)

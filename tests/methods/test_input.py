@@ -198,7 +198,7 @@ CASES: list[tuple[str, list[str], list[str], list[str] | None]] = [
     (
         "llama",
         ["method=prefix", "method.targets=q_proj"],
-        ["method.targets: unknown key; known are dropout, hidden, init_std, length"],
+        ["method.targets: unknown key; known are dropout, from_adapter, hidden, init_std, length"],
         None,
     ),
     (

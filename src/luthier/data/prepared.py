@@ -294,6 +294,12 @@ class Prepared:
         setattr(self, f"{_prefix(rows.side)}examples", rows.examples)
         setattr(self, f"{_prefix(rows.side)}rows", rows)
 
+    def hold_out_all(self) -> None:
+        """Make the encoded training rows validation rows, so that all of them are measured."""
+        self.rows.side = "validation"
+        self.validation, self.validation_examples, self.validation_rows = self.train, self.examples, self.rows
+        self.train, self.examples, self.rows = SplitCounts(), Examples(Store(), ()), Rows(DataFolder(), "train")
+
     def account(self) -> dict[str, Any]:
         """What goes into data.json."""
         made: dict[str, Any] = {"format": self.format.spec(), "format_why": self.format_why, "task": self.task.spec()}

@@ -39,4 +39,4 @@ class Adapter(PeftMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.bottleneck import BottleneckConfig
 
-        return BottleneckConfig(**self.model_dump())
+        return BottleneckConfig(**self.model_dump(exclude={"from_adapter"}))

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator
 
-from luthier.core.errors import CannotMerge, InputError
+from luthier.core.errors import CannotMerge, InputError, first_line
 from luthier.core.registry import Family, Place, Plugin
+from luthier.core.resources import is_out_of_memory
 from luthier.core.strict_json import to_json
 from luthier.models.targets import EXPERTS, HEADS, check_targets, is_named, untouched
 
@@ -184,6 +185,9 @@ class PeftMethod(Method):
     tries: ClassVar[bool] = False
     """Whether a pass without numbers is part of the check: what is put in front of a text does not suit every model."""
 
+    from_adapter: str = ""
+    """Folder of an adapter whose weights are the start (`--from`); its file then says the other settings."""
+
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
         tuned = super().check(model, classify=classify, quantize=quantize, steps=steps)
         if self.tries:
@@ -202,9 +206,21 @@ class PeftMethod(Method):
         raise NotImplementedError
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
+        _refuse_second(model, self.name)
+        tuned = self._started(model, steps, classify) if self.from_adapter else self._begun(model, steps, classify)
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:  # optimizer states and small updates need float32
+                parameter.data = parameter.data.float()
+        return self._ready(tuned)
+
+    def _started(self, model: Model, steps: int, classify: bool) -> Model:
+        from luthier.methods.layers.origin import start_on
+
+        return start_on(model, self, steps, classify=classify)
+
+    def _begun(self, model: Model, steps: int, classify: bool) -> Model:
         from peft import TaskType, get_peft_model
 
-        _refuse_second(model, self.name)
         place = next(model.parameters()).device
         try:
             with place if place.type == "meta" else nullcontext():
@@ -214,13 +230,9 @@ class PeftMethod(Method):
                     config.exclude_modules = rf"(.*\.)?({'|'.join(HEADS)})(\..*)?"
                 if classify and hasattr(model, "classification_head"):  # T5's, whose name PEFT does not know
                     config.modules_to_save = ["classification_head"]
-                tuned = get_peft_model(model, config)
+                return get_peft_model(model, config)
         except (ValueError, TypeError) as error:  # how PEFT refuses targets, shapes and layer types
             raise InputError(f"method {self.name}: {error}", fix=f"luthier explain method {self.name}") from error
-        for parameter in tuned.parameters():
-            if parameter.requires_grad:  # optimizer states and small updates need float32
-                parameter.data = parameter.data.float()
-        return self._ready(tuned)
 
     def _ready(self, tuned: Model, stored: Path | None = None) -> Model:
         from luthier.methods.layers.base import cast_heads
@@ -310,7 +322,12 @@ class PeftMethod(Method):
                 base.is_loaded_in_4bit = base.is_loaded_in_8bit = False  # else PEFT keeps (IA)3 from being taken off
                 model = self.load(unpack(model.unload()), Path(folder))
         free_heads(model)
-        return model.merge_and_unload(safe_merge=True)
+        try:
+            return model.merge_and_unload(safe_merge=True)
+        except (RuntimeError, NotImplementedError) as error:  # lora_bias on a layer without a bias, and other kinds
+            if is_out_of_memory(error):
+                raise
+            raise CannotMerge(f"method {self.name}: {first_line(error)}. Deploy the adapter beside its base") from error
 
 
 class TargetedMethod(PeftMethod):
@@ -346,8 +363,9 @@ class TargetedMethod(PeftMethod):
         """Raise InputError where a setting does not suit one of the chosen layers (name -> module, or tensor)."""
 
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
-        tensors = {name: model.get_parameter(name) for name in self.parameters(model)}
-        self.check_layers(check_targets(model, self.targets, self.layers, self.taken(model)) | tensors)
+        if not self.from_adapter:
+            tensors = {name: model.get_parameter(name) for name in self.parameters(model)}
+            self.check_layers(check_targets(model, self.targets, self.layers, self.taken(model)) | tensors)
         return super().check(model, classify=classify, quantize=quantize, steps=steps)
 
     def caveat(self, model: Model) -> str:

@@ -211,7 +211,11 @@ class LoRA(TargetedMethod):
     def disabled(self, model: Model) -> Context | None:
         if self.bias != "none":  # biases train in place, so the base is no longer there
             return None
-        return _swapped(model) if hasattr(model, "lora_start") else super().disabled(model)
+        if hasattr(model, "lora_start"):
+            return _swapped(model)
+        from luthier.methods.layers.loading import moves_base
+
+        return None if moves_base(vars(model.peft_config["default"])) else super().disabled(model)
 
     def load(self, model: Model, folder: Path) -> Model:
         untrained = self._own_biases(model)

@@ -36,4 +36,4 @@ class MAM(PrefixMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.composite import MamConfig
 
-        return MamConfig(encoder_size=self.hidden, **self.model_dump(exclude={"hidden"}))
+        return MamConfig(encoder_size=self.hidden, **self.model_dump(exclude={"hidden", "from_adapter"}))

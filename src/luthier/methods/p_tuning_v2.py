@@ -29,8 +29,15 @@ class PTuningV2(PrefixMethod):
     """Spread of the start."""
     dropout: Share = 0.0
     """Share of the prefix dropped during training; the authors' scripts have 0.1."""
+    shifted: bool = False
+    """Positions of the text begin behind the prefix, as in PEFT's prefix tuning, and not at 0."""
+
+    @property
+    def positions(self) -> int:
+        return self.length if self.shifted else 0
 
     def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.prefix import PrefixKVConfig
 
-        return PrefixKVConfig(length=self.length, init_std=self.init_std, prefix_dropout=self.dropout)
+        start: dict[str, Any] = {"init_std": self.init_std, "shifted": self.shifted}
+        return PrefixKVConfig(length=self.length, prefix_dropout=self.dropout, **start)

@@ -44,4 +44,4 @@ class ParallelAdapter(PeftMethod):
     def peft_config(self, model: Model, steps: int) -> Any:
         from luthier.methods.layers.bottleneck import BottleneckConfig
 
-        return BottleneckConfig(place="parallel", **self.model_dump())
+        return BottleneckConfig(place="parallel", **self.model_dump(exclude={"from_adapter"}))

@@ -50,4 +50,5 @@ class UniPELT(PrefixMethod):
             message = "method unipelt gates its prefix through the attention mask, of which doge reads only the sign"
             raise InputError(message, fix="method=mam or method=lora")
         gate = ("token" if names.causal else "mean") if self.gate == "auto" else self.gate
-        return UniPeltConfig(encoder_size=self.hidden, gate=gate, **self.model_dump(exclude={"hidden", "gate"}))
+        own = self.model_dump(exclude={"hidden", "gate", "from_adapter"})
+        return UniPeltConfig(encoder_size=self.hidden, gate=gate, **own)

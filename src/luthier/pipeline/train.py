@@ -27,6 +27,7 @@ from luthier.pipeline.prepare import (
 )
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import begin_run, holds_run_of, run_path, with_found_formats
+from luthier.recipe.origin import another_name
 from luthier.runs.folder import RunFolder
 from luthier.runs.provenance import environment
 
@@ -66,13 +67,17 @@ def train(
         elif folder.result.is_file():
             progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to retrain")
             return with_next(folder.read_json(folder.result), config, folder)
-        with folder.held(), _begun(config, folder, progress):
+        with folder.held(), begun(config, folder, progress):
             progress = listen(folder.path, config.train.listeners, progress)
             data = data or prepare_data(config, progress)
             config = config.model_copy(update={"model": placed.model, "train": placed.train})
             accelerator = accelerator_on(config.model.device, config.train.precision)
             tokens = shared.tokens if shared is not None else tokenize(config, data, progress, folder)
             _keep_data(config, data, folder, progress)
+            if start := getattr(config.method, "from_adapter", ""):
+                folder.refuse_another_start(Path(start).expanduser())
+                if what := another_name(Path(start).expanduser(), config.model.path, tokens.source):
+                    progress.warn(what)
             resolved = resolve_run(config, tokens, folder, progress)
             loaded = shared.load(config, folder) if shared else load_base(config, tokens, folder)
             base = measure_base(loaded, folder, progress)
@@ -99,7 +104,7 @@ def _stoppable(folder: RunFolder) -> Iterator[StopRequest]:
 
 
 @contextmanager
-def _begun(config: RunConfig, folder: RunFolder, progress: Progress) -> Iterator[None]:
+def begun(config: RunConfig, folder: RunFolder, progress: Progress) -> Iterator[None]:
     """Write what a run begins with, or resume it. A run that fails before its first step leaves no folder behind."""
     resumes = begin_run(folder, config)
     tidy(folder.path)

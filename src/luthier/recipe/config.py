@@ -15,6 +15,7 @@ from luthier.data.settings import DataConfig
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.methods.base import METHODS, QUANTIZED, Method
 from luthier.models.settings import ModelConfig
+from luthier.recipe.origin import complete
 from luthier.recipe.parse import assign, problems, read_yaml
 from luthier.tasks.base import TASKS, Task
 from luthier.training.settings import TrainConfig
@@ -91,6 +92,7 @@ class RunConfig(Config):
                 assign(data, key, parse_value(text))
             except (yaml.YAMLError, InputError) as error:
                 wrong.append(f"{key[:60]}: {getattr(error, 'problem', None) or error}")
+        complete(data)
         if isinstance(data.get("method"), dict):
             data["method"].setdefault("name", "lora")
         try:

@@ -197,6 +197,17 @@ class RunFolder:
                 fix="restore the base, or start another run with run=ANOTHER_DIR",
             )
 
+    def refuse_another_start(self, adapter: Path) -> None:
+        """Keep a hash of the adapter that the run starts from, or compare. InputError where the adapter is another."""
+        kept = self._environment()
+        files_there = [each for each in sorted(adapter.glob("adapter_*")) if each.is_file()]
+        now = {each.name: files.sha256(each) for each in files_there}
+        if "start" not in kept:
+            self.write_json(self.environment, {**kept, "start": now})
+        elif kept["start"] != now:
+            message = f"method.from_adapter: {adapter} is not the adapter that the run was started from"
+            raise InputError(message, fix="restore it, or start another run with run=ANOTHER_DIR")
+
     def base_hashes(self) -> dict[str, str] | None:
         """A hash of each file of the base, where they are known."""
         return self._environment().get("base")

@@ -62,20 +62,22 @@ def open_backends(
         if beside is None:
             return [first.backend]
         if Path(beside).expanduser().is_dir():
-            return [first.backend, *_local([beside], allow_code, None)]
+            return [first.backend, *_local([beside], allow_code, None, notify)]
         url, name = (beside, None) if is_endpoint(beside) else (first.url, beside)
         return [first.backend, Endpoint(url, name, notify).backend]
     if model is not None:
         raise InputError(f"--model belongs to an endpoint (http://...), and {given} is a folder", fix="leave it out")
     if beside is not None and is_endpoint(beside):
         other = Endpoint(beside, None, notify).backend  # first, because it fails sooner
-        return [*_local([given], allow_code, base), other]
+        return [*_local([given], allow_code, base, notify), other]
     if untuned or beside == "base":
-        return _local([given], allow_code, base, untuned=True)[: 1 if untuned else 2]
-    return _local([given] if beside is None else [given, beside], allow_code, base)
+        return _local([given], allow_code, base, notify, untuned=True)[: 1 if untuned else 2]
+    return _local([given] if beside is None else [given, beside], allow_code, base, notify)
 
 
-def _local(folders: list[str], allow_code: Allow, base: str | None, *, untuned: bool = False) -> list[ChatBackend]:
+def _local(
+    folders: list[str], allow_code: Allow, base: str | None, notify: Callable[[str], None], *, untuned: bool = False
+) -> list[ChatBackend]:
     """Open models in this process, in one batch if they can share it; with `untuned`, their base comes first."""
     from luthier.serving.engine.classifier import Classifier
     from luthier.serving.engine.engine import Engine
@@ -86,7 +88,9 @@ def _local(folders: list[str], allow_code: Allow, base: str | None, *, untuned: 
         if untuned:
             raise InputError(f"{folders[0]} is a classifier: its base has no labels", fix="leave the base out")
         if len(folders) > 1:
-            return [backend for folder in folders for backend in _local([folder], allow_code, base)]
+            return [backend for folder in folders for backend in _local([folder], allow_code, base, notify)]
+        if sources[0].caveat:
+            notify(sources[0].caveat)
         return [ChatBackend(sources[0].name, Classifier(sources[0]).stream)]
     if untuned and sources[0].load is None:
         message = f"{folders[0]} holds full weights: its base is another model"
@@ -96,7 +100,10 @@ def _local(folders: list[str], allow_code: Allow, base: str | None, *, untuned: 
     except InputError:
         if len(folders) == 1:
             raise
-        return [backend for folder in folders for backend in _local([folder], allow_code, base)]
+        return [backend for folder in folders for backend in _local([folder], allow_code, base, notify)]
+    for source in sources:
+        if source.caveat:
+            notify(source.caveat)
     names = [*(["base"] if untuned else []), *(source.name for source in sources)]
     engine = Engine.open(folders, rows=len(names), allow_code=allow_code, base=base)
     return [ChatBackend(name, partial(engine.stream, model=name)) for name in names]

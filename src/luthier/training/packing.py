@@ -13,7 +13,7 @@ def check_packing(task: Task, method: Method) -> None:
     """InputError where rows cannot share a sequence. Cheap: comes before any weights."""
     if task.model_class == "classification":
         raise InputError(f"train.packing: task {task.name} has one answer for each sequence", fix=FIX)
-    if not method.packs:
+    if not method.packs or method.positions:
         why = "puts its tokens in front of a sequence, so only its first row would have them"
         fix = f"{FIX}, or method=prefix, whose keys and values every row sees"
         raise InputError(f"train.packing: method {method.name} {why}", fix=fix)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier.cli.terminal.arguments import AllowCode
+from luthier.cli.terminal.arguments import AllowCode, Base
 
 
 def command(
@@ -14,7 +14,7 @@ def command(
             help="Run, export, adapter or model folder, or an endpoint: http://HOST:PORT/v1.", metavar="RUN"
         ),
     ],
-    base: Annotated[str | None, typer.Option(help="Base of an adapter, instead of the one that it names.")] = None,
+    base: Base = None,
     untuned: Annotated[bool, typer.Option("--untuned", help="Chat with the base model instead.")] = False,
     beside: Annotated[
         str | None, typer.Option(help="Second model, side by side: base, a folder, an endpoint, or a model there.")

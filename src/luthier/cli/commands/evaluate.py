@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier.cli.terminal.arguments import AllowCode, RunArgument
+from luthier.cli.terminal.arguments import AllowCode, Base, Data, RunArgument
 from luthier.core.errors import InputError
 
 
@@ -13,8 +13,14 @@ def command(
     run: RunArgument,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Settings of this evaluation: evaluate.KEY=VALUE.", metavar="[EVALUATE.KEY=VALUE]..."),
+        typer.Argument(
+            help="Settings of this evaluation: evaluate.KEY=VALUE; for an adapter's folder also data.KEY=VALUE, "
+            "task=NAME, run=DIR.",
+            metavar="[EVALUATE.KEY=VALUE]...",
+        ),
     ] = None,
+    base: Base = None,
+    data: Data = None,
     harness: Annotated[
         str | None,
         typer.Option(help="Tasks of lm-evaluation-harness instead, as comma-separated names.", metavar="TASKS"),
@@ -29,14 +35,16 @@ def command(
     starting("evaluate", str(run))
     from luthier.cli.terminal.show_result import show_harness, show_result
     from luthier.pipeline import evaluate as stage
+    from luthier.pipeline.adopt import run_of
 
+    if harness is None and (harness_path or harness_limit):
+        raise InputError("--harness-path and --harness-limit belong to --harness TASKS")
+    run, left = run_of(run, base, data, overrides or [], Terminal(), rows=harness is None)
     if harness is None:
-        if harness_path or harness_limit:
-            raise InputError("--harness-path and --harness-limit belong to --harness TASKS")
-        show_result(stage.evaluate(run, overrides or [], progress=Terminal(), allow_code=consent(allow_code)))
+        show_result(stage.evaluate(run, left, progress=Terminal(), allow_code=consent(allow_code)))
         return
-    if overrides:
-        raise InputError(f"{overrides[0]} has no effect on the harness", fix="leave it out, or leave --harness out")
+    if left:
+        raise InputError(f"{left[0]} has no effect on the harness", fix="leave it out, or leave --harness out")
     tasks = [task.strip() for task in harness.split(",") if task.strip()]
     allowed = consent(allow_code)
     limits: dict[str, Any] = {"folder_of_tasks": harness_path, "limit": harness_limit}

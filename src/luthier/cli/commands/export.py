@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli.terminal.arguments import AllowCode, RunArgument
+from luthier.cli.terminal.arguments import AllowCode, Base, Data, RunArgument
 
 
 def command(
@@ -15,6 +15,8 @@ def command(
     ] = None,
     to: Annotated[str, typer.Option(help="Export format; see luthier list exports.")] = "merged",
     prompts: Annotated[int, typer.Option(min=1, max=10**6, help="Held-out prompts for the parity check.")] = 20,
+    base: Base = None,
+    data: Data = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Write a run in a format for deployment, and check on its held-out prompts that it answers as the run does."""
@@ -22,8 +24,10 @@ def command(
 
     starting("export", f"{run} to {to}")
     from luthier.cli.terminal.show_result import show_export
+    from luthier.pipeline.adopt import run_of
     from luthier.pipeline.export import export
     from luthier.recipe.parse import parse_export
 
     form = parse_export(to, settings or [])
+    run, _ = run_of(run, base, data, progress=Terminal())
     show_export(export(run, form, prompts=prompts, progress=Terminal(), allow_code=consent(allow_code)))

@@ -2,14 +2,20 @@
 
 import typer
 
-from luthier.cli.terminal.arguments import Data, Method, Model, Recipe, Task, opened, split_arguments
+from luthier.cli.terminal.arguments import Data, From, Method, Model, Recipe, Task, opened, split_arguments
 
 
 def command(
-    recipe: Recipe = None, model: Model = None, data: Data = None, method: Method = None, task: Task = None
+    recipe: Recipe = None,
+    model: Model = None,
+    data: Data = None,
+    method: Method = None,
+    task: Task = None,
+    start: From = None,
 ) -> None:
     """Estimate memory and time of a run before any weights are downloaded: exit code 2 if it will not fit."""
-    path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "method": method, "task": task})
+    given = {"model": model, "data": data, "method": method, "task": task, "method.from_adapter": start}
+    path, overrides = split_arguments(recipe or [], given)
     config, terminal = opened("plan", path, overrides)
     from luthier.cli.terminal.progress import show_plan
     from luthier.pipeline.plan import plan as plan_run

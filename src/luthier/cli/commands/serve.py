@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from luthier.cli.terminal.arguments import AllowCode
+from luthier.cli.terminal.arguments import AllowCode, Base
 from luthier.core.errors import InputError
 
 
@@ -16,7 +16,7 @@ def command(
             help="Runs, exports, PEFT adapters or full models; NAME=PATH sets another name.", metavar="RUN..."
         ),
     ],
-    base: Annotated[str | None, typer.Option(help="Base of adapters, instead of the one that they name.")] = None,
+    base: Base = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 selects a free one.")] = 8000,
     api_key: Annotated[

@@ -1,13 +1,19 @@
 """`luthier train`: train a run, or resume it."""
 
-from luthier.cli.terminal.arguments import Data, Method, Model, Recipe, Task, opened, split_arguments
+from luthier.cli.terminal.arguments import Data, From, Method, Model, Recipe, Task, opened, split_arguments
 
 
 def command(
-    recipe: Recipe = None, model: Model = None, data: Data = None, method: Method = None, task: Task = None
+    recipe: Recipe = None,
+    model: Model = None,
+    data: Data = None,
+    method: Method = None,
+    task: Task = None,
+    start: From = None,
 ) -> None:
     """Train. Rerun the same command to resume a stopped run."""
-    path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "method": method, "task": task})
+    given = {"model": model, "data": data, "method": method, "task": task, "method.from_adapter": start}
+    path, overrides = split_arguments(recipe or [], given)
     from luthier.recipe.identity import run_path
 
     config, terminal = opened("train", path, overrides, run_path)

@@ -22,7 +22,11 @@ Recipe = Annotated[
         metavar="[RECIPE] [KEY.PATH=VALUE]...",
     ),
 ]
-Model = Annotated[str | None, typer.Option(help="Base model: folder, hub id, or builtin.")]
+Model = Annotated[str | None, typer.Option("--model", "--base", help="Base model: folder, hub id, or builtin.")]
+From = Annotated[
+    str | None,
+    typer.Option("--from", help="Folder of an adapter, or of a run, to train on; says method and base.", metavar="DIR"),
+]
 Data = Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")]
 Method = Annotated[str | None, typer.Option(help="Fine-tuning method; see luthier list methods.")]
 Task = Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")]
@@ -30,7 +34,11 @@ AllowCode = Annotated[
     bool,
     typer.Option("--allow-code", help="Allow the code and the judge that the run's recipe.yaml names; look first."),
 ]
-RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
+RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, or of an adapter in PEFT's format.", metavar="RUN")]
+Base = Annotated[str | None, typer.Option(help="Base of an adapter, instead of the one that it names.")]
+
+
+TEXTS = ("model", "data", "method.from_adapter")
 
 
 def split_arguments(
@@ -54,7 +62,7 @@ def is_override(argument: str) -> bool:
 def given_options(options: dict[str, str | None]) -> list[str]:
     """Return options as overrides; names and paths are quoted, so that YAML reads them as text."""
     return [
-        f"{key}={json.dumps(value, ensure_ascii=False) if key in ('model', 'data') else value}"
+        f"{key}={json.dumps(value, ensure_ascii=False) if key in TEXTS else value}"
         for key, value in options.items()
         if value is not None
     ]

@@ -35,10 +35,12 @@ def show_result(result: Mapping[str, Any]) -> None:
         _show_forgetting(result)
         if result.get("examples"):
             _show_examples(result["examples"])
-    console.print(
-        f"  {result['steps']} steps in {result['train_seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s; "
+    training = (
+        f"{result['steps']} steps in {result['train_seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s; "
         f"weights of step {result['kept_step']}{' (lowest held-out loss)' if result['kept_best'] else ''}"
     )
+    made = result.get("adopted")
+    console.print(f"  {escape(f'the adapter {made} was made by others') if made else training}")
     if (memory := result.get("memory", {})).get("planned"):
         took = result["time"]
         console.print(

@@ -5,7 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,10 @@ FIX = "give the base that it was trained on; or the file is damaged, then restor
 RESTORE = "restore it from a copy, or retrain"
 SIZES = ("r", "init_r", "target_r", "num_virtual_tokens")
 """Keys of adapter_config.json that say how large its weights are."""
+MOVED = "save it with PEFT's path_initial_model_for_weight_conversion, and it is a plain LoRA"
+"""What to say of an adapter that `moves_base`."""
+HARMLESS = ("merge_weights", "enable_lora")
+"""Keys of the first versions of PEFT that later ones do not read, and that change no result where the weights fit."""
 MOST_COPIES = 100
 """Of parts of the model, in an adapter that repeats some. Each takes time to build."""
 MATCHING = 10.0
@@ -44,13 +51,16 @@ for pattern in patterns:
 """
 
 
-def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
+def load_adapter(model: nn.Module, folder: Path, train_as: Any = None) -> nn.Module:
     """A PeftModel of `model` with the adapter in `folder`; on the meta device without weights, to see if they fit.
 
-    InputError where its weights are not exactly those that its configuration makes on this base. PEFT ignores weights
-    without a place and initializes missing ones, both in silence: the model would answer as the base does.
+    `train_as` is PEFT's configuration with which its weights train on. InputError where they are not exactly those that
+    the configuration makes on this base. PEFT ignores weights without a place and initializes missing ones, both in
+    silence: the model would answer as the base does.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+    from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    from luthier.methods.layers.prefix import from_peft
 
     file, shapes = folder / WEIGHTS, shapes_of(folder)
     empty = next(model.parameters()).is_meta
@@ -58,9 +68,19 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
         refuse_file(file)
     _check_patterns(model, folder / "adapter_config.json")
     try:
-        if empty:
-            with torch.device("meta"):
-                tuned: Any = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
+        # What PEFT warns of here is refused by `shapes_of` or below, or changes nothing.
+        warnings.filterwarnings("ignore", "Unexpected keyword arguments|Found missing adapter keys")
+        config = train_as or PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = train_as is None
+        if config.peft_type == "PREFIX_TUNING":
+            prefixed: nn.Module = from_peft(model, config, None if empty else load_file(file), shapes)
+            return prefixed
+        if empty or train_as:
+            config.base_model_name_or_path = None  # PEFT would warn that this base has another name
+            with torch.device("meta") if empty else nullcontext():
+                tuned: Any = get_peft_model(model, config)
+            if not empty:
+                set_peft_model_state_dict(tuned, load_file(file))
         else:
             tuned = PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # PEFT builds what the file says, and fails in many ways
@@ -69,7 +89,10 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
             raise OutOfMemory(message, fix="a smaller base, or fewer adapters at once") from error
         reason = (str(error).strip() or type(error).__name__).splitlines()
         raise InputError(f"{folder} is not an adapter for this base: {' '.join(reason[:2])}", fix=FIX) from error
-    wanted = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    if train_as and config.is_prompt_learning:  # PEFT would run these through the encoder, which has no numbers here
+        wanted = {"prompt_embeddings": tuned.prompt_encoder["default"].embedding.weight}
+    else:
+        wanted = get_peft_model_state_dict(tuned, save_embedding_layers=False)
     # PEFT adds the embeddings to the file where tokens were added; they are loaded by their own names.
     own = {name.removeprefix("base_model.model."): tuple(tensor.shape) for name, tensor in tuned.state_dict().items()}
     extra = shapes.keys() - wanted.keys()
@@ -86,6 +109,11 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
     if not empty:
         fill(wanted, load_file(file))
     return tuned  # type: ignore[no-any-return]
+
+
+def moves_base(settings: Mapping[str, Any]) -> bool:
+    """Whether PEFT changes the base's own weights when it loads the adapter with this adapter_config.json."""
+    return str(settings.get("init_lora_weights", "")).lower().startswith(("pissa", "olora", "corda", "loftq"))
 
 
 @torch.no_grad()
@@ -146,6 +174,7 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
     if settings.get("peft_type") == "XLORA":
         message = f"{file}: an X-LoRA adapter opens other adapters that it names, which may be pickles"
         raise InputError(message, fix="give one of the adapters that it is made of")
+    _refuse_unknown(settings, file)
     shapes = shapes_in(weights, RESTORE)
     largest = max(map(math.prod, shapes.values()), default=0)
     numbers = dict(settings)
@@ -162,6 +191,22 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
     if isinstance(copies, list) and len(copies) > MOST_COPIES:
         raise InputError(f"{file}: layer_replication has {len(copies)} parts, which no model has", fix=RESTORE)
     return shapes
+
+
+def _refuse_unknown(settings: Mapping[str, Any], file: Path) -> None:
+    """InputError where a kind, or a key with a value, is unknown to PEFT, which drops such keys with a warning only."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, __version__
+
+    kind = str(settings.get("peft_type"))
+    found: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)  # type: ignore[call-overload]
+    newer = f"install the PEFT that wrote it ({settings.get('peft_version') or 'newer'})"
+    if found is None:
+        message = f"{file}: peft_type {kind} is no kind of adapter that PEFT {__version__} knows"
+        raise InputError(message, fix=newer)
+    known = {each.name for each in fields(found)} | {*HARMLESS, "peft_version"}
+    if odd := sorted(key for key, value in settings.items() if key not in known and value):
+        message = f"{file}: PEFT {__version__} does not know {odd[0]}={str(settings[odd[0]])[:80]}, and would ignore it"
+        raise InputError(message, fix=f"{newer}; or remove the key there, if the adapter computes the same without")
 
 
 def _check_patterns(model: nn.Module, file: Path) -> None:

@@ -9,6 +9,9 @@ survive. Here a child of the attention hooks its call instead: what passes as th
 prefix in front, so the real cache holds real tokens only, and the mask grows on the left. Nothing else has to know.
 """
 
+import inspect
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,6 +35,7 @@ class PrefixKVConfig(TunerConfig):
     init_std: float = 0.02  # standard deviation of the start
     prefix_dropout: float = 0.0  # share of the prefix dropped in training
     gate: str = "none"  # none, mean (over the sequence) or token
+    shifted: bool = False  # positions of the text begin behind the prefix, as in PEFT's prefix tuning
 
 
 class PrefixedCache:
@@ -85,6 +89,10 @@ class PrefixLayer(TunerLayer):
         # Kept in a list: as an attribute it would be a child, and its weights would be listed once per layer.
         self.root = [tuner.model]
         self.hooks.append(target.module.register_forward_pre_hook(self._before_attention, with_kwargs=True))
+        if target.config.shifted and self.place.layer == 0:
+            if "position_ids" not in inspect.signature(tuner.model.forward).parameters:
+                raise ValueError("this architecture takes no positions, so a text cannot begin behind the prefix")
+            self.hooks.append(tuner.model.register_forward_pre_hook(self._shift, with_kwargs=True))
 
     def fill(self, adapter: str, config: Any) -> None:
         size = sum(heads * width for heads, width in self.sides)
@@ -122,6 +130,21 @@ class PrefixLayer(TunerLayer):
             gate = pooled_gate(self.held("pgate")[name], hidden, "mean")[..., None]  # [B, 1, 1, 1]
             keys, values = keys * gate, values * gate
         return keys, values
+
+    def _shift(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Let positions of the text begin behind the prefix: learned positions, and the angles of queries to P_k."""
+        length = sum(self.settings[name].length for name in self.live() if self.settings[name].shifted)
+        if not length:
+            return None
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            given = [*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+            entered, cache = next(each for each in given if each is not None), kwargs.get("past_key_values")
+            past = cache.get_seq_length() if cache is not None else 0
+            positions = torch.arange(past, past + entered.shape[1], device=entered.device)[None]
+            if kwargs.get("attention_mask") is None:  # else transformers looks for packed rows in the positions
+                kwargs["attention_mask"] = positions.new_ones(entered.shape[0], past + entered.shape[1])
+        return args, {**kwargs, "position_ids": positions + length}
 
     def _before_attention(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         names = self.live()
@@ -191,3 +214,28 @@ def flat_state(model: Any) -> dict[str, Tensor]:
     state = {name: value for name, value in model.state_dict().items() if not any(part in name for part in mlp)}
     layers = {name: module for name, module in model.named_modules() if isinstance(module, PrefixLayer)}
     return state | {f"{n}.{each.namespace}kv.default": each.flat("default").detach() for n, each in layers.items()}
+
+
+@torch.no_grad()
+def from_peft(model: nn.Module, theirs: Any, stored: Mapping[str, Tensor] | None, shapes: Mapping[str, Any]) -> Any:
+    """A PeftModel of `model` with the prefix that PEFT's own prefix tuning trained; without weights if none are stored.
+
+    Its prompt_embeddings are [length, layers * 2 * heads * head size], keys before values in each layer. PEFT hands
+    them over as a cache that is full already, so the text's positions begin behind them. Raises ValueError if the
+    shape is another.
+    """
+    from peft import get_peft_model
+
+    length, mode = theirs.num_virtual_tokens, theirs.inference_mode
+    own = PrefixKVConfig(length=length, shifted=True, task_type=theirs.task_type, inference_mode=mode)
+    with nullcontext() if stored is not None else torch.device("meta"):
+        tuned: Any = get_peft_model(model, own)  # type: ignore[arg-type, unused-ignore]
+    layers = [module for module in tuned.modules() if isinstance(module, PrefixLayer)]
+    sizes = [sum(heads * width for heads, width in layer.sides) for layer in layers]
+    if dict(shapes) != (wanted := {"prompt_embeddings": (length, sum(sizes))}):
+        raise ValueError(f"its weights are {dict(shapes)}, and a prefix of this model is {wanted}")
+    if stored is not None:
+        for layer, part in zip(layers, torch.split(stored["prompt_embeddings"], sizes, dim=1), strict=True):
+            kv = layer.held("kv")["default"]
+            kv.copy_(part.to(kv))
+    return tuned

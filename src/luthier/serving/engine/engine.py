@@ -68,6 +68,8 @@ class Engine:
         """Serve the models in these folders (NAME=PATH or PATH). Adapters share one base, `base` if given."""
         sources = [source_of(each, allow_code, base) for each in given]
         refuse_mixture(sources)
+        for caveat in {source.caveat: None for source in sources if source.caveat}:
+            progress.warn(caveat)
         models = call_apart(lambda: open_models(sources, progress, dtype=dtype))
         return cls(models, rows=rows, waiting=waiting)
 

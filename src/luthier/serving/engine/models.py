@@ -154,7 +154,7 @@ def _prefix_state(model: Any) -> PrefixState | None:
         return None
     layers = [module for module in model.modules() if isinstance(module, PrefixLayer)]
     both = [layer.halves(layer.flat("default")) for layer in layers]
-    if settings.gate != "none" or len(both) != model.config.num_hidden_layers:
+    if settings.gate != "none" or settings.shifted or len(both) != model.config.num_hidden_layers:
         return None
     dtype = model.get_input_embeddings().weight.dtype
     return PrefixState(keys=[each[0].to(dtype) for each in both], values=[each[1].to(dtype) for each in both])

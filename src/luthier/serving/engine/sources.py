@@ -11,13 +11,14 @@ from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.core.resources import refuse_closed
 from luthier.core.shell import shell_line
-from luthier.methods.layers.loading import load_adapter, shapes_of, without_pickle
+from luthier.methods.layers.loading import MOVED, load_adapter, moves_base, shapes_of, without_pickle
 from luthier.models.gguf import gguf_file, unpacked
-from luthier.models.load import architecture
+from luthier.models.load import architecture, locate
 from luthier.models.settings import ModelConfig
 from luthier.models.targets import in_head
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
+from luthier.recipe.origin import another_name, base_of
 from luthier.runs.folder import RunFolder
 from luthier.tasks.base import TASKS
 
@@ -35,6 +36,7 @@ class ModelSource:
     load: Callable[[nn.Module], nn.Module] | None = None  # Loads the adapter onto the base; None for a full model
     check: Callable[[str], None] = lambda _: None  # Raises InputError if another base is in that folder
     labels: Callable[[str], tuple[str, ...]] | None = None  # Of a classifier, whose base is in that folder
+    caveat: str = ""  # That the base has another name than the adapter's own
 
 
 def named(given: str) -> tuple[str, Path]:
@@ -93,23 +95,26 @@ def _run(name: str, path: Path, allow_code: Allow) -> ModelSource:
 def _adapter(name: str, path: Path, base: str | None) -> ModelSource:
     refuse_closed(path)
     settings = read_object(path / "adapter_config.json")
-    base = base or settings.get("base_model_name_or_path")
-    if not base:
-        message = f"{path}/adapter_config.json names no base (base_model_name_or_path)"
-        raise InputError(message, fix="name it: --base BASE")
+    base = base_of(path, base)
     task = str(settings.get("task_type") or "CAUSAL_LM")
     if task not in ("CAUSAL_LM", "SEQ_CLS"):
         what = f"{path} is an adapter of neither a language model nor a classifier (task_type {task})"
         raise InputError(what, fix="give an adapter with task_type CAUSAL_LM or SEQ_CLS")
     path = without_pickle(path)
     shapes = shapes_of(path)  # before the base is loaded; vLLM would also read a pickle in this folder
-    own = path if (path / "tokenizer_config.json").is_file() else Path(base).expanduser()
+    if moves_base(settings):
+        message = f"{path}: init_lora_weights={settings['init_lora_weights']} changes the base, which others share"
+        raise InputError(message, fix=f"{MOVED}; or {shell_line('luthier', 'export', path, '--to', 'merged')}")
     kind = str(settings.get("peft_type", "adapter")).lower()
-    config = ModelConfig(path=str(base))
+    config = ModelConfig(path=base)
+    found = locate(config)
+    own = path if (path / "tokenizer_config.json").is_file() else Path(found)
+    caveat = another_name(path, base, found)
     # The last layer of its head has an output for each label; without a head the adapter is for the base's own.
     heads = [shape[0] for key, shape in shapes.items() if in_head(key) and len(shape) == 2 and "lora_" not in key]
     labels = partial(_names, count=min(heads, default=None)) if task == "SEQ_CLS" else None
-    return ModelSource(name, path, config, kind, path, own, lambda model: load_adapter(model, path), labels=labels)
+    attach = partial(load_adapter, folder=path)
+    return ModelSource(name, path, config, kind, path, own, attach, labels=labels, caveat=caveat)
 
 
 def _names(source: str, count: int | None = None) -> tuple[str, ...]:
