@@ -22,7 +22,7 @@ class LayerNorm(PeftMethod):
 
     paper, typical_share = "2312.11420", 0.000089
     family = "selective"
-    suggested_lr, suggested_lr_encoder = 3e-3, 3e-3
+    suggested_lr = 9e-3
 
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import LNTuningConfig
