@@ -122,7 +122,7 @@ CASES: list[tuple[str, list[str], list[str], list[str] | None]] = [
         "llama",
         ["method=peft", "method.type=boft", "method.boft_blok_size=4", "method.boft_dropout=much", "method.bias=all"],
         [
-            "method.boft_blok_size: type boft has no such field (did you mean 'boft_block_size'?); known are boft_block",
+            "method.boft_blok_size: type boft has no such field (did you mean 'boft_block_size'?); known are bias, boft_",
             "method.boft_dropout: should be a valid number, not 'much'",
             "method.bias: trains the base's own biases",
         ],

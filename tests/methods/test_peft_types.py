@@ -38,7 +38,7 @@ TYPES: dict[str, dict[str, Any]] = {
     "miss": {"r": 4},
     "peanut": {"r": 4},
     "psoft": {"r": 4},
-    "pvera": {"r": 8},
+    "pvera": {"r": 64},
     "randlora": {"r": 4, "randlora_alpha": 8},
     "road": {"group_size": 8},
     "shadow": {"r": 4, "shadow_dropout": 0.0},
@@ -87,6 +87,33 @@ CHECKS: dict[str, Callable[..., None]] = {
     "g": promises.test_4_generation_with_a_cache_is_generation_without,
     "h": promises.test_a_decoder_classifies_with_its_head_and_padding_changes_nothing,
 }
+
+
+def table(found: dict[tuple[str, str], set[str]]) -> list[str]:
+    """Lines of the table of docs/methods.md: for each type where it has a place, and the promises kept everywhere."""
+    lines = ["| type | not on | kept | not kept |", "|---|---|---|---|"]
+    for name in TYPES:
+        kinds = [kind for kind in ARCHITECTURES if (name, kind) not in NO_PLACE]
+        marks = {kind: found.get((f"peft ({name})", kind), set()) for kind in kinds}
+        kept, lost = "", []
+        for promise in ("1", *CHECKS):
+            over = [kind for kind in kinds if promise not in "cpkgh" or kind in DECODERS]
+            missing = [kind for kind in over if promise not in marks[kind]]
+            if promise == "1" and name in BESIDE:
+                lost.append(f"1: {BESIDE[name]}")
+            elif (name, promise) in FAILS:
+                lost.append(f"{promise}: {FAILS[name, promise]}")
+            elif promise == "5" and missing and all("-" in marks[kind] for kind in missing):
+                lost.append(f"5: {UNMERGEABLE.get(name, 'merges only where the layers have biases')}")
+            elif missing:
+                lost.append(f"{promise}: not tested on {', '.join(missing)}")
+            else:
+                kept += promise
+        away = ", ".join(kind for kind in ARCHITECTURES if kind not in kinds)
+        lines.append(f"| `{name}` | {away} | {kept} | {'; '.join(lost)} |")
+    lines += ["", "Refused:", "", *(f"- `{name}` {why}" for name, why in REFUSED.items())]
+    return lines
+
 
 RATES = {"pvera": 0.1, "unilora": 0.1, "trainable_tokens": 0.1}
 

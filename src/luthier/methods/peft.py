@@ -10,7 +10,6 @@ same, for its fields, defaults and learning rate are tuned.
 """
 
 import dataclasses
-from contextlib import nullcontext
 from functools import lru_cache
 from textwrap import fill
 from typing import Any, ClassVar, Self, get_type_hints
@@ -209,7 +208,11 @@ class Peft(TargetedMethod):
             raise InputError(message, fix=f"luthier explain method.type={self.type}, or method=lora") from error
 
     def building(self, model: Model) -> Context:
-        return nullcontext() if self.type in ON_CPU else super().building(model)
+        import torch
+
+        return (
+            torch.device("cpu") if self.type in ON_CPU and next(model.parameters()).is_meta else super().building(model)
+        )
 
     def caveat(self, model: Model) -> str:
         notes = [super().caveat(model)] if self.type not in ELSEWHERE else []
