@@ -228,6 +228,7 @@ def kept(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
 
 FOUND: dict[tuple[str, str], str] = {}
 """(architecture, method) -> why it is refused, or empty: `--architectures-table FILE` makes the page from it."""
+TYPES_BEGIN = "<!-- types of PEFT, made by make methods-table: begin -->"
 ARCHITECTURES_BEGIN = "<!-- made by make architectures-table: begin -->"
 
 
@@ -298,7 +299,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if page := session.config.getoption("--architectures-table"):
         _insert(Path(page), ARCHITECTURES_BEGIN, _architectures_table())
     if page := session.config.getoption("--methods-table"):
+        from tests.methods import test_peft_types
+
         _insert(Path(page), BEGIN, _methods_table())
+        _insert(Path(page), TYPES_BEGIN, test_peft_types.table(PROMISES))
 
 
 def _insert(page: Path, begin: str, lines: list[str]) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from luthier.cli.terminal.arguments import split_arguments
 from luthier.core.errors import InputError
+from luthier.methods.base import METHODS
 from tests.conftest import alpaca_rows, luthier
 from tests.processes import Command
 
@@ -37,6 +38,24 @@ def test_help_answers_within_a_second_and_loads_no_torch() -> None:
         assert line.endswith("HEAVY"), line
         fastest = min(fastest, float(line.split()[1]))
     assert "demo" in out and "train" in out and fastest < 1.0
+
+
+def test_methods_are_listed_by_class_and_types_of_peft_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = luthier("list", "methods").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    heads = ["additive: adapters", "additive: soft prompts", "selective", "reparametrization", "hybrid", "other"]
+    found = {each["name"]: each["family"] for each in json.loads(luthier("list", "methods", "--json").stdout)}
+    assert found.keys() == set(METHODS.names()) and set(found.values()) == set(heads)
+    places = [shown.index(f"\n\n{head}\n") for head in heads]
+    assert places == sorted(places)
+    for name, family in found.items():
+        part = shown[places[heads.index(family)] :].removeprefix("\n\n").split("\n\n")[0]
+        assert f"\n{name} " in part
+    assert "boft" in luthier("explain", "method", "peft").stdout
+    assert "method.boft_block_size = 4" in luthier("explain", "method.type=boft").stdout
+    assert "did you mean 'boft'?" in luthier("explain", "method.type=bof").stderr
+    assert "luthier list methods --json" in luthier("list", "tasks", "--json").stderr
 
 
 def test_a_run_from_the_command_line_alone(

@@ -103,6 +103,50 @@ CASES: list[tuple[str, list[str], list[str], list[str] | None]] = [
         ["method oft cannot turn transformer.h.0.attn.c_attn, which is a Conv1D", "method=lora"],
         None,
     ),
+    *[
+        (
+            "gpt2",
+            [f"method={name}"],
+            [f"method {name} cannot adapt transformer.h.0.attn.c_attn, which is a Conv1D"],
+            None,
+        )
+        for name in ("loha", "lokr")
+    ],
+    (
+        "llama",
+        ["method=peft", "method.type=boft", "method.boft_block_size=7"],
+        ["method peft: in_features (32) must be divisible by boft_block_size (7)"],
+        ["method.boft_block_size=8"],
+    ),
+    (
+        "llama",
+        ["method=peft", "method.type=boft", "method.boft_blok_size=4", "method.boft_dropout=much", "method.bias=all"],
+        [
+            "method.boft_blok_size: type boft has no such field (did you mean 'boft_block_size'?); known are bias, boft_",
+            "method.boft_dropout: should be a valid number, not 'much'",
+            "method.bias: trains the base's own biases",
+        ],
+        None,
+    ),
+    ("llama", ["method=peft"], ["method.type: is needed"], ["method.type=miss", "method.r=4"]),
+    ("llama", ["method=peft", "method.type=bft"], ["has no type 'bft' (did you mean 'boft'?); choose one of: "], None),
+    ("llama", ["method=peft", "method.type=LoRA"], ["LoRA is a method of its own here: method=lora"], None),
+    ("llama", ["method=peft", "method.type=ln_tuning"], ["method=layernorm"], None),
+    ("llama", ["method=peft", "method.type=xlora"], ["method.type: xlora mixes adapters that were trained"], None),
+    ("llama", ["method=peft", "method.type=trainable_tokens"], ["needs the ids", "method.token_indices=[5,6]"], None),
+    (
+        "llama",
+        ["method=peft", "method.type=shadow", "method.shadow_model=someone/model"],
+        ["method.shadow_model: opens a model that it names"],
+        None,
+    ),
+    (
+        "llama",
+        ["method=peft", "method.type=miss", "model.quantize=nf4"],
+        ["method peft cannot train a quantized base"],
+        None,
+    ),
+    ("qwen2", ["method=peft", "method.type=adaption_prompt"], ["Unsupported model type"], None),
     (
         "llama",
         ["method=bitfit"],

@@ -46,10 +46,10 @@ def test_1_step_zero_is_the_base_and_2_only_the_method_trains(name: str, kind: s
     plain, x = base(kind), ids(kind)
     tuner, model = attached(name, kind)
     difference = (logits(model, x) - logits(plain, x)).abs().max()
-    if tuner.name in NOT_THE_BASE:
+    if {tuner.name, name} & {*NOT_THE_BASE}:
         assert difference > 1e-6, "virtual tokens take part from the first step"
     else:
-        assert difference < (1e-5 if name == "pissa" else 1e-7)
+        assert difference < STARTS.get(name, 1e-7)
     kept(name, kind, "1")
 
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -81,6 +81,9 @@ def fingerprint(model: Any, names: set[str]) -> dict[str, str]:
 
 ROUNDED = {"pissa": 2e-6, "p_tuning (lstm)": 1e-6}
 """What is kept in another form than it was trained in, equal but for rounding: a LoRA of twice the rank, a prompt."""
+
+STARTS = {"pissa": 1e-5}
+"""Bound on the logits at step 0 against the base's, where the start is computed and rounds."""
 
 RATES = {"ia3": 0.1, "full": 5e-3, "freeze": 1e-2, "prompt": 0.1, "p_tuning": 0.05, "p_tuning (lstm)": 0.05}
 

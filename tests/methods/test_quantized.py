@@ -66,6 +66,7 @@ REFUSED = {
     "freeze": "cannot train a quantized base",
     "pissa": "needs the unpacked weights of the base",
     "lora (bias)": "trains the base's own biases",
+    **dict.fromkeys(("loha", "lokr", "peft (boft)"), "cannot train a quantized base"),
 }
 WORKING = [name for name in SPECS if name not in REFUSED]
 CELLS = [

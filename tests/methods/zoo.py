@@ -41,6 +41,10 @@ SPECS: dict[str, dict[str, Any]] = {
     "ia3": {},
     "vera": {"rank": 8},
     "oft": {"block": 8},
+    "loha": {"rank": 4},
+    "lokr": {"rank": 4},
+    "layernorm": {},
+    "peft (boft)": {"type": "boft", "boft_block_size": 4},
 }
 
 NO_T5 = "does not work on the encoder-decoder t5"
@@ -50,7 +54,8 @@ REFUSALS = {
         for name in SPECS
         if name.split(" ")[0] in ("prefix", "p_tuning_v2", "prompt", "p_tuning", "mam", "unipelt")
     },
-    ("oft", "gpt2"): "is a Conv1D and not an nn.Linear",
+    **{(name, "gpt2"): "is a Conv1D and not an nn.Linear" for name in ("oft", "loha", "lokr")},
+    ("peft (boft)", "gpt2"): r"Target module Conv1D.* is not supported",
 }
 """(method, architecture) -> the words it is refused with. Everything else must work."""
 

@@ -11,8 +11,8 @@ from luthier.planning.advisor.candidates import preset_of
 from luthier.recipe.config import RunConfig
 from luthier.training.settings import TrainConfig
 
-SAME_AS_PRESETS = {"adapter"}
-"""Methods that stand for nothing but their presets: houlsby and pfeiffer say which adapter it is."""
+SAME_AS_PRESETS = {"adapter", "peft"}
+"""Methods that a name alone does not say: houlsby and pfeiffer say which adapter it is, and peft needs a type."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,11 @@ class Plugin(Config):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__module__.rpartition(".")[2]
 
+    @classmethod
+    def more_help(cls, topic: str = "") -> list[str]:
+        """Lines that `luthier explain` shows behind the fields, or only these about a `topic`."""
+        return []
+
     def spec(self) -> dict[str, Any]:
         """The plugin as a recipe block, `name` first."""
         return {"name": self.name, **self.model_dump(mode="json")}

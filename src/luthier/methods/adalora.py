@@ -31,6 +31,7 @@ class AdaLoRA(TargetedMethod):
     """Low-rank updates that share one budget of ranks."""
 
     paper, typical_share = "2303.10512", 0.0132
+    family = "reparametrization"
     suggested_lr, suggested_lr_encoder = 1e-3, 2e-3
     aliases: ClassVar = {
         **TARGET_ALIASES,

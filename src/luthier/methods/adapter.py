@@ -21,6 +21,7 @@ class Adapter(PeftMethod):
     """Bottlenecks after attention and feed-forward, or the latter only."""
 
     paper, typical_share = "1902.00751", 0.0111
+    family = "additive: adapters"
     suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
     mergeable, tries = False, True
     aliases: ClassVar = {"bottleneck_size": "size", "adapter_size": "size", "non_linearity": "activation"}

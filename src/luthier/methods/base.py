@@ -42,6 +42,12 @@ def split_names(value: object) -> object:
 TARGET_ALIASES = {"target_modules": "targets", "layers_to_transform": "layers"}
 
 
+Branch: TypeAlias = Literal[
+    "additive: adapters", "additive: soft prompts", "selective", "reparametrization", "hybrid", "other"
+]
+"""Class in the taxonomy of Lialin et al. 2023, arXiv 2303.15647, in the order of lists."""
+
+
 class Method(Plugin):
     """A way to make a pretrained model trainable. Only `attach` must be written, and how weights are kept."""
 
@@ -49,6 +55,8 @@ class Method(Plugin):
 
     paper: ClassVar[str] = ""
     """arXiv id of the source."""
+    family: ClassVar[Branch] = "other"
+    """New weights beside the base's, some of its own, or a smaller form of their change; hybrid: several of these."""
     suggested_lr: ClassVar[float] = 1e-4
     """Peak learning rate of a decoder when the recipe gives none; see `learning_rate`."""
     suggested_lr_encoder: ClassVar[float | None] = None
@@ -205,6 +213,11 @@ class PeftMethod(Method):
         """PEFT's configuration of this method for `model`."""
         raise NotImplementedError
 
+    def building(self, model: Model) -> Context:
+        """Where PEFT builds the adapter: without memory, as `model` is, or as usual."""
+        place = next(model.parameters()).device
+        return place if place.type == "meta" else nullcontext()
+
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:
         _refuse_second(model, self.name)
         tuned = self._started(model, steps, classify) if self.from_adapter else self._begun(model, steps, classify)
@@ -221,9 +234,8 @@ class PeftMethod(Method):
     def _begun(self, model: Model, steps: int, classify: bool) -> Model:
         from peft import TaskType, get_peft_model
 
-        place = next(model.parameters()).device
         try:
-            with place if place.type == "meta" else nullcontext():
+            with self.building(model):
                 config = self.peft_config(model, steps)
                 config.task_type = TaskType.SEQ_CLS if classify else TaskType.CAUSAL_LM
                 if classify and getattr(config, "exclude_modules", "") is None:  # the head trains as a whole
@@ -381,7 +393,7 @@ class PromptMethod(PeftMethod):
     """A method that puts `length` trained embeddings in front of the text."""
 
     mergeable = packs = encoder_decoder = False
-    tries = True
+    tries, family = True, "additive: soft prompts"
 
     @property
     def positions(self) -> int:
@@ -419,6 +431,7 @@ class PrefixMethod(PeftMethod):
 
     mergeable = encoder_decoder = False
     tries = True
+    family: ClassVar[Branch] = "additive: soft prompts"
 
     def as_saved(self, model: Model) -> tuple[State | None, dict[str, Any]]:
         from luthier.methods.layers.prefix import flat_state

@@ -26,6 +26,7 @@ class BitFit(PeftMethod):
     """Bias terms only."""
 
     paper, typical_share = "2106.10199", 0.000056
+    family = "selective"
     suggested_lr, suggested_lr_encoder = 3e-3, 2e-3
 
     terms: Terms = "all"

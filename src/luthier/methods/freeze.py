@@ -22,6 +22,7 @@ class Freeze(WholeMethod):
 
     suggested_lr, suggested_lr_encoder = 5e-5, 1e-4
     typical_share = 0.0604
+    family = "selective"
 
     layers: Annotated[int, Field(ge=-10_000, le=10_000)] = 2
     """How many layers train: the last ones, or below zero the first ones."""

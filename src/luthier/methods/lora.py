@@ -50,6 +50,7 @@ class LoRA(TargetedMethod):
     """Low-rank updates of chosen linear layers."""
 
     paper, typical_share = "2106.09685", 0.0175
+    family = "reparametrization"
     suggested_lr, suggested_lr_encoder = 2e-4, 5e-4
     aliases: ClassVar = {
         **TARGET_ALIASES,

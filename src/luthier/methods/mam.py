@@ -20,6 +20,7 @@ class MAM(PrefixMethod):
     """Prefix and scaled parallel adapter together."""
 
     paper, typical_share = "2110.04366", 0.0030
+    family = "hybrid"
     suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
 
     length: Size = 16

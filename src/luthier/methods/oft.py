@@ -17,12 +17,14 @@ from pydantic import Field
 from luthier.core.errors import InputError
 from luthier.core.registry import Share
 from luthier.methods.base import TARGET_ALIASES, Model, State, TargetedMethod
+from luthier.models.targets import refuse_conv1d
 
 
 class OFT(TargetedMethod):
     """Orthogonal rotations of the weights."""
 
     paper, typical_share = "2306.07280", 0.0077
+    family = "reparametrization"
     suggested_lr, suggested_lr_encoder = 5e-4, 1e-3
     lr_by_width = False
     aliases: ClassVar = {**TARGET_ALIASES, "oft_block_size": "block"}
@@ -33,10 +35,7 @@ class OFT(TargetedMethod):
     """Share of the blocks left as they are during training."""
 
     def check_layers(self, layers: State) -> None:
-        for name, layer in layers.items():
-            if not hasattr(layer, "in_features"):
-                message = f"method oft cannot turn {name}, which is a {type(layer).__name__} and not an nn.Linear"
-                raise InputError(message, fix="method=lora")
+        refuse_conv1d(layers, "method oft cannot turn")
         common = gcd(*(layer.in_features for layer in layers.values()))
         for name, layer in layers.items():
             if layer.in_features % self.block:

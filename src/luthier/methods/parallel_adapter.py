@@ -20,6 +20,7 @@ class ParallelAdapter(PeftMethod):
     """A bottleneck beside the feed-forward."""
 
     paper, typical_share = "2110.04366", 0.0056
+    family = "additive: adapters"
     suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
     mergeable, tries = False, True
     aliases: ClassVar = {"scaling": "scale", "bottleneck_size": "size"}

@@ -21,6 +21,7 @@ class UniPELT(PrefixMethod):
     """Gated prefix, adapter and LoRA together."""
 
     paper, typical_share = "2110.07577", 0.0056
+    family = "hybrid"
     suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
 
     length: Size = 10

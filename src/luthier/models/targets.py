@@ -163,6 +163,25 @@ def check_rank(layers: dict[str, Any], rank: int, setting: Callable[[int], str] 
         raise InputError(f"method.rank: {rank} is more than the {smallest} of layer {narrowest}", fix=fix)
 
 
+def refuse_conv1d(layers: dict[str, Any], why: str) -> None:
+    """InputError where one of the `layers` is GPT-2's Conv1D; `why` says which method cannot do what with it."""
+    for name, layer in layers.items():
+        if not hasattr(layer, "in_features"):
+            message = f"{why} {name}, which is a {type(layer).__name__} and not an nn.Linear"
+            raise InputError(message, fix="method=lora")
+
+
+def norms(model: Any) -> list[str]:
+    """Names of the norms of the language model: modules of a class called so whose only weights are vectors."""
+    text, found = text_part(model), []
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters())
+        vectors = own.keys() <= {"weight", "bias"} and all(weight.ndim == 1 for weight in own.values())
+        if own and vectors and "norm" in type(module).__name__.lower() and name.startswith(text) and not in_head(name):
+            found.append(name)
+    return found
+
+
 def read_as_experts(model: Any) -> frozenset[str]:
     """Names that PEFT's LoRA takes for the fused experts of this model, though plain layers are called so as well."""
     # An adapter of those would be saved under other names. Goes when PEFT tells them apart (seen in 0.21.2).

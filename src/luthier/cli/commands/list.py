@@ -12,8 +12,12 @@ def command(
             help="methods, tasks, formats, evaluations, exports, optimizers, listeners, filetypes, data or models."
         ),
     ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the methods as JSON.")] = False,
 ) -> None:
     """List the names of a kind, each with a description."""
-    from luthier.cli.terminal.explain import listing
+    from luthier.cli.terminal.explain import listing, methods_as_json
+    from luthier.core.errors import InputError
 
-    typer.echo(listing(kind))
+    if as_json and kind.removesuffix("s") != "method":
+        raise InputError(f"--json lists methods, not {kind}", fix="luthier list methods --json")
+    typer.echo(methods_as_json() if as_json else listing(kind))

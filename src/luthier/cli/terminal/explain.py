@@ -7,18 +7,19 @@ import shlex
 import shutil
 import sys
 import textwrap
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from luthier.builtin import data_names
 from luthier.core.errors import InputError, did_you_mean
 from luthier.core.registry import Config, Family, NameOf, word_for_none
+from luthier.core.strict_json import to_json
 from luthier.core.strict_yaml import parse_value
 from luthier.data.file_types.base import FILE_TYPES
 from luthier.evaluation.metrics.base import EVALUATIONS
 from luthier.exports.base import EXPORTS
-from luthier.methods.base import METHODS, QUANTIZED, Method
+from luthier.methods.base import METHODS, QUANTIZED, Branch, Method
 from luthier.recipe.config import FAMILIES, RunConfig
 from luthier.training.listeners.base import LISTENERS
 from luthier.training.optimizers.base import OPTIMIZERS
@@ -88,23 +89,38 @@ def listing(kind: str) -> str:
 
 
 def _methods() -> str:
-    """Return the methods as a table, then names that are presets of a method."""
+    """Return the methods as tables, one for each class of the taxonomy, then names that are presets of a method."""
     lines = [f"{'method':<17}{'paper':<12}{'share':>7}  {'merges':<7}{'quant.':<7}tasks"]
-    for name in METHODS.names():
-        found = METHODS.get(name)
-        head = (
-            f"{name:<17}{found.paper or '-':<12}{_share(found.typical_share):>7}  {_yes(found.mergeable):<7}"
-            f"{_yes(found.quantized_base):<7}{'all' if found.encoder_decoder else 'no T5':<7}"
-        )
-        lines.append(_row(head, _first_line(found)))
+    every = {name: METHODS.get(name) for name in METHODS.names()}
+    for branch in get_args(Branch):
+        lines += ["", branch]
+        for name, found in every.items():
+            if found.family == branch:
+                head = (
+                    f"{name:<17}{found.paper or '-':<12}{_share(found.typical_share):>7}  {_yes(found.mergeable):<7}"
+                    f"{_yes(found.quantized_base):<7}{'all' if found.encoder_decoder else 'no T5':<7}"
+                )
+                lines.append(_row(head, _first_line(found)))
     lines += ["", "also called", *(_row(f"{name:<17}", _meaning("method", name)) for name in METHODS.presets)]
     lines += [
         "",
         "share    trained parameters of Qwen2-0.5B with the method's defaults",
         "quant.   trains on a base in 8 or 4 bit (model.quantize)",
         "tasks    all: chat, complete and classify; no T5: not on encoder-decoders",
+        "classes  of Lialin et al. 2023, arXiv 2303.15647",
     ]
     return "\n".join(lines)
+
+
+def methods_as_json() -> str:
+    """Return the same facts as JSON: a list with one object for each method."""
+    facts = ("family", "paper", "typical_share", "mergeable", "quantized_base", "encoder_decoder")
+    every = {name: METHODS.get(name) for name in METHODS.names()}
+    made = [
+        {"name": name, **{fact: getattr(found, fact) for fact in facts}, "summary": _first_line(found)}
+        for name, found in every.items()
+    ]
+    return to_json(made, indent=2)
 
 
 def _meaning(kind: str, preset: str) -> str:
@@ -118,7 +134,7 @@ def _meaning(kind: str, preset: str) -> str:
 
 
 def _share(share: float) -> str:
-    return f"{share:.2%}" if share >= 0.0001 else f"{share:.3%}"
+    return "varies" if not share else f"{share:.2%}" if share >= 0.0001 else f"{share:.3%}"
 
 
 def _yes(value: bool) -> str:
@@ -128,6 +144,8 @@ def _yes(value: bool) -> str:
 def explanation(kind: str, name: str) -> str:
     """Return idea, formula, paper and fields of one plugin, or the fields of one block of a recipe."""
     singular = kind.removesuffix("s") if kind.removesuffix("s") in KINDS else kind
+    if kind.startswith("method.type="):
+        return "\n".join(METHODS.get("peft").more_help(kind.partition("=")[2]))
     if singular in KINDS:
         family = KINDS[singular]
         if not name:
@@ -140,14 +158,19 @@ def explanation(kind: str, name: str) -> str:
             lines += ["", *([f"Paper: https://arxiv.org/abs/{found.paper}"] if found.paper else [])]
             encoder = found.suggested_lr_encoder or found.suggested_lr
             lines += [
-                f"Trains: {_share(found.typical_share)} of Qwen2-0.5B with the defaults",
+                f"Class: {found.family}",
+                *(
+                    [f"Trains: {_share(share)} of Qwen2-0.5B with the defaults"]
+                    if (share := found.typical_share)
+                    else []
+                ),
                 f"Default learning rate: {found.suggested_lr:g}, on encoders {encoder:g}",
                 f"Merges into the base: {_yes(found.mergeable)}",
                 f"Base in 8 or 4 bit (model.quantize): {_yes(found.quantized_base)}",
                 f"Encoder-decoders such as T5: {_yes(found.encoder_decoder)}",
             ]
         prefix = {"evaluation": "", "export": "", "format": "data.format."}.get(singular, f"{singular}.")
-        return "\n".join([*lines, "", _fields(found, prefix)]).rstrip()
+        return "\n".join([*lines, "", _fields(found, prefix), *found.more_help()]).rstrip()
     if kind not in RunConfig.model_fields:
         return _by_name(kind)
     if kind not in BLOCKS:

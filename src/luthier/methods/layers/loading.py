@@ -174,6 +174,9 @@ def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:
     if settings.get("peft_type") == "XLORA":
         message = f"{file}: an X-LoRA adapter opens other adapters that it names, which may be pickles"
         raise InputError(message, fix="give one of the adapters that it is made of")
+    if settings.get("shadow_model", "mirror") != "mirror":
+        message = f"{file}: shadow_model makes PEFT open another model, which Luthier does not do"
+        raise InputError(message, fix="an adapter whose shadow_model is mirror")
     _refuse_unknown(settings, file)
     shapes = shapes_in(weights, RESTORE)
     largest = max(map(math.prod, shapes.values()), default=0)
