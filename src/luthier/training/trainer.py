@@ -149,6 +149,7 @@ class Trainer:
         """Take the next step, or leave it out; returns its line of metrics.jsonl. Where it raises, nothing changed."""
         state, began, before = self.state, time.perf_counter(), random_state()
         index, found = state["step"] + 1, None
+        self.method.before_step(self.raw, index, self.settings.seed)
         try:
             while found is None:
                 parts = self._cut(rows)
