@@ -181,7 +181,8 @@ class PeftMethod(Method):
 
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
         tuned = super().check(model, classify=classify, quantize=quantize, steps=steps)
-        if self.tries:
+        # T5's head for labels has no kernel without numbers; where its layers are is known.
+        if self.tries and not getattr(model.config, "is_encoder_decoder", False):
             from luthier.models.module_map import try_without_numbers
 
             try:

@@ -30,6 +30,10 @@ AllowCode = Annotated[
     bool,
     typer.Option("--allow-code", help="Allow the code and the judge that the run's recipe.yaml names; look first."),
 ]
+DropLayers = Annotated[
+    int,
+    typer.Option(min=0, max=65_536, help="Lowest blocks whose bottleneck adapters are left out (AdapterDrop)."),
+]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
 
 

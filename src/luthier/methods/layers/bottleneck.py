@@ -52,7 +52,9 @@ class PHM(nn.Module):
     def __init__(self, size_in: int, size_out: int, n: int) -> None:
         super().__init__()
         if odd := [size for size in (size_in, size_out) if size % n]:
-            raise ValueError(f"phm={n} must divide the model's width and the bottleneck's, and does not divide {odd[0]}")
+            raise ValueError(
+                f"phm={n} must divide the model's width and the bottleneck's, and does not divide {odd[0]}"
+            )
         self.rule = nn.Parameter(torch.randn(n, n, n) * 1e-4)  # as the authors' code: nearly a no-op
         self.left, self.right = (nn.Parameter(torch.empty(n, size // n)) for size in (size_in, size_out))
         for matrix in (self.left, self.right):  # Glorot's uniform start of each s_i [in / n, 1] and t_i [1, out / n]

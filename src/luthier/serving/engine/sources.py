@@ -1,7 +1,7 @@
 """Sources of served models: a Luthier run, an adapter in PEFT's format, or a full model in transformers' format."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.core.resources import refuse_closed
 from luthier.core.shell import shell_line
+from luthier.methods.layers.bottleneck import drop_lowest
 from luthier.methods.layers.loading import load_adapter, shapes_of, without_pickle
 from luthier.models.gguf import gguf_file, unpacked
 from luthier.models.settings import ModelConfig
@@ -33,11 +34,22 @@ class ModelSource:
     check: Callable[[str], None] = lambda _: None  # Raises InputError if another base is in that folder
 
 
-def source_of(given: str, allow_code: Allow = False, base: str | None = None) -> ModelSource:
+def source_of(given: str, allow_code: Allow = False, base: str | None = None, drop_layers: int = 0) -> ModelSource:
     """Read NAME=PATH or PATH; InputError if it cannot be served or contains code that is not allowed.
 
-    `base` is the base model of an adapter, instead of the one that it names.
+    `base` is the base model of an adapter, instead of the one that it names. `drop_layers` leaves the bottlenecks of so
+    many of its lowest blocks out.
     """
+    source = _source_of(given, allow_code, base)
+    if not drop_layers:
+        return source
+    load = source.load
+    if load is None:
+        raise InputError(f"--drop-layers {drop_layers}: {source.path} holds no adapter", fix="leave it out")
+    return replace(source, load=lambda model: drop_lowest(load(model), drop_layers, str(source.path)))
+
+
+def _source_of(given: str, allow_code: Allow, base: str | None) -> ModelSource:
     named = not Path(given).expanduser().is_dir()  # a folder whose name contains = is a folder
     name, equals, rest = given.partition("=") if named else (given, "", "")
     path = Path(rest if equals else given).expanduser()
