@@ -1,4 +1,4 @@
-"""What PEFT sees of prefixes and bottlenecks, alone and together: prefix tuning, adapters and their fusion, MAM, UniPELT."""
+"""What PEFT sees of prefixes and bottlenecks, alone and together: prefixes, adapters, their fusion, MAM, UniPELT."""
 
 import math
 from collections.abc import Collection

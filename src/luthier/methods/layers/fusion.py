@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.methods.layers.bottleneck import (
+    PHM,
     AfterOutput,
     AroundBertOutput,
     AroundBlock,
@@ -29,8 +30,6 @@ from luthier.methods.layers.bottleneck import (
 from luthier.methods.layers.loading import RESTORE, WEIGHTS, shapes_of
 from luthier.models.files import refuse_file
 
-PART = ("size", "activation", "scale", "learned_scale", "phm")
-"""Settings of a bottleneck that a fused one keeps."""
 FIX = "method.adapters: runs or adapter folders that pfeiffer, houlsby, compacter or parallel_adapter left on this base"
 OWN = "base_model.model."
 """What stands before a module's name in an adapter's file."""
@@ -41,36 +40,38 @@ class FusionConfig(BottleneckConfig):
     """The adapters that are fused."""
 
     adapters: list[str] | None = None  # folders that they are read from, at the start only
-    parts: list[dict[str, Any]] | None = None  # settings of each (`PART`)
+    sizes: list[int] | None = None  # width of each
+    activations: list[str] | None = None  # non-linearity of each
 
     def to_dict(self) -> dict[str, Any]:
         # A saved fusion holds its adapters' weights, and does not need their folders again.
         return {**super().to_dict(), "adapters": None}  # type: ignore[no-untyped-call]
 
 
-class Part(nn.Module):
-    """One of the fused adapters: d(u), [..., H] -> [..., H]. It never trains, and drops nothing."""
+class UpProjections(nn.Module):
+    """The up projections of the fused adapters, side by side: weight [H, sum of the widths], bias [N, H]."""
 
-    def __init__(self, settings: dict[str, Any], hidden: int) -> None:
+    def __init__(self, sizes: list[int], hidden: int) -> None:
         super().__init__()
-        config = BottleneckConfig(**settings)
-        self.down, self.up = projections(config, hidden)
-        self.act, self.factor = ACT2FN[config.activation], config.scale
-        self.scale = nn.Parameter(torch.full((1,), float(config.scale))) if config.learned_scale else None
+        self.sizes = sizes
+        self.weight = nn.Parameter(torch.zeros(hidden, sum(sizes)))
+        self.bias = nn.Parameter(torch.zeros(len(sizes), hidden))
 
-    def forward(self, u: Tensor) -> Tensor:
-        made: Tensor = self.up(self.act(self.down(u)))
-        return made * (self.factor if self.scale is None else self.scale)
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        """[..., width] of each adapter -> [..., N, H]."""
+        each = zip(parts, self.weight.split(self.sizes, dim=1), self.bias, strict=True)
+        return torch.stack([nn.functional.linear(h, weight, bias) for h, weight, bias in each], dim=-2)
 
 
 class Fused(Bottleneck):
     """The fused delta; subclasses say where it is added."""
 
-    containers: ClassVar = dict.fromkeys(("part", "query", "key", "value"), nn.ModuleDict)
+    containers: ClassVar = dict.fromkeys(("down", "up", "query", "key", "value"), nn.ModuleDict)
 
     def fill(self, adapter: str, config: Any) -> None:
         hidden = self.model_config.hidden_size
-        self.held("part")[adapter] = nn.ModuleList(Part(settings, hidden) for settings in config.parts)
+        self.held("down")[adapter] = nn.Linear(hidden, sum(config.sizes))
+        self.held("up")[adapter] = UpProjections(config.sizes, hidden)
         for short in ("query", "key"):
             linear = self.held(short)[adapter] = nn.Linear(hidden, hidden)
             nn.init.normal_(linear.weight, std=0.02)
@@ -81,7 +82,8 @@ class Fused(Bottleneck):
 
     def set_adapter(self, *args: Any, **kwargs: Any) -> None:
         super().set_adapter(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self.held("part").requires_grad_(False)
+        for short in ("down", "up"):
+            self.held(short).requires_grad_(False)
 
     def weights(self, name: str, u: Tensor, made: Tensor) -> Tensor:
         """How much each adapter counts for each token: u [..., H], made [..., N, H] -> [..., N]."""
@@ -89,9 +91,11 @@ class Fused(Bottleneck):
         return torch.softmax((key @ query[..., None])[..., 0].float(), dim=-1)
 
     def delta(self, name: str, u: Tensor) -> Tensor:
-        value = self.held("value")[name]
+        config, value = self.settings[name], self.held("value")[name]
         x = u.to(value.weight.dtype)
-        made = torch.stack([part(x) for part in self.held("part")[name]], dim=-2)  # [..., N, H]
+        parts = self.held("down")[name](x).split(config.sizes, dim=-1)
+        acts = [ACT2FN[activation] for activation in config.activations]
+        made = self.held("up")[name]([act(part) for act, part in zip(acts, parts, strict=True)])  # [..., N, H]
         shares = self.weights(name, x, made)
         # V is linear: it is applied once, to the sum, in place of once for each adapter.
         return value((shares[..., None].to(made.dtype) * made).sum(-2)).to(u.dtype)  # type: ignore[no-any-return]
@@ -119,10 +123,10 @@ def penalty(model: nn.Module) -> Tensor:
 def read_parts(config: FusionConfig, model: nn.Module) -> None:
     """Fill in place and settings from the folders that `config` names. InputError where they cannot be fused.
 
-    Without folders it must hold the settings already, as a saved fusion does: ValueError if not.
+    Without folders it must hold the settings already, as a saved fusion does.
     """
     if not config.adapters:
-        if not config.parts:
+        if not config.sizes:
             raise InputError("method fusion: it has no adapters to fuse", fix=FIX)
         return
     folders = [_folder(given) for given in config.adapters]
@@ -146,30 +150,48 @@ def read_parts(config: FusionConfig, model: nn.Module) -> None:
             raise InputError(f"method fusion: {what}", fix="adapters with the same place and drop")
     config.place, config.reads = all_settings[0]["place"], all_settings[0]["reads"]
     config.target_modules, config.layers_to_transform = all_settings[0]["target_modules"], None
-    config.parts = [{key: settings[key] for key in PART if key in settings} for settings in all_settings]
+    config.sizes = [settings["size"] for settings in all_settings]
+    config.activations = [settings["activation"] for settings in all_settings]
 
 
+@torch.no_grad()
 def load_parts(config: FusionConfig, model: nn.Module, adapter: str) -> None:
-    """Read the weights of the adapters that `config` names. InputError where they do not fit this base."""
+    """Read the weights of the adapters that `config` names. InputError where they do not fit this base.
+
+    They never train, so factors are multiplied into the up projection, and sums of Kronecker products are carried out.
+    """
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, Fused)]
     for number, folder in enumerate(map(_folder, config.adapters or ())):
-        own = {}
-        for name, layer in layers:
-            for key, parameter in layer.held("part")[adapter][number].named_parameters():
-                short, dot, rest = key.partition(".")
-                own[f"{OWN}{name}.bottleneck_{short}{dot}{rest}"] = parameter
+        own: Any = BottleneckConfig.from_pretrained(str(folder))
+        # One bottleneck takes in the weights of each place in turn.
+        down, up = projections(own, layers[0][1].model_config.hidden_size)
+        template = nn.ModuleDict({"down": down, "up": up})
+        if own.learned_scale:
+            template.register_parameter("scale", nn.Parameter(torch.ones(1)))
+        wanted = {
+            f"{OWN}{name}.bottleneck_{key}": each for name, _ in layers for key, each in template.state_dict().items()
+        }
         shapes = {name: shape for name, shape in shapes_of(folder).items() if ".bottleneck_" in name}
-        odd = own.keys() ^ shapes.keys() or {name for name in own if tuple(own[name].shape) != shapes[name]}
+        odd = wanted.keys() ^ shapes.keys() or {name for name in wanted if tuple(wanted[name].shape) != shapes[name]}
         if odd:
             what = f"{len(odd)} of its weights do not fit this base, among them {min(odd)}"
             raise InputError(f"method fusion: {folder}: {what}", fix=FIX)
-        if any(parameter.is_meta for parameter in own.values()):
+        if layers[0][1].held("down")[adapter].weight.is_meta:
             continue
         refuse_file(folder / WEIGHTS)
-        stored = load_file(folder / WEIGHTS)
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(stored[name])
+        stored, start = load_file(folder / WEIGHTS), sum((config.sizes or [])[:number])
+        span = slice(start, start + own.size)
+        for name, layer in layers:
+            template.load_state_dict({key: stored[f"{OWN}{name}.bottleneck_{key}"] for key in template.state_dict()})
+            scale = getattr(template, "scale", own.scale)
+            into, back = layer.held("down")[adapter], layer.held("up")[adapter]
+            into.weight[span], into.bias[span] = _matrix(down), down.bias
+            back.weight[:, span], back.bias[number] = _matrix(up) * scale, up.bias * scale
+
+
+def _matrix(projection: Any) -> Tensor:
+    """[out, in]."""
+    return projection.matrix().T if isinstance(projection, PHM) else projection.weight  # type: ignore[no-any-return]
 
 
 def _folder(given: str) -> Path:
