@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from luthier.core.errors import InputError
+from luthier.kernels.apply import checkpoint_layers
 from luthier.methods.base import METHODS
 from luthier.methods.layers.bottleneck import PHM, Bottleneck, drop_lowest
 from luthier.methods.layers.fusion import Fused
@@ -41,9 +42,6 @@ def test_compacter_is_a_sum_of_kronecker_products_with_one_rule() -> None:
     _, model = attached("compacter", "llama")
     rules = {id(part.rule) for part in model.modules() if isinstance(part, PHM)}
     assert len(rules) == 1
-    _, other = attached("compacter", "llama", seed=4)
-    rule = next(part.rule for part in model.modules() if isinstance(part, PHM))
-    assert not torch.equal(rule, next(part.rule for part in other.modules() if isinstance(part, PHM)))
 
 
 @pytest.mark.parametrize(("settings", "words"), [({"phm": 3}, "phm=3 must divide"), ({"drop": 2}, "leaves no adapter")])
@@ -72,14 +70,12 @@ def test_the_backward_pass_ends_above_the_layers_left_out(checkpointing: bool) -
         tuner = METHODS.parse({"name": "pfeiffer", "size": 8, **spec})
         model: Any = tuner.attach(base("llama"), steps=5).train()
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_layers(model)
         seed = next(s for s in range(99) if step is None or _sits_out(tuner, model, s))
         tuner.before_step(model, 1, seed)
         grown: list[bool] = []
         layers = model.get_base_model().model.layers
-        handles = [
-            each.register_forward_hook(lambda _m, _a, out: grown.append(_first(out).requires_grad)) for each in layers
-        ]
+        handles = [each.register_forward_hook(partial(_note, grown)) for each in layers]
         loss(model, ids("llama")).backward()
         assert grown[:2] == [False, True]
         gradients = {each.block: each.held("up")["default"].weight.grad is not None for each in bottlenecks(model)}
@@ -97,8 +93,8 @@ def _sits_out(tuner: Any, model: Any, seed: int) -> bool:
     return bottlenecks(model)[0].sits_out
 
 
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+def _note(grown: list[bool], _module: Any, _inputs: Any, output: Any) -> None:
+    grown.append((output[0] if isinstance(output, tuple) else output).requires_grad)
 
 
 def test_dropped_for_use_is_as_if_the_lowest_had_never_been() -> None:
@@ -172,7 +168,7 @@ def test_fusion_says_which_adapter_does_not_fit(tmp_path: Path) -> None:
         ((one, saved("llama", "lora", name="lora")), r"is no bottleneck adapter \(lora\)"),
         ((one, saved("llama", "houlsby", name="houlsby")), "different places: place is pfeiffer"),
         ((one, saved("llama", "dropped", drop=1)), "adapters in different layers"),
-        ((saved("gpt2", "gpt2"),), "do not fit this base"),
+        ((saved("gpt2", "gpt2"),), "not found in the base model"),
     ):
         with pytest.raises(InputError, match=words):
             METHODS.parse({"name": "fusion", "adapters": adapters}).check(empty("llama"))
@@ -189,7 +185,7 @@ def test_runs_are_fused_evaluated_without_low_layers_and_served_when_their_sourc
 
     def run(name: str, *own: str) -> Path:
         common = [f"model={model_folder('qwen2')}", f"data={data}", f"run={tmp_path / name}", "train.steps=4"]
-        common += ["train.lr=0.01", "data.validation=4", "evaluate.before=false", "evaluate.generate=0"]
+        common += ["train.lr=0.01", "data.validation=0.2", "evaluate.before=false", "evaluate.generate=0"]
         train(RunConfig.load(None, [*common, *own]))
         return tmp_path / name
 

@@ -227,8 +227,8 @@ def drop_lowest(model: Any, lowest: int, name: str) -> Any:
     InputError where it holds no bottlenecks, or where none would be left.
     """
     layers = [module for module in model.modules() if isinstance(module, Bottleneck)]
-    kinds = {str(config.peft_type) for config in getattr(model, "peft_config", {}).values()}
-    if not layers or kinds - {"BOTTLENECK", "FUSION"}:
+    kinds = {config.peft_type for config in getattr(model, "peft_config", {}).values()}
+    if not layers or not all(kind in ("BOTTLENECK", "FUSION") for kind in kinds):
         what = "is no adapter whose lowest layers can be left out"
         raise InputError(f"--drop-layers {lowest}: {name} {what}", fix="leave it out; it is for adapters and fusion")
     blocks = {module.block for module in layers if module.block is not None}
