@@ -45,7 +45,7 @@ class FusionConfig(BottleneckConfig):
 
     def to_dict(self) -> dict[str, Any]:
         # A saved fusion holds its adapters' weights, and does not need their folders again.
-        return {**super().to_dict(), "adapters": None}  # type: ignore[no-untyped-call]
+        return {**super().to_dict(), "adapters": None}
 
 
 class UpProjections(nn.Module):
@@ -59,7 +59,7 @@ class UpProjections(nn.Module):
 
     def forward(self, parts: list[Tensor]) -> Tensor:
         """[..., width] of each adapter -> [..., N, H]."""
-        each = zip(parts, self.weight.split(self.sizes, dim=1), self.bias, strict=True)
+        each = zip(parts, torch.split(self.weight, self.sizes, dim=1), self.bias, strict=True)
         return torch.stack([nn.functional.linear(h, weight, bias) for h, weight, bias in each], dim=-2)
 
 
@@ -81,7 +81,7 @@ class Fused(Bottleneck):
             value.weight.fill_(1e-6).fill_diagonal_(1.0)
 
     def set_adapter(self, *args: Any, **kwargs: Any) -> None:
-        super().set_adapter(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super().set_adapter(*args, **kwargs)
         for short in ("down", "up"):
             self.held(short).requires_grad_(False)
 
@@ -155,7 +155,7 @@ def read_parts(config: FusionConfig, model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def load_parts(config: FusionConfig, model: nn.Module, adapter: str) -> None:
+def load_parts(config: Any, model: nn.Module, adapter: str) -> None:
     """Read the weights of the adapters that `config` names. InputError where they do not fit this base.
 
     They never train, so factors are multiplied into the up projection, and sums of Kronecker products are carried out.
@@ -191,7 +191,7 @@ def load_parts(config: FusionConfig, model: nn.Module, adapter: str) -> None:
 
 def _matrix(projection: Any) -> Tensor:
     """[out, in]."""
-    return projection.matrix().T if isinstance(projection, PHM) else projection.weight  # type: ignore[no-any-return]
+    return projection.matrix().T if isinstance(projection, PHM) else projection.weight
 
 
 def _folder(given: str) -> Path:
