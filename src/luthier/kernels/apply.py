@@ -67,8 +67,8 @@ def checkpoint_layers(model: Any, **kwargs: bool) -> None:
 
     `kwargs` are those of torch.utils.checkpoint.
     """
-    # Reentrant checkpointing drops gradients where the inputs need none, which is so under every adapter. Without it they
-    # need none: transformers 5.23 makes the embeddings need one all the same, and below the first trained weight the
-    # backward pass would go on for nothing.
+    # Reentrant checkpointing drops gradients where the inputs need none, which is so under every adapter. Without it
+    # they need none: transformers 5.23 makes the embeddings need one all the same, and below the first trained weight
+    # the backward pass would go on for nothing.
     model.activation_checkpointing_enable({"use_reentrant": False, **kwargs})
     model.disable_input_require_grads()
