@@ -21,7 +21,7 @@ from luthier.evaluation.metrics.base import metrics_of
 from luthier.methods.base import METHODS, PRESETS
 from luthier.planning.advisor.question import seconds_of
 from luthier.recipe.config import RunConfig
-from tests.methods.zoo import SPECS, base
+from tests.methods.zoo import SPECS, base, method
 
 SHARED = [name for name in SPECS if "(" not in name]
 
@@ -41,7 +41,7 @@ def test_training_on_a_shared_base_leaves_the_base_as_it_was(name: str) -> None:
     assert torch.equal(own(input_ids=ids).logits, resident(input_ids=ids).logits)
     storages = {p.untyped_storage().data_ptr() for p in resident.parameters()}
     assert all(p.untyped_storage().data_ptr() in storages for p in own.parameters()), "nothing is copied"
-    model = METHODS.parse({"name": name, **SPECS[name]}).attach(own, steps=10)
+    model = method(name).attach(own, steps=10)
     untie(model, resident)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.5)

@@ -31,6 +31,7 @@ from tests.methods.zoo import (
     loss,
     method,
     peft_names,
+    settings_of,
     shake,
 )
 
@@ -46,6 +47,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "p_tuning": {"length": 6, "hidden": 8},
     "p_tuning (lstm)": {"length": 6, "hidden": 8},
     **{n: {"size": 4} for n in ("houlsby", "pfeiffer", "adapter (output)", "parallel_adapter", "scaled_parallel")},
+    **{n: {"size": 4} for n in ("pfeiffer (drop)", "pfeiffer (robust drop)", "compacter", "compacter_pp")},
     **{n: {"rank": 2} for n in ("lora", "rslora", "dora", "lora_plus")},
     "pissa": {"rank": 2, "alpha": 2.0},
     "adalora": {"rank": 3, "target_rank": 1},
@@ -69,7 +71,7 @@ ALONE_LIVE = {
 
 def finished(name: str, kind: str, folder: Path, seed: int, **settings: Any) -> tuple[Method, Tensor]:
     """Save an adapter that was moved by `seed`: (method, logits of a model that holds it alone)."""
-    tuner = METHODS.parse({"name": name.split(" ", maxsplit=1)[0], **SPECS[name], **settings})
+    tuner = METHODS.parse({"name": name.split(" ", maxsplit=1)[0], **settings_of(name, kind), **settings})
     torch.manual_seed(seed)
     model = tuner.attach(base(kind), steps=20, classify=classifies(kind)).eval()
     shake(model, seed=seed)
@@ -190,7 +192,8 @@ def family(name: str) -> str:
 FAMILIES: dict[str, list[str]] = {}
 for _name in peft_names():
     FAMILIES.setdefault(family(_name), []).append(_name)
-AROUND, INSIDE = ("pfeiffer", "parallel_adapter", "scaled_parallel"), ("houlsby", "adapter (output)")
+AROUND = ("pfeiffer", "pfeiffer (drop)", "pfeiffer (robust drop)", "parallel_adapter", "scaled_parallel")
+INSIDE = ("houlsby", "adapter (output)", "compacter", "compacter_pp")
 """Adapters around the feed-forward block, and those at its last layer."""
 
 

@@ -35,14 +35,14 @@ pytestmark = pytest.mark.matrix
 @pytest.mark.parametrize(("name", "kind"), [pytest.param(*cell, id="-".join(cell)) for cell in REFUSALS])
 def test_a_refusal_says_why_before_any_weights(name: str, kind: str, kept: Any) -> None:
     with pytest.raises(InputError, match=REFUSALS[name, kind]):
-        method(name).check(empty(kind), classify=classifies(kind))
+        method(name, kind).check(empty(kind), classify=classifies(kind))
     kept(name, kind, "R")
 
 
 @pytest.mark.parametrize(("name", "kind"), cells())
 def test_1_step_zero_is_the_base_and_2_only_the_method_trains(name: str, kind: str, kept: Any) -> None:
     """1: equal logits at the start, or the paper says otherwise. 2: the base is frozen, the head trains."""
-    method(name).check(empty(kind), classify=classifies(kind))
+    method(name, kind).check(empty(kind), classify=classifies(kind))
     plain, x = base(kind), ids(kind)
     tuner, model = attached(name, kind)
     difference = (logits(model, x) - logits(plain, x)).abs().max()
@@ -82,7 +82,7 @@ def fingerprint(model: Any, names: set[str]) -> dict[str, str]:
 ROUNDED = {"pissa": 2e-6, "p_tuning (lstm)": 1e-6}
 """What is kept in another form than it was trained in, equal but for rounding: a LoRA of twice the rank, a prompt."""
 
-STARTS = {"pissa": 1e-5}
+STARTS = {"pissa": 1e-5, "compacter": 1e-6, "compacter_pp": 1e-6}
 """Bound on the logits at step 0 against the base's, where the start is computed and rounds."""
 
 RATES = {"ia3": 0.1, "full": 5e-3, "freeze": 1e-2, "prompt": 0.1, "p_tuning": 0.05, "p_tuning (lstm)": 0.05}

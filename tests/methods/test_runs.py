@@ -15,7 +15,7 @@ from luthier.methods.base import TRAINING
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from tests.conftest import alpaca_rows, review_rows, write_jsonl
-from tests.methods.zoo import SPECS, cells, method
+from tests.methods.zoo import SPECS, cells, fused, method
 from tests.training.test_training import StopAt, curve, same
 
 pytestmark = pytest.mark.matrix
@@ -30,6 +30,8 @@ ENCODED = ("prefix", "p_tuning", "p_tuning (lstm)", "mam (mlp)")
 
 def start(name: str, kind: str, model: Path, data: Path, run: Path, progress: Progress = SILENT) -> None:
     settings = dict(SPECS[name])
+    if name == "fusion":
+        settings["adapters"] = ",".join(fused(kind, model))
     if "dropout" in type(method(name)).model_fields:
         settings["dropout"] = 0.2
     overrides = [

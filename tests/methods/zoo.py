@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +33,11 @@ SPECS: dict[str, dict[str, Any]] = {
     "adapter (output)": {"place": "output", "size": 8},
     "parallel_adapter": {"size": 8},
     "scaled_parallel": {"size": 8, "learned_scale": True},
+    "pfeiffer (drop)": {"size": 8, "drop": 1},
+    "pfeiffer (robust drop)": {"size": 8, "drop": 1, "drop_each_step": True},
+    "compacter": {"size": 8},
+    "compacter_pp": {"size": 8},
+    "fusion": {},
     "lora": {"rank": 4},
     "lora (bias)": {"rank": 4, "bias": "lora_only"},
     "rslora": {"rank": 4},
@@ -59,12 +69,33 @@ REFUSALS = {
 }
 """(method, architecture) -> the words it is refused with. Everything else must work."""
 
-NOT_THE_BASE = ("prefix", "p_tuning_v2", "prompt", "p_tuning", "mam", "unipelt")
-"""Methods that start beside the base, as their papers do: virtual tokens take part from the first step."""
+NOT_THE_BASE = ("fusion", "prefix", "p_tuning_v2", "prompt", "p_tuning", "mam", "unipelt")
+"""Methods that start beside the base, as their papers do: virtual tokens, or trained adapters, take part at once."""
 
 
-def method(name: str) -> Method:
-    return METHODS.parse({"name": name.split(" ", maxsplit=1)[0], **SPECS[name]})
+def settings_of(name: str, kind: str) -> dict[str, Any]:
+    """The method's settings on an architecture; of fusion with two adapters of it to fuse."""
+    return SPECS[name] | ({"adapters": list(fused(kind))} if name == "fusion" else {})
+
+
+def method(name: str, kind: str = "llama") -> Method:
+    return METHODS.parse({"name": name.split(" ", maxsplit=1)[0], **settings_of(name, kind)})
+
+
+@cache
+def fused(kind: str, model: Path | None = None) -> tuple[str, ...]:
+    """Folders of two adapters of different widths on the base, or on that in the folder `model`."""
+    import transformers as t
+
+    root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    for number in (1, 2):
+        tuner = METHODS.parse({"name": "pfeiffer", "size": 4 * number})
+        auto = t.AutoModelForSequenceClassification if classifies(kind) else t.AutoModelForCausalLM
+        tuned = tuner.attach(auto.from_pretrained(model) if model else base(kind), steps=1, classify=classifies(kind))
+        shake(tuned, spread=0.2, seed=number)
+        tuner.save(tuned, root / str(number))
+    return tuple(str(root / str(number)) for number in (1, 2))
 
 
 def test_no_method_and_no_preset_is_left_out() -> None:
@@ -117,7 +148,7 @@ def ids(kind: str, rows: int = 2, length: int = 7) -> Tensor:
 
 
 def attached(name: str, kind: str, *, seed: int = 3, model: Any = None, **options: Any) -> tuple[Method, nn.Module]:
-    tuner = method(name)
+    tuner = method(name, kind)
     torch.manual_seed(seed)
     classify = classifies(kind) or bool(options.get("classify"))
     made = base(kind, classify=classify) if model is None else model

@@ -16,7 +16,7 @@ from luthier.core.errors import Busy, ConfigError, InputError
 from luthier.methods.base import METHODS
 from luthier.runs.folder import RunFolder
 from tests.conftest import ROOT
-from tests.methods.zoo import SPECS, method
+from tests.methods.zoo import SPECS, fused, method
 from tests.reliability.conftest import LORA, Heard, Start
 
 AFTER = ["result.json", "adapter", "model", "predictions.jsonl", "loss.png", "report.html"]
@@ -46,10 +46,12 @@ def test_no_method_is_left_out() -> None:
 
 @pytest.mark.matrix(name=9)  # test_runs stops and resumes each method, too
 @pytest.mark.parametrize("name", SPECS)
-def test_every_method_goes_on_bit_for_bit(name: str, start: Start, tmp_path: Path) -> None:
+def test_every_method_goes_on_bit_for_bit(name: str, start: Start, shelf: Path, tmp_path: Path) -> None:
     """With the model's and the method's dropout, packing where it can be, accumulation, in the middle of an epoch."""
     tuner = method(name)
     own = [f"method={name.split(' ', maxsplit=1)[0]}", *(f"method.{key}={value}" for key, value in SPECS[name].items())]
+    if name == "fusion":
+        own.append(f"method.adapters={','.join(fused('llama', shelf / 'model'))}")
     own += ["method.dropout=0.1"] * ("dropout" in type(tuner).model_fields) + [f"train.packing={tuner.packs}"]
     start(tmp_path / "whole", *own)
     run = killed_behind(tmp_path / "whole", 3, tmp_path / "killed")

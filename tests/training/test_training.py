@@ -204,3 +204,25 @@ def test_a_loss_that_is_no_number_stops_before_it_spoils_the_weights(
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(Diverged, match=r"step 1: .*the step was not taken"):
         start(broken, data, tmp_path / "run", "evaluate.before=false")
+
+
+def test_gradient_checkpointing_is_on_where_the_recipe_says_so(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers alone cannot tell: they are the same."""
+    from luthier.training import trainer
+
+    seen: list[bool] = []
+    gradient = trainer.Loop.gradient
+
+    def watched(loop: Any, *args: Any) -> Any:
+        seen.append(any(getattr(module, "gradient_checkpointing", False) for module in loop.model.modules()))
+        return gradient(loop, *args)
+
+    monkeypatch.setattr(trainer.Loop, "gradient", watched)
+    data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(8))
+    for on in (True, False):
+        own = [f"model={model_folder('llama')}", f"data={data}", f"run={tmp_path / str(on)}", "train.steps=1"]
+        own += [f"train.gradient_checkpointing={on}", "data.validation=none", "evaluate.before=false"]
+        train(RunConfig.load(None, own))
+    assert seen == [True, False]

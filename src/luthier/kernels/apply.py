@@ -60,3 +60,15 @@ def check_compile(device: str) -> None:
     except Exception as error:  # whatever a missing or broken compiler makes of it
         fix = "a C++ compiler (g++, or the one that CXX names) for a CPU, Triton for a GPU; or train.compile=false"
         raise InputError(f"train.compile: torch.compile does not work here: {first_line(error)}", fix=fix) from error
+
+
+def checkpoint_layers(model: Any, **kwargs: bool) -> None:
+    """Keep only the input of each layer for the backward pass, which computes the rest again (gradient checkpointing).
+
+    `kwargs` are those of torch.utils.checkpoint.
+    """
+    # Reentrant checkpointing drops gradients where the inputs need none, which is so under every adapter. Without it
+    # they need none: transformers 5.23 makes the embeddings need one all the same, and below the first trained weight
+    # the backward pass would go on for nothing.
+    model.activation_checkpointing_enable({"use_reentrant": False, **kwargs})
+    model.disable_input_require_grads()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -129,6 +130,9 @@ class Method(Plugin):
         """A scalar tensor to add to the loss of every step (AdaLoRA's orthogonality), or None."""
         return None
 
+    def before_step(self, model: Model, index: int, seed: int) -> None:
+        """Called before optimizer step `index` (from 1) of the run with `seed`: what a step draws follows from both."""
+
     def after_step(self, model: Model, index: int) -> None:
         """Called after each optimizer step, while gradients are still there."""
 
@@ -198,7 +202,8 @@ class PeftMethod(Method):
 
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
         tuned = super().check(model, classify=classify, quantize=quantize, steps=steps)
-        if self.tries:
+        # T5's head for labels has no kernel without numbers; where its layers are is known.
+        if self.tries and not getattr(model.config, "is_encoder_decoder", False):
             from luthier.models.module_map import try_without_numbers
 
             try:
@@ -342,6 +347,31 @@ class PeftMethod(Method):
             raise CannotMerge(f"method {self.name}: {first_line(error)}. Deploy the adapter beside its base") from error
 
 
+class DroppingMethod(PeftMethod):
+    """Bottlenecks that may be left out of the lowest blocks (AdapterDrop)."""
+
+    mergeable, tries = False, True
+
+    drop: Place = 0
+    """AdapterDrop: so many of the lowest blocks get no adapter, which makes training and use faster."""
+    drop_each_step: bool = False
+    """Robust AdapterDrop: every block gets one, and each step leaves out those of the lowest 0 to `drop` blocks."""
+
+    def before_step(self, model: Model, index: int, seed: int) -> None:
+        if self.drop_each_step:
+            from luthier.methods.layers.bottleneck import sit_out
+
+            sit_out(model, Random(f"drop:{seed}:{index}").randint(0, self.drop))
+
+    def bottleneck_config(self, model: Model, **settings: Any) -> Any:
+        """PEFT's configuration, of this method's own fields and further `settings`."""
+        from luthier.methods.layers.bottleneck import BottleneckConfig, blocks_above
+
+        own = self.model_dump(exclude={"drop", "drop_each_step", "from_adapter"})
+        kept = blocks_above(model, self.drop)
+        return BottleneckConfig(layers_to_transform=None if self.drop_each_step else kept, **own, **settings)
+
+
 class TargetedMethod(PeftMethod):
     """A method that adapts chosen linear layers."""
 
@@ -470,7 +500,9 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "pissa": ("lora", {"init": "pissa", "alpha": 16.0}),
     "lora_plus": ("lora", {"lr_ratio": 16.0}),
     "houlsby": ("adapter", {"place": "houlsby"}),
-    "pfeiffer": ("adapter", {"place": "pfeiffer"}),
+    "pfeiffer": ("adapter", {"place": "pfeiffer", "activation": "relu"}),
+    "compacter": ("adapter", {"place": "houlsby", "phm": 4, "size": 24}),
+    "compacter_pp": ("adapter", {"place": "output", "phm": 4, "size": 24}),
     "scaled_parallel": ("parallel_adapter", {"scale": 4.0}),
     "qlora": ("lora", {}),
     "lora_int8": ("lora", {}),

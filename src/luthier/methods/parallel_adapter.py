@@ -13,16 +13,15 @@ from typing import Any, ClassVar, Literal
 from pydantic import PositiveFloat
 
 from luthier.core.registry import Share, Size
-from luthier.methods.base import Model, PeftMethod
+from luthier.methods.base import DroppingMethod, Model
 
 
-class ParallelAdapter(PeftMethod):
+class ParallelAdapter(DroppingMethod):
     """A bottleneck beside the feed-forward."""
 
     paper, typical_share = "2110.04366", 0.0056
     family = "additive: adapters"
     suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
-    mergeable, tries = False, True
     aliases: ClassVar = {"scaling": "scale", "bottleneck_size": "size"}
 
     size: Size = 64
@@ -43,6 +42,4 @@ class ParallelAdapter(PeftMethod):
         return float(f"{super().learning_rate(model) / math.sqrt(self.scale):.2g}")
 
     def peft_config(self, model: Model, steps: int) -> Any:
-        from luthier.methods.layers.bottleneck import BottleneckConfig
-
-        return BottleneckConfig(place="parallel", **self.model_dump(exclude={"from_adapter"}))
+        return self.bottleneck_config(model, place="parallel")

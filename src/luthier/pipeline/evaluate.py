@@ -24,11 +24,13 @@ def open_run(
     *,
     allow_code: Allow = False,
     measures: bool = True,
+    drop_layers: int = 0,
 ) -> tuple[Loaded, RunFolder]:
     """A finished run with its tuned model, and its held-out rows as they were.
 
     `overrides` may change how it is measured (`evaluate.key=value`), nothing else. Code and a judge that the run's
     recipe names are refused unless `overrides` name them or `allow_code` does; without `measures` only the model's.
+    `drop_layers` leaves the bottlenecks of so many of the lowest blocks out; InputError where the method has none.
     """
     folder = RunFolder.existing(path)
     if other := [each for each in overrides if not each.startswith("evaluate.")]:
@@ -46,19 +48,31 @@ def open_run(
     loaded = load_base(config, reopen(config, folder, progress), folder, weights if whole else None)
     if not whole:
         loaded.model = config.method.load(loaded.model, weights)
+    if drop_layers:
+        from luthier.methods.layers.bottleneck import drop_lowest
+
+        drop_lowest(loaded.model, drop_layers, str(path))
     loaded.model.eval()
     return loaded, folder
 
 
 def evaluate(
-    path: Path, overrides: Sequence[str] = (), *, progress: Progress = SILENT, allow_code: Allow = False
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    progress: Progress = SILENT,
+    allow_code: Allow = False,
+    drop_layers: int = 0,
 ) -> dict[str, Any]:
     """Measure a finished run again, base against tuned, and rewrite its report and result.
 
-    `overrides` (`evaluate.generate=500`) change how it is measured this time. `allow_code`: see open_run.
+    `overrides` (`evaluate.generate=500`) change how it is measured this time. `allow_code` and
+    `drop_layers`: see open_run; the result says how many.
     """
-    loaded, folder = open_run(path, progress, overrides, allow_code=allow_code)
+    loaded, folder = open_run(path, progress, overrides, allow_code=allow_code, drop_layers=drop_layers)
     result = dict(folder.read_json(folder.result))
+    result.pop("drop_layers", None)
+    result |= {"drop_layers": drop_layers} if drop_layers else {}
     folder.read_json(folder.data)  # the report needs it, and a fault in it should not cost the measuring
     subject = subject_of(loaded, progress)
     if subject is None:
@@ -78,12 +92,13 @@ def harness(
     *,
     folder_of_tasks: Path | None = None,
     limit: int | None = None,
+    drop_layers: int = 0,
     progress: Progress = SILENT,
     allow_code: Allow = False,
 ) -> dict[str, Any]:
     """Tuned model and base on tasks of lm-evaluation-harness; writes harness.json in the run folder."""
     require_package("lm_eval", "lm-evaluation-harness is not installed", install("harness"))
-    loaded, folder = open_run(path, progress, allow_code=allow_code, measures=False)
+    loaded, folder = open_run(path, progress, allow_code=allow_code, measures=False, drop_layers=drop_layers)
     with folder.held():
         base = None if loaded.config.model.init == "random" else base_model(loaded)
         tokenizer, sizes = loaded.template.tokenizer, (loaded.config.evaluate.batch_size, loaded.tokens.max_length)

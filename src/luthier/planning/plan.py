@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from luthier.data.batches import micro_batches, step_numbers
+from luthier.kernels.apply import checkpoint_layers
 from luthier.kernels.cross_entropy import CHUNK_BYTES, FEWEST, SLICE_BYTES
 from luthier.methods.base import Method, Model
 from luthier.models.load import Classes, device, quantization, skeleton
@@ -230,7 +231,7 @@ def _trace(inputs: PlanInputs, work: Workload, stored: torch.dtype, autocast: to
         if layers:
             model.config.num_hidden_layers = layers
         if inputs.train.gradient_checkpointing is True:
-            model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            checkpoint_layers(model, preserve_rng_state=False)
         return trace(
             model,
             work.largest,

@@ -49,6 +49,7 @@ def open_backends(
     model: str | None,
     notify: Callable[[str], None],
     allow_code: Allow,
+    drop_layers: int = 0,
 ) -> list[ChatBackend]:
     """Open the requested model, and the one to compare it with; InputError if that is not possible."""
     if untuned and beside:
@@ -58,37 +59,47 @@ def open_backends(
             raise InputError("--untuned and --model select two models", fix="leave one of them out")
         if base is not None:
             raise InputError(f"--base belongs to an adapter's folder, and {given} is an endpoint", fix="leave it out")
+        if drop_layers:
+            raise InputError(f"--drop-layers belongs to a folder, and {given} is an endpoint", fix="leave it out")
         first = Endpoint(given, "base" if untuned else model, notify)
         if beside is None:
             return [first.backend]
         if Path(beside).expanduser().is_dir():
-            return [first.backend, *_local([beside], allow_code, None, notify)]
+            return [first.backend, *_local([beside], allow_code=allow_code, base=None, notify=notify)]
         url, name = (beside, None) if is_endpoint(beside) else (first.url, beside)
         return [first.backend, Endpoint(url, name, notify).backend]
     if model is not None:
         raise InputError(f"--model belongs to an endpoint (http://...), and {given} is a folder", fix="leave it out")
+    local = partial(_local, allow_code=allow_code, base=base, notify=notify, drop_layers=drop_layers)
     if beside is not None and is_endpoint(beside):
         other = Endpoint(beside, None, notify).backend  # first, because it fails sooner
-        return [*_local([given], allow_code, base, notify), other]
+        return [*local([given]), other]
     if untuned or beside == "base":
-        return _local([given], allow_code, base, notify, untuned=True)[: 1 if untuned else 2]
-    return _local([given] if beside is None else [given, beside], allow_code, base, notify)
+        return local([given], untuned=True)[: 1 if untuned else 2]
+    return local([given] if beside is None else [given, beside])
 
 
 def _local(
-    folders: list[str], allow_code: Allow, base: str | None, notify: Callable[[str], None], *, untuned: bool = False
+    folders: list[str],
+    *,
+    allow_code: Allow,
+    base: str | None,
+    notify: Callable[[str], None],
+    drop_layers: int = 0,
+    untuned: bool = False,
 ) -> list[ChatBackend]:
     """Open models in this process, in one batch if they can share it; with `untuned`, their base comes first."""
     from luthier.serving.engine.classifier import Classifier
     from luthier.serving.engine.engine import Engine
     from luthier.serving.engine.sources import refuse_mixture, source_of
 
-    sources = [source_of(each, allow_code, base) for each in folders]
+    which: Any = {"allow_code": allow_code, "base": base, "drop_layers": drop_layers}
+    sources = [source_of(each, allow_code, base, drop_layers) for each in folders]
     if any(source.labels for source in sources):
         if untuned:
             raise InputError(f"{folders[0]} is a classifier: its base has no labels", fix="leave the base out")
         if len(folders) > 1:
-            return [backend for folder in folders for backend in _local([folder], allow_code, base, notify)]
+            return [backend for folder in folders for backend in _local([folder], notify=notify, **which)]
         if sources[0].caveat:
             notify(sources[0].caveat)
         return [ChatBackend(sources[0].name, Classifier(sources[0]).stream)]
@@ -100,12 +111,12 @@ def _local(
     except InputError:
         if len(folders) == 1:
             raise
-        return [backend for folder in folders for backend in _local([folder], allow_code, base, notify)]
+        return [backend for folder in folders for backend in _local([folder], notify=notify, **which)]
     for source in sources:
         if source.caveat:
             notify(source.caveat)
     names = [*(["base"] if untuned else []), *(source.name for source in sources)]
-    engine = Engine.open(folders, rows=len(names), allow_code=allow_code, base=base)
+    engine = Engine.open(folders, rows=len(names), **which)
     return [ChatBackend(name, partial(engine.stream, model=name)) for name in names]
 
 

@@ -25,6 +25,7 @@ def serve(
     progress: Progress,
     allow_code: Allow,
     base: str | None = None,
+    drop_layers: int = 0,
 ) -> None:
     """Serve until SIGTERM or ctrl-C. Errors in the options are reported before anything is loaded."""
     try:
@@ -40,6 +41,7 @@ def serve(
 
     rows, waiting = limits.max_batch, limits.max_waiting
     own: Any = {"dtype": dtype, "progress": progress, "allow_code": allow_code, "base": base}
+    own["drop_layers"] = drop_layers
     engine = Engine.open(runs, rows=rows, waiting=waiting, **own)
     app = application(engine, limits, key=address.key, local=is_loopback(address.host))
     bound = address.bind()  # from here on clients wait instead of being refused

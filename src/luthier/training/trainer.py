@@ -25,7 +25,7 @@ from luthier.core.signals import Interrupted, StopRequest
 from luthier.core.strict_json import number
 from luthier.data.batches import micro_batches, step_numbers, steps_per_epoch
 from luthier.data.prepared import Prepared
-from luthier.kernels.apply import patched
+from luthier.kernels.apply import checkpoint_layers, patched
 from luthier.methods.base import Method, trainable_state
 from luthier.models.files import not_finite
 from luthier.rendering.row import Row
@@ -69,6 +69,8 @@ class Trainer:
         # The length of a stream's epoch is unknown: intervals are shares of the run there.
         self.per_epoch = self.steps if data.stream else steps_per_epoch(len(data.rows), self.config.batch_size)
         self.raw = model
+        if self.config.gradient_checkpointing is True:
+            checkpoint_layers(model)
         self.model = accelerator.prepare(model)
         assert self.config.lr is not None
         optimizer = build_optimizer(model, self.config, self.config.lr, method.lr_ratio_of)
@@ -166,6 +168,7 @@ class Trainer:
         """Take the next step, or leave it out; returns its line of metrics.jsonl. Where it raises, nothing changed."""
         state, began, before = self.state, time.perf_counter(), random_state()
         index, found = state["step"] + 1, None
+        self.method.before_step(self.raw, index, self.settings.seed)
         try:
             while found is None:
                 parts = self._cut(rows)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers as t
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
 
 from luthier.methods.base import METHODS
 from tests.methods.parity.test_reference import SEVEN, bert_base, count, deepseek, qwen2_half_billion
@@ -31,6 +40,37 @@ def lora(kind: str, rank: int, *, per_output: int = 0) -> int:
 
 def bottleneck(kind: str, size: int, per_layer: int = 1) -> int:
     return LAYERS[kind] * per_layer * (2 * size * HIDDEN[kind] + size + HIDDEN[kind])
+
+
+def compacter(kind: str, size: int, per_layer: int) -> int:
+    """Two matrices of 4 products, s of in / 4 and t of out / 4 each, and two biases; one rule of 4^3 for all."""
+    return LAYERS[kind] * per_layer * (2 * (size + HIDDEN[kind]) + size + HIDDEN[kind]) + 4**3
+
+
+def fusion(kind: str) -> int:
+    return LAYERS[kind] * (3 * HIDDEN[kind] ** 2 + 2 * HIDDEN[kind])
+
+
+def fusion_of(kind: str) -> dict[str, Any]:
+    """Two Pfeiffer adapters of the model, to fuse."""
+    return {"name": "fusion", "adapters": saved_adapters(kind)}
+
+
+@cache
+def saved_adapters(kind: str) -> list[str]:
+    root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    auto = t.AutoModelForSequenceClassification if kind == "bert" else t.AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(MODELS[kind]())
+        tuned = METHODS.parse({"name": "pfeiffer", "size": 1}).attach(model, steps=1, classify=kind == "bert")
+    state = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    for folder in (root / "1", root / "2"):
+        tuned.peft_config["default"].save_pretrained(folder)
+        save_file(
+            {name: torch.zeros(value.shape) for name, value in state.items()}, folder / "adapter_model.safetensors"
+        )
+    return [str(root / "1"), str(root / "2")]
 
 
 def prefix(kind: str, length: int) -> int:
@@ -169,6 +209,25 @@ ROWS: list[Row] = [
         {"bert": 894_528, "qwen2": 2_431_296, "deepseek": 63_045_120},
     ),
     (
+        "compacter",  # the paper's width for T5-base, 24, and its count: 3 (768 + 24) in 24 places and 64
+        lambda k: {"name": "compacter"},
+        lambda k: compacter(k, 24, 2),
+        {"bert": 57_088, "qwen2": 132_544, "deepseek": 741_664},
+    ),
+    (
+        "compacter_pp",
+        lambda k: {"name": "compacter_pp"},
+        lambda k: compacter(k, 24, 1),
+        {"bert": 28_576, "qwen2": 66_304, "deepseek": 370_864},
+    ),
+    (
+        "pfeiffer without the lowest five",
+        lambda k: {"name": "pfeiffer", "size": 48, "drop": 5},
+        lambda k: bottleneck(k, 48) * (LAYERS[k] - 5) // LAYERS[k],
+        {"bert": 521_808, "qwen2": 1_652_240, "deepseek": 9_934_000},
+    ),
+    ("fusion", fusion_of, fusion, {"bert": 21_252_096, "qwen2": 57_845_760}),
+    (
         "scaled_parallel",
         lambda k: {"name": "scaled_parallel", "size": HIDDEN[k] // 2},
         lambda k: bottleneck(k, HIDDEN[k] // 2),
@@ -270,5 +329,5 @@ def test_the_table_leaves_out_no_method() -> None:
 
 @pytest.mark.parametrize("name", [name for name in METHODS.names() if name != "peft"])  # whose types have their own
 def test_the_typical_share_is_the_share_of_qwen2_with_the_defaults(name: str) -> None:
-    trainable, total = count(qwen2_half_billion(), {"name": name})
+    trainable, total = count(qwen2_half_billion(), fusion_of("qwen2") if name == "fusion" else {"name": name})
     assert METHODS.parse(name).typical_share == pytest.approx(trainable / total, rel=0.02)

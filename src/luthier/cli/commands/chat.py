@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier.cli.terminal.arguments import AllowCode, Base
+from luthier.cli.terminal.arguments import AllowCode, Base, DropLayers
 
 
 def command(
@@ -25,6 +25,7 @@ def command(
     temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="Sampling temperature; 0 is greedy.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Maximum tokens of an answer.")] = 256,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")] = 0,
+    drop_layers: DropLayers = 0,
     allow_code: AllowCode = False,
 ) -> None:
     """Chat with a run or an endpoint. /new starts a new conversation, /quit or ctrl-D ends."""
@@ -34,4 +35,5 @@ def command(
 
     sampling, allowed = SamplingParams(temperature, max_new_tokens, seed), consent(allow_code)
     who: dict[str, Any] = {"untuned": untuned, "base": base, "beside": beside, "model": model}
+    who["drop_layers"] = drop_layers
     talk(run, **who, prompt=prompt, system=system, sampling=sampling, allow_code=allowed)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from luthier.cli.terminal.arguments import AllowCode, Base, Data, RunArgument
+from luthier.cli.terminal.arguments import AllowCode, Base, Data, DropLayers, RunArgument
 from luthier.core.errors import InputError
 
 
@@ -27,6 +27,7 @@ def command(
     ] = None,
     harness_path: Annotated[Path | None, typer.Option(help="Folder with your own task files (YAML).")] = None,
     harness_limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="Maximum rows of each task.")] = None,
+    drop_layers: DropLayers = 0,
     allow_code: AllowCode = False,
 ) -> None:
     """Measure a run on its held-out rows, base and tuned model, or on tasks of lm-evaluation-harness."""
@@ -41,11 +42,12 @@ def command(
         raise InputError("--harness-path and --harness-limit belong to --harness TASKS")
     run, left = run_of(run, base, data, overrides or [], Terminal(), rows=harness is None)
     if harness is None:
-        show_result(stage.evaluate(run, left, progress=Terminal(), allow_code=consent(allow_code)))
+        own: dict[str, Any] = {"drop_layers": drop_layers, "allow_code": consent(allow_code)}
+        show_result(stage.evaluate(run, left, progress=Terminal(), **own))
         return
     if left:
         raise InputError(f"{left[0]} has no effect on the harness", fix="leave it out, or leave --harness out")
     tasks = [task.strip() for task in harness.split(",") if task.strip()]
     allowed = consent(allow_code)
-    limits: dict[str, Any] = {"folder_of_tasks": harness_path, "limit": harness_limit}
+    limits: dict[str, Any] = {"folder_of_tasks": harness_path, "limit": harness_limit, "drop_layers": drop_layers}
     show_harness(stage.harness(run, tasks, **limits, progress=Terminal(), allow_code=allowed), str(run))

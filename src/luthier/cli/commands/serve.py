@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from luthier.cli.terminal.arguments import AllowCode, Base
+from luthier.cli.terminal.arguments import AllowCode, Base, DropLayers
 from luthier.core.errors import InputError
 
 
@@ -17,6 +17,7 @@ def command(
         ),
     ],
     base: Base = None,
+    drop_layers: DropLayers = 0,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 selects a free one.")] = 8000,
     api_key: Annotated[
@@ -70,6 +71,8 @@ def command(
     limits = ServerLimits(max_batch, max_waiting, max_body, max_prompt, max_tokens, grace)
     common: dict[str, Any] = {"dtype": dtype, "base": base, "progress": Terminal(), "allow_code": consent(allow_code)}
     if engine == "vllm":
+        if drop_layers:
+            raise InputError("--drop-layers belongs to --engine luthier", fix="leave it out")
         from luthier.serving.vllm.launch import serve_vllm
 
         code = serve_vllm(runs, address, limits, vllm=vllm, write=write, check=not no_check, **common)
@@ -78,7 +81,7 @@ def command(
         raise InputError("--write belongs to --engine vllm")
     from luthier.serving.launch import serve as serve_luthier
 
-    serve_luthier(runs, address, limits, **common)
+    serve_luthier(runs, address, limits, drop_layers=drop_layers, **common)
 
 
 def _check(runs: list[str], url: str, as_json: bool, options: dict[str, Any]) -> None:

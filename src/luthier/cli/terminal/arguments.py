@@ -36,6 +36,10 @@ AllowCode = Annotated[
 ]
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, or of an adapter in PEFT's format.", metavar="RUN")]
 Base = Annotated[str | None, typer.Option(help="Base of an adapter, instead of the one that it names.")]
+DropLayers = Annotated[
+    int,
+    typer.Option(min=0, max=65_536, help="Lowest blocks whose bottleneck adapters are left out (AdapterDrop)."),
+]
 
 
 TEXTS = ("model", "data", "method.from_adapter")

@@ -54,6 +54,7 @@ def talk(
     base: str | None = None,
     beside: str | None = None,
     model: str | None = None,
+    drop_layers: int = 0,
     prompt: str | None = None,
     system: str = "",
     sampling: SamplingParams | None = None,
@@ -67,6 +68,7 @@ def talk(
         verb = "connecting to" if is_endpoint(given) else "loading"
         terminal.stage(f"{verb} {what}{' (the base model)' if untuned else ''}")
     which: Any = {"untuned": untuned, "base": base, "beside": beside, "model": model}
+    which["drop_layers"] = drop_layers
     backends = open_backends(given, **which, notify=terminal.warn, allow_code=allow_code)
     opening = [Message("system", system)] if system else []
     equal = len({backend.name for backend in backends}) < len(backends)

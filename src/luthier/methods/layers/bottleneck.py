@@ -7,6 +7,9 @@
 
 In a pre-norm layer (Llama) the feed-forward's input is not the residual stream, which the reference code of 2110.04366
 and AdapterHub take before the norm, and so do we (`reads="residual"`); `reads="input"` takes the normed input.
+
+With `phm` the matrices are sums of Kronecker products (Compacter, 2106.04647). The lowest bottlenecks may be left out
+(AdapterDrop, 2010.11918): where none below trains, the backward pass ends there.
 """
 
 import math
@@ -17,7 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from luthier.core.errors import InputError
 from luthier.methods.layers.base import Target, Tuner, TunerConfig, TunerLayer, pooled_gate
+from luthier.models.module_map import module_map_of
+from luthier.models.targets import block_of
 
 
 @dataclass
@@ -33,6 +39,50 @@ class BottleneckConfig(TunerConfig):
     init: str = "zero"  # zero: Kaiming down, zero up; normal: both N(0, 0.02)
     reads: str = "residual"  # input in pre-norm layers: residual or input
     gate: str = "none"  # none, mean (over the sequence) or token
+    phm: int = 0  # Kronecker products that each matrix is a sum of; 0 is a plain matrix
+
+
+class PHM(nn.Module):
+    """x -> x W + b with W = sum_i A_i (x) s_i t_i^T, of n products (arXiv 2106.04647, sections 3.2 and 3.3).
+
+    A_i is [n, n], s_i [in / n], t_i [out / n]. `share_rule` makes A one for all layers. ValueError where n divides
+    one of the sizes not.
+    """
+
+    def __init__(self, size_in: int, size_out: int, n: int) -> None:
+        super().__init__()
+        if odd := [size for size in (size_in, size_out) if size % n]:
+            raise ValueError(
+                f"phm={n} must divide the model's width and the bottleneck's, and does not divide {odd[0]}"
+            )
+        self.rule = nn.Parameter(torch.randn(n, n, n) * 1e-4)  # as the authors' code: nearly a no-op
+        self.left, self.right = (nn.Parameter(torch.empty(n, size // n)) for size in (size_in, size_out))
+        for matrix in (self.left, self.right):  # Glorot's uniform start of each s_i [in / n, 1] and t_i [1, out / n]
+            bound = math.sqrt(6 / (1 + matrix.shape[1]))
+            nn.init.uniform_(matrix, -bound, bound)
+        self.bias = nn.Parameter(torch.zeros(size_out))
+
+    def matrix(self) -> Tensor:
+        """W, [in, out]."""
+        products = torch.einsum("nab,ni,no->aibo", self.rule, self.left, self.right)
+        return products.reshape(products.shape[0] * products.shape[1], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix().to(x.dtype) + self.bias
+
+
+def projections(config: Any, hidden: int) -> tuple[nn.Module, nn.Module]:
+    """The down and up projection of a bottleneck, at their start."""
+    if config.phm:
+        return PHM(hidden, config.size, config.phm), PHM(config.size, hidden, config.phm)
+    down, up = nn.Linear(hidden, config.size), nn.Linear(config.size, hidden)
+    for linear in (down, up):
+        nn.init.normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+    if config.init == "zero":  # as LoRA: the first step starts from the base exactly
+        nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+        nn.init.zeros_(up.weight)
+    return down, up
 
 
 class Bottleneck(TunerLayer):
@@ -40,16 +90,22 @@ class Bottleneck(TunerLayer):
 
     containers: ClassVar = {**dict.fromkeys(("down", "up", "gate", "act"), nn.ModuleDict), "scale": nn.ParameterDict}
 
+    block: int | None = None
+    """Number of the block that it stands in."""
+    dropped: bool = False
+    """Left out for good."""
+    sits_out: bool = False
+    """Left out of this training step."""
+
+    def _prepare(self, tuner: Tuner, target: Target) -> None:
+        self.block = block_of(target.key)
+
+    def live(self) -> list[str]:
+        return [] if self.dropped or (self.sits_out and self.training) else super().live()
+
     def fill(self, adapter: str, config: Any) -> None:
         hidden = self.model_config.hidden_size
-        down, up = nn.Linear(hidden, config.size), nn.Linear(config.size, hidden)
-        for linear in (down, up):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
-        if config.init == "zero":  # as LoRA: the first step starts from the base exactly
-            nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
-            nn.init.zeros_(up.weight)
-        self.held("down")[adapter], self.held("up")[adapter] = down, up
+        self.held("down")[adapter], self.held("up")[adapter] = projections(config, hidden)
         if config.gate != "none":
             self.hold_gate("gate", adapter, hidden)
         if config.learned_scale:
@@ -59,7 +115,7 @@ class Bottleneck(TunerLayer):
     def delta(self, name: str, u: Tensor) -> Tensor:
         """[..., H] -> [..., H], in the input's dtype."""
         config, down = self.settings[name], self.held("down")[name]
-        x = u.to(down.weight.dtype)
+        x = u.to(down.bias.dtype)
         h = self.held("up")[name](self.held("act")[name](down(x)))
         h = h * self.held("scale").get(name, config.scale)
         h = nn.functional.dropout(h, config.dropout, self.training)
@@ -89,6 +145,7 @@ class AroundBlock(Bottleneck):
     entered: Any = None
 
     def _prepare(self, tuner: Tuner, target: Target) -> None:
+        super()._prepare(tuner, target)
         place, root = tuner.module_map.ffn[target.key], tuner.model
         for name, keep in ((place.residual, self._keep_residual), (place.input, self._keep_input)):
             if name:
@@ -136,3 +193,48 @@ class AroundBertOutput(Bottleneck):
         for name in after:
             h = h + self.delta(name, base.LayerNorm(h + input_tensor))
         return base.LayerNorm(h + residual)  # type: ignore[no-any-return]
+
+
+def share_rule(model: nn.Module, adapter: str) -> None:
+    """Give every PHM layer of `adapter` one rule A, that of the first (arXiv 2106.04647, section 4)."""
+    layers = [each for each in model.modules() if isinstance(each, Bottleneck) and adapter in each.settings]
+    found = [each.held(short)[adapter] for each in layers if each.settings[adapter].phm for short in ("down", "up")]
+    for part in found[1:]:
+        part.rule = found[0].rule
+
+
+def blocks_above(model: Any, lowest: int) -> list[int] | None:
+    """Numbers of the blocks that keep their bottlenecks where the `lowest` have none; None for all. ValueError if none.
+
+    In an encoder-decoder each half counts from its own lowest block.
+    """
+    blocks = sorted({block for name in module_map_of(model).ffn if (block := block_of(name)) is not None})
+    if lowest and lowest >= len(blocks):
+        raise ValueError(f"drop={lowest} leaves no adapter, for the model has {len(blocks)} blocks")
+    return blocks[lowest:] if lowest else None
+
+
+def sit_out(model: nn.Module, lowest: int) -> None:
+    """Leave the bottlenecks of the `lowest` blocks out of training until the next call."""
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            module.sits_out = module.block is not None and module.block < lowest
+
+
+def drop_lowest(model: Any, lowest: int, name: str) -> Any:
+    """`model` without the bottlenecks in its `lowest` blocks, for use; `name` is what it was loaded from.
+
+    InputError where it holds no bottlenecks, or where none would be left.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Bottleneck)]
+    kinds = {config.peft_type for config in getattr(model, "peft_config", {}).values()}
+    if not layers or not all(kind in ("BOTTLENECK", "FUSION") for kind in kinds):
+        what = "is no adapter whose lowest layers can be left out"
+        raise InputError(f"--drop-layers {lowest}: {name} {what}", fix="leave it out; it is for adapters and fusion")
+    blocks = {module.block for module in layers if module.block is not None}
+    if lowest > max(blocks):
+        message = f"--drop-layers {lowest}: {name} would have no adapter left"
+        raise InputError(message, fix=f"at most {max(blocks)}, for its highest is in block {max(blocks)}")
+    for module in layers:
+        module.dropped = module.block is not None and module.block < lowest
+    return model

@@ -1,4 +1,4 @@
-"""What PEFT sees of prefixes and bottlenecks, alone and together: prefix tuning, adapters, MAM Adapter and UniPELT."""
+"""What PEFT sees of prefixes and bottlenecks, alone and together: prefixes, adapters, their fusion, MAM, UniPELT."""
 
 import math
 from collections.abc import Collection
@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from luthier.methods.layers.base import Target, Tuner, TunerLayer, pooled_gate, register
-from luthier.methods.layers.bottleneck import AfterOutput, AroundBertOutput, AroundBlock, BottleneckConfig
+from luthier.methods.layers.bottleneck import AfterOutput, AroundBertOutput, AroundBlock, BottleneckConfig, share_rule
+from luthier.methods.layers.fusion import AroundFused, BertFused, FusedAfter, FusionConfig, load_parts, read_parts
 from luthier.methods.layers.prefix import PrefixKVConfig, attach_prefix
 from luthier.models.targets import as_targets, block_of, sides
 
@@ -66,6 +67,9 @@ class PlacedTuner(Tuner):
 
     kinds: ClassVar[tuple[str, ...]]
     """Fields of the module map whose modules get a layer; of bottlenecks alone, their place decides."""
+    after: ClassVar[type[TunerLayer]] = AfterOutput
+    around: ClassVar[type[TunerLayer]] = AroundBlock
+    bert: ClassVar[type[TunerLayer]] = AroundBertOutput
 
     def places(self, config: Any) -> dict[str, Collection[str]]:
         """Field of the module map -> names of the modules that get a layer."""
@@ -102,10 +106,31 @@ class PlacedTuner(Tuner):
             self.wrap(GatedLoRA, target)
         elif kinds[0] == "ffn":
             bert = self.module_map.ffn[current_key].call == "bert_output"
-            self.wrap(AroundBertOutput if bert else AroundBlock, target)
+            self.wrap(self.bert if bert else self.around, target)
         else:
-            self.wrap(AfterOutput, target)
+            self.wrap(self.after, target)
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        share_rule(model, adapter_name)
+
+
+class FusionModel(PlacedTuner):
+    """Adapters that were trained before, and what combines them."""
+
+    prefix, kinds = "fusion_", ()
+    after, around, bert = FusedAfter, AroundFused, BertFused
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        read_parts(peft_config, self.model)
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        load_parts(self.peft_config[adapter_name], model, adapter_name)
+
+
+register("FUSION", FusionConfig, FusionModel)
 
 for name, config, model, prefix, kinds in (
     ("PREFIX_KV", PrefixKVConfig, "PrefixKVModel", "prefixkv_", ("attention",)),

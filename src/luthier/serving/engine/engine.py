@@ -64,9 +64,13 @@ class Engine:
         progress: Progress = SILENT,
         allow_code: Allow = False,
         base: str | None = None,
+        drop_layers: int = 0,
     ) -> "Engine":
-        """Serve the models in these folders (NAME=PATH or PATH). Adapters share one base, `base` if given."""
-        sources = [source_of(each, allow_code, base) for each in given]
+        """Serve the models in these folders (NAME=PATH or PATH). Adapters share one base, `base` if given.
+
+        `drop_layers`: see `source_of`.
+        """
+        sources = [source_of(each, allow_code, base, drop_layers) for each in given]
         refuse_mixture(sources)
         for caveat in {source.caveat: None for source in sources if source.caveat}:
             progress.warn(caveat)

@@ -1,7 +1,7 @@
 """Sources of served models: a Luthier run, an adapter in PEFT's format, or a full model in transformers' format."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.core.resources import refuse_closed
 from luthier.core.shell import shell_line
+from luthier.methods.layers.bottleneck import drop_lowest
 from luthier.methods.layers.loading import MOVED, load_adapter, moves_base, shapes_of, without_pickle
 from luthier.models.gguf import gguf_file, unpacked
 from luthier.models.load import architecture, locate
@@ -54,11 +55,22 @@ def run_of(path: Path) -> Path | None:
     return next((folder for folder in near if (folder / "recipe.yaml").is_file()), None)
 
 
-def source_of(given: str, allow_code: Allow = False, base: str | None = None) -> ModelSource:
+def source_of(given: str, allow_code: Allow = False, base: str | None = None, drop_layers: int = 0) -> ModelSource:
     """Read NAME=PATH or PATH; InputError if it cannot be served or contains code that is not allowed.
 
-    `base` is the base model of an adapter, instead of the one that it names.
+    `base` is the base model of an adapter, instead of the one that it names. `drop_layers` leaves the bottlenecks of so
+    many of its lowest blocks out.
     """
+    source = _source_of(given, allow_code, base)
+    if not drop_layers:
+        return source
+    load = source.load
+    if load is None:
+        raise InputError(f"--drop-layers {drop_layers}: {source.path} holds no adapter", fix="leave it out")
+    return replace(source, load=lambda model: drop_lowest(load(model), drop_layers, str(source.path)))
+
+
+def _source_of(given: str, allow_code: Allow, base: str | None) -> ModelSource:
     name, path = named(given)
     if (packed := gguf_file(path)) is not None:
         made = unpacked(packed)
