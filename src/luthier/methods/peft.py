@@ -64,6 +64,12 @@ UNMERGEABLE = {
 }
 """Types that change what the model computes, not only its weights."""
 
+NOTES = {
+    "pvera": "type pvera draws noise at each pass, so the result depends on how a step is cut into micro-batches",
+    "shadow": "type shadow trains without the loss that PEFT adds for the shadow itself",
+}
+"""What else a user of a type should know."""
+
 ON_CPU = ("boft", "shira", "unilora")
 """Types that compute indices when they are built, which needs numbers."""
 
@@ -218,9 +224,7 @@ class Peft(TargetedMethod):
         notes = [super().caveat(model)] if self.type not in ELSEWHERE else []
         if self.type in BESIDE and (self.model_extra or {}).get("init_weights") is not True:
             notes.append(f"type {self.type} changes the base's answers before the first step: {BESIDE[self.type]}")
-        if self.type == "shadow":
-            notes.append("the loss that PEFT adds for the shadow itself is left out")
-        notes.append(self.unmergeable(model))
+        notes += [NOTES.get(self.type, ""), self.unmergeable(model)]
         return "; ".join(note for note in notes if note)
 
     def unmergeable(self, model: Model) -> str:
