@@ -24,7 +24,7 @@ from luthier.methods.base import METHODS
 from tests.conftest import luthier
 
 NAME = "LUTHIER_REAL"
-BASE = os.environ.get(NAME, "")
+BASE = os.environ.get(NAME) and str(Path(os.environ[NAME]).resolve())
 pytestmark = [
     pytest.mark.skipif(not BASE, reason=f"{NAME} names no folder with SmolLM2's GGUF file: make test-real"),
     pytest.mark.slow,
