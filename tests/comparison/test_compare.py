@@ -72,11 +72,11 @@ def test_all_methods_give_rows_and_those_that_cannot_run_their_reasons(
 ) -> None:
     found = compare(recipe("train.steps=1"), CompareConfig("all", workers=2))
     refused = {each["arm"]: each["reason"] for each in found["rows"] if each["status"] == "not run"}
-    assert set(refused) == {"bitfit", "adalora"} and "bias" in refused["bitfit"], "a Llama has none"
+    assert set(refused) == {"bitfit", "adalora", "fusion"} and "bias" in refused["bitfit"], "a Llama has none"
     assert "1 step" in refused["adalora"] and not (tmp_path / "compared/arms/adalora-s0").exists()
     failed = [each for each in found["rows"] if each["status"] == "failed"]
     assert not failed, failed
-    assert len(found["rows"]) == 24
+    assert len(found["rows"]) == 30
     again = compare(recipe("train.steps=1"), CompareConfig("all", workers=2))
     assert {r["arm"]: r["score"] for r in again["rows"]} == {r["arm"]: r["score"] for r in found["rows"]}
 

@@ -85,9 +85,6 @@ def test_what_is_not_installed_is_said_before_anything_is_written(run: Callable[
     monkeypatch.setattr("luthier.core.errors.find_spec", lambda name: None if name == "llama_cpp" else object())
     with pytest.raises(MissingExtra, match=r"pip install .*llama-cpp-python.*7 to 20 minutes.*replay=false"):
         export(folder, parse_export("gguf", []))
-    monkeypatch.setattr("luthier.core.errors.find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match="package gguf"):
-        export(folder, parse_export("ollama", [UNPLAYED]))
     assert not (folder / "exports").exists()
 
 
