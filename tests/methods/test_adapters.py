@@ -299,6 +299,10 @@ PEFTS_OWN = (
     "ia3",
     "vera",
     "oft",
+    "loha",
+    "lokr",
+    "layernorm",
+    "peft (boft)",
 )
 """Methods whose files PEFT alone can load."""
 

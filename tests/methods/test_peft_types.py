@@ -195,6 +195,7 @@ def test_the_fields_are_those_of_peft_and_come_back_from_the_recipe(tmp_path: Pa
         "layers": [],
         "type": "boft",
         "boft_block_size": 2,
+        "from_adapter": "",
     }
     made = config.method.attach(base("llama"), steps=3)
     assert made.peft_config["default"].boft_block_size == 2

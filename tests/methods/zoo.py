@@ -149,6 +149,8 @@ def ids(kind: str, rows: int = 2, length: int = 7) -> Tensor:
 
 def attached(name: str, kind: str, *, seed: int = 3, model: Any = None, **options: Any) -> tuple[Method, nn.Module]:
     tuner = method(name, kind)
+    if name == "fusion" and (folder := getattr(model, "name_or_path", "")):
+        tuner = METHODS.parse({"name": name, "adapters": list(fused(kind, Path(folder)))})
     torch.manual_seed(seed)
     classify = classifies(kind) or bool(options.get("classify"))
     made = base(kind, classify=classify) if model is None else model
