@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from luthier.core.errors import CannotMerge, ConfigError, InputError, Stopped
 from luthier.core.events import Progress
 from luthier.methods.layers.loading import load_adapter
-from luthier.pipeline.adopt import run_of
+from luthier.pipeline.adopt import as_run
 from luthier.pipeline.evaluate import evaluate
 from luthier.pipeline.export import export
 from luthier.pipeline.plan import plan
@@ -224,14 +224,14 @@ def test_what_cannot_be_continued_says_why(
 def test_it_is_measured_as_peft_has_it_and_exported(form: str, there: Path, model_folder: Callable[..., Path]) -> None:
     base = model_folder()
     adapter, heard = make(there / "theirs", KINDS[form](), base), Warnings()
-    run, left = run_of(adapter, str(base), "rows.jsonl", ["evaluate.generate=1", "run=adopted"], heard)
+    run, left = as_run(adapter, str(base), "rows.jsonl", ["evaluate.generate=1", "run=adopted"], heard)
     assert left == ["evaluate.generate=1"] and run == Path("adopted")
     assert any("names somebody/their-base as its base" in text for text in heard.texts)
     result = evaluate(run, [*left, "evaluate.forgetting=false"])
     assert result["validation_examples"] == 10, "all rows are measured"
     assert result["tuned"]["loss"]["value"] != result["base"]["loss"]["value"]
     assert "was made by others" in (run / "report.html").read_text()
-    loaded = run_of(adapter, str(base), "rows.jsonl", ["run=adopted"])[0]
+    loaded = as_run(adapter, str(base), "rows.jsonl", ["run=adopted"])[0]
     assert loaded == run, "the second time it is there"
     to = "merged" if form in ("lora", "ia3") else "adapter"
     if form == "regex":
@@ -247,7 +247,7 @@ def test_the_loss_of_an_adopted_adapter_is_that_of_peft(there: Path, model_folde
 
     base = model_folder()
     adapter = make(there / "theirs", KINDS["lora"](), base)
-    run, _ = run_of(adapter, str(base), "rows.jsonl")
+    run, _ = as_run(adapter, str(base), "rows.jsonl")
     theirs: Any = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
     loaded, _ = open_run(run)
     total = count = 0.0
@@ -265,10 +265,10 @@ def test_a_classifier_is_measured_on_labels(there: Path, review_file: Path, mode
     base = model_folder("bert")
     config = peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"], task_type="SEQ_CLS")
     adapter = make(there / "theirs", config, base, num_labels=2)
-    run, _ = run_of(adapter, str(base), str(review_file))
+    run, _ = as_run(adapter, str(base), str(review_file))
     assert "accuracy" in evaluate(run)["tuned"]
     with pytest.raises(InputError, match="an adapter of the task SEQ_CLS"):
-        run_of(adapter, str(base), None, ["run=other"])
+        as_run(adapter, str(base), None, ["run=other"])
 
 
 def test_the_command_line_takes_it(there: Path, model_folder: Callable[..., Path]) -> None:
@@ -286,8 +286,8 @@ def test_a_base_that_is_not_here_is_asked_for(there: Path, model_folder: Callabl
     base = model_folder()
     adapter = make(there / "theirs", KINDS["lora"](), base)
     entries: list[Callable[[], Any]] = [
-        lambda: run_of(adapter, None, "rows.jsonl"),
-        lambda: run_of(adapter, None, None),
+        lambda: as_run(adapter, None, "rows.jsonl"),
+        lambda: as_run(adapter, None, None),
         lambda: Engine.open([str(adapter)]),
         lambda: RunConfig.load(None, [f"method.from_adapter={adapter}"]),
     ]
@@ -296,9 +296,9 @@ def test_a_base_that_is_not_here_is_asked_for(there: Path, model_folder: Callabl
             entry()
         assert "--base FOLDER" in caught.value.fix
     change(adapter, base_model_name_or_path=str(base))
-    run, _ = run_of(adapter, None, "rows.jsonl")
+    run, _ = as_run(adapter, None, "rows.jsonl")
     with pytest.raises(InputError, match="has a base and data of its own") as caught:
-        run_of(run, str(base), None)
+        as_run(run, str(base), None)
     assert "leave out --base" in caught.value.fix
 
 
@@ -328,7 +328,7 @@ def test_what_does_not_fit_is_refused_at_every_entry(
     else:
         change(adapter, **({"new_scaling": 2.0} if "key" in fault else {"peft_type": "NEWEST"}))
     entries: dict[str, Callable[[], Any]] = {
-        "evaluate and export": lambda: run_of(adapter, str(base), "rows.jsonl", ["run=adopted"]),
+        "evaluate and export": lambda: as_run(adapter, str(base), "rows.jsonl", ["run=adopted"]),
         "train": lambda: train(begin(adapter, base, "method.name=lora", "run=run")),
         "chat and serve": lambda: Engine.open([str(adapter)], base=str(base)),
     }
@@ -350,7 +350,7 @@ def test_files_of_the_first_peft_are_taken_everywhere(there: Path, model_folder:
     (there / "old/adapter_config.json").write_text(json.dumps(old))
     torch.save(load_file(new / "adapter_model.safetensors"), there / "old/adapter_model.bin")
     measured = ["evaluate.generate=0", "evaluate.forgetting=false"]
-    found = [evaluate(run_of(there / name, str(base), "rows.jsonl")[0], measured)["tuned"] for name in ("old", "new")]
+    found = [evaluate(as_run(there / name, str(base), "rows.jsonl")[0], measured)["tuned"] for name in ("old", "new")]
     assert found[0] == found[1]
     given = ["method.from_adapter=old", "data=rows.jsonl", *SMALL]  # the base is the folder that it names
     trained = [train(RunConfig.load(None, given)), train(begin(new, base, "run=runs/n"))]
@@ -369,8 +369,8 @@ def test_an_adapter_of_a_start_that_changes_the_base_is_measured_but_not_shared(
 ) -> None:
     base = model_folder()
     adapter = make(there / "theirs", peft.LoraConfig(r=4, init_lora_weights="pissa", target_modules=["q_proj"]), base)
-    run, _ = run_of(adapter, str(base), "rows.jsonl")
-    plain, _ = run_of(make(there / "plain", KINDS["lora"](), base), str(base), "rows.jsonl")
+    run, _ = as_run(adapter, str(base), "rows.jsonl")
+    plain, _ = as_run(make(there / "plain", KINDS["lora"](), base), str(base), "rows.jsonl")
     found = [evaluate(each, ["evaluate.generate=0", "evaluate.forgetting=false"])["base"] for each in (run, plain)]
     assert found[0]["loss"] == found[1]["loss"], "the base is measured as it was"
     assert export(run, parse_export("merged", []), prompts=2)["parity"][0]["held"]

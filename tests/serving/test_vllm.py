@@ -91,7 +91,10 @@ def changed(source: Path, target: Path, **settings: Any) -> Path:
     """A copy of an adapter with other settings."""
     shutil.copytree(source, target)
     file = target / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+    own = json.loads(file.read_text())
+    if "peft_type" in settings:  # another type does not have LoRA's settings
+        own = {key: own[key] for key in ("base_model_name_or_path", "task_type")}
+    file.write_text(json.dumps({**own, **settings}))
     return target
 
 

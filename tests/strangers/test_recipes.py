@@ -45,7 +45,9 @@ def shown_defaults() -> Iterator[Any]:
     pages = [((), explanation(name, "")) for name in RunConfig.model_fields if name not in FAMILIES]
     for kind, family in FAMILIES.items():
         key = "data.format" if kind == "format" else kind
-        pages += [((f"{key}={name}",), explanation(kind, name)) for name in family.names()]
+        for name in family.names():
+            needed = (f"{key}.type=boft",) if name == "peft" else ()
+            pages.append(((f"{key}={name}", *needed), explanation(kind, name)))
     for before, page in pages:
         for key, default in re.findall(r"(?m)^([\w.]+) = (.*)$", page):
             if "." in key or key in RunConfig.model_fields:  # formulas of the papers look alike

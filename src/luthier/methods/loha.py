@@ -13,8 +13,6 @@ computed in every layer at every step (a merged model costs nothing).
 
 from typing import Any, ClassVar
 
-from pydantic import PositiveInt
-
 from luthier.core.registry import Share, Size
 from luthier.methods.base import TARGET_ALIASES, Model, State, TargetedMethod
 from luthier.models.targets import check_rank, refuse_conv1d
@@ -31,7 +29,7 @@ class LoHa(TargetedMethod):
 
     rank: Size = 8
     """Rank of each of the two updates; their product reaches its square."""
-    alpha: PositiveInt = 8
+    alpha: Size = 8
     """Strength of the update, which is scaled by alpha / rank."""
     dropout: Share = 0.0
     """Share of the update's rows dropped during training."""

@@ -14,7 +14,7 @@ computed in every layer at every step (a merged model costs nothing).
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from luthier.core.registry import AUTO, Share, Size
 from luthier.methods.base import TARGET_ALIASES, Model, State, TargetedMethod
@@ -32,7 +32,7 @@ class LoKr(TargetedMethod):
 
     rank: Size = 8
     """Rank of the larger factor."""
-    alpha: PositiveInt = 8
+    alpha: Size = 8
     """Strength of the update, which is scaled by alpha / rank."""
     factor: Annotated[Annotated[int, Field(ge=1, le=65_536)] | None, AUTO] = None
     """Most rows and columns of the small matrix; auto splits each side as evenly as it can be."""

@@ -1,6 +1,5 @@
 """A run folder for an adapter that others made: then everything that takes a run takes it."""
 
-import json
 import math
 import shutil
 import time
@@ -11,6 +10,7 @@ from typing import Any
 from luthier.core.errors import InputError
 from luthier.core.events import SILENT, Progress
 from luthier.core.files import read_object, staged
+from luthier.core.strict_json import to_json
 from luthier.pipeline.measure import UNMEASURED
 from luthier.pipeline.prepare import on_this_machine, prepare_data, tokenize, with_decisions
 from luthier.pipeline.train import begun
@@ -20,7 +20,7 @@ from luthier.recipe.origin import another_name
 from luthier.runs.folder import RunFolder
 
 
-def run_of(
+def as_run(
     path: Path,
     base: str | None,
     data: str | None,
@@ -47,7 +47,7 @@ def run_of(
         raise InputError(f"{path} is an adapter: on which rows is it to be measured?", fix="--data FILE")
     else:
         settings |= {"data": "builtin:assistant", "data.split": "heldout", "run": f"runs/{path.resolve().name}-prompts"}
-    typed = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
+    typed = [f"{key}={to_json(value, ensure_ascii=False)}" for key, value in settings.items()]
     return adopt(path, RunConfig.load(None, [*typed, *own]), progress), left
 
 

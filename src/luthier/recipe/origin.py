@@ -57,9 +57,14 @@ def complete(recipe: dict[str, Any]) -> None:
         del block["from_adapter"]
 
 
+def named_base(folder: Path) -> str:
+    """The base that an adapter's adapter_config.json names, or empty."""
+    return str(read_object(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+
+
 def base_of(folder: Path, given: str | None = None) -> str:
     """The base of an adapter: `given`, or the one that it names, where that is on this machine. InputError else."""
-    named = str(read_object(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    named = named_base(folder)
     if given or named == "builtin":
         return given or named
     if not named:
@@ -75,7 +80,7 @@ def another_name(folder: Path, base: str, source: str) -> str:
 
     Names are compared without their folders; config.json may know another one.
     """
-    named = str(read_object(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    named = named_base(folder)
     config = Path(source) / "config.json"
     known = read_object(config).get("_name_or_path") if config.is_file() else None
     names = {Path(each).name.lower() for each in (base, source, str(known or ""))}

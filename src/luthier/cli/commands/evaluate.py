@@ -36,11 +36,11 @@ def command(
     starting("evaluate", str(run))
     from luthier.cli.terminal.show_result import show_harness, show_result
     from luthier.pipeline import evaluate as stage
-    from luthier.pipeline.adopt import run_of
+    from luthier.pipeline.adopt import as_run
 
     if harness is None and (harness_path or harness_limit):
         raise InputError("--harness-path and --harness-limit belong to --harness TASKS")
-    run, left = run_of(run, base, data, overrides or [], Terminal(), rows=harness is None)
+    run, left = as_run(run, base, data, overrides or [], Terminal(), rows=harness is None)
     if harness is None:
         own: dict[str, Any] = {"drop_layers": drop_layers, "allow_code": consent(allow_code)}
         show_result(stage.evaluate(run, left, progress=Terminal(), **own))

@@ -24,10 +24,10 @@ def command(
 
     starting("export", f"{run} to {to}")
     from luthier.cli.terminal.show_result import show_export
-    from luthier.pipeline.adopt import run_of
+    from luthier.pipeline.adopt import as_run
     from luthier.pipeline.export import export
     from luthier.recipe.parse import parse_export
 
     form = parse_export(to, settings or [])
-    run, _ = run_of(run, base, data, progress=Terminal())
+    run, _ = as_run(run, base, data, progress=Terminal())
     show_export(export(run, form, prompts=prompts, progress=Terminal(), allow_code=consent(allow_code)))

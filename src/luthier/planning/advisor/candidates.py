@@ -22,7 +22,10 @@ lora full freeze houlsby pfeiffer parallel_adapter scaled_parallel bitfit layern
 dora adalora pissa vera oft loha lokr compacter compacter_pp prefix p_tuning_v2 prompt p_tuning mam unipelt
 """
 NAMES = tuple(_NAMES.split())
-"""Methods and presets that are considered: all that a name alone says. Of two that are equal the one listed first wins: it has less to set."""
+"""Methods and presets that are considered: all that a name alone says.
+
+Of two that are equal the one listed first wins: it has less to set.
+"""
 
 PASS = 512
 """Tokens of a planned pass, or those of the longest row if more: small, so that what fits at all counts as fitting."""

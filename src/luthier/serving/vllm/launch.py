@@ -30,8 +30,9 @@ from luthier.models.load import locate, skeleton
 from luthier.models.settings import ModelConfig
 from luthier.recipe.consent import Allow
 from luthier.recipe.identity import read_recipe
+from luthier.recipe.origin import named_base
 from luthier.runs.folder import RunFolder
-from luthier.serving.engine.sources import ModelSource, refuse_mixture, run_of, source_of
+from luthier.serving.engine.sources import ModelSource, named, refuse_mixture, run_of, source_of
 from luthier.serving.http.settings import ServerAddress, ServerLimits
 
 VERSION, PLUGIN = "0.33.0", "0.0.3"
@@ -166,7 +167,10 @@ def _is_up(url: str) -> bool:
 
 def plan_of(given: Sequence[str], allow_code: Allow = False, base: str | None = None) -> VllmPlan:
     """Plan how one vLLM serves these folders (NAME=PATH or PATH); InputError if it cannot."""
-    sources = [source_of(each, allow_code, base) for each in given]
+    # vLLM downloads the base itself, so it need not be on this machine.
+    folders = [path for _, path in map(named, given) if (path / "adapter_config.json").is_file()]
+    bases = {path: base or named_base(path) for path in folders}
+    sources = [source_of(each, allow_code, bases.get(named(each)[1], base)) for each in given]
     refuse_mixture(sources)
     runs = {source.name: source.path.resolve() for source in sources if run_of(source.path)}
     if full := next((source for source in sources if source.load is None), None):
