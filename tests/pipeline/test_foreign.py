@@ -282,6 +282,21 @@ def test_the_command_line_takes_it(there: Path, model_folder: Callable[..., Path
     assert done.returncode == 2 and "--data FILE" in done.stderr
 
 
+def test_a_base_of_another_task_is_named_in_one_line(there: Path, model_folder: Callable[..., Path]) -> None:
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+    base = model_folder()
+    other = Path(shutil.copytree(base, there / "other"))
+    for file in (other / "config.json", other / "model.safetensors"):
+        file.unlink()
+    vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
+    small = DistilBertConfig(vocab_size=vocabulary, dim=16, hidden_dim=16, n_layers=1, n_heads=2)
+    DistilBertForMaskedLM(small).save_pretrained(other)
+    adapter = make(there / "theirs", KINDS["lora"](), base)
+    with pytest.raises(InputError, match=r"is a distilbert, which cannot serve as a causal decoder\n  fix: "):
+        Engine.open([str(adapter)], base=str(other))
+
+
 def test_a_base_that_is_not_here_is_asked_for(there: Path, model_folder: Callable[..., Path]) -> None:
     base = model_folder()
     adapter = make(there / "theirs", KINDS["lora"](), base)
