@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from luthier.core.errors import CannotMerge, ConfigError, InputError, Stopped
 from luthier.core.events import Progress
-from luthier.methods.layers.loading import load_adapter
+from luthier.methods.layers.loading import load_adapter, without_pickle
 from luthier.pipeline.adopt import as_run
 from luthier.pipeline.evaluate import evaluate
 from luthier.pipeline.export import export
@@ -282,6 +282,21 @@ def test_the_command_line_takes_it(there: Path, model_folder: Callable[..., Path
     assert done.returncode == 2 and "--data FILE" in done.stderr
 
 
+def test_a_base_of_another_task_is_named_in_one_line(there: Path, model_folder: Callable[..., Path]) -> None:
+    from transformers import DistilBertConfig, DistilBertForMaskedLM
+
+    base = model_folder()
+    other = Path(shutil.copytree(base, there / "other"))
+    for file in (other / "config.json", other / "model.safetensors"):
+        file.unlink()
+    vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
+    small = DistilBertConfig(vocab_size=vocabulary, dim=16, hidden_dim=16, n_layers=1, n_heads=2)
+    DistilBertForMaskedLM(small).save_pretrained(other)
+    adapter = make(there / "theirs", KINDS["lora"](), base)
+    with pytest.raises(InputError, match=r"is a distilbert, which cannot serve as a causal decoder\n  fix: "):
+        Engine.open([str(adapter)], base=str(other))
+
+
 def test_a_base_that_is_not_here_is_asked_for(there: Path, model_folder: Callable[..., Path]) -> None:
     base = model_folder()
     adapter = make(there / "theirs", KINDS["lora"](), base)
@@ -310,6 +325,7 @@ def test_a_base_that_is_not_here_is_asked_for(there: Path, model_folder: Callabl
         "a key of a newer PEFT": "does not know new_scaling=2.0, and would ignore it",
         "a kind of a newer PEFT": "peft_type NEWEST is no kind of adapter that PEFT",
         "another base": "is not an adapter for this base",
+        "a prompt of another width": "1 of 1 weights in it have another shape, among them prompt_embeddings",
     }.items(),
 )
 def test_what_does_not_fit_is_refused_at_every_entry(
@@ -325,11 +341,15 @@ def test_what_does_not_fit_is_refused_at_every_entry(
         save_file({name: tensor for name, tensor in tensors.items() if "lora_B" not in name}, file)
     elif fault == "another base":
         base = model_folder("gpt2")
+    elif fault == "a prompt of another width":
+        config = peft.PromptTuningConfig(num_virtual_tokens=3, token_dim=6, **CAUSAL)
+        make(adapter, config, base)
     else:
         change(adapter, **({"new_scaling": 2.0} if "key" in fault else {"peft_type": "NEWEST"}))
+    method = "prompt" if "prompt" in fault else "lora"
     entries: dict[str, Callable[[], Any]] = {
         "evaluate and export": lambda: as_run(adapter, str(base), "rows.jsonl", ["run=adopted"]),
-        "train": lambda: train(begin(adapter, base, "method.name=lora", "run=run")),
+        "train": lambda: train(begin(adapter, base, f"method.name={method}", "run=run")),
         "chat and serve": lambda: Engine.open([str(adapter)], base=str(base)),
     }
     for entry in entries.values():
@@ -355,6 +375,73 @@ def test_files_of_the_first_peft_are_taken_everywhere(there: Path, model_folder:
     given = ["method.from_adapter=old", "data=rows.jsonl", *SMALL]  # the base is the folder that it names
     trained = [train(RunConfig.load(None, given)), train(begin(new, base, "run=runs/n"))]
     assert trained[0]["tuned"] == trained[1]["tuned"]
+
+
+class Grouped(torch.nn.Module):
+    """A fused layer with LoRA as PEFT 0.2 computed it where `enable_lora` says which parts of its outputs change."""
+
+    def __init__(self, layer: Any, a: torch.Tensor, b: torch.Tensor, marks: list[bool], scale: float) -> None:
+        super().__init__()
+        self.layer, self.a, self.b, self.marks, self.scale = layer, a, b, marks, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = list(torch.zeros_like(result := self.layer(x)).chunk(len(self.marks), -1))
+        low = torch.nn.functional.linear(x, self.a).transpose(-2, -1)
+        changed = torch.nn.functional.conv1d(low, self.b, groups=sum(self.marks)).transpose(-2, -1)
+        left = list(changed.chunk(sum(self.marks), -1))
+        parts = [left.pop(0) if mark else part for part, mark in zip(parts, self.marks, strict=True)]
+        return result + torch.cat(parts, -1) * self.scale
+
+
+def grouped(folder: Path, base: Path, marks: list[bool], rank: int = 2) -> torch.nn.Module:
+    """Write an adapter of PEFT 0.2 for the fused c_attn of a GPT-2, and return the model as PEFT 0.2 had it."""
+    model, tensors = AutoModelForCausalLM.from_pretrained(base).eval(), {}
+    torch.manual_seed(5)
+    for number, block in enumerate(model.transformer.h):
+        width, parts = model.config.n_embd, sum(marks)
+        a, b = 0.3 * torch.randn(rank * parts, width), 0.3 * torch.randn(width * parts, rank, 1)
+        name = f"base_model.model.transformer.h.{number}.attn.c_attn"
+        tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+        block.attn.c_attn = Grouped(block.attn.c_attn, a, b, marks, scale=8 / rank)
+    folder.mkdir()
+    torch.save(tensors, folder / "adapter_model.bin")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": ["c_attn"], "fan_in_fan_out": True}
+    settings |= {"enable_lora": marks, "merge_weights": False, "base_model_name_or_path": str(base), **CAUSAL}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return model
+
+
+@pytest.mark.parametrize("marks", [[True, False, True], [False, True, False]])
+def test_parts_of_a_fused_layer_compute_what_they_did_in_the_first_peft(
+    marks: list[bool], there: Path, model_folder: Callable[..., Path]
+) -> None:
+    base = model_folder("gpt2")
+    theirs, ids = grouped(there / "old", base, marks), torch.tensor([[5, 6, 7, 8]])
+    wanted = theirs(input_ids=ids).logits
+    loaded: Any = load_adapter(AutoModelForCausalLM.from_pretrained(base), without_pickle(there / "old")).eval()
+    torch.testing.assert_close(loaded(input_ids=ids).logits, wanted)
+    with loaded.disable_adapter():
+        assert not torch.allclose(loaded(input_ids=ids).logits, wanted, atol=1e-2)
+    run, _ = run_of(there / "old", str(base), "rows.jsonl")
+    report = export(run, parse_export("merged", []), prompts=2)
+    assert report["parity"][0]["held"]
+    merged: Any = AutoModelForCausalLM.from_pretrained(report["path"])
+    torch.testing.assert_close(merged(input_ids=ids).logits, wanted, rtol=1e-4, atol=1e-4)
+    assert begin(there / "old", base).method.spec()["rank"] == 2 * sum(marks)
+    train(begin(there / "old", base, "run=run"))
+
+
+def test_parts_that_do_not_fit_their_weights_are_refused(there: Path, model_folder: Callable[..., Path]) -> None:
+    base = model_folder("gpt2")
+    grouped(there / "old", base, [True, False, True])
+    change(there / "old", r=3)
+    with pytest.raises(InputError, match=r"old/adapter_config.json: enable_lora=.* and r=3 do not fit .*lora_B"):
+        run_of(there / "old", str(base), "rows.jsonl")
+    change(there / "old", r=2)
+    run_of(there / "old", str(base), "rows.jsonl")
+    change(there / "old", new_scaling=2)
+    with pytest.raises(InputError, match="does not know new_scaling=2"):  # not the copy that was made before
+        run_of(there / "old", str(base), "rows.jsonl", ["run=other"])
 
 
 def test_settings_that_no_method_takes_name_the_key(there: Path, model_folder: Callable[..., Path]) -> None:

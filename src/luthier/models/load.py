@@ -169,6 +169,8 @@ def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: 
     except (MissingExtra, ModelError):
         raise
     except Exception as error:
+        if isinstance(error, ValueError) and "Unrecognized configuration class" in str(error):
+            raise _of_another_task(config, base, labels) from error
         raise _unloadable(config, "weights", error) from error
     if quantize == "none":
         model = model.to(where)
@@ -202,10 +204,8 @@ def skeleton(config: ModelConfig, source: str, *, labels: Classes, layers: int |
         base.config.num_hidden_layers = layers
         if getattr(base.config, "layer_types", None):
             base.config.layer_types = base.config.layer_types[:layers]
-    need, fix = ("a classifier", "another base") if labels else ("a causal decoder", "task=classify, or another base")
-    wrong = f"model.path: {config.path} is a {base.config.model_type}, which cannot serve as {need}"
     if labels is None and base.family == "encoder":
-        raise ModelError(wrong, fix=fix)
+        raise _of_another_task(config, base, labels)
     with torch.device("meta"), files.few_modules():
         try:
             return base.auto.from_config(base.config, trust_remote_code=config.trust_remote_code)  # type: ignore[no-any-return]
@@ -213,8 +213,14 @@ def skeleton(config: ModelConfig, source: str, *, labels: Classes, layers: int |
             raise
         except Exception as error:  # transformers builds what config.json says, and fails in many ways
             if isinstance(error, ValueError) and "Unrecognized configuration class" in str(error):
-                raise ModelError(wrong, fix=fix) from error
+                raise _of_another_task(config, base, labels) from error
             raise _unloadable(config, "config.json", error) from error
+
+
+def _of_another_task(config: ModelConfig, base: Any, labels: Classes) -> ModelError:
+    """That a base has no form with the head that the task needs."""
+    need, fix = ("a classifier", "another base") if labels else ("a causal decoder", "task=classify, or another base")
+    return ModelError(f"model.path: {config.path} is a {base.config.model_type}, which cannot serve as {need}", fix=fix)
 
 
 def device(config: ModelConfig) -> str:

@@ -30,10 +30,12 @@ SIZES = ("r", "init_r", "target_r", "num_virtual_tokens")
 """Keys of adapter_config.json that say how large its weights are."""
 MOVED = "save it with PEFT's path_initial_model_for_weight_conversion, and it is a plain LoRA"
 """What to say of an adapter that `moves_base`."""
-HARMLESS = ("merge_weights", "enable_lora")
-"""Keys of the first versions of PEFT that later ones do not read, and that change no result where the weights fit."""
+HARMLESS = ("merge_weights",)
+"""Keys of the first versions of PEFT that later ones do not read, and that change no result."""
 MOST_COPIES = 100
 """Of parts of the model, in an adapter that repeats some. Each takes time to build."""
+MOST_PARTS = 9
+"""Of a fused layer. Each takes memory, and no layer fuses more."""
 MATCHING = 10.0
 """Seconds that the regular expressions of an adapter may take; those of real ones take milliseconds."""
 MATCH = """
@@ -69,7 +71,9 @@ def load_adapter(model: nn.Module, folder: Path, train_as: Any = None) -> nn.Mod
     _check_patterns(model, folder / "adapter_config.json")
     try:
         # What PEFT warns of here is refused by `shapes_of` or below, or changes nothing.
-        warnings.filterwarnings("ignore", "Unexpected keyword arguments|Found missing adapter keys")
+        warnings.filterwarnings(
+            "ignore", "Unexpected keyword arguments|Found missing adapter keys|fan_in_fan_out is set"
+        )
         config = train_as or PeftConfig.from_pretrained(str(folder))
         config.inference_mode = train_as is None
         if config.peft_type == "PREFIX_TUNING":
@@ -98,6 +102,9 @@ def load_adapter(model: nn.Module, folder: Path, train_as: Any = None) -> nn.Mod
     extra = shapes.keys() - wanted.keys()
     foreign = [name for name in extra if own.get(name.removeprefix("base_model.model.")) != shapes[name]]
     odd = [name for name in wanted if name in shapes and tuple(wanted[name].shape) != shapes[name]]
+    if config.is_prompt_learning and "prompt_embeddings" in shapes:  # PEFT makes them as wide as the file says
+        width = tuned.word_embeddings.weight.shape[-1]
+        odd = odd or ["prompt_embeddings"] * (shapes["prompt_embeddings"][-1] != width)
     found = (
         (foreign, len(shapes), "in it have no place in this model"),
         (wanted.keys() - shapes.keys(), len(wanted), "that the model needs are not in it"),
@@ -131,11 +138,11 @@ def without_pickle(folder: Path) -> Path:
 
     InputError where the pickle holds more than tensors: opening that could run code.
     """
-    pickled = folder / "adapter_model.bin"
+    pickled, settings = folder / "adapter_model.bin", folder / "adapter_config.json"
     if (folder / WEIGHTS).is_file() or not pickled.is_file():
         return folder
-    state = pickled.stat()
-    key = sha256(f"{pickled.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:32]
+    state, said = pickled.stat(), read_object(settings, RESTORE)
+    key = sha256(f"{pickled.resolve()} {state.st_size} {state.st_mtime_ns} {to_json(said)}".encode()).hexdigest()[:32]
     made = cache_root() / f"adapter-{key}" / folder.resolve().name
     if (made / WEIGHTS).is_file():
         return made
@@ -143,6 +150,7 @@ def without_pickle(folder: Path) -> Path:
         found = torch.load(pickled, map_location="cpu", weights_only=True)
         if not isinstance(found, dict) or not all(isinstance(each, Tensor) for each in found.values()):
             raise ValueError("it is no table of tensors")
+        found = {name: tensor.contiguous().clone() for name, tensor in found.items()}
     except Exception as error:  # torch's reader raises many kinds
         message = f"{pickled} is a pickle that holds more than weights, or is damaged: {first_line(error)}"
         raise InputError(message, fix="save the adapter again with PEFT, which writes safetensors") from error
@@ -150,10 +158,39 @@ def without_pickle(folder: Path) -> Path:
     for file in folder.iterdir():
         if file.is_file() and file.suffix in (".json", ".jinja", ".txt", ".model"):
             shutil.copy(file, made)
+    if said.get("enable_lora"):
+        (made / settings.name).write_text(to_json(_as_plain_lora(found, said, settings)), encoding="utf-8")
     temporary = made / f".{WEIGHTS}"
-    save_file({name: tensor.contiguous().clone() for name, tensor in found.items()}, temporary)
+    save_file(found, temporary)
     temporary.rename(made / WEIGHTS)
     return made
+
+
+def _as_plain_lora(tensors: dict[str, Tensor], settings: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Settings of the LoRA that computes the same as one with `enable_lora`, whose `tensors` are changed to its.
+
+    Before 0.3, PEFT cut the outputs of a fused layer into equal parts (GPT-2's query, key and value). Each of the n
+    that `enable_lora` marks had r rows of A and, in a grouped convolution, B of [outputs of the part, r, 1]. Plain LoRA
+    of rank n * r has these B as blocks of [outputs, n * r], and 0 elsewhere; alpha grows with r. InputError where the
+    weights are not so.
+    """
+    marks, rank, alpha = settings["enable_lora"], settings.get("r"), settings.get("lora_alpha")
+    real = isinstance(marks, list) and len(marks) <= MOST_PARTS
+    on = [part for part, mark in enumerate(marks) if mark] if real else []
+    for name in [each for each in tensors if each.endswith("lora_B.weight")]:
+        grouped = tensors[name]
+        if not on or not isinstance(rank, int) or grouped.shape[1:] != (rank, 1) or len(grouped) % len(on):
+            message = f"{file}: enable_lora={marks} and r={rank} do not fit {name}, which is {list(grouped.shape)}"
+            raise InputError(message, fix=RESTORE)
+        blocks = grouped.squeeze(-1).chunk(len(on))
+        plain = grouped.new_zeros(len(marks), len(blocks[0]), len(on), rank)
+        for place, (part, block) in enumerate(zip(on, blocks, strict=True)):
+            plain[part, :, place] = block
+        tensors[name] = plain.flatten(2).flatten(0, 1)
+    scaled = {
+        key: value * len(on) for key, value in (("r", rank), ("lora_alpha", alpha)) if isinstance(value, int | float)
+    }
+    return {**settings, **scaled, "enable_lora": None}
 
 
 def shapes_of(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -47,7 +47,7 @@ def method_of(folder: Path) -> dict[str, Any]:
 
     What they do not say (rank_pattern, modules_to_save) stays in adapter_config.json, from which the layers are made.
     """
-    settings = read_object(folder / "adapter_config.json", RESTORE)
+    settings = read_object(without_pickle(folder) / "adapter_config.json", RESTORE)
     name, keys, fields = EXPRESSED.get(str(settings.get("peft_type")), ("", {}, {}))
     found = {field: settings[key] for key, field in keys.items() if settings.get(key) is not None}
     for field in {"targets", "layers"} & found.keys():
@@ -90,7 +90,7 @@ def start_on(model: nn.Module, method: Any, steps: int, *, classify: bool) -> nn
         raise InputError(message, fix="restore the folder, or start another run with --from FOLDER")
     files = without_pickle(folder)
     shapes_of(files)
-    settings, block = read_object(folder / "adapter_config.json", RESTORE), method_of(folder)
+    settings, block = read_object(files / "adapter_config.json", RESTORE), method_of(files)
     kind, merged = (
         str(settings.get("peft_type")),
         "merge it first (luthier export FOLDER --to merged), and train on that",
@@ -109,7 +109,7 @@ def start_on(model: nn.Module, method: Any, steps: int, *, classify: bool) -> nn
         )
         raise InputError(message, fix=merged)
     refuse_other_task(settings, folder, classify=classify)
-    config = PeftConfig.from_pretrained(str(folder))
+    config = PeftConfig.from_pretrained(str(files))
     if kind in ("PROMPT_TUNING", "P_TUNING"):  # as plain embeddings, whatever made them
         task = config.task_type
         config = method.peft_config(model, steps)

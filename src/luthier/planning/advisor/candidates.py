@@ -18,11 +18,11 @@ from luthier.training.optimizers.base import OPTIMIZERS
 from luthier.training.settings import TrainConfig
 
 _NAMES = """
-lora full freeze houlsby pfeiffer parallel_adapter scaled_parallel bitfit layernorm ia3 qlora lora_int8 rslora lora_plus
-dora adalora pissa vera oft loha lokr compacter compacter_pp prefix p_tuning_v2 prompt p_tuning mam unipelt
+lora full freeze houlsby pfeiffer parallel_adapter scaled_parallel bitfit ia3 qlora lora_int8 rslora lora_plus dora
+adalora pissa vera oft prefix p_tuning_v2 prompt p_tuning mam unipelt
 """
 NAMES = tuple(_NAMES.split())
-"""Methods and presets that are considered: all that a name alone says.
+"""Methods and presets that are considered: those that were measured here.
 
 Of two that are equal the one listed first wins: it has less to set.
 """

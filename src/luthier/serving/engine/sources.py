@@ -112,7 +112,7 @@ def _adapter(name: str, path: Path, base: str | None) -> ModelSource:
     if task not in ("CAUSAL_LM", "SEQ_CLS"):
         what = f"{path} is an adapter of neither a language model nor a classifier (task_type {task})"
         raise InputError(what, fix="give an adapter with task_type CAUSAL_LM or SEQ_CLS")
-    path = without_pickle(path)
+    given, path = path, without_pickle(path)
     shapes = shapes_of(path)  # before the base is loaded; vLLM would also read a pickle in this folder
     if moves_base(settings):
         message = f"{path}: init_lora_weights={settings['init_lora_weights']} changes the base, which others share"
@@ -121,7 +121,7 @@ def _adapter(name: str, path: Path, base: str | None) -> ModelSource:
     config = ModelConfig(path=base)
     found = locate(config)
     own = path if (path / "tokenizer_config.json").is_file() else Path(found)
-    caveat = another_name(path, base, found)
+    caveat = another_name(given, base, found)
     # The last layer of its head has an output for each label; without a head the adapter is for the base's own.
     heads = [shape[0] for key, shape in shapes.items() if in_head(key) and len(shape) == 2 and "lora_" not in key]
     labels = partial(_names, count=min(heads, default=None)) if task == "SEQ_CLS" else None
