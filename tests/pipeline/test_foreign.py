@@ -422,7 +422,7 @@ def test_parts_of_a_fused_layer_compute_what_they_did_in_the_first_peft(
     torch.testing.assert_close(loaded(input_ids=ids).logits, wanted)
     with loaded.disable_adapter():
         assert not torch.allclose(loaded(input_ids=ids).logits, wanted, atol=1e-2)
-    run, _ = run_of(there / "old", str(base), "rows.jsonl")
+    run, _ = as_run(there / "old", str(base), "rows.jsonl")
     report = export(run, parse_export("merged", []), prompts=2)
     assert report["parity"][0]["held"]
     merged: Any = AutoModelForCausalLM.from_pretrained(report["path"])
@@ -436,12 +436,12 @@ def test_parts_that_do_not_fit_their_weights_are_refused(there: Path, model_fold
     grouped(there / "old", base, [True, False, True])
     change(there / "old", r=3)
     with pytest.raises(InputError, match=r"old/adapter_config.json: enable_lora=.* and r=3 do not fit .*lora_B"):
-        run_of(there / "old", str(base), "rows.jsonl")
+        as_run(there / "old", str(base), "rows.jsonl")
     change(there / "old", r=2)
-    run_of(there / "old", str(base), "rows.jsonl")
+    as_run(there / "old", str(base), "rows.jsonl")
     change(there / "old", new_scaling=2)
     with pytest.raises(InputError, match="does not know new_scaling=2"):  # not the copy that was made before
-        run_of(there / "old", str(base), "rows.jsonl", ["run=other"])
+        as_run(there / "old", str(base), "rows.jsonl", ["run=other"])
 
 
 def test_settings_that_no_method_takes_name_the_key(there: Path, model_folder: Callable[..., Path]) -> None:
