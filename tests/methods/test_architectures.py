@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from luthier.core.errors import InputError
 from luthier.kernels.apply import patched
-from luthier.methods.base import METHODS, Method
+from luthier.methods.base import METHODS, Method, trainable_state
 from luthier.models.targets import expert_tensors
 from tests.architectures import CAUSAL, tiny
 from tests.methods.zoo import NOT_THE_BASE, SPECS
@@ -130,13 +130,14 @@ def test_each_method_works_on_each_architecture_or_is_refused_with_the_reason(
 @pytest.mark.matrix(kind=12)
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_every_weight_of_lora_gets_a_gradient(kind: str) -> None:
-    """Experts too: the text is long enough for each to be chosen. A whole block of tokens is more than it has."""
-    x = torch.randint(3, 90, (4, 40), generator=torch.Generator().manual_seed(1))
+    """Experts too: the text is long enough for each to be chosen, and DeepSeek-V4's for a compressed block of 128."""
+    size = (1, 260) if kind == "deepseek_v4" else (4, 40)
+    x = torch.randint(3, 90, size, generator=torch.Generator().manual_seed(1))
     model = METHODS.parse({"name": "lora", "rank": 4}).attach(tiny(kind), steps=20)
     moved(model)
     with patched(model.train()):
         model(input_ids=x, labels=x, attention_mask=torch.ones_like(x), use_cache=False).loss.backward()
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and ".compressor." not in n}
+    trained = trainable_state(model)
     assert not [n for n, p in trained.items() if p.grad is None or not p.grad.any()]
     fused = expert_tensors(tiny(kind))
     assert sum(getattr(layer, "num_experts", 1) > 1 for layer in model.modules()) >= sum(
