@@ -5,12 +5,10 @@ the cached keys and values come from, and which tensor the residual stream of a 
 sub-layers are put together in another way, have a table.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -122,12 +120,21 @@ def module_map_of(model: Any) -> ModuleMap:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config.to_dict()
     config.pop("quantization_config", None)
-    return _map(type(base), to_json(config, sort_keys=True, default=str))  # type: ignore[arg-type]
+    key = (type(base), to_json(config, sort_keys=True, default=str))
+    if key not in _FOUND:
+        if len(_FOUND) >= KEPT:
+            _FOUND.pop(next(iter(_FOUND)))
+        _FOUND[key] = _map(type(base), config)
+    return _FOUND[key]
 
 
-@lru_cache(maxsize=8)
-def _map(kind: type[Any], settings: str) -> ModuleMap:
-    config = kind.config_class.from_dict(json.loads(settings))
+KEPT = 8
+_FOUND: dict[tuple[type[Any], str], ModuleMap] = {}
+"""Class and settings of a model -> its map, of the last ones that were asked for."""
+
+
+def _map(kind: type[Any], settings: dict[str, Any]) -> ModuleMap:
+    config = kind.config_class.from_dict(settings)
     with torch.device("meta"):
         model = kind(config).eval()
     table = TABLES.get(config.model_type)

@@ -173,8 +173,12 @@ def refuse_conv1d(layers: dict[str, Any], why: str) -> None:
 
 def norms(model: Any) -> list[str]:
     """Names of the norms of the language model: modules of a class called so whose only weights are vectors."""
-    text, found = text_part(model), []
-    for name, module in model.named_modules():
+    text, found, modules = text_part(model), [], dict(model.named_modules())
+    for name, module in modules.items():
+        if any(part.startswith(tuple(UNTRAINED)) for part in name.split(".")):
+            continue
+        if hasattr(modules[name.rpartition(".")[0]], "A_log") and hasattr(module, "variance_epsilon"):
+            continue  # Mamba's code reads its weight and its epsilon, and does not call it
         own = dict(module.named_parameters())
         vectors = own.keys() <= {"weight", "bias"} and all(weight.ndim == 1 for weight in own.values())
         if own and vectors and "norm" in type(module).__name__.lower() and name.startswith(text) and not in_head(name):

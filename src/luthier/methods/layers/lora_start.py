@@ -32,7 +32,8 @@ Pair = tuple[Tensor, Tensor]
 def adapted(model: nn.Module) -> dict[str, Any]:
     """Name -> LoRA layer of each plain linear layer; experts held as one tensor start as noise and zero."""
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-    return {n: layer for n, layer in found.items() if getattr(layer, "num_experts", 1) == 1}
+    single = {n: layer for n, layer in found.items() if getattr(layer, "num_experts", 1) == 1}
+    return {n: layer for n, layer in single.items() if hasattr(layer.get_base_layer(), "weight")}
 
 
 def weight_of(layer: Any) -> Tensor:
