@@ -114,6 +114,10 @@ T5 = _Table(
 TABLES = {**dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), BERT)}
 TABLES |= {**dict.fromkeys(("t5", "mt5"), T5)}
 
+KEPT = 8
+_FOUND: dict[tuple[type[Any], str], ModuleMap] = {}
+"""Class and settings of a model -> its map, of the last ones that were asked for."""
+
 
 def module_map_of(model: Any) -> ModuleMap:
     """The module map of a model of transformers, with adapters on it or not. ValueError where it cannot be found."""
@@ -126,11 +130,6 @@ def module_map_of(model: Any) -> ModuleMap:
             _FOUND.pop(next(iter(_FOUND)))
         _FOUND[key] = _map(type(base), config)
     return _FOUND[key]
-
-
-KEPT = 8
-_FOUND: dict[tuple[type[Any], str], ModuleMap] = {}
-"""Class and settings of a model -> its map, of the last ones that were asked for."""
 
 
 def _map(kind: type[Any], settings: dict[str, Any]) -> ModuleMap:
