@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,7 +97,7 @@ def main() -> int:
     build_models()
     files = [f"tests/test_{kind}_models.py" for kind in ("decoder", "encoder_decoder")]
     # Only PEFT's tests that are run over a table of configurations; the rest are about its own methods.
-    chosen = ["-k", "bitfit or bottleneck or prefixkv or mam or unipelt or compacter"]
+    chosen = ["-k", "bitfit or bottleneck or prefixkv or mam or unipelt or compacter or fusion"]
     command = [
         sys.executable,
         "-m",
@@ -126,6 +126,7 @@ def configurations(task: str) -> list[Any]:
     from luthier.methods.layers.bias import BitFitConfig
     from luthier.methods.layers.bottleneck import BottleneckConfig
     from luthier.methods.layers.composite import MamConfig, UniPeltConfig
+    from luthier.methods.layers.fusion import FusionConfig
     from luthier.methods.layers.prefix import PrefixKVConfig
 
     normal = {"size": 8, "init": "normal"}
@@ -133,6 +134,8 @@ def configurations(task: str) -> list[Any]:
         ("bitfit", BitFitConfig, {"missing": "add"}),
         *((f"bottleneck_{p}", BottleneckConfig, {"place": p, **normal}) for p in ("houlsby", "pfeiffer", "parallel")),
         ("bottleneck_output", BottleneckConfig, {"place": "output", **normal, "learned_scale": True}),
+        *((f"compacter_{p}", BottleneckConfig, {"place": p, "phm": 4, **normal}) for p in ("houlsby", "output")),
+        ("fusion", FusionConfig, {"sizes": [8, 4], "activations": ["relu", "gelu"], **normal}),
     ]
     if task == "CAUSAL_LM":  # a prefix, and what has one, does not work on encoder-decoders, and says so
         table += [
@@ -161,6 +164,8 @@ def pytest_configure(config: Any) -> None:
     import luthier  # noqa: F401  (registers the methods with PEFT)
     from luthier.methods.layers.base import TunerConfig
     from luthier.methods.layers.bias import BiasDelta
+    from luthier.methods.layers.bottleneck import PHM, Bottleneck
+    from luthier.methods.layers.fusion import Fused
 
     # PEFT's test modules import diffusers for tests of image models, which are not run here.
     sys.modules.setdefault(
@@ -169,13 +174,25 @@ def pytest_configure(config: Any) -> None:
     from tests import test_decoder_models, test_encoder_decoder_models, testing_utils
 
     models = Path(os.environ["LUTHIER_PEFT_MODELS"])
-    fill, not_the_base = BiasDelta.fill, testing_utils.set_init_weights_false
+    not_the_base = testing_utils.set_init_weights_false
 
-    def filled(self: Any, adapter: str, settings: Any) -> None:
-        fill(self, adapter, settings)
-        torch.nn.init.normal_(self.held("delta")[adapter])  # zeros are the base, which PEFT's tests want it not to be
+    def start_elsewhere(layer: Any, weights: Callable[[Any, str], Iterable[torch.Tensor]]) -> None:
+        """Give new adapters of this layer other weights than zeros: PEFT's tests want them not to be the base."""
+        fill = layer.fill
 
-    BiasDelta.fill = filled
+        def filled(self: Any, adapter: str, settings: Any) -> None:
+            fill(self, adapter, settings)
+            for weight in weights(self, adapter):
+                torch.nn.init.normal_(weight)
+
+        layer.fill = filled
+
+    def rules(self: Any, adapter: str) -> Iterable[torch.Tensor]:
+        return [m.rule for name in ("down", "up") if isinstance(m := self.held(name)[adapter], PHM)]
+
+    start_elsewhere(BiasDelta, lambda self, adapter: [self.held("delta")[adapter]])
+    start_elsewhere(Bottleneck, rules)
+    start_elsewhere(Fused, lambda self, adapter: [self.held("up")[adapter].weight])
 
     def keep(config_cls: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         return kwargs if issubclass(config_cls, TunerConfig) else not_the_base(config_cls, kwargs)

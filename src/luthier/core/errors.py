@@ -53,8 +53,9 @@ class ConfigError(InputError):
 class UnknownPlugin(InputError):
     """A name that no file and no entry point has."""
 
-    def __init__(self, kind: str, name: str, known: list[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)}; choose one of: {', '.join(known)}")
+    def __init__(self, kind: str, name: str, known: list[str], beyond: str = "") -> None:
+        choice = f"choose one of: {', '.join(known)}{beyond and f'; {beyond}'}"
+        super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)}; {choice}")
 
 
 class IncompletePlugin(LuthierError):

@@ -99,13 +99,19 @@ class Family(Generic[P]):
     """All plugins of one kind, for example every tuning method."""
 
     def __init__(
-        self, base: type[P], kind: str, *, presets: dict[str, tuple[str, dict[str, Any]]] | None = None
+        self,
+        base: type[P],
+        kind: str,
+        *,
+        presets: dict[str, tuple[str, dict[str, Any]]] | None = None,
+        beyond: str = "",
     ) -> None:
         """`kind` is the word for one member; `presets` are further names, each a member with some of its fields set.
 
-        Members are the modules beside `base`'s; folders there hold what several of them share.
+        Members are the modules beside `base`'s; folders there hold what several of them share. `beyond` says how to
+        have what has no name here.
         """
-        self.base, self.kind, self.presets = base, kind, presets or {}
+        self.base, self.kind, self.presets, self.beyond = base, kind, presets or {}, beyond
         self.package = base.__module__.rpartition(".")[0]  # luthier.methods.base -> luthier.methods
 
     def names(self) -> list[str]:
@@ -122,7 +128,7 @@ class Family(Generic[P]):
         """Import one plugin class by name or preset; UnknownPlugin names the nearest."""
         name = self.presets[name][0] if name in self.presets else name
         if name not in self.names():
-            raise UnknownPlugin(self.kind, name, self.all_names())
+            raise UnknownPlugin(self.kind, name, self.all_names(), self.beyond)
         module_name = installed(self.package).get(name, f"{self.package}.{name}")
         module = importlib.import_module(module_name)
         classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, self.base)]

@@ -512,4 +512,4 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 QUANTIZED: dict[str, tuple[str, str | None]] = {"qlora": ("nf4", "paged_adamw"), "lora_int8": ("int8", None)}
 """Presets that also quantize the base: `model.quantize` and, where the paper has one, `train.optimizer`."""
 
-METHODS = Family(Method, "method", presets=PRESETS)
+METHODS = Family(Method, "method", presets=PRESETS, beyond="any other of PEFT: method=peft method.type=boft")

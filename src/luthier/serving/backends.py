@@ -95,26 +95,21 @@ def _local(
 
     which: Any = {"allow_code": allow_code, "base": base, "drop_layers": drop_layers}
     sources = [source_of(each, allow_code, base, drop_layers) for each in folders]
-    if any(source.labels for source in sources):
-        if untuned:
-            raise InputError(f"{folders[0]} is a classifier: its base has no labels", fix="leave the base out")
-        if len(folders) > 1:
-            return [backend for folder in folders for backend in _local([folder], notify=notify, **which)]
-        if sources[0].caveat:
-            notify(sources[0].caveat)
-        return [ChatBackend(sources[0].name, Classifier(sources[0]).stream)]
+    if untuned and sources[0].labels:
+        raise InputError(f"{folders[0]} is a classifier: its base has no labels", fix="leave the base out")
     if untuned and sources[0].load is None:
         message = f"{folders[0]} holds full weights: its base is another model"
         raise InputError(message, fix="give the folder of the base itself")
-    try:
-        refuse_mixture(sources)
-    except InputError:
-        if len(folders) == 1:
-            raise
-        return [backend for folder in folders for backend in _local([folder], notify=notify, **which)]
+    if len(folders) > 1:
+        try:
+            refuse_mixture(sources)
+        except InputError:
+            return [backend for folder in folders for backend in _local([folder], notify=notify, **which)]
     for source in sources:
         if source.caveat:
             notify(source.caveat)
+    if sources[0].labels:
+        return [ChatBackend(sources[0].name, Classifier(sources[0]).stream)]
     names = [*(["base"] if untuned else []), *(source.name for source in sources)]
     engine = Engine.open(folders, rows=len(names), **which)
     return [ChatBackend(name, partial(engine.stream, model=name)) for name in names]

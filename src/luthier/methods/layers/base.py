@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -85,7 +86,7 @@ class Tuner(BaseTuner):
     target_module_mapping: dict[str, Any] = {}  # noqa: RUF012  (PEFT's own declaration)
     mergeable: ClassVar[bool] = False
 
-    @property
+    @cached_property
     def module_map(self) -> ModuleMap:
         return module_map_of(self.model)
 
