@@ -16,6 +16,8 @@ CATALOG = {
     "{0} of {1}": "{1} 中的 {0}",
     "{0} and {{1}} are braces": "{0} 和 {{1}} 是花括号",
     "{0} is finished; delete it": "{0} 已完成；请删除它",
+    "no prefix can stand here: {0}": "此处不能放前缀：{0}",
+    "; and so is {0}": "，{0} 也是",
 }
 
 
@@ -43,6 +45,8 @@ def catalog(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("nothing that is known", "nothing that is known"),
         ("some file: reading data", "some file：正在读取数据"),
         ("a, b: c", "a, b: c"),
+        ("method prefix: no prefix can stand here: x", "method prefix：此处不能放前缀：x"),
+        ("reading data; and so is x", "正在读取数据，x 也是"),
         ("3 of 4", "3 of 4"),  # two letters would fit too much
     ],
 )

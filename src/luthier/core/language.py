@@ -105,7 +105,9 @@ def _in_parts(text: str, into: str, separators: list[str]) -> str:
     first, *others = separators
     if first not in text:
         return _in_parts(text, into, others)
-    shown = first if into == PSEUDO else SEPARATORS[first]
-    parts = [_whole(part, into) or _in_parts(part, into, others) for part in text.split(first)]
-    changed = parts != text.split(first)
-    return (shown if changed else first).join(parts)
+    head, tail = text.split(first, 1)
+    if added := _whole(first + tail, into):  # what is added to a sentence may begin with its separator
+        return (_whole(head, into) or _in_parts(head, into, others)) + added
+    parts = _whole(head, into) or _in_parts(head, into, others), translated(tail, into)
+    shown = first if into == PSEUDO or parts == (head, tail) else SEPARATORS[first]
+    return shown.join(parts)
