@@ -68,7 +68,8 @@ def build_models() -> None:
     sys.path.insert(0, str(ROOT))
     from tests.conftest import build_tokenizer
 
-    ids = {"vocab_size": 400, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 1}
+    # The tests' inputs are tokens 0 to 2. A padding token's embedding is zero: of such rows nothing is computed.
+    ids = {"vocab_size": 400, "pad_token_id": 3, "bos_token_id": 0, "eos_token_id": 1}
     width = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     small = {**ids, **width, "num_key_value_heads": 2, "max_position_embeddings": 256}
     made = {
