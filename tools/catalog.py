@@ -37,7 +37,7 @@ UNSEEN = (
 """Files whose strings no user reads, or that hold templates and programs."""
 CODE = re.compile(r"\{%|\{\{|^\s*(import|from|def|SELECT)\b|\(\?|\\[dws.]|^--|^[\w./-]+=\S*$|<\|", re.MULTILINE)
 """What no sentence has."""
-HEADINGS = {"table", "translated", "filled"}
+HEADINGS = {"table", "translated", "filled", "words"}
 """Functions whose arguments may be one word: headings, labels."""
 
 
