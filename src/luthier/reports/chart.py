@@ -62,7 +62,7 @@ Line = tuple[Words, str, str, Points]
 """Name, color, kind ("line", "thin", "dotted") and points of a line."""
 
 
-def words(message: str, *values: object) -> Words:
+def worded(message: str, *values: object) -> Words:
     """A message with numbered places in every language that pages speak."""
     return {into: filled(message, *values, into=into) for into in ("en", "zh")}
 
@@ -163,12 +163,12 @@ class Canvas:
                 if left > x and left + size > self.width - 8:
                     left, down = x, down + 19
                 if kind == "point":
-                    one.add(f'<circle cx="{left + 11:.1f}" cy="{down - 4:.1f}" r="4.5" {fill(color)}/>')
+                    one.add(f'<circle cx="{left + 11:.1f}" cy="{down - 4:.1f}" r="4.5" {area(color)}/>')
                 else:
-                    dash = "2 3" if kind == "dots" else ""
+                    dash = {"dots": "2 3", "dashes": "5 4"}.get(kind, "")
                     one.line(left, down - 4, left + 22, down - 4, color, 1.2 if kind == "thin" else 2.2, dash)
                 if kind == "dotted":
-                    one.add(f'<circle cx="{left + 11:.1f}" cy="{down - 4:.1f}" r="3.2" {fill(color)}/>')
+                    one.add(f'<circle cx="{left + 11:.1f}" cy="{down - 4:.1f}" r="3.2" {area(color)}/>')
                 one.text(left + 28, down, name, "ink")
                 left += size
             self.add("".join(one.parts) + "</g>")
@@ -183,7 +183,7 @@ class Canvas:
             f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {self.width:g} '
             f'{self.height:g}" width="{self.width:g}" height="{self.height:g}" font-family="{FAMILIES}" '
             f'font-size="12"{more}><title>{escape(title)}</title><desc>{escape(description)}</desc>'
-            f'<style>{STYLE}</style><rect width="100%" height="100%" {fill("paper")}/>{"".join(self.parts)}</svg>'
+            f'<style>{STYLE}</style><rect width="100%" height="100%" {area("paper")}/>{"".join(self.parts)}</svg>'
         )
 
 
@@ -202,14 +202,14 @@ def stroke(color: str, width: float) -> str:
     return f'class="s-{color}" stroke="{COLORS[color][0]}" stroke-width="{width:g}" fill="none"'
 
 
-def fill(color: str) -> str:
+def area(color: str) -> str:
     """Attributes of an area or a text."""
     return f'class="f-{color}" fill="{COLORS[color][0]}"'
 
 
 def wide(text: str) -> float:
     """About as many pixels as a text of 12 pixels height takes."""
-    return sum(12.0 if ord(sign) > 0x2E80 else 7.0 for sign in text)
+    return sum(12.0 if ord(sign) > 0x2E80 else 6.5 for sign in text)
 
 
 def path(points: Points, x: Axis, y: Axis) -> str:
@@ -231,14 +231,14 @@ def reduced(points: Points, most: int = MOST) -> list[tuple[float, float]]:
 
 
 def smooth(points: Points) -> list[tuple[float, float]]:
-    """A straight line fitted to the points around each (a 25th of the run on both sides), read off at its place.
+    """A straight line fitted to the points around each (a fiftieth of the run on both sides), read off at its place.
 
     Unlike a moving average it does not lag behind a falling loss, and it has no bias at the ends. Takes O(n).
     """
     count = len(points)
     if count < 3:
         return list(points)
-    radius = max(2, count // 25)
+    radius = max(2, count // 50)
     center, low, high = points[count // 2][0], min(y for _, y in points), max(y for _, y in points)
     sums = [(0.0, 0.0, 0.0, 0.0)]
     for x, y in points:
@@ -284,10 +284,10 @@ def loss_chart(
     lines: list[Line] = []
     most = min(MOST, int(2 * width))
     if raw:
-        lines.append((words("training, each step"), "raw", "thin", reduced(raw, most)))
-        lines.append((words("training, smoothed"), "blue", "line", reduced(even, most // 2)))
+        lines.append((worded("training, each step"), "raw", "thin", reduced(raw, most)))
+        lines.append((worded("training, smoothed"), "blue", "line", reduced(even, most // 2)))
     if held:
-        lines.append((words("held out"), "orange", "dotted", reduced(held, most // 2)))
+        lines.append((worded("held out"), "orange", "dotted", reduced(held, most // 2)))
     canvas = Canvas(width, height, languages or [_one_language()])
     told = []
     if even:
@@ -298,7 +298,7 @@ def loss_chart(
         told.append(f"The lowest held-out loss is {least[1]:.4g}, at step {least[0]}.")
     marks = []
     if base is not None and held:
-        marks.append((held[0], words("base {0}", f"{held[0][1]:.3f}")))
+        marks.append((held[0], worded("base {0}", f"{held[0][1]:.3f}")))
     kept = next((point for point in held if point[0] == kept_step and point[0]), None)
     if kept is not None:
         marks.append((kept, same(f"{kept[1]:.3f}")))
@@ -306,7 +306,7 @@ def loss_chart(
         canvas,
         lines,
         title,
-        words("loss, nats per target"),
+        worded("loss, nats per target"),
         told or ["No step was taken yet."],
         marks,
         kept_step,
@@ -331,7 +331,7 @@ def curves_chart(
         (same(name), color, "line", reduced(points)) for (name, points), color in zip(named, SERIES, strict=False)
     ]
     others = [(same(name), "raw", "thin", reduced(points)) for name, points in named[len(SERIES) :]]
-    label = words("held-out loss, nats per target") if held_out else words("training loss, nats per target")
+    label = worded("held-out loss, nats per target") if held_out else worded("training loss, nats per target")
     told = [f"{name} ends at a loss of {points[-1][1]:.4g}." for name, points in named]
     return _steps_chart(canvas, [*others, *lines], title, label, told or ["No step was taken yet."])
 
@@ -358,14 +358,16 @@ def _steps_chart(
     gray = [line for line in lines if line[1] == "raw"]
     entries = [line[:3] for line in lines if line[1] != "raw" or len(gray) == 1]
     if len(gray) > 1:
-        entries.append((words("the other {0}", len(gray)), "raw", "thin"))
+        entries.append((worded("the other {0}", len(gray)), "raw", "thin"))
     if rates:
-        entries.append((words("learning rate, at most {0}", f"{max(r for _, r in rates):.3g}"), "teal", "line"))
+        entries.append((worded("learning rate, at most {0}", f"{max(r for _, r in rates):.3g}"), "teal", "line"))
+    if kept_step:
+        entries.append((worded("weights kept: step {0}", f"{kept_step:,}"), "green", "dashes"))
     if entries:
         top += canvas.legend(entries, 8, top + 12)
     canvas.text(8, top + 12, label)
-    top += 22
-    bottom = canvas.height - (74 if rates else 30)
+    top += 30  # room for what stands above the highest point
+    bottom = canvas.height - (80 if rates else 36)
     last = max([point[0] for *_, points in lines for point in points] or [1])
     x = Axis(-last * 0.012, last * 1.012, left, right)
     values = [value for *_, points in lines for _, value in points] or [0.0, 1.0]
@@ -378,14 +380,8 @@ def _steps_chart(
         canvas.add(f'<g class="{name}"' + ("" if name == first else ' display="none"') + ">")
         _draw(canvas, lines, x, y, kept_step, marks)
         canvas.add("</g>")
-    if kept_step:
-        late = x.at(kept_step) > (left + right) / 2
-        place = x.at(kept_step) + (-6 if late else 6), top + 10
-        canvas.add('<g class="marks">')
-        canvas.text(*place, words("weights kept: step {0}", f"{kept_step:,}"), "green", "end" if late else "start")
-        canvas.add("</g>")
-    elif not lines:
-        canvas.text((left + right) / 2, (top + bottom) / 2, words("no step was taken yet"), anchor="middle")
+    if not lines:
+        canvas.text((left + right) / 2, (top + bottom) / 2, worded("no step was taken yet"), anchor="middle")
     data = {
         "box": [left, top, right - left, bottom - top],
         "x": [x.low, x.high],
@@ -426,8 +422,8 @@ def _draw(
             canvas.add(f'<path d="{dots}" {stroke(color, 7)} stroke-linecap="round" {STAYS}/>')
     canvas.add('</svg><g class="marks">')
     for (step, value), text in marks:
-        near, high = x.at(step) > right - 60, y.at(value) < top + 20
-        place = x.at(step) + (-8 if near else 8), y.at(value) + (16 if high and near else 5 if high else -8)
+        near = x.at(step) > right - 60
+        place = x.at(step) + (-6 if near else 6), y.at(value) - 9
         canvas.text(*place, text, "orange", "end" if near else "start")
     canvas.add("</g>")
 
@@ -441,7 +437,7 @@ def _view(x: float, y: float, width: float, height: float) -> str:
 
 def _x_ticks(canvas: Canvas, x: Axis, bottom: float, rates: Points) -> None:
     """Steps below the chart, and between them and it, if there are any, the learning rates."""
-    left, right, floor = x.start, x.end, canvas.height - 30
+    left, right, floor = x.start, x.end, canvas.height - 36
     if rates:
         y = Axis(0, max(rate for _, rate in rates) or 1.0, floor - 1, bottom + 16)
         canvas.add(_view(left, bottom + 12, right - left, floor - bottom - 12))
@@ -453,7 +449,7 @@ def _x_ticks(canvas: Canvas, x: Axis, bottom: float, rates: Points) -> None:
             canvas.text(x.at(tick), floor + 17, same(short(tick)), anchor="middle")
     canvas.add("</g>")
     canvas.line(left, floor, right, floor, "soft")
-    canvas.text(right, floor + 28, words("step"), anchor="end")
+    canvas.text(right, floor + 31, worded("step"), anchor="end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,11 +481,11 @@ def scatter_chart(
     """
     shown = [p for p in points if all(map(math.isfinite, (p.x, p.y, p.low, p.high))) and (p.x > 0 or not log)]
     canvas = Canvas(width, height, languages or [_one_language()])
-    entries = [(words("a method, with its 95 % interval"), "blue", "point")]
-    entries.append((words("no method here scores better and costs less"), "orange", "dotted"))
+    entries = [(worded("a method, with its 95 % interval"), "blue", "point")]
+    entries.append((worded("best score for its cost"), "orange", "dotted"))
     if base is not None:
-        entries.append((words("untouched base"), "soft", "dots"))
-    top, left, right, bottom = 8.0, 56.0, width - 14, height - 30
+        entries.append((worded("untouched base"), "soft", "dots"))
+    top, left, right, bottom = 8.0, 56.0, width - 14, height - 36
     top += canvas.legend(entries, 8, top + 12)
     canvas.text(8, top + 12, score)
     top += 22
@@ -504,7 +500,7 @@ def scatter_chart(
         canvas.line(x.at(tick), bottom, x.at(tick), bottom + 4, "soft")
         canvas.text(x.at(tick), bottom + 17, same(short(tick)), anchor="middle")
     canvas.line(left, bottom, right, bottom, "soft")
-    canvas.text(right, height - 3, cost, anchor="end")
+    canvas.text(right, height - 5, cost, anchor="end")
     if base is not None:
         canvas.line(left, y.at(base), right, y.at(base), "soft", 1.5, "2 3")
     front = sorted((p.x, p.y) for p in shown if p.front)
@@ -513,7 +509,7 @@ def scatter_chart(
         canvas.line(x.at(p.x), y.at(p.low), x.at(p.x), y.at(p.high), "raw", 1.2)
     for p in shown:
         size, value = 4.5, f"{p.name}: {p.y:.4g} ({p.low:.4g} - {p.high:.4g}); {p.x:,.4g}"
-        color = fill("orange" if p.front else "blue")
+        color = area("orange" if p.front else "blue")
         circle = f'<circle cx="{x.at(p.x):.1f}" cy="{y.at(p.y):.1f}" r="{size}" {color}>'
         canvas.add(f"{circle}<title>{escape(value)}</title></circle>")
     spots = [(x.at(p.x), y.at(p.y)) for p in shown]
