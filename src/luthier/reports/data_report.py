@@ -24,9 +24,10 @@ def refuse_run_folder(out: Path) -> None:
 
 def write_report(out: Path, found: Audit, data: Prepared, model: str, *, named: bool) -> dict[str, Any]:
     """Write data.html, data.json and refused.jsonl; returns data.json. `named`: whether the user named the model."""
-    whose = "" if named else ", because no model is named: --model M counts with yours"
-    most = f"rows of at most {found.max_length:,} tokens"
-    notes = [f"read as train would, with the tokenizer of {model}{whose}", most]
+    how = f"read as train would, with the tokenizer of {model}"
+    if not named:
+        how = f"{how}, because no model is named: --model M counts with yours"
+    notes = [how, f"rows of at most {found.max_length:,} tokens"]
     body = {"out": str(out), "notes": notes, **asdict(found)}
     filters = {"shown": shown, "piece": piece, "metric": metric_words}
     try:

@@ -53,7 +53,7 @@ def _both(message: str, *values: object) -> Markup:
 def both(text: str) -> Markup:
     """A sentence that comes finished from a result, in every language; paths in it name no folder of the user's."""
     text = public(text)
-    return spans({"en": text, "zh": translated(text, "zh")})
+    return spans({"en": text, "zh": translated(text, into="zh")})
 
 
 def show(text: Words) -> Markup:
@@ -86,7 +86,6 @@ def controls() -> str:
     made = {
         "search": worded("search in this table"),
         "all": worded("all"),
-        "shown": worded("rows are shown"),
         "log": worded("logarithmic axis"),
         "linear": worded("linear axis"),
         "whole": worded("the whole run"),
