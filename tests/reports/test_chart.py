@@ -76,10 +76,11 @@ def test_the_axis_is_logarithmic_where_the_losses_lie_far_apart() -> None:
     ids=["empty", "one step", "one evaluation", "holes", "zeros", "far apart", "late"],
 )
 def test_every_history_gives_a_chart(history: list[dict[str, float | None]]) -> None:
-    svg = loss_chart(history, base=math.nan, kept_step=1)
-    assert "nan" not in svg.lower() and "inf" not in svg.replace("infl", "")
-    read(svg)
-    assert png(svg).startswith(b"\x89PNG")
+    for base in (math.nan, 2.0, 0.0):
+        svg = loss_chart(history, base=base, kept_step=1)
+        assert "nan" not in svg.lower() and "inf" not in svg
+        read(svg)
+        assert png(svg).startswith(b"\x89PNG")
 
 
 def test_no_spike_is_lost_in_a_long_run() -> None:

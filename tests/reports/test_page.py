@@ -47,12 +47,14 @@ def body(**changes: object) -> dict[str, object]:
 
 def test_a_message_stands_on_a_page_in_every_language(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language, "_catalog", lambda: {"{0} of {1} rows": "{1} 行中的 {0} 行"})
-    monkeypatch.setattr(language, "_patterns", language._patterns.__wrapped__)  # not those of the real catalog
     made = page._both("{0} of {1} rows", NASTY, 5)
     safe = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
     assert made == f'<span lang="en">{safe} of 5 rows</span><span lang="zh">5 行中的 {safe} 行</span>'
     assert page._both("not in the catalog") == "not in the catalog", "no span where nothing differs"
     assert page._both("{0} of {1} rows", page._both("a < b"), 1).count("a &lt; b") == 2, "what is escaped stays so"
+    inner = page._both("{0} of {1} rows", 1, 2)
+    outer = page._both("{0} of {1} rows", inner, 3)
+    assert outer == '<span lang="en">1 of 2 rows of 3 rows</span><span lang="zh">3 行中的 2 行中的 1 行 行</span>'
     assert page.both("3 of 4 rows") == '<span lang="en">3 of 4 rows</span><span lang="zh">4 行中的 3 行</span>'
 
 
@@ -142,7 +144,7 @@ def test_tables_are_sorted_and_searched_and_the_language_is_chosen(tmp_path: Pat
 def test_a_chart_tells_its_values_and_can_be_enlarged(tmp_path: Path) -> None:
     script = """
       const svg = doc.querySelector('#curves ~ .wide-chart svg'), view = doc.defaultView, box = svg.getBoundingClientRect();
-      const told = svg.nextElementSibling, found = {hint: told.textContent, views: [], ticks: []};
+      const told = svg.parentNode.querySelector('output'), found = {hint: told.textContent, views: [], ticks: []};
       const at = (share) => ({clientX: box.left + box.width * share, clientY: box.top + 100, pointerType: 'mouse', bubbles: true});
       const part = () => svg.querySelector('.' + svg.dataset.axis);
       const look = () => { found.views.push(part().querySelector('.view').getAttribute('viewBox'));

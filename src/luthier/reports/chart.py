@@ -368,7 +368,7 @@ def _steps_chart(
     canvas.text(8, top + 12, label)
     top += 30  # room for what stands above the highest point
     bottom = canvas.height - (80 if rates else 36)
-    last = max([point[0] for *_, points in lines for point in points] or [1])
+    last = max([point[0] for *_, points in lines for point in points], default=0) or 1
     x = Axis(-last * 0.012, last * 1.012, left, right)
     values = [value for *_, points in lines for _, value in points] or [0.0, 1.0]
     scales = {"linear": Axis(*spread(values, log=False), bottom, top)}

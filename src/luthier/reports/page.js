@@ -105,9 +105,7 @@
   for (const svg of document.querySelectorAll("svg.chart[data-chart]")) {
     const data = JSON.parse(svg.dataset.chart), [left, top, width, height] = data.box;
     if (!data.lines.length) continue;
-    const tools = make("div", null, { class: "tools" }), told = make("output", null, { class: "values" });
-    svg.parentNode.prepend(tools);
-    svg.after(told);
+    const tools = make("div", svg.parentNode, { class: "tools" }), told = make("output", tools, { class: "values" });
     listeners.push(() => { if (!mark.hasAttribute("d")) told.textContent = say("hint"); });
     const groups = [...svg.querySelectorAll(".ticks, .xticks, .marks, .view")];
     const first = groups.map((each) => [each.innerHTML, each.getAttribute("viewBox")]);

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -40,32 +40,40 @@ def _pages(name: str) -> Environment:
     return pages
 
 
-def _both(message: str, *values: object) -> Markup:
-    """`_("{0} rows", 5)` in a template: the message in every language, of which the page shows one.
+class InBoth(Markup):
+    """Text on a page in every language, of which the page shows one; `alone` has each by itself."""
 
-    Values are escaped; what `_` made, or a macro, may be a value.
-    """
-    places = [f"{{{number}}}" for number in range(len(values))]
-    made = {into: Markup(escape(filled(message, *places, into=into))) for into in ("en", "zh")}
-    return spans({into: text.format(*values) if values else text for into, text in made.items()})
+    alone: dict[str, Markup]
 
 
-def both(text: str) -> Markup:
+def _both(message: str, *values: object) -> InBoth:
+    """`_("{0} rows", 5)` in a template: the message in every language. Values are escaped, and may be in both too."""
+    places, made = [f"{{{number}}}" for number in range(len(values))], {}
+    for into in ("en", "zh"):
+        own = [value.alone[into] if isinstance(value, InBoth) else value for value in values]
+        text = Markup(escape(filled(message, *places, into=into)))
+        made[into] = text.format(*own) if own else text
+    return spans(made)
+
+
+def both(text: str) -> InBoth:
     """A sentence that comes finished from a result, in every language; paths in it name no folder of the user's."""
     text = public(text)
-    return spans({"en": text, "zh": translated(text, into="zh")})
+    return spans({"en": text, "zh": translated(text, into="zh", inside=True)})
 
 
-def show(text: Words) -> Markup:
+def show(text: Words) -> InBoth:
     """Words of `reports.chart` on a page."""
     return spans(text)
 
 
-def spans(text: Words) -> Markup:
+def spans(text: Mapping[str, str]) -> InBoth:
     """A span for each language, or the text alone where it is the same in all."""
-    if text["en"] == text["zh"]:
-        return Markup(escape(text["en"]))
-    return Markup("").join(Markup('<span lang="{}">{}</span>').format(into, each) for into, each in text.items())
+    alone = {into: Markup(escape(each)) for into, each in text.items()}
+    parts = [Markup('<span lang="{}">{}</span>').format(into, each) for into, each in alone.items()]
+    made = InBoth(alone["en"] if alone["en"] == alone["zh"] else Markup("").join(parts))
+    made.alone = alone
+    return made
 
 
 def place(where: str) -> str:
