@@ -130,7 +130,7 @@ def test_labels_of_a_scatter_lie_apart_and_a_score_is_where_it_belongs() -> None
     points = [Point(f"method_{n}", 10.0 ** (3 + n / 4), 60 + 3 * (n % 3), 55 + n, 70 + n, n == 0) for n in range(10)]
     canvas = Canvas(560, 340, ["en"])
     spots = [(60 + 45.0 * n, 100 + 30.0 * (n % 3)) for n in range(10)]
-    places = list(chart._places([p.name for p in points], spots, canvas, 20, 300))
+    places = list(chart._places([p.name for p in points], spots, spots, canvas, (20, 300)))
     boxes = [
         (x - chart.wide(p.name) if x < spot[0] else x, y - 7, x if x < spot[0] else x + chart.wide(p.name), y + 7)
         for p, spot, (x, y) in zip(points, spots, places, strict=True)

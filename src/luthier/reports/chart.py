@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -513,7 +513,11 @@ def scatter_chart(
         circle = f'<circle cx="{x.at(p.x):.1f}" cy="{y.at(p.y):.1f}" r="{size}" {color}>'
         canvas.add(f"{circle}<title>{escape(value)}</title></circle>")
     spots = [(x.at(p.x), y.at(p.y)) for p in shown]
-    for p, spot, place in zip(shown, spots, _places([p.name for p in shown], spots, canvas, top, bottom), strict=True):
+    ends = [(x.at(a), y.at(b)) for a, b in front]
+    crossed = [(a + (c - a) * n / 100, b + (d - b) * n / 100) for (a, b), (c, d) in pairwise(ends) for n in range(101)]
+    crossed += [] if base is None else [(left + n, y.at(base)) for n in range(0, int(right - left), 6)]
+    places = _places([p.name for p in shown], spots, crossed, canvas, (top, bottom))
+    for p, spot, place in zip(shown, spots, places, strict=True):
         left_of = place[0] < spot[0]
         if math.hypot(place[0] - spot[0], place[1] - spot[1]) > 22:
             canvas.line(*spot, place[0], place[1], "raw", 0.7)
@@ -535,9 +539,13 @@ def _room(values: Sequence[float], *, log: bool) -> tuple[float, float]:
 
 
 def _places(
-    names: Sequence[str], spots: Sequence[tuple[float, float]], canvas: Canvas, top: float, bottom: float
+    names: Sequence[str], spots: Points, crossed: Points, canvas: Canvas, heights: tuple[float, float]
 ) -> Iterator[tuple[float, float]]:
-    """Where each name begins (or ends, where it is to the left of its point): on no other name and no point."""
+    """Where each name begins (or ends, where it is to the left of its point): on no other name, no point and no line.
+
+    `crossed` are places of lines, which a name covers where there is no better place. It stays between `heights`.
+    """
+    top, bottom = heights
     turns = [(step + 1) // 2 * (1 if step % 2 else -1) * 2 * math.pi / DIRECTIONS for step in range(DIRECTIONS)]
     taken: list[tuple[float, float, float, float]] = []
     for name, (x, y) in zip(names, spots, strict=True):
@@ -551,7 +559,8 @@ def _places(
             clash += sum(
                 box[0] - 4 < a < box[2] + 4 and box[1] - 2 < b < box[3] + 2 for a, b in spots if (a, b) != (x, y)
             )
-            tried.append((clash + 5 * (not inside), len(tried), at, level, box))
+            covers = any(box[0] < a < box[2] and box[1] < b < box[3] for a, b in crossed)
+            tried.append((2 * clash + covers + 10 * (not inside), len(tried), at, level, box))
             if not tried[-1][0]:
                 break
         _, _, at, level, box = min(tried)
