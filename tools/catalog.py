@@ -36,8 +36,9 @@ UNSEEN = (
 )
 """Files whose strings no user reads, or that hold templates and programs."""
 CODE = re.compile(r"\{%|\{\{|^\s*(import|from|def|SELECT)\b|\(\?|\\[dws.]|^--|^[\w./-]+=\S*$|<\|", re.MULTILINE)
+MARKUP = re.compile(r'<(svg|path|g|circle|text|div|span)\b|</|\w="|\.\*cjk|sans-serif|^DejaVu|^@media|^\.chart')
 """What no sentence has."""
-HEADINGS = {"table", "translated", "filled"}
+HEADINGS = {"table", "translated", "filled", "worded"}
 """Functions whose arguments may be one word: headings, labels."""
 
 
@@ -81,7 +82,12 @@ def template(node: ast.JoinedStr) -> str:
 def is_sentence(text: str) -> bool:
     """At least two words, and nothing that only code has."""
     fixed = PLACE.sub(" ", text)
-    return len(re.findall(r"[A-Za-z]{2,}", fixed)) > 1 and " " in text.strip() and not CODE.search(fixed)
+    return (
+        len(re.findall(r"[A-Za-z]{2,}", fixed)) > 1
+        and " " in text.strip()
+        and not CODE.search(fixed)
+        and not MARKUP.search(fixed)
+    )
 
 
 def explained() -> Iterator[tuple[str, str]]:

@@ -1,17 +1,17 @@
 """Train a run, or resume it: its stages from top to bottom. Nothing heavy is imported before the call."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.events import SILENT, Progress
-from luthier.core.files import staged, tidy, write_text
+from luthier.core.events import SILENT, Listeners, Progress
+from luthier.core.files import staged, tidy
 from luthier.core.resources import explained
-from luthier.core.shell import after_training, public, redacted
+from luthier.core.shell import after_training
 from luthier.core.signals import StopRequest, watch
+from luthier.pipeline.interim import InterimPage, write_page
 from luthier.pipeline.measure import UNMEASURED, compare_with_base, measure_base, subject_of
 from luthier.pipeline.prepare import (
     Loaded,
@@ -29,7 +29,6 @@ from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import begin_run, holds_run_of, run_path, with_found_formats
 from luthier.recipe.origin import another_name
 from luthier.runs.folder import RunFolder
-from luthier.runs.provenance import environment
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,8 +81,14 @@ def train(
             loaded = shared.load(config, folder) if shared else load_base(config, tokens, folder)
             base = measure_base(loaded, folder, progress)
             trainer, counts = _trainer(loaded, resolved, accelerator, folder, progress, shared)
+            page = _interim_page(loaded, trainer, counts, base)
             machine.watch_peak(config.model.device)
-            outcome = trainer.train(request)
+            try:
+                outcome = trainer.train(request)
+            except Exception:
+                with suppress(Exception):  # why the run stopped matters more
+                    page.write()
+                raise
             memory = machine.peak(config.model.device)
             result = _result(loaded, trainer, outcome, memory, counts, base)
             if shared is not None:
@@ -159,6 +164,19 @@ def _trainer(
     return trainer, (trained, parameters)
 
 
+def _interim_page(loaded: Loaded, trainer: "Trainer", counts: tuple[int, int], base: "Measured") -> InterimPage:
+    """What writes the run's page while it trains; it listens to the trainer from now on and cannot fail the run."""
+    from luthier.training.listeners.base import Guarded
+
+    config, data = loaded.config, loaded.data
+    facts: dict[str, Any] = {"run": str(trainer.folder.path), "model": config.model.path, "method": config.method.name}
+    facts |= {"task": data.task.name, "batch_size": config.train.batch_size, "measured_on": data.held_out_side}
+    facts |= {"trainable": counts[0], "parameters": counts[1]}
+    page = InterimPage(config, trainer.folder, facts, base.records)
+    trainer.progress = Listeners(trainer.progress, Guarded("report", page, trainer.progress))
+    return page
+
+
 def _result(
     loaded: Loaded, trainer: "Trainer", outcome: dict[str, Any], memory: int, counts: tuple[int, int], base: "Measured"
 ) -> dict[str, Any]:
@@ -219,15 +237,7 @@ def with_next(result: Mapping[str, Any], config: RunConfig, folder: RunFolder) -
 
 def write_result(result: dict[str, Any], config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     """Write loss.png, report.html and, last, result.json: its presence says that the run is finished."""
-    from luthier.reports import loss_curve, run_report
-
     result = with_next(result, config, folder)
-    title = f"{public(result['run'])}: {result['method']} on {public(result['model'])}"
-    image = loss_curve.draw(folder.history(), title)
-    folder.loss_png.write_bytes(image)
-    lines = folder.predictions.read_text(encoding="utf-8").splitlines() if folder.predictions.is_file() else []
-    recipe, data = redacted(folder.recipe.read_text(encoding="utf-8")), folder.read_json(folder.data)
-    page = run_report.render(result, data, image, recipe, environment(), [json.loads(line) for line in lines])
-    write_text(folder.report, page)
+    write_page(result, config, folder)
     folder.write_json(folder.result, result)
     return result
