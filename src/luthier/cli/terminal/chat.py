@@ -14,8 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from luthier.cli.terminal.progress import Terminal, console, show_error
+from luthier.cli.terminal.console import console, show_error
+from luthier.cli.terminal.progress import Terminal
 from luthier.core.errors import LuthierError, did_you_mean
+from luthier.core.language import translated
 from luthier.recipe.consent import Allow
 from luthier.rendering.example import Message
 from luthier.serving.backends import ChatBackend, is_endpoint, open_backends
@@ -122,7 +124,8 @@ def _lines(interactive: bool, terminal: Terminal) -> Iterator[str]:
     elif hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     # readline needs marks around the characters of a prompt that take no space.
-    prompt = "\001\033[1m\002you:\001\033[0m\002 " if console.color_system else "you: "
+    who = translated("you:")
+    prompt = f"\001\033[1m\002{who}\001\033[0m\002 " if console.color_system else f"{who} "
     while True:
         try:
             line = input(prompt if interactive else "")

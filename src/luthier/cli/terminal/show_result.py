@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from luthier.cli.terminal.progress import COLORS, console, safe, table
+from luthier.cli.terminal.console import COLORS, console, safe, table
+from luthier.core.language import translated
 from luthier.core.units import duration, gigabytes
 from luthier.reports.compare_report import count, kilobytes, share
 from luthier.reports.run_report import figure, scale_of, shift
@@ -63,7 +64,7 @@ def _show_scores(result: Mapping[str, Any]) -> None:
     primary = result.get("primary_metric", result.get("headline"))
     shown = table("metric", *(f">{name}" for name in sides))
     for metric in result["tuned"]:
-        words = metric.replace("_", " ")
+        words = translated(metric.replace("_", " "))
         span = f"\n[dim]{scale}[/]" if (scale := scale_of(metric)) else ""
         cells = [(f"[bold]{words}[/]" if metric == primary else words) + span]
         shown.add_row(*cells, *(_cell(metric, result[name][metric], sign=name == "difference") for name in sides))
@@ -78,7 +79,7 @@ def _cell(metric: str, score: Mapping[str, Any], *, sign: bool) -> str:
 
 
 def _colored(verdict: str) -> str:
-    return f"[{COLORS.get(verdict, 'dim')}]{verdict}[/]"
+    return f"[{COLORS.get(verdict, 'dim')}]{translated(verdict)}[/]"
 
 
 def _show_forgetting(result: Mapping[str, Any]) -> None:
@@ -102,12 +103,17 @@ def _show_examples(found: Mapping[str, Any]) -> None:
     by = found["by"]
     counts = f"{found['better']} better, {found['worse']} worse, {found['same']} the same"
     console.print(f"  examples by {by.replace('_', ' ')}: {counts}")
-    for title, rows in (("worst regressions", found["regressions"]), ("best gains", found["gains"])):
+    titles = translated("worst regressions"), translated("best gains")
+    for title, rows in zip(titles, (found["regressions"], found["gains"]), strict=True):
         if rows:
             console.print(f"  [bold]{title}[/]")
         for row in rows[:SHOWN]:
             console.print(f"    {_short(row['text'])}  [dim]{shift(by, row['base_score'], row['tuned_score'])}[/]")
-            parts = (("reference", "answer"), ("base", "base"), ("tuned", "tuned"))
+            parts = (
+                (translated("reference"), "answer"),
+                (translated("base"), "base"),
+                (translated("tuned"), "tuned"),
+            )
             answers = (f"[dim]{what}[/] {_short(row[key])}" for what, key in parts if row[key])
             console.print("      " + "   ".join(answers))
 
