@@ -327,7 +327,7 @@ def _architectures_table() -> list[str]:
 
 def _reason(why: str) -> str:
     """The reason of a refusal, without the names of method and architecture."""
-    return re.sub(r"^method \S+:? |\b(does not work) on \S+,", r"\1", why)
+    return re.sub(r"^method \S+:? (does not work on \S+: )?", "", why)
 
 
 def _methods_table() -> list[str]:

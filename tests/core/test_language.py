@@ -16,6 +16,9 @@ CATALOG = {
     "{0} of {1}": "{1} 中的 {0}",
     "{0} and {{1}} are braces": "{0} 和 {{1}} 是花括号",
     "{0} is finished; delete it": "{0} 已完成；请删除它",
+    "no prefix can stand here: {0}": "此处不能放前缀：{0}",
+    "is missing": "不存在",
+    "; and so is {0}": "，{0} 也是",
 }
 
 
@@ -23,9 +26,11 @@ CATALOG = {
 def catalog(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(language, "_catalog", lambda: CATALOG)
     monkeypatch.setattr(language, "_chosen", [])
-    language._patterns.cache_clear()
+    for cached in (language._patterns, language._fragments):
+        cached.cache_clear()
     yield
-    language._patterns.cache_clear()
+    for cached in (language._patterns, language._fragments):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -43,12 +48,28 @@ def catalog(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("nothing that is known", "nothing that is known"),
         ("some file: reading data", "some file：正在读取数据"),
         ("a, b: c", "a, b: c"),
+        ("method prefix: no prefix can stand here: x", "method prefix：此处不能放前缀：x"),
+        ("reading data; and so is x", "正在读取数据，x 也是"),
         ("3 of 4", "3 of 4"),  # two letters would fit too much
     ],
 )
 def test_a_sentence_is_found_by_its_fixed_parts(text: str, chinese: str) -> None:
     assert language.translated(text, "zh") == chinese
     assert language.translated(text, "en") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "chinese"),
+    [
+        ("runs/a is missing", "runs/a 不存在"),
+        ("runs/a is missing: reading data", "runs/a 不存在：正在读取数据"),
+        ("what 'the user says is missing' stays", "what 'the user says is missing' stays"),
+        ("the mission is missing", "the mission 不存在"),
+    ],
+)
+def test_a_message_is_found_inside_a_text_that_is_no_data(text: str, chinese: str) -> None:
+    assert language.translated(text, "zh", inside=True) == chinese
+    assert "is missing" in language.translated(text, "zh")
 
 
 def test_the_pseudo_language_marks_what_the_catalog_has() -> None:

@@ -17,6 +17,7 @@ from luthier.recipe.config import RunConfig
 from tests.conftest import ROOT
 
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+REPOSITORY = r"https://(?:github.com/luthier-ft/luthier/blob|raw.githubusercontent.com/luthier-ft/luthier)/main/"
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 
 
@@ -58,7 +59,10 @@ def test_every_recipe_line_in_the_docs_is_a_valid_recipe(page: Path) -> None:
 def test_every_file_the_docs_point_to_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert page not in READMES, f"{target}: a package index shows the README without the repository"
         assert (page.parent / target).exists(), target
+    for target in re.findall(rf"\]\({REPOSITORY}([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
     for target in re.findall(r"`((?:recipes|docs|tools|tests|src)/[\w./-]+)`", text):
         assert (ROOT / target).exists(), target
 
@@ -97,7 +101,7 @@ def test_every_stop_of_the_walks_is_there() -> None:
 
 def test_both_readmes_show_the_two_commands_first_and_the_same_commands() -> None:
     for page in READMES:
-        first = page.read_text(encoding="utf-8").split("\n")[:40]
+        first = page.read_text(encoding="utf-8").split("\n")[:50]
         assert "make demo" in "\n".join(first) and "make test" in "\n".join(first)
     english, chinese = (set(commands(page)) for page in READMES)
     assert {c.split("  #")[0].strip() for c in english} == {c.split("  #")[0].strip() for c in chinese}
@@ -107,13 +111,13 @@ def test_every_dependency_is_pinned_and_explained() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
     pinned = {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
-    readme = READMES[0].read_text()
+    page = (ROOT / "docs" / "install.md").read_text()
     for each in project["dependencies"] + project["optional-dependencies"]["dev"]:
         wanted = Requirement(each)
         name = wanted.name.lower().replace("_", "-")
         assert name in pinned and wanted.specifier.contains(pinned[name]), f"constraints.txt does not serve {each}"
     for requirement in project["dependencies"]:
-        assert f"| {re.split(r'[<>=]', requirement)[0]} |" in readme, requirement
+        assert f"| {re.split(r'[<>=]', requirement)[0]} |" in page, requirement
 
 
 def test_ci_runs_lint_types_and_the_readmes_test_command() -> None:

@@ -54,8 +54,8 @@ class UnknownPlugin(InputError):
     """A name that no file and no entry point has."""
 
     def __init__(self, kind: str, name: str, known: list[str], beyond: str = "") -> None:
-        choice = f"choose one of: {', '.join(known)}{beyond and f'; {beyond}'}"
-        super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)}; {choice}")
+        hint, names = did_you_mean(name, known), ", ".join(known)
+        super().__init__(f"unknown {kind} {name!r}{hint}; choose one of: {names}{beyond and f'; {beyond}'}")
 
 
 class IncompletePlugin(LuthierError):

@@ -10,6 +10,7 @@ import gettext
 import locale
 import os
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,10 +18,13 @@ LANGUAGES = {"en": "English", "zh": "中文"}
 PSEUDO = "pseudo"
 """A language for tests: every sentence that the catalog has stands in ⟦brackets⟧."""
 PLACE = re.compile(r"(?<!\{)\{\d+\}(?!\})")
-LEAST = 4
-"""Letters that the fixed parts of a sentence must have: with fewer it would fit nearly everything."""
-SEPARATORS = {"\n": "\n", "; ": "；", ": ": "：", ", ": "，"}
-"""Between the sentences of a longer message -> the same in Chinese, in the order in which it is taken apart."""
+LEAST = {1: 4, 2: 10}
+"""Places of a message -> letters that its fixed parts must have: with fewer it would fit what it does not mean."""
+INSIDE = 8
+"""The same for a message that is looked for inside a longer text."""
+SEPARATORS = re.compile(r"\n[ -]*|; |: |, ")
+"""Between the sentences of a longer message."""
+CHINESE = {"; ": "；", ": ": "：", ", ": "，"}
 _chosen: list[str] = []
 
 
@@ -43,10 +47,14 @@ def language() -> str:
     return "zh" if found.startswith(("zh", "chinese")) else "en"
 
 
-def translated(text: str, into: str | None = None) -> str:
-    """`text` in the language of the user, or in the one that is named. A sentence that is not known stays English."""
+def translated(text: str, into: str | None = None, *, inside: bool = False) -> str:
+    """`text` in the language of the user, or in the one that is named. A sentence that is not known stays English.
+
+    With `inside`, known sentences are also looked for inside of it: for messages, which put a name before a fault, and
+    not for the user's data.
+    """
     into = into or language()
-    return text if into == "en" else _whole(text, into) or _in_parts(text, into, [*SEPARATORS])
+    return text if into == "en" else _whole(text, into) or _in_parts(text, into, inside)
 
 
 def filled(message: str, *values: object, into: str | None = None) -> str:
@@ -68,8 +76,20 @@ def _catalog() -> dict[str, str]:
 def _patterns() -> list[tuple[list[str], str]]:
     """(fixed parts, message) of every message with places, those with the longest fixed parts first."""
     parts = [([part for part in _fixed(key) if part], key) for key in _catalog() if PLACE.search(key)]
-    kept = [(fixed, key) for fixed, key in parts if sum(map(str.isalpha, "".join(fixed))) >= LEAST]
+    kept = [(fixed, key) for fixed, key in parts if _letters(fixed) >= LEAST[min(2, len(PLACE.findall(key)))]]
     return sorted(kept, key=lambda each: -sum(map(len, each[0])))
+
+
+@cache
+def _fragments() -> list[tuple[list[str], str]]:
+    """As `_patterns`, and with messages without places: what is looked for inside a longer text."""
+    plain = [([key], key) for key in _catalog() if not PLACE.search(key) and " " in key.strip()]
+    kept = [each for each in [*plain, *_patterns()] if _letters(each[0]) >= INSIDE]
+    return sorted(kept, key=lambda each: -sum(map(len, each[0])))
+
+
+def _letters(fixed: list[str]) -> int:
+    return sum(map(str.isalpha, "".join(fixed)))
 
 
 def _fixed(message: str) -> list[str]:
@@ -88,24 +108,54 @@ def _form(message: str) -> re.Pattern[str]:
 
 def _whole(text: str, into: str) -> str | None:
     """The translation of a text that is one message of the catalog; None if it is none."""
-    catalog = _catalog()
-    if text in catalog:
-        return catalog[text] if into == "zh" else f"⟦{text}⟧"
+    if text in _catalog():
+        return _told(text, (), into)
     for fixed, message in _patterns():
-        if all(part in text for part in fixed) and (match := _form(message).fullmatch(text)):
-            values = [translated(value, into) if " " in value else value for value in match.groups()]
-            return catalog[message].format(*values) if into == "zh" else f"⟦{message.format(*values)}⟧"
+        match = _form(message).fullmatch(text) if all(part in text for part in fixed) else None
+        # A value with half a pair of brackets is cut out of another message.
+        if match and all(value.count("(") == value.count(")") for value in match.groups()):
+            return _told(message, match.groups(), into)
     return None
 
 
-def _in_parts(text: str, into: str, separators: list[str]) -> str:
-    """Translate what is known of a longer message: its lines, and the parts of each."""
-    if not separators:
-        return _whole(text, into) or text
-    first, *others = separators
-    if first not in text:
-        return _in_parts(text, into, others)
-    shown = first if into == PSEUDO else SEPARATORS[first]
-    parts = [_whole(part, into) or _in_parts(part, into, others) for part in text.split(first)]
-    changed = parts != text.split(first)
-    return (shown if changed else first).join(parts)
+def _told(message: str, values: Sequence[str], into: str) -> str:
+    """A message of the catalog with values in its places, which are translated where they are sentences."""
+    shown = [translated(value, into) if " " in value else value for value in values]
+    if into == PSEUDO:
+        return f"⟦{message.format(*values) if values else message}⟧"
+    return _catalog()[message].format(*shown) if values else _catalog()[message]
+
+
+def _in_parts(text: str, into: str, inside: bool) -> str:
+    """Translate what is known of a longer message: its longest end, its longest beginning, or what it consists of."""
+    cuts = list(SEPARATORS.finditer(text))
+    for cut in cuts:
+        head, tail = text[: cut.start()], text[cut.end() :]
+        if added := _whole(cut[0] + tail, into):  # what is added to a sentence may begin with its separator
+            return translated(head, into, inside=inside) + added
+        if known := _whole(tail, into):
+            return translated(head, into, inside=inside) + _between(cut[0], into) + known
+    for cut in reversed(cuts):
+        if known := _whole(text[: cut.start()], into):
+            return known + _between(cut[0], into) + translated(text[cut.end() :], into, inside=inside)
+    if not cuts:
+        return _around(text, into) if inside else text
+    cut = min(cuts, key=lambda each: ("\n;:,".index(each[0][0]), each.start()))
+    parts = [text[: cut.start()], text[cut.end() :]]
+    shown = [translated(part, into, inside=inside) for part in parts]
+    return (cut[0] if shown == parts else _between(cut[0], into)).join(shown)
+
+
+def _between(separator: str, into: str) -> str:
+    return separator if into == PSEUDO else CHINESE.get(separator, separator)
+
+
+def _around(text: str, into: str) -> str:
+    """A text with the longest message that stands in it translated, and then what is around that."""
+    for fixed, message in _fragments():
+        if all(part in text for part in fixed):
+            found = re.search(rf"(?<![\w']){_form(message).pattern}(?![\w'])", text)
+            if found and text[: found.start()].count("'") % 2 == 0:  # what is quoted is the user's
+                before, after = text[: found.start()], text[found.end() :]
+                return _around(before, into) + _told(message, found.groups(), into) + _around(after, into)
+    return text

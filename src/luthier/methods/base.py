@@ -210,7 +210,8 @@ class PeftMethod(Method):
                 try_without_numbers(tuned)
             except Exception as error:  # an attention that keeps more in its cache, a router that wants the tokens
                 kind = tuned.config.model_type if hasattr(tuned.config, "model_type") else tuned.config["model_type"]
-                message = f"method {self.name} does not work on {kind}, which fails with it: {error}"
+                what = f"{type(error).__name__}: {error}"
+                message = f"method {self.name} does not work on {kind}: a pass through the model fails with it ({what})"
                 raise InputError(message, fix="method=lora or method=adapter") from error
         return tuned
 
@@ -432,7 +433,7 @@ class PromptMethod(PeftMethod):
     def check(self, model: Model, *, classify: bool = False, quantize: str = "none", steps: int = 1000) -> Model:
         config = model.config.get_text_config()
         if getattr(config, "hidden_size_per_layer_input", 0):
-            message = f"method {self.name} does not work on {config.model_type}, whose layers look every token's id up"
+            message = f"method {self.name} does not work on {config.model_type}: its layers look up every token's id"
             raise InputError(message, fix="method=p_tuning_v2 or method=lora")
         return super().check(model, classify=classify, quantize=quantize, steps=steps)
 

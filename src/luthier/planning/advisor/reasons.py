@@ -204,7 +204,7 @@ def limits(question: Question) -> list[Reason]:
             f"this version trains in one process on one device: {options.devices - 1} of {options.devices} stay idle, "
             f"and memory and time are those of one; all together could at best take 1/{options.devices} of that time"
         )
-        found.append(reason(text, Citation("method", "README.md", "Limitations")))
+        found.append(reason(text, Citation("method", "README.md", "Status")))
     if not question.knows_speed:
         text = "the speed of that GPU is not known here, so no time is planned: run luthier plan on that machine"
         found.append(question.planned(text))
