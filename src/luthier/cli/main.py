@@ -95,7 +95,7 @@ def _choose_language() -> None:
         if option == "--lang":
             name = name if equals else "".join(sys.argv[place + 1 : place + 2])
             try:
-                language.choose(name)
+                language.speak(name)
             except ValueError as error:
                 raise InputError(f"--lang: {error}") from None
             del sys.argv[place : place + (1 if equals else 2)]
