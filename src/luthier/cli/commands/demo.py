@@ -42,6 +42,6 @@ def command(
         from luthier.pipeline.train import train
 
         result = train(config, recipe=DEMO, progress=terminal)
-    from luthier.cli.terminal.show_result import show_result
+    from luthier.cli.terminal.show_result import show_demo
 
-    show_result(result)
+    show_demo(result)

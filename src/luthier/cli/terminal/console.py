@@ -45,8 +45,12 @@ class Lines(Console):
         """
         if options or len(objects) != 1 or not isinstance(objects[0], str):
             super().print(*objects, **options)
-            return
-        text = Text.from_markup(translated(objects[0]))
+        else:
+            self.say(translated(objects[0]))
+
+    def say(self, markup: str) -> None:
+        """Print what is in the language of the user already."""
+        text = Text.from_markup(markup)
         if self.soft_wrap:
             super().print(text)
             return
@@ -124,7 +128,7 @@ def show_error(text: str) -> None:
     """Print a message to standard error; its fix may be copied, so it gets no line breaks."""
     sys.stdout.flush()
     what, *fixes = re.split(r"\n(?=  fix: )", redacted(text))
-    errors.print(f"[bold red]{translated('error:')}[/] {escape(translated(what))}")
+    errors.say(f"[bold red]{translated('error:')}[/] {escape(translated(what, inside=True))}")
     for fix in fixes:
-        said = translated(fix.removeprefix("  fix: "))
+        said = translated(fix.removeprefix("  fix: "), inside=True)
         errors.print(f"  {translated('fix:')} {escape(said)}", soft_wrap=True)

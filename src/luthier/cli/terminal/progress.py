@@ -84,23 +84,23 @@ class Terminal(Progress):
     def stage(self, text: str) -> None:
         self.close()
         self.began = self.last_line = time.perf_counter()
-        console.print(f"[bold]>[/] {escape(redacted(translated(text)))}")
+        console.say(f"[bold]>[/] {escape(redacted(translated(text, inside=True)))}")
         console.file.flush()
         self._wait()
 
     def note(self, text: str) -> None:
-        console.print(f"  [dim]{safe(redacted(translated(text)))}[/]")
+        console.say(f"  [dim]{safe(redacted(translated(text, inside=True)))}[/]")
 
     def warn(self, text: str) -> None:
-        console.print(f"  [yellow]! {escape(redacted(translated(text)))}[/]")
+        console.say(f"  [yellow]! {escape(redacted(translated(text, inside=True)))}[/]")
 
     def ask(self, question: str, answers: Sequence[str]) -> int | None:
         self.close()
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             return None
-        console.print(f"[bold]?[/] {safe(translated(question))}")
+        console.say(f"[bold]?[/] {safe(translated(question))}")
         for number, answer in enumerate(answers, 1):
-            console.print(f"  {number}. {safe(translated(answer))}")
+            console.say(f"  {number}. {safe(translated(answer))}")
         numbers = [str(number) for number in range(1, len(answers) + 1)]
         return IntPrompt.ask(f"  {translated('which?')}", console=console, choices=numbers, default=1) - 1
 
@@ -120,7 +120,7 @@ class Terminal(Progress):
             self._update("runs", total, completed=done, text=escape(text), count=int(done))
 
     def said(self, text: str) -> None:
-        console.print(f"  {escape(translated(text))}")
+        console.say(f"  {escape(translated(text))}")
 
     def train_begins(self, start: int, steps: int) -> None:
         self.start, self.total = start, steps
@@ -284,7 +284,7 @@ def consent(given: bool = False) -> bool | Callable[[str], bool]:
 
     @cache
     def ask(what: str) -> bool:
-        console.print(f"[yellow]! {safe(translated(what))}[/]")
+        console.say(f"[yellow]! {safe(translated(what, inside=True))}[/]")
         try:
             return Confirm.ask(f"  {translated('Allow it this time?')}", console=console, default=False)
         except EOFError:
@@ -300,7 +300,7 @@ def resumable(terminal: Terminal) -> Iterator[None]:
         with terminal:
             yield
     except Stopped as stop:
-        console.print(f"{translated(str(stop))}. {translated('Rerun the same command to resume:')}")
+        console.say(f"{translated(str(stop))}. {translated('Rerun the same command to resume:')}")
         console.print(f"  [bold]{shell_line('luthier', *sys.argv[1:])}[/]", soft_wrap=True)
         raise typer.Exit(stop.exit_code) from None
 

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from luthier.cli.terminal.console import console, safe, table
+from luthier.core.language import translated
 from luthier.core.units import duration, gigabytes
 from luthier.reports.data_report import piece
 
@@ -20,7 +21,7 @@ def show_check(found: Mapping[str, Any]) -> None:
     """Show a summary of a check: counts, lengths, labels, scripts, the loss mask, refusals, findings."""
     account, lengths = found["account"], found["lengths"]
     for note in found["notes"]:
-        console.print(f"  [dim]{safe(note)}[/]")
+        console.say(f"  [dim]{safe(translated(note, inside=True))}[/]")
     reader, task = account["format"]["name"], account["task"]["name"]
     console.print(f"  format {reader} ({safe(account['format_why'])}), task {task}, template: {account['template']}")
     for each in account["files"]:
@@ -48,12 +49,13 @@ def show_check(found: Mapping[str, Any]) -> None:
         console.print(f"  languages: {safe(found['languages_how'])}")
     _show_masks(found["masks"])
     for refusal in found["refusals"][:FIRST_REFUSALS]:
-        console.print(f"  refused: {safe(refusal['where'])}: {safe(refusal['reason'])}")
+        reason = translated(refusal["reason"], inside=True)
+        console.print(f"  refused: {safe(refusal['where'])}: {safe(reason)}")
     if len(found["refusals"]) > FIRST_REFUSALS:
         console.print(f"  and {len(found['refusals']) - FIRST_REFUSALS:,} more in {safe(found['out'])}/refused.jsonl")
     for finding in found["findings"]:
         style, sign = FINDING_STYLES[finding["level"]]
-        console.print(f"  [{style}]{sign}{safe(finding['text'])}[/]")
+        console.say(f"  [{style}]{translated(sign)}{safe(translated(finding['text'], inside=True))}[/]")
     if not found["stops"]:
         console.print("  [green]no problems found[/]")
     console.print(f"  report: [bold]{safe(found['out'])}/data.html[/]")
@@ -64,7 +66,9 @@ def _show_masks(masks: Sequence[Mapping[str, Any]]) -> None:
     for row in [*masks[:1], *masks[1:][-1:]]:
         learned = f"{row['learned']:,} learned, between \u00ab and \u00bb"
         what = f"learned is the label {row['label']!r}" if row["label"] else learned
-        console.print(f"  [bold]{row['why']}[/], {safe(row['where'])}: {row['tokens']:,} tokens, {safe(what)}")
+        console.print(
+            f"  [bold]{translated(row['why'])}[/], {safe(row['where'])}: {row['tokens']:,} tokens, {safe(what)}"
+        )
         text, inside = Text(), False
         for words, kind in row["pieces"][:FIRST_PIECES]:
             if inside != (kind in ("learned", "end")):
@@ -80,7 +84,7 @@ def show_plan(found: Mapping[str, Any]) -> None:
     """Show what a run will need, by component, and alternatives."""
     plan = found["plan"]
     if plan is None:
-        console.print(f"  memory cannot be estimated for this model: {escape(found['why'])}")
+        console.print(f"  memory cannot be estimated for this model: {escape(translated(found['why']))}")
         return
     title = f"{found['method']} on {found['model']}, {found['steps']:,} steps, on the {plan['device']}"
     console.print(escape(title))

@@ -53,19 +53,19 @@ def _show_reasons(found: Mapping[str, Any]) -> None:
     sources: list[str] = []
     for row in found["ranked"][:EXPLAINED]:
         tie = f"  (tied with {found['ranked'][0]['method']} by what was measured)" if row["ties_with_first"] else ""
-        console.print(f"[bold]{row['place']}. {row['method']}[/]{tie if row['place'] > 1 else ''}")
+        console.print(f"[bold]{row['place']}. {row['method']}[/]{translated(tie) if row['place'] > 1 else ''}")
         for reason in row["reasons"]:
             sign = "-" if reason["weight"] < 0 else "+" if reason["weight"] > 0 else " "
             console.print(f"  {sign} {_cited(reason, sources)}")
     for title, rows in (("what this does not know", found["limits"]), ("excluded", excluded(found))):
         if rows:
-            console.print(f"[bold]{title}[/]")
+            console.print(f"[bold]{translated(title)}[/]")
         for row in rows:
             console.print(f"  {_cited(row, sources)}")
     if sources:
         console.print("[bold]sources[/]")
     for number, source in enumerate(sources, 1):
-        console.print(f"  [dim]{escape(f'[{number}]')} {escape(source)}[/]")
+        console.print(f"  [dim]{escape(f'[{number}]')} {escape(translated(source, inside=True))}[/]")
 
 
 def _cited(row: Mapping[str, Any], sources: list[str]) -> str:

@@ -1,6 +1,7 @@
 """The results of a run on the terminal: scores, examples, forgetting, exports, the harness, and a comparison."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -13,6 +14,7 @@ from luthier.reports.run_report import figure, scale_of, shift
 
 SHOWN = 2
 """Regressions and gains on the terminal; the report has more."""
+DEMO_SCORE = "accuracy"
 MOST_CHARACTERS = 160
 NARROW = 100
 """Terminal width below which a standard error is printed below its score."""
@@ -32,7 +34,7 @@ def show_result(result: Mapping[str, Any]) -> None:
     if result["tuned"]:
         _show_scores(result)
         for caveat in result.get("caveats", []):
-            console.print(f"  [yellow]! {escape(caveat)}[/]")
+            console.say(f"  [yellow]! {escape(translated(caveat, inside=True))}[/]")
         _show_forgetting(result)
         if result.get("examples"):
             _show_examples(result["examples"])
@@ -55,6 +57,21 @@ def show_result(result: Mapping[str, Any]) -> None:
     console.print("next:")
     for command in result["next"]:
         console.print(f"  [bold]{escape(command)}[/]", soft_wrap=True)
+
+
+def show_demo(result: Mapping[str, Any]) -> None:
+    """Show the result of the demo, and at its end what was gained, why it is no more, and how to see it."""
+    show_result(result)
+    if (base := result["base"].get(DEMO_SCORE)) and (tuned := result["tuned"].get(DEMO_SCORE)):
+        before, after = figure(DEMO_SCORE, base["value"]), figure(DEMO_SCORE, tuned["value"])
+        count = result["validation_examples"]
+        console.print(f"[bold]accuracy {before} → {after}[/] on {count} reviews that were not trained on")
+    console.print(
+        f"  The built-in base has {result['parameters'] / 1e6:.1f} million parameters, to be quick on any machine: "
+        "that limits the score, and it forgets as it learns. Try your own data and a larger base."
+    )
+    page = Path(result["run"], "report.html").resolve().as_uri()
+    console.print(f"  {translated('open in a browser:')} [bold]{escape(page)}[/]", soft_wrap=True)
 
 
 def _show_scores(result: Mapping[str, Any]) -> None:
@@ -96,7 +113,7 @@ def _show_forgetting(result: Mapping[str, Any]) -> None:
         if worse:
             console.print(f"  worse on: {', '.join(worse)}")
     elif why := result.get("no_forgetting"):
-        console.print(f"  [dim]forgetting was not measured: {escape(why)}[/]")
+        console.print(f"  [dim]forgetting was not measured: {escape(translated(why, inside=True))}[/]")
 
 
 def _show_examples(found: Mapping[str, Any]) -> None:
