@@ -71,7 +71,8 @@ def talk(
         terminal.stage(f"{verb} {what}{' (the base model)' if untuned else ''}")
     which: Any = {"untuned": untuned, "base": base, "beside": beside, "model": model}
     which["drop_layers"] = drop_layers
-    backends = open_backends(given, **which, notify=terminal.warn, allow_code=allow_code)
+    with terminal:
+        backends = open_backends(given, **which, notify=terminal.warn, allow_code=allow_code)
     opening = [Message("system", system)] if system else []
     equal = len({backend.name for backend in backends}) < len(backends)
     sides = [
