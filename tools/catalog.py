@@ -35,11 +35,42 @@ UNSEEN = (
     "serving/vllm/guard/",
 )
 """Files whose strings no user reads, or that hold templates and programs."""
-CODE = re.compile(r"\{%|\{\{|^\s*(import|from|def|SELECT)\b|\(\?|\\[dws.]|^--|^[\w./-]+=\S*$|<\|", re.MULTILINE)
-MARKUP = re.compile(r'<(svg|path|g|circle|text|div|span)\b|</|\w="|\.\*cjk|sans-serif|^DejaVu|^@media|^\.chart')
+CODE = re.compile(
+    r"\{%|\{\{|^\s*(import|from|def|SELECT)\b|\(\?|\\[dws.]|^--|^[\w./-]+=\S*$|<\||\{comment_|^bold \w+$", re.MULTILINE
+)
 """What no sentence has."""
-HEADINGS = {"table", "translated", "filled", "worded"}
-"""Functions whose arguments may be one word: headings, labels."""
+HTML = re.compile(r'<(svg|path|g|circle|text|div|span)\b|</|\w="|\.\*cjk|sans-serif|^DejaVu|^@media|^\.chart')
+MARKUP = re.compile(r"\[/?[a-z ]*\]")
+HEADINGS = {"table", "translated", "filled", "worded", "measured", "_section", "_count"}
+"""Functions whose arguments may be one word: headings, labels, what is counted."""
+WORDS = {
+    "better worse within_noise the_best": "significance",
+    "running finished stopped killed damaged": "runs/state.py",
+    "program weights trained_weights gradients optimizer activations logits kernels peak": "planning",
+}
+"""Words that are shown and stand alone in a variable, not in a call."""
+TYPER = (
+    "No such command {0}.",
+    "No such command {0}. Did you mean {1}?",
+    "No such option: {0}",
+    "No such option: {0} Did you mean {1}?",
+    "No such option: {0} (Possible options: {1})",
+    "Missing argument {0}.",
+    "Missing option {0}.",
+    "Missing command.",
+    "Invalid value for {0}: {1}",
+    "Invalid value: {0}",
+    "Value {0} is not a valid {1}.",
+    "Got unexpected extra argument ({0})",
+    "Got unexpected extra arguments ({0})",
+    "Got unexpected extra argument(s) ({0})",
+    "Option {0} requires an argument.",
+    "Option {0} does not take a value.",
+    "{0} is not in the range {1}.",
+    "Install completion for the current shell.",
+    "Show completion for the current shell, to copy it or customize the installation.",
+)
+"""What typer says of a command line, in the versions that are allowed."""
 
 
 def texts(tree: ast.Module) -> Iterator[str]:
@@ -51,7 +82,7 @@ def texts(tree: ast.Module) -> Iterator[str]:
     headings = {
         id(argument)
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in HEADINGS
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in HEADINGS
         for argument in node.args
     }
     for node in ast.walk(tree):
@@ -81,24 +112,26 @@ def template(node: ast.JoinedStr) -> str:
 
 def is_sentence(text: str) -> bool:
     """At least two words, and nothing that only code has."""
-    fixed = PLACE.sub(" ", text)
-    return (
-        len(re.findall(r"[A-Za-z]{2,}", fixed)) > 1
-        and " " in text.strip()
-        and not CODE.search(fixed)
-        and not MARKUP.search(fixed)
-    )
+    fixed = MARKUP.sub(" ", PLACE.sub(" ", text))
+    words = re.findall(r"[A-Za-z]{2,}", fixed)
+    return len(words) > 1 and " " in text.strip() and not CODE.search(fixed) and not HTML.search(fixed)
 
 
 def explained() -> Iterator[tuple[str, str]]:
     """(message, where) of the help of commands and of what `luthier explain` says, as it is shown."""
+    from luthier.cli.main import _main as main_callback
     from luthier.cli.main import app
     from luthier.cli.terminal.explain import BLOCKS, KINDS
+    from luthier.cli.terminal.help import paragraphs
     from luthier.recipe.config import RunConfig
 
     for command in app.registered_commands:
         assert command.callback is not None
-        yield " ".join((inspect.getdoc(command.callback) or "").split()), command.callback.__module__
+        for paragraph in paragraphs(inspect.getdoc(command.callback) or "")[0]:
+            yield paragraph, command.callback.__module__
+    yield paragraphs(inspect.getdoc(main_callback) or "")[0][0], "cli/main.py"
+    for text in TYPER:
+        yield text, "typer"
     blocks: list[tuple[Any, str]] = [(RunConfig, "recipe"), *((made, key) for key, made in BLOCKS.items())]
     for kind, family in KINDS.items():
         for name in family.names():
@@ -114,6 +147,17 @@ def explained() -> Iterator[tuple[str, str]]:
             yield " ".join((field.description or "").split()), f"{where}.{key}"
 
 
+def words() -> Iterator[tuple[str, str]]:
+    """(word, where) of what is shown without a sentence around it: verdicts, states, names of metrics."""
+    from luthier.evaluation.metrics.base import metrics_of
+
+    for together, where in WORDS.items():
+        for word in together.split():
+            yield word.replace("_", " "), where
+    for name in metrics_of():
+        yield name.replace("_", " "), "evaluation/metrics"
+
+
 def extract() -> Catalog:
     """Every message of the source, with the files that it comes from."""
     catalog = Catalog(project="luthier", charset="utf-8", fuzzy=False)
@@ -126,6 +170,8 @@ def extract() -> Catalog:
     for text, where in explained():
         if is_sentence(text):
             found.setdefault(text, []).append(where)
+    for text, where in words():
+        found.setdefault(text, []).append(where)
     pages = extract_from_dir(str(SOURCE), [("**.jinja", "jinja2")], {}, keywords={"_": None})
     for name, _, message, _, _ in pages:
         found.setdefault(str(message), []).append(name)

@@ -105,7 +105,7 @@ def test_the_language_is_that_of_the_environment(
 
 def test_a_chosen_language_comes_first_and_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_LANG", "en")
-    language.choose("zh")
+    language.speak("zh")
     assert language.language() == "zh"
     with pytest.raises(ValueError, match="choose one of: en, zh"):
-        language.choose("fr")
+        language.speak("fr")

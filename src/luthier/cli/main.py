@@ -9,17 +9,18 @@ from typing import Annotated
 import typer
 
 from luthier.cli import commands
+from luthier.cli.terminal.arguments import as_typed_keys
+from luthier.cli.terminal.help import Command, Group
+from luthier.core import language
 from luthier.core.entry_points import installed
-from luthier.core.errors import LuthierError
+from luthier.core.errors import InputError, LuthierError
 from luthier.core.version import __version__
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Fine-tune language models: from a data file and a base model to a measured, usable model.",
-    epilog="Any command with --debug shows the full traceback of an error.",
 )
 
 INTERRUPTED = 130
@@ -35,7 +36,8 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-ORDER = "demo train check plan choose compare evaluate export serve chat list explain cache"
+ORDER = ["demo", "init", "check", "plan", "choose", "train", "runs", "watch", "compare", "evaluate", "export", "serve"]
+ORDER += ["chat", "list", "explain", "cache"]
 """In which the help shows the commands; those of other packages follow."""
 
 
@@ -45,34 +47,59 @@ def _main(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    """Fine-tune language models: from a data file and a base model to a measured, usable model.
+
+    Examples:
+        luthier demo
+        luthier init
+        luthier train --data reviews.jsonl --model builtin --method lora
+        luthier train --help
+    """
 
 
-package, order = commands.__name__, ORDER.split()
+package = commands.__name__
 own = {module.name: f"{package}.{module.name}" for module in pkgutil.iter_modules(commands.__path__)}
 found = {**installed(package), **own}  # entry points of that name in other packages, and every file of ours
-for name in [*order, *sorted(found.keys() - order)]:
-    app.command(name)(importlib.import_module(found[name]).command)
+for name in [*ORDER, *sorted(found.keys() - {*ORDER})]:
+    app.command(name, cls=Command)(importlib.import_module(found[name]).command)
 
 
 def main() -> None:
     """Run the command line: errors become one message and an exit code; --debug shows the traceback."""
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        _choose_language()
+    except InputError as error:
+        sys.exit(_report(error, debug))
     if len(sys.argv) == 1:
         sys.argv.append("--help")  # typer's no_args_is_help raises an error that depends on its version
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(as_typed_keys(sys.argv[1:]), prog_name="luthier", standalone_mode=False) or 0
     except Exception as error:
         code = _report(error, debug)
     if code == INTERRUPTED:
-        print("stopped; rerun the same command to resume from the last checkpoint, if there is one", file=sys.stderr)
+        said = "stopped; rerun the same command to resume from the last checkpoint, if there is one"
+        print(language.translated(said), file=sys.stderr)
         code = 75
     sys.exit(code)
+
+
+def _choose_language() -> None:
+    """Take `--lang NAME` out of the command line, wherever it stands. InputError if there is no such language."""
+    for place, word in enumerate(sys.argv):
+        option, equals, name = word.partition("=")
+        if option == "--lang":
+            name = name if equals else "".join(sys.argv[place + 1 : place + 2])
+            try:
+                language.speak(name)
+            except ValueError as error:
+                raise InputError(f"--lang: {error}") from None
+            del sys.argv[place : place + (1 if equals else 2)]
+            return
 
 
 def _report(error: Exception, debug: bool) -> int:
@@ -81,14 +108,15 @@ def _report(error: Exception, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
+    from luthier.cli.terminal.console import show_error
+
     if isinstance(error, typer.Abort):
         return 75
     if isinstance(error, USAGE_ERROR):
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         message = message.replace("Value error, ", "")  # typer's words for a value that is not a choice
-        print(f"error: {message}\n  fix: luthier --help, or luthier COMMAND --help", file=sys.stderr)
+        show_error(f"{message}\n  fix: luthier --help, or luthier COMMAND --help")
         return 2
-    from luthier.cli.terminal.progress import show_error
     from luthier.core.resources import explained
 
     known = error if isinstance(error, LuthierError) else explained(error)

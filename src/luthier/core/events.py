@@ -1,11 +1,17 @@
 """What a run reports while it works: the terminal, a file, a tracker, a test or a web page listens."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 
 class Progress:
     """A listener that says nothing. Subclass it and override what you want to show."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing more is reported."""
 
     def stage(self, text: str) -> None:
         """A new part of the work began."""

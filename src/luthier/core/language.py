@@ -28,7 +28,7 @@ CHINESE = {"; ": "；", ": ": "：", ", ": "，"}
 _chosen: list[str] = []
 
 
-def choose(name: str) -> None:
+def speak(name: str) -> None:
     """Use a language from now on, whatever the environment says. ValueError if there is no such language."""
     if name not in (*LANGUAGES, PSEUDO):
         raise ValueError(f"unknown language {name!r}; choose one of: {', '.join(LANGUAGES)}")

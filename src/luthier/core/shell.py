@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 _ABSOLUTE = re.compile(r"(?<![\w.~:/<-])/(?:[^/\s\"'<>]+/)+")
 _SECRET_KEY = re.compile(r"(token|key|secret|password|passwd|credentials?)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(
@@ -19,6 +17,7 @@ _SECRET_VALUE = re.compile(
     r"|(?i:(?<=token=)|(?<=key=)|(?<=secret=)|(?<=password=)|(?<=signature=)|(?<=sig=))[^&\s]+"
 )
 HIDDEN = "***"
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 def shell_line(*words: object) -> str:
@@ -28,6 +27,8 @@ def shell_line(*words: object) -> str:
 
 def setting(key: str, value: object) -> str:
     """`key=value` as the command line reads it: a value is YAML, so text that is something else there gets quotes."""
+    import yaml
+
     text = str(value)
     try:
         same = yaml.safe_load(text) == text and not text.lower().replace(".", "").replace("e", "").isdigit()
@@ -68,6 +69,11 @@ def public(text: str) -> str:
             text = re.sub(rf"(?<![\w.~/-]){re.escape(str(folder))}(?:/|(?![\w.-]))", short, text)
     text = text.replace("'~/", "~/'")  # a shell expands ~ only outside of quotes
     return _ABSOLUTE.sub("", text)
+
+
+def shown(text: str) -> str:
+    """A text of the data with control characters made visible: they could move the cursor or reverse the line."""
+    return UNSEEN.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def redacted(text: str) -> str:

@@ -315,7 +315,7 @@ class Prepared:
         progress.note(f"format {self.format.name}{why}, task {self.task.name}, template: {self.template_source}")
         counted = f"{train.kept:,} rows to train on ({train.tokens:,} tokens, {train.learned:,} learned)"
         counted = "rows to train on are read while training" if self.stream else counted
-        progress.note(f"{counted}, {validation.kept:,} held out ({validation.source or 'none'})")
+        progress.note(f"{counted}; {validation.kept:,} rows are held out ({validation.source or 'none'})")
         for file in self.files:
             if file["encoding"] not in ("utf-8", HUB) and not file["encoding"].endswith(BY_FORMAT):
                 progress.note(f"{file['file']} is read as {file['encoding']}")

@@ -42,7 +42,7 @@ class ResolvedSettings(RunSettings):
     def record(self) -> dict[str, Any]:
         """The settings as they are kept with the run, so that a resumed one cuts its steps alike."""
         train = self.train.model_dump(include={"packing", "micro_tokens", "gradient_checkpointing"})
-        return {"train": train, "pack": self.pack, "plan": self.plan and self.plan.record()}
+        return {"train": train, "pack": self.pack, "steps": self.steps, "plan": self.plan and self.plan.record()}
 
 
 def resolve(inputs: PlanInputs) -> ResolvedSettings:

@@ -1,19 +1,17 @@
 """One self-contained HTML page about the data: what is refused, long, similar or unbalanced, and what is learned."""
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import InputError
 from luthier.core.files import write_json, write_jsonl, write_text
+from luthier.core.shell import shown
 from luthier.data.checks.audit import Audit
 from luthier.data.prepared import Prepared
 from luthier.reports import page
 from luthier.reports.run_report import metric_words
 from luthier.runs.folder import RunFolder
-
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 def refuse_run_folder(out: Path) -> None:
@@ -38,11 +36,6 @@ def write_report(out: Path, found: Audit, data: Prepared, model: str, *, named: 
     write_text(out / "data.html", page.render("data_report", filters, found=body, parts=body["account"]))
     write_json(out / "data.json", body)
     return body
-
-
-def shown(text: str) -> str:
-    """A text of the data with control characters made visible: they could move the cursor or reverse the line."""
-    return UNSEEN.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def piece(text: str) -> str:

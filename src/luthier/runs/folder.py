@@ -236,14 +236,19 @@ class RunFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a line cut short by a kill is left out."""
-        records = []
-        if self.metrics.is_file():
-            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError):
-                    record = json.loads(line)
-                    if isinstance(record, dict) and isinstance(record.get("step"), int):
-                        records.append(record)
-        return records
+        there = self.metrics.is_file()
+        return self.records(self.metrics.read_text(encoding="utf-8", errors="replace")) if there else []
+
+    @staticmethod
+    def records(text: str) -> list[dict[str, Any]]:
+        """The whole lines of a metrics.jsonl."""
+        found = []
+        for line in text.splitlines():
+            with suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    found.append(record)
+        return found
 
     def keep_refusals(self, refusals: Iterable[Refusal]) -> None:
         """Write refused.jsonl."""

@@ -7,8 +7,13 @@ import typer
 
 
 def command(clear: Annotated[bool, typer.Option("--clear", help="Delete all of it.")] = False) -> None:
-    """Show the cache of tokenized data and unpacked bases; LUTHIER_CACHE sets its folder."""
-    from luthier.cli.terminal.progress import console, safe
+    """Show the cache of tokenized data and unpacked bases; LUTHIER_CACHE sets its folder.
+
+    Examples:
+        luthier cache
+        luthier cache --clear
+    """
+    from luthier.cli.terminal.console import console, safe
     from luthier.core.files import cache_root
     from luthier.data import cache as kept
 

@@ -22,13 +22,22 @@ def command(
     model: Annotated[str | None, typer.Option(help="Model of an endpoint.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Answer this message and exit.")] = None,
     system: Annotated[str, typer.Option(help="System message.")] = "",
-    temperature: Annotated[float, typer.Option(min=0.0, max=100.0, help="Sampling temperature; 0 is greedy.")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Maximum tokens of an answer.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=100.0, metavar="T", help="Sampling temperature; 0 is greedy.")
+    ] = 0.0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=10**6, metavar="N", help="Maximum tokens of an answer.")
+    ] = 256,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Random seed.")] = 0,
     drop_layers: DropLayers = 0,
     allow_code: AllowCode = False,
 ) -> None:
-    """Chat with a run or an endpoint. /new starts a new conversation, /quit or ctrl-D ends."""
+    """Chat with a run or an endpoint. /new starts a new conversation, /quit or ctrl-D ends.
+
+    Examples:
+        luthier chat runs/demo
+        luthier chat runs/demo --beside base --prompt "Great film, I would watch it again."
+    """
     from luthier.cli.terminal.chat import talk
     from luthier.cli.terminal.progress import consent
     from luthier.serving.engine.requests import SamplingParams

@@ -5,14 +5,16 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli.terminal.arguments import Data, Model, Task, opened, split_arguments
+from luthier.cli.terminal.arguments import Data, Model, Task, complete_key, opened, split_arguments
 
 
 def command(
     recipe: Annotated[
         list[str] | None,
         typer.Argument(
-            help="As for train: a YAML recipe, or demo, and overrides.", metavar="[RECIPE] [KEY.PATH=VALUE]..."
+            help="As for train: a YAML recipe, or demo, and keys with their values.",
+            metavar="[RECIPE] [KEY.PATH=VALUE]...",
+            autocompletion=complete_key,
         ),
     ] = None,
     model: Model = None,
@@ -20,12 +22,23 @@ def command(
     task: Task = None,
     methods: Annotated[str, typer.Option(help="all, or comma-separated names; see luthier list methods.")] = "all",
     budget: Annotated[str | None, typer.Option(help="Time limit for all runs: 10m, 2h.", metavar="TIME")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, max=10**15, help="Training tokens of each run.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each method, with consecutive seeds.")] = 1,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, max=10**15, metavar="N", help="Training tokens of each run.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, metavar="N", help="Runs of each method, with consecutive seeds.")
+    ] = 1,
     tune: Annotated[bool, typer.Option("--tune", help="First search each method's learning rate and size.")] = False,
-    workers: Annotated[int | None, typer.Option(min=1, max=1000, help="Parallel runs (default: auto).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=1000, metavar="N", help="Parallel runs (default: auto).")
+    ] = None,
 ) -> None:
-    """Train every method on the same base, data and tokens, and test which differences are significant."""
+    """Train every method on the same base, data and tokens, and test which differences are significant.
+
+    Examples:
+        luthier compare demo --methods lora,bitfit,prompt
+        luthier compare recipe.yaml --budget 2h --seeds 3
+    """
     from luthier.builtin import DEMO
 
     path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "task": task})
@@ -33,12 +46,15 @@ def command(
         path, overrides = DEMO, ["run=runs/compare-demo", *overrides]
     config, terminal = opened("compare", path, overrides, subject=f"methods {methods}")
     from luthier.cli.terminal.progress import resumable
-    from luthier.cli.terminal.show_result import show_comparison
-    from luthier.comparison.compare import compare
-    from luthier.comparison.runner import CompareConfig
-    from luthier.planning.advisor.question import seconds_of
 
-    seconds = None if budget is None else seconds_of(budget, "--budget", default_unit="")
-    options = CompareConfig(methods, seconds, tokens, seeds, tune, workers)
     with resumable(terminal):
-        show_comparison(compare(config, options, recipe=path, progress=terminal))
+        from luthier.comparison.compare import compare
+        from luthier.comparison.runner import CompareConfig
+        from luthier.planning.advisor.question import seconds_of
+
+        seconds = None if budget is None else seconds_of(budget, "--budget", default_unit="")
+        options = CompareConfig(methods, seconds, tokens, seeds, tune, workers)
+        found = compare(config, options, recipe=path, progress=terminal)
+    from luthier.cli.terminal.show_result import show_comparison
+
+    show_comparison(found)

@@ -26,28 +26,43 @@ def command(
         typer.Option(help="Tasks of lm-evaluation-harness instead, as comma-separated names.", metavar="TASKS"),
     ] = None,
     harness_path: Annotated[Path | None, typer.Option(help="Folder with your own task files (YAML).")] = None,
-    harness_limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="Maximum rows of each task.")] = None,
+    harness_limit: Annotated[
+        int | None, typer.Option(min=1, max=10**9, metavar="N", help="Maximum rows of each task.")
+    ] = None,
     drop_layers: DropLayers = 0,
     allow_code: AllowCode = False,
 ) -> None:
-    """Measure a run on its held-out rows, base and tuned model, or on tasks of lm-evaluation-harness."""
-    from luthier.cli.terminal.progress import Terminal, consent, starting
+    """Measure a run on its held-out rows, base and tuned model, or on tasks of lm-evaluation-harness.
 
-    starting("evaluate", str(run))
-    from luthier.cli.terminal.show_result import show_harness, show_result
-    from luthier.pipeline import evaluate as stage
-    from luthier.pipeline.adopt import as_run
+    Examples:
+        luthier evaluate runs/demo
+        luthier evaluate runs/demo evaluate.rows=200
+        luthier evaluate runs/demo --harness arc_easy --harness-limit 100
+    """
+    from luthier.cli.terminal.console import starting
 
+    starting("evaluate")
     if harness is None and (harness_path or harness_limit):
         raise InputError("--harness-path and --harness-limit belong to --harness TASKS")
-    run, left = as_run(run, base, data, overrides or [], Terminal(), rows=harness is None)
+    from luthier.cli.terminal.progress import Terminal, consent
+
+    with Terminal() as terminal:
+        terminal.stage("loading libraries")
+        from luthier.pipeline import evaluate as stage
+        from luthier.pipeline.adopt import as_run
+
+        run, left = as_run(run, base, data, overrides or [], terminal, rows=harness is None)
+        own: dict[str, Any] = {"drop_layers": drop_layers, "allow_code": consent(allow_code), "progress": terminal}
+        if harness is None:
+            found = stage.evaluate(run, left, **own)
+        elif left:
+            raise InputError(f"{left[0]} has no effect on the harness", fix="leave it out, or leave --harness out")
+        else:
+            tasks = [task.strip() for task in harness.split(",") if task.strip()]
+            found = stage.harness(run, tasks, folder_of_tasks=harness_path, limit=harness_limit, **own)
+    from luthier.cli.terminal.show_result import show_harness, show_result
+
     if harness is None:
-        own: dict[str, Any] = {"drop_layers": drop_layers, "allow_code": consent(allow_code)}
-        show_result(stage.evaluate(run, left, progress=Terminal(), **own))
-        return
-    if left:
-        raise InputError(f"{left[0]} has no effect on the harness", fix="leave it out, or leave --harness out")
-    tasks = [task.strip() for task in harness.split(",") if task.strip()]
-    allowed = consent(allow_code)
-    limits: dict[str, Any] = {"folder_of_tasks": harness_path, "limit": harness_limit, "drop_layers": drop_layers}
-    show_harness(stage.harness(run, tasks, **limits, progress=Terminal(), allow_code=allowed), str(run))
+        show_result(found)
+    else:
+        show_harness(found, str(run))

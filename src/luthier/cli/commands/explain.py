@@ -15,7 +15,12 @@ def command(
     ],
     name: Annotated[str, typer.Argument(help="Name, for example lora.")] = "",
 ) -> None:
-    """Explain a name: idea, formula, paper, and every field."""
+    """Explain a name: idea, formula, paper, and every field.
+
+    Examples:
+        luthier explain lora
+        luthier explain train.lr
+    """
     from luthier.cli.terminal.explain import explanation
 
     typer.echo(explanation(kind, name))

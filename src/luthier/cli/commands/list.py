@@ -14,7 +14,12 @@ def command(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the methods as JSON.")] = False,
 ) -> None:
-    """List the names of a kind, each with a description."""
+    """List the names of a kind, each with a description.
+
+    Examples:
+        luthier list methods
+        luthier list formats
+    """
     from luthier.cli.terminal.explain import listing, methods_as_json
     from luthier.core.errors import InputError
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,22 +15,58 @@ if TYPE_CHECKING:
     from luthier.cli.terminal.progress import Terminal
     from luthier.recipe.config import RunConfig
 
+
+def complete_key(incomplete: str) -> list[str]:
+    """Keys of a recipe that begin so, for a shell: train.lr=, method.rank=."""
+    from luthier.core.registry import Config
+    from luthier.methods.base import METHODS
+    from luthier.recipe.config import RunConfig
+
+    blocks: dict[str, type[Config]] = {"method": METHODS.get("lora")}
+    for name, field in RunConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Config) and name != "method":
+            blocks[name] = field.annotation
+    keys = [*RunConfig.model_fields, *(f"{block}.{key}" for block, made in blocks.items() for key in made.model_fields)]
+    return [f"{key}=" for key in keys if key.startswith(incomplete)]
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """Names of methods that begin so, for a shell."""
+    from luthier.methods.base import METHODS
+
+    return [name for name in METHODS.all_names() if name.startswith(incomplete)]
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """Names of tasks that begin so, for a shell."""
+    from luthier.tasks.base import TASKS
+
+    return [name for name in TASKS.all_names() if name.startswith(incomplete)]
+
+
 Recipe = Annotated[
     list[str] | None,
     typer.Argument(
-        help="A YAML recipe and key.path=value overrides, for example train.steps=100. A file whose name contains = "
-        "is read as a file if it exists.",
+        help="A YAML recipe, and keys of one with their values: train.lr=1e-4, --train.lr 1e-4 or --train.lr=1e-4. "
+        "A file whose name contains = is read as a file if it exists.",
         metavar="[RECIPE] [KEY.PATH=VALUE]...",
+        autocompletion=complete_key,
     ),
 ]
-Model = Annotated[str | None, typer.Option("--model", "--base", help="Base model: folder, hub id, or builtin.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "--base", help="Base model: folder, hub id, or builtin.", metavar="MODEL"),
+]
 From = Annotated[
     str | None,
     typer.Option("--from", help="Folder of an adapter, or of a run, to train on; says method and base.", metavar="DIR"),
 ]
 Data = Annotated[str | None, typer.Option(help="File, folder, hub id, or builtin:NAME.")]
-Method = Annotated[str | None, typer.Option(help="Fine-tuning method; see luthier list methods.")]
-Task = Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.")]
+Method = Annotated[
+    str | None,
+    typer.Option(help="Fine-tuning method; see luthier list methods.", autocompletion=complete_method),
+]
+Task = Annotated[str | None, typer.Option(help="What to learn; see luthier list tasks.", autocompletion=complete_task)]
 AllowCode = Annotated[
     bool,
     typer.Option("--allow-code", help="Allow the code and the judge that the run's recipe.yaml names; look first."),
@@ -38,8 +75,38 @@ RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, or of an ada
 Base = Annotated[str | None, typer.Option(help="Base of an adapter, instead of the one that it names.")]
 DropLayers = Annotated[
     int,
-    typer.Option(min=0, max=65_536, help="Lowest blocks whose bottleneck adapters are left out (AdapterDrop)."),
+    typer.Option(
+        min=0, max=65_536, metavar="N", help="Lowest blocks whose bottleneck adapters are left out (AdapterDrop)."
+    ),
 ]
+
+
+TYPED_KEY = re.compile(r"--([a-z_]+(?:\.\w+)+|run)(?:=(.*))?", re.DOTALL)
+"""An option that is a key of a recipe: --train.lr, --run."""
+TAKE_KEYS = ("train", "plan", "check", "compare", "choose", "demo", "evaluate")
+"""Commands that take keys of a recipe."""
+
+
+def as_typed_keys(words: list[str]) -> list[str]:
+    """The command line with `--train.lr 1e-4` and `--train.lr=1e-4` as train.lr=1e-4, and `--run DIR` as run=DIR."""
+    if not words or words[0] not in TAKE_KEYS:
+        return words
+    found, left = [words[0]], words[1:]
+    while left:
+        word = left.pop(0)
+        key = TYPED_KEY.fullmatch(word)
+        if word == "--":
+            return [*found, word, *left]
+        if key is None:
+            found.append(word)
+            continue
+        value = key[2]
+        if value is None:
+            value = left.pop(0) if left and not left[0].startswith("--") else "true"
+        from luthier.core.shell import setting
+
+        found.append(setting("run", value) if key[1] == "run" else f"{key[1]}={value}")
+    return found
 
 
 TEXTS = ("model", "data", "method.from_adapter")
@@ -80,21 +147,28 @@ def opened(
     subject: str | None = None,
     measures: bool = True,
 ) -> "tuple[RunConfig, Terminal]":
-    """Read the recipe, print the first line of a command, and ask about code that is not the user's own.
+    """Print the first line of a command, read the recipe, and ask about code that is not the user's own.
 
     `into` says where the command writes, and `subject` what it applies to the data, by default the method; a command
     that `measures` nothing runs no code of the recipe's evaluation.
     """
-    from luthier.cli.terminal.progress import Terminal, consent, starting
+    from luthier.cli.terminal.console import console, safe, starting
+
+    starting(command)
+    from luthier.core.shell import redacted
     from luthier.recipe.config import RunConfig
     from luthier.recipe.consent import refuse_foreign
 
     notes: list[str] = []
     config = RunConfig.load(path, overrides, notes)
     what = config.sources if subject == "" else f"{subject or config.method.name} on {config.sources}"
-    starting(command, what, into(config, path) if into else "")
+    target = f" -> {safe(str(into(config, path)))}" if into else ""
+    console.print(f"  {safe(redacted(what))}{target}")
+    from luthier.cli.terminal.progress import Terminal, consent
+
     terminal = Terminal(config.train.log_every)
     evaluate = config.evaluate if measures else None
     for note in [*notes, *refuse_foreign(path, config.model, evaluate, overrides, consent())]:
         terminal.note(note)
+    terminal.stage("loading libraries")
     return config, terminal

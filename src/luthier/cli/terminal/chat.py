@@ -14,8 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from luthier.cli.terminal.progress import Terminal, console, show_error
+from luthier.cli.terminal.console import console, show_error
+from luthier.cli.terminal.progress import Terminal
 from luthier.core.errors import LuthierError, did_you_mean
+from luthier.core.language import translated
 from luthier.recipe.consent import Allow
 from luthier.rendering.example import Message
 from luthier.serving.backends import ChatBackend, is_endpoint, open_backends
@@ -69,7 +71,8 @@ def talk(
         terminal.stage(f"{verb} {what}{' (the base model)' if untuned else ''}")
     which: Any = {"untuned": untuned, "base": base, "beside": beside, "model": model}
     which["drop_layers"] = drop_layers
-    backends = open_backends(given, **which, notify=terminal.warn, allow_code=allow_code)
+    with terminal:
+        backends = open_backends(given, **which, notify=terminal.warn, allow_code=allow_code)
     opening = [Message("system", system)] if system else []
     equal = len({backend.name for backend in backends}) < len(backends)
     sides = [
@@ -122,7 +125,8 @@ def _lines(interactive: bool, terminal: Terminal) -> Iterator[str]:
     elif hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     # readline needs marks around the characters of a prompt that take no space.
-    prompt = "\001\033[1m\002you:\001\033[0m\002 " if console.color_system else "you: "
+    who = translated("you:")
+    prompt = f"\001\033[1m\002{who}\001\033[0m\002 " if console.color_system else f"{who} "
     while True:
         try:
             line = input(prompt if interactive else "")

@@ -6,13 +6,15 @@ import re
 import shlex
 import shutil
 import sys
-import textwrap
 from typing import Any, get_args
 
 from pydantic import BaseModel
+from rich.cells import cell_len, set_cell_size
 
 from luthier.builtin import data_names
+from luthier.cli.terminal.console import wrapped
 from luthier.core.errors import InputError, did_you_mean
+from luthier.core.language import translated
 from luthier.core.registry import Config, Family, NameOf, word_for_none
 from luthier.core.strict_json import to_json
 from luthier.core.strict_yaml import parse_value
@@ -51,12 +53,10 @@ def _columns() -> int:
 
 def _row(head: str, text: str) -> str:
     """Format a name and its text: one line if there is space or no terminal, otherwise with the text wrapped."""
-    columns = _columns()
-    if len(head) + len(text) <= columns:
-        return head + text
-    if columns - len(head) >= NARROWEST:
-        return textwrap.fill(text, columns, initial_indent=head, subsequent_indent=" " * len(head))
-    return f"{head.rstrip()}\n{textwrap.fill(text, columns, initial_indent='    ', subsequent_indent='    ')}"
+    columns, text = _columns(), translated(text)
+    if columns - len(head) >= NARROWEST or len(head) + len(text) <= columns:
+        return wrapped(text, columns, first=head, indent=" " * len(head))
+    return f"{head.rstrip()}\n{wrapped(text, columns, first='    ', indent='    ')}"
 
 
 def _wrapped(text: str) -> str:
@@ -66,7 +66,7 @@ def _wrapped(text: str) -> str:
         if any(line.startswith((" ", "*", "-")) for line in paragraph.split("\n")):
             made += [re.sub(r"(?<=\S) {3,}", "\n    ", paragraph) if len(paragraph) > width else paragraph]
         else:
-            made += [textwrap.fill(paragraph, width, break_on_hyphens=False)]
+            made += [wrapped(translated(" ".join(paragraph.split())), width)]
     return "\n\n".join(made)
 
 
@@ -90,26 +90,37 @@ def listing(kind: str) -> str:
 
 def _methods() -> str:
     """Return the methods as tables, one for each class of the taxonomy, then names that are presets of a method."""
-    lines = [f"{'method':<17}{'paper':<12}{'share':>7}  {'merges':<7}{'quant.':<7}tasks"]
+    heads = [translated(head) for head in ("method", "paper", "share", "merges", "quant.", "tasks")]
+    lines = [_cells(*heads)]
     every = {name: METHODS.get(name) for name in METHODS.names()}
     for branch in get_args(Branch):
-        lines += ["", branch]
+        lines += ["", translated(branch)]
         for name, found in every.items():
             if found.family == branch:
-                head = (
-                    f"{name:<17}{found.paper or '-':<12}{_share(found.typical_share):>7}  {_yes(found.mergeable):<7}"
-                    f"{_yes(found.quantized_base):<7}{'all' if found.encoder_decoder else 'no T5':<7}"
-                )
+                facts = _yes(found.mergeable), _yes(found.quantized_base)
+                tasks = set_cell_size(translated("all") if found.encoder_decoder else translated("no T5"), 7)
+                head = _cells(name, found.paper or "-", _share(found.typical_share), *facts, tasks)
                 lines.append(_row(head, _first_line(found)))
-    lines += ["", "also called", *(_row(f"{name:<17}", _meaning("method", name)) for name in METHODS.presets)]
     lines += [
         "",
-        "share    trained parameters of Qwen2-0.5B with the method's defaults",
-        "quant.   trains on a base in 8 or 4 bit (model.quantize)",
-        "tasks    all: chat, complete and classify; no T5: not on encoder-decoders",
-        "classes  of Lialin et al. 2023, arXiv 2303.15647",
+        translated("also called"),
+        *(_row(f"{name:<17}", _meaning("method", name)) for name in METHODS.presets),
+    ]
+    lines += [
+        "",
+        _row("share    ", "trained parameters of Qwen2-0.5B with the method's defaults"),
+        _row("quant.   ", "trains on a base in 8 or 4 bit (model.quantize)"),
+        _row("tasks    ", "all: chat, complete and classify; no T5: not on encoder-decoders"),
+        _row("classes  ", "of Lialin et al. 2023, arXiv 2303.15647"),
     ]
     return "\n".join(lines)
+
+
+def _cells(name: str, paper: str, share: str, merges: str, quantized: str, tasks: str) -> str:
+    """One line of the table of methods, without what the method is."""
+    right = f"{set_cell_size('', 7 - cell_len(share))}{share}"
+    sized = (set_cell_size(text, width) for text, width in ((name, 17), (paper, 12)))
+    return f"{''.join(sized)}{right}  {set_cell_size(merges, 7)}{set_cell_size(quantized, 7)}{tasks}"
 
 
 def methods_as_json() -> str:
@@ -138,7 +149,7 @@ def _share(share: float) -> str:
 
 
 def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+    return translated("yes" if value else "no")
 
 
 def explanation(kind: str, name: str) -> str:
@@ -155,20 +166,20 @@ def explanation(kind: str, name: str) -> str:
         if name in family.presets:
             lines.insert(0, f"{name} is {_meaning(singular, name)}\n")
         if issubclass(found, Method):
-            lines += ["", *([f"Paper: https://arxiv.org/abs/{found.paper}"] if found.paper else [])]
             encoder = found.suggested_lr_encoder or found.suggested_lr
-            lines += [
-                f"Class: {found.family}",
-                *(
-                    [f"Trains: {_share(share)} of Qwen2-0.5B with the defaults"]
-                    if (share := found.typical_share)
-                    else []
+            about = [
+                (translated("Paper:"), found.paper and f"https://arxiv.org/abs/{found.paper}"),
+                (translated("Class:"), found.family),
+                (
+                    translated("Trains:"),
+                    found.typical_share and f"{_share(found.typical_share)} of Qwen2-0.5B with the defaults",
                 ),
-                f"Default learning rate: {found.suggested_lr:g}, on encoders {encoder:g}",
-                f"Merges into the base: {_yes(found.mergeable)}",
-                f"Base in 8 or 4 bit (model.quantize): {_yes(found.quantized_base)}",
-                f"Encoder-decoders such as T5: {_yes(found.encoder_decoder)}",
+                (translated("Default learning rate:"), f"{found.suggested_lr:g}, on encoders {encoder:g}"),
+                (translated("Merges into the base:"), _yes(found.mergeable)),
+                (translated("Base in 8 or 4 bit (model.quantize):"), _yes(found.quantized_base)),
+                (translated("Encoder-decoders such as T5:"), _yes(found.encoder_decoder)),
             ]
+            lines += ["", *(f"{label} {translated(value)}" for label, value in about if value)]
         prefix = {"evaluation": "", "export": "", "format": "data.format."}.get(singular, f"{singular}.")
         return "\n".join([*lines, "", _fields(found, prefix), *found.more_help()]).rstrip()
     if kind not in RunConfig.model_fields:
@@ -203,7 +214,7 @@ def _by_name(name: str) -> str:
 
 def _fields(block: type[Config], prefix: str) -> str:
     """Return each field with its default and description."""
-    return "\n".join(_field(block, key, prefix) for key in block.model_fields) or "(no fields)"
+    return "\n".join(_field(block, key, prefix) for key in block.model_fields) or translated("(no fields)")
 
 
 def _field(block: type[Config], key: str, prefix: str = "") -> str:
@@ -211,11 +222,11 @@ def _field(block: type[Config], key: str, prefix: str = "") -> str:
     field = block.model_fields[key]
     value = "" if field.is_required() else typed(field.get_default(call_default_factory=True), word_for_none(field))
     default = f" = {value}" if value else ""
-    text = " ".join((field.description or "").split())
-    text += "".join(f" One of: {', '.join(each.names())}." for each in field.metadata if isinstance(each, NameOf))
+    texts = [" ".join((field.description or "").split())]
+    texts += [f"One of: {', '.join(each.names())}." for each in field.metadata if isinstance(each, NameOf)]
     aliases = [alias for alias, meant in block.aliases.items() if meant == key]
-    text += f" Alias: {', '.join(aliases)}." if aliases else ""
-    filled = textwrap.fill(text, min(_columns(), MAX_WIDTH), initial_indent="    ", subsequent_indent="    ")
+    texts += [f"Alias: {', '.join(aliases)}."] if aliases else []
+    filled = wrapped(" ".join(map(translated, texts)), min(_columns(), MAX_WIDTH), first="    ", indent="    ")
     return f"{prefix}{key}{default}\n{filled}"
 
 

@@ -1,174 +1,280 @@
 """Progress on the terminal: a bar with step, loss, tokens/s and time left; plain lines in a log file."""
 
 import os
-import re
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task
 from rich.progress import Progress as Bar
 from rich.prompt import Confirm, IntPrompt
-from rich.table import Table
+from rich.table import Column
 from rich.text import Text
 
+from luthier.cli.terminal.console import console, safe
 from luthier.core.errors import Stopped
 from luthier.core.events import Progress
+from luthier.core.language import translated
 from luthier.core.shell import redacted, shell_line
-from luthier.core.units import duration, gigabytes
-from luthier.reports.data_report import piece, shown
-
-WIDE = 140
-"""Width of a table in a file."""
-LEAD = re.compile(r"\s*(?:[!+>-] )?")
-"""The indentation of a wrapped line."""
-
-
-class Lines(Console):
-    """A console that wraps messages between words with a hanging indent; in a file each is one line, for grep."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"highlight": False, **options})
-        if not self.is_terminal:
-            self.soft_wrap = True
-            self.width = int(os.environ.get("COLUMNS") or WIDE)
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does. Use soft_wrap=True for text to copy, such as commands: it gets no line breaks."""
-        if options or len(objects) != 1 or not isinstance(objects[0], str) or self.soft_wrap:
-            super().print(*objects, **options)
-            return
-        for line in Text.from_markup(objects[0]).split(allow_blank=True):
-            lead = LEAD.match(line.plain)
-            assert lead is not None
-            first, rest = line.divide([lead.end()])
-            for part in rest.wrap(self, max(20, self.width - lead.end())):
-                super().print(first + part)
-                first = Text(" " * lead.end())
-
-
-console, errors = Lines(), Lines(stderr=True)
-
-
-def starting(command: str, what: str, into: Path | str = "") -> None:
-    """Print the first line of a command, before torch is loaded, which takes seconds."""
-    target = f" -> {escape(str(into))}" if into else ""
-    console.print(f"[bold]luthier {command}[/]: {escape(redacted(what))}{target}")
-    console.file.flush()
-
+from luthier.core.units import clock, duration, gigabytes
 
 LINE_EVERY = 30
 """Seconds between lines about an evaluation in a log file."""
-BAR_TEXTS = {
-    "steps": ("  step {task.completed}/{task.total}", "loss {task.fields[loss]}", "{task.fields[speed]} tokens/s"),
-    "runs": ("  {task.fields[count]} of {task.total:.0f} runs", "{task.fields[text]}"),
+REFRESH = 0.1
+"""Seconds between two pictures of a bar."""
+NARROW = 70
+"""Terminal width below which the bar itself is left out: its texts come first."""
+TEXTS: dict[str, Callable[[Task], str]] = {
+    "steps": lambda task: (
+        f"  step {int(task.completed)}/{task.total:.0f}  loss {task.fields['loss']}  {task.fields['speed']} tokens/s"
+    ),
+    "runs": lambda task: f"  {task.fields['count']} of {task.total:.0f} runs  {task.fields['text']}",
+    "bytes": lambda task: f"  {_of(gigabytes, task)} {task.fields['text']}",
+    "waiting": lambda task: " ",
 }
-"""The texts of a bar that show more than a count."""
+"""What a bar says, by what it shows; of any other `what` it is a count."""
+
+
+def _of(form: Callable[[float], str], task: Task) -> str:
+    return form(task.completed) if task.total is None else f"{form(task.completed)}/{form(task.total)}"
+
+
+class _Words(ProgressColumn):
+    """The text of a bar, or its times."""
+
+    max_refresh = None
+
+    def __init__(self, text: Callable[[Task], str]) -> None:
+        self.text = text
+        super().__init__(Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        return Text.from_markup(translated(self.text(task)))
+
+
+def _times(task: Task) -> str:
+    took, left = clock(task.elapsed or 0), task.time_remaining
+    return f"elapsed {took}" if left is None else f"elapsed {took}, left {clock(left)}"
 
 
 class Terminal(Progress):
-    """Shows a run on the terminal."""
+    """Shows a run on the terminal. Use it as a context, so that no bar outlives an error."""
 
-    def __init__(self, log_every: int = 1) -> None:
-        self.log_every = log_every
+    def __init__(self, log_every: int = 1, *, animated: bool = True) -> None:
+        """`animated`: where nothing else is known, show at a terminal that work goes on."""
+        self.log_every, self.animated = log_every, animated
         self.bar: Bar | None = None
+        self.guard = threading.RLock()  # downloads report from threads of their own
         self.what = ""
-        self.total = 0
-        self.began = self.last_line = 0.0
+        self.start = self.total = 0
+        self.lasts = True  # False for a run that is over: no time is left
+        self.began = self.last_line = time.perf_counter()
+        _bars_of_others()
+        _current[:] = [self]
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def stage(self, text: str) -> None:
-        self._close()
+        self.close()
         self.began = self.last_line = time.perf_counter()
-        console.print(f"[bold]>[/] {escape(redacted(text))}")
+        console.say(f"[bold]>[/] {escape(redacted(translated(text, inside=True)))}")
+        console.file.flush()
+        self._wait()
 
     def note(self, text: str) -> None:
-        self._close()
-        console.print(f"  [dim]{safe(redacted(text))}[/]")
+        console.say(f"  [dim]{safe(redacted(translated(text, inside=True)))}[/]")
 
     def warn(self, text: str) -> None:
-        console.print(f"  [yellow]! {escape(redacted(text))}[/]")
+        console.say(f"  [yellow]! {escape(redacted(translated(text, inside=True)))}[/]")
 
     def ask(self, question: str, answers: Sequence[str]) -> int | None:
-        self._close()
+        self.close()
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             return None
-        console.print(f"[bold]?[/] {safe(question)}")
+        console.say(f"[bold]?[/] {safe(translated(question))}")
         for number, answer in enumerate(answers, 1):
-            console.print(f"  {number}. {safe(answer)}")
+            console.say(f"  {number}. {safe(translated(answer))}")
         numbers = [str(number) for number in range(1, len(answers) + 1)]
-        return IntPrompt.ask("  which?", console=console, choices=numbers, default=1) - 1
+        return IntPrompt.ask(f"  {translated('which?')}", console=console, choices=numbers, default=1) - 1
 
     def rows(self, done: int, total: int | None) -> None:
-        if self.bar is not None or (console.is_terminal and time.perf_counter() - self.began >= 1):
-            self._count("rows", done, total)  # a short wait needs no bar
+        if console.is_terminal and (self.what == "rows" or time.perf_counter() - self.began >= 1):
+            self._count("rows", done, total)  # a short wait needs no bar of its own
 
     def measured(self, what: str, done: int, total: int) -> None:
         if console.is_terminal:
             self._count(what, done, total)
-        elif done < total and time.perf_counter() - self.last_line > LINE_EVERY:
-            self.last_line = time.perf_counter()
-            console.print(f"  {done:,} of {total:,} {what}")
+        elif self._line_is_due(done, total):
+            left = self._left(done, total)
+            console.print(f"  {done:,} of {total:,} {translated(what)}  {left} left")
 
     def runs(self, done: float, total: int, text: str) -> None:
         if console.is_terminal:
             self._update("runs", total, completed=done, text=escape(text), count=int(done))
 
     def said(self, text: str) -> None:
-        console.print(f"  {escape(text)}")
+        console.say(f"  {escape(translated(text))}")
 
     def train_begins(self, start: int, steps: int) -> None:
-        self.total = steps
+        self.start, self.total = start, steps
         self.stage(f"training, {steps - start} steps")
         if console.is_terminal:
             self._update("steps", steps, completed=start, loss="-", speed="-")
 
     def step(self, record: dict[str, Any], tokens_per_second: float) -> None:
         step, speed = record["step"], f"{tokens_per_second:,.0f}"
-        if self.bar is not None:
+        if console.is_terminal:
             self._update("steps", self.total, completed=step, loss=_number(record["loss"], ".3f"), speed=speed)
         elif step % self.log_every == 0 or step == self.total:
-            console.print(
+            text = (
                 f"  step {step}/{self.total}  loss {_number(record['loss'], '.4f')}  lr {record['lr']:.2e}  "
                 f"grad {_number(record['grad_norm'], '.2f')}  {speed} tokens/s"
             )
+            left = self._left(step - self.start, self.total - self.start)
+            console.print(
+                f"{translated(text)}  {translated(f'{left} left')}" if self.lasts and step < self.total else text
+            )
+            console.file.flush()
 
     def evaluated(self, step: int, loss: float, best: bool) -> None:
-        console.print(f"  step {step}: held-out loss {loss:.4f}{' (best so far)' if best else ''}")
+        if best:
+            console.print(f"  step {step}: held-out loss {loss:.4f} (best so far)")
+        else:
+            console.print(f"  step {step}: held-out loss {loss:.4f}")
 
     def train_ends(self) -> None:
-        self._close()
+        self.close()
+
+    def outside(self, text: str, done: float, total: float | None, unit: str) -> None:
+        """A bar of another library: a download, weights that are loaded."""
+        if unit != "B":
+            if total:
+                self.measured(safe(text), int(done), int(total))
+        elif console.is_terminal:
+            self._update("bytes", total, completed=done, text=safe(text))
+        elif total and self._line_is_due(done, total):
+            left = self._left(done, total)
+            console.print(f"  {gigabytes(done)} of {gigabytes(total)} {safe(text)}  {left} left")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        with self.guard:
+            if self.bar is not None:
+                _shown.clear()
+                with LOCK:
+                    self.bar.stop()
+                self.bar, self.what = None, ""
+
+    def _line_is_due(self, done: float, total: float) -> bool:
+        now = time.perf_counter()
+        if done >= total or now - self.last_line <= LINE_EVERY:
+            return False
+        self.last_line = now
+        return True
+
+    def _left(self, done: float, total: float) -> str:
+        """The time that is left, if the rest is as fast as the stage was so far."""
+        return duration((time.perf_counter() - self.began) / max(1, done) * (total - done))
+
+    def _wait(self) -> None:
+        if self.animated and console.is_terminal:
+            self._update("waiting", None)
 
     def _count(self, what: str, done: int, total: int | None) -> None:
         self._update(what, total, completed=done)
         if done == total:
-            self._close()
+            self.close()
+            self._wait()
 
-    def _update(self, what: str, total: int | None, **values: Any) -> None:
-        """Update the bar for `what`, or open it: the first text, the bar, the other texts, the time."""
+    def _update(self, what: str, total: float | None, **values: Any) -> None:
+        """Update the bar for `what`, or open it."""
+        with self.guard:
+            self._open(what, total, values)
+            assert self.bar is not None
+            self.bar.update(self.bar.task_ids[0], total=total, **values)
+
+    def _open(self, what: str, total: float | None, values: dict[str, Any]) -> None:
+        """Open a bar, unless it is there: a text, the bar, the times."""
         if self.bar is None or self.what != what:
-            self._close()
+            self.close()
             self.what = what
-            before, *after = map(TextColumn, BAR_TEXTS.get(what, ("  {task.completed:,} {task.description}",)))
-            columns = (before, BarColumn(bar_width=None), *after)
-            timing = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self.bar = Bar(*columns, *timing, console=console, transient=what != "steps")
-            self.bar.start()
+            text = _Words(TEXTS.get(what, lambda task: f"  {_of(lambda n: f'{n:,.0f}', task)} {translated(what)}"))
+            bars = (BarColumn(bar_width=None),) if console.width >= NARROW else ()
+            columns = (text, SpinnerColumn()) if what == "waiting" else (text, *bars)
+            own: dict[str, Any] = {"transient": what != "steps", "expand": what != "waiting", "auto_refresh": False}
+            self.bar = Bar(*columns, _Words(_times), console=console, **own)
             self.bar.add_task(what, **{"total": total, **values})
-        self.bar.update(self.bar.task_ids[0], total=total, **values)
+            self.bar.start()
+            _shown[:] = [self.bar]
+            _animate()
 
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+
+LOCK = threading.Lock()
+"""Held while a bar is drawn: no process is forked then, which would find the terminal's own lock closed forever."""
+_shown: list[Bar] = []
+_current: list[Terminal] = []
+
+
+@cache
+def _animate() -> None:
+    """Draw the bar that is shown, ten times a second, whatever the program is waiting for."""
+
+    def draw() -> None:
+        while True:
+            time.sleep(REFRESH)
+            with LOCK:
+                for bar in _shown:
+                    bar.refresh()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=_forget)
+    threading.Thread(target=draw, daemon=True, name="bar").start()
+
+
+def _forget() -> None:
+    """In a fork there is no bar: it belongs to the parent."""
+    _shown.clear()
+    LOCK.release()
+
+
+@cache
+def _bars_of_others() -> None:
+    """Show the bars of other libraries, which are tqdm's, as those of the terminal: downloads, weights, tasks."""
+    from tqdm.std import tqdm
+
+    begin = tqdm.__init__
+
+    def init(bar: Any, *given: Any, **options: Any) -> None:
+        begin(bar, *given[:4], **{**options, "file": _Unseen()})
+
+    def display(bar: Any, msg: str | None = None, pos: int | None = None) -> bool:
+        if msg is None:
+            _current[0].outside(str(bar.desc or "").removesuffix(": "), bar.n, bar.total, bar.unit)
+        return True
+
+    tqdm.__init__, tqdm.display = init, display
+
+
+class _Unseen:
+    """What tqdm takes for a screen, and writes its line ends to."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return True
 
 
 def consent(given: bool = False) -> bool | Callable[[str], bool]:
@@ -178,9 +284,9 @@ def consent(given: bool = False) -> bool | Callable[[str], bool]:
 
     @cache
     def ask(what: str) -> bool:
-        console.print(f"[yellow]! {safe(what)}[/]")
+        console.say(f"[yellow]! {safe(translated(what, inside=True))}[/]")
         try:
-            return Confirm.ask("  Allow it this time?", console=console, default=False)
+            return Confirm.ask(f"  {translated('Allow it this time?')}", console=console, default=False)
         except EOFError:
             return False
 
@@ -189,135 +295,16 @@ def consent(given: bool = False) -> bool | Callable[[str], bool]:
 
 @contextmanager
 def resumable(terminal: Terminal) -> Iterator[None]:
-    """Close the progress bar on an error; if a signal stopped the run, print the command that resumes it."""
+    """Close the progress bar at the end; if a signal stopped the run, print the command that resumes it."""
     try:
-        yield
+        with terminal:
+            yield
     except Stopped as stop:
-        terminal.train_ends()
-        console.print(f"{stop}. Rerun the same command to resume:")
+        console.say(f"{translated(str(stop))}. {translated('Rerun the same command to resume:')}")
         console.print(f"  [bold]{shell_line('luthier', *sys.argv[1:])}[/]", soft_wrap=True)
         raise typer.Exit(stop.exit_code) from None
-    except BaseException:
-        terminal.train_ends()
-        raise
-
-
-def table(*columns: str, wrap: bool = True) -> Table:
-    """Return a table without borders; columns whose name begins with > are aligned right."""
-    made = Table(box=SIMPLE, pad_edge=False)
-    for name in columns:
-        made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", no_wrap=not wrap)
-    return made
 
 
 def _number(value: float | None, form: str) -> str:
     """Format a value of a step; a skipped step has none."""
     return "NaN" if value is None else format(value, form)
-
-
-def show_plan(found: Mapping[str, Any]) -> None:
-    """Show what a run will need, by component, and alternatives."""
-    plan = found["plan"]
-    if plan is None:
-        console.print(f"  memory cannot be estimated for this model: {escape(found['why'])}")
-        return
-    title = f"{found['method']} on {found['model']}, {found['steps']:,} steps, on the {plan['device']}"
-    console.print(escape(title))
-    parts = table("memory", ">")
-    for part, size in plan["parts"].items():
-        parts.add_row(part, gigabytes(size))
-    parts.add_section()
-    parts.add_row("peak", gigabytes(plan["bytes"]))
-    console.print(parts)
-    packing = f"packing {'on' if found['pack'] else 'off'}"
-    checkpointing = f"{'' if found['train']['gradient_checkpointing'] else 'no '}gradient checkpointing"
-    console.print(f"  {packing}, {checkpointing}; about [bold]{duration(plan['seconds'])}[/] of training")
-    verdict = "[green]it fits[/]" if found["fits"] else "[bold red]it does not fit[/]"
-    room = found["room"]
-    console.print(f"  {verdict}: {gigabytes(room['free'])} of {gigabytes(room['total'])} are free")
-    if found["alternatives"]:
-        others = table("alternative", ">memory", ">training", "")
-        for other in found["alternatives"]:
-            fits = "fits" if other["fits"] else "does not fit"
-            others.add_row(other["change"], gigabytes(other["bytes"]), duration(other["seconds"]), fits)
-        console.print(others)
-
-
-COLORS = {"better": "green", "worse": "red", "within noise": "dim"}
-MASK_STYLES = {"learned": "green", "end": "bold reverse green", "special": "magenta", "plain": "", "gap": "dim italic"}
-FINDING_STYLES = {"stop": ("bold red", "train would stop: "), "warn": ("yellow", "! "), "note": ("dim", "- ")}
-FIRST_REFUSALS, FIRST_PIECES = 10, 160
-
-
-def show_check(found: Mapping[str, Any]) -> None:
-    """Show a summary of a check: counts, lengths, labels, scripts, the loss mask, refusals, findings."""
-    account, lengths = found["account"], found["lengths"]
-    for note in found["notes"]:
-        console.print(f"  [dim]{safe(note)}[/]")
-    reader, task = account["format"]["name"], account["task"]["name"]
-    console.print(f"  format {reader} ({safe(account['format_why'])}), task {task}, template: {account['template']}")
-    for each in account["files"]:
-        console.print(f"  {safe(each['file'])}: {each['encoding']}")
-    for name in ("train", "validation", "test")[: 3 if account["test"]["source"] else 2]:
-        part = account[name]
-        console.print(
-            f"  {name}: {part['read']:,} rows read, {part['kept']:,} kept, {part['cut']:,} cut, "
-            f"{part['refused']:,} refused; {part['tokens']:,} tokens, {part['learned']:,} learned"
-        )
-    if lengths:
-        console.print(
-            f"  tokens per row: median {lengths['p50']:,}, p90 {lengths['p90']:,}, p95 {lengths['p95']:,}, "
-            f"p99 {lengths['p99']:,}, max {lengths['max']:,}"
-        )
-        cuts = [f"{c['max_length']:,}: {c['rows']:,} rows ({c['share']:.1%})" for c in found["limits"]]
-        console.print("  longer than " + ", ".join(cuts))
-    labels = {f"labels, {side}": counts for side, counts in found["labels"].items()}
-    for name, counts in {**labels, "scripts": found["scripts"], "languages": found["languages"]}.items():
-        if counts:
-            shown = ", ".join(f"{safe(str(key)[:40])} {count:,}" for key, count in list(counts.items())[:8])
-            more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
-            console.print(f"  {name}: {shown}{more}")
-    if not found["languages"]:
-        console.print(f"  languages: {safe(found['languages_how'])}")
-    _show_masks(found["masks"])
-    for refusal in found["refusals"][:FIRST_REFUSALS]:
-        console.print(f"  refused: {safe(refusal['where'])}: {safe(refusal['reason'])}")
-    if len(found["refusals"]) > FIRST_REFUSALS:
-        console.print(f"  and {len(found['refusals']) - FIRST_REFUSALS:,} more in {safe(found['out'])}/refused.jsonl")
-    for finding in found["findings"]:
-        style, sign = FINDING_STYLES[finding["level"]]
-        console.print(f"  [{style}]{sign}{safe(finding['text'])}[/]")
-    if not found["stops"]:
-        console.print("  [green]no problems found[/]")
-    console.print(f"  report: [bold]{safe(found['out'])}/data.html[/]")
-
-
-def _show_masks(masks: Sequence[Mapping[str, Any]]) -> None:
-    """Show the first and the longest row; learned text is green and between marks, so that it shows without color."""
-    for row in [*masks[:1], *masks[1:][-1:]]:
-        learned = f"{row['learned']:,} learned, between \u00ab and \u00bb"
-        what = f"learned is the label {row['label']!r}" if row["label"] else learned
-        console.print(f"  [bold]{row['why']}[/], {safe(row['where'])}: {row['tokens']:,} tokens, {safe(what)}")
-        text, inside = Text(), False
-        for words, kind in row["pieces"][:FIRST_PIECES]:
-            if inside != (kind in ("learned", "end")):
-                text.append("\u00bb" if inside else "\u00ab", style="dim")
-                inside = not inside
-            text.append(piece(words), style=MASK_STYLES[kind])
-        text.append("\u00bb" if inside else "", style="dim")
-        text.append(" ..." if len(row["pieces"]) > FIRST_PIECES else "", style="dim")
-        console.print(Padding(text, (0, 0, 0, 4)), soft_wrap=False)
-
-
-def safe(text: str) -> str:
-    """Return text of the data without markup and characters that could move the cursor."""
-    return escape(shown(text))
-
-
-def show_error(text: str) -> None:
-    """Print a message to standard error; its fix may be copied, so it gets no line breaks."""
-    sys.stdout.flush()
-    what, *fixes = re.split(r"\n(?=  fix: )", redacted(text))
-    errors.print(f"[bold red]error:[/] {escape(what)}")
-    for fix in fixes:
-        errors.print(escape(fix), soft_wrap=True)

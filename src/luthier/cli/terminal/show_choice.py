@@ -6,7 +6,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from luthier.cli.terminal.progress import console, table
+from luthier.cli.terminal.console import console, table
+from luthier.core.language import translated
 from luthier.core.units import duration, gigabytes
 from luthier.planning.advisor.rank import EXPLAINED
 from luthier.planning.advisor.reasons import bytes_text, work
@@ -37,17 +38,7 @@ def show_choice(found: Mapping[str, Any]) -> None:
         if nearest is not None:
             least = f": the least is {nearest['method']}, which needs {gigabytes(nearest['needs'])} beyond the program"
         console.print(f"  [bold red]nothing fits[/]{escape(least)}")
-    for row in found["ranked"][:EXPLAINED]:
-        tie = f"  (tied with {found['ranked'][0]['method']} by what was measured)" if row["ties_with_first"] else ""
-        console.print(f"[bold]{row['place']}. {row['method']}[/]{tie if row['place'] > 1 else ''}")
-        for reason in row["reasons"]:
-            sign = "-" if reason["weight"] < 0 else "+" if reason["weight"] > 0 else " "
-            console.print(f"  {sign} {_cited(reason)}")
-    for title, rows in (("what this does not know", found["limits"]), ("excluded", excluded(found))):
-        if rows:
-            console.print(f"[bold]{title}[/]")
-        for row in rows:
-            console.print(f"  {_cited(row)}")
+    _show_reasons(found)
     if found["behind"]:
         names = ", ".join(row["method"] for row in found["behind"])
         console.print(f"ranked lower, not estimated: {escape(names)}")
@@ -57,8 +48,32 @@ def show_choice(found: Mapping[str, Any]) -> None:
         console.print(f"  [bold]{escape(line)}[/]", soft_wrap=True)
 
 
-def _cited(row: Mapping[str, Any]) -> str:
-    return f"{escape(row['text'])} [dim]{escape(row['cited'])}[/]"
+def _show_reasons(found: Mapping[str, Any]) -> None:
+    """Print what speaks for and against the first methods, limits and exclusions, and at the end their sources."""
+    sources: list[str] = []
+    for row in found["ranked"][:EXPLAINED]:
+        tie = f"  (tied with {found['ranked'][0]['method']} by what was measured)" if row["ties_with_first"] else ""
+        console.print(f"[bold]{row['place']}. {row['method']}[/]{translated(tie) if row['place'] > 1 else ''}")
+        for reason in row["reasons"]:
+            sign = "-" if reason["weight"] < 0 else "+" if reason["weight"] > 0 else " "
+            console.print(f"  {sign} {_cited(reason, sources)}")
+    for title, rows in (("what this does not know", found["limits"]), ("excluded", excluded(found))):
+        if rows:
+            console.print(f"[bold]{translated(title)}[/]")
+        for row in rows:
+            console.print(f"  {_cited(row, sources)}")
+    if sources:
+        console.print("[bold]sources[/]")
+    for number, source in enumerate(sources, 1):
+        console.print(f"  [dim]{escape(f'[{number}]')} {escape(translated(source, inside=True))}[/]")
+
+
+def _cited(row: Mapping[str, Any], sources: list[str]) -> str:
+    """A reason with the number of its source, which is kept for the list at the end."""
+    source = row["cited"].removeprefix("[").removesuffix("]")
+    if source not in sources:
+        sources.append(source)
+    return f"{escape(translated(row['text']))} [dim]{escape(f'[{sources.index(source) + 1}]')}[/]"
 
 
 def machine(asked: Mapping[str, Any]) -> str:

@@ -1,17 +1,20 @@
 """The results of a run on the terminal: scores, examples, forgetting, exports, the harness, and a comparison."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
-from luthier.cli.terminal.progress import COLORS, console, safe, table
+from luthier.cli.terminal.console import COLORS, console, safe, table
+from luthier.core.language import translated
 from luthier.core.units import duration, gigabytes
 from luthier.reports.compare_report import count, kilobytes, share
 from luthier.reports.run_report import figure, scale_of, shift
 
 SHOWN = 2
 """Regressions and gains on the terminal; the report has more."""
+DEMO_SCORE = "accuracy"
 MOST_CHARACTERS = 160
 NARROW = 100
 """Terminal width below which a standard error is printed below its score."""
@@ -31,7 +34,7 @@ def show_result(result: Mapping[str, Any]) -> None:
     if result["tuned"]:
         _show_scores(result)
         for caveat in result.get("caveats", []):
-            console.print(f"  [yellow]! {escape(caveat)}[/]")
+            console.say(f"  [yellow]! {escape(translated(caveat, inside=True))}[/]")
         _show_forgetting(result)
         if result.get("examples"):
             _show_examples(result["examples"])
@@ -56,6 +59,21 @@ def show_result(result: Mapping[str, Any]) -> None:
         console.print(f"  [bold]{escape(command)}[/]", soft_wrap=True)
 
 
+def show_demo(result: Mapping[str, Any]) -> None:
+    """Show the result of the demo, and at its end what was gained, why it is no more, and how to see it."""
+    show_result(result)
+    if (base := result["base"].get(DEMO_SCORE)) and (tuned := result["tuned"].get(DEMO_SCORE)):
+        before, after = figure(DEMO_SCORE, base["value"]), figure(DEMO_SCORE, tuned["value"])
+        count = result["validation_examples"]
+        console.print(f"[bold]accuracy {before} → {after}[/] on {count} reviews that were not trained on")
+    console.print(
+        f"  The built-in base has {result['parameters'] / 1e6:.1f} million parameters, to be quick on any machine: "
+        "that limits the score, and it forgets as it learns. Try your own data and a larger base."
+    )
+    page = Path(result["run"], "report.html").resolve().as_uri()
+    console.print(f"  {translated('open in a browser:')} [bold]{escape(page)}[/]", soft_wrap=True)
+
+
 def _show_scores(result: Mapping[str, Any]) -> None:
     """Show base, tuned and difference of each score; the primary metric is bold."""
     console.print(f"{result['validation_examples']} held-out examples; 95 % CI below each value")
@@ -63,7 +81,7 @@ def _show_scores(result: Mapping[str, Any]) -> None:
     primary = result.get("primary_metric", result.get("headline"))
     shown = table("metric", *(f">{name}" for name in sides))
     for metric in result["tuned"]:
-        words = metric.replace("_", " ")
+        words = translated(metric.replace("_", " "))
         span = f"\n[dim]{scale}[/]" if (scale := scale_of(metric)) else ""
         cells = [(f"[bold]{words}[/]" if metric == primary else words) + span]
         shown.add_row(*cells, *(_cell(metric, result[name][metric], sign=name == "difference") for name in sides))
@@ -78,7 +96,7 @@ def _cell(metric: str, score: Mapping[str, Any], *, sign: bool) -> str:
 
 
 def _colored(verdict: str) -> str:
-    return f"[{COLORS.get(verdict, 'dim')}]{verdict}[/]"
+    return f"[{COLORS.get(verdict, 'dim')}]{translated(verdict)}[/]"
 
 
 def _show_forgetting(result: Mapping[str, Any]) -> None:
@@ -95,19 +113,24 @@ def _show_forgetting(result: Mapping[str, Any]) -> None:
         if worse:
             console.print(f"  worse on: {', '.join(worse)}")
     elif why := result.get("no_forgetting"):
-        console.print(f"  [dim]forgetting was not measured: {escape(why)}[/]")
+        console.print(f"  [dim]forgetting was not measured: {escape(translated(why, inside=True))}[/]")
 
 
 def _show_examples(found: Mapping[str, Any]) -> None:
     by = found["by"]
     counts = f"{found['better']} better, {found['worse']} worse, {found['same']} the same"
     console.print(f"  examples by {by.replace('_', ' ')}: {counts}")
-    for title, rows in (("worst regressions", found["regressions"]), ("best gains", found["gains"])):
+    titles = translated("worst regressions"), translated("best gains")
+    for title, rows in zip(titles, (found["regressions"], found["gains"]), strict=True):
         if rows:
             console.print(f"  [bold]{title}[/]")
         for row in rows[:SHOWN]:
             console.print(f"    {_short(row['text'])}  [dim]{shift(by, row['base_score'], row['tuned_score'])}[/]")
-            parts = (("reference", "answer"), ("base", "base"), ("tuned", "tuned"))
+            parts = (
+                (translated("reference"), "answer"),
+                (translated("base"), "base"),
+                (translated("tuned"), "tuned"),
+            )
             answers = (f"[dim]{what}[/] {_short(row[key])}" for what, key in parts if row[key])
             console.print("      " + "   ".join(answers))
 

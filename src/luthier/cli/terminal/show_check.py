@@ -1,0 +1,108 @@
+"""What `luthier check` and `luthier plan` found, on the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.padding import Padding
+from rich.text import Text
+
+from luthier.cli.terminal.console import console, safe, table
+from luthier.core.language import translated
+from luthier.core.units import duration, gigabytes
+from luthier.reports.data_report import piece
+
+MASK_STYLES = {"learned": "green", "end": "bold reverse green", "special": "magenta", "plain": "", "gap": "dim italic"}
+FINDING_STYLES = {"stop": ("bold red", "train would stop: "), "warn": ("yellow", "! "), "note": ("dim", "- ")}
+FIRST_REFUSALS, FIRST_PIECES = 10, 160
+
+
+def show_check(found: Mapping[str, Any]) -> None:
+    """Show a summary of a check: counts, lengths, labels, scripts, the loss mask, refusals, findings."""
+    account, lengths = found["account"], found["lengths"]
+    for note in found["notes"]:
+        console.say(f"  [dim]{safe(translated(note, inside=True))}[/]")
+    reader, task = account["format"]["name"], account["task"]["name"]
+    console.print(f"  format {reader} ({safe(account['format_why'])}), task {task}, template: {account['template']}")
+    for each in account["files"]:
+        console.print(f"  {safe(each['file'])}: {each['encoding']}")
+    for name in ("train", "validation", "test")[: 3 if account["test"]["source"] else 2]:
+        part = account[name]
+        console.print(
+            f"  {name}: {part['read']:,} rows read, {part['kept']:,} kept, {part['cut']:,} cut, "
+            f"{part['refused']:,} refused; {part['tokens']:,} tokens, {part['learned']:,} learned"
+        )
+    if lengths:
+        console.print(
+            f"  tokens per row: median {lengths['p50']:,}, p90 {lengths['p90']:,}, p95 {lengths['p95']:,}, "
+            f"p99 {lengths['p99']:,}, max {lengths['max']:,}"
+        )
+        cuts = [f"{c['max_length']:,}: {c['rows']:,} rows ({c['share']:.1%})" for c in found["limits"]]
+        console.print("  longer than " + ", ".join(cuts))
+    labels = {f"labels, {side}": counts for side, counts in found["labels"].items()}
+    for name, counts in {**labels, "scripts": found["scripts"], "languages": found["languages"]}.items():
+        if counts:
+            shown = ", ".join(f"{safe(str(key)[:40])} {count:,}" for key, count in list(counts.items())[:8])
+            more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
+            console.print(f"  {name}: {shown}{more}")
+    if not found["languages"]:
+        console.print(f"  languages: {safe(found['languages_how'])}")
+    _show_masks(found["masks"])
+    for refusal in found["refusals"][:FIRST_REFUSALS]:
+        reason = translated(refusal["reason"], inside=True)
+        console.print(f"  refused: {safe(refusal['where'])}: {safe(reason)}")
+    if len(found["refusals"]) > FIRST_REFUSALS:
+        console.print(f"  and {len(found['refusals']) - FIRST_REFUSALS:,} more in {safe(found['out'])}/refused.jsonl")
+    for finding in found["findings"]:
+        style, sign = FINDING_STYLES[finding["level"]]
+        console.say(f"  [{style}]{translated(sign)}{safe(translated(finding['text'], inside=True))}[/]")
+    if not found["stops"]:
+        console.print("  [green]no problems found[/]")
+    console.print(f"  report: [bold]{safe(found['out'])}/data.html[/]")
+
+
+def _show_masks(masks: Sequence[Mapping[str, Any]]) -> None:
+    """Show the first and the longest row; learned text is green and between marks, so that it shows without color."""
+    for row in [*masks[:1], *masks[1:][-1:]]:
+        learned = f"{row['learned']:,} learned, between \u00ab and \u00bb"
+        what = f"learned is the label {row['label']!r}" if row["label"] else learned
+        console.print(
+            f"  [bold]{translated(row['why'])}[/], {safe(row['where'])}: {row['tokens']:,} tokens, {safe(what)}"
+        )
+        text, inside = Text(), False
+        for words, kind in row["pieces"][:FIRST_PIECES]:
+            if inside != (kind in ("learned", "end")):
+                text.append("\u00bb" if inside else "\u00ab", style="dim")
+                inside = not inside
+            text.append(piece(words), style=MASK_STYLES[kind])
+        text.append("\u00bb" if inside else "", style="dim")
+        text.append(" ..." if len(row["pieces"]) > FIRST_PIECES else "", style="dim")
+        console.print(Padding(text, (0, 0, 0, 4)), soft_wrap=False)
+
+
+def show_plan(found: Mapping[str, Any]) -> None:
+    """Show what a run will need, by component, and alternatives."""
+    plan = found["plan"]
+    if plan is None:
+        console.print(f"  memory cannot be estimated for this model: {escape(translated(found['why']))}")
+        return
+    title = f"{found['method']} on {found['model']}, {found['steps']:,} steps, on the {plan['device']}"
+    console.print(escape(title))
+    parts = table("memory", ">")
+    for part, size in plan["parts"].items():
+        parts.add_row(part, gigabytes(size))
+    parts.add_section()
+    parts.add_row("peak", gigabytes(plan["bytes"]))
+    console.print(parts)
+    packing = f"packing {'on' if found['pack'] else 'off'}"
+    checkpointing = f"{'' if found['train']['gradient_checkpointing'] else 'no '}gradient checkpointing"
+    console.print(f"  {packing}, {checkpointing}; about [bold]{duration(plan['seconds'])}[/] of training")
+    verdict = "[green]it fits[/]" if found["fits"] else "[bold red]it does not fit[/]"
+    room = found["room"]
+    console.print(f"  {verdict}: {gigabytes(room['free'])} of {gigabytes(room['total'])} are free")
+    if found["alternatives"]:
+        others = table("alternative", ">memory", ">training", "")
+        for other in found["alternatives"]:
+            fits = "fits" if other["fits"] else "does not fit"
+            others.add_row(other["change"], gigabytes(other["bytes"]), duration(other["seconds"]), fits)
+        console.print(others)
