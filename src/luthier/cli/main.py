@@ -35,7 +35,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-ORDER = "demo train check plan choose compare evaluate export serve chat list explain cache"
+ORDER = "demo train check plan choose compare evaluate export serve chat track list explain cache"
 """In which the help shows the commands; those of other packages follow."""
 
 

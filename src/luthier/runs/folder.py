@@ -97,6 +97,7 @@ class RunFolder:
         self.loss_png = path / "loss.png"
         self.report = path / "report.html"
         self.result = path / "result.json"
+        self.trackers = path / "trackers.json"  # what each tracker has of the run
         self.harness = path / "harness.json"  # what lm-evaluation-harness measured
 
     @classmethod

@@ -21,7 +21,7 @@ from luthier.evaluation.metrics.base import EVALUATIONS
 from luthier.exports.base import EXPORTS
 from luthier.methods.base import METHODS, QUANTIZED, Branch, Method
 from luthier.recipe.config import FAMILIES, RunConfig
-from luthier.training.listeners.base import LISTENERS
+from luthier.tracking.base import TRACKERS
 from luthier.training.optimizers.base import OPTIMIZERS
 
 KINDS: dict[str, Family[Any]] = {
@@ -29,7 +29,7 @@ KINDS: dict[str, Family[Any]] = {
     "evaluation": EVALUATIONS,
     "export": EXPORTS,
     "optimizer": OPTIMIZERS,
-    "listener": LISTENERS,
+    "tracker": TRACKERS,
     "filetype": FILE_TYPES,
 }
 BLOCKS: dict[str, type[Config]] = {
