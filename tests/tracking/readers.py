@@ -54,9 +54,8 @@ def of_wandb(beside: Path) -> Points:
         for record in map(Record.FromString, _leveldb(file.read_bytes()[7:])):
             kind = record.WhichOneof("record_type")
             if kind == "history":
-                row = {
-                    item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
-                }
+                items = record.history.item  # a picture is several of them, with its name in front
+                row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
                 step = record.history.step.num
                 for name, value in row.items():
                     found[name].append((step, value))

@@ -142,7 +142,7 @@ def test_a_whole_run_in_order_and_each_step_once(folder: RunFolder) -> None:
         "train/tokens_per_second": 20.0,
     }, "a gradient norm that is no number is left out"
     assert evaluation == {"validation/loss": 0.4}
-    assert tracker._log[-1] == (10, {"total/tokens": 100, "base/accuracy": 0.45, "tuned/accuracy": 0.5})
+    assert tracker._log[-1] == (10, {"base/accuracy": 0.45, "tuned/accuracy": 0.5})
     said = dict(tracker._said[1:])
     assert said["samples"] == "**Prompt**: 2 + 2?\n\n**Reference**: 4\n\n**Base**: five\n\n**Tuned**: 4"
     assert "| accuracy | 0.45 (0.4 to 0.6) | 0.5 (0.4 to 0.6) | 0.05 (-0.1 to 0.2) |" in said["scores"]
@@ -363,7 +363,7 @@ def test_nothing_secret_and_no_folder_reaches_a_tracker(tmp_path: Path) -> None:
         "none": None,
         "list": [1, 2],
     }
-    assert flat(given) == {"data.path": "rows.jsonl", "data.url": "https://***@host/x", "none": "none", "list": "1 2"}
+    assert flat(given) == {"data.path": "rows.jsonl", "data.url": "https://***@host/x", "list": "1 2"}
 
 
 def test_a_run_without_held_out_rows_has_no_scores(folder: RunFolder) -> None:

@@ -78,7 +78,10 @@ def killed(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     assert first.returncode == -signal.SIGKILL, first.stdout + first.stderr
     second = luthier("train", *own, cwd=beside, before=fast)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert "resuming from step 12" in second.stdout and "the tracker" not in second.stdout, second.stdout
+    assert "resuming from step 12" in second.stdout and "! the tracker" not in second.stdout + second.stderr, (
+        second.stdout
+    )
+    assert "ERROR" not in second.stdout + second.stderr, second.stdout
     again = luthier("track", "runs/r", cwd=beside)
     assert again.returncode == 0 and again.stdout.count("has the whole run already") == len(HERE), again.stdout
     return beside / "runs"

@@ -178,10 +178,9 @@ class Follower(threading.Thread):
             self.notes.write(self.key, step=sent.step, part=sent.part)
 
     def _finish(self) -> None:
-        tracker, step, part = self.tracker, self.done.step, self.done.part
+        tracker, step, part, result = self.tracker, self.done.step, self.done.part, None
         if self.state == "finished" and part < 2:
             result = self.folder.read_json(self.folder.result)
-            tracker.summary(step, summary_of(result))
             for name, text in (("scores", scores_table(result)), ("samples", samples(self.folder))):
                 if text:
                     tracker.text(step, name, text)
@@ -189,6 +188,8 @@ class Follower(threading.Thread):
             if part < 2 and file.is_file() and file.stat().st_size:
                 self.busy = time.monotonic()
                 send(step, file.stem, file)
+        if result is not None:  # last, for trackers show charts in the order of their first values
+            tracker.summary(step, summary_of(result))
         tracker.flush()
         tracker.finish(self.state, self.error)
         part = 2 if self.state == "finished" else part
@@ -196,15 +197,20 @@ class Follower(threading.Thread):
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str | int | float | bool]:
-    """{"train": {"lr": 0.1}} as {"train.lr": 0.1}: lists become text, secrets ***, and folders keep their last name."""
-    if isinstance(value, dict) and value:
+    """{"train": {"lr": 0.1}} as {"train.lr": 0.1}: lists become text, secrets ***, and folders keep their last name.
+
+    What is none or empty is left out.
+    """
+    if value in (None, "", [], {}):
+        return {}
+    if isinstance(value, dict):
         parts = [flat(inner, f"{prefix}.{key}".strip(".")) for key, inner in value.items()]
         return {name: leaf for part in parts for name, leaf in part.items()}
     if isinstance(value, bool | int | float):
         return {prefix: value}
     if isinstance(value, list) and not any(isinstance(each, dict | list) for each in value):
         value = " ".join(map(str, value))
-    return {prefix: "none" if value is None else public(redacted(str(value)))}
+    return {prefix: public(redacted(str(value)))}
 
 
 def summary_of(result: Mapping[str, Any]) -> dict[str, float]:

@@ -106,7 +106,7 @@ class Tracker(Plugin):
 
     def summary(self, step: int, values: Mapping[str, float]) -> None:
         """The scores of the whole run, such as base/accuracy, with _low and _high: the ends of a 95 % interval."""
-        self.log(step, {name: value for name, value in values.items() if not name.endswith(("_low", "_high"))})
+        self.log(step, scores_of(values))
 
     def text(self, step: int, name: str, text: str) -> None:
         """A text in Markdown, such as answers of the model."""
@@ -119,6 +119,15 @@ class Tracker(Plugin):
 
     def finish(self, state: State, error: str) -> None:
         """The run has ended; `error` is empty unless it failed. Return when everything is stored."""
+
+
+def scores_of(summary: Mapping[str, float]) -> dict[str, float]:
+    """What of a summary is shown where each value gets a chart: the scores, without totals and ends of intervals."""
+    return {
+        name: summary[name]
+        for name in summary
+        if not name.startswith("total/") and not name.endswith(("_low", "_high"))
+    }
 
 
 TRACKERS = Family(Tracker, "tracker")

@@ -6,11 +6,11 @@ about the machine, the folder, git or the terminal is collected for SwanLab. Onl
 say who you are.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any, ClassVar, Literal
 
 from luthier.tracking.base import START, Position, State, TrackedRun, Tracker
@@ -62,17 +62,22 @@ class SwanLab(Tracker):
         """Remove the experiment that an earlier process wrote of this run."""
         for old in folder.glob(f"run-*-{run}"):
             if self.mode == "local" and (folder / "runs.swanlab").is_file():
-                from swanboard.db import NotExistedError, connect
-                from swanboard.db.models import Experiment
+                from swanboard.db import connect
+                from swanboard.db.models import Chart, Experiment, Source
 
-                os.environ["SWANLAB_LOG_DIR"] = str(folder)
                 connect(path=str(folder), autocreate=True)
-                with suppress(NotExistedError):
-                    Experiment.get(run_id=old.name).delete_instance()
+                Experiment.delete().where(Experiment.run_id == old.name).execute()
+                # Charts over several experiments stay behind, and one that is left without any breaks the next.
+                several, left = Chart.project_id.is_null(False), Chart.id.not_in(Source.select(Source.chart_id))
+                Chart.delete().where(several & left).execute()
             shutil.rmtree(old)
 
     def log(self, step: int, values: Mapping[str, float], time: float | None = None) -> None:
         self._run.log(dict(values), step=step)
+
+    def summary(self, step: int, values: Mapping[str, float]) -> None:
+        sleep(1)  # charts stand in the order of what is stored, which is values before texts within half a second
+        super().summary(step, values)
 
     def text(self, step: int, name: str, text: str) -> None:
         import swanlab

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import PrivateAttr
 
 from luthier.core.errors import InputError
-from luthier.tracking.base import HELD_OUT, START, Position, State, TrackedRun, Tracker
+from luthier.tracking.base import HELD_OUT, START, Position, State, TrackedRun, Tracker, scores_of
 
 
 class Trackio(Tracker):
@@ -68,7 +68,7 @@ class Trackio(Tracker):
         self._run.log(dict(values), step=step)
 
     def summary(self, step: int, values: Mapping[str, float]) -> None:
-        self._result |= {name: value for name, value in values.items() if not name.endswith(("_low", "_high"))}
+        self._result |= scores_of(values)
 
     def text(self, step: int, name: str, text: str) -> None:
         import trackio
