@@ -48,7 +48,7 @@ test-versions: .venv/ready
 
 # Every tracker's real package, offline, in an environment of its own: they pin versions that constraints.txt does not. 800 MB.
 test-trackers: .venv/ready build/trackers/ready
-	build/trackers/bin/python -m pytest -n 0 -rs tests/tracking
+	PYTHONPATH=src build/trackers/bin/python -m pytest -n 0 -rs tests/tracking
 
 build/trackers/ready: tests/tracking/requirements.txt .venv/ready
 	test -x build/trackers/bin/python || $(PYTHON) -m venv build/trackers

@@ -16,7 +16,17 @@ from luthier.core.events import Progress
 from luthier.core.files import write_json
 from luthier.pipeline import track as module
 from luthier.pipeline.prepare import on_this_machine
-from luthier.pipeline.track import Follower, Lines, Notes, flat, followed, samples, scores_table, summary_of, track
+from luthier.pipeline.track import (
+    Follower,
+    MetricsReader,
+    Notes,
+    flat,
+    followed,
+    samples,
+    scores_table,
+    summary_of,
+    track,
+)
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 from luthier.tracking.base import START, Position, State, TrackedRun, Tracker
@@ -57,6 +67,9 @@ class Memory(Tracker):
 
     def page(self, step: int, name: str, file: Path) -> None:
         self._said.append((name, file.read_text()))
+
+    def command(self, run: TrackedRun) -> str:
+        return f"show {run.name}"
 
     def finish(self, state: State, error: str) -> None:
         self._call("finish")
@@ -216,7 +229,7 @@ def test_a_run_without_a_step_leaves_nothing_in_a_tracker(folder: RunFolder) -> 
 
 def test_lines_that_are_cut_damaged_or_replaced(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
-    lines = Lines(file)
+    lines = MetricsReader(file)
     assert lines.new() == []
     file.write_text('{"step": 1}\nnothing\n[1]\n{"step": 2}\n{"step"')
     assert [line["step"] for line in lines.new()] == [1, 2]

@@ -67,7 +67,7 @@ class Notes:
         return f"{shell_line('rm', self.path)}; the trackers then begin a second run, beside what they have of this one"
 
 
-class Lines:
+class MetricsReader:
     """The lines of metrics.jsonl as they are added; from the first one again where the file was replaced."""
 
     def __init__(self, path: Path) -> None:
@@ -117,12 +117,14 @@ class Follower(threading.Thread):
     def __init__(self, tracker: Tracker, name: str, folder: RunFolder) -> None:
         super().__init__(daemon=True, name=f"luthier-track-{name}")
         self.tracker, self.key, self.folder, self.notes = tracker, name, folder, Notes(folder)
-        self.lines, self.done, self.begun = Lines(folder.metrics), START, False
+        self.lines, self.done, self.begun = MetricsReader(folder.metrics), START, False
         self.failure: Exception | None = None
         self.busy: float | None = None
         """Since when a call of the tracker has been at work, by time.monotonic(); None between calls."""
         self.state: State = "stopped"
         self.error = ""
+        self.shows = ""
+        """What to type to see the run, when it is in the tracker."""
         self.ended = threading.Event()
 
     def end(self, state: State, error: str = "") -> None:
@@ -158,7 +160,8 @@ class Follower(threading.Thread):
         there, begun = self.folder.read_json(self.folder.environment), Position(known["step"], known["part"])
         config = flat(read_recipe(self.folder).model_dump(mode="json"))
         config |= flat({key: there[key] for key in ENVIRONMENT if key in there}, "environment")
-        found = self.tracker.begin(TrackedRun(path.name, path, known["id"], resumed, config))
+        self.tracked = TrackedRun(path.name, path, known["id"], resumed, config)
+        found = self.tracker.begin(self.tracked)
         self.done, self.begun = begun if found is None else found, True
         self.notes.write(self.key, step=self.done.step, part=self.done.part, state="running", error="")
 
@@ -194,6 +197,7 @@ class Follower(threading.Thread):
         tracker.finish(self.state, self.error)
         part = 2 if self.state == "finished" else part
         self.notes.write(self.key, step=step, part=part, state=self.state, error=self.error)
+        self.shows = tracker.command(self.tracked)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str | int | float | bool]:
@@ -294,11 +298,12 @@ class Watch(Progress):
                 follower.join(max(0.0, began + follower.tracker.wait - time.monotonic()))
             if follower.is_alive():
                 self.followers.remove(follower)
-                unsent = (
-                    f"the tracker {follower.key} is not done {follower.tracker.wait:.0f} s after the end of the run"
-                )
-                self.report.warn(f"{unsent}; {self._later(follower.key)}")
+                late = f"{follower.tracker.wait:.0f} s after the end of the run"
+                self.report.warn(f"the tracker {follower.key} is not done {late}; {self._later(follower.key)}")
         self.record({})
+        for follower in self.followers:
+            if follower.shows:
+                self.report.note(f"{follower.key}: {follower.shows}")
 
 
 @contextmanager
@@ -361,6 +366,8 @@ def track(run: Path, tracker: Tracker | None, *, again: bool = False, progress: 
             if follower.failure is not None:
                 why = redacted(f"{type(follower.failure).__name__}: {first_line(follower.failure)}")
                 raise InputError(f"the tracker {name} failed: {why}") from follower.failure
+            if follower.shows:
+                progress.note(f"{name}: {follower.shows}")
         return {name: entry for name, entry in notes.read().items() if name in chosen}
 
 

@@ -51,6 +51,10 @@ class TrackedRun:
     config: Mapping[str, str | int | float | bool]
     """Recipe and environment: `train.lr` -> 0.0005, `environment.python` -> 3.11.7."""
 
+    def shown(self, folder: Path) -> Path:
+        """A folder as it is typed: relative where it is below the working folder."""
+        return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
     def beside(self, folder: str, default: str) -> Path:
         """The folder for a tracker's own files: the one named in the recipe, else `default` beside the run folder."""
         return Path(folder).expanduser().absolute() if folder else self.path.absolute().parent / default
@@ -116,6 +120,10 @@ class Tracker(Plugin):
 
     def page(self, step: int, name: str, file: Path) -> None:
         """A self-contained HTML page."""
+
+    def command(self, run: TrackedRun) -> str:
+        """What to type to see the run, or to send it; empty where nothing has to be typed."""
+        return ""
 
     def finish(self, state: State, error: str) -> None:
         """The run has ended; `error` is empty unless it failed. Return when everything is stored."""

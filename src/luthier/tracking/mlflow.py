@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from pydantic import PrivateAttr
 
+from luthier.core.shell import shell_line
 from luthier.tracking.base import HELD_OUT, LEARNING_RATE, START, Position, State, TrackedRun, Tracker
 
 STATES = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
@@ -86,6 +87,10 @@ class MLflow(Tracker):
 
     def page(self, step: int, name: str, file: Path) -> None:
         self._client.log_artifact(self._run, str(file))
+
+    def command(self, run: TrackedRun) -> str:
+        store = f"sqlite:///{run.shown(run.beside('', 'mlflow.db'))}"
+        return "" if self.uri else shell_line("mlflow", "ui", "--backend-store-uri", store)
 
     def finish(self, state: State, error: str) -> None:
         self.flush()

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any, ClassVar, Literal
 
+from luthier.core.shell import shell_line
 from luthier.tracking.base import START, Position, State, TrackedRun, Tracker
 
 STATES = {"finished": "success", "stopped": "aborted", "failed": "crashed"}
@@ -91,6 +92,11 @@ class SwanLab(Tracker):
 
     def page(self, step: int, name: str, file: Path) -> None:
         self._run.save(str(file), base_path=str(file.parent), policy="now")
+
+    def command(self, run: TrackedRun) -> str:
+        folder = run.shown(run.beside(self.folder, "swanlog"))
+        known = {"local": ("watch", folder), "offline": ("sync", *folder.glob(f"run-*-{run.id}"))}
+        return shell_line("swanlab", *known[self.mode]) if self.mode in known else ""
 
     def finish(self, state: State, error: str) -> None:
         with _silent():

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from luthier.core.shell import shell_line
 from luthier.tracking.base import START, Position, State, TrackedRun, Tracker
 
 
@@ -49,6 +50,9 @@ class TensorBoard(Tracker):
 
         with Image.open(file) as picture:
             self._writer.add_image(name, numpy.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+    def command(self, run: TrackedRun) -> str:
+        return shell_line("tensorboard", "--logdir", run.shown(run.beside(self.folder, "tensorboard")))
 
     def finish(self, state: State, error: str) -> None:
         self._writer.add_text("state", f"{state} {error}".strip(), 0)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from pydantic import PrivateAttr
 
 from luthier.core.errors import InputError
+from luthier.core.shell import shell_line
 from luthier.tracking.base import HELD_OUT, START, Position, State, TrackedRun, Tracker, scores_of
 
 
@@ -84,6 +85,10 @@ class Trackio(Tracker):
         import trackio
 
         self._result[name] = trackio.Html(str(file))
+
+    def command(self, run: TrackedRun) -> str:
+        folder = run.shown(run.beside(self.folder, "trackio"))
+        return "" if self.space else f"TRACKIO_DIR={shell_line(folder)} trackio show"
 
     def finish(self, state: State, error: str) -> None:
         if not self._complete:  # in one row, which is stored as a whole

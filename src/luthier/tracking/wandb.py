@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from luthier.core.shell import shell_line
 from luthier.tracking.base import START, Position, State, TrackedRun, Tracker
 
 
@@ -74,6 +75,10 @@ class WandB(Tracker):
         import wandb
 
         self._run.log({name: wandb.Html(file.read_text(encoding="utf-8"), inject=False)}, step=step)
+
+    def command(self, run: TrackedRun) -> str:
+        written = run.shown(run.beside(self.folder, "")).glob(f"wandb/offline-run-*-{run.id}")
+        return shell_line("wandb", "sync", *written) if self.mode == "offline" else ""
 
     def finish(self, state: State, error: str) -> None:
         self._run.summary.update({"state": state, **({"error": error} if error else {})})

@@ -169,7 +169,7 @@ def explanation(kind: str, name: str) -> str:
                 f"Base in 8 or 4 bit (model.quantize): {_yes(found.quantized_base)}",
                 f"Encoder-decoders such as T5: {_yes(found.encoder_decoder)}",
             ]
-        prefix = {"evaluation": "", "export": "", "format": "data.format."}.get(singular, f"{singular}.")
+        prefix = {"evaluation": "", "export": "", "tracker": "", "format": "data.format."}.get(singular, f"{singular}.")
         return "\n".join([*lines, "", _fields(found, prefix), *found.more_help()]).rstrip()
     if kind not in RunConfig.model_fields:
         return _by_name(kind)
