@@ -162,7 +162,7 @@ def test_a_whole_run_in_order_and_each_step_once(folder: RunFolder) -> None:
     assert said["loss"] == b"PNG" and said["report"] == "<html>" and said["finished"] == ""
     assert Notes(folder).read()["memory"] == {
         "id": run.id,
-        "project": "luthier",
+        "settings": {"project": "luthier", "trouble": ""},
         "step": 10,
         "part": 2,
         "state": "finished",
@@ -193,6 +193,26 @@ def test_a_tracker_that_knows_what_it_has_is_believed(folder: RunFolder, there: 
     tracker._there = there
     sent(folder, tracker, "stopped")
     assert tracker.steps == steps
+
+
+def test_another_place_is_another_run_in_the_tracker(folder: RunFolder) -> None:
+    take(folder, 1, 2, 3)
+    first, other = Memory(), Memory(project="elsewhere")
+    for tracker in (first, other):
+        sent(folder, tracker, "stopped")
+    assert other.steps == [1, 2, 3] and not other._said[0].resumed and other._said[0].id != first._said[0].id
+
+
+def test_several_trackers_share_a_file_of_notes(folder: RunFolder) -> None:
+    take(folder, *range(1, 20))
+    followers = [Follower(Memory(), f"memory-{number}", folder) for number in range(8)]
+    for follower in followers:
+        follower.end("stopped")
+        follower.start()
+    for follower in followers:
+        follower.join()
+    assert [follower.failure for follower in followers] == [None] * 8
+    assert [entry["step"] for entry in Notes(folder).read().values()] == [19] * 8
 
 
 def test_a_step_counts_as_sent_when_it_is_stored(folder: RunFolder) -> None:
@@ -324,7 +344,7 @@ def test_a_run_is_sent_twice_only_on_demand(folder: RunFolder, monkeypatch: pyte
     name = Memory.name
     assert track(folder.path, Memory())[name] | {"id": ""} == {
         "id": "",
-        "project": "luthier",
+        "settings": {"project": "luthier", "trouble": ""},
         "step": 5,
         "part": 1,
         "state": "stopped",

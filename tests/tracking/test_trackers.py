@@ -6,6 +6,8 @@ tensorboardX is in the development environment; `make test-trackers` has all of 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -17,9 +19,11 @@ import pytest
 
 from luthier.core.errors import EXTRAS
 from luthier.core.files import read_object
+from luthier.pipeline.train import train
+from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 from luthier.tracking.base import TRACKERS
-from tests.conftest import luthier
+from tests.conftest import ROOT, alpaca_rows, luthier, write_jsonl
 from tests.tracking.readers import READERS, Points
 
 STEPS, KILLED_BEHIND = 24, 16
@@ -67,8 +71,6 @@ def die_in_mid_run() -> None:
 @pytest.fixture(scope="module")
 def killed(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every tracker that is here, killed and resumed; then sent once more to each."""
-    from tests.conftest import alpaca_rows, write_jsonl
-
     beside = tmp_path_factory.mktemp("tracked")
     write_jsonl(beside / "rows.jsonl", alpaca_rows(40))
     own = [f"model={model_folder('llama')}", "data=rows.jsonl", "run=runs/r", "method.rank=2", "data.workers=1"]
@@ -143,8 +145,6 @@ def test_scores_answers_curve_report_and_end(tracker: str, killed: Path) -> None
 
 def test_a_stopped_run_is_marked_so_and_goes_on(tracker: str, killed: Path, tmp_path: Path) -> None:
     """Sent as it was when it was killed, by `luthier track`, and then to its end."""
-    import shutil
-
     run = tmp_path / "runs" / "r"
     shutil.copytree(killed / "r", run)
     (run / "trackers.json").unlink()
@@ -165,3 +165,29 @@ def test_a_stopped_run_is_marked_so_and_goes_on(tracker: str, killed: Path, tmp_
     done = luthier("track", "runs/r", "--to", tracker, cwd=tmp_path)
     assert done.returncode == 0 and f"{tracker}: finished, up to step {STEPS}" in done.stdout, done.stdout + done.stderr
     assert [step for step, _ in READERS[tracker](tmp_path / "runs")["train/loss"]] == [*range(1, STEPS + 1)]
+
+
+def test_the_class_of_the_docs_follows_a_run(
+    model_folder: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Handed over as a Python object; a second start of the finished run says nothing more to it."""
+    monkeypatch.setattr("luthier.pipeline.track.EVERY", 0.1)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tracking.md").read_text(), re.DOTALL)
+    page: dict[str, Any] = {"__name__": "mine"}
+    exec(block, page)
+    file = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(30))
+    own = [f"model={model_folder('llama')}", f"data={file}", f"run={tmp_path / 'run'}", "train.steps=3"]
+    config = RunConfig.load(None, [*own, "evaluate.generate=0", "evaluate.before=false", "data.workers=1"])
+    train(config, trackers=[page["Prints"]()])
+    lines = capsys.readouterr().out.splitlines()
+    notes = read_object(tmp_path / "run" / "trackers.json")["Prints"]
+    assert lines[0] == f"run {notes['id']} begins" and notes["state"] == "finished"
+    losses = [line["loss"] for line in RunFolder(tmp_path / "run").history() if "loss" in line]
+    assert [f"{step} {loss}" for step, loss in enumerate(losses, 1)] == [line for line in lines if "None" not in line][
+        1:
+    ]
+    train(config, trackers=[page["Prints"]()])
+    assert capsys.readouterr().out == ""

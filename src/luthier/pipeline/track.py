@@ -42,14 +42,17 @@ ENVIRONMENT = ("python", "system", "processors", "packages", "command")
 class Notes:
     """trackers.json: for each tracker its identity of the run, the last step sent, and how the run ended there."""
 
+    _lock = threading.Lock()
+    """One for all: several followers write into one file."""
+
     def __init__(self, folder: RunFolder) -> None:
-        self.path, self._lock = folder.trackers, threading.Lock()
+        self.path = folder.trackers
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Tracker -> what is noted of it. InputError where the file is damaged."""
         found = files.read_object(self.path, self._fix()) if self.path.is_file() else {}
         for name, entry in found.items():
-            if not (isinstance(entry, dict) and {"id", "step", "part", "state"} <= entry.keys()):
+            if not (isinstance(entry, dict) and {"id", "settings", "step", "part", "state"} <= entry.keys()):
                 raise InputError(f"{self.path}: the entry {name!r} is damaged", fix=self._fix())
         return dict(found)
 
@@ -59,9 +62,19 @@ class Notes:
             whole = self.read()
             files.write_json(self.path, {**whole, name: {**whole.get(name, {}), **values}})
 
-    def begin(self, name: str, project: str) -> None:
-        """Give a tracker a new identity of the run."""
-        self.write(name, id=secrets.token_hex(8), project=project, step=0, part=0, state="begun", error="")
+    def known(self, name: str, tracker: Tracker) -> dict[str, Any] | None:
+        """What is noted of a tracker with these settings; None where it has not begun the run in that place."""
+        found = self.read().get(name)
+        return found if found is not None and found["settings"] == self._settings(tracker) else None
+
+    def begin(self, name: str, tracker: Tracker) -> dict[str, Any]:
+        """Give a tracker a new identity of the run; returns what is noted of it then."""
+        new = {"id": secrets.token_hex(8), "settings": self._settings(tracker), "step": 0, "part": 0, "state": "begun"}
+        self.write(name, **new, error="")
+        return new
+
+    def _settings(self, tracker: Tracker) -> dict[str, Any]:
+        return tracker.model_dump(mode="json", exclude={"wait"})
 
     def _fix(self) -> str:
         return f"{shell_line('rm', self.path)}; the trackers then begin a second run, beside what they have of this one"
@@ -153,11 +166,11 @@ class Follower(threading.Thread):
         self.busy = None
 
     def _begin(self) -> None:
-        resumed = self.key in self.notes.read()
-        if not resumed:  # noted before the tracker sees it: a kill between the two must not make a second one
-            self.notes.begin(self.key, self.tracker.project)
-        known, path = self.notes.read()[self.key], self.folder.path.absolute()
-        there, begun = self.folder.read_json(self.folder.environment), Position(known["step"], known["part"])
+        resumed = (known := self.notes.known(self.key, self.tracker)) is not None
+        if known is None:  # noted before the tracker sees it: a kill between the two must not make a second run there
+            known = self.notes.begin(self.key, self.tracker)
+        path, begun = self.folder.path.absolute(), Position(known["step"], known["part"])
+        there = self.folder.read_json(self.folder.environment)
         config = flat(read_recipe(self.folder).model_dump(mode="json"))
         config |= flat({key: there[key] for key in ENVIRONMENT if key in there}, "environment")
         self.tracked = TrackedRun(path.name, path, known["id"], resumed, config)
@@ -191,7 +204,7 @@ class Follower(threading.Thread):
             if part < 2 and file.is_file() and file.stat().st_size:
                 self.busy = time.monotonic()
                 send(step, file.stem, file)
-        if result is not None:  # last, for trackers show charts in the order of their first values
+        if result is not None:
             tracker.summary(step, summary_of(result))
         tracker.flush()
         tracker.finish(self.state, self.error)
@@ -353,12 +366,12 @@ def track(run: Path, tracker: Tracker | None, *, again: bool = False, progress: 
         last = max(map(place, history))
         end = [last.step, 2] if state == "finished" else [*last]
         for name, each in chosen.items():
-            known = notes.read().get(name)
+            known = notes.known(name, each)
             if known and not again and known["state"] == state and [known["step"], known["part"]] == end:
                 progress.note(f"{name} has the whole run already; --again sends it as a second one")
                 continue
             if again:
-                notes.begin(name, each.project)
+                notes.begin(name, each)
             progress.stage(f"sending {last.step} steps to {name}")
             follower = Follower(each, name, folder)
             follower.end(state, error)

@@ -130,12 +130,10 @@ class Tracker(Plugin):
 
 
 def scores_of(summary: Mapping[str, float]) -> dict[str, float]:
-    """What of a summary is shown where each value gets a chart: the scores, without totals and ends of intervals."""
-    return {
-        name: summary[name]
-        for name in summary
-        if not name.startswith("total/") and not name.endswith(("_low", "_high"))
-    }
+    """What of a summary is shown where each value is a chart of one point: the score that ranks, and the loss."""
+    ranks = [name.partition("/")[2] for name in summary if name.startswith("tuned/")][:1]
+    names = [f"{side}/{name}" for name in dict.fromkeys([*ranks, "loss"]) for side in ("base", "tuned")]
+    return {name: summary[name] for name in names if name in summary}
 
 
 TRACKERS = Family(Tracker, "tracker")

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from time import sleep
 from typing import Any, ClassVar, Literal
 
 from luthier.core.shell import shell_line
@@ -76,14 +75,10 @@ class SwanLab(Tracker):
     def log(self, step: int, values: Mapping[str, float], time: float | None = None) -> None:
         self._run.log(dict(values), step=step)
 
-    def summary(self, step: int, values: Mapping[str, float]) -> None:
-        sleep(1)  # charts stand in the order of what is stored, which is values before texts within half a second
-        super().summary(step, values)
-
     def text(self, step: int, name: str, text: str) -> None:
         import swanlab
 
-        self._run.log({name: swanlab.Text(text)}, step=step)
+        self._run.log({name: swanlab.Text(text, caption=name)}, step=step)
 
     def image(self, step: int, name: str, file: Path) -> None:
         import swanlab

@@ -30,4 +30,4 @@ def command(
         raise InputError(f"{settings[0]} is a setting of a tracker, and none is named", fix="--to NAME")
     tracker = parse_member(TRACKERS, to, settings or []) if to else None
     for name, entry in track(run, tracker, again=again, progress=Terminal()).items():
-        console.print(f"  {name}: {entry['state']}, up to step {entry['step']}, project {entry['project']}")
+        console.print(f"  {name}: {entry['state']}, up to step {entry['step']}, project {entry['settings']['project']}")
