@@ -23,7 +23,7 @@ from luthier.pipeline.track import (
     flat,
     followed,
     samples,
-    scores_table,
+    scores_as_text,
     summary_of,
     track,
 )
@@ -59,8 +59,8 @@ class Memory(Tracker):
     def flush(self) -> None:
         self._call("flush")
 
-    def text(self, step: int, name: str, text: str) -> None:
-        self._said.append((name, text))
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
+        self._said.append((name, texts))
 
     def image(self, step: int, name: str, file: Path) -> None:
         self._said.append((name, file.read_bytes()))
@@ -157,8 +157,10 @@ def test_a_whole_run_in_order_and_each_step_once(folder: RunFolder) -> None:
     assert evaluation == {"validation/loss": 0.4}
     assert tracker._log[-1] == (10, {"base/accuracy": 0.45, "tuned/accuracy": 0.5})
     said = dict(tracker._said[1:])
-    assert said["samples"] == "**Prompt**: 2 + 2?\n\n**Reference**: 4\n\n**Base**: five\n\n**Tuned**: 4"
-    assert "| accuracy | 0.45 (0.4 to 0.6) | 0.5 (0.4 to 0.6) | 0.05 (-0.1 to 0.2) |" in said["scores"]
+    assert said["samples"] == {"row 1": "prompt: 2 + 2?\n\nreference: 4\n\nbase: five\n\ntuned: 4"}
+    assert said["scores"] == {
+        "accuracy": "base 0.45 (0.4 to 0.6), tuned 0.5 (0.4 to 0.6), difference 0.05 (-0.1 to 0.2)"
+    }
     assert said["loss"] == b"PNG" and said["report"] == "<html>" and said["finished"] == ""
     assert Notes(folder).read()["memory"] == {
         "id": run.id,
@@ -401,4 +403,4 @@ def test_nothing_secret_and_no_folder_reaches_a_tracker(tmp_path: Path) -> None:
 
 def test_a_run_without_held_out_rows_has_no_scores(folder: RunFolder) -> None:
     result: dict[str, Any] = {"base": {}, "tuned": {}, "difference": {}, "tokens": 3}
-    assert summary_of(result) == {"total/tokens": 3} and scores_table(result) == "" and samples(folder) == ""
+    assert summary_of(result) == {"total/tokens": 3} and scores_as_text(result) == samples(folder) == {}

@@ -131,7 +131,7 @@ def test_scores_answers_curve_report_and_end(tracker: str, killed: Path) -> None
     if tracker == "swanlab":
         assert stored["state"] == [(0, "finished")] and stored["experiments"] == [(0, "r")]
         folder = next(killed.glob("swanlog/run-*"))
-        assert "Prompt" in stored["samples"][0][1][0] and (folder / "media/image").is_dir()
+        assert "prompt: " in stored["samples"][0][1][0] and (folder / "media/image").is_dir()
         assert "hostname" not in (folder / "files/swanlab-metadata.json").read_text()
     elif tracker == "tensorboard":
         assert stored["state"] == [(0, "finished")] and "| train.steps | 24 |" in stored["config"][0][1]

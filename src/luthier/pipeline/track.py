@@ -197,9 +197,9 @@ class Follower(threading.Thread):
         tracker, step, part, result = self.tracker, self.done.step, self.done.part, None
         if self.state == "finished" and part < 2:
             result = self.folder.read_json(self.folder.result)
-            for name, text in (("scores", scores_table(result)), ("samples", samples(self.folder))):
-                if text:
-                    tracker.text(step, name, text)
+            for name, texts in (("scores", scores_as_text(result)), ("samples", samples(self.folder))):
+                if texts:
+                    tracker.texts(step, name, texts)
         for send, file in ((tracker.image, self.folder.loss_png), (tracker.page, self.folder.report)):
             if part < 2 and file.is_file() and file.stat().st_size:
                 self.busy = time.monotonic()
@@ -241,31 +241,32 @@ def summary_of(result: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def scores_table(result: Mapping[str, Any]) -> str:
-    """Before and after as a table in Markdown, with 95 % intervals; empty where nothing was measured."""
+def scores_as_text(result: Mapping[str, Any]) -> dict[str, str]:
+    """Name of a score -> before, after and the difference, each with its 95 % interval."""
 
     def shown(score: Mapping[str, Any]) -> str:
         value, low, high = (score.get(key) for key in ("value", "low", "high"))
-        return "" if None in (value, low, high) else f"{value:.4g} ({low:.4g} to {high:.4g})"
+        return "not measured" if None in (value, low, high) else f"{value:.4g} ({low:.4g} to {high:.4g})"
 
-    sides = [result[side] for side in ("base", "tuned", "difference")]
-    rows = [f"| {name} | {' | '.join(shown(side.get(name, {})) for side in sides)} |" for name in result["tuned"]]
-    return (
-        "\n".join(["| score, 95 % interval | base | tuned | difference |", "|---|---|---|---|", *rows]) if rows else ""
-    )
+    sides = ("base", "tuned", "difference")
+    return {
+        name: ", ".join(f"{side} {shown(result[side].get(name, {}))}" for side in sides) for name in result["tuned"]
+    }
 
 
-def samples(folder: RunFolder) -> str:
-    """The first generated answers on held-out rows, of base and tuned model, in Markdown; may be empty."""
-    made: list[str] = []
+def samples(folder: RunFolder) -> dict[str, str]:
+    """The first generated answers on held-out rows, of base and tuned model, by the number of the row."""
+    made: dict[str, str] = {}
     if folder.predictions.is_file():
         with folder.predictions.open(encoding="utf-8") as lines:
-            for line in map(json.loads, lines):
+            for number, line in enumerate(map(json.loads, lines), 1):
                 if "said" in line["tuned"] and len(made) < SAMPLES:
-                    said = {"Prompt": line["text"], "Reference": line["answer"], "Base": line["base"].get("said")}
-                    said["Tuned"] = line["tuned"]["said"]
-                    made.append("\n\n".join(f"**{who}**: {text}" for who, text in said.items() if text is not None))
-    return "\n\n---\n\n".join(made)
+                    said = {"prompt": line["text"], "reference": line["answer"], "base": line["base"].get("said")}
+                    said["tuned"] = line["tuned"]["said"]
+                    made[f"row {number}"] = "\n\n".join(
+                        f"{who}: {text}" for who, text in said.items() if text is not None
+                    )
+    return made
 
 
 class Watch(Progress):

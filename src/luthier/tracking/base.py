@@ -1,8 +1,8 @@
 """What a tracker is: a program or service that shows the course of a run, beside metrics.jsonl.
 
 A tracker never meets the training loop. pipeline.track reads the run folder in a thread of its own and calls the
-methods below, in this order: load, begin, then log and flush as long as the run goes on, at the end summary, text,
-image and page, and finish. metrics.jsonl stays the truth, so whatever a tracker has lost can be sent once more.
+methods below, in this order: load, begin, then log and flush as long as the run goes on, at the end texts, image,
+page and summary, and finish. metrics.jsonl stays the truth, so whatever a tracker has lost can be sent once more.
 """
 
 import importlib
@@ -112,8 +112,8 @@ class Tracker(Plugin):
         """The scores of the whole run, such as base/accuracy, with _low and _high: the ends of a 95 % interval."""
         self.log(step, scores_of(values))
 
-    def text(self, step: int, name: str, text: str) -> None:
-        """A text in Markdown, such as answers of the model."""
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
+        """Texts by their captions, such as answers of the model."""
 
     def image(self, step: int, name: str, file: Path) -> None:
         """A PNG."""
@@ -127,6 +127,11 @@ class Tracker(Plugin):
 
     def finish(self, state: State, error: str) -> None:
         """The run has ended; `error` is empty unless it failed. Return when everything is stored."""
+
+
+def markdown(texts: Mapping[str, str]) -> str:
+    """Texts by their captions as one text, for trackers that show Markdown."""
+    return "\n\n---\n\n".join(f"**{caption}**\n\n{text}" for caption, text in texts.items())
 
 
 def scores_of(summary: Mapping[str, float]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from pydantic import PrivateAttr
 
 from luthier.core.shell import shell_line
-from luthier.tracking.base import HELD_OUT, LEARNING_RATE, START, Position, State, TrackedRun, Tracker
+from luthier.tracking.base import HELD_OUT, LEARNING_RATE, START, Position, State, TrackedRun, Tracker, markdown
 
 STATES = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 AT_ONCE = 1000
@@ -79,8 +79,8 @@ class MLflow(Tracker):
     def summary(self, step: int, values: Mapping[str, float]) -> None:
         self.log(step, values)
 
-    def text(self, step: int, name: str, text: str) -> None:
-        self._client.log_text(self._run, text, f"{name}.md")
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
+        self._client.log_text(self._run, markdown(texts), f"{name}.md")
 
     def image(self, step: int, name: str, file: Path) -> None:
         self._client.log_artifact(self._run, str(file))

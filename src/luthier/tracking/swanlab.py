@@ -75,10 +75,11 @@ class SwanLab(Tracker):
     def log(self, step: int, values: Mapping[str, float], time: float | None = None) -> None:
         self._run.log(dict(values), step=step)
 
-    def text(self, step: int, name: str, text: str) -> None:
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
         import swanlab
 
-        self._run.log({name: swanlab.Text(text, caption=name)}, step=step)
+        # without a caption its page shows nothing
+        self._run.log({name: [swanlab.Text(text, caption=caption) for caption, text in texts.items()]}, step=step)
 
     def image(self, step: int, name: str, file: Path) -> None:
         import swanlab

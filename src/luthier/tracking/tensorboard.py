@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from luthier.core.shell import shell_line
-from luthier.tracking.base import START, Position, State, TrackedRun, Tracker
+from luthier.tracking.base import START, Position, State, TrackedRun, Tracker, markdown
 
 
 class TensorBoard(Tracker):
@@ -41,8 +41,8 @@ class TensorBoard(Tracker):
         for name, value in values.items():
             self._writer.add_scalar(name, value, step, walltime=time)
 
-    def text(self, step: int, name: str, text: str) -> None:
-        self._writer.add_text(name, text, step)
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
+        self._writer.add_text(name, markdown(texts), step)
 
     def image(self, step: int, name: str, file: Path) -> None:
         import numpy

@@ -14,7 +14,7 @@ from pydantic import PrivateAttr
 
 from luthier.core.errors import InputError
 from luthier.core.shell import shell_line
-from luthier.tracking.base import HELD_OUT, START, Position, State, TrackedRun, Tracker, scores_of
+from luthier.tracking.base import HELD_OUT, START, Position, State, TrackedRun, Tracker, markdown, scores_of
 
 
 class Trackio(Tracker):
@@ -71,10 +71,10 @@ class Trackio(Tracker):
     def summary(self, step: int, values: Mapping[str, float]) -> None:
         self._result |= scores_of(values)
 
-    def text(self, step: int, name: str, text: str) -> None:
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
         import trackio
 
-        self._result[name] = trackio.Markdown(text)
+        self._result[name] = trackio.Markdown(markdown(texts))
 
     def image(self, step: int, name: str, file: Path) -> None:
         import trackio

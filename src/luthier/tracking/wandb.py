@@ -61,10 +61,13 @@ class WandB(Tracker):
     def summary(self, step: int, values: Mapping[str, float]) -> None:
         self._run.summary.update(dict(values))
 
-    def text(self, step: int, name: str, text: str) -> None:
+    def texts(self, step: int, name: str, texts: Mapping[str, str]) -> None:
         import wandb
 
-        self._run.log({name: wandb.Html(f"<pre style='white-space:pre-wrap'>{escape(text)}</pre>")}, step=step)
+        rows = [
+            f"<dt>{escape(caption)}<dd style='white-space:pre-wrap'>{escape(text)}" for caption, text in texts.items()
+        ]
+        self._run.log({name: wandb.Html(f"<dl>{''.join(rows)}</dl>")}, step=step)
 
     def image(self, step: int, name: str, file: Path) -> None:
         import wandb
