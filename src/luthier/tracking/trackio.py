@@ -49,6 +49,8 @@ class Trackio(Tracker):
             )
         for module in (trackio, utils, sys.modules["trackio.run"]):  # they print between the lines of the terminal
             vars(module)["print"] = lambda *_, **__: None
+        if self.space is None:  # it would ask huggingface.co who the owner of a token is, also for a local run
+            vars(sys.modules["trackio.run"])["_get_default_namespace"] = lambda: None
         own: dict[str, Any] = {"project": self.project, "name": f"{run.name}-{run.id[:4]}", "space_id": self.space}
         off = dict.fromkeys(("embed", "auto_log_gpu", "auto_log_cpu"), False)
         self._run = trackio.init(**own, **off, config=dict(run.config), resume="allow")
