@@ -19,7 +19,7 @@ from typing import Any
 
 from luthier.core import files
 from luthier.core.errors import InputError, Stopped, first_line
-from luthier.core.events import SILENT, Listeners, Progress
+from luthier.core.events import SILENT, Guarded, Listeners, Progress
 from luthier.core.shell import public, redacted, shell_line
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
@@ -332,7 +332,7 @@ def followed(folder: RunFolder, trackers: Mapping[str, Tracker], progress: Progr
     Notes(folder).read()
     watch = Watch([Follower(each, name, folder) for name, each in trackers.items()], folder.path, progress)
     try:
-        yield Listeners(progress, watch)
+        yield Listeners(progress, Guarded("of the trackers", watch, progress))
     except (Stopped, KeyboardInterrupt):
         watch.end("stopped")
         raise
