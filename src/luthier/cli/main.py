@@ -37,7 +37,7 @@ def _version(wanted: bool) -> None:
 
 
 ORDER = ["demo", "init", "check", "plan", "choose", "train", "runs", "watch", "compare", "evaluate", "export", "serve"]
-ORDER += ["chat", "list", "explain", "cache"]
+ORDER += ["chat", "track", "list", "explain", "cache"]
 """In which the help shows the commands; those of other packages follow."""
 
 

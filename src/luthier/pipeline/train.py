@@ -1,12 +1,12 @@
 """Train a run, or resume it: its stages from top to bottom. Nothing heavy is imported before the call."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.events import SILENT, Listeners, Progress
+from luthier.core.events import SILENT, Guarded, Listeners, Progress
 from luthier.core.files import staged, tidy
 from luthier.core.resources import explained
 from luthier.core.shell import after_training
@@ -25,10 +25,12 @@ from luthier.pipeline.prepare import (
     tokenize,
     with_decisions,
 )
+from luthier.pipeline.track import by_name, followed
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import begin_run, holds_run_of, run_path, with_found_formats
 from luthier.recipe.origin import another_name
 from luthier.runs.folder import RunFolder
+from luthier.tracking.base import Tracker
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,20 +47,23 @@ def train(
     recipe: Path | None = None,
     progress: Progress = SILENT,
     shared: SharedInputs | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Fine-tune as the recipe says and return what stands in result.json.
 
     The same call again resumes where the run stopped. Raises InputError for what the user can fix and Stopped after a
-    signal, with everything saved. `shared` is what a comparison has made for all of its runs.
+    signal, with everything saved. `shared` is what a comparison has made for all of its runs; `trackers` are objects
+    that follow the run beside those of train.track.
     """
     from luthier.planning import machine
-    from luthier.training.listeners.base import listen
     from luthier.training.step import accelerator_on
 
     folder = RunFolder(run_path(config, recipe))
     with _stoppable(folder) as request:
         config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml resumes in it
         placed, config = on_this_machine(config), with_found_formats(folder, config)
+        for each in trackers:
+            each.check()
         data = shared.tokens.data if shared is not None else None
         if not holds_run_of(folder, config):
             data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
@@ -66,8 +71,9 @@ def train(
         elif folder.result.is_file():
             progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to retrain")
             return with_next(folder.read_json(folder.result), config, folder)
-        with folder.held(), begun(config, folder, progress):
-            progress = listen(folder.path, config.train.listeners, progress)
+        chosen = by_name(config.train.track, trackers)
+        with folder.held(), begun(config, folder, progress), followed(folder, chosen, progress) as everyone:
+            progress = everyone
             data = data or prepare_data(config, progress)
             config = config.model_copy(update={"model": placed.model, "train": placed.train})
             accelerator = accelerator_on(config.model.device, config.train.precision)
@@ -166,14 +172,12 @@ def _trainer(
 
 def _interim_page(loaded: Loaded, trainer: "Trainer", counts: tuple[int, int], base: "Measured") -> InterimPage:
     """What writes the run's page while it trains; it listens to the trainer from now on and cannot fail the run."""
-    from luthier.training.listeners.base import Guarded
-
     config, data = loaded.config, loaded.data
     facts: dict[str, Any] = {"run": str(trainer.folder.path), "model": config.model.path, "method": config.method.name}
     facts |= {"task": data.task.name, "batch_size": config.train.batch_size, "measured_on": data.held_out_side}
     facts |= {"trainable": counts[0], "parameters": counts[1]}
     page = InterimPage(config, trainer.folder, facts, base.records)
-    trainer.progress = Listeners(trainer.progress, Guarded("report", page, trainer.progress))
+    trainer.progress = Listeners(trainer.progress, Guarded("of the page", page, trainer.progress))
     return page
 
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from luthier.core.errors import ConfigError, InputError, did_you_mean
+from luthier.core.registry import Family, P
 from luthier.core.strict_yaml import parse_value, parse_yaml
 from luthier.exports.base import EXPORTS, Export
 
@@ -24,16 +25,21 @@ MOST_PARTS = 8
 
 def parse_export(name: str, settings: Sequence[str]) -> Export:
     """A form to deploy with its `key=value` settings; ConfigError names what is wrong."""
+    return parse_member(EXPORTS, name, settings)
+
+
+def parse_member(family: Family[P], name: str, settings: Sequence[str]) -> P:
+    """A member of a family that `--to NAME` names, with its `key=value` settings; ConfigError names what is wrong."""
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise InputError(f"{setting!r} is no setting", fix=f"KEY=VALUE; luthier explain export {name}")
+            raise InputError(f"{setting!r} is no setting", fix=f"KEY=VALUE; luthier explain {family.kind} {name}")
         try:
             values[key] = parse_value(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--to {name}", [f"{key}: {getattr(error, 'problem', None) or error}"]) from None
-    found = EXPORTS.get(name)
+    found = family.get(name)
     try:
         return found.model_validate(values)
     except ValidationError as error:

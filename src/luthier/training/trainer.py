@@ -13,6 +13,7 @@ from itertools import islice
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -79,7 +80,7 @@ class Trainer:
         self.advanced = optimizer, self.schedule, accelerator.scaler
         calls = partial(method.penalty, model), partial(method.after_step, model)
         self.loop = Loop(self.model, data.task, self.optimizer, self.schedule, accelerator, self.config.clip, *calls)
-        self.request = StopRequest()
+        self.request, self.process = StopRequest(), psutil.Process()
         self.saved: tuple[int, bool] | None = None
         self.ruined = False
         self.state: dict[str, Any] = {"step": 0, "best_step": 0, "best_loss": None, "without_gain": 0, "seconds": 0.0}
@@ -208,7 +209,7 @@ class Trainer:
         state["step"], state["skipped_in_a_row"] = index, in_a_row
         record = {"step": index, "epoch": round(index / self.per_epoch, 4), "loss": number(found.loss), "lr": lr}
         record |= {"grad_norm": number(found.norm), "tokens": found.tokens, "targets": found.targets}
-        record["seconds"] = time.perf_counter() - began
+        record |= {"seconds": time.perf_counter() - began, "time": time.time()}
         if not taken:
             state["skipped"] += 1
             self.progress.warn(f"step {index} was left out: loss {found.loss}, gradient norm {found.norm}")
@@ -255,6 +256,9 @@ class Trainer:
                 self.progress.warn(f"step {record['step']}: the loss is {loss:.4g}, where {middle:.4g} was usual")
             state["recent"] = [*state["recent"], loss][-WINDOW:]
         state["unmeasured"] = bool(self.data.validation_rows) and self._due(self.config.evaluate_every)
+        record["memory"] = self.process.memory_info().rss
+        if self.accelerator.device.type == "cuda":
+            record["device_memory"] = torch.cuda.memory_allocated()
         self.folder.log(record)
         self.progress.record(record)
         self.progress.step(record, state["tokens"] / max(state["seconds"], 1e-9))
@@ -289,7 +293,8 @@ class Trainer:
         if better:
             state["best_loss"], state["best_step"] = loss, state["step"]
         state["unmeasured"] = False
-        record = {"step": state["step"], "validation_loss": number(loss), "seconds": time.perf_counter() - began}
+        record = {"step": state["step"], "validation_loss": number(loss)}
+        record |= {"seconds": time.perf_counter() - began, "time": time.time()}
         self.folder.log(record)
         self.progress.record(record)
         self.progress.evaluated(state["step"], loss, better)
