@@ -11,6 +11,7 @@ import typer
 from luthier.cli import commands
 from luthier.core.entry_points import installed
 from luthier.core.errors import LuthierError
+from luthier.core.quiet import set_environment
 from luthier.core.version import __version__
 
 app = typer.Typer(
@@ -61,9 +62,7 @@ def main() -> None:
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     if len(sys.argv) == 1:
         sys.argv.append("--help")  # typer's no_args_is_help raises an error that depends on its version
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
-        os.environ.setdefault(name, "error")
+    set_environment()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
     try:
         code = app(standalone_mode=False) or 0
