@@ -55,10 +55,10 @@ def test_the_notebook_of_the_docs_trains_compares_and_asks(kernel: str, tmp_path
     assert len(trained) == 1
     shown = trained[0].data["text/html"]
     assert "<svg" in shown and "held-out loss" in shown, "the curve and the table of evaluations are saved"
-    steps = len([line for line in (tmp_path / "runs/assistant/metrics.jsonl").open() if '"loss"' in line])
-    assert f"step {steps} of {steps}" in shown, "the last state is what stays"
-    (asked,) = [each for source, each in found.items() if source.startswith("question")]
-    assert len(asked) == 1 and asked[0].text.startswith("tuned:")
+    steps = len([line for line in (tmp_path / "runs/reviews/metrics.jsonl").open() if '"loss"' in line])
+    assert f"step {steps} of {steps}" in shown and "done in" in shown, "the last state is what stays"
+    (asked,) = [each for source, each in found.items() if source.startswith("reviews")]
+    assert len(asked) == 1 and asked[0].text.count("positive") == 3 and "电影" in asked[0].text
     assert (
         "lora" in found['found.to_pandas()[["value", "low", "high", "trainable", "against_best"]]'][0].data["text/html"]
     )

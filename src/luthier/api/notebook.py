@@ -34,8 +34,9 @@ class Notebook(Progress):
         self.text, self.notes = "", list[Markup]()
         self.done, self.total, self.count = 0.0, 0, ""
         self.lines, self.evaluations = list[dict[str, Any]](), list[tuple[str, str, str]]()
+        self.opened = time.monotonic()
         self.began = self.shown = self.wait = 0.0
-        self.start = 0
+        self.start, self.trained = 0, ""
 
     def stage(self, text: str) -> None:
         self.text, self.total, self.count = redacted(text), 0, ""
@@ -75,6 +76,7 @@ class Notebook(Progress):
         loss = "NaN" if record["loss"] is None else f"{record['loss']:.4f}"
         times = f"{duration(took)}, about {duration(left)} left" if step < self.total else duration(took)
         said = f"step {step} of {self.total}, loss {loss}, {tokens_per_second:,.0f} tokens/s, {times}"
+        self.trained = said
         self._count(step, self.total, said)
 
     def evaluated(self, step: int, loss: float, best: bool) -> None:
@@ -84,6 +86,10 @@ class Notebook(Progress):
 
     def train_ends(self) -> None:
         self._show(now=True)
+
+    def finish(self) -> None:
+        """The call came to its end without an error."""
+        self.stage(f"done in {duration(time.monotonic() - self.opened)}")
 
     def close(self) -> None:
         """Show the last state, which is what is saved with the notebook."""
@@ -111,7 +117,7 @@ class Notebook(Progress):
         parts = [Markup("<div>{}</div>").format(show.said(self.text))]
         if self.total:
             parts.append(show.bar(self.done / self.total))
-        parts.append(show.soft(self.count))
+        parts += [show.soft(said) for said in dict.fromkeys((self.count, self.trained)) if said]
         if self.evaluations:
             parts.append(show.html_table((">step", ">training loss", ">held-out loss"), self.evaluations))
         return Markup("").join([*parts, show.curve(self.lines), *self.notes[-NOTES:]])

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
+from luthier.api.notebook import Notebook, in_notebook
 from luthier.core.events import Progress
 from luthier.core.quiet import quiet_libraries
 from luthier.core.resources import explained
@@ -38,6 +39,8 @@ def reporting(shown: Shown, log_every: int = 1) -> Iterator[Progress]:
     try:
         with quiet_libraries():
             yield listener
+        if isinstance(listener, Notebook):
+            listener.finish()
     except Exception as error:
         if (known := explained(error)) is not None:
             raise known from error
@@ -48,8 +51,6 @@ def reporting(shown: Shown, log_every: int = 1) -> Iterator[Progress]:
 
 
 def _chosen(shown: "bool | None", log_every: int) -> Progress:
-    from luthier.api.notebook import Notebook, in_notebook
-
     if shown is not False and in_notebook():
         return Notebook()
     if shown:

@@ -1,7 +1,8 @@
 """A run: what it scored, what it says, and what can be made of it."""
 
 import os
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -76,6 +77,7 @@ class Run:
         self._allow_code = allow_code
         self._engine: Any = None
         self._opening = Lock()
+        self._close: Callable[[], object] = lambda: None
 
     @property
     def path(self) -> Path:
@@ -159,6 +161,8 @@ class Run:
                 self._folder.weights()
                 with reporting(False):
                     self._engine = _open(str(self.path), self._allow_code)
+                # Its thread must have ended before Python does, also where nobody calls `close`.
+                self._close = weakref.finalize(self, getattr(self._engine, "close", lambda: None))
         names = [*getattr(self._engine, "models", {})]
         if untuned and "base" not in names:
             kind = "holds full weights" if names else "is a classifier"
@@ -167,9 +171,8 @@ class Run:
 
     def close(self) -> None:
         """Free the memory of a model that answered."""
-        engine, self._engine = self._engine, None
-        if close := getattr(engine, "close", None):
-            close()
+        self._engine = None
+        self._close()
 
     def evaluate(self, data: Rows | None = None, *, progress: Shown = None, **evaluate: Any) -> Scores:
         """Measure again, base against tuned, with keys of the recipe's evaluate block (`generate=500`).
