@@ -120,6 +120,7 @@ def test_other_rows_are_measured_and_the_run_stays_as_it_is(trained: luthier.Run
     assert {path: sha256(path) for path in trained.path.rglob("*") if path.is_file()} == before
     few = trained.evaluate(alpaca_rows(6)[:3], rows=2)
     assert few.examples == 2 and any("fewer than" in caveat for caveat in few.caveats)
+    assert "fewer than" in few._repr_html_() and "&lt;" not in few._repr_html_()
     with pytest.raises(luthier.InputError, match=r"evaluate\.generat: unknown key"):
         trained.evaluate(rows, generat=3)
 

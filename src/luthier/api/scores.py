@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from math import nan
 from typing import Any
 
+from markupsafe import Markup
+
 from luthier.api import show
 from luthier.reports.run_report import figure
 
@@ -110,7 +112,7 @@ class Scores(Mapping[str, MetricScore]):
         ]
         columns = ("metric", ">base", ">tuned", ">95 % CI", ">difference", "verdict")
         what = show.soft(f"{self.examples} held-out examples")
-        return what + show.html_table(columns, rows) + "".join(map(show.soft, self.caveats))
+        return what + show.html_table(columns, rows) + Markup("").join(map(show.soft, self.caveats))
 
 
 def _score(metric: str, tuned: Mapping[str, Any], base: Any, change: Any) -> MetricScore:

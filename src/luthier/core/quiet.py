@@ -51,7 +51,7 @@ def _quiet() -> Iterator[None]:
         from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
         from transformers.utils import logging
 
-    level, shown = logging.get_verbosity(), not are_progress_bars_disabled()
+    level, shown, own = logging.get_verbosity(), not are_progress_bars_disabled(), logging.is_progress_bar_enabled()
     hook = logging.set_tqdm_hook(lambda factory, args, options: logging.EmptyTqdm(*args, **options))
     logging.set_verbosity_error()
     disable_progress_bars()
@@ -64,7 +64,8 @@ def _quiet() -> Iterator[None]:
     finally:
         logging.set_tqdm_hook(hook)
         logging.set_verbosity(level)
-        if shown:
-            enable_progress_bars()
+        if own:
+            logging.enable_progress_bar()
+        (enable_progress_bars if shown else disable_progress_bars)()
         if bars:
             datasets.enable_progress_bars()
