@@ -39,6 +39,12 @@ class LuthierError(Exception):
         self.message, self.fix = message, fix
         super().__init__(f"{message}\n  fix: {fix}" if fix else message)
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter show of it: the message and the fix, not the way through our code."""
+        from luthier.core.language import translated
+
+        return [f"\x1b[31m{type(self).__name__}\x1b[0m: {translated(str(self))}"]
+
 
 class InputError(LuthierError):
     """The user's input is at fault."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.events import SILENT, Guarded, Listeners, Progress
@@ -209,7 +210,7 @@ def _result(
         "measured_on": data.held_out_side,
         "trainable": trained,
         "parameters": parameters,
-        "weights_bytes": _save(loaded, folder, progress),
+        "weights_bytes": save_weights(loaded, folder.path / config.method.saves, folder.ledger.run, progress),
         "memory": {"planned": plan["bytes"], "measured": memory},  # bytes, of the process or the device, in training
         "time": {"planned": plan["seconds"], "measured": outcome["train_seconds"]},
     }
@@ -220,17 +221,39 @@ def _result(
     return result
 
 
-def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
-    """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes."""
+def save_weights(loaded: Loaded, target: Path, run: str, progress: Progress = SILENT) -> int:
+    """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes.
+
+    The folder `target` is replaced as a whole; its manifest names the `run`.
+    """
     from luthier.exports.base import write_words
 
     progress.stage("saving")
-    method, tokenizer = loaded.config.method, loaded.template.tokenizer
-    target = folder.path / method.saves
-    with staged(target, folder.ledger.run) as staging:
-        method.save(loaded.model, staging)
+    tokenizer = loaded.template.tokenizer
+    with staged(target, run) as staging:
+        loaded.config.method.save(loaded.model, staging)
         write_words(tokenizer, sorted(loaded.template.end_ids) if loaded.data.task.name == "chat" else (), staging)
     return sum(path.stat().st_size for path in target.glob("*.safetensors"))
+
+
+def before_first_step(config: RunConfig, *, progress: Progress = SILENT) -> "tuple[Loaded, Trainer]":
+    """What `train` has when its first step comes, for a loop of one's own: nothing is measured, and no run is begun.
+
+    Raises InputError for what the user can fix.
+    """
+    from luthier.training.step import accelerator_on
+
+    with TemporaryDirectory(prefix="luthier-") as place:
+        folder = RunFolder(Path(place))
+        config = on_this_machine(config)
+        data = prepare_data(config, progress)
+        config = with_decisions(config, data)
+        accelerator = accelerator_on(config.model.device, config.train.precision)
+        tokens = tokenize(config, data, progress)
+        resolved = resolve_run(config, tokens, folder, progress)
+        loaded = load_base(config, tokens)
+        trainer, _ = _trainer(loaded, resolved, accelerator, folder, progress, None)
+        return loaded, trainer
 
 
 def with_next(result: Mapping[str, Any], config: RunConfig, folder: RunFolder) -> dict[str, Any]:

@@ -101,7 +101,17 @@ def problems(model: type[BaseModel], error: dict[str, Any]) -> list[str]:
     if error["type"] == "plugin_fields":
         prefix, context = _key(error["loc"]), error["ctx"]
         return [f"{prefix}.{_problem_text(dict(part), context['known'])}" for part in context["errors"]]
-    return [_problem_text(error, fields_at(model, error["loc"][:-1]))]
+    said = _problem_text(error, fields_at(model, error["loc"][:-1]))
+    if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:  # TrainingArguments, for one, has no blocks
+        name = str(error["loc"][0])
+        blocks = {key: _model_of(field.annotation) for key, field in model.model_fields.items()}
+        meant = [f"{key}.{name}" for key, block in blocks.items() if block is not None and name in _spellings(block)]
+        said = f"{name}: unknown key (did you mean {' or '.join(meant)}?)" if meant else said
+    return [said]
+
+
+def _spellings(block: type[BaseModel]) -> set[str]:
+    return {*block.model_fields, *getattr(block, "aliases", ())}
 
 
 def _problem_text(error: dict[str, Any], known: Sequence[str]) -> str:
