@@ -16,6 +16,7 @@ from luthier.core import language
 from luthier.reports import compare_report, page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MESSAGE = "{0} of {1} rows are refused"
 NASTY = "<script>alert('x')</script>"
 browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
@@ -46,16 +47,17 @@ def body(**changes: object) -> dict[str, object]:
 
 
 def test_a_message_stands_on_a_page_in_every_language(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "_catalog", lambda: {"{0} of {1} rows": "{1} 行中的 {0} 行"})
-    made = page._both("{0} of {1} rows", NASTY, 5)
+    monkeypatch.setattr(language, "_catalog", lambda: {MESSAGE: "{1} 行中拒绝了 {0} 行"})
+    made = page._both(MESSAGE, NASTY, 5)
     safe = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
-    assert made == f'<span lang="en">{safe} of 5 rows</span><span lang="zh">5 行中的 {safe} 行</span>'
+    english, chinese = f"{safe} of 5 rows are refused", f"5 行中拒绝了 {safe} 行"
+    assert made == f'<span lang="en">{english}</span><span lang="zh">{chinese}</span>'
     assert page._both("not in the catalog") == "not in the catalog", "no span where nothing differs"
-    assert page._both("{0} of {1} rows", page._both("a < b"), 1).count("a &lt; b") == 2, "what is escaped stays so"
-    inner = page._both("{0} of {1} rows", 1, 2)
-    outer = page._both("{0} of {1} rows", inner, 3)
-    assert outer == '<span lang="en">1 of 2 rows of 3 rows</span><span lang="zh">3 行中的 2 行中的 1 行 行</span>'
-    assert page.both("3 of 4 rows") == '<span lang="en">3 of 4 rows</span><span lang="zh">4 行中的 3 行</span>'
+    assert page._both(MESSAGE, page._both("a < b"), 1).count("a &lt; b") == 2, "what is escaped stays so"
+    outer = page._both(MESSAGE, page._both(MESSAGE, 1, 2), 3)
+    assert '<span lang="zh">3 行中拒绝了 2 行中拒绝了 1 行 行</span>' in outer and outer.count("<span") == 2
+    finished = page.both("3 of 4 rows are refused")
+    assert finished == '<span lang="en">3 of 4 rows are refused</span><span lang="zh">4 行中拒绝了 3 行</span>'
 
 
 def test_a_place_is_short() -> None:

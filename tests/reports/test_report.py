@@ -59,7 +59,7 @@ def test_hostile_texts_stay_texts_and_nothing_is_loaded(model_folder: Callable[.
         assert re.search(f'<h2 id="[a-z]+">{heading}', page), heading
     assert all(f'id="{link[1:]}"' in page for link in links), "the list of contents leads somewhere"
     text = re.sub(r"<[^>]*>", "", page.split("</style>")[1])
-    assert re.search(r"On \d+ held-out examples, accuracy (rose|fell|went) from", text)
+    assert re.search(r"On \d+ held-out examples, accuracy (rose from|fell from|went from|stayed at)", text)
     assert str(tmp_path) not in page and "a.jsonl: line" in page
     result = json.loads((run / "result.json").read_text())
     assert (
