@@ -160,7 +160,7 @@ def test_it_works_in_a_thread_and_in_a_loop_that_runs(
 def test_check_says_what_train_would_stop_at(settings: dict[str, Any], tmp_path: Path) -> None:
     good = luthier.check(model=settings["model"], data=alpaca_rows(20), out=tmp_path / "good")
     assert not good.stops and good.report.path.is_file() and good.lengths["max"] > 0
-    assert good.to_dict() == json.loads((tmp_path / "good" / "data.json").read_text())
+    assert json.loads(json.dumps(good.to_dict())) == json.loads((tmp_path / "good" / "data.json").read_text())
     rows = [*alpaca_rows(20), {"instruction": "<script>alert(1)</script>", "output": 7}]
     bad = luthier.check(model=settings["model"], data=rows, out=tmp_path / "bad")
     assert bad.stops and "train would stop" in repr(bad) and len(bad.refusals) == 1
@@ -189,7 +189,7 @@ import json, torch, luthier
 torch.set_num_threads(2)
 torch.randn(3000, 3000).exp().sum(); torch.randn(600, 600) @ torch.randn(600, 600)
 settings = dict(model={str(settings["model"])!r}, data={str(rows)!r}, train=dict(steps=3, batch_size=4))
-found = luthier.compare(**settings, methods=["lora", "bitfit"], run={str(tmp_path / "compare")!r}, workers=1)
+found = luthier.compare(**settings, methods=["lora", "vera"], run={str(tmp_path / "compare")!r}, workers=1)
 frame = found.to_pandas()
 assert torch.get_num_threads() == 2
 print(json.dumps([found.best.result["method"], sorted(found.runs), list(frame.index), list(frame["status"]), repr(found)]))
@@ -201,7 +201,7 @@ print(found._repr_html_().count("<tr>"), found.report)
     assert ran.returncode == 0, ran.stderr
     first, second = ran.stdout.splitlines()
     best, runs, index, status, shown = json.loads(first)
-    assert runs == ["bitfit", "lora"] and set(index) == set(runs) and best in runs and status == ["done"] * 2
+    assert runs == ["lora", "vera"] and set(index) == set(runs) and best in runs and status == ["done"] * 2
     assert shown.startswith("Comparison(") and second == f"4 {tmp_path}/compare/compare.html"
 
 
