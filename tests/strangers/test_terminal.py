@@ -11,8 +11,8 @@ import warnings
 
 import pytest
 
-from luthier.cli.terminal.explain import KINDS, explanation, listing
 from luthier.cli.terminal.console import Lines
+from luthier.cli.terminal.explain import KINDS, explanation, listing
 from luthier.core import errors
 from luthier.recipe.config import RunConfig
 from tests.cli.test_cli import main
