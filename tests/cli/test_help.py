@@ -28,7 +28,7 @@ def test_help_fits_80_columns_with_examples_whose_options_exist(
     monkeypatch.setenv("COLUMNS", "80")
     _, shown, _ = main([name, "--help"], capsys)
     assert max(map(len, shown.splitlines())) <= 80
-    assert shown.startswith(f"Usage: luthier {name} ") and "...]" not in shown.splitlines()[0] and "<" not in shown
+    assert shown.startswith(f"Usage: luthier {name} ") and "...]" not in shown.splitlines()[0] and "<str>" not in shown
     summary, examples = paragraphs(COMMANDS.commands[name].help)
     assert examples and " ".join(summary) in " ".join(shown.split())
     options = {option for each in COMMANDS.commands[name].params for option in each.opts}
