@@ -36,7 +36,7 @@ def command(
 
     Examples:
         luthier chat runs/demo
-        luthier chat runs/demo --beside base --prompt "Great film, I would watch it again."
+        luthier chat runs/demo --beside base --prompt "A great film."
     """
     from luthier.cli.terminal.chat import talk
     from luthier.cli.terminal.progress import consent

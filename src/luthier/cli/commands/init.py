@@ -20,7 +20,7 @@ def command(
 
     Examples:
         luthier init
-        luthier init mine.yaml --data reviews.jsonl --model builtin --method lora --run runs/mine
+        luthier init mine.yaml --data a.csv --model builtin --method lora --run runs/a
     """
     from luthier.cli.terminal.recipe_writer import write_recipe
 
