@@ -46,6 +46,8 @@ HEADINGS = {"table", "translated", "filled", "worded", "measured", "_section", "
 WORDS = {
     "better worse within_noise the_best": "significance",
     "running finished stopped killed damaged": "runs/state.py",
+    "done Examples:": "cli/terminal/help.py",
+    "begun failed": "pipeline/track.py",
     "program weights trained_weights gradients optimizer activations logits kernels peak": "planning",
 }
 """Words that are shown and stand alone in a variable, not in a call."""
