@@ -4,7 +4,7 @@ PYTHON = python3
 BIN = .venv/bin
 QUICK = tests/core tests/data tests/rendering tests/recipe tests/models tests/docs tests/test_architecture.py
 
-.PHONY: demo test quick test-all test-gguf test-real test-peft test-strangers test-versions lint types check methods-table architectures-table clean
+.PHONY: demo test quick test-all test-gguf test-real test-peft test-strangers test-versions test-trackers lint types check methods-table architectures-table clean
 
 demo: .venv/ready
 	$(BIN)/luthier demo
@@ -45,6 +45,16 @@ test-strangers: .venv/ready
 test-versions: .venv/ready
 	$(BIN)/python tools/versions.py lowest
 	$(BIN)/python tools/versions.py newest
+
+# Every tracker's real package, offline, in an environment of its own: they pin versions that constraints.txt does not. 800 MB.
+test-trackers: .venv/ready build/trackers/ready
+	PYTHONPATH=src build/trackers/bin/python -m pytest -n 0 -rs tests/tracking
+
+build/trackers/ready: tests/tracking/requirements.txt .venv/ready
+	test -x build/trackers/bin/python || $(PYTHON) -m venv build/trackers
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/trackers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/luthier.pth"
+	build/trackers/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --requirement tests/tracking/requirements.txt
+	touch build/trackers/ready
 
 lint: .venv/ready
 	$(BIN)/ruff check src tests tools benchmarks

@@ -39,13 +39,15 @@ CODE = re.compile(
     r"\{%|\{\{|^\s*(import|from|def|SELECT)\b|\(\?|\\[dws.]|^--|^[\w./-]+=\S*$|<\||\{comment_|^bold \w+$", re.MULTILINE
 )
 """What no sentence has."""
+HTML = re.compile(r'<(svg|path|g|circle|text|div|span)\b|</|\w="|\.\*cjk|sans-serif|^DejaVu|^@media|^\.chart')
 MARKUP = re.compile(r"\[/?[a-z ]*\]")
-HEADINGS = {"table", "translated", "filled", "measured", "_section", "_count", "label"}
+HEADINGS = {"table", "translated", "filled", "worded", "measured", "_section", "_count", "label"}
 """Functions whose arguments may be one word: headings, labels, what is counted."""
 WORDS = {
     "better worse within_noise the_best": "significance",
     "running finished stopped killed damaged": "runs/state.py",
-    "Examples:": "cli/terminal/help.py",
+    "done Examples:": "cli/terminal/help.py",
+    "begun failed": "pipeline/track.py",
     "program weights trained_weights gradients optimizer activations logits kernels peak": "planning",
 }
 """Words that are shown and stand alone in a variable, not in a call."""
@@ -113,7 +115,8 @@ def template(node: ast.JoinedStr) -> str:
 def is_sentence(text: str) -> bool:
     """At least two words, and nothing that only code has."""
     fixed = MARKUP.sub(" ", PLACE.sub(" ", text))
-    return len(re.findall(r"[A-Za-z]{2,}", fixed)) > 1 and " " in text.strip() and not CODE.search(fixed)
+    words = re.findall(r"[A-Za-z]{2,}", fixed)
+    return len(words) > 1 and " " in text.strip() and not CODE.search(fixed) and not HTML.search(fixed)
 
 
 def explained() -> Iterator[tuple[str, str]]:

@@ -51,6 +51,8 @@ CASES = {
 }
 MEASURED = {"run", "finished", "train_seconds", "tokens_per_second", "next", "memory", "time"}
 """What in result.json belongs to the process that wrote it."""
+OF_THE_PROCESS = {"seconds", "time", "memory"}
+"""The same in a line of metrics.jsonl."""
 WRITES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 """Audit events of Python before which a process may be killed; reading counts too."""
 MOST_KILLS = 5
@@ -204,7 +206,7 @@ def content(run: Path) -> dict[str, Any]:
         name = path.relative_to(run).as_posix()
         if name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+            found[name] = [{key: value for key, value in line.items() if key not in OF_THE_PROCESS} for line in lines]
         elif name == "result.json":
             found[name] = {key: value for key, value in json.loads(path.read_text()).items() if key not in MEASURED}
         elif (

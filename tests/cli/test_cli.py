@@ -173,7 +173,7 @@ def test_a_run_from_the_command_line_alone(
         (["chat", "taken"], ["taken is not a run, an adapter or a model"]),
         (["list", "methds"], ["did you mean 'methods'?"]),
         (["explain", "method", "loar"], ["unknown method 'loar' (did you mean 'lora'?)"]),
-        (["trian"], ["No such command 'trian'. Did you mean 'train'?"]),
+        (["trian"], ["No such command 'trian'. Did you mean 'train'"]),
         (["train", "--modle", "x"], ["No such option"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

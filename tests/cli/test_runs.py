@@ -131,7 +131,7 @@ def test_the_screen_has_curve_figures_and_the_time_left(tmp_path: Path, monkeypa
     monkeypatch.setattr(show_runs, "console", screen)
     with folder.held():
         state = state_of(folder.path, history)
-        screen.print(show_runs._screen(state, history))
+        screen.print(show_runs.screen(state, history, screen.width, screen.height))
     text = screen.export_text()
     assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 80
     assert "step 4/10  loss 1.0000" in text and "held-out loss 1.5000, best 1.5000 at step 4" in text

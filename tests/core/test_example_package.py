@@ -37,7 +37,7 @@ def installed(tmp_path: Path) -> Run:
 
 @pytest.mark.slow
 def test_everything_is_listed_and_a_command_runs(installed: Run) -> None:
-    for kind, name in (("methods", "tiny_lora"), ("optimizers", "nadam"), ("listeners", "losses"), ("exports", "half")):
+    for kind, name in (("methods", "tiny_lora"), ("optimizers", "nadam"), ("trackers", "losses"), ("exports", "half")):
         assert name in installed("list", kind).stdout
     assert "hello" in installed("--help").stdout
     assert installed("hello", "--name", "luthier").stdout == "hello luthier\n"
@@ -48,7 +48,7 @@ def test_a_run_uses_them_all(installed: Run, tmp_path: Path) -> None:
     (tmp_path / "sums.pairs").write_text("".join(f"{i} + {i} | {2 * i}\n" for i in range(40)), encoding="utf-8")
     done = installed(
         *("train", "--data", "sums.pairs", "--method", "tiny_lora", "run=run", "train.optimizer=nadam"),
-        *("train.steps=2", "train.listeners=[losses]", "evaluate.generate=4"),
+        *("train.steps=2", "train.track=[losses]", "evaluate.generate=4"),
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -14,6 +14,7 @@ CATALOG = {
     " (did you mean {0}?)": "（是不是 {0}？）",
     "{0}: {1} rows are refused": "{0}：拒绝了 {1} 行",
     "{0} of {1}": "{1} 中的 {0}",
+    "{0} of {1} runs": "{1} 次运行中的 {0} 次",
     "{0} and {{1}} are braces": "{0} 和 {{1}} 是花括号",
     "{0} is finished; delete it": "{0} 已完成；请删除它",
     "no prefix can stand here: {0}": "此处不能放前缀：{0}",
@@ -51,6 +52,8 @@ def catalog(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("method prefix: no prefix can stand here: x", "method prefix：此处不能放前缀：x"),
         ("reading data; and so is x", "正在读取数据，x 也是"),
         ("3 of 4", "3 of 4"),  # two letters would fit too much
+        ("12 of 40 runs", "40 次运行中的 12 次"),
+        ("some runs of many other runs", "some runs of many other runs"),
     ],
 )
 def test_a_sentence_is_found_by_its_fixed_parts(text: str, chinese: str) -> None:

@@ -77,17 +77,19 @@ def test_the_tree_of_the_architecture_page_is_the_tree_on_disk() -> None:
 
 
 @pytest.mark.slow
-def test_the_walks_of_the_architecture_page_print_what_their_comments_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["architecture.md", "python.md"])
+def test_the_code_of_a_page_prints_what_its_comments_say(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     walk: dict[str, object] = {}
     for block in blocks:
         capsys.readouterr()
         exec(block, walk)
-        expected = re.findall(r"^ *print\(.*\n# (.*)$", block, re.MULTILINE)
+        expected = re.findall(r"^ *print\(.*\n *# (.*)$", block, re.MULTILINE)
         assert len(expected) == block.count("print(")
         assert capsys.readouterr().out.splitlines() == expected
 

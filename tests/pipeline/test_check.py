@@ -106,14 +106,18 @@ def test_the_page_loads_nothing_and_escapes_the_data(tmp_path: Path, hostile: Pa
     assert result["stops"]
     text = (tmp_path / "out" / "data.html").read_text(encoding="utf-8")
     page = Page(text)
-    assert page.open == [] and page.links == [] and not page.tags & {"script", "img", "link", "iframe"}
-    assert not re.search(r"url\(|@import|<script", text) and "default-src 'none'" in text
+    assert (
+        page.open == []
+        and all(str(link).startswith("#") for link in page.links)
+        and not page.tags & {"img", "link", "iframe"}
+    )
+    assert not re.search(r"url\(|@import", text) and text.count("<script") == 1 and "default-src 'none'" in text
     assert "<script>alert" in page.text and "\\x1b[31m\\x202e" in page.text, "hostile text is shown as text"
     for line in (8, 12, 21):
         assert f"{hostile.name}: line {line}" in page.text
     assert str(hostile) not in text, "a page that is passed on names no folder of the user's"
     for heading in ("Findings", "What is learned", "Rows", "Refused rows", "Lengths in tokens", "Scripts"):
-        assert f"<h2>{heading}" in text
+        assert re.search(f"<h2[^>]*>{heading}", text), heading
 
 
 def test_the_colours_of_the_page_are_the_loss_mask(tmp_path: Path, model_folder: Callable[..., Path]) -> None:

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 SHORT = ("data=builtin:assistant", "train.max_length=192", "data.on_long_row=skip", "data.validation_limit=8")
 SHORT = (*SHORT, "train.batch_size=4", "evaluate.generate=0", "evaluate.before=false")
-NEEDS = {"peft": ("method.type=boft", "method.boft_block_size=4")}
+NEEDS = {"bitfit": ("method.missing=add",), "peft": ("method.type=boft", "method.boft_block_size=4")}
 QUANTIZED = ("qlora", "lora_int8")
 
 
@@ -45,7 +45,8 @@ def held_out_loss(run: Path, which: str = "tuned") -> float:
 
 
 def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines() if "loss" in line]
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def plain_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.reports.loss_curve.draw", lambda *_: b"")
+    monkeypatch.setattr("luthier.reports.chart.png", lambda *_: b"")
     monkeypatch.setattr("luthier.reports.run_report.render", lambda *_: "")
     monkeypatch.setattr("peft.PeftModel.create_or_update_model_card", lambda *_: None)  # Luthier deletes it anyway
 

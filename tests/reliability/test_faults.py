@@ -157,11 +157,11 @@ def test_a_held_out_loss_that_is_no_number_is_never_the_best(faulty: Faulty, sta
 
 def test_the_curve_is_drawn_with_steps_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    from luthier.reports.loss_curve import draw
+    from luthier.reports.chart import loss_chart, png
 
     lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}, {"step": 2, "validation_loss": None}]
-    assert draw([*lines, {"step": 3, "loss": 1.0}], "a run").startswith(b"\x89PNG")
-    assert draw(lines[1:3], "nothing but holes").startswith(b"\x89PNG")
+    assert png(loss_chart([*lines, {"step": 3, "loss": 1.0}])).startswith(b"\x89PNG")
+    assert png(loss_chart(lines[1:3], title="nothing but holes")).startswith(b"\x89PNG")
 
 
 def test_what_a_spike_is() -> None:

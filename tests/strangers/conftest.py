@@ -34,7 +34,7 @@ SMALL = [
 
 @pytest.fixture(autouse=True)
 def plain_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.reports.loss_curve.draw", lambda *_: b"")
+    monkeypatch.setattr("luthier.reports.chart.png", lambda *_: b"")
     monkeypatch.setattr("luthier.reports.run_report.render", lambda *_: "")
 
 

@@ -1,7 +1,6 @@
 """The command line: finds the commands, runs one, and turns errors into a message and an exit code."""
 
 import importlib
-import os
 import pkgutil
 import sys
 from typing import Annotated
@@ -14,6 +13,7 @@ from luthier.cli.terminal.help import Command, Group
 from luthier.core import language
 from luthier.core.entry_points import installed
 from luthier.core.errors import InputError, LuthierError
+from luthier.core.quiet import set_environment
 from luthier.core.version import __version__
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ def _version(wanted: bool) -> None:
 
 
 ORDER = ["demo", "init", "check", "plan", "choose", "train", "runs", "watch", "compare", "evaluate", "export", "serve"]
-ORDER += ["chat", "list", "explain", "cache"]
+ORDER += ["chat", "track", "list", "explain", "cache"]
 """In which the help shows the commands; those of other packages follow."""
 
 
@@ -74,9 +74,7 @@ def main() -> None:
         sys.exit(_report(error, debug))
     if len(sys.argv) == 1:
         sys.argv.append("--help")  # typer's no_args_is_help raises an error that depends on its version
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
-        os.environ.setdefault(name, "error")
+    set_environment()
     try:
         code = app(as_typed_keys(sys.argv[1:]), prog_name="luthier", standalone_mode=False) or 0
     except Exception as error:

@@ -89,7 +89,7 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
     if fork:
         torch.set_num_threads(1)  # threads do not survive a fork: see workers
         # Every run uses these late: the forks share them instead of spending seconds on them.
-        for module in ("matplotlib.backends.backend_agg", "luthier.reports.run_report", "luthier.training.trainer"):
+        for module in ("resvg_py", "luthier.reports.run_report", "luthier.training.trainer"):
             import_module(module)
     data = prepare.prepare_data(config, progress)
     has_test = bool(len(data.test_examples))

@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import cache
 from math import isfinite
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from luthier.comparison.candidates import Variant
@@ -25,12 +25,12 @@ Row = dict[str, Any]
 Runs = list[tuple[int, RunFolder, dict[str, Any]]]
 """(seed, folder, result) of each finished run of one variant."""
 COSTS = (
-    ("trainable", "few parameters", "many parameters"),
-    ("adapter_bytes", "small file", "large file"),
-    ("memory", "little memory", "much memory"),
-    ("seconds", "quick to train", "slow to train"),
+    ("trainable", 2.0, "few parameters", "many parameters"),
+    ("adapter_bytes", 2.0, "small file", "large file"),
+    ("memory", 1.25, "little memory", "much memory"),
+    ("seconds", 1.25, "quick to train", "slow to train"),
 )
-"""Field of a row, and its words in the least and in the most expensive quarter."""
+"""Field of a row; by which factor it has to differ from the middle of the other methods to be named; and its words."""
 UNKNOWN = ("score", "trainable", "share", "adapter_bytes", "memory", "tokens_per_second", "seconds")
 
 
@@ -177,11 +177,11 @@ def _words(row: Row, others: Sequence[Row]) -> tuple[list[str], list[str], str]:
         weak.append("a score significantly below the best")
     else:
         strong.append("statistically tied with the best" if verdict == "no real difference" else "the best score")
-    for key, least, most in COSTS if len(others) > 2 else ():
-        rank = sum(each[key] < row[key] for each in others) / (len(others) - 1)
-        if rank <= 0.25:
+    for key, factor, least, most in COSTS if len(others) > 2 else ():
+        middle = median(each[key] for each in others if each is not row)
+        if row[key] * factor <= middle:
             strong.append(least)
-        elif rank >= 0.75:
+        elif row[key] >= middle * factor:
             weak.append(most)
     if max((one["low"] for one in row["latency"].values()), default=1.0) > 1.05:
         weak.append("answers slower than the base" + (" unless merged" if row["merges"] else ", and cannot be merged"))

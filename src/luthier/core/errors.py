@@ -18,6 +18,11 @@ EXTRAS = {
     "onnx": ("onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.32"),
     "serve": ("fastapi>=0.120", "uvicorn>=0.35"),
     "gguf": ("llama-cpp-python>=0.3.30",),
+    "swanlab": ("swanlab[dashboard]>=0.10.3", "pillow>=10"),
+    "tensorboard": ("tensorboardX>=2.6.5", "pillow>=10"),
+    "wandb": ("wandb>=0.31", "pillow>=10"),
+    "mlflow": ("mlflow>=3.17",),
+    "trackio": ("trackio>=0.43", "pillow>=10"),
 }
 """The optional packages of pyproject.toml. Messages name these, since no registry has a package luthier with extras."""
 
@@ -33,6 +38,12 @@ class LuthierError(Exception):
     def __init__(self, message: str, *, fix: str = "") -> None:
         self.message, self.fix = message, fix
         super().__init__(f"{message}\n  fix: {fix}" if fix else message)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and Jupyter show of it: the message and the fix, not the way through our code."""
+        from luthier.core.language import translated
+
+        return [f"\x1b[31m{type(self).__name__}\x1b[0m: {translated(str(self))}"]
 
 
 class InputError(LuthierError):

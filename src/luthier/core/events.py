@@ -78,3 +78,19 @@ def _forward(name: str) -> Callable[..., Any]:
 
 for _name in [name for name in vars(Progress) if not name.startswith("_")]:
     setattr(Listeners, _name, _forward(_name))
+
+
+class Guarded(Listeners):
+    """A listener that may fail without ending the run: then it is reported once and left out."""
+
+    def __init__(self, name: str, listener: Progress, report: Progress) -> None:
+        super().__init__(listener)
+        self.name, self.report = name, report
+
+    def call(self, method: str, *values: Any) -> Any:
+        """As Listeners does it, but an exception costs this listener alone."""
+        try:
+            return super().call(method, *values)
+        except Exception as error:
+            self.listeners.clear()
+            self.report.warn(f"the listener {self.name} failed and is left out: {type(error).__name__}: {error}")

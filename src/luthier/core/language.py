@@ -18,8 +18,9 @@ LANGUAGES = {"en": "English", "zh": "中文"}
 PSEUDO = "pseudo"
 """A language for tests: every sentence that the catalog has stands in ⟦brackets⟧."""
 PLACE = re.compile(r"(?<!\{)\{\d+\}(?!\})")
-LEAST = {1: 4, 2: 10}
-"""Places of a message -> letters that its fixed parts must have: with fewer it would fit what it does not mean."""
+LEAST, FEW = 4, 10
+"""Letters that the fixed parts of a message must have. With few, its values must be numbers or names, without blanks:
+else it would fit what it does not mean."""
 INSIDE = 8
 """The same for a message that is looked for inside a longer text."""
 SEPARATORS = re.compile(r"\n[ -]*|; |: |, ")
@@ -76,7 +77,7 @@ def _catalog() -> dict[str, str]:
 def _patterns() -> list[tuple[list[str], str]]:
     """(fixed parts, message) of every message with places, those with the longest fixed parts first."""
     parts = [([part for part in _fixed(key) if part], key) for key in _catalog() if PLACE.search(key)]
-    kept = [(fixed, key) for fixed, key in parts if _letters(fixed) >= LEAST[min(2, len(PLACE.findall(key)))]]
+    kept = [(fixed, key) for fixed, key in parts if _letters(fixed) >= LEAST]
     return sorted(kept, key=lambda each: -sum(map(len, each[0])))
 
 
@@ -112,9 +113,12 @@ def _whole(text: str, into: str) -> str | None:
         return _told(text, (), into)
     for fixed, message in _patterns():
         match = _form(message).fullmatch(text) if all(part in text for part in fixed) else None
+        values = match.groups() if match else ()
+        if _letters(fixed) < FEW and any(" " in value for value in values):
+            continue
         # A value with half a pair of brackets is cut out of another message.
-        if match and all(value.count("(") == value.count(")") for value in match.groups()):
-            return _told(message, match.groups(), into)
+        if match and all(value.count("(") == value.count(")") for value in values):
+            return _told(message, values, into)
     return None
 
 
@@ -133,10 +137,10 @@ def _in_parts(text: str, into: str, inside: bool) -> str:
         head, tail = text[: cut.start()], text[cut.end() :]
         if added := _whole(cut[0] + tail, into):  # what is added to a sentence may begin with its separator
             return translated(head, into, inside=inside) + added
-        if known := _whole(tail, into):
+        if _may_be_one(tail, cut[0]) and (known := _whole(tail, into)):
             return translated(head, into, inside=inside) + _between(cut[0], into) + known
     for cut in reversed(cuts):
-        if known := _whole(text[: cut.start()], into):
+        if _may_be_one(text[: cut.start()], cut[0]) and (known := _whole(text[: cut.start()], into)):
             return known + _between(cut[0], into) + translated(text[cut.end() :], into, inside=inside)
     if not cuts:
         return _around(text, into) if inside else text
@@ -144,6 +148,11 @@ def _in_parts(text: str, into: str, inside: bool) -> str:
     parts = [text[: cut.start()], text[cut.end() :]]
     shown = [translated(part, into, inside=inside) for part in parts]
     return (cut[0] if shown == parts else _between(cut[0], into)).join(shown)
+
+
+def _may_be_one(part: str, separator: str) -> bool:
+    """Whether a part of a text may be a message: a word between commas is one of a list, of names or of the user's."""
+    return separator != ", " or " " in part
 
 
 def _between(separator: str, into: str) -> str:

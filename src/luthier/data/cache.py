@@ -101,7 +101,8 @@ def entries() -> list[tuple[Path, int, float]]:
     found = []
     with contextlib.suppress(OSError):
         for folder in cache_root().iterdir():
-            if folder.is_dir() and ((folder / META).is_file() or folder.name.startswith("gguf-")):  # a base
+            # Beside rows that were tokenized there are unpacked bases, and rows that were given to the Python API.
+            if folder.is_dir() and ((folder / META).is_file() or folder.name.startswith(("gguf-", "rows-"))):
                 size = sum(file.stat().st_size for file in folder.iterdir())
                 found.append((folder, size, folder.stat().st_mtime))
     return sorted(found, key=lambda entry: -entry[2])

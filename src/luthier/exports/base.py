@@ -50,6 +50,7 @@ class Tuned:
     quantize: str
     """Quantization of the base during training, by the recipe or in its own files; "none" if there was none."""
     stored: str  # type of the base's weights in its files: float32, bfloat16 or float16
+    computed: str  # type of the weights in memory of the model that an export is compared with
     config: Any  # the base's config.json, as transformers reads it
     tokenizer: Any
     ends: tuple[int, ...]  # tokens that end an answer; empty for a classifier

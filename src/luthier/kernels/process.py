@@ -46,7 +46,10 @@ def sleep_soon() -> None:
 
 
 def call_apart(make: Callable[[], T]) -> T:
-    """What `make` returns or raises, called in a thread that ends with it, and its workers too."""
+    """What `make` returns or raises, called in a thread that ends with it, and its workers too.
+
+    An interrupt of the thread that waits is passed on, and raised here when `make` has ended by it.
+    """
     future: Future[T] = Future()
 
     def work() -> None:
@@ -57,5 +60,11 @@ def call_apart(make: Callable[[], T]) -> T:
 
     thread = Thread(target=work, daemon=True, name="luthier-apart")
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        ident = ctypes.c_ulong(thread.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(KeyboardInterrupt))
+        thread.join()
+        raise
     return future.result()

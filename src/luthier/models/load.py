@@ -44,6 +44,10 @@ class Architecture:
         name = str(getattr(self.config, "dtype", None)).removeprefix("torch.")
         return name if name in ("bfloat16", "float16") else "float32"
 
+    def type_on(self, device: str, wanted: str) -> str:
+        """Type of the weights in memory: as `wanted`, or for "auto" that of the files; on a CPU float32."""
+        return wanted if wanted != "auto" else "float32" if device == "cpu" else self.stored_type
+
     @property
     def family(self) -> Literal["encoder", "decoder", "encoder-decoder"]:
         """What kind of model it is. An encoder loads as a decoder too, but each token would see the answer to learn."""
@@ -151,7 +155,7 @@ def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: 
     base.config.pad_token_id = tokenizer.pad_token_id
     files.check_vocabulary(config.path, base.config, tokenizer)
     where = device(config)
-    dtype = "float32" if config.dtype == "auto" and where == "cpu" else config.dtype
+    dtype = base.type_on(where, config.dtype)
     try:
         if config.init == "random":
             with files.few_modules():

@@ -1,16 +1,20 @@
 """A finished run, opened and measured again."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from luthier.core.errors import InputError, install, require_package
 from luthier.core.events import SILENT, Progress
 from luthier.core.files import write_json
+from luthier.data.read import read_rows
+from luthier.data.settings import DataConfig
 from luthier.evaluation.harness import measure_harness
-from luthier.pipeline.measure import base_model, base_scores, compare_with_base, subject_of
-from luthier.pipeline.prepare import Loaded, load_base, on_this_machine, reopen
+from luthier.pipeline.measure import against_base, base_model, base_scores, compare_with_base, subject_of
+from luthier.pipeline.prepare import Loaded, load_base, on_this_machine, prepare_data, reopen, tokenize
 from luthier.pipeline.train import write_result
 from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
@@ -84,6 +88,42 @@ def evaluate(
         progress.stage(f"evaluating the tuned model on {len(subject.examples)} held-out examples")
         result |= compare_with_base(subject, base, folder)
         return write_result(result, loaded.config, folder)
+
+
+def evaluate_on(
+    path: Path, rows: str, overrides: Sequence[str] = (), *, progress: Progress = SILENT, allow_code: Allow = False
+) -> dict[str, Any]:
+    """Measure a finished run on other rows, base against tuned, and leave the run as it is.
+
+    `rows` is what data.path may be. Returns what result.json has of scores, with `predictions` beside it. The task, and
+    with it the labels of a classifier, is that of the run; so is the format, where the rows have its columns.
+    """
+    loaded, folder = open_run(path, progress, overrides, allow_code=allow_code)
+    config = loaded.config.model_copy(
+        update={"data": DataConfig(path=rows, validation="none"), "task": loaded.data.task}
+    )
+    first = next((row for row in read_rows(config.data) if not row.problem), None)
+    if first is not None and loaded.data.format.matches(first.values):
+        own = config.data.model_copy(update={"format": loaded.data.format})
+        config = config.model_copy(update={"data": own})
+    data = prepare_data(config, progress)
+    # A label that these rows lack may still be answered.
+    data.labels = tuple(sorted(filter(None, {*loaded.data.labels, *loaded.data.examples.labels})))
+    tokens = tokenize(config, data, progress)
+    data.hold_out_all()
+    loaded = Loaded(config, loaded.model, tokens)
+    subject = subject_of(loaded, progress)
+    if subject is None:
+        raise InputError(f"{rows}: there is no row to measure on", fix="give at least one row")
+    with TemporaryDirectory(prefix="luthier-") as place:
+        aside = RunFolder(Path(place))  # the base's scores on these rows are no part of the run
+        if folder.environment.is_file():
+            shutil.copy(folder.environment, aside.environment)  # which base it is decides what the cache has of it
+        with base_model(loaded) as model:
+            base = base_scores(loaded, subject_of(replace(loaded, model=model), progress), aside)
+    progress.stage(f"evaluating the tuned model on {len(subject.examples)} examples")
+    result, predictions = against_base(subject, base)
+    return {**result, "predictions": predictions}
 
 
 def harness(

@@ -15,7 +15,7 @@ from luthier.core.shell import public
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.evaluation.scores import evaluations, measure, scores
 from luthier.exports.base import Bounds, Export, Runner, Tuned
-from luthier.models.load import architecture, load_tokenizer, quantization, skeleton, unpack
+from luthier.models.load import architecture, device, load_tokenizer, quantization, skeleton, unpack
 from luthier.pipeline.measure import subject_of
 from luthier.pipeline.parity import RunnerModule, TorchRunner, check_parity
 from luthier.pipeline.prepare import Encoding, Loaded, load_base, on_this_machine, reopen
@@ -93,6 +93,7 @@ def _tuned(folder: RunFolder, config: RunConfig, tokens: Encoding, weights: Path
 
     template = Template(load_tokenizer(config.model, str(weights)))
     base, classifies = architecture(config.model, tokens.source), tokens.labels is not None
+    quantize = quantization(config.model, base.config)
     return Tuned(
         run=str(folder.path),
         weights=weights,
@@ -100,8 +101,9 @@ def _tuned(folder: RunFolder, config: RunConfig, tokens: Encoding, weights: Path
         method=config.method,
         task=tokens.data.task.name,
         classifies=classifies,
-        quantize=quantization(config.model, base.config),
+        quantize=quantize,
         stored=base.stored_type,
+        computed="float32" if quantize != "none" else base.type_on(device(config.model), config.model.dtype),
         config=base.config,
         tokenizer=template.tokenizer,
         ends=() if classifies else tuple(sorted(template.end_ids)),

@@ -152,6 +152,13 @@ def _decides(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> dict[st
 
 def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -> dict[str, Any]:
     """Measure `subject`, set it against the base and write predictions.jsonl."""
+    result, predictions = against_base(subject, base)
+    folder.write_jsonl(folder.predictions, predictions)
+    return result
+
+
+def against_base(subject: EvalContext, base: Measured) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measure `subject` and set it against the base: (what result.json has of it, a prediction for each example)."""
     tuned, chosen = _measure(subject), evaluations(subject)
     both = len(base.records) == len(tuned.records)
     predictions = [
@@ -164,7 +171,6 @@ def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -
         }
         for i, (e, record) in enumerate(zip(subject.examples, tuned.records, strict=True))
     ]
-    folder.write_jsonl(folder.predictions, predictions)
     found = {"base": scores(base.records, chosen) if both else {}, "tuned": scores(tuned.records, chosen)}
     primary = choose_primary(subject, list(found["tuned"]))
     for name, side in found.items():
@@ -178,7 +184,7 @@ def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -
     if cut:
         cut_off = f"{cut} of {tuned.counts['answers']} answers of the tuned model did not end within {limit} tokens"
         caveats.append(f"{cut_off} (evaluate.max_new_tokens)")
-    return {
+    result = {
         "measured_with": subject.settings.model_dump(mode="json"),
         "validation_examples": len(tuned.records),
         **found,
@@ -190,6 +196,7 @@ def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -
         "counts": {"base": base.counts, "tuned": tuned.counts},
         "caveats": caveats,
     }
+    return result, predictions
 
 
 @contextmanager

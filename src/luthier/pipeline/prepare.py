@@ -88,6 +88,8 @@ def on_this_machine(config: RunConfig) -> RunConfig:
     check_quantize(config.model)
     OPTIMIZERS.parse(config.train.optimizer).check(config.train.optimizer)
     check_settings(config.evaluate)
+    for tracker in config.train.track:
+        tracker.check()
     if config.train.compile:
         from luthier.kernels.apply import check_compile
 

@@ -1,17 +1,18 @@
 """Train a run, or resume it: its stages from top to bottom. Nothing heavy is imported before the call."""
 
-import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.events import SILENT, Progress
-from luthier.core.files import staged, tidy, write_text
+from luthier.core.events import SILENT, Guarded, Listeners, Progress
+from luthier.core.files import staged, tidy
 from luthier.core.resources import explained
-from luthier.core.shell import after_training, public, redacted
+from luthier.core.shell import after_training
 from luthier.core.signals import StopRequest, watch
+from luthier.pipeline.interim import InterimPage, write_page
 from luthier.pipeline.measure import UNMEASURED, compare_with_base, measure_base, subject_of
 from luthier.pipeline.prepare import (
     Loaded,
@@ -25,11 +26,12 @@ from luthier.pipeline.prepare import (
     tokenize,
     with_decisions,
 )
+from luthier.pipeline.track import by_name, followed
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import begin_run, holds_run_of, run_path, with_found_formats
 from luthier.recipe.origin import another_name
 from luthier.runs.folder import RunFolder
-from luthier.runs.provenance import environment
+from luthier.tracking.base import Tracker
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,20 +48,23 @@ def train(
     recipe: Path | None = None,
     progress: Progress = SILENT,
     shared: SharedInputs | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any]:
     """Fine-tune as the recipe says and return what stands in result.json.
 
     The same call again resumes where the run stopped. Raises InputError for what the user can fix and Stopped after a
-    signal, with everything saved. `shared` is what a comparison has made for all of its runs.
+    signal, with everything saved. `shared` is what a comparison has made for all of its runs; `trackers` are objects
+    that follow the run beside those of train.track.
     """
     from luthier.planning import machine
-    from luthier.training.listeners.base import listen
     from luthier.training.step import accelerator_on
 
     folder = RunFolder(run_path(config, recipe))
     with _stoppable(folder) as request:
         config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml resumes in it
         placed, config = on_this_machine(config), with_found_formats(folder, config)
+        for each in trackers:
+            each.check()
         data = shared.tokens.data if shared is not None else None
         if not holds_run_of(folder, config):
             data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
@@ -67,8 +72,9 @@ def train(
         elif folder.result.is_file():
             progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to retrain")
             return with_next(folder.read_json(folder.result), config, folder)
-        with folder.held(), begun(config, folder, progress):
-            progress = listen(folder.path, config.train.listeners, progress)
+        chosen = by_name(config.train.track, trackers)
+        with folder.held(), begun(config, folder, progress), followed(folder, chosen, progress) as everyone:
+            progress = everyone
             data = data or prepare_data(config, progress)
             config = config.model_copy(update={"model": placed.model, "train": placed.train})
             accelerator = accelerator_on(config.model.device, config.train.precision)
@@ -82,8 +88,14 @@ def train(
             loaded = shared.load(config, folder) if shared else load_base(config, tokens, folder)
             base = measure_base(loaded, folder, progress)
             trainer, counts = _trainer(loaded, resolved, accelerator, folder, progress, shared)
+            page = _interim_page(loaded, trainer, counts, base)
             machine.watch_peak(config.model.device)
-            outcome = trainer.train(request)
+            try:
+                outcome = trainer.train(request)
+            except Exception:
+                with suppress(Exception):  # why the run stopped matters more
+                    page.write()
+                raise
             memory = machine.peak(config.model.device)
             result = _result(loaded, trainer, outcome, memory, counts, base)
             if shared is not None:
@@ -159,6 +171,17 @@ def _trainer(
     return trainer, (trained, parameters)
 
 
+def _interim_page(loaded: Loaded, trainer: "Trainer", counts: tuple[int, int], base: "Measured") -> InterimPage:
+    """What writes the run's page while it trains; it listens to the trainer from now on and cannot fail the run."""
+    config, data = loaded.config, loaded.data
+    facts: dict[str, Any] = {"run": str(trainer.folder.path), "model": config.model.path, "method": config.method.name}
+    facts |= {"task": data.task.name, "batch_size": config.train.batch_size, "measured_on": data.held_out_side}
+    facts |= {"trainable": counts[0], "parameters": counts[1]}
+    page = InterimPage(config, trainer.folder, facts, base.records)
+    trainer.progress = Listeners(trainer.progress, Guarded("of the page", page, trainer.progress))
+    return page
+
+
 def _result(
     loaded: Loaded, trainer: "Trainer", outcome: dict[str, Any], memory: int, counts: tuple[int, int], base: "Measured"
 ) -> dict[str, Any]:
@@ -187,7 +210,7 @@ def _result(
         "measured_on": data.held_out_side,
         "trainable": trained,
         "parameters": parameters,
-        "weights_bytes": _save(loaded, folder, progress),
+        "weights_bytes": save_weights(loaded, folder.path / config.method.saves, folder.ledger.run, progress),
         "memory": {"planned": plan["bytes"], "measured": memory},  # bytes, of the process or the device, in training
         "time": {"planned": plan["seconds"], "measured": outcome["train_seconds"]},
     }
@@ -198,17 +221,39 @@ def _result(
     return result
 
 
-def _save(loaded: Loaded, folder: RunFolder, progress: Progress) -> int:
-    """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes."""
+def save_weights(loaded: Loaded, target: Path, run: str, progress: Progress = SILENT) -> int:
+    """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes.
+
+    The folder `target` is replaced as a whole; its manifest names the `run`.
+    """
     from luthier.exports.base import write_words
 
     progress.stage("saving")
-    method, tokenizer = loaded.config.method, loaded.template.tokenizer
-    target = folder.path / method.saves
-    with staged(target, folder.ledger.run) as staging:
-        method.save(loaded.model, staging)
+    tokenizer = loaded.template.tokenizer
+    with staged(target, run) as staging:
+        loaded.config.method.save(loaded.model, staging)
         write_words(tokenizer, sorted(loaded.template.end_ids) if loaded.data.task.name == "chat" else (), staging)
     return sum(path.stat().st_size for path in target.glob("*.safetensors"))
+
+
+def before_first_step(config: RunConfig, *, progress: Progress = SILENT) -> "tuple[Loaded, Trainer]":
+    """What `train` has when its first step comes, for a loop of one's own: nothing is measured, and no run is begun.
+
+    Raises InputError for what the user can fix.
+    """
+    from luthier.training.step import accelerator_on
+
+    with TemporaryDirectory(prefix="luthier-") as place:
+        folder = RunFolder(Path(place))
+        config = on_this_machine(config)
+        data = prepare_data(config, progress)
+        config = with_decisions(config, data)
+        accelerator = accelerator_on(config.model.device, config.train.precision)
+        tokens = tokenize(config, data, progress)
+        resolved = resolve_run(config, tokens, folder, progress)
+        loaded = load_base(config, tokens)
+        trainer, _ = _trainer(loaded, resolved, accelerator, folder, progress, None)
+        return loaded, trainer
 
 
 def with_next(result: Mapping[str, Any], config: RunConfig, folder: RunFolder) -> dict[str, Any]:
@@ -219,15 +264,7 @@ def with_next(result: Mapping[str, Any], config: RunConfig, folder: RunFolder) -
 
 def write_result(result: dict[str, Any], config: RunConfig, folder: RunFolder) -> dict[str, Any]:
     """Write loss.png, report.html and, last, result.json: its presence says that the run is finished."""
-    from luthier.reports import loss_curve, run_report
-
     result = with_next(result, config, folder)
-    title = f"{public(result['run'])}: {result['method']} on {public(result['model'])}"
-    image = loss_curve.draw(folder.history(), title)
-    folder.loss_png.write_bytes(image)
-    lines = folder.predictions.read_text(encoding="utf-8").splitlines() if folder.predictions.is_file() else []
-    recipe, data = redacted(folder.recipe.read_text(encoding="utf-8")), folder.read_json(folder.data)
-    page = run_report.render(result, data, image, recipe, environment(), [json.loads(line) for line in lines])
-    write_text(folder.report, page)
+    write_page(result, config, folder)
     folder.write_json(folder.result, result)
     return result

@@ -76,11 +76,17 @@ class RunConfig(Config):
 
     @classmethod
     def load(
-        cls, path: Path | None = None, overrides: Sequence[str] = (), notes: list[str] | None = None
+        cls,
+        path: Path | None = None,
+        overrides: Sequence[str] = (),
+        notes: list[str] | None = None,
+        *,
+        source: str = "the command line",
     ) -> "RunConfig":
         """Read a YAML recipe and apply `key.path=value` overrides, whose values are YAML too.
 
-        ConfigError reports all mistakes at once. `notes` receives what was read under another spelling.
+        ConfigError reports all mistakes at once. `notes` receives what was read under another spelling; `source` is
+        where the overrides come from.
         """
         data, wrong = (read_yaml(path) if path else {}), list[str]()
         for override in overrides:
@@ -100,7 +106,7 @@ class RunConfig(Config):
         except ValidationError as error:
             wrong += [line for part in error.errors() for line in problems(cls, dict(part))]
         if wrong:
-            raise ConfigError(str(path) if path else "the command line", wrong)
+            raise ConfigError(str(path) if path else source, wrong)
         return config
 
     def dump(self) -> str:

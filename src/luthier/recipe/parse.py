@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from luthier.core.errors import ConfigError, InputError, did_you_mean
+from luthier.core.registry import Family, P
 from luthier.core.strict_yaml import parse_value, parse_yaml
 from luthier.exports.base import EXPORTS, Export
 
@@ -24,16 +25,21 @@ MOST_PARTS = 8
 
 def parse_export(name: str, settings: Sequence[str]) -> Export:
     """A form to deploy with its `key=value` settings; ConfigError names what is wrong."""
+    return parse_member(EXPORTS, name, settings)
+
+
+def parse_member(family: Family[P], name: str, settings: Sequence[str]) -> P:
+    """A member of a family that `--to NAME` names, with its `key=value` settings; ConfigError names what is wrong."""
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise InputError(f"{setting!r} is no setting", fix=f"KEY=VALUE; luthier explain export {name}")
+            raise InputError(f"{setting!r} is no setting", fix=f"KEY=VALUE; luthier explain {family.kind} {name}")
         try:
             values[key] = parse_value(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--to {name}", [f"{key}: {getattr(error, 'problem', None) or error}"]) from None
-    found = EXPORTS.get(name)
+    found = family.get(name)
     try:
         return found.model_validate(values)
     except ValidationError as error:
@@ -95,7 +101,17 @@ def problems(model: type[BaseModel], error: dict[str, Any]) -> list[str]:
     if error["type"] == "plugin_fields":
         prefix, context = _key(error["loc"]), error["ctx"]
         return [f"{prefix}.{_problem_text(dict(part), context['known'])}" for part in context["errors"]]
-    return [_problem_text(error, fields_at(model, error["loc"][:-1]))]
+    said = _problem_text(error, fields_at(model, error["loc"][:-1]))
+    if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:  # TrainingArguments, for one, has no blocks
+        name = str(error["loc"][0])
+        blocks = {key: _model_of(field.annotation) for key, field in model.model_fields.items()}
+        meant = [f"{key}.{name}" for key, block in blocks.items() if block is not None and name in _spellings(block)]
+        said = f"{name}: unknown key (did you mean {' or '.join(meant)}?)" if meant else said
+    return [said]
+
+
+def _spellings(block: type[BaseModel]) -> set[str]:
+    return {*block.model_fields, *getattr(block, "aliases", ())}
 
 
 def _problem_text(error: dict[str, Any], known: Sequence[str]) -> str:

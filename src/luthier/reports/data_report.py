@@ -10,6 +10,7 @@ from luthier.core.shell import shown
 from luthier.data.checks.audit import Audit
 from luthier.data.prepared import Prepared
 from luthier.reports import page
+from luthier.reports.run_report import metric_words
 from luthier.runs.folder import RunFolder
 
 
@@ -21,11 +22,12 @@ def refuse_run_folder(out: Path) -> None:
 
 def write_report(out: Path, found: Audit, data: Prepared, model: str, *, named: bool) -> dict[str, Any]:
     """Write data.html, data.json and refused.jsonl; returns data.json. `named`: whether the user named the model."""
-    whose = "" if named else ", because no model is named: --model M counts with yours"
-    most = f"rows of at most {found.max_length:,} tokens"
-    notes = [f"read as train would, with the tokenizer of {model}{whose}", most]
+    how = f"read as train would, with the tokenizer of {model}"
+    if not named:
+        how = f"{how}, because no model is named: --model M counts with yours"
+    notes = [how, f"rows of at most {found.max_length:,} tokens"]
     body = {"out": str(out), "notes": notes, **asdict(found)}
-    filters = {"shown": shown, "piece": piece, "count": lambda number: f"{number:,}"}
+    filters = {"shown": shown, "piece": piece, "metric": metric_words}
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

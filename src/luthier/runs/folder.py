@@ -3,13 +3,11 @@
 import json
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from luthier.core import files
 from luthier.core.errors import Busy, InputError, did_you_mean
@@ -44,7 +42,8 @@ class Ledger:
         """{"run", "recipe", "files"}; run is "" where the folder has no run.json."""
         if not self.path.is_file():
             return {"run": "", "recipe": None, "files": {}}
-        found = files.read_object(self.path, "restore it from a copy, or delete it: then nothing is known of edited files")
+        fix = "restore it from a copy, or delete it: then nothing is known of edited files"
+        found = files.read_object(self.path, fix)
         if [type(found[key]) for key in ("run", "recipe", "files")] != [str, dict, dict]:
             raise InputError(f"{self.path}: 'run' must be text, 'recipe' and 'files' objects")
         return found
@@ -97,6 +96,7 @@ class RunFolder:
         self.loss_png = path / "loss.png"
         self.report = path / "report.html"
         self.result = path / "result.json"
+        self.trackers = path / "trackers.json"  # what each tracker has of the run
         self.harness = path / "harness.json"  # what lm-evaluation-harness measured
 
     @classmethod

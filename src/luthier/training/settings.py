@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from luthier.core.errors import InputError
 from luthier.core.registry import AUTO, Config, Count, NameOf, Share
 from luthier.data.batches import steps_per_epoch
-from luthier.training.listeners.base import LISTENERS, Listener
+from luthier.tracking.base import TRACKERS, Tracker
 from luthier.training.optimizers.base import OPTIMIZERS
 
 OPTIMIZER_SPELLINGS = {
@@ -40,6 +40,8 @@ class TrainConfig(Config):
         "optim": "optimizer",
         "save_total_limit": "keep",
         "torch_compile": "compile",
+        "report_to": "track",
+        "listeners": "track",  # of runs from before there were trackers
     }
 
     steps: Count | None = None
@@ -102,8 +104,8 @@ class TrainConfig(Config):
     """End with the weights of the lowest validation loss, not the last ones."""
     patience: Count | None = None
     """Stop when this many evaluations in a row brought no lower validation loss; none never does."""
-    listeners: tuple[Annotated[Listener, LISTENERS], ...] = ()
-    """What else follows the run, beside the terminal and metrics.jsonl, for example [events]."""
+    track: tuple[Annotated[Tracker, TRACKERS], ...] = ()
+    """What else shows the run, beside the terminal and metrics.jsonl: [swanlab], for example; luthier list trackers."""
 
     @model_validator(mode="after")
     def _batches_fit(self) -> Self:
@@ -111,6 +113,19 @@ class TrainConfig(Config):
             nearest = self.micro_batch * max(1, self.batch_size // self.micro_batch)
             what = f"batch_size {self.batch_size} is no multiple of micro_batch {self.micro_batch}"
             raise ValueError(f"{what}; try batch_size={nearest}")
+        return self
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        """One name is a list of one, and `none` an empty one, as in TrainingArguments.report_to."""
+        return [value] * (value != "none") if isinstance(value, str | dict | Tracker) else value or ()
+
+    @model_validator(mode="after")
+    def _trackers_differ(self) -> Self:
+        names = [each.name for each in self.track]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"track: {', '.join(sorted(twice))} is named twice: one entry for each tracker")
         return self
 
     def precision_on(self, device: str) -> Literal["fp32", "bf16", "fp16"]:

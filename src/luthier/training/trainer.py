@@ -8,11 +8,13 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -33,7 +35,7 @@ from luthier.runs.folder import RunFolder
 from luthier.training import checkpoint as checkpoints
 from luthier.training.checkpoint import put_back, random_state
 from luthier.training.settings import RunSettings
-from luthier.training.step import Halted, Loop, build_optimizer, build_schedule, held_out_loss
+from luthier.training.step import Batch, Halted, Loop, build_optimizer, build_schedule, held_out_loss
 
 IN_A_ROW = 5
 """So many steps in a row without a finite loss stop a run that would leave them out."""
@@ -79,7 +81,7 @@ class Trainer:
         self.advanced = optimizer, self.schedule, accelerator.scaler
         calls = partial(method.penalty, model), partial(method.after_step, model)
         self.loop = Loop(self.model, data.task, self.optimizer, self.schedule, accelerator, self.config.clip, *calls)
-        self.request = StopRequest()
+        self.request, self.process = StopRequest(), psutil.Process()
         self.saved: tuple[int, bool] | None = None
         self.ruined = False
         self.state: dict[str, Any] = {"step": 0, "best_step": 0, "best_loss": None, "without_gain": 0, "seconds": 0.0}
@@ -136,7 +138,7 @@ class Trainer:
                 if state["unmeasured"]:
                     self._measure_and_save()
                 while state["step"] < self.steps and not self._out_of_patience():
-                    self._log(self._step(self._rows(coming)))
+                    self._log(self._step(self._next_rows(coming)))
                     if stream is not None:
                         state["stream"] = stream.state()
                     self._measure_and_save()
@@ -150,19 +152,23 @@ class Trainer:
         self.progress.train_ends()
         return self._finish()
 
-    def _rows(self, coming: Iterator[Row]) -> list[Row]:
+    def _next_rows(self, coming: Iterator[Row]) -> list[Row]:
         """The rows of the next step; those of a stream may let us wait. Raises Halted after a signal."""
         if self.request.asked:
             raise Halted
-        if self.data.stream is None:
-            size, step = self.config.batch_size, self.state["step"]
-            numbers = step_numbers(len(self.data.rows), step, batch_size=size, seed=self.settings.seed)
-            return [self.data.rows[number] for number in numbers]
         try:
-            with self.request.at_once():
-                return list(islice(coming, self.config.batch_size))
+            with self.request.at_once() if self.data.stream is not None else nullcontext():
+                return self.rows_of(self.state["step"], coming)
         except Interrupted:
             raise Halted from None
+
+    def rows_of(self, step: int, coming: Iterator[Row]) -> list[Row]:
+        """The rows of the step after `step`; of a stream the next ones that are `coming`."""
+        size = self.config.batch_size
+        if self.data.stream is not None:
+            return list(islice(coming, size))
+        numbers = step_numbers(len(self.data.rows), step, batch_size=size, seed=self.settings.seed)
+        return [self.data.rows[number] for number in numbers]
 
     def _step(self, rows: list[Row]) -> dict[str, Any]:
         """Take the next step, or leave it out; returns its line of metrics.jsonl. Where it raises, nothing changed."""
@@ -171,11 +177,9 @@ class Trainer:
         self.method.before_step(self.raw, index, self.settings.seed)
         try:
             while found is None:
-                parts = self._cut(rows)
+                parts = self.cut(rows)
                 try:
-                    task, pad_id, even = self.data.task, self.pad_id, self.even
-                    micro = [task.pack(p, even=True) if self.pack else task.collate(p, pad_id, even) for p in parts]
-                    found = self.loop.gradient(micro, lambda: self.request.asked)
+                    found = self.loop.gradient(self.collated(parts), lambda: self.request.asked)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -208,14 +212,14 @@ class Trainer:
         state["step"], state["skipped_in_a_row"] = index, in_a_row
         record = {"step": index, "epoch": round(index / self.per_epoch, 4), "loss": number(found.loss), "lr": lr}
         record |= {"grad_norm": number(found.norm), "tokens": found.tokens, "targets": found.targets}
-        record["seconds"] = time.perf_counter() - began
+        record |= {"seconds": time.perf_counter() - began, "time": time.time()}
         if not taken:
             state["skipped"] += 1
             self.progress.warn(f"step {index} was left out: loss {found.loss}, gradient norm {found.norm}")
             record["skipped"] = True
         return record
 
-    def _cut(self, rows: list[Row]) -> list[list[Row]]:
+    def cut(self, rows: Sequence[Row]) -> list[list[Row]]:
         """Micro-batches, smaller where memory ran out before."""
         config, halved = self.config, self.state["halvings"]
         tokens = config.micro_tokens and max(1, config.micro_tokens >> halved)
@@ -223,6 +227,11 @@ class Trainer:
         pack, lengths = self.pack and max(1, self.pack >> halved), [len(row.ids) for row in rows]
         parts = micro_batches(lengths, by_length=config.group_by_length, pack=pack, **size)
         return [[rows[number] for number in part] for part in parts]
+
+    def collated(self, parts: Sequence[list[Row]]) -> list[Batch]:
+        """Each micro-batch as tensors of the task, [rows, tokens], or packed into one row."""
+        task = self.data.task
+        return [task.pack(p, even=True) if self.pack else task.collate(p, self.pad_id, self.even) for p in parts]
 
     def _rows_per_pass(self) -> int:
         return max(1, self.config.rows_per_pass >> int(self.state["halvings"]))
@@ -255,6 +264,9 @@ class Trainer:
                 self.progress.warn(f"step {record['step']}: the loss is {loss:.4g}, where {middle:.4g} was usual")
             state["recent"] = [*state["recent"], loss][-WINDOW:]
         state["unmeasured"] = bool(self.data.validation_rows) and self._due(self.config.evaluate_every)
+        record["memory"] = self.process.memory_info().rss
+        if self.accelerator.device.type == "cuda":
+            record["device_memory"] = torch.cuda.memory_allocated()
         self.folder.log(record)
         self.progress.record(record)
         self.progress.step(record, state["tokens"] / max(state["seconds"], 1e-9))
@@ -289,7 +301,8 @@ class Trainer:
         if better:
             state["best_loss"], state["best_step"] = loss, state["step"]
         state["unmeasured"] = False
-        record = {"step": state["step"], "validation_loss": number(loss), "seconds": time.perf_counter() - began}
+        record = {"step": state["step"], "validation_loss": number(loss)}
+        record |= {"seconds": time.perf_counter() - began, "time": time.time()}
         self.folder.log(record)
         self.progress.record(record)
         self.progress.evaluated(state["step"], loss, better)

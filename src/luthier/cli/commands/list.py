@@ -9,7 +9,7 @@ def command(
     kind: Annotated[
         str,
         typer.Argument(
-            help="methods, tasks, formats, evaluations, exports, optimizers, listeners, filetypes, data or models."
+            help="methods, tasks, formats, evaluations, exports, optimizers, trackers, filetypes, data or models."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the methods as JSON.")] = False,

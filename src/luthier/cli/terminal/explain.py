@@ -23,7 +23,7 @@ from luthier.evaluation.metrics.base import EVALUATIONS
 from luthier.exports.base import EXPORTS
 from luthier.methods.base import METHODS, QUANTIZED, Branch, Method
 from luthier.recipe.config import FAMILIES, RunConfig
-from luthier.training.listeners.base import LISTENERS
+from luthier.tracking.base import TRACKERS
 from luthier.training.optimizers.base import OPTIMIZERS
 
 KINDS: dict[str, Family[Any]] = {
@@ -31,7 +31,7 @@ KINDS: dict[str, Family[Any]] = {
     "evaluation": EVALUATIONS,
     "export": EXPORTS,
     "optimizer": OPTIMIZERS,
-    "listener": LISTENERS,
+    "tracker": TRACKERS,
     "filetype": FILE_TYPES,
 }
 BLOCKS: dict[str, type[Config]] = {
@@ -180,7 +180,7 @@ def explanation(kind: str, name: str) -> str:
                 (label("Encoder-decoders such as T5:"), _yes(found.encoder_decoder)),
             ]
             lines += ["", *(f"{what}{translated(value)}" for what, value in about if value)]
-        prefix = {"evaluation": "", "export": "", "format": "data.format."}.get(singular, f"{singular}.")
+        prefix = {"evaluation": "", "export": "", "tracker": "", "format": "data.format."}.get(singular, f"{singular}.")
         return "\n".join([*lines, "", _fields(found, prefix), *found.more_help()]).rstrip()
     if kind not in RunConfig.model_fields:
         return _by_name(kind)

@@ -86,7 +86,7 @@ def follow(path: Path) -> State:
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                live.update(_screen(state, history), refresh=True)
+                live.update(screen(state, history, console.width, console.height), refresh=True)
                 if state.state != "running":
                     break
                 time.sleep(TICK)
@@ -97,13 +97,13 @@ def follow(path: Path) -> State:
     return state.state
 
 
-def _screen(state: RunState, history: History) -> RenderableType:
-    """The curve above, the latest figures below."""
+def screen(state: RunState, history: History, width: int, height: int) -> RenderableType:
+    """The curve above, the latest figures below, for a terminal of so many cells."""
     facts = f"  {state.run}: {state.method}, {state.model}, {state.data}"
     title = Text.assemble((translated(state.state), STYLES[state.state]), facts)
     losses = [(line["step"], line["loss"]) for line in history.steps if line["loss"] is not None]
     steps = max(state.steps or 0, state.step, 1)
-    drawn = curve(losses, history.evaluations, steps, min(console.width, 120), max(6, min(20, console.height - 7)))
+    drawn = curve(losses, history.evaluations, steps, min(width, 120), max(6, min(20, height - 7)))
     title.no_wrap, drawn.no_wrap = True, True
     return Group(title, drawn, *map(Text.from_markup, _figures(state, history)))
 

@@ -51,7 +51,8 @@ class BiasDelta(TunerLayer):
                 continue
             delta = self.held("delta")[name].data
             if safe_merge and not torch.isfinite(delta).all():
-                raise ValueError(f"adapter {name} holds numbers that are not finite")
+                # PEFT's words, which its users may look for
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
             if base.bias is None:
                 dtype = base.weight.dtype if base.weight.is_floating_point() else delta.dtype
                 base.register_parameter("bias", nn.Parameter(torch.zeros_like(delta, dtype=dtype), requires_grad=False))

@@ -1,1 +1,0 @@
-"""Listeners of a run: one file each, by the name it has in `train.listeners`."""
