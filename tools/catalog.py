@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from babel.messages import mofile, pofile
 from babel.messages.catalog import Catalog
@@ -41,7 +41,7 @@ CODE = re.compile(
 """What no sentence has."""
 HTML = re.compile(r'<(svg|path|g|circle|text|div|span)\b|</|\w="|\.\*cjk|sans-serif|^DejaVu|^@media|^\.chart')
 MARKUP = re.compile(r"\[/?[a-z ]*\]")
-HEADINGS = {"table", "translated", "filled", "worded", "measured", "_section", "_count"}
+HEADINGS = {"table", "translated", "filled", "worded", "measured", "_section", "_count", "label"}
 """Functions whose arguments may be one word: headings, labels, what is counted."""
 WORDS = {
     "better worse within_noise the_best": "significance",
@@ -152,10 +152,13 @@ def explained() -> Iterator[tuple[str, str]]:
 def words() -> Iterator[tuple[str, str]]:
     """(word, where) of what is shown without a sentence around it: verdicts, states, names of metrics."""
     from luthier.evaluation.metrics.base import metrics_of
+    from luthier.methods.base import Branch
 
     for together, where in WORDS.items():
         for word in together.split():
             yield word.replace("_", " "), where
+    for name in get_args(Branch):
+        yield name, "methods/base.py"
     for name in metrics_of():
         yield name.replace("_", " "), "evaluation/metrics"
 

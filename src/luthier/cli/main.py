@@ -113,7 +113,7 @@ def _report(error: Exception, debug: bool) -> int:
     if isinstance(error, USAGE_ERROR):
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         message = message.replace("Value error, ", "")  # typer's words for a value that is not a choice
-        show_error(f"{message}\n  fix: luthier --help, or luthier COMMAND --help")
+        show_error(str(InputError(message, fix="luthier --help, or luthier COMMAND --help")))
         return 2
     from luthier.core.resources import explained
 

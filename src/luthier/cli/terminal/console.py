@@ -97,10 +97,11 @@ def wrapped(text: str, width: int, *, first: str = "", indent: str = "") -> str:
 
 
 class _Translated(Table):
-    """A table whose texts are in the language of the user."""
+    """A table whose sentences are in the language of the user; a cell of one word may be a name, and stays."""
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
-        super().add_row(*(translated(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+        said = (translated(cell) if isinstance(cell, str) and " " in cell else cell for cell in cells)
+        super().add_row(*said, **options)
 
 
 def table(*columns: str, wrap: bool = True) -> Table:
@@ -110,6 +111,12 @@ def table(*columns: str, wrap: bool = True) -> Table:
         side = "right" if name.startswith(">") else "left"
         made.add_column(translated(name.removeprefix(">")), justify=side, no_wrap=not wrap)  # type: ignore[arg-type]
     return made
+
+
+def label(text: str) -> str:
+    """A word with a colon in the language of the user, and the blank behind it; a Chinese colon has none."""
+    said = translated(text)
+    return said if said.endswith("：") else f"{said} "
 
 
 def starting(command: str, words: Sequence[str] = ()) -> None:
@@ -128,7 +135,7 @@ def show_error(text: str) -> None:
     """Print a message to standard error; its fix may be copied, so it gets no line breaks."""
     sys.stdout.flush()
     what, *fixes = re.split(r"\n(?=  fix: )", redacted(text))
-    errors.say(f"[bold red]{translated('error:')}[/] {escape(translated(what, inside=True))}")
+    errors.say(f"[bold red]{label('error:')}[/]{escape(translated(what, inside=True))}")
     for fix in fixes:
         said = translated(fix.removeprefix("  fix: "), inside=True)
-        errors.print(f"  {translated('fix:')} {escape(said)}", soft_wrap=True)
+        errors.print(f"  {label('fix:')}{escape(said)}", soft_wrap=True)

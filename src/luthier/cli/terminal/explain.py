@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rich.cells import cell_len, set_cell_size
 
 from luthier.builtin import data_names
-from luthier.cli.terminal.console import wrapped
+from luthier.cli.terminal.console import label, wrapped
 from luthier.core.errors import InputError, did_you_mean
 from luthier.core.language import translated
 from luthier.core.registry import Config, Family, NameOf, word_for_none
@@ -90,8 +90,8 @@ def listing(kind: str) -> str:
 
 def _methods() -> str:
     """Return the methods as tables, one for each class of the taxonomy, then names that are presets of a method."""
-    heads = [translated(head) for head in ("method", "paper", "share", "merges", "quant.", "tasks")]
-    lines = [_cells(*heads)]
+    heads = translated("method"), translated("paper"), translated("share"), translated("merges"), translated("quant.")
+    lines = [_cells(*heads, translated("tasks"))]
     every = {name: METHODS.get(name) for name in METHODS.names()}
     for branch in get_args(Branch):
         lines += ["", translated(branch)]
@@ -149,7 +149,7 @@ def _share(share: float) -> str:
 
 
 def _yes(value: bool) -> str:
-    return translated("yes" if value else "no")
+    return translated("yes") if value else translated("no")
 
 
 def explanation(kind: str, name: str) -> str:
@@ -168,18 +168,18 @@ def explanation(kind: str, name: str) -> str:
         if issubclass(found, Method):
             encoder = found.suggested_lr_encoder or found.suggested_lr
             about = [
-                (translated("Paper:"), found.paper and f"https://arxiv.org/abs/{found.paper}"),
-                (translated("Class:"), found.family),
+                (label("Paper:"), found.paper and f"https://arxiv.org/abs/{found.paper}"),
+                (label("Class:"), found.family),
                 (
-                    translated("Trains:"),
+                    label("Trains:"),
                     found.typical_share and f"{_share(found.typical_share)} of Qwen2-0.5B with the defaults",
                 ),
-                (translated("Default learning rate:"), f"{found.suggested_lr:g}, on encoders {encoder:g}"),
-                (translated("Merges into the base:"), _yes(found.mergeable)),
-                (translated("Base in 8 or 4 bit (model.quantize):"), _yes(found.quantized_base)),
-                (translated("Encoder-decoders such as T5:"), _yes(found.encoder_decoder)),
+                (label("Default learning rate:"), f"{found.suggested_lr:g}, on encoders {encoder:g}"),
+                (label("Merges into the base:"), _yes(found.mergeable)),
+                (label("Base in 8 or 4 bit (model.quantize):"), _yes(found.quantized_base)),
+                (label("Encoder-decoders such as T5:"), _yes(found.encoder_decoder)),
             ]
-            lines += ["", *(f"{label} {translated(value)}" for label, value in about if value)]
+            lines += ["", *(f"{what}{translated(value)}" for what, value in about if value)]
         prefix = {"evaluation": "", "export": "", "tracker": "", "format": "data.format."}.get(singular, f"{singular}.")
         return "\n".join([*lines, "", _fields(found, prefix), *found.more_help()]).rstrip()
     if kind not in RunConfig.model_fields:

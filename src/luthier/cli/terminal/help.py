@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from luthier.cli.terminal.console import wrapped
+from luthier.cli.terminal.console import label, wrapped
 from luthier.core.language import translated
 
 WIDEST, NAMES = 100, 28
@@ -84,7 +84,7 @@ def _examples(lines: list[str]) -> Iterator[str]:
 
 
 def _usage(*words: str) -> str:
-    lead = f"{translated('Usage:')} "
+    lead = label("Usage:")
     return wrapped(" ".join(words), _width(), first=lead, indent=" " * 4)
 
 
@@ -121,9 +121,7 @@ def _about(parameter: Any) -> str:
     default = parameter.default
     if parameter.param_type_name == "option" and default not in (None, False, "") and not callable(default):
         said.append(
-            f"[{translated('default:')} {default:g}]"
-            if isinstance(default, float)
-            else f"[{translated('default:')} {default}]"
+            f"[{label('default:')}{default:g}]" if isinstance(default, float) else f"[{label('default:')}{default}]"
         )
     if getattr(parameter, "show_envvar", False) and parameter.envvar:
         said.append(f"[${parameter.envvar}]")

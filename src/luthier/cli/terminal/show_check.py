@@ -90,9 +90,9 @@ def show_plan(found: Mapping[str, Any]) -> None:
     console.print(escape(title))
     parts = table("memory", ">")
     for part, size in plan["parts"].items():
-        parts.add_row(part, gigabytes(size))
+        parts.add_row(translated(part), gigabytes(size))
     parts.add_section()
-    parts.add_row("peak", gigabytes(plan["bytes"]))
+    parts.add_row(translated("peak"), gigabytes(plan["bytes"]))
     console.print(parts)
     packing = f"packing {'on' if found['pack'] else 'off'}"
     checkpointing = f"{'' if found['train']['gradient_checkpointing'] else 'no '}gradient checkpointing"
