@@ -120,4 +120,4 @@ class Notebook(Progress):
         parts += [show.soft(said) for said in dict.fromkeys((self.count, self.trained)) if said]
         if self.evaluations:
             parts.append(show.html_table((">step", ">training loss", ">held-out loss"), self.evaluations))
-        return Markup("").join([*parts, show.curve(self.lines), *self.notes[-NOTES:]])
+        return Markup("").join([*parts, show.loss_svg(self.lines), *self.notes[-NOTES:]])

@@ -212,12 +212,12 @@ class Run:
 
     def _repr_html_(self) -> str:
         if not self.finished:
-            return show.head(f"{self.path}") + show.soft("not finished") + show.curve(self.history)
+            return show.head(f"{self.path}") + show.soft("not finished") + show.loss_svg(self.history)
         result = self.result
         trained = f"{result['method']} on {result['model']}, {result['steps']} steps in"
         what = f"{trained} {duration(result['train_seconds'])}, {result['trainable']:,} parameters trained"
-        page = show.soft(f"report: {self.report}")
-        return show.head(f"{self.path}") + show.soft(what) + self.scores._repr_html_() + show.curve(self.history) + page
+        above = show.head(f"{self.path}") + show.soft(what) + self.scores._repr_html_()
+        return above + show.loss_svg(self.history) + show.soft(f"report: {self.report}")
 
 
 def _open(path: str, allow_code: bool) -> Any:

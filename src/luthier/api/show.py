@@ -69,7 +69,7 @@ def bar(share: float) -> Markup:
     return Markup(f'<div style="{BAR.format(100 * min(1.0, max(0.0, share)))}"></div>')
 
 
-def curve(history: Sequence[Mapping[str, Any]]) -> Markup:
+def loss_svg(history: Sequence[Mapping[str, Any]]) -> Markup:
     """The loss of the lines of metrics.jsonl as inline SVG; nothing before the second step."""
     if sum("loss" in line for line in history) < 2:
         return Markup()
