@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from luthier.cli.terminal import show_runs
-from luthier.cli.terminal.curve import curve
+from luthier.cli.terminal.curve import dotted
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 from luthier.runs.state import History, find_runs, state_of
@@ -89,7 +89,7 @@ def test_history_reads_what_is_new_and_a_file_that_was_rewound(tmp_path: Path) -
 def test_the_list_fits_80_columns_and_json_has_every_fact(tmp_path: Path) -> None:
     made_run(tmp_path / "runs" / "first", 10, finished=True)
     made_run(tmp_path / "runs" / "second", 4, saved=4)
-    shown = luthier("runs", cwd=tmp_path, env={"COLUMNS": "80"}).stdout
+    shown = luthier("runs", cwd=tmp_path, env={"COLUMNS": "80", "PYTHONUTF8": "1"}).stdout
     assert max(map(len, shown.splitlines())) <= 80
     rows = {words[0]: words for words in map(str.split, shown.splitlines()) if words}
     assert "finished" in rows["first"] and "stopped" in rows["second"] and "→ 70.0 %" in shown and "4/10" in shown
@@ -140,7 +140,7 @@ def test_the_screen_has_curve_figures_and_the_time_left(tmp_path: Path, monkeypa
 
 def test_the_curve_falls_from_the_first_loss_to_the_last() -> None:
     losses = [(step, 100.0 / step) for step in range(1, 101)]
-    lines = curve(losses, [(50, 10.0)], 100, 48, 11).plain.splitlines()
+    lines = dotted(losses, [(50, 10.0)], 100, 48, 11).plain.splitlines()
     assert len(lines) == 11 and {len(each) for each in lines} <= {48}
     assert lines[0].startswith("   100 │") and lines[9].startswith("     1 │") and lines[10].endswith("100")
     cells = [[place for place, sign in enumerate(each[8:]) if 0x2800 < ord(sign) < 0x2900] for each in lines[:10]]
@@ -153,4 +153,4 @@ def test_the_curve_falls_from_the_first_loss_to_the_last() -> None:
     [([], []), ([(1, 2.0)], []), ([(1, 0.0), (2, -1.0)], []), ([], [(3, 1.0)]), ([(1, 5.0), (2, 5.0)], [])],
 )
 def test_a_curve_of_few_or_odd_values_is_drawn(losses: list[Any], held_out: list[Any]) -> None:
-    assert len(curve(losses, held_out, 10, 40, 8).plain.split("\n")) == 8
+    assert len(dotted(losses, held_out, 10, 40, 8).plain.split("\n")) == 8
