@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from luthier.cli.terminal import show_runs
-from luthier.cli.terminal.curve import dotted
+from luthier.cli.terminal.curve import braille_curve
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 from luthier.runs.state import History, find_runs, state_of
@@ -140,7 +140,7 @@ def test_the_screen_has_curve_figures_and_the_time_left(tmp_path: Path, monkeypa
 
 def test_the_curve_falls_from_the_first_loss_to_the_last() -> None:
     losses = [(step, 100.0 / step) for step in range(1, 101)]
-    lines = dotted(losses, [(50, 10.0)], 100, 48, 11).plain.splitlines()
+    lines = braille_curve(losses, [(50, 10.0)], 100, 48, 11).plain.splitlines()
     assert len(lines) == 11 and {len(each) for each in lines} <= {48}
     assert lines[0].startswith("   100 │") and lines[9].startswith("     1 │") and lines[10].endswith("100")
     cells = [[place for place, sign in enumerate(each[8:]) if 0x2800 < ord(sign) < 0x2900] for each in lines[:10]]
@@ -153,4 +153,4 @@ def test_the_curve_falls_from_the_first_loss_to_the_last() -> None:
     [([], []), ([(1, 2.0)], []), ([(1, 0.0), (2, -1.0)], []), ([], [(3, 1.0)]), ([(1, 5.0), (2, 5.0)], [])],
 )
 def test_a_curve_of_few_or_odd_values_is_drawn(losses: list[Any], held_out: list[Any]) -> None:
-    assert len(dotted(losses, held_out, 10, 40, 8).plain.split("\n")) == 8
+    assert len(braille_curve(losses, held_out, 10, 40, 8).plain.split("\n")) == 8

@@ -61,8 +61,10 @@ def test_a_message_stands_on_a_page_in_every_language(monkeypatch: pytest.Monkey
 
 
 def test_a_place_is_short() -> None:
-    assert page.place("/home/alice/data/heldout.jsonl: line 64") == "heldout.jsonl: line 64"
-    assert page.place(r"C:\data\a.csv: line 2: text") == "a.csv: line 2: text" and page.place("imdb") == "imdb"
+    assert page.short_place("/home/alice/data/heldout.jsonl: line 64") == "heldout.jsonl: line 64"
+    assert (
+        page.short_place(r"C:\data\a.csv: line 2: text") == "a.csv: line 2: text" and page.short_place("imdb") == "imdb"
+    )
 
 
 def test_only_the_script_of_luthier_may_run() -> None:

@@ -32,7 +32,7 @@ def _pages(name: str) -> Environment:
     """Where one page is made; compiling its template takes longer than filling it in."""
     loader = PackageLoader("luthier.reports", ".")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {"public": public, "place": place, "both": both, "show": show, "count": lambda n: f"{n:,}"}
+    pages.filters |= {"public": public, "place": short_place, "both": both, "show": show, "count": lambda n: f"{n:,}"}
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     pages.globals |= {"_": _both, "script": Markup(script), "script_hash": digest, "controls": controls}
@@ -76,7 +76,7 @@ def spans(text: Mapping[str, str]) -> InBoth:
     return made
 
 
-def place(where: str) -> str:
+def short_place(where: str) -> str:
     """Where a row is from, short enough for a table: the name of the file without its folders."""
     file, colon, row = where.partition(": ")
     return re.split(r"[/\\]", file)[-1] + colon + row

@@ -12,7 +12,7 @@ AXIS = 8
 HELD_OUT = "◆"
 
 
-def dotted(
+def braille_curve(
     losses: Sequence[tuple[int, float]], held_out: Sequence[tuple[int, float]], steps: int, width: int, height: int
 ) -> Text:
     """The losses of (step, loss), and those on held-out rows as diamonds, from step 0 to `steps`.

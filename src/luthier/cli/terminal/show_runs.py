@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from luthier.cli.terminal.console import console, safe, table
-from luthier.cli.terminal.curve import dotted
+from luthier.cli.terminal.curve import braille_curve
 from luthier.cli.terminal.progress import Terminal
 from luthier.core.language import translated
 from luthier.core.shell import shell_line
@@ -103,7 +103,7 @@ def screen(state: RunState, history: History, width: int, height: int) -> Render
     title = Text.assemble((translated(state.state), STYLES[state.state]), facts)
     losses = [(line["step"], line["loss"]) for line in history.steps if line["loss"] is not None]
     steps = max(state.steps or 0, state.step, 1)
-    drawn = dotted(losses, history.evaluations, steps, min(width, 120), max(6, min(20, height - 7)))
+    drawn = braille_curve(losses, history.evaluations, steps, min(width, 120), max(6, min(20, height - 7)))
     title.no_wrap, drawn.no_wrap = True, True
     return Group(title, drawn, *map(Text.from_markup, _figures(state, history)))
 
