@@ -52,8 +52,8 @@ def unmarked(text: str) -> list[str]:
     ]
 
 
-HELP = ["demo", "init", "check", "plan", "choose", "train", "runs", "watch", "compare", "evaluate", "export", "serve"]
-HELP += ["chat", "list", "explain", "cache"]
+HELP = ["demo", "init", "check", "plan", "choose", "train", "runs", "watch", "track", "compare", "evaluate", "export"]
+HELP += ["serve", "chat", "list", "explain", "cache"]
 
 
 @pytest.mark.parametrize("command", ["", *HELP])
@@ -175,7 +175,7 @@ def test_the_language_is_chosen_anywhere_on_the_command_line(
     forget()
     for words in (["--lang", "zh", "train", "a.yaml"], ["train", "a.yaml", "--lang=zh"]):
         code, _, err = main(words, capsys)
-        assert code == 2 and err == "错误： a.yaml：没有这个配方\n  解决： 给出一个 YAML 文件，或 key.path=value 设置\n"
+        assert code == 2 and err == "错误：a.yaml：没有这个配方\n  解决：给出一个 YAML 文件，或 key.path=value 设置\n"
     assert "训练一次运行。" in main(["train", "--help"], capsys)[1]
     forget()
 

@@ -36,8 +36,8 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-ORDER = ["demo", "init", "check", "plan", "choose", "train", "runs", "watch", "compare", "evaluate", "export", "serve"]
-ORDER += ["chat", "track", "list", "explain", "cache"]
+ORDER = ["demo", "init", "check", "plan", "choose", "train", "runs", "watch", "track", "compare", "evaluate", "export"]
+ORDER += ["serve", "chat", "list", "explain", "cache"]
 """In which the help shows the commands; those of other packages follow."""
 
 

@@ -108,7 +108,9 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert code == 0 and "1. lora" in lines and "what this does not know" in lines and "excluded" in lines
     row = next(line for line in lines if line.startswith("  1 "))
     assert re.search(r"lora .*yes +\d+ MB +[\d.]+ [MGT]FLOP +0\.\d+ MB +0\.\d+ MB +yes +assistant 5\.442 ± 0\.012", row)
-    assert any("[benchmarks/methods/results.jsonl: python -m benchmarks.methods.run reviews]" in line for line in lines)
+    source = "benchmarks/methods/results.jsonl: python -m benchmarks.methods.run reviews"
+    (number,) = [line.split()[0] for line in lines[lines.index("sources") :] if line.endswith(f" {source}")]
+    assert sum(line.endswith(f" {number}") for line in lines) >= 1 and sum(source in line for line in lines) == 1
     assert "  luthier train train.epochs=1 --model base --data YOUR_FILE.jsonl --method lora" in lines
     code, lines = output("--model", "builtin", "--memory", "1MB")
     assert code == 2 and any("nothing fits: the least is" in line for line in lines), lines
