@@ -6,6 +6,7 @@ Writes docs/images/report.png and docs/images/report.zh.png.
 """
 
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,8 @@ def terminal(run: Path) -> str:
     history = History(RunFolder.existing(run))
     shown = Console(record=True, width=78, height=26, file=io.StringIO(), force_terminal=True)
     shown.print(screen(state_of(run, history), history, shown.width, shown.height))
-    return shown.export_svg(title=shell_line("luthier", "watch", run), theme=MONOKAI)
+    drawn = shown.export_svg(title=shell_line("luthier", "watch", run), theme=MONOKAI)
+    return re.sub(r' textLength="[^"]*"', "", drawn)  # which would squeeze Chinese into the width of as many letters
 
 
 def picture(run: Path, name: str, target: Path) -> None:

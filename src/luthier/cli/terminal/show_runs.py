@@ -12,7 +12,7 @@ from rich.text import Text
 from luthier.cli.terminal.console import console, safe, table
 from luthier.cli.terminal.curve import braille_curve
 from luthier.cli.terminal.progress import Terminal
-from luthier.core.language import translated
+from luthier.core.language import filled, translated
 from luthier.core.shell import shell_line
 from luthier.core.units import clock, duration
 from luthier.reports.run_report import figure
@@ -121,11 +121,11 @@ def _figures(state: RunState, history: History) -> list[str]:
     if found := history.evaluations:
         best = min(found, key=lambda each: each[1])
         lines.append(translated(f"held-out loss {found[-1][1]:.4f}, best {best[1]:.4f} at step {best[0]}"))
-    times = f"elapsed {clock(state.seconds)}"
+    times = filled("elapsed {0}", clock(state.seconds))
     if state.state == "running" and state.steps:
         each = [line["seconds"] for line in history.steps[-LAST:]]
-        times += f", left {clock(sum(each) / len(each) * (state.steps - state.step))}"
-    return [f"  {escape(line)}" for line in [*lines, translated(times)]]
+        times += filled(", left {0}", clock(sum(each) / len(each) * (state.steps - state.step)))
+    return [f"  {escape(line)}" for line in [*lines, times]]
 
 
 def _lines(path: Path, state: RunState, history: History) -> RunState:
