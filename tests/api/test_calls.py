@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +212,8 @@ print(found._repr_html_().count("<tr>"), found.report)
 def test_ctrl_c_ends_a_comparison_with_its_processes(settings: dict[str, Any], tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "reviews.jsonl", review_rows(60))
     code = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 import luthier
 train = dict(steps=100_000, batch_size=4, save_every=10)
 settings = dict(model={str(settings["model"])!r}, data={str(rows)!r}, train=train, evaluate=dict(forgetting=False))
@@ -221,12 +225,17 @@ luthier.compare(**settings, methods=["lora"], run={str(tmp_path / "compare")!r},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     ) as process:
-        deadline = time.monotonic() + 120
-        while not list(run.glob("checkpoints/step-*")) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        try:
+            deadline = time.monotonic() + 120
+            while not list(run.glob("checkpoints/step-*")) and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0 and "KeyboardInterrupt" in said
     assert not luthier.load(run).finished and len(luthier.load(run).history) >= 10
     with lock(run, Busy("held by a process that is left")):
