@@ -9,11 +9,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from luthier.core import language
 from tests import processes
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -185,6 +187,13 @@ def review_file(tmp_path: Path) -> Path:
 
 READ_WHEN_IMPORTED = ("HF_", "OMP_", "MKL_", "PYTHON", "MPL", "TRANSFORMERS_", "CUDA_")
 """Starts of variables that libraries look at while they are imported."""
+
+
+def use_catalog(monkeypatch: pytest.MonkeyPatch, known: dict[str, str]) -> None:
+    """Let the catalog of translations be `known` until the test ends."""
+    monkeypatch.setattr(language, "_catalog", lambda: known)
+    for name in ("_patterns", "_fragments"):  # what was found in another catalog is forgotten
+        monkeypatch.setattr(language, name, cache(getattr(language, name).__wrapped__))
 
 
 def luthier(

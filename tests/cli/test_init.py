@@ -9,7 +9,7 @@ import pytest
 from luthier.cli.terminal import recipe_writer
 from luthier.core import language
 from luthier.recipe.config import RunConfig
-from tests.conftest import luthier, review_rows, write_jsonl
+from tests.conftest import luthier, review_rows, use_catalog, write_jsonl
 
 NOTHING = dict.fromkeys(("data", "model", "method", "task", "run"))
 
@@ -68,7 +68,7 @@ def test_questions_have_defaults_from_the_folder(tmp_path: Path, monkeypatch: py
 
 
 def test_comments_of_the_recipe_are_in_the_language_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "_catalog", lambda: {"what to learn; luthier list tasks": "学什么"})
+    use_catalog(monkeypatch, {"what to learn; luthier list tasks": "学什么"})
     monkeypatch.setattr(language, "_chosen", ["zh"])
     words = {"data": "a b.jsonl", "model": "builtin", "method": "lora", "task": "auto", "run": "r"}
     text = recipe_writer.recipe_text(words, None)

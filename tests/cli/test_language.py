@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from tools import catalog
 from luthier.cli.terminal.console import breaks, wrapped
 from luthier.core import language
 from tests.cli.test_cli import main
-from tests.conftest import alpaca_rows, luthier, review_rows, write_jsonl
+from tests.conftest import alpaca_rows, luthier, review_rows, use_catalog, write_jsonl
 
 QUICK = ["train.steps=2", "evaluate.generate=0", "method.rank=2"]
 NO_PROSE = re.compile(
@@ -24,21 +24,13 @@ NO_PROSE = re.compile(
 
 
 @pytest.fixture
-def every_sentence(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def every_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A catalog that has every message of the source, for the language that marks what it knows."""
     known = {str(message.id): str(message.id) for message in catalog.extract() if message.id}
-    monkeypatch.setattr(language, "_catalog", lambda: known)
+    use_catalog(monkeypatch, known)
     monkeypatch.setattr(language, "_chosen", [])
     monkeypatch.setenv("LUTHIER_LANG", language.PSEUDO)
     monkeypatch.setenv("COLUMNS", "1000")
-    forget()
-    yield
-    forget()
-
-
-def forget() -> None:
-    for cached in (language._patterns, language._fragments):
-        cached.cache_clear()
 
 
 def unmarked(text: str) -> list[str]:
@@ -170,14 +162,12 @@ CHINESE = {
 def test_the_language_is_chosen_anywhere_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(language, "_catalog", lambda: CHINESE)
+    use_catalog(monkeypatch, CHINESE)
     monkeypatch.setattr(language, "_chosen", [])
-    forget()
     for words in (["--lang", "zh", "train", "a.yaml"], ["train", "a.yaml", "--lang=zh"]):
         code, _, err = main(words, capsys)
         assert code == 2 and err == "错误：a.yaml：没有这个配方\n  解决：给出一个 YAML 文件，或 key.path=value 设置\n"
     assert "训练一次运行。" in main(["train", "--help"], capsys)[1]
-    forget()
 
 
 def test_an_unknown_language_is_an_error() -> None:

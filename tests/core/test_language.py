@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from luthier.core import language
+from tests.conftest import use_catalog
 
 CATALOG = {
     "reading data": "正在读取数据",
@@ -24,14 +23,9 @@ CATALOG = {
 
 
 @pytest.fixture(autouse=True)
-def catalog(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(language, "_catalog", lambda: CATALOG)
+def catalog(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_catalog(monkeypatch, CATALOG)
     monkeypatch.setattr(language, "_chosen", [])
-    for cached in (language._patterns, language._fragments):
-        cached.cache_clear()
-    yield
-    for cached in (language._patterns, language._fragments):
-        cached.cache_clear()
 
 
 @pytest.mark.parametrize(

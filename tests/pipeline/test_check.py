@@ -117,7 +117,7 @@ def test_the_page_loads_nothing_and_escapes_the_data(tmp_path: Path, hostile: Pa
         assert f"{hostile.name}: line {line}" in page.text
     assert str(hostile) not in text, "a page that is passed on names no folder of the user's"
     for heading in ("Findings", "What is learned", "Rows", "Refused rows", "Lengths in tokens", "Scripts"):
-        assert re.search(f"<h2[^>]*>{heading}", text), heading
+        assert re.search(f'<h2[^>]*><span lang="en">{heading}<', text), heading
 
 
 def test_the_colours_of_the_page_are_the_loss_mask(tmp_path: Path, model_folder: Callable[..., Path]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from luthier.reports import chart
 from luthier.reports.chart import COLORS, Axis, Canvas, Point, curves_chart, loss_chart, png, same, scatter_chart
+from tests.conftest import use_catalog
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = "<script>alert('x')</script> & \"quotes\""
@@ -115,7 +116,7 @@ def test_hostile_names_stay_text() -> None:
 
 
 def test_both_languages_are_in_a_chart_for_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.core.language._catalog", lambda: {"held out": "留出集", "base {0}": "基座 {0}"})
+    use_catalog(monkeypatch, {"held out": "留出集", "base {0}": "基座 {0}"})
     texts = {
         (text.attrib.get("lang") or group.attrib.get("lang"), text.text)
         for group in read(loss_chart(HISTORY, base=7.0, languages=("en", "zh"))).iter(f"{SVG}g")

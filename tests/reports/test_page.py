@@ -14,6 +14,7 @@ import pytest
 
 from luthier.core import language
 from luthier.reports import compare_report, page
+from tests.conftest import use_catalog
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MESSAGE = "{0} of {1} rows are refused"
@@ -47,7 +48,7 @@ def body(**changes: object) -> dict[str, object]:
 
 
 def test_a_message_stands_on_a_page_in_every_language(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language, "_catalog", lambda: {MESSAGE: "{1} 行中拒绝了 {0} 行"})
+    use_catalog(monkeypatch, {MESSAGE: "{1} 行中拒绝了 {0} 行"})
     made = page._both(MESSAGE, NASTY, 5)
     safe = "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;"
     english, chinese = f"{safe} of 5 rows are refused", f"5 行中拒绝了 {safe} 行"

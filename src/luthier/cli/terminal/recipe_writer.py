@@ -1,6 +1,5 @@
 """`luthier init`: the questions, with defaults from what lies in the folder, and the recipe with its comments."""
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from luthier.cli.terminal.progress import Terminal
 from luthier.core.errors import InputError
 from luthier.core.language import translated
 from luthier.core.shell import setting, shell_line
+from luthier.core.strict_json import to_json
 from luthier.core.strict_yaml import parse_value
 from luthier.data.detect import Opened, open_set, task_for
 from luthier.data.read import file_type_of
@@ -131,4 +131,4 @@ def _model_here() -> str:
 def _yaml(value: object) -> str:
     """A value as YAML has it."""
     plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) and parse_value(value) == value
-    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+    return str(value) if plain else to_json(value, ensure_ascii=False)
