@@ -28,7 +28,7 @@ class Interval:
         return cls(*(nan if numbers[key] is None else numbers[key] for key in ("value", "low", "high")))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MetricScore:
     """One metric of the tuned model, and of its base where that was measured. Shares are from 0 to 1."""
 
@@ -46,6 +46,11 @@ class MetricScore:
 
     def __float__(self) -> float:
         return self.value
+
+    def __repr__(self) -> str:
+        return (
+            f"MetricScore({_words(self)}, 95 % CI {figure(self.metric, self.low)} to {figure(self.metric, self.high)})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The same as a plain dict."""
@@ -87,6 +92,8 @@ class Scores(Mapping[str, MetricScore]):
         return dict(self._body)
 
     def __getitem__(self, metric: str) -> MetricScore:
+        if metric not in self._scores:
+            raise KeyError(f"no score {metric!r}; there are: {', '.join(self._scores) or 'none'}")
         return self._scores[metric]
 
     def __iter__(self) -> Iterator[str]:
