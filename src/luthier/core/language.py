@@ -21,6 +21,8 @@ PLACE = re.compile(r"(?<!\{)\{\d+\}(?!\})")
 LEAST, FEW = 4, 10
 """Letters that the fixed parts of a message must have. With few, its values must be numbers or names, without blanks:
 else it would fit what it does not mean."""
+MOST = 12
+"""Separators of a text where it is tried to be one message and an addition; a longer text is a list."""
 INSIDE = 8
 """The same for a message that is looked for inside a longer text."""
 SEPARATORS = re.compile(r"\n[ -]*|; |: |, ")
@@ -132,27 +134,31 @@ def _told(message: str, values: Sequence[str], into: str) -> str:
 
 def _in_parts(text: str, into: str, inside: bool) -> str:
     """Translate what is known of a longer message: its longest end, its longest beginning, or what it consists of."""
+
+    def rest(part: str) -> str:
+        return translated(part, into, inside=inside) if _may_be_one(part) else part
+
     cuts = list(SEPARATORS.finditer(text))
-    for cut in cuts:
+    for cut in cuts[:MOST]:
         head, tail = text[: cut.start()], text[cut.end() :]
         if added := _whole(cut[0] + tail, into):  # what is added to a sentence may begin with its separator
-            return translated(head, into, inside=inside) + added
-        if _may_be_one(tail, cut[0]) and (known := _whole(tail, into)):
-            return translated(head, into, inside=inside) + _between(cut[0], into) + known
-    for cut in reversed(cuts):
-        if _may_be_one(text[: cut.start()], cut[0]) and (known := _whole(text[: cut.start()], into)):
-            return known + _between(cut[0], into) + translated(text[cut.end() :], into, inside=inside)
+            return rest(head) + added
+        if _may_be_one(tail) and (known := _whole(tail, into)):
+            return rest(head) + _between(cut[0], into) + known
+    for cut in reversed(cuts[:MOST]):
+        if _may_be_one(text[: cut.start()]) and (known := _whole(text[: cut.start()], into)):
+            return known + _between(cut[0], into) + rest(text[cut.end() :])
     if not cuts:
         return _around(text, into) if inside else text
     cut = min(cuts, key=lambda each: ("\n;:,".index(each[0][0]), each.start()))
-    parts = [text[: cut.start()], text[cut.end() :]]
-    shown = [translated(part, into, inside=inside) for part in parts]
+    parts = text.split(cut[0])
+    shown = [rest(part) for part in parts]
     return (cut[0] if shown == parts else _between(cut[0], into)).join(shown)
 
 
-def _may_be_one(part: str, separator: str) -> bool:
-    """Whether a part of a text may be a message: a word between commas is one of a list, of names or of the user's."""
-    return separator != ", " or " " in part
+def _may_be_one(part: str) -> bool:
+    """Whether a part of a text may be a message: a word is a key, or one of a list of names or of the user's."""
+    return " " in part.strip()
 
 
 def _between(separator: str, into: str) -> str:

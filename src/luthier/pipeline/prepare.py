@@ -140,7 +140,7 @@ def tokenize(
     from luthier.rendering.chat_template import Template
 
     source = locate(config.model)
-    progress.stage(f"loading {config.model.path}")
+    progress.stage(f"loading the base {config.model.path}")
     if folder is not None and Path(source).is_dir():  # a hub's copy may be an older one until the model is loaded
         folder.refuse_another_base(config.model, source)
     template = Template(load_tokenizer(config.model, source))

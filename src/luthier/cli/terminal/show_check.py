@@ -99,10 +99,10 @@ def show_plan(found: Mapping[str, Any]) -> None:
     console.print(f"  {packing}, {checkpointing}; about [bold]{duration(plan['seconds'])}[/] of training")
     verdict = "[green]it fits[/]" if found["fits"] else "[bold red]it does not fit[/]"
     room = found["room"]
-    console.print(f"  {verdict}: {gigabytes(room['free'])} of {gigabytes(room['total'])} are free")
+    console.print(f"  {verdict}: {gigabytes(room['free'])} of {gigabytes(room['total'])} of memory are free")
     if found["alternatives"]:
         others = table("alternative", ">memory", ">training", "")
         for other in found["alternatives"]:
-            fits = "fits" if other["fits"] else "does not fit"
+            fits = translated("fits" if other["fits"] else "does not fit")
             others.add_row(other["change"], gigabytes(other["bytes"]), duration(other["seconds"]), fits)
         console.print(others)

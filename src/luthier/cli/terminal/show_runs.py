@@ -156,7 +156,7 @@ def _end(state: RunState) -> None:
     """How the run ended, and what to type next."""
     run, resume = safe(state.run), shell_line("luthier", "train", Path(state.run) / "recipe.yaml")
     if state.state == "finished":
-        console.print(f"  [green]finished[/]: {_score(state)}")
+        console.say(f"  [green]{translated(state.state)}[/]: {_score(state)}")
         console.print(f"  report: [bold]{run}/report.html[/]")
     elif state.state == "stopped":
         console.print(f"  [yellow]stopped at step {state.step}; everything is saved. Resume it:[/]")

@@ -56,7 +56,7 @@ def open_models(sources: Sequence[ModelSource], progress: Progress, *, dtype: st
         if adapters := [source for source in sources if source.load is not None]:
             served += _over_one_base(adapters, progress, dtype)
         for source in (each for each in sources if each.load is None):
-            progress.stage(f"loading {source.path}")
+            progress.stage(f"loading the model {source.path}")
             model = _load(source, dtype)
             served.append(_serve(source, model, _own_ways(model, PrefixState())))
     return served
