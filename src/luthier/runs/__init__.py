@@ -1,0 +1,1 @@
+"""The run folder: its files, their hashes, and where a run comes from."""
