@@ -18,7 +18,6 @@ from luthier.pipeline import track as module
 from luthier.pipeline.prepare import on_this_machine
 from luthier.pipeline.track import (
     Follower,
-    MetricsReader,
     Notes,
     flat,
     followed,
@@ -29,6 +28,7 @@ from luthier.pipeline.track import (
 )
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
+from luthier.runs.state import MetricsReader
 from luthier.tracking.base import START, Position, State, TrackedRun, Tracker
 
 

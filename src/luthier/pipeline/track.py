@@ -23,6 +23,7 @@ from luthier.core.events import SILENT, Guarded, Listeners, Progress
 from luthier.core.shell import public, redacted, shell_line
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
+from luthier.runs.state import MetricsReader
 from luthier.tracking.base import HELD_OUT, LEARNING_RATE, START, Position, State, TrackedRun, Tracker
 
 EVERY = 2.0
@@ -78,36 +79,6 @@ class Notes:
 
     def _fix(self) -> str:
         return f"{shell_line('rm', self.path)}; the trackers then begin a second run, beside what they have of this one"
-
-
-class MetricsReader:
-    """The lines of metrics.jsonl as they are added; from the first one again where the file was replaced."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.at, self.file = path, 0, 0
-
-    def new(self) -> list[dict[str, Any]]:
-        """The whole lines that were not returned yet. A line that is still being written is left for later."""
-        try:
-            with self.path.open("rb") as file:
-                now = self.path.stat()
-                if now.st_ino != self.file or now.st_size < self.at:
-                    self.at, self.file = 0, now.st_ino
-                file.seek(self.at)
-                text = file.read()
-        except FileNotFoundError:
-            return []
-        whole = text[: text.rfind(b"\n") + 1]
-        self.at += len(whole)
-        return [line for line in map(_parsed, whole.splitlines()) if line]
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError:  # cut by a kill: the trainer reports it
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else {}
 
 
 def place(line: Mapping[str, Any]) -> Position:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,29 +53,43 @@ class RunState:
         return asdict(self)
 
 
-@dataclass(slots=True)
+class MetricsReader:
+    """The lines of metrics.jsonl as they are added; from the first one again where the file was replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.at, self.file = path, 0, 0
+        self.replaced = False
+        """Whether what was returned last begins at the first line of another file."""
+
+    def new(self) -> list[dict[str, Any]]:
+        """The whole lines that were not returned yet. A line that is still being written is left for later."""
+        self.replaced = False
+        try:
+            with self.path.open("rb") as file:
+                now = self.path.stat()
+                if now.st_ino != self.file or now.st_size < self.at:  # a resumed run writes another file
+                    self.at, self.file, self.replaced = 0, now.st_ino, True
+                file.seek(self.at)
+                text = file.read()
+        except FileNotFoundError:
+            return []
+        whole = text[: text.rfind(b"\n") + 1]
+        self.at += len(whole)
+        return RunFolder.records(whole.decode("utf-8", errors="replace"))
+
+
 class History:
     """The lines of metrics.jsonl of a run that may still write them: `update` reads what is new."""
 
-    folder: RunFolder
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    read: tuple[int, int] = (0, 0)
-    """Number of the file and bytes of it that were read: a resumed run writes another file."""
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder, self.reader = folder, MetricsReader(folder.metrics)
+        self.lines: list[dict[str, Any]] = []
 
     def update(self) -> list[dict[str, Any]]:
         """Lines that were not there before; all of them where the file is another one now."""
-        try:
-            found = self.folder.metrics.stat()
-        except OSError:
-            return []
-        if self.read != (found.st_ino, min(self.read[1], found.st_size)):
-            self.lines, self.read = [], (found.st_ino, 0)
-        with self.folder.metrics.open("rb") as file:
-            file.seek(self.read[1])
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        new = RunFolder.records(whole.decode("utf-8", errors="replace"))
-        self.read = (found.st_ino, self.read[1] + len(whole))
+        new = self.reader.new()
+        if self.reader.replaced:
+            self.lines = []
         self.lines += new
         return new
 
