@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from luthier.core.errors import InputError
 from luthier.core.files import MANIFEST
-from luthier.kernels.apply import patched
 from luthier.pipeline.prepare import Loaded
 from luthier.pipeline.train import save_weights
 from luthier.rendering.row import Row
@@ -30,7 +29,7 @@ class PreparedRun:
         self._gradient: Gradient | None = None
         self._stack = ExitStack()
         before = random_state()
-        self._stack.enter_context(patched(trainer.raw, trainer.pack is not None, trainer.config.compile))
+        self._stack.enter_context(trainer.tuned.patched())
         put_back(before)  # a trial of a layer may draw
 
     @property
@@ -46,7 +45,7 @@ class PreparedRun:
     @property
     def optimizer(self) -> "Optimizer":
         """Over the parameters that train. A learning rate that is set here holds until the schedule's next step."""
-        return self._trainer.optimizer  # type: ignore[no-any-return]
+        return self._trainer.optimizer
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -91,7 +90,9 @@ class PreparedRun:
             raise InputError("gradient: there are no rows", fix="give those of batches(), or rows[:8]")
         trainer = self._trainer
         trainer.method.before_step(trainer.raw, self.step + 1, trainer.settings.seed)
-        self._gradient = trainer.loop.gradient(trainer.collated(trainer.cut(rows)))
+        self._gradient = trainer.loop.gradient(
+            trainer.cutter.collated(trainer.cutter.cut(rows, trainer.state["halvings"]))
+        )
         return self._gradient
 
     def take(self) -> bool:

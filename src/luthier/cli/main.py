@@ -1,8 +1,10 @@
 """The command line: finds the commands, runs one, and turns errors into a message and an exit code."""
 
 import importlib
+import os
 import pkgutil
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ from luthier.cli.terminal.help import Command, Group
 from luthier.core import language
 from luthier.core.entry_points import installed
 from luthier.core.errors import InputError, LuthierError
+from luthier.core.ranks import Followed, started
 from luthier.core.quiet import set_environment
 from luthier.core.version import __version__
 
@@ -66,6 +69,10 @@ for name in [*ORDER, *sorted(found.keys() - {*ORDER})]:
 
 def main() -> None:
     """Run the command line: errors become one message and an exit code; --debug shows the traceback."""
+    if started():
+        os.setpgrp()  # ctrl-C goes to the launcher, which passes it on; twice would mean: at once
+        if os.environ["RANK"] != "0":
+            sys.stdout = Path(os.devnull).open("w")  # rank 0 speaks for all
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
@@ -117,6 +124,8 @@ def _report(error: Exception, debug: bool) -> int:
         return 2
     from luthier.core.resources import explained
 
+    if isinstance(error, Followed):
+        return error.exit_code
     known = error if isinstance(error, LuthierError) else explained(error)
     if known is not None:
         show_error(str(known))

@@ -18,6 +18,8 @@ EXIT_CODES = {signal.SIGINT: 75, signal.SIGTERM: 143}
 """What a process returns after which signal: 128 + its number, and for ctrl-C the code for `try again`."""
 if hasattr(signal, "SIGUSR1"):  # not on Windows
     EXIT_CODES[signal.SIGUSR1] = 138
+NOTED = EXIT_CODES[signal.SIGTERM]
+"""The same where another process of the run was asked to stop."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -30,8 +30,6 @@ def applies(context: EvalContext) -> str:
 
 def measure_probe(context: EvalContext) -> list[Record]:
     """{category, bits, bytes} of each text."""
-    import torch
-
     tokenizer = context.template.tokenizer
     opening = list(tokenizer("")["input_ids"])
     if opening and opening[-1] == tokenizer.eos_token_id:
@@ -46,11 +44,9 @@ def measure_probe(context: EvalContext) -> list[Record]:
         rows.append(Row(ids, ids if opening else [IGNORED, *ids[1:]], each["category"]))
         size = len(whole.encode()) - len(first.encode())
         records.append({"category": each["category"], "bits": 0.0, "bytes": max(1, size)})
-    context.model.eval()
-    with torch.inference_mode():
-        for numbers, batch in context.batches(rows, "texts of the probe"):
-            for number, nats in zip(numbers, context.task.losses(context.model, batch)[0].tolist(), strict=True):
-                records[number]["bits"] = nats / math.log(2)
+    found = context.computed("losses", rows, [len(row.ids) for row in rows], "texts of the probe")
+    for record, (nats, _) in zip(records, found, strict=True):
+        record["bits"] = nats / math.log(2)
     return records
 
 

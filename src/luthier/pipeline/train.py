@@ -3,15 +3,18 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.events import SILENT, Guarded, Listeners, Progress
 from luthier.core.files import staged, tidy
+from luthier.core.ranks import Ranks, here, joined, started
 from luthier.core.resources import explained
 from luthier.core.shell import after_training
 from luthier.core.signals import StopRequest, watch
+from luthier.pipeline.follow import base_on_all, follow, must_agree, refuse_own_disks
 from luthier.pipeline.interim import InterimPage, write_page
 from luthier.pipeline.measure import UNMEASURED, compare_with_base, measure_base, subject_of
 from luthier.pipeline.prepare import (
@@ -56,51 +59,72 @@ def train(
     signal, with everything saved. `shared` is what a comparison has made for all of its runs; `trackers` are objects
     that follow the run beside those of train.track.
     """
-    from luthier.planning import machine
-    from luthier.training.step import accelerator_on
-
     folder = RunFolder(run_path(config, recipe))
     with _stoppable(folder) as request:
         config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml resumes in it
-        placed, config = on_this_machine(config), with_found_formats(folder, config)
-        for each in trackers:
-            each.check()
-        data = shared.tokens.data if shared is not None else None
-        if not holds_run_of(folder, config):
-            data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
-            config = with_decisions(config, data)
-        elif folder.result.is_file():
-            progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to retrain")
-            return with_next(folder.read_json(folder.result), config, folder)
-        chosen = by_name(config.train.track, trackers)
-        with folder.held(), begun(config, folder, progress), followed(folder, chosen, progress) as everyone:
-            progress = everyone
-            data = data or prepare_data(config, progress)
-            config = config.model_copy(update={"model": placed.model, "train": placed.train})
-            accelerator = accelerator_on(config.model.device, config.train.precision)
-            tokens = shared.tokens if shared is not None else tokenize(config, data, progress, folder)
-            _keep_data(config, data, folder, progress)
-            if start := getattr(config.method, "from_adapter", ""):
-                folder.refuse_another_start(Path(start).expanduser())
-                if what := another_name(Path(start).expanduser(), config.model.path, tokens.source):
-                    progress.warn(what)
-            resolved = resolve_run(config, tokens, folder, progress)
-            loaded = shared.load(config, folder) if shared else load_base(config, tokens, folder)
-            base = measure_base(loaded, folder, progress)
-            trainer, counts = _trainer(loaded, resolved, accelerator, folder, progress, shared)
-            page = _interim_page(loaded, trainer, counts, base)
-            machine.watch_peak(config.model.device)
-            try:
-                outcome = trainer.train(request)
-            except Exception:
-                with suppress(Exception):  # why the run stopped matters more
-                    page.write()
-                raise
-            memory = machine.peak(config.model.device)
-            result = _result(loaded, trainer, outcome, memory, counts, base)
-            if shared is not None:
-                shared.finished(loaded, folder)
-            return write_result(result, config, folder)
+        placed = on_this_machine(config)
+        with joined(placed.model.device, must_agree(config) if started() else {}) as ranks:
+            if not ranks.leads:
+                follow(placed, ranks, request)
+                return {}
+            refuse_own_disks(folder.path, ranks)
+            return _lead(config, placed, folder, request, ranks, progress, shared, trackers)
+
+
+def _lead(
+    config: RunConfig,
+    placed: RunConfig,
+    folder: RunFolder,
+    request: StopRequest,
+    ranks: Ranks,
+    progress: Progress,
+    shared: SharedInputs | None,
+    trackers: Sequence[Tracker],
+) -> dict[str, Any]:
+    """The run itself. `placed` is the recipe with device and precision decided."""
+    from luthier.planning import machine
+    from luthier.training.step import accelerator_on
+
+    config = with_found_formats(folder, config)
+    for each in trackers:
+        each.check()
+    data = shared.tokens.data if shared is not None else None
+    if not holds_run_of(folder, config):
+        data = data or prepare_data(config, progress)  # mistakes in the input must not leave a folder behind
+        config = with_decisions(config, data)
+    elif folder.result.is_file():
+        progress.note(f"{folder.path} is finished; delete it or choose another run=DIR to retrain")
+        return with_next(folder.read_json(folder.result), config, folder)
+    chosen = by_name(config.train.track, trackers)
+    with folder.held(), begun(config, folder, progress), followed(folder, chosen, progress) as everyone:
+        progress = everyone
+        data = data or prepare_data(config, progress)
+        config = config.model_copy(update={"model": placed.model, "train": placed.train})
+        accelerator = accelerator_on(config.model.device, config.train.precision)
+        tokens = shared.tokens if shared is not None else tokenize(config, data, progress, folder)
+        _keep_data(config, data, folder, progress)
+        if start := getattr(config.method, "from_adapter", ""):
+            folder.refuse_another_start(Path(start).expanduser())
+            if what := another_name(Path(start).expanduser(), config.model.path, tokens.source):
+                progress.warn(what)
+        resolved = resolve_run(config, tokens, folder, progress)
+        load = partial(shared.load, config, folder) if shared else partial(load_base, config, tokens, folder)
+        loaded = base_on_all(config, tokens, ranks, load)
+        base = measure_base(loaded, folder, progress)
+        trainer, counts = _trainer(loaded, resolved, accelerator, folder, progress, shared)
+        page = _interim_page(loaded, trainer, counts, base)
+        machine.watch_peak(config.model.device)
+        try:
+            outcome = trainer.train(request)
+        except Exception:
+            with suppress(Exception):  # why the run stopped matters more
+                page.write()
+            raise
+        memory = machine.peak(config.model.device)
+        result = _result(loaded, trainer, outcome, memory, counts, base)
+        if shared is not None:
+            shared.finished(loaded, folder)
+        return write_result(result, config, folder)
 
 
 @contextmanager
@@ -164,6 +188,8 @@ def _trainer(
     trained, parameters = parameter_counts(loaded.model)
     progress.note(f"{method.name}: {trained:,} of {parameters:,} parameters train ({trained / parameters:.3%})")
     settings = run_settings(resolved, loaded, base, progress)
+    longest = max(loaded.data.rows.lengths) if loaded.data.stream is None else None
+    here().order("attach", settings, longest, loaded.tokens.labels is not None)
     pad_id = loaded.template.tokenizer.pad_token_id or 0
     trainer = Trainer(loaded.model, loaded.data, method, settings, accelerator, pad_id, folder, progress)
     seed(config.seed)

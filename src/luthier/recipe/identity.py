@@ -13,7 +13,7 @@ from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder, checked
 from luthier.runs.provenance import environment
 
-_TRAIN = "train.log_every", "train.keep", "train.on_nan", "train.track"
+_TRAIN = "train.log_every", "train.keep", "train.on_nan", "train.track", "train.processes", "train.parallel"
 MAY_CHANGE = ("run", *_TRAIN, "data.workers", "data.cache", "evaluate")
 """Keys and blocks that another value of which leaves the run the same."""
 

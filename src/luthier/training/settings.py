@@ -104,6 +104,11 @@ class TrainConfig(Config):
     """End with the weights of the lowest validation loss, not the last ones."""
     patience: Count | None = None
     """Stop when this many evaluations in a row brought no lower validation loss; none never does."""
+    processes: Annotated[Count | None, AUTO] = None
+    """Processes of this machine that train together, each with its share of a step; auto: one for each GPU, or one. The
+    run stays the same except for rounding and dropout. torchrun starts them, and may be used itself."""
+    parallel: Literal["auto", "ddp"] = "auto"
+    """How several processes hold the model; ddp: each holds all of it, and gradients are summed."""
     track: tuple[Annotated[Tracker, TRACKERS], ...] = ()
     """What else shows the run, beside the terminal and metrics.jsonl: [swanlab], for example; luthier list trackers."""
 

@@ -4,6 +4,8 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,9 +14,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from luthier.core.errors import InputError
-from luthier.data.prepared import Prepared
+from luthier.core.ranks import Ranks, here
+from luthier.core.resources import is_out_of_memory
+from luthier.data.batches import micro_batches
+from luthier.data.prepared import Rows
 from luthier.kernels.process import keep_freed_memory
 from luthier.models.targets import in_head
+from luthier.rendering.row import Row
 from luthier.tasks.base import Task
 from luthier.training.optimizers.base import OPTIMIZERS
 from luthier.training.settings import TrainConfig
@@ -29,8 +35,6 @@ def accelerator_on(device: str, precision: str) -> Accelerator:
     if device == "cpu":
         keep_freed_memory()
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision)
-    if accelerator.num_processes > 1:
-        raise InputError("this version trains in one process", fix="start it without torchrun or accelerate launch")
     return accelerator
 
 
@@ -89,9 +93,49 @@ class Gradient:
         return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
+class RanOut(Exception):
+    """Memory ran out on another rank; no step was taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cutter:
+    """How rows become micro-batches and tensors."""
+
+    task: Task
+    config: TrainConfig
+    pack: int | None
+    """Tokens of a packed sequence; None: rows are padded."""
+    pad_id: int
+    even: int | None
+    """Longest row, where lengths are evened."""
+
+    def rows_per_pass(self, halvings: int = 0) -> int:
+        """Rows of a padded forward pass."""
+        return max(1, self.config.rows_per_pass >> halvings)
+
+    def cut(self, rows: Sequence[Row], halvings: int = 0) -> list[list[Row]]:
+        """Micro-batches, smaller where memory ran out `halvings` times."""
+        if not rows:
+            return []
+        config = self.config
+        tokens = config.micro_tokens and max(1, config.micro_tokens >> halvings)
+        size: dict[str, Any] = {"micro_batch": self.rows_per_pass(halvings), "micro_tokens": tokens}
+        pack, lengths = self.pack and max(1, self.pack >> halvings), [len(row.ids) for row in rows]
+        parts = micro_batches(lengths, by_length=config.group_by_length, pack=pack, **size)
+        return [[rows[number] for number in part] for part in parts]
+
+    def collated(self, parts: Sequence[list[Row]]) -> list[Batch]:
+        """Each micro-batch as tensors of the task, [rows, tokens], or packed into one row."""
+        task = self.task
+        return [task.pack(p, even=True) if self.pack else task.collate(p, self.pad_id, self.even) for p in parts]
+
+
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """All that a step needs. Losses are SUMS, divided once by the targets of the whole step, however it is cut."""
+    """All that a step needs. Losses are SUMS, divided once by the targets of the whole step, however it is cut.
+
+    Among several ranks each computes its share of the micro-batches; the sums and gradients are those of all.
+    """
 
     model: nn.Module
     task: Task
@@ -102,25 +146,50 @@ class Loop:
     penalty: Callable[[], Tensor | None] = lambda: None
     after_step: Callable[[int], None] = lambda index: None
 
-    def gradient(self, micro: Sequence[Batch], halt: Callable[[], bool] = lambda: False) -> Gradient:
-        """Run the micro-batches of a step forward and backward, and clip. Raises Halted where `halt` says so."""
-        accelerator = self.accelerator
+    def gradient(self, micro: Sequence[Batch], stops: Callable[[], bool] = lambda: False) -> Gradient:
+        """Run the micro-batches of a step forward and backward, and clip.
+
+        Raises Halted where `stops` says so: between two micro-batches, or, among several ranks, behind the last one of
+        the rank that is to stop. Raises RanOut where memory ran out on another rank.
+        """
+        accelerator, ranks = self.accelerator, here()
         self.model.train()
-        counts = torch.stack([torch.stack([self.task.targets(b), b["attention_mask"].sum()]) for b in micro]).sum(0)
+        counts = torch.zeros(2, dtype=torch.long)
+        for batch in micro:
+            counts += torch.stack([self.task.targets(batch), batch["attention_mask"].sum()])
+        ranks.summed(counts)
         divisor = counts[0].clamp(min=1).to(accelerator.device)
         total = torch.zeros((), device=accelerator.device)
-        for number, held in enumerate(micro, 1):
-            if halt():
+        failure: Exception | None = None
+        try:
+            for number, held in enumerate(micro, 1):
+                if not ranks.several and stops():
+                    raise Halted
+                batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in held.items()}
+                with accelerator.autocast():
+                    summed = self.task.losses(self.model, batch)[0].sum()
+                scaled = summed / divisor
+                # It depends on the weights alone, so one rank adds it for all.
+                if number == len(micro) and ranks.leads and (extra := self.penalty()) is not None:
+                    scaled = scaled + extra
+                accelerator.backward(scaled)
+                total += summed.detach()
+                del summed, scaled  # the graph's many small pieces lie between what the next pass could use as one
+        except (RuntimeError, MemoryError) as error:
+            if not ranks.several or not is_out_of_memory(error):
+                raise
+            failure = error
+        if ranks.several:
+            said = torch.tensor([float(total), failure is not None, stops()], dtype=torch.float64)
+            whole, ran_out, halt = ranks.summed(said).tolist()
+            if failure is not None:
+                raise failure
+            if ran_out:
+                raise RanOut
+            if halt:
                 raise Halted
-            batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in held.items()}
-            with accelerator.autocast():
-                summed = self.task.losses(self.model, batch)[0].sum()
-            scaled = summed / divisor
-            if number == len(micro) and (extra := self.penalty()) is not None:
-                scaled = scaled + extra
-            accelerator.backward(scaled)
-            total += summed.detach()
-            del summed, scaled  # the graph's many small pieces lie between what the next pass could use as one
+            total = total.new_tensor(whole)
+            sum_gradients([p for group in self.optimizer.param_groups for p in group["params"]], ranks)
         norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.clip or float("inf")))
         return Gradient(float(total / divisor), norm, int(counts[1]), int(counts[0]))
 
@@ -143,19 +212,91 @@ class Loop:
         return taken
 
 
-def held_out_loss(
-    model: nn.Module, data: Prepared, pad_id: int, batch_size: int, accelerator: Accelerator, halt: Callable[[], bool]
-) -> float:
-    """Nats per target over all validation rows. Raises Halted where `halt` says so between two batches."""
-    rows, lengths = data.validation_rows, data.validation_rows.lengths
-    order = sorted(range(len(rows)), key=lengths.__getitem__)
-    total = count = 0.0
+BUCKET = 2**25
+"""Bytes of gradients that are sent at once."""
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
+    """Let every parameter have the sum of its gradients over all ranks, also where a rank had no row for it.
+
+    torch's DistributedDataParallel expects as many backward passes of each rank, and a gradient for every parameter in
+    each of them: a step may have fewer rows than ranks, and some methods leave parameters out of a pass.
+    """
+    with_gradient = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32)
+    ranks.summed(with_gradient)
+    bucket: list[Tensor] = []
+    for parameter, somewhere in zip(parameters, with_gradient.tolist(), strict=True):
+        if not somewhere:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if bucket and (bucket[0].dtype != parameter.grad.dtype or _bytes(bucket) + parameter.grad.nbytes > BUCKET):
+            _sum_bucket(bucket, ranks)
+            bucket = []
+        bucket.append(parameter.grad)
+    if bucket:
+        _sum_bucket(bucket, ranks)
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _sum_bucket(gradients: Sequence[Tensor], ranks: Ranks) -> None:
+    flat = ranks.summed(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def dealt(rows: Sequence[Row], world: int) -> list[list[Row]]:
+    """The rows of a step divided among ranks: each the next to the rank with the fewest tokens, longest rows first."""
+    if world == 1:
+        return [list(rows)]
+    shares: list[list[Row]] = [[] for _ in range(world)]
+    filled = [(0, rank) for rank in range(world)]
+    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+        tokens, rank = heappop(filled)
+        shares[rank].append(row)
+        heappush(filled, (tokens + len(row.ids), rank))
+    return shares
+
+
+def summed_losses(
+    model: nn.Module, parts: Sequence[Sequence[Row]], cutter: Cutter, accelerator: Accelerator, halt: Callable[[], bool]
+) -> list[tuple[float, float]]:
+    """(sum of losses, targets) of each batch of rows. Raises Halted where `halt` says so between two batches."""
+    found = []
     model.eval()
     with torch.inference_mode(), accelerator.autocast():
-        for start in range(0, len(rows), batch_size):
+        for part in parts:
             if halt():
                 raise Halted
-            batch = data.task.collate([rows[i] for i in order[start : start + batch_size]], pad_id)
-            sums, targets = data.task.losses(model, {k: v.to(accelerator.device) for k, v in batch.items()})
-            total, count = total + float(sums.sum()), count + float(targets.sum())
+            batch = cutter.task.collate(part, cutter.pad_id)
+            sums, targets = cutter.task.losses(model, {k: v.to(accelerator.device) for k, v in batch.items()})
+            found.append((float(sums.sum()), float(targets.sum())))
+    return found
+
+
+def held_out_batches(rows: Rows, batch_size: int) -> list[list[Row]]:
+    """All rows in batches, those of like length together."""
+    order = sorted(range(len(rows)), key=rows.lengths.__getitem__)
+    return [[rows[i] for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
+
+
+def held_out_loss(
+    model: nn.Module,
+    rows: Rows,
+    batch_size: int,
+    cutter: Cutter,
+    accelerator: Accelerator,
+    halt: Callable[[], bool],
+) -> float:
+    """Nats per target over all of `rows`, on every rank a share. Raises Halted where `halt` says so."""
+    batches, ranks = held_out_batches(rows, batch_size), here()
+    mine = ranks.share("held_out", [batches[rank :: ranks.world] for rank in range(ranks.world)])
+    found = ranks.results(lambda: summed_losses(model, mine, cutter, accelerator, halt))
+    total = count = 0.0
+    for place in range(len(batches)):  # in the order of one process, so that the sum is the same
+        losses, targets = found[place % ranks.world][place // ranks.world]
+        total, count = total + losses, count + targets
     return total / max(1.0, count)

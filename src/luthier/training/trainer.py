@@ -7,7 +7,7 @@ the run between two steps or inside one: a step that is broken off is as if it h
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
@@ -22,12 +22,12 @@ from torch import nn
 from luthier.core.errors import DataError, Diverged, InputError, OutOfMemory, Stopped
 from luthier.core.events import Progress
 from luthier.core.files import checkpoint_name, fault
+from luthier.core.ranks import here
 from luthier.core.resources import is_out_of_memory
-from luthier.core.signals import Interrupted, StopRequest
+from luthier.core.signals import NOTED, Interrupted, StopRequest
 from luthier.core.strict_json import number
-from luthier.data.batches import micro_batches, step_numbers, steps_per_epoch
+from luthier.data.batches import step_numbers, steps_per_epoch
 from luthier.data.prepared import Prepared
-from luthier.kernels.apply import checkpoint_layers, patched
 from luthier.methods.base import Method, trainable_state
 from luthier.models.files import not_finite
 from luthier.rendering.row import Row
@@ -35,7 +35,8 @@ from luthier.runs.folder import RunFolder
 from luthier.training import checkpoint as checkpoints
 from luthier.training.checkpoint import put_back, random_state
 from luthier.training.settings import RunSettings
-from luthier.training.step import Batch, Halted, Loop, build_optimizer, build_schedule, held_out_loss
+from luthier.training.step import Halted, RanOut, dealt, held_out_loss
+from luthier.training.tuned import Tuned
 
 IN_A_ROW = 5
 """So many steps in a row without a finite loss stop a run that would leave them out."""
@@ -66,21 +67,12 @@ class Trainer:
         self.data, self.method, self.settings, self.pad_id = data, method, settings, pad_id
         self.accelerator, self.folder, self.progress = accelerator, folder, progress
         self.config, self.pack, self.steps = settings.train, settings.pack, settings.steps
-        half_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision != "no"
-        self.even = max(data.rows.lengths) if half_on_cpu and data.stream is None else None
         # The length of a stream's epoch is unknown: intervals are shares of the run there.
         self.per_epoch = self.steps if data.stream else steps_per_epoch(len(data.rows), self.config.batch_size)
-        self.raw = model
-        if self.config.gradient_checkpointing is True:
-            checkpoint_layers(model)
-        self.model = accelerator.prepare(model)
-        assert self.config.lr is not None
-        optimizer = build_optimizer(model, self.config, self.config.lr, method.lr_ratio_of)
-        self.schedule = build_schedule(optimizer, self.config, self.steps)
-        self.optimizer = accelerator.prepare(optimizer)
-        self.advanced = optimizer, self.schedule, accelerator.scaler
-        calls = partial(method.penalty, model), partial(method.after_step, model)
-        self.loop = Loop(self.model, data.task, self.optimizer, self.schedule, accelerator, self.config.clip, *calls)
+        longest = max(data.rows.lengths) if data.stream is None else None
+        self.ranks, self.tuned = here(), Tuned(model, data.task, method, settings, accelerator, pad_id, longest)
+        self.raw, self.loop, self.cutter = model, self.tuned.loop, self.tuned.cutter
+        self.optimizer, self.schedule, self.advanced = self.loop.optimizer, self.loop.schedule, self.tuned.advanced
         self.request, self.process = StopRequest(), psutil.Process()
         self.saved: tuple[int, bool] | None = None
         self.ruined = False
@@ -94,6 +86,7 @@ class Trainer:
         for what in broken:
             self.progress.warn(what)
         if found is not None:
+            self.ranks.order("restore", found)
             self.state |= checkpoints.read_checkpoint(found, partial(self.method.restore, self.raw), self.advanced)
             self._refuse_ruin(f"they lie in {found}; remove it to resume before it")
             if self.data.stream is not None:
@@ -103,6 +96,7 @@ class Trainer:
             self._rotate()  # a kill may have come between a checkpoint and its rotation
         else:
             self._begin()
+        self.tuned.compare_weights()
         self.saved = (self.state["step"], self.state["unmeasured"])
         if lost := self.folder.rewind(self.state["step"], measured=not self.state["unmeasured"]):
             self.progress.warn(f"{self.folder.metrics}: the lines of {lost} steps are lost")
@@ -112,14 +106,9 @@ class Trainer:
         if not (count := min(self.method.starts_from, len(self.data.rows))):
             return
         self.progress.stage(f"looking at {count} rows to start the adapter")
-        device, task, before = self.accelerator.device, self.data.task, random_state()
-
-        def loss(number: int) -> Callable[[nn.Module], torch.Tensor]:
-            batch = {k: v.to(device) for k, v in task.collate([self.data.rows[number]], self.pad_id).items()}
-            return lambda model: task.losses(model, batch)[0].sum()
-
+        before = random_state()
         numbers = step_numbers(len(self.data.rows), 0, batch_size=count, seed=self.settings.seed)
-        self.method.begin(self.raw, map(loss, numbers))
+        self.tuned.begin_on_all([self.data.rows[number] for number in numbers])
         put_back(before)
 
     def train(self, request: StopRequest) -> dict[str, Any]:
@@ -131,7 +120,7 @@ class Trainer:
         self.request, state, stream = request, self.state, self.data.stream
         self.progress.train_begins(state["step"], self.steps)
         rng = random_state()
-        with self.request.noted(), patched(self.raw, self.pack is not None, self.config.compile):
+        with self.request.noted(), self.tuned.training():
             put_back(rng)  # a trial of a layer may draw, and a resumed run makes it at another step
             coming = stream.rows() if stream is not None else iter(())
             try:
@@ -148,7 +137,7 @@ class Trainer:
             except Halted:
                 self._save()
                 what = f"stopped at step {state['step']} of {self.steps}; everything is saved"
-                raise Stopped(what, self.request.exit_code) from None
+                raise Stopped(what, self.request.exit_code or NOTED) from None  # of another rank alone
         self.progress.train_ends()
         return self._finish()
 
@@ -177,11 +166,13 @@ class Trainer:
         self.method.before_step(self.raw, index, self.settings.seed)
         try:
             while found is None:
-                parts = self.cut(rows)
+                halvings, share = state["halvings"], dealt(rows, self.ranks.world)
+                mine = self.ranks.share("gradient", [(index, halvings, each) for each in share])
+                parts = self.cutter.cut(mine[2], halvings)
                 try:
-                    found = self.loop.gradient(self.collated(parts), lambda: self.request.asked)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
+                    found = self.loop.gradient(self.cutter.collated(parts), lambda: self.request.asked)
+                except (RuntimeError, MemoryError, RanOut) as error:
+                    if not isinstance(error, RanOut) and not is_out_of_memory(error):
                         raise
                 if found is None:  # behind the except, whose traceback holds on to the step's tensors
                     put_back(before)
@@ -201,7 +192,9 @@ class Trainer:
             raise
         lr = float(self.schedule.get_last_lr()[0])
         try:
-            taken = self.loop.take(index, leave_out=not found.finite and not scaled)
+            leave_out = not found.finite and not scaled
+            self.ranks.order("take", index, leave_out)
+            taken = self.loop.take(index, leave_out=leave_out)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -219,22 +212,8 @@ class Trainer:
             record["skipped"] = True
         return record
 
-    def cut(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Micro-batches, smaller where memory ran out before."""
-        config, halved = self.config, self.state["halvings"]
-        tokens = config.micro_tokens and max(1, config.micro_tokens >> halved)
-        size: dict[str, Any] = {"micro_batch": self._rows_per_pass(), "micro_tokens": tokens}
-        pack, lengths = self.pack and max(1, self.pack >> halved), [len(row.ids) for row in rows]
-        parts = micro_batches(lengths, by_length=config.group_by_length, pack=pack, **size)
-        return [[rows[number] for number in part] for part in parts]
-
-    def collated(self, parts: Sequence[list[Row]]) -> list[Batch]:
-        """Each micro-batch as tensors of the task, [rows, tokens], or packed into one row."""
-        task = self.data.task
-        return [task.pack(p, even=True) if self.pack else task.collate(p, self.pad_id, self.even) for p in parts]
-
     def _rows_per_pass(self) -> int:
-        return max(1, self.config.rows_per_pass >> int(self.state["halvings"]))
+        return self.cutter.rows_per_pass(self.state["halvings"])
 
     def _halve(self, *, smallest: bool) -> None:
         """After memory ran out: half as much in a pass from now on. OutOfMemory where it was the `smallest` pass."""
@@ -248,7 +227,11 @@ class Trainer:
             fix = f"in another folder (run=DIR): {smaller}, or a method with fewer trainable parameters"
             raise OutOfMemory(f"{when}, with one row in a pass; everything up to there is saved", fix=fix)
         self.state["halvings"] += 1
-        size = f"{self.pack >> self.state['halvings']} tokens" if self.pack else f"{self._rows_per_pass()} rows"
+        size = (
+            f"{self.pack >> self.state['halvings']} tokens"
+            if self.pack
+            else f"{self.cutter.rows_per_pass(self.state['halvings'])} rows"
+        )
         same = "the run stays the same except for rounding and dropout"
         self.progress.warn(f"{when}: from now on at most {size} in a pass ({same})")
 
@@ -290,7 +273,8 @@ class Trainer:
         while loss is None:
             rows, halt = self._rows_per_pass(), lambda: self.request.asked
             try:
-                loss = held_out_loss(self.raw, self.data, self.pad_id, rows, self.accelerator, halt)
+                held_out = self.data.validation_rows
+                loss = held_out_loss(self.raw, held_out, rows, self.cutter, self.accelerator, halt)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -353,8 +337,6 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         state = self.state
-        # Measured as it will be used: without the autocast that accelerate put around forward.
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         best = state["best_step"] if self.config.keep_best else 0
         if best not in (0, state["step"]):
             checkpoint = self.folder.checkpoints / checkpoint_name(best)
@@ -362,11 +344,14 @@ class Trainer:
                 best = 0
                 self.progress.warn(f"{checkpoint}, the best one, is damaged ({what}): the last weights are kept")
             else:
+                self.ranks.order("weights", checkpoint / "weights")
                 self.method.restore(self.raw, checkpoint / "weights")
         result = {"steps": state["step"], "kept_step": best or state["step"], "kept_best": best > 0}
         result |= {"stopped_early": self._out_of_patience(), "train_seconds": state["seconds"]}
         result |= {"skipped_steps": state["skipped"], "loss_spikes": state["spikes"]}  # skipped: not finite
-        result["rows_per_pass"] = self._rows_per_pass()  # fewer than the recipe's where memory ran out
+        result["rows_per_pass"] = self.cutter.rows_per_pass(
+            self.state["halvings"]
+        )  # fewer than the recipe's where memory ran out
         return result | {"tokens": state["tokens"], "tokens_per_second": state["tokens"] / max(state["seconds"], 1e-9)}
 
 

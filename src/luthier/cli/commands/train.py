@@ -1,5 +1,7 @@
 """`luthier train`: train a run, or resume it."""
 
+import sys
+
 from luthier.cli.terminal.arguments import Data, From, Method, Model, Recipe, Task, opened, split_arguments
 
 
@@ -10,7 +12,7 @@ def command(
     method: Method = None,
     task: Task = None,
     start: From = None,
-) -> None:
+) -> int:
     """Train a run. Rerun the same command to resume a stopped one.
 
     Examples:
@@ -22,6 +24,15 @@ def command(
     from luthier.recipe.identity import run_path
 
     config, terminal = opened("train", path, overrides, run_path)
+    from luthier.core.ranks import started
+
+    if not started() and config.train.processes != 1:
+        from luthier.pipeline.processes import processes, run_on
+
+        if (count := processes(config)) > 1:
+            terminal.note(f"{count} processes train together, each with its share of a step")
+            terminal.close()
+            return run_on(count, sys.argv[1:])
     from luthier.cli.terminal.progress import resumable
 
     with resumable(terminal):
@@ -30,4 +41,6 @@ def command(
         result = train(config, recipe=path, progress=terminal)
     from luthier.cli.terminal.show_result import show_result
 
-    show_result(result)
+    if result:  # a rank that follows has none
+        show_result(result)
+    return 0

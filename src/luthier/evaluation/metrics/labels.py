@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.evaluation.metrics.base import Evaluation, Metric, SumMetric, Table
-from luthier.evaluation.records.context import EvalContext, Record, labelled, split_answer
+from luthier.evaluation.records.context import WORK, EvalContext, Record, labelled, split_answer
 from luthier.rendering.row import IGNORED, Row
 
 if TYPE_CHECKING:
@@ -104,30 +104,45 @@ def most_likely(context: EvalContext) -> list[str]:
 
     last = dict(zip(context.owner, context.rows, strict=True))  # a dialogue is judged by its last answer
     numbers = sorted(last)
-    split = {number: split_answer(last[number]) for number in numbers}
-    prompts = {number: prompt for number, (prompt, _) in split.items()}
+    split = [split_answer(last[number]) for number in numbers]
+    prompts = [prompt for prompt, _ in split]
     common = {label: _tail(context, numbers[0], label) for label in context.labels}
-
-    def tails(number: int) -> list[list[int]]:
-        """The tokens of each label as the answer; those of the first example, if the own label agrees with them."""
-        if split[number][1] == common.get(context.examples[number].label or ""):
-            return list(common.values())
-        return [_tail(context, number, label) for label in context.labels]
-
-    chosen = [""] * len(context.examples)
+    # The tokens of each label as the answer; None where they are those of the first example, as the own label shows.
+    tails: list[list[list[int]] | None] = [None] * len(numbers)
+    for place, number in enumerate(numbers):
+        if split[place][1] != common.get(context.examples[number].label or ""):
+            tails[place] = [_tail(context, number, label) for label in context.labels]
     with torch.inference_mode():
-        trial = sorted(numbers, key=lambda number: -len(prompts[number]))[:TRIAL_ROWS]
-        size = bytes_of_shared(context, [prompts[i] for i in trial], [tails(i) for i in trial])
-        tokens, way = context.settings.batch_tokens, sums_of_shared if size else sums_of_rows
-        if size:
-            tokens = min(tokens, max(1, CACHE_BYTES // (size * len(context.labels))))
-        lengths = [len(prompts[number]) for number in numbers]
-        for places in context.by_length(lengths, "prompts with all labels", tokens):
-            batch = [numbers[place] for place in places]
-            found = way(context, [prompts[i] for i in batch], [tails(i) for i in batch])
-            for number, sums in zip(batch, found, strict=True):
-                chosen[number] = context.labels[sums.index(min(sums))]
+        trial = sorted(range(len(numbers)), key=lambda place: -len(prompts[place]))[:TRIAL_ROWS]
+        shown = [tails[i] or list(common.values()) for i in trial]
+        size = bytes_of_shared(context, [prompts[i] for i in trial], shown)
+    tokens = context.settings.batch_tokens
+    if size:
+        tokens = min(tokens, max(1, CACHE_BYTES // (size * len(context.labels))))
+    items, lengths = list(zip(prompts, tails, strict=True)), [len(prompt) for prompt in prompts]
+    more = {"common": list(common.values()), "shared": bool(size)}
+    chosen = [""] * len(context.examples)
+    for number, place in zip(
+        numbers, context.computed("labels", items, lengths, "prompts with all labels", tokens, **more), strict=True
+    ):
+        chosen[number] = context.labels[place]
     return chosen
+
+
+def choices_of(
+    context: EvalContext,
+    items: Sequence[tuple[list[int], list[list[int]] | None]],
+    common: list[list[int]],
+    *,
+    shared: bool,
+) -> list[int]:
+    """The place of the most likely label after each prompt of a batch."""
+    way = sums_of_shared if shared else sums_of_rows
+    found = way(context, [prompt for prompt, _ in items], [own or common for _, own in items])
+    return [sums.index(min(sums)) for sums in found]
+
+
+WORK["labels"] = choices_of
 
 
 def _tail(context: EvalContext, number: int, label: str) -> list[int]:

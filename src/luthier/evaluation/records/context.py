@@ -6,11 +6,12 @@ several references; its answer is in the record of the first of them, {"said", "
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.events import Progress
+from luthier.core.ranks import here
 from luthier.data import cache
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.rendering.chat_template import Template
@@ -103,32 +104,78 @@ class EvalContext:
     def batches(self, rows: Sequence[Row], what: str = "") -> "Iterator[tuple[list[int], dict[str, Tensor]]]":
         """(row numbers, batch on the model's device), rows of similar length together, as in `by_length`."""
         for numbers in self.by_length([len(row.ids) for row in rows], what):
-            batch = self.task.collate([rows[i] for i in numbers], self.pad)
-            yield numbers, {key: value.to(self.device) for key, value in batch.items()}
+            yield numbers, self.batch([rows[i] for i in numbers])
+
+    def batch(self, rows: Sequence[Row]) -> "dict[str, Tensor]":
+        """Rows as tensors on the model's device."""
+        return {key: value.to(self.device) for key, value in self.task.collate(rows, self.pad).items()}
+
+    def computed(
+        self, work: str, items: Sequence[Any], lengths: Sequence[int], what: str, tokens: int | None = None, **more: Any
+    ) -> list[Any]:
+        """What the function `WORK[work]` returns for each item, in batches by length; each rank of the run takes some.
+
+        The batches are those of one process, so the results are the same numbers. `more` goes to the function.
+        """
+        ranks = here()
+        order = list(self.by_length(lengths, "", tokens))
+        shares = [order[rank :: ranks.world] for rank in range(ranks.world)]
+        parts = [(work, [[items[i] for i in batch] for batch in share], more) for share in shares]
+        _, mine, _ = ranks.share("compute", parts)
+        total, done = sum(map(len, shares[0])), 0
+
+        def report(count: int) -> None:
+            nonlocal done
+            done += count
+            self.progress.measured(what, round(done * len(items) / max(1, total)), len(items))
+
+        found = ranks.results(lambda: self.compute(work, mine, more, report))
+        results: list[Any] = [None] * len(items)
+        for place, batch in enumerate(order):
+            for number, value in zip(batch, found[place % ranks.world][place // ranks.world], strict=True):
+                results[number] = value
+        return results
+
+    def compute(
+        self, work: str, batches: Sequence[list[Any]], more: Mapping[str, Any], report: Callable[[int], None]
+    ) -> list[list[Any]]:
+        """The results of one rank's batches."""
+        import torch
+
+        self.model.eval()
+        made = []
+        with torch.inference_mode():
+            for batch in batches:
+                made.append(WORK[work](self, batch, **more))
+                report(len(batch))
+        return made
 
     def losses(self) -> list[Record]:
         """For each example the task's own loss, summed over its targets, and their number."""
-        import torch
-
         records: list[Record] = [{"loss_sum": 0.0, "targets": 0} for _ in self.examples]
-        with torch.inference_mode():
-            for numbers, batch in self.batches(self.rows, "held-out rows"):
-                sums, targets = self.task.losses(self.model, batch)
-                for number, total, count in zip(numbers, sums.tolist(), targets.tolist(), strict=True):
-                    records[self.owner[number]]["loss_sum"] += total
-                    records[self.owner[number]]["targets"] += count
+        found = self.computed("losses", self.rows, [len(row.ids) for row in self.rows], "held-out rows")
+        for owner, (total, count) in zip(self.owner, found, strict=True):
+            records[owner]["loss_sum"] += total
+            records[owner]["targets"] += count
         return records
 
     def logits(self) -> "list[tuple[int, Tensor]]":
         """(number of its example, logits [labels] in float32) of each row, for models with a head for labels."""
-        import torch
+        found = self.computed("logits", self.rows, [len(row.ids) for row in self.rows], "held-out rows")
+        return list(zip(self.owner, found, strict=True))
 
-        made: list[tuple[int, Tensor]] = []
-        with torch.inference_mode():
-            for numbers, batch in self.batches(self.rows, "held-out rows"):
-                logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-                made += zip((self.owner[number] for number in numbers), logits.float().cpu(), strict=True)
-        return made
+
+def losses_of(context: EvalContext, rows: Sequence[Row]) -> list[tuple[float, int]]:
+    """(task's loss, summed; targets) of each row of a batch."""
+    sums, targets = context.task.losses(context.model, context.batch(rows))
+    return list(zip(sums.tolist(), targets.tolist(), strict=True))
+
+
+def logits_of(context: EvalContext, rows: Sequence[Row]) -> "list[Tensor]":
+    """Logits [labels] of each row of a batch, in float32."""
+    batch = context.batch(rows)
+    logits = context.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return list(logits.float().cpu())
 
 
 def words(text: str) -> list[str]:
@@ -214,22 +261,28 @@ def split_answer(row: Row) -> tuple[list[int], list[int]]:
 
 def generate(context: EvalContext, prompts: Sequence[list[int]], most: int) -> list[tuple[str, bool]]:
     """At most `most` tokens after each prompt (token ids), as text without the end token, and whether it ended."""
+    return context.computed("answers", prompts, [len(prompt) + most for prompt in prompts], "answers", most=most)
+
+
+def answers_of(context: EvalContext, prompts: Sequence[list[int]], most: int) -> list[tuple[str, bool]]:
+    """As `generate`, of one batch."""
     import torch
     from transformers import GenerationConfig
 
     ends, pad = sorted(context.template.end_ids), context.pad
     options = GenerationConfig(do_sample=False, max_new_tokens=most, eos_token_id=ends, pad_token_id=pad)
-    answers = [("", True)] * len(prompts)
-    context.model.eval()
-    with torch.inference_mode():
-        for numbers in context.by_length([len(prompt) + most for prompt in prompts], "answers"):
-            width = max(len(prompts[i]) for i in numbers)
-            # Padded on the left, so that all answers begin at the same position.
-            rows = [[pad] * (width - len(prompts[i])) + prompts[i] for i in numbers]
-            masks = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in numbers]
-            ids, mask = (torch.tensor(each, device=context.device) for each in (rows, masks))
-            made = context.model.generate(input_ids=ids, attention_mask=mask, generation_config=options)  # type: ignore[operator]
-            for i, tokens in zip(numbers, made[:, width:].tolist(), strict=True):
-                text = str(context.template.tokenizer.decode(tokens, skip_special_tokens=True))
-                answers[i] = text, not context.template.end_ids.isdisjoint(tokens)
-    return answers
+    width = max(map(len, prompts))
+    # Padded on the left, so that all answers begin at the same position.
+    rows = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
+    masks = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    ids, mask = (torch.tensor(each, device=context.device) for each in (rows, masks))
+    made = context.model.generate(input_ids=ids, attention_mask=mask, generation_config=options)  # type: ignore[operator]
+    decode = context.template.tokenizer.decode
+    return [
+        (str(decode(tokens, skip_special_tokens=True)), not context.template.end_ids.isdisjoint(tokens))
+        for tokens in made[:, width:].tolist()
+    ]
+
+
+WORK: dict[str, Callable[..., list[Any]]] = {"losses": losses_of, "logits": logits_of, "answers": answers_of}
+"""What a rank can compute of a batch of items, by name; `labels` adds its own."""

@@ -1,0 +1,63 @@
+"""Several processes of one run on this machine, started by torchrun's own engine."""
+
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Sequence
+
+from luthier.core.ranks import AGAIN, RankLost
+from luthier.core.signals import EXIT_CODES
+from luthier.recipe.config import RunConfig
+
+SAVING = 300
+"""Seconds that the other processes have to save and end, once one of them has failed or a signal came."""
+
+
+def processes(config: RunConfig) -> int:
+    """How many processes train a run on this machine: as the recipe says, else one for each GPU, else one."""
+    if config.train.processes is not None:
+        return config.train.processes
+    from luthier.models.load import device
+
+    if device(config.model) != "cuda":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def run_on(count: int, arguments: Sequence[str]) -> int:
+    """Run `luthier` with these arguments in `count` processes and return its exit code.
+
+    Raises RankLost where a process was killed; what another says of its error is on the terminal already.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it prints a page for an exit code of 2
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=secrets.token_hex(8),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        shutdown_timeout=SAVING,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "luthier", *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return int(failure.exitcode)
+        name = signal.Signals(-failure.exitcode).name
+        raise RankLost(f"rank {rank} was killed by {name}", fix=AGAIN) from None
+    except SignalException as stop:
+        return EXIT_CODES.get(stop.sigval, 128 + stop.sigval)
+    return 0
