@@ -44,7 +44,8 @@ MARKUP = re.compile(r"\[/?[a-z ]*\]")
 HEADINGS = {"table", "translated", "filled", "worded", "measured", "_section", "_count", "label"}
 """Functions whose arguments may be one word: headings, labels, what is counted."""
 WORDS = {
-    "better worse within_noise the_best": "significance",
+    "better worse within_noise the_best right wrong": "significance",
+    "trained share file memory training tokens/s setting measured": "cli/terminal/show_result.py",
     "running finished stopped killed damaged": "runs/state.py",
     "done Examples:": "cli/terminal/help.py",
     "begun failed": "pipeline/track.py",

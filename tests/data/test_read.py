@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from luthier.builtin import BASE
-from luthier.core.errors import DataError, LuthierError
+from luthier.core.errors import DataError, LuthierError, MissingExtra
 from luthier.data.file_types.base import encoding_of
 from luthier.data.read import read_rows, validation_split
 from luthier.recipe.config import DataConfig
@@ -221,6 +221,16 @@ def test_a_folder_that_would_lose_or_double_rows(tmp_path: Path, names: list[str
 def test_a_hub_id_that_cannot_be_reached_says_so() -> None:
     with pytest.raises(LuthierError, match="could not be loaded from the hub"):
         read(Path("nobody/nothing"))
+
+
+def test_a_hub_id_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.core.errors.find_spec", lambda name: None)
+    with pytest.raises(
+        MissingExtra, match=r"not a local file[^\n]*\n  fix: check the path, or .*pip install 'datasets>=4.0'"
+    ):
+        read(Path("nobody/nothing"))
+    with pytest.raises(MissingExtra, match="not a local file"):
+        validation_split("nobody/nothing", "huggingface")
 
 
 def test_a_hub_data_set_brings_its_rows_and_its_validation_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from luthier.api import show
 from luthier.api.run import Run
+from luthier.core.errors import require_package
 from luthier.core.units import duration, gigabytes
 from luthier.reports.run_report import figure
 
@@ -188,6 +189,7 @@ class Comparison(_Result):
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A row for each method: score with interval, verdict against the best, parameters, bytes, seconds."""
+        require_package("pandas", "to_pandas: the package pandas is not installed", "pip install pandas")
         import pandas
 
         keys = ("arm", "status", "reason", "trainable", "share", "adapter_bytes", "memory", "tokens_per_second")

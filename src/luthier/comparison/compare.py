@@ -220,8 +220,9 @@ def _run(context: Context) -> dict[tuple[str, int], str]:
             context.progress.warn(f"{variant.name}, seed {seed}: {end.value}")
             continue
         left = (time.monotonic() - began) / done * (len(waiting) - done)
-        rest = f"{done} of {len(waiting)}" + (f", about {duration(left)} left" if done < len(waiting) else "")
         name = primary_metric(end.value["tuned"])
         score = f"{name.replace('_', ' ')} {figure(name, end.value['tuned'][name]['value'])}"
-        context.progress.said(f"{variant.name}, seed {seed}: {score}, {end.value['train_seconds']:.0f} s; {rest}")
+        said = f"{variant.name}, seed {seed}: {score}, trained in {end.value['train_seconds']:.0f} s"
+        rest = f"; about {duration(left)} for the others" if done < len(waiting) else ""
+        context.progress.said(f"{said}; {done} of {len(waiting)} runs are done{rest}")
     return failed

@@ -184,7 +184,8 @@ def _words(row: Row, others: Sequence[Row]) -> tuple[list[str], list[str], str]:
         elif row[key] >= middle * factor:
             weak.append(most)
     if max((one["low"] for one in row["latency"].values()), default=1.0) > 1.05:
-        weak.append("answers slower than the base" + (" unless merged" if row["merges"] else ", and cannot be merged"))
+        merged = "answers slower than the base unless merged"
+        weak.append(merged if row["merges"] else "answers slower than the base and cannot be merged")
     if worse:
         return strong, weak, "where its costs decide, not the score"
     many = "small file" in strong or "few parameters" in strong

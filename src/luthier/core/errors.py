@@ -11,6 +11,7 @@ from pathlib import Path
 EXTRAS = {
     "quantize": ("bitsandbytes>=0.50",),
     "languages": ("py3langid>=0.4",),
+    "datasets": ("datasets>=4.0",),
     "modelscope": ("modelscope>=1.20",),
     "scores": ("rouge-score>=0.1.2", "sacrebleu>=2.4,<3"),
     "harness": ("lm-eval>=0.4.9",),

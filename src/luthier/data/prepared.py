@@ -311,8 +311,9 @@ class Prepared:
         """Report what became of the rows; `refused` is the file with those left out."""
         train, validation, test = self.train, self.validation, self.test
         sides = (train, validation, test)
-        why = "" if self.decided else f" ({self.format_why})"  # a guess was reported when it was made
-        progress.note(f"format {self.format.name}{why}, task {self.task.name}, template: {self.template_source}")
+        if not self.decided:  # a guess was reported when it was made
+            progress.note(self.format_why)
+        progress.note(f"format {self.format.name}, task {self.task.name}, template: {self.template_source}")
         counted = f"{train.kept:,} rows to train on ({train.tokens:,} tokens, {train.learned:,} learned)"
         counted = "rows to train on are read while training" if self.stream else counted
         progress.note(f"{counted}; {validation.kept:,} rows are held out ({validation.source or 'none'})")

@@ -5,7 +5,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-from luthier.core.errors import DataError, LuthierError, MissingExtra, did_you_mean, first_line, install
+from luthier.core.errors import (
+    DataError,
+    LuthierError,
+    MissingExtra,
+    did_you_mean,
+    first_line,
+    install,
+    require_package,
+)
 from luthier.data.file_types.base import FILE_TYPES, FileType, RawRow, encoding_of, kind_of, refusal, watched
 from luthier.data.settings import DataConfig
 
@@ -133,6 +141,7 @@ def validation_split(path: str, hub: str, subset: str = "") -> str:
     elif kind == "file" or hub != "huggingface":
         return ""
     else:
+        require_datasets(path)
         import datasets
 
         try:
@@ -184,6 +193,7 @@ def _read_hub(config: DataConfig, streaming: bool) -> Iterator[RawRow]:
         options = {"subset_name": subset or "default", "split": split, "use_streaming": streaming}
         load = partial(MsDataset.load, path, **options)
     else:
+        require_datasets(path)
         import datasets
 
         load = partial(datasets.load_dataset, path, subset or None, split=split, streaming=streaming)
@@ -197,6 +207,12 @@ def _read_hub(config: DataConfig, streaming: bool) -> Iterator[RawRow]:
             yield RawRow(where, row)
         else:
             yield RawRow(where, {"raw": row}, f"should be an object with columns, not {type(row).__name__}")
+
+
+def require_datasets(path: str) -> None:
+    """Raise MissingExtra where Hugging Face's package for data sets on the hub is not installed."""
+    why = f"data set {path} is not a local file, and to read it from the hub the package datasets is not installed"
+    require_package("datasets", why, fix=f"check the path, or {install('datasets')}")
 
 
 def _hub_error(path: str, split: str, error: Exception, fix: str = "") -> LuthierError:

@@ -75,7 +75,7 @@ def choose(
     method = config.method if "method" in config.model_fields_set else METHODS.parse("lora")
     rows = facts.lengths, facts.learned, total_steps(train, facts.rows)
     base = PlanInputs(model, method, train, task, whole, source, *rows, facts.labels, config.seed, other)
-    choice = rank_methods(question, Planner(base, limit), lambda name: progress.note(f"planning {name}"))
+    choice = rank_methods(question, Planner(base, limit), lambda name: progress.note(f"planning the method {name}"))
     typed = [*(given or ["--model", model.path])]
     if not config.data.path or not given:
         typed += ["--data", config.data.path or "YOUR_FILE.jsonl"]

@@ -235,7 +235,7 @@ def resolve_run(config: RunConfig, tokens: Encoding, folder: RunFolder, progress
     if resolved.plan is None:
         progress.note(f"memory cannot be estimated for this model ({resolved.why})")
     else:
-        progress.note(f"planned: {resolved.summary()}")
+        progress.note(f"planned for this run: {resolved.summary()}")
         if not resolved.plan.fits:
             progress.warn("that is more than there is; luthier plan says what would make it fit")
     return resolved

@@ -28,8 +28,8 @@ from luthier.tracking.base import HELD_OUT, LEARNING_RATE, START, Position, Stat
 
 EVERY = 2.0
 """Seconds between two looks at metrics.jsonl: a tracker shows a step at most so much later."""
-HANGS = 60.0
-"""A tracker whose call takes so many seconds is reported."""
+HANGS = 300.0
+"""A tracker whose call takes so many seconds is left out: MLflow can take one minute to start beside a training."""
 NICE = 19
 """Priority of the thread that sends: the lowest."""
 SAMPLES = 8

@@ -254,7 +254,7 @@ def save_weights(loaded: Loaded, target: Path, run: str, progress: Progress = SI
     """
     from luthier.exports.base import write_words
 
-    progress.stage("saving")
+    progress.stage("saving the weights")
     tokenizer = loaded.template.tokenizer
     with staged(target, run) as staging:
         loaded.config.method.save(loaded.model, staging)

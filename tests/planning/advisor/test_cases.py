@@ -154,7 +154,7 @@ CASES = {
         {"time": "10min"},
         "freeze",
         set=("data=builtin:reviews", "task=chat"),
-        reasons=("reviews, accuracy: 65.4 (64.9 to 65.9), statistically tied with the best",),
+        reasons=("reviews, accuracy: 65.4 (64.9 to 65.9); statistically tied with the best",),
     ),
 }
 

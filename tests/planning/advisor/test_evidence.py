@@ -157,8 +157,8 @@ def test_a_comparison_on_this_machine_overrules_the_repository(choose: Choose, t
     assert names[0] == "pfeiffer" and not found["ranked"][1]["ties_with_first"]
     assert found["limits"] == [], "own measurements of this base and data leave nothing open"
     first = found["ranked"][0]["reasons"][0]
-    assert "your base, your data" in first["text"] and "81.0 (80.0 to 82.0), the best there" in first["text"]
-    assert "took 2.0 GB and 90 s" in first["text"] and first["cited"] == f"[compare {file.relative_to(tmp_path)}]"
+    assert "your base, your data" in first["text"] and "81.0 (80.0 to 82.0); the best there" in first["text"]
+    assert "needed 2.0 GB and 90 s" in first["text"] and first["cited"] == f"[compare {file.relative_to(tmp_path)}]"
     assert len(found["next"]) == 1, "nothing is left to compare"
 
 
@@ -177,7 +177,7 @@ def test_only_a_comparison_of_the_same_task_counts_and_failures_exclude(choose: 
     near = compare(tmp_path / "near.json", {"lora": 0.1, "pfeiffer": 0.9}, data="others.jsonl")
     found = choose("builtin", REVIEWS, evidence=[near])
     assert found["ranked"][0]["method"] == "pfeiffer" and found["limits"] == []
-    assert "(builtin" in found["ranked"][0]["reasons"][0]["text"]
+    assert "on builtin" in found["ranked"][0]["reasons"][0]["text"]
     failed = {
         "arm": "lora",
         "method": "lora",

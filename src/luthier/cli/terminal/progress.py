@@ -20,7 +20,7 @@ from rich.text import Text
 from luthier.cli.terminal.console import console, safe
 from luthier.core.errors import Stopped
 from luthier.core.events import Progress
-from luthier.core.language import translated
+from luthier.core.language import filled, translated
 from luthier.core.shell import redacted, shell_line
 from luthier.core.units import clock, duration, gigabytes
 
@@ -113,7 +113,9 @@ class Terminal(Progress):
             self._count(what, done, total)
         elif self._line_is_due(done, total):
             left = self._left(done, total)
-            console.print(f"  {done:,} of {total:,} {translated(what)}  {left} left")
+            console.print(
+                f"  {filled('{0} of {1} {2}', f'{done:,}', f'{total:,}', translated(what))}  {filled('{0} left', left)}"
+            )
 
     def runs(self, done: float, total: int, text: str) -> None:
         if console.is_terminal:
@@ -139,7 +141,7 @@ class Terminal(Progress):
             )
             left = self._left(step - self.start, self.total - self.start)
             console.print(
-                f"{translated(text)}  {translated(f'{left} left')}" if self.lasts and step < self.total else text
+                f"{translated(text)}  {filled('{0} left', left)}" if self.lasts and step < self.total else text
             )
             console.file.flush()
 
@@ -161,7 +163,7 @@ class Terminal(Progress):
             self._update("bytes", total, completed=done, text=safe(text))
         elif total and self._line_is_due(done, total):
             left = self._left(done, total)
-            console.print(f"  {gigabytes(done)} of {gigabytes(total)} {safe(text)}  {left} left")
+            console.print(f"  {gigabytes(done)} of {gigabytes(total)} {safe(text)}  {filled('{0} left', left)}")
 
     def close(self) -> None:
         """Take the bar away."""

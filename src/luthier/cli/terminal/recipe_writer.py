@@ -69,7 +69,7 @@ def write_recipe(path: Path, given: Mapping[str, str | None]) -> None:
         file.write(text)
     RunConfig.load(path)
     console.print(f"  written: [bold]{safe(str(path))}[/]")
-    console.print("next:")
+    console.print(translated("next:"))
     for command in ("check", "plan", "train"):
         console.print(f"  [bold]{shell_line('luthier', command, path)}[/]", soft_wrap=True)
 

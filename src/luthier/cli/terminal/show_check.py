@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from luthier.cli.terminal.console import console, safe, table
-from luthier.core.language import translated
+from luthier.core.language import filled, translated
 from luthier.core.units import duration, gigabytes
 from luthier.reports.data_report import piece
 
@@ -23,7 +23,8 @@ def show_check(found: Mapping[str, Any]) -> None:
     for note in found["notes"]:
         console.say(f"  [dim]{safe(translated(note, inside=True))}[/]")
     reader, task = account["format"]["name"], account["task"]["name"]
-    console.print(f"  format {reader} ({safe(account['format_why'])}), task {task}, template: {account['template']}")
+    console.print(f"  format {reader}, task {task}, template: {account['template']}")
+    console.print(f"  {safe(translated(account['format_why']))}")
     for each in account["files"]:
         console.print(f"  {safe(each['file'])}: {each['encoding']}")
     for name in ("train", "validation", "test")[: 3 if account["test"]["source"] else 2]:
@@ -37,20 +38,21 @@ def show_check(found: Mapping[str, Any]) -> None:
             f"  tokens per row: median {lengths['p50']:,}, p90 {lengths['p90']:,}, p95 {lengths['p95']:,}, "
             f"p99 {lengths['p99']:,}, max {lengths['max']:,}"
         )
-        cuts = [f"{c['max_length']:,}: {c['rows']:,} rows ({c['share']:.1%})" for c in found["limits"]]
-        console.print("  longer than " + ", ".join(cuts))
-    labels = {f"labels, {side}": counts for side, counts in found["labels"].items()}
-    for name, counts in {**labels, "scripts": found["scripts"], "languages": found["languages"]}.items():
+        cuts = (f"{c['max_length']:,}: {filled('{0} rows', c['rows'])} ({c['share']:.1%})" for c in found["limits"])
+        console.print(f"  {translated('longer than')} {', '.join(cuts)}")
+    labels = {f"{translated('labels')} ({side})": counts for side, counts in found["labels"].items()}
+    others = {translated("scripts"): found["scripts"], translated("languages"): found["languages"]}
+    for name, counts in {**labels, **others}.items():
         if counts:
             shown = ", ".join(f"{safe(str(key)[:40])} {count:,}" for key, count in list(counts.items())[:8])
-            more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
+            more = filled(", and {0} more", len(counts) - 8) if len(counts) > 8 else ""
             console.print(f"  {name}: {shown}{more}")
     if not found["languages"]:
-        console.print(f"  languages: {safe(found['languages_how'])}")
+        console.print(f"  {translated('languages')}: {safe(translated(found['languages_how']))}")
     _show_masks(found["masks"])
     for refusal in found["refusals"][:FIRST_REFUSALS]:
         reason = translated(refusal["reason"], inside=True)
-        console.print(f"  refused: {safe(refusal['where'])}: {safe(reason)}")
+        console.print(f"  {translated('refused')}: {safe(refusal['where'])}: {safe(reason)}")
     if len(found["refusals"]) > FIRST_REFUSALS:
         console.print(f"  and {len(found['refusals']) - FIRST_REFUSALS:,} more in {safe(found['out'])}/refused.jsonl")
     for finding in found["findings"]:
@@ -65,10 +67,9 @@ def _show_masks(masks: Sequence[Mapping[str, Any]]) -> None:
     """Show the first and the longest row; learned text is green and between marks, so that it shows without color."""
     for row in [*masks[:1], *masks[1:][-1:]]:
         learned = f"{row['learned']:,} learned, between \u00ab and \u00bb"
-        what = f"learned is the label {row['label']!r}" if row["label"] else learned
-        console.print(
-            f"  [bold]{translated(row['why'])}[/], {safe(row['where'])}: {row['tokens']:,} tokens, {safe(what)}"
-        )
+        what = translated(f"learned is the label {row['label']!r}" if row["label"] else learned)
+        tokens = filled("{0} tokens", f"{row['tokens']:,}")
+        console.print(f"  [bold]{translated(row['why'])}[/], {safe(row['where'])}: {tokens}, {safe(what)}")
         text, inside = Text(), False
         for words, kind in row["pieces"][:FIRST_PIECES]:
             if inside != (kind in ("learned", "end")):

@@ -20,7 +20,8 @@ def show_choice(found: Mapping[str, Any]) -> None:
     """Print the question, the ranking, reasons, limits, exclusions, and the next commands."""
     asked = found["question"]
     console.print(
-        f"  {escape(asked['model'])}: {asked['parameters']:,} parameters, {asked['family']}; {escape(asked['said'])}"
+        f"  {escape(asked['model'])}: a base of {asked['parameters']:,} parameters ({asked['family']}); "
+        f"{escape(asked['said'])}"
     )
     console.print(f"  {machine(asked)}")
     if found["ranked"]:
@@ -43,7 +44,7 @@ def show_choice(found: Mapping[str, Any]) -> None:
         names = ", ".join(row["method"] for row in found["behind"])
         console.print(f"ranked lower, not estimated: {escape(names)}")
     if found["next"]:
-        console.print("next:")
+        console.print(translated("next:"))
     for line in found["next"]:
         console.print(f"  [bold]{escape(line)}[/]", soft_wrap=True)
 
@@ -63,7 +64,7 @@ def _show_reasons(found: Mapping[str, Any]) -> None:
         for row in rows:
             console.print(f"  {_cited(row, sources)}")
     if sources:
-        console.print("[bold]sources[/]")
+        console.print(f"[bold]{translated('sources')}[/]")
     for number, source in enumerate(sources, 1):
         console.print(f"  [dim]{escape(f'[{number}]')} {escape(translated(source, inside=True))}[/]")
 
@@ -87,7 +88,7 @@ def machine(asked: Mapping[str, Any]) -> str:
         parts.append("merged" if asked["latency"] == "merged" else f"{asked['latency']:g} ms per token")
     if asked["time"]:
         parts.append(f"at most {duration(asked['time'])}")
-    return ", ".join(parts)
+    return ", ".join(map(translated, parts))
 
 
 def ranking_table(found: Mapping[str, Any], without: Sequence[str]) -> Table:
@@ -105,12 +106,12 @@ def ranking_table(found: Mapping[str, Any], without: Sequence[str]) -> Table:
             ">": str(row["place"]) + ("=" if row["ties_with_first"] and row["place"] > 1 else ""),
             "method": row["arm"],
             "setting": ", ".join(setting),
-            "fits": {True: "yes", False: "no", None: "?"}[row["fits"]],
+            "fits": {True: translated("yes"), False: translated("no"), None: "?"}[row["fits"]],
             ">memory": "?" if row["memory"] is None else gigabytes(row["memory"]),
             ">training": training,
             ">file": bytes_text(row["file_bytes"]),
             **({f">all {many}": bytes_text(row["all_bytes"])} if many > 1 else {}),
-            "merges": "yes" if row["merges"] else "no",
+            "merges": translated("yes") if row["merges"] else translated("no"),
             "measured": "no measurement" if score is None else f"{score['board']} {score['shown']}",
         }
         rows.append({head: cell for head, cell in cells.items() if head not in without})

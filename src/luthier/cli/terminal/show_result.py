@@ -54,7 +54,7 @@ def show_result(result: Mapping[str, Any]) -> None:
         console.print(f"  {result['skipped_steps']} skipped steps, {result['loss_spikes']} loss spikes")
     run = escape(result["run"])
     console.print(f"  report: [bold]{run}/report.html[/]   loss curve: {run}/loss.png")
-    console.print("next:")
+    console.print(translated("next:"))
     for command in result["next"]:
         console.print(f"  [bold]{escape(command)}[/]", soft_wrap=True)
 
@@ -119,13 +119,13 @@ def _show_forgetting(result: Mapping[str, Any]) -> None:
 def _show_examples(found: Mapping[str, Any]) -> None:
     by = found["by"]
     counts = f"{found['better']} better, {found['worse']} worse, {found['same']} the same"
-    console.print(f"  examples by {by.replace('_', ' ')}: {counts}")
+    console.print(f"  examples by {translated(by.replace('_', ' '))}: {counts}")
     titles = translated("worst regressions"), translated("best gains")
     for title, rows in zip(titles, (found["regressions"], found["gains"]), strict=True):
         if rows:
             console.print(f"  [bold]{title}[/]")
         for row in rows[:SHOWN]:
-            console.print(f"    {_short(row['text'])}  [dim]{shift(by, row['base_score'], row['tuned_score'])}[/]")
+            console.print(f"    {_short(row['text'])}  [dim]{_shift(by, row)}[/]")
             parts = (
                 (translated("reference"), "answer"),
                 (translated("base"), "base"),
@@ -133,6 +133,11 @@ def _show_examples(found: Mapping[str, Any]) -> None:
             )
             answers = (f"[dim]{what}[/] {_short(row[key])}" for what, key in parts if row[key])
             console.print("      " + "   ".join(answers))
+
+
+def _shift(by: str, row: Mapping[str, Any]) -> str:
+    """The score of an example before and after."""
+    return " → ".join(map(translated, shift(by, row["base_score"], row["tuned_score"]).split(" → ")))
 
 
 def _short(text: str) -> str:
@@ -228,7 +233,7 @@ def show_comparison(body: Mapping[str, Any]) -> None:
         seeds = len(body["seeds"])
         console.print(
             f"{body['examples']} {body['measured_on']} examples; {body['steps']} steps and {body['tokens']:,} tokens "
-            f"each, {seeds} seed{'s' * (seeds > 1)}"
+            f"each; seeds: {seeds}"
         )
         wide = [(name, cell) for name, least, cell in COLUMNS if console.width >= least]
         metric = body["metric"]

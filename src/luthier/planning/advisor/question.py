@@ -120,8 +120,8 @@ class DataFacts:
         }[self.learns]
         looked = sum(self.languages.values())
         shares = ", ".join(f"{name} {rows / looked:.0%}" for name, rows in list(self.languages.items())[:3])
-        lengths = f"{self.mean_length:,.0f} tokens a row on average, {max(self.lengths):,} at most"
-        return f"{self.rows:,} training rows, {lengths}, {what}" + (f"; {shares}" if shares else "")
+        lengths = f"{self.mean_length:,.0f} tokens a row on average and {max(self.lengths):,} at most"
+        return f"{self.rows:,} training rows; {lengths}; {what}" + (f"; {shares}" if shares else "")
 
 
 def assumed_facts(rows: int, task: Task, max_length: int | None, limit: int | None) -> DataFacts:

@@ -79,26 +79,29 @@ def by_measurement(question: Question, one: Candidate) -> list[Reason]:
     """Scores beside other methods, on the boards that are closest to this task."""
     found = []
     tier, boards = tiers(question.boards, one.preset)
-    quantized = "" if one.name == one.preset else f" (measured without {one.quantize})"
+    quantized = "" if one.name == one.preset else f"; measured without {one.quantize}"
     for board in boards:
         own, best = board.scores[one.preset], board.best()
         points = board.higher_is_better
         if best == one.preset:
             standing, weight = "the best there", 2.0
         elif board.ties(one.preset):
-            near = "within a point of" if points else "within 2 % of"
-            near = "statistically tied with" if board.overlaps(one.preset) else near
-            standing, weight = f"{near} the best, {best} with {board.scores[best].shown()}", 1.0
+            shown, weight = board.scores[best].shown(), 1.0
+            near = f"within a point of the best, {best} with {shown}"
+            near = near if points else f"within 2 % of the best, {best} with {shown}"
+            standing = f"statistically tied with the best, {best} with {shown}" if board.overlaps(one.preset) else near
         else:
             weight = -board.gap(one.preset)
-            standing = f"{-weight:.1f} points behind" if points else f"{-weight:.2f} nats behind"
-            standing += f" the best, {best}"
-        where = f"a base of {number_of(board.parameters)}, {board.rows:,} rows" if board.parameters else board.model
+            behind = f"{-weight:.2f} nats behind the best, {best}"
+            standing = f"{-weight:.1f} points behind the best, {best}" if points else behind
+        where = f"on {board.model}"
+        if board.parameters:
+            where = f"on a base of {number_of(board.parameters)} parameters and {board.rows:,} rows"
         if tier == 0:
-            where = "your base, your data, this machine"
+            where = "on your base, your data and this machine"
         if own.memory and own.seconds:
-            where += f"; took {gigabytes(own.memory)} and {duration(own.seconds)}"
-        text = f"{board.name}, {board.metric}: {own.shown()}{quantized}, {standing} ({where})"
+            where += f"; it needed {gigabytes(own.memory)} and {duration(own.seconds)}"
+        text = f"{board.name}, {board.metric}: {own.shown()}{quantized}; {standing}; {where}"
         found.append(reason(text, board.source, weight))
     return found
 
