@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import socket
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,12 @@ def on_ranks(
     environment: Mapping[str, str] | None = None,
     alive: Callable[[list[Any]], None] = lambda processes: None,
     timeout: float = 240.0,
+    frozen: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
-    """{"value"} or {"error", "code"} of each rank, or {} of one that left nothing; `alive` may disturb them."""
+    """{"value"} or {"error", "code"} of each rank, or {} of one that left nothing.
+
+    `alive` may disturb them; those that are `frozen` by it are not waited for.
+    """
     port = free_port()
     out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("fork")
@@ -55,9 +59,9 @@ def on_ranks(
     for process in processes:
         process.start()
     alive(processes)
-    for process in processes:
-        process.join(timeout)
-    hung = [rank for rank, process in enumerate(processes) if process.is_alive()]
+    for rank, process in enumerate(processes):
+        process.join(timeout if rank not in frozen else 0)
+    hung = [rank for rank, process in enumerate(processes) if process.is_alive() and rank not in frozen]
     for process in processes:
         process.kill()
     assert not hung, f"ranks {hung} hang"

@@ -15,8 +15,8 @@ from luthier.cli.terminal.help import Command, Group
 from luthier.core import language
 from luthier.core.entry_points import installed
 from luthier.core.errors import InputError, LuthierError
-from luthier.core.ranks import Followed, started
 from luthier.core.quiet import set_environment
+from luthier.core.ranks import Followed, started
 from luthier.core.version import __version__
 
 app = typer.Typer(
@@ -69,10 +69,8 @@ for name in [*ORDER, *sorted(found.keys() - {*ORDER})]:
 
 def main() -> None:
     """Run the command line: errors become one message and an exit code; --debug shows the traceback."""
-    if started():
-        os.setpgrp()  # ctrl-C goes to the launcher, which passes it on; twice would mean: at once
-        if os.environ["RANK"] != "0":
-            sys.stdout = Path(os.devnull).open("w")  # rank 0 speaks for all
+    if started() and os.environ["RANK"] != "0":
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # rank 0 speaks for all
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

@@ -258,6 +258,9 @@ def _store(rank: int, world: int, seconds: float) -> Any:
         raise InputError(why, fix="the name or address of rank 0's host") from None
     launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     opens = rank == 0 and not launchers
+    late = threading.Timer(2 * seconds, _no_answer, (rank, f"{address}:{port}", seconds))
+    late.daemon = True
+    late.start()
     try:
         store = TCPStore(
             address, int(port), world, opens, timedelta(seconds=seconds), wait_for_workers=False, multi_tenant=True
@@ -268,8 +271,17 @@ def _store(rank: int, world: int, seconds: float) -> Any:
             raise InputError(f"MASTER_PORT: port {port} cannot be opened: {what}", fix="another MASTER_PORT") from None
         why = f"rank {rank}: rank 0 cannot be reached at {address}:{port} within {seconds:.0f} s: {what}"
         raise InputError(why, fix="check MASTER_ADDR, MASTER_PORT and the network between the hosts") from None
+    finally:
+        late.cancel()
     attempt = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return PrefixStore("/".join(["luthier", *attempt]), store)
+
+
+def _no_answer(rank: int, address: str, seconds: float) -> None:
+    """End a process whose connection was accepted and never answered: that of torch has no limit."""
+    print(f"error: rank {rank}: what listens at {address} is not rank 0; no answer in {seconds:.0f} s", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(InputError.exit_code)
 
 
 def _agreed(store: Any, rank: int, world: int, facts: dict[str, str], seconds: float) -> list[str]:
