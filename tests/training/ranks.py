@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -46,6 +47,7 @@ def on_ranks(
         os.environ |= {key: str(value) for key, value in place.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **(environment or {})}
         torch.set_num_threads(1)
+        faulthandler.dump_traceback_later(0.8 * timeout)  # where it hangs
         try:
             left: dict[str, Any] = {"value": work(rank)}
         except LuthierError as error:

@@ -87,6 +87,53 @@ def test_the_curve_does_not_depend_on_the_number_of_ranks(
         )
 
 
+SHARDED = {name: FAMILIES[name] for name in ("lora", "full", "bitfit", "houlsby", "prefix", "ia3")}
+
+
+@pytest.mark.parametrize(("name", "world"), [*((name, 2) for name in SHARDED), ("lora", 3), ("full", 4)])
+def test_sharded_weights_learn_the_same(
+    model_folder: Callable[..., Path], tmp_path: Path, name: str, world: int
+) -> None:
+    """As above, with FSDP2; a checkpoint is that of one process, and goes on without sharding."""
+    data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(21))
+    recipe = [f"model={model_folder('llama')}", f"data={data}", *SHARDED[name], "data.validation=0.2", "train.lr=1e-3"]
+    recipe += ["train.steps=20", "train.batch_size=6", "train.micro_tokens=128", "train.save_every=10", "train.keep=9"]
+    if name not in ("full", "bitfit", "ia3"):
+        recipe.append("method.dropout=0")
+    train(RunConfig.load(None, [*recipe, f"run={tmp_path / 'one'}"]))
+    leader, *others = trained_on(world, tmp_path / "more", [*recipe, "train.parallel=fsdp"], timeout=60)
+    assert "value" in leader, leader["error"]
+    assert others == [{"value": {}}] * (world - 1)
+    assert curve(tmp_path / "more") == pytest.approx(curve(tmp_path / "one"), rel=1e-6)
+    single, several = weights(tmp_path / "one"), weights(tmp_path / "more")
+    for key, value in single.items():
+        torch.testing.assert_close(several[key], value, rtol=0, atol=1e-5)
+    run = tmp_path / "then"
+    again(tmp_path / "more", run, "checkpoints/step-000020")
+    train(RunConfig.load(None, [*recipe, f"run={run}"]))
+    assert curve(run) == pytest.approx(curve(tmp_path / "one"), rel=1e-6)
+
+
+def again(run: Path, copy: Path, last: str) -> None:
+    """A copy of a run as it was before its last checkpoint."""
+    shutil.copytree(run, copy)
+    for path in ("result.json", "model" if (copy / "model").is_dir() else "adapter", last):
+        shutil.rmtree(copy / path) if (copy / path).is_dir() else (copy / path).unlink()
+    file = copy / "recipe.yaml"
+    file.write_text(file.read_text().replace(str(run), str(copy)))
+
+
+@pytest.mark.parametrize("method", [["method=adalora"], ["method=qlora"]])
+def test_what_cannot_be_sharded_is_refused_by_name(
+    model_folder: Callable[..., Path], tmp_path: Path, method: list[str]
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(21))
+    recipe = [f"model={model_folder('llama')}", f"data={data}", *method, "train.parallel=fsdp"]
+    leader, _ = trained_on(2, tmp_path / "run", recipe, timeout=60)
+    assert leader["code"] == 2 and "train.parallel=fsdp does not" in leader["error"]
+    assert "train.parallel=ddp" in leader["error"] and not (tmp_path / "run").exists()
+
+
 def test_scores_answers_and_predictions_are_those_of_one_process(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -133,10 +180,7 @@ def test_a_run_of_four_ranks_goes_on_with_any_number(model_folder: Callable[...,
     assert "value" in leader, leader
     for world in (1, 2, 3):
         run = tmp_path / f"then-{world}"
-        shutil.copytree(tmp_path / "four", run)
-        for path in ("result.json", "adapter", "checkpoints/step-000012"):
-            shutil.rmtree(run / path) if (run / path).is_dir() else (run / path).unlink()
-        (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace(str(tmp_path / "four"), str(run)))
+        again(tmp_path / "four", run, "checkpoints/step-000012")
         leader, *_ = trained_on(world, run, recipe)
         assert "value" in leader, leader
         assert curve(run) == pytest.approx(curve(tmp_path / "one"), rel=1e-6)
@@ -157,12 +201,7 @@ def test_with_dropout_a_resumed_run_of_the_same_ranks_is_the_same_to_the_bit(
     ]
     recipe += ["train.steps=8", "train.batch_size=6", "train.save_every=4", "train.keep=9"]
     trained_on(2, tmp_path / "whole", recipe)
-    shutil.copytree(tmp_path / "whole", tmp_path / "again")
-    for path in ("result.json", "adapter", "checkpoints/step-000008"):
-        each = tmp_path / "again" / path
-        shutil.rmtree(each) if each.is_dir() else each.unlink()
-    file = tmp_path / "again" / "recipe.yaml"
-    file.write_text(file.read_text().replace(str(tmp_path / "whole"), str(tmp_path / "again")))
+    again(tmp_path / "whole", tmp_path / "again", "checkpoints/step-000008")
     leader, _ = trained_on(2, tmp_path / "again", recipe)
     assert "value" in leader, leader
     assert curve(tmp_path / "again") == curve(tmp_path / "whole")

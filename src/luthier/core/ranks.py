@@ -122,6 +122,16 @@ class Ranks:
                 dist.all_reduce(tensor)
         return tensor
 
+    def most(self, number: int) -> int:
+        """The largest of the numbers of all ranks."""
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor(number)
+        with self._named():
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return int(found)
+
     def serve(self, handlers: Mapping[str, Callable[..., None]]) -> None:
         """Follow the leader's orders until it sends `end`."""
         import torch.distributed as dist

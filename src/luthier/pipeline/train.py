@@ -67,6 +67,10 @@ def train(
             if not ranks.leads:
                 follow(placed, ranks, request)
                 return {}
+            if ranks.several and config.train.parallel == "fsdp":
+                from luthier.training.sharding import refuse_sharding
+
+                refuse_sharding(config.method, config.model)
             refuse_own_disks(folder.path, ranks)
             return _lead(config, placed, folder, request, ranks, progress, shared, trackers)
 

@@ -107,8 +107,9 @@ class TrainConfig(Config):
     processes: Annotated[Count | None, AUTO] = None
     """Processes of this machine that train together, each with its share of a step; auto: one for each GPU, or one. The
     run stays the same except for rounding and dropout. torchrun starts them, and may be used itself."""
-    parallel: Literal["auto", "ddp"] = "auto"
-    """How several processes hold the model; ddp: each holds all of it, and gradients are summed."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several processes hold the model. ddp: each holds all of it. fsdp: each holds its part of weights, gradients
+    and optimizer states (FSDP2), for full fine-tuning and large bases. auto: ddp where the run fits so, else fsdp."""
     track: tuple[Annotated[Tracker, TRACKERS], ...] = ()
     """What else shows the run, beside the terminal and metrics.jsonl: [swanlab], for example; luthier list trackers."""
 

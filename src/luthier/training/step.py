@@ -24,6 +24,7 @@ from luthier.rendering.row import Row
 from luthier.tasks.base import Task
 from luthier.training.optimizers.base import OPTIMIZERS
 from luthier.training.settings import TrainConfig
+from luthier.training.sharding import clip, is_sharded
 
 Batch = dict[str, Tensor]
 
@@ -146,8 +147,13 @@ class Loop:
     penalty: Callable[[], Tensor | None] = lambda: None
     after_step: Callable[[int], None] = lambda index: None
 
-    def gradient(self, micro: Sequence[Batch], stops: Callable[[], bool] = lambda: False) -> Gradient:
+    def gradient(
+        self, micro: Sequence[Batch], stops: Callable[[], bool] = lambda: False, spare: Sequence[Batch] = ()
+    ) -> Gradient:
         """Run the micro-batches of a step forward and backward, and clip.
+
+        Where weights are divided among the ranks, `spare` is computed without counting until all have made as many
+        passes.
 
         Raises Halted where `stops` says so: between two micro-batches, or, among several ranks, behind the last one of
         the rank that is to stop. Raises RanOut where memory ran out on another rank.
@@ -161,13 +167,17 @@ class Loop:
         divisor = counts[0].clamp(min=1).to(accelerator.device)
         total = torch.zeros((), device=accelerator.device)
         failure: Exception | None = None
+        sharded = is_sharded(self.model)
+        passes = ranks.most(len(micro)) if sharded else len(micro)
         try:
-            for number, held in enumerate(micro, 1):
+            for number, held in enumerate([*micro, *(spare[0] for _ in range(passes - len(micro)))], 1):
                 if not ranks.several and stops():
                     raise Halted
                 batch = {key: value.to(accelerator.device, non_blocking=True) for key, value in held.items()}
                 with accelerator.autocast():
                     summed = self.task.losses(self.model, batch)[0].sum()
+                if number > len(micro):
+                    summed = summed * 0.0
                 scaled = summed / divisor
                 # It depends on the weights alone, so one rank adds it for all.
                 if number == len(micro) and ranks.leads and (extra := self.penalty()) is not None:
@@ -176,8 +186,8 @@ class Loop:
                 total += summed.detach()
                 del summed, scaled  # the graph's many small pieces lie between what the next pass could use as one
         except (RuntimeError, MemoryError) as error:
-            if not ranks.several or not is_out_of_memory(error):
-                raise
+            if not ranks.several or sharded or not is_out_of_memory(error):
+                raise  # in the middle of a gathering the other ranks cannot go on
             failure = error
         if ranks.several:
             said = torch.tensor([float(total), failure is not None, stops()], dtype=torch.float64)
@@ -189,6 +199,10 @@ class Loop:
             if halt:
                 raise Halted
             total = total.new_tensor(whole)
+            if sharded:
+                trained = [p for p in self.model.parameters() if p.requires_grad]
+                norm = clip(trained, self.clip or float("inf"))
+                return Gradient(float(total / divisor), norm, int(counts[1]), int(counts[0]))
             sum_gradients([p for group in self.optimizer.param_groups for p in group["params"]], ranks)
         norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.clip or float("inf")))
         return Gradient(float(total / divisor), norm, int(counts[1]), int(counts[0]))
@@ -281,22 +295,3 @@ def held_out_batches(rows: Rows, batch_size: int) -> list[list[Row]]:
     """All rows in batches, those of like length together."""
     order = sorted(range(len(rows)), key=rows.lengths.__getitem__)
     return [[rows[i] for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
-
-
-def held_out_loss(
-    model: nn.Module,
-    rows: Rows,
-    batch_size: int,
-    cutter: Cutter,
-    accelerator: Accelerator,
-    halt: Callable[[], bool],
-) -> float:
-    """Nats per target over all of `rows`, on every rank a share. Raises Halted where `halt` says so."""
-    batches, ranks = held_out_batches(rows, batch_size), here()
-    mine = ranks.share("held_out", [batches[rank :: ranks.world] for rank in range(ranks.world)])
-    found = ranks.results(lambda: summed_losses(model, mine, cutter, accelerator, halt))
-    total = count = 0.0
-    for place in range(len(batches)):  # in the order of one process, so that the sum is the same
-        losses, targets = found[place % ranks.world][place // ranks.world]
-        total, count = total + losses, count + targets
-    return total / max(1.0, count)

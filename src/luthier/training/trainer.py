@@ -9,8 +9,8 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from itertools import islice
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,15 +28,14 @@ from luthier.core.signals import NOTED, Interrupted, StopRequest
 from luthier.core.strict_json import number
 from luthier.data.batches import step_numbers, steps_per_epoch
 from luthier.data.prepared import Prepared
-from luthier.methods.base import Method, trainable_state
-from luthier.models.files import not_finite
+from luthier.methods.base import Method
 from luthier.rendering.row import Row
 from luthier.runs.folder import RunFolder
 from luthier.training import checkpoint as checkpoints
 from luthier.training.checkpoint import put_back, random_state
 from luthier.training.settings import RunSettings
-from luthier.training.step import Halted, RanOut, dealt, held_out_loss
-from luthier.training.tuned import Tuned
+from luthier.training.step import Halted, RanOut, dealt
+from luthier.training.tuned import Tuned, held_out_loss
 
 IN_A_ROW = 5
 """So many steps in a row without a finite loss stop a run that would leave them out."""
@@ -87,7 +86,7 @@ class Trainer:
             self.progress.warn(what)
         if found is not None:
             self.ranks.order("restore", found)
-            self.state |= checkpoints.read_checkpoint(found, partial(self.method.restore, self.raw), self.advanced)
+            self.state |= checkpoints.read_checkpoint(found, self.tuned.restore, self.advanced)
             self._refuse_ruin(f"they lie in {found}; remove it to resume before it")
             if self.data.stream is not None:
                 self.progress.note("reading the rows up to there once more")
@@ -167,10 +166,12 @@ class Trainer:
         try:
             while found is None:
                 halvings, share = state["halvings"], dealt(rows, self.ranks.world)
-                mine = self.ranks.share("gradient", [(index, halvings, each) for each in share])
+                mine = self.ranks.share("gradient", [(index, halvings, each, rows[:1]) for each in share])
                 parts = self.cutter.cut(mine[2], halvings)
                 try:
-                    found = self.loop.gradient(self.cutter.collated(parts), lambda: self.request.asked)
+                    found = self.loop.gradient(
+                        self.cutter.collated(parts), lambda: self.request.asked, self.tuned.spare(rows[:1])
+                    )
                 except (RuntimeError, MemoryError, RanOut) as error:
                     if not isinstance(error, RanOut) and not is_out_of_memory(error):
                         raise
@@ -274,7 +275,7 @@ class Trainer:
             rows, halt = self._rows_per_pass(), lambda: self.request.asked
             try:
                 held_out = self.data.validation_rows
-                loss = held_out_loss(self.raw, held_out, rows, self.cutter, self.accelerator, halt)
+                loss = held_out_loss(self.tuned, held_out, rows, halt)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -313,15 +314,25 @@ class Trainer:
             self.folder.keep_refusals(self.data.refusals)
         self.folder.sync_metrics()
         target, run = self.folder.checkpoints / checkpoint_name(step), self.folder.ledger.run
-        weights = partial(self.method.save, self.raw, training=True)
-        checkpoints.write_checkpoint(target, weights, self.advanced, self.state, run)
+        checkpoints.write_checkpoint(target, self._write_weights, self.advanced, self.state, run)
         self._rotate()
         self.saved = (step, self.state["unmeasured"])
         self.progress.saved(step)
 
+    def _write_weights(self, folder: Path) -> None:
+        """Write the weights of a checkpoint; where they are divided, the other ranks give theirs."""
+        if self.tuned.sharded:
+            self.ranks.order("save")
+        with self.tuned.whole():
+            try:
+                self.method.save(self.raw, folder, training=True)
+            finally:
+                if self.tuned.sharded:
+                    self.ranks.gathered(None)
+
     def _refuse_ruin(self, kept: str = "") -> None:
         """Raise Diverged, and save nothing more, where the last step left weights that are not finite."""
-        if name := not_finite(trainable_state(self.raw).items()):
+        if name := self.tuned.ruined_on_any():
             self.ruined = True
             what = f"step {self.state['step']} left NaN or infinite weights, among them {name}"
             raise Diverged(f"{what}; {kept or self._kept()}", fix=ELSEWHERE)
@@ -345,7 +356,8 @@ class Trainer:
                 self.progress.warn(f"{checkpoint}, the best one, is damaged ({what}): the last weights are kept")
             else:
                 self.ranks.order("weights", checkpoint / "weights")
-                self.method.restore(self.raw, checkpoint / "weights")
+                self.tuned.restore(checkpoint / "weights")
+        self.tuned.gather()
         result = {"steps": state["step"], "kept_step": best or state["step"], "kept_best": best > 0}
         result |= {"stopped_early": self._out_of_patience(), "train_seconds": state["seconds"]}
         result |= {"skipped_steps": state["skipped"], "loss_spikes": state["spikes"]}  # skipped: not finite

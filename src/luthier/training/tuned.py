@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,24 @@ from torch import nn
 from luthier.core.errors import InputError
 from luthier.core.ranks import here
 from luthier.core.resources import is_out_of_memory
+from luthier.data.prepared import Rows
 from luthier.kernels.apply import checkpoint_layers, patched
 from luthier.methods.base import Method, trainable_state
+from luthier.models.files import not_finite
 from luthier.rendering.row import Row
 from luthier.tasks.base import Task
 from luthier.training.checkpoint import Advanced, put_back, random_state, read_checkpoint, seed
 from luthier.training.settings import RunSettings
+from luthier.training.sharding import WholeStates, is_sharded, shard, whole
 from luthier.training.step import (
+    Batch,
     Cutter,
     Halted,
     Loop,
     RanOut,
     build_optimizer,
     build_schedule,
+    held_out_batches,
     summed_losses,
 )
 
@@ -46,16 +51,20 @@ class Tuned:
     ) -> None:
         """`longest` is the length of the longest training row; None where it is not known."""
         self.raw, self.method, self.settings, self.accelerator = model, method, settings, accelerator
-        self.ranks, config = here(), settings.train
+        self.ranks, config, self.kept = here(), settings.train, ExitStack()
         if config.gradient_checkpointing is True:
             checkpoint_layers(model)
         half_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision != "no"
         self.cutter = Cutter(task, config, settings.pack, pad_id, longest if half_on_cpu else None)
         self.model = accelerator.prepare(model)
+        if config.parallel == "fsdp" and self.ranks.several:
+            shard(model, self.ranks.world, accelerator.device.type)
+        self.sharded = is_sharded(model)
         assert config.lr is not None
         optimizer = build_optimizer(model, config, config.lr, method.lr_ratio_of)
         schedule = build_schedule(optimizer, config, settings.steps)
-        self.advanced: Advanced = optimizer, schedule, accelerator.scaler
+        states: Any = WholeStates(optimizer, self.ranks.leads) if self.sharded else optimizer
+        self.advanced: Advanced = states, schedule, accelerator.scaler
         calls = partial(method.penalty, model), partial(method.after_step, model)
         prepared = accelerator.prepare(optimizer)
         self.loop = Loop(self.model, task, prepared, schedule, accelerator, config.clip, *calls)
@@ -69,14 +78,55 @@ class Tuned:
         self.ranks.order("trained")
         self.unwrap()
 
-    def patched(self) -> Any:
+    @contextmanager
+    def whole(self, *, changes: bool = False) -> Iterator[None]:
+        """Inside, this rank has all weights, where they are divided among the ranks. Every rank calls it at once."""
+        with whole(self.raw, changes=changes) if self.sharded else nullcontext():
+            yield
+
+    def restore(self, folder: Path) -> None:
+        """Put the weights back that a checkpoint has. Every rank calls it at once."""
+        with self.whole(changes=True):
+            self.method.restore(self.raw, folder)
+
+    def hold(self) -> None:
+        """Hold all weights from now on: no step follows. Every rank calls it at once."""
+        self.kept.enter_context(self.whole())
+
+    def gather(self) -> None:
+        """Let every rank hold all weights, to evaluate and save them. Call it as leader, behind the last step."""
+        if self.sharded:
+            self.ranks.order("gathered")
+            self.hold()
+
+    def ruined_on_any(self) -> str:
+        """Name of a weight that is not finite, on any rank; empty where there is none. Call it as leader."""
+        if not self.sharded:
+            return self.ruined()
+        self.ranks.order("ruined")
+        return next(filter(None, self.ranks.results(self.ruined)), "")
+
+    def ruined(self) -> str:
+        """Name of a weight on this rank that is not finite; empty where there is none."""
+        own = trainable_state(self.raw).items()
+        return not_finite((name, value.to_local() if self.sharded else value) for name, value in own)
+
+    @contextmanager
+    def patched(self) -> Iterator[None]:
         """Inside, the model computes by Luthier's kernels."""
-        return patched(self.raw, self.settings.pack is not None, self.settings.train.compile)
+        with ExitStack() as stack:
+            with self.whole():  # a trial of a layer needs its weights
+                stack.enter_context(patched(self.raw, self.settings.pack is not None, self.settings.train.compile))
+            yield
 
     def unwrap(self) -> None:
         """Take off what training put around the model."""
         # Measured as it will be used: without the autocast that accelerate put around forward.
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    def spare(self, rows: Sequence[Row]) -> list[Batch]:
+        """A batch that is computed and does not count, where another rank has more of them than this one."""
+        return self.cutter.collated([list(rows)]) if self.sharded else []
 
     def begin_on_all(self, rows: Sequence[Row]) -> None:
         """Let the method look at these rows before the first step, on every rank."""
@@ -95,11 +145,12 @@ class Tuned:
 
     def digest(self) -> str:
         """A hash of the weights that train."""
-        whole = hashlib.sha256()
-        for name, value in sorted(trainable_state(self.raw).items()):
-            whole.update(name.encode())
-            whole.update(value.detach().contiguous().cpu().view(torch.uint8).numpy())
-        return whole.hexdigest()[:16]
+        found = hashlib.sha256()
+        with self.whole():
+            for name, value in sorted(trainable_state(self.raw).items()):
+                found.update(name.encode())
+                found.update(value.detach().cpu().clone().view(torch.uint8).numpy())
+        return found.hexdigest()[:16]
 
     def compare_weights(self) -> None:
         """InputError where another rank would train other weights than this one. Call it as leader."""
@@ -113,6 +164,19 @@ class Tuned:
                 raise InputError(why, fix="the same base, adapter and versions on every host, and one shared folder")
 
 
+def held_out_loss(tuned: Tuned, rows: Rows, batch_size: int, halt: Callable[[], bool]) -> float:
+    """Nats per target over all of `rows`, on every rank a share. Raises Halted where `halt` says so."""
+    batches, ranks = held_out_batches(rows, batch_size), tuned.ranks
+    mine = ranks.share("held_out", [batches[rank :: ranks.world] for rank in range(ranks.world)])
+    with tuned.whole():
+        found = ranks.results(lambda: summed_losses(tuned.raw, mine, tuned.cutter, tuned.accelerator, halt))
+    total = count = 0.0
+    for place in range(len(batches)):  # in the order of one process, so that the sum is the same
+        losses, targets = found[place % ranks.world][place // ranks.world]
+        total, count = total + losses, count + targets
+    return total / max(1.0, count)
+
+
 class Follower:
     """A rank that holds the same model as the leader and computes its share of each step."""
 
@@ -123,7 +187,8 @@ class Follower:
 
     def handlers(self) -> dict[str, Callable[..., None]]:
         """What the leader can order."""
-        names = ("train", "trained", "begin", "restore", "weights", "digest", "gradient", "take", "held_out")
+        names = ["train", "trained", "begin", "restore", "weights", "digest", "gradient", "take", "held_out"]
+        names += ["save", "ruined", "gathered"]
         return {name: getattr(self, name) for name in names}
 
     def train(self) -> None:
@@ -150,11 +215,25 @@ class Follower:
             raise InputError(
                 f"{checkpoint} is not there on {name}: the run folder must be on a disk that all hosts share"
             )
-        read_checkpoint(checkpoint, partial(tuned.method.restore, tuned.raw), tuned.advanced)
+        read_checkpoint(checkpoint, tuned.restore, tuned.advanced)
 
     def weights(self, folder: Path) -> None:
         """The weights that the run keeps."""
-        self.tuned.method.restore(self.tuned.raw, folder)
+        self.tuned.restore(folder)
+
+    def save(self) -> None:
+        """Give the leader the shards of this rank, for a checkpoint."""
+        with self.tuned.whole():
+            self.ranks.gathered(None)
+        self.tuned.advanced[0].state_dict()
+
+    def ruined(self) -> None:
+        """Whether a weight is not finite."""
+        self.ranks.results(self.tuned.ruined)
+
+    def gathered(self) -> None:
+        """Hold all weights from now on."""
+        self.tuned.hold()
 
     def digest(self) -> None:
         """A hash of the weights, for the leader."""
@@ -163,13 +242,13 @@ class Follower:
     def gradient(self) -> None:
         """Run this rank's rows forward and backward."""
         tuned = self.tuned
-        index, halvings, rows = self.ranks.scattered()
+        index, halvings, rows, spare = self.ranks.scattered()
         tuned.loop.optimizer.zero_grad(set_to_none=True)
         # Dropout differs between ranks, and a resumed run draws the same.
         torch.manual_seed(tuned.settings.seed * 1_000_003 + index * 8_191 + self.ranks.rank)
         tuned.method.before_step(tuned.raw, index, tuned.settings.seed)
         try:
-            tuned.loop.gradient(tuned.cutter.collated(tuned.cutter.cut(rows, halvings)), self.stops)
+            tuned.loop.gradient(tuned.cutter.collated(tuned.cutter.cut(rows, halvings)), self.stops, tuned.spare(spare))
         except (Halted, RanOut):
             tuned.loop.optimizer.zero_grad(set_to_none=True)
         except (RuntimeError, MemoryError) as error:
@@ -184,4 +263,5 @@ class Follower:
     def held_out(self) -> None:
         """Losses of this rank's share of the held-out rows."""
         tuned, parts = self.tuned, self.ranks.scattered()
-        self.ranks.results(lambda: summed_losses(tuned.raw, parts, tuned.cutter, tuned.accelerator, lambda: False))
+        with tuned.whole():
+            self.ranks.results(lambda: summed_losses(tuned.raw, parts, tuned.cutter, tuned.accelerator, lambda: False))

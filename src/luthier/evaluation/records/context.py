@@ -270,13 +270,15 @@ def answers_of(context: EvalContext, prompts: Sequence[list[int]], most: int) ->
     from transformers import GenerationConfig
 
     ends, pad = sorted(context.template.end_ids), context.pad
-    options = GenerationConfig(do_sample=False, max_new_tokens=most, eos_token_id=ends, pad_token_id=pad)
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=most, eos_token_id=ends, pad_token_id=pad)
     width = max(map(len, prompts))
     # Padded on the left, so that all answers begin at the same position.
     rows = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
     masks = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     ids, mask = (torch.tensor(each, device=context.device) for each in (rows, masks))
-    made = context.model.generate(input_ids=ids, attention_mask=mask, generation_config=options)  # type: ignore[operator]
+    # Each rank answers prompts of its own and holds all weights: none waits for the others' longest answer.
+    options = {"generation_config": greedy, "synced_gpus": False}
+    made = context.model.generate(input_ids=ids, attention_mask=mask, **options)  # type: ignore[operator]
     decode = context.template.tokenizer.decode
     return [
         (str(decode(tokens, skip_special_tokens=True)), not context.template.end_ids.isdisjoint(tokens))
