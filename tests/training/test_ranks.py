@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from luthier.core.errors import InputError
 from luthier.core.ranks import LIMIT
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
@@ -328,3 +329,21 @@ def test_the_command_starts_its_processes_itself(model_folder: Callable[..., Pat
     assert len(curve(tmp_path / "run")) == 4
     again = Command([*words, "train.processes=2", "train.batch_size=7"]).result()
     assert again.returncode == 2 and again.stderr.count("error:") == 1 and "train.batch_size" in again.stderr
+
+
+def test_python_trains_on_several_processes(
+    model_folder: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import luthier
+
+    settings: dict[str, Any] = {"steps": 3, "batch_size": 6, "processes": 2}
+    rows, place = alpaca_rows(21), tmp_path / "run"
+    run = luthier.train(
+        model=model_folder("llama"), data=rows, method="lora", train=settings, run=place, progress=False
+    )
+    assert len(curve(place)) == 3 and run.to_dict()["steps"] == 3
+    assert capfd.readouterr() == ("", "")
+    settings["batch_size"] = 5
+    with pytest.raises(InputError, match="2 processes ended with exit code 2"):
+        luthier.train(model=model_folder("llama"), data=rows, method="lora", train=settings, run=place, progress=False)
+    assert "train.batch_size" in capfd.readouterr().err

@@ -45,6 +45,7 @@ def train(
     `validation`, `test` and the other keys of the data block. Rows in memory are kept in the cache, so that a run can
     be resumed. `run` is the folder, by default runs/<data>-<method>. Raises Stopped after ctrl-C, with all steps saved.
     """
+    from luthier.pipeline.processes import processes, train_on
     from luthier.pipeline.train import train as train_run
 
     given = recipe_from(
@@ -58,6 +59,9 @@ def train(
     with reporting(progress, given.config.train.log_every) as listener:
         for note in given.notes:
             listener.note(note)
+        count = 1 if given.config.train.processes == 1 else processes(given.config)
+        if count > 1:
+            return Run(train_on(count, given.config, given.path, listener), allow_code=allow_code)
         result = train_run(given.config, recipe=given.path, progress=listener)
     return Run(result["run"], allow_code=allow_code)
 

@@ -5,20 +5,25 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.errors import InputError
+from luthier.core.events import Progress
 from luthier.core.ranks import Ranks
 from luthier.core.signals import StopRequest
 from luthier.core.version import __version__
+from luthier.methods.base import Method
 from luthier.recipe.config import RunConfig
+from luthier.runs.folder import RunFolder
 from luthier.runs.provenance import base_hashes, environment, local_copy
 
 if TYPE_CHECKING:
     from torch import nn
 
     from luthier.evaluation.records.context import EvalContext
+    from luthier.planning.resolve import ResolvedSettings
     from luthier.tasks.base import Task
     from luthier.training.settings import RunSettings
 
@@ -56,6 +61,36 @@ def refuse_own_disks(folder: Path, ranks: Ranks) -> None:
                 if each == there:
                     break
                 each.rmdir()
+
+
+def unshardable(config: RunConfig) -> str:
+    """Why this method or base cannot be divided among the ranks; empty where it can."""
+    if config.model.quantize != "none":
+        # Packed weights in uint8 are corrupted by the gathering of FSDP2: accelerate#3983, bitsandbytes#1945.
+        return f"train.parallel=fsdp does not shard a quantized base (model.quantize={config.model.quantize})"
+    method, own = config.method, type(config.method)
+    if own.penalty is not Method.penalty or own.after_step is not Method.after_step or method.starts_from:
+        return f"train.parallel=fsdp does not serve method {method.name}, which looks at whole weights or gradients"
+    return ""
+
+
+def with_parallel(
+    resolved: "ResolvedSettings", config: RunConfig, folder: RunFolder, world: int, progress: Progress
+) -> "ResolvedSettings":
+    """The settings with `train.parallel` decided: ddp where the run fits so, else fsdp; and why."""
+    from luthier.planning import machine
+
+    chosen, plan = config.train.parallel, folder.read_json(folder.plan)["plan"]
+    if chosen == "auto":
+        # The memory of a CPU is that of all processes; each GPU has its own.
+        needed = plan["bytes"] * (world if plan["device"] == "cpu" else 1) if plan else 0
+        fits, why = needed <= machine.this_machine(config.model.device).room, unshardable(config)
+        chosen = "ddp" if fits or why else "fsdp"
+        reason = (
+            "the whole model fits beside its step" if fits else why or "the whole model does not fit on each device"
+        )
+        progress.note(f"{world} processes, train.parallel={chosen}: {reason}")
+    return replace(resolved, train=resolved.train.model_copy(update={"parallel": chosen}))
 
 
 def follow(config: RunConfig, ranks: Ranks, request: StopRequest) -> None:

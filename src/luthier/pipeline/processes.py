@@ -6,10 +6,15 @@ import secrets
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from luthier.core.errors import InputError, Stopped
+from luthier.core.events import Progress
 from luthier.core.ranks import AGAIN, RankLost
 from luthier.core.signals import EXIT_CODES
 from luthier.recipe.config import RunConfig
+from luthier.recipe.identity import run_path
 
 SAVING = 300
 """Seconds that the other processes have to save and end, once one of them has failed or a signal came."""
@@ -28,12 +33,13 @@ def processes(config: RunConfig) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def run_on(count: int, arguments: Sequence[str]) -> int:
+def run_on(count: int, arguments: Sequence[str], silent: str = "") -> int:
     """Run `luthier` with these arguments in `count` processes and return its exit code.
 
+    Where a folder is given as `silent`, what they print goes there, but for errors.
     Raises RankLost where a process was killed; what another says of its error is on the terminal already.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -49,6 +55,7 @@ def run_on(count: int, arguments: Sequence[str]) -> int:
         max_restarts=0,
         signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         shutdown_timeout=SAVING,
+        logs_specs=DefaultLogsSpecs(log_dir=silent, redirects=Std.OUT) if silent else DefaultLogsSpecs(),
     )
     try:
         elastic_launch(config, sys.executable)("-m", "luthier", *arguments)
@@ -61,3 +68,21 @@ def run_on(count: int, arguments: Sequence[str]) -> int:
     except SignalException as stop:
         return EXIT_CODES.get(stop.sigval, 128 + stop.sigval)
     return 0
+
+
+def train_on(count: int, config: RunConfig, recipe: Path | None, progress: Progress) -> Path:
+    """Train in `count` processes, for a caller in Python; returns the run's folder.
+
+    The processes report on the terminal what is wrong; an error here has their exit code.
+    """
+    folder = run_path(config, recipe)
+    progress.stage(f"training in {count} processes; luthier watch {folder} follows them")
+    with TemporaryDirectory(prefix="luthier-") as place:
+        file = Path(place, "recipe.yaml")
+        file.write_text(config.model_copy(update={"run": str(folder.absolute())}).dump(), encoding="utf-8")
+        code = run_on(count, ["train", str(file)], silent=place)
+    if code == 0:
+        return folder
+    if code in EXIT_CODES.values():
+        raise Stopped("stopped; everything that was trained is saved", code)
+    raise InputError(f"training in {count} processes ended with exit code {code}; what is wrong stands above")

@@ -17,22 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from luthier.core.errors import InputError
 from luthier.kernels.apply import repeated_blocks
-from luthier.methods.base import Method
-from luthier.models.settings import ModelConfig
-
-
-def refuse_sharding(method: Method, model: ModelConfig) -> None:
-    """InputError where this method or base cannot be sharded: before any weights are loaded."""
-    if model.quantize != "none":
-        # Packed weights in uint8 are corrupted by the gathering of FSDP2: accelerate#3983, bitsandbytes#1945.
-        why = f"train.parallel=fsdp does not shard a quantized base (model.quantize={model.quantize})"
-        raise InputError(why, fix="train.parallel=ddp, which keeps the whole base on each device")
-    base, own = Method, type(method)
-    if own.penalty is not base.penalty or own.after_step is not base.after_step or method.starts_from:
-        why = f"train.parallel=fsdp does not serve method {method.name}, which looks at whole weights or gradients"
-        raise InputError(why, fix="train.parallel=ddp, or method=lora")
 
 
 def shard(model: nn.Module, world: int, device: str) -> None:
