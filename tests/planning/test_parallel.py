@@ -47,21 +47,26 @@ def test_replicas_hold_everything_and_sum_the_gradients_of_what_trains() -> None
 
 
 def test_shards_hold_a_part_and_gather_two_layers() -> None:
-    made = fsdp(WORK, cluster(nodes=2), within_node=False)
+    made = fsdp(WORK, cluster(nodes=2))
     assert made.shards == 16 and made.parts["weights"] == 1_000 and made.parts["optimizer"] == 1_000
-    assert made.parts["gathered layers"] == 2 * 500 + 1_000 + 6 * 100 and made.parts["activations"] == 100
+    assert made.parts["gathered layers"] == 2 * 500 + 1_000 + 8 * 100 and made.parts["activations"] == 100
     assert made.traffic["all-gather"] == 2 * 15 / 16 * (2 * 10 * 500 + 1_000)
     assert made.traffic["reduce-scatter"] == 2 * 15 / 16 * 4 * 2_000 and "all-reduce" not in made.traffic
     within = fsdp(WORK, cluster(nodes=2), within_node=True)
     assert within.shards == 8 and within.traffic["all-reduce"] == 2 * 2 * 1 / 2 * 4 * 2_000 / 8
 
 
-def test_communication_hides_behind_computing_until_there_is_more_of_it() -> None:
-    small, huge = (WORK.units._replace(trained=trained) for trained in (10**9, 10**13))
-    hidden, shown = (ddp(replace(WORK, units=units), cluster()) for units in (small, huge))
-    last = cluster().reduce(4e9 / -(-(4 * 10**9) // BUCKET), 8, 1)
-    assert hidden.waiting == pytest.approx(last), "only the last bucket"
-    assert shown.waiting > 100 * hidden.waiting and shown.seconds == shown.compute + shown.waiting
+def test_gathering_hides_behind_computing_until_there_is_more_of_it() -> None:
+    small, huge = (WORK.units._replace(layer=layer) for layer in (10**8, 10**12))
+    hidden, shown = (fsdp(replace(WORK, units=units), cluster()) for units in (small, huge))
+    assert hidden.waiting < 4 * (cluster().gather(10**8, 8, 1) + cluster().gather(4 * 100, 8, 1)), "the first and last"
+    assert shown.waiting > 0.9 * 2 * 2 * 10 * cluster().gather(10**12, 8, 1) - shown.compute
+    assert shown.seconds == shown.compute + shown.waiting
+
+
+def test_replicas_wait_for_every_bucket() -> None:
+    many = replace(WORK, units=WORK.units._replace(trained=10 * BUCKET // 4))
+    assert ddp(many, cluster()).waiting == pytest.approx(10 * cluster().reduce(BUCKET, 8, 1))
 
 
 def test_the_slowest_device_has_the_most_tokens() -> None:
@@ -69,6 +74,7 @@ def test_the_slowest_device_has_the_most_tokens() -> None:
     assert skew_of([10] * 64, 4, 8, seed=0) == 1, "idle devices are not waited for"
     assert skew_of([10] * 60, 6, 4, seed=0) == 1, "two rows each, of which the slowest has two"
     assert 1.2 < skew_of([1, 19] * 32, 8, 8, seed=0) < 2
+    assert skew_of([1, 19] * 32, 64, 2, seed=0) == 1, "long rows are dealt first"
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda one: f"{one.model}-{one.method}-{one.nodes}x{one.devices}")
@@ -104,9 +110,10 @@ def test_a_plan_on_a_cluster_needs_no_weights(base: Path, tmp_path: Path) -> Non
     given: dict[str, Any] = {"model": str(base), "data": alpaca_rows(40), "train": {"batch_size": 8}}
     plan = luthier.plan(**given, devices="8xH100", nodes=4)
     assert plan.fits and plan.cluster is not None and plan.cluster["parallel"] == "ddp"
-    whole, sharded = plan.cluster["layouts"]
-    assert plan.bytes == whole["bytes"] == sum(plan.parts.values()) and sharded["shards"] == 8
-    assert sharded["parts"]["weights"] == pytest.approx(whole["parts"]["weights"] / 8, abs=1)
+    whole, sharded, hybrid = plan.cluster["layouts"]
+    assert plan.bytes == whole["bytes"] == sum(plan.parts.values())
+    assert (sharded["shards"], hybrid["shards"]) == (32, 8) and hybrid["traffic"]["all-reduce"] > 0
+    assert sharded["parts"]["weights"] == pytest.approx(whole["parts"]["weights"] / 32, abs=1)
     assert plan.seconds == pytest.approx(plan.steps * whole["step_seconds"])
     assert plan.cluster["idle"] == 24 and plan.cluster["ranks"] == 32
     assert luthier.plan(**given, devices="1xH100").cluster["layouts"][0]["traffic"] == {}  # type: ignore[index]

@@ -74,6 +74,8 @@ def _layouts(inputs: "PlanInputs", cluster: Cluster) -> tuple["ResolvedSettings"
     elif cluster.ranks > 1:
         sharded = resolve(replace(inputs, cluster=cluster, parallel="fsdp"))
         tried.append(sharded)
+        if min(cluster.per_node, cluster.nodes) > 1:
+            tried.append(resolve(replace(inputs, cluster=cluster, parallel="hsdp")))
         if whole.plan is None or sharded.plan is None or whole.plan.fits:
             why = "each device has room for the whole base beside its step"
         else:

@@ -1,12 +1,13 @@
-"""Memory, traffic and time of one process of several: replicated (DDP) or sharded (FSDP2). Numbers in, numbers out.
+"""Memory, traffic and time of one process of several: replicated (DDP), sharded (FSDP2) or both. Numbers in and out.
 
 docs/scale.md has every formula, and holds them against published figures.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from math import ceil, log, sqrt
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from luthier.data.batches import step_numbers
 from luthier.planning.devices import Cluster
@@ -20,10 +21,12 @@ CALL = 10e-6
 """Seconds in which Python and autograd hand one operation to a device."""
 CONTEXT = 1_000_000_000
 """Bytes of the CUDA context, the workspaces of cuBLAS and the buffers of NCCL."""
-BUCKET = 25 * 2**20
-"""Bytes of gradients that DDP reduces at a time."""
+BUCKET = 2**25
+"""Bytes of gradients that replicas sum at a time."""
 GRADIENT = 4
-"""Bytes of a gradient's number: it is reduced in float32."""
+"""Bytes of a gradient's number: it is summed in float32."""
+Parallel: TypeAlias = Literal["ddp", "fsdp", "hsdp"]
+"""Replicated, sharded over all devices, or sharded within each node and replicated across nodes."""
 
 
 class Units(NamedTuple):
@@ -31,9 +34,9 @@ class Units(NamedTuple):
 
     layers: int
     layer: int
-    """Bytes of the weights of the largest layer, in the type that they are gathered in."""
+    """Bytes of the weights of the largest layer; those that train are float32."""
     rest: int
-    """Bytes of the weights outside of layers, in that type."""
+    """Bytes of the weights outside of layers."""
     layer_trained: int
     """Trained parameters of the layer with most of them."""
     trained: int
@@ -71,7 +74,7 @@ class RankWork:
 class Layout:
     """A run on a cluster in one way."""
 
-    parallel: Literal["ddp", "fsdp"]
+    parallel: Parallel
     shards: int
     """Devices over which each weight is sharded."""
     parts: dict[str, int]
@@ -113,30 +116,32 @@ class Layout:
 
 
 def skew_of(lengths: Sequence[int], batch_size: int, ranks: int, seed: int) -> float:
-    """Tokens of the slowest process over those of a mean one: the mean of the first epoch's first 50 steps."""
+    """Tokens of the slowest process over those of a mean one: the mean of the first epoch's first 50 steps.
+
+    Rows go to the process with the fewest tokens, the longest first.
+    """
     share, mean = ceil(batch_size / ranks), sum(lengths) / len(lengths)
     steps = range(min(50, ceil(len(lengths) / batch_size)))
     most = 0
     for index in steps:
+        filled = [0] * ranks
         rows = step_numbers(len(lengths), index, batch_size=batch_size, seed=seed)
-        most += max(sum(lengths[row] for row in rows[rank::ranks]) for rank in range(min(ranks, len(rows))))
+        for length in sorted((lengths[row] for row in rows), reverse=True):
+            heappush(filled, heappop(filled) + length)
+        most += max(filled)
     return most / len(steps) / (share * mean)
 
 
 def ddp(work: RankWork, cluster: Cluster) -> Layout:
-    """Every device holds everything; the trained gradients are summed over all during the last backward pass."""
-    group = (cluster.per_node, cluster.nodes)
+    """Every device holds everything; behind the last pass of a step the gradients are summed over all."""
     size = GRADIENT * work.units.trained
     buckets = ceil(size / BUCKET)
-    reducing = buckets * cluster.reduce(size / buckets, *group)
-    last = reducing / buckets
-    time = _Times.of(work, cluster, 1)
-    waiting = last + max(0.0, reducing - last - time.backward)
+    waiting = buckets * cluster.reduce(size / buckets, cluster.per_node, cluster.nodes)
     traffic = {"all-reduce": 2 * (cluster.ranks - 1) / cluster.ranks * size}
-    return _layout("ddp", 1, work.held, traffic, time, waiting, work, cluster)
+    return _layout("ddp", 1, work.held, traffic, _Times.of(work, cluster, 1), waiting, work, cluster)
 
 
-def fsdp(work: RankWork, cluster: Cluster, *, within_node: bool) -> Layout:
+def fsdp(work: RankWork, cluster: Cluster, *, within_node: bool = False) -> Layout:
     """Weights, gradients and optimizer are sharded, over all devices or `within_node` (and replicated across nodes).
 
     Layers are gathered while the one before computes, in the forward pass and once more in the backward pass; their
@@ -160,10 +165,10 @@ def fsdp(work: RankWork, cluster: Cluster, *, within_node: bool) -> Layout:
         "all-reduce": work.passes * 2 * (replicas - 1) / replicas * GRADIENT * units.trained / shards,
     }
     parts = {name: ceil(size / shards) for name, size in work.held.items()}
-    # The layer at work and the next one, and a layer's gradient in both types. What is outside of layers stays from the
-    # forward pass to the backward pass.
-    parts["gathered layers"] = 2 * units.layer + units.rest + (2 + GRADIENT) * units.layer_trained
-    return _layout("fsdp", shards, parts, traffic, time, waiting, work, cluster)
+    # The layer at work and the next one, and a layer's gradient before and while it is scattered. What is outside of
+    # layers stays from the forward pass to the backward pass.
+    parts["gathered layers"] = 2 * units.layer + units.rest + 2 * GRADIENT * units.layer_trained
+    return _layout("hsdp" if within_node else "fsdp", shards, parts, traffic, time, waiting, work, cluster)
 
 
 class _Times(NamedTuple):
@@ -187,7 +192,7 @@ class _Times(NamedTuple):
 
 
 def _layout(
-    parallel: Literal["ddp", "fsdp"],
+    parallel: Parallel,
     shards: int,
     parts: dict[str, int],
     traffic: dict[str, float],

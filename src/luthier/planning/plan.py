@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from luthier.models.settings import ModelConfig
 from luthier.models.targets import in_head
 from luthier.planning import machine
 from luthier.planning.devices import Cluster
-from luthier.planning.parallel import Layout, RankWork, Units, ddp, fsdp, skew_of
+from luthier.planning.parallel import Layout, Parallel, RankWork, Units, ddp, fsdp, skew_of
 from luthier.planning.tracing import Trace, trace
 from luthier.rendering.row import EVEN, even_length
 from luthier.tasks.base import Task
@@ -69,7 +69,7 @@ class PlanInputs:
     """The machine that it is to run on, if not this one."""
     cluster: Cluster | None = None
     """The devices that it is to run on, if not one of this machine."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    parallel: Parallel = "ddp"
     """How they share the work."""
 
     @property
@@ -204,13 +204,8 @@ def estimate(inputs: PlanInputs, work: Workload) -> Plan:
     # A head that trains makes its logits once more, for a gradient of its own.
     heads = (8 if head is not None and head.weight.requires_grad else 4) * work.targets * head_size
     again = inputs.train.gradient_checkpointing is True
-    units = units_of(tuned, stored.itemsize, computed.itemsize)
-    # Autocast keeps the base's weights in half precision where they train; FSDP gathers them in it, layer by layer.
-    gathered = autocast and inputs.parallel == "fsdp" and inputs.method.saves == "model"
-    cast = units.layers * units.layer_trained * computed.itemsize if gathered else 0
-    late = 0 if again else cast  # of these, what the backward pass needs
-    activations = max(traced.forward_peak - cast, traced.backward_peak - late, traced.kept - late)
-    logits = max(0.0, traced.kept - late + _logits(tuned.config, work, head, computed) - activations)
+    activations = max(traced.forward_peak, traced.backward_peak, traced.kept)
+    logits = max(0.0, traced.kept + _logits(tuned.config, work, head, computed) - activations)
     packed = [layer.weight.numel() for layer in _packed_layers(tuned, model)]
     unpacked = max(packed, default=0) * computed.itemsize  # the largest packed layer, while it is used
     flops, moved, calls = traced.flops * share + heads, traced.moved * share, traced.calls * work.passes
@@ -227,7 +222,7 @@ def estimate(inputs: PlanInputs, work: Workload) -> Plan:
             + times * work.passes * (computed.itemsize + 0.5) * sum(packed)
             + LOGIT_BYTES * work.targets * vocabulary,
             calls=calls,
-            units=units,
+            units=units_of(tuned, stored.itemsize),
             tokens=inputs.train.batch_size * sum(inputs.lengths) / len(inputs.lengths),
             skew=skew_of(inputs.lengths, inputs.train.batch_size, inputs.cluster.ranks, inputs.seed),
         )
@@ -252,31 +247,23 @@ def estimate(inputs: PlanInputs, work: Workload) -> Plan:
 
 
 def _on_cluster(inputs: PlanInputs, cluster: Cluster, rank: RankWork, work: Workload) -> Plan:
-    """The plan of one device of a cluster; FSDP shards within a node where there is room for that."""
-
-    def plan(layout: Layout) -> Plan:
-        memory = cluster.device.memory
-        target = machine.TargetMachine(cluster.name, memory, memory - layout.parts["program"])
-        steps = inputs.steps
-        return Plan(target, layout.parts, steps * layout.seconds, work.most, steps * cluster.ranks * rank.flops, layout)
-
-    if inputs.parallel == "ddp":
-        return plan(ddp(rank, cluster))
-    if cluster.per_node > 1 and cluster.nodes > 1:
-        hybrid = plan(fsdp(rank, cluster, within_node=True))
-        if hybrid.fits:
-            return hybrid
-    return plan(fsdp(rank, cluster, within_node=False))
+    """The plan of one device of a cluster."""
+    replicated, within_node = inputs.parallel == "ddp", inputs.parallel == "hsdp"
+    layout = ddp(rank, cluster) if replicated else fsdp(rank, cluster, within_node=within_node)
+    memory = cluster.device.memory
+    target = machine.TargetMachine(cluster.name, memory, memory - layout.parts["program"])
+    flops = inputs.steps * cluster.ranks * rank.flops
+    return Plan(target, layout.parts, inputs.steps * layout.seconds, work.most, flops, layout)
 
 
-def units_of(tuned: nn.Module, stored: int, computed: int) -> Units:
-    """What FSDP gathers; a frozen weight takes `stored` bytes each number, a trained one `computed`."""
+def units_of(tuned: nn.Module, stored: int) -> Units:
+    """What FSDP gathers; a number of a frozen weight takes `stored` bytes, one that trains four."""
     layers: Counter[str] = Counter()  # number of a layer -> bytes
     trained: Counter[str] = Counter()
     for name, parameter in tuned.named_parameters():  # shared ones once
         place = LAYER.search(name)
         layer = place[1] if place else ""
-        layers[layer] += parameter.numel() * (computed if parameter.requires_grad else stored)
+        layers[layer] += parameter.numel() * (4 if parameter.requires_grad else stored)
         trained[layer] += parameter.numel() * parameter.requires_grad
     rest = layers.pop("", 0)
     whole = sum(trained.values())
