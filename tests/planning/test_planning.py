@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from luthier.kernels.apply import patched
+from luthier.kernels.apply import checkpoint_layers, patched
 from luthier.methods.base import METHODS
 from luthier.models.load import load_model, load_tokenizer, locate
 from luthier.models.settings import ModelConfig
@@ -71,7 +71,35 @@ def test_a_trace_counts_what_a_pass_keeps(name: str, kind: str, again: bool) -> 
     planned = trace(method(name).attach(empty(kind), steps=9).train(), ROWS, packed=packs, **{**REAL, "again": again})
     for field in ("kept", "forward_peak", "backward_peak"):
         assert getattr(planned, field) == pytest.approx(getattr(real, field), rel=LOOSE.get(name, 0.03)), field
-    assert planned.flops == pytest.approx(real.flops, rel=1e-6)
+    assert planned.flops == pytest.approx(real.flops, rel=1e-6) and planned.forward == real.forward < real.flops
+    assert planned.moved == pytest.approx(real.moved, rel=0.1), "what is asked about a tensor moves nothing"
+
+
+def test_what_is_computed_again_is_not_kept() -> None:
+    """A mode leaves such tensors to the garbage collector: the peak grew with each layer by all that it computes."""
+
+    def of(layers: int) -> Trace:
+        import transformers
+
+        config = model_config("llama")
+        config.num_hidden_layers = layers
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        tuned = method("lora").attach(model, steps=9).train()
+        checkpoint_layers(tuned, preserve_rng_state=False)
+        return trace(tuned, ROWS, packed=False, **{**REAL, "again": True})
+
+    few, many = of(2), of(6)
+    kept = many.kept - few.kept
+    assert kept > 0 and many.backward_peak - few.backward_peak == pytest.approx(kept, rel=0.05)
+
+
+def test_attention_counts_what_a_causal_kernel_computes() -> None:
+    lora = method("lora")
+    one, two = (trace(lora.attach(empty("llama"), steps=9).train(), [rows], packed=False, **REAL) for rows in (64, 128))
+    layers, hidden = 2, 32
+    # Twice the tokens are twice the products of the layers, and four times those of attention: 2 forward, 5 backward.
+    assert two.flops - 2 * one.flops == pytest.approx(2 * layers * 7 * hidden * 64 * 64, rel=1e-6)
 
 
 def test_many_layers_follow_from_one_and_two() -> None:

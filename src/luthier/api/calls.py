@@ -121,17 +121,25 @@ def plan(
     task: Block | None = None,
     train: Mapping[str, Any] | None = None,
     recipe: Folder | None = None,
+    devices: str | None = None,
+    nodes: int | None = None,
     progress: Shown = None,
     allow_code: bool = False,
     **settings: Any,
 ) -> RunPlan:
-    """Memory and time of a run, before any weights are downloaded; writes nothing."""
+    """Memory and time of a run, before any weights are downloaded; writes nothing.
+
+    On this machine, or on `devices` ("8xH100") of each of some `nodes`.
+    """
     from luthier.pipeline.plan import plan as plan_run
+    from luthier.planning.devices import Cluster
+
+    cluster = Cluster.parse(devices, nodes)
 
     named = {"model": model, "data": data, "method": method, "task": task, "train": train, **settings}
     given = recipe_from(named, recipe, allow_code=allow_code)
     with reporting(progress) as listener:
-        return RunPlan(plan_run(given.config, progress=listener))
+        return RunPlan(plan_run(given.config, cluster, progress=listener))
 
 
 def choose(

@@ -76,7 +76,7 @@ class RunPlan(_Result):
 
     @property
     def fits(self) -> bool | None:
-        """Is there room for it on this machine? None where the memory cannot be estimated."""
+        """Is there room for it on this machine, or on the devices asked for? None where that cannot be estimated."""
         return None if self._body["fits"] is None else bool(self._body["fits"])
 
     @property
@@ -98,6 +98,11 @@ class RunPlan(_Result):
     def steps(self) -> int:
         """Optimizer steps."""
         return int(self._body["steps"])
+
+    @property
+    def cluster(self) -> dict[str, Any] | None:
+        """The devices asked for: `parallel` that train takes and `why`, and every one of the `layouts`."""
+        return self._body.get("cluster")
 
     @property
     def alternatives(self) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from luthier.models.load import Classes, device, quantization, skeleton
 from luthier.models.settings import ModelConfig
 from luthier.models.targets import in_head
 from luthier.planning import machine
+from luthier.planning.devices import Cluster
+from luthier.planning.parallel import Layout, Parallel, RankWork, Units, ddp, fsdp, skew_of
 from luthier.planning.tracing import Trace, trace
 from luthier.rendering.row import EVEN, even_length
 from luthier.tasks.base import Task
@@ -32,6 +35,8 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 HOLDS = {"cpu": 1.3}
 """Bytes that a process holds for each byte that is alive at the peak: glibc's allocator fragments."""
+LOGIT_BYTES = 32
+"""Bytes that a GPU reads and writes for each logit, from the head's product to its gradient (kernels.cross_entropy)."""
 KERNELS = {"cpu": 26_000_000}
 """Bytes of the kernels that oneDNN compiles and keeps for each size of a pass in half precision.
 
@@ -62,6 +67,20 @@ class PlanInputs:
     seed: int
     other: machine.TargetMachine | None = None
     """The machine that it is to run on, if not this one."""
+    cluster: Cluster | None = None
+    """The devices that it is to run on, if not one of this machine."""
+    parallel: Parallel = "ddp"
+    """How they share the work."""
+
+    @property
+    def device(self) -> str:
+        """cuda, mps or cpu: where the run is to train."""
+        return "cuda" if self.cluster else device(self.model)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step on one device."""
+        return ceil(self.train.batch_size / (self.cluster.ranks if self.cluster else 1))
 
     @property
     def longest(self) -> int:
@@ -104,6 +123,8 @@ class Plan:
     """Tokens of the largest pass, padding included."""
     flops: float = 0.0
     """Floating-point operations of the matrix products of all steps."""
+    layout: Layout | None = None
+    """On several devices, of which this is one."""
 
     @property
     def peak(self) -> int:
@@ -137,12 +158,15 @@ def tuned_skeleton(
 
 
 def workload_of(inputs: PlanInputs, pack: int | None) -> Workload:
-    """The workload of the first epoch's steps, cut as training cuts them; `pack` is the tokens of a packed sequence."""
+    """The workload of the first epoch's steps, cut as training cuts them; `pack` is the tokens of a packed sequence.
+
+    On a cluster that of one device, whose steps have fewer rows.
+    """
     lengths, learned, config, longest = inputs.lengths, inputs.learned, inputs.train, inputs.longest
-    looked = max(1, min(inputs.steps, SAMPLE, -(-len(lengths) // config.batch_size)))
+    looked = max(1, min(inputs.steps, SAMPLE, ceil(len(lengths) / inputs.rows)))
     passes: list[tuple[int, list[int], int]] = []  # tokens with padding, lengths of the rows, targets
     for index in range(looked):
-        rows = step_numbers(len(lengths), index, batch_size=config.batch_size, seed=inputs.seed)
+        rows = step_numbers(len(lengths), index, batch_size=inputs.rows, seed=inputs.seed)
         for micro in micro_batches(
             [lengths[row] for row in rows],
             micro_batch=config.rows_per_pass,
@@ -164,9 +188,10 @@ def workload_of(inputs: PlanInputs, pack: int | None) -> Workload:
 def estimate(inputs: PlanInputs, work: Workload) -> Plan:
     """Plan a run from config.json alone: no weights are read, and nothing large is held.
 
-    Bytes and operations are those of the other machine, where there is one; seconds are always this machine's.
+    Bytes and operations are those of the other machine, where there is one; seconds are always this machine's. On a
+    cluster all are those of one of its devices.
     """
-    model, other, where = inputs.model, inputs.other, device(inputs.model)
+    model, other, where = inputs.model, inputs.other, inputs.device
     tuned: Any = inputs.tuned
     stored = _dtype(model, tuned.config)
     autocast = AUTOCAST[inputs.train.precision]
@@ -175,22 +200,43 @@ def estimate(inputs: PlanInputs, work: Workload) -> Plan:
     held = held_bytes(tuned, model, inputs.train)
     head = None if inputs.labels is not None else tuned.get_output_embeddings()
     share = work.tokens / work.most  # of the traced pass, in a step
-    flops = traced.flops * share + 4 * work.targets * (0 if head is None else head.weight.numel())
-    rates = machine.speed(where, computed)
-    moved = traced.moved * share
-    seconds = flops / rates.products + moved / rates.moves + traced.calls * work.passes * rates.call
-    # With several passes a step gradients are there all the time, else they grow while activations go.
-    growing = 0 if work.passes > 1 else held["gradients"]
+    vocabulary, head_size = (0, 0) if head is None else (len(head.weight), head.weight.numel())
+    # A head that trains makes its logits once more, for a gradient of its own.
+    heads = (8 if head is not None and head.weight.requires_grad else 4) * work.targets * head_size
+    again = inputs.train.gradient_checkpointing is True
     activations = max(traced.forward_peak, traced.backward_peak, traced.kept)
     logits = max(0.0, traced.kept + _logits(tuned.config, work, head, computed) - activations)
+    packed = [layer.weight.numel() for layer in _packed_layers(tuned, model)]
+    unpacked = max(packed, default=0) * computed.itemsize  # the largest packed layer, while it is used
+    flops, moved, calls = traced.flops * share + heads, traced.moved * share, traced.calls * work.passes
+    if inputs.cluster is not None:
+        times = 3 if again else 2  # that a packed layer is unpacked in a pass
+        rank = RankWork(
+            held=held,
+            passing={"activations": round(activations) + unpacked, "logits": round(logits)},
+            passes=work.passes,
+            flops=flops,
+            forward=traced.forward * share + heads / 2,
+            again=traced.forward * share if again else 0.0,
+            moved=moved
+            + times * work.passes * (computed.itemsize + 0.5) * sum(packed)
+            + LOGIT_BYTES * work.targets * vocabulary,
+            calls=calls,
+            units=units_of(tuned, stored.itemsize),
+            tokens=inputs.train.batch_size * sum(inputs.lengths) / len(inputs.lengths),
+            skew=skew_of(inputs.lengths, inputs.train.batch_size, inputs.cluster.ranks, inputs.seed),
+        )
+        return _on_cluster(inputs, inputs.cluster, rank, work)
+    # With several passes a step gradients are there all the time, else they grow while activations go.
+    growing = 0 if work.passes > 1 else held["gradients"]
     held_by = other.device if other else where
-    unpacked = max((layer.weight.numel() for layer in _packed_layers(tuned, model)), default=0) * computed.itemsize
     factor = HOLDS.get(held_by, 1.0)
+    rates = machine.speed(where, computed)
+    seconds = flops / rates.products + moved / rates.moves + calls * rates.call
     parts = {
         # By now with all that planning itself has loaded.
         "program": 0 if other is not None and other.device != "cpu" else machine.used(where),
         **held,
-        # The largest packed layer is unpacked while it is used.
         "activations": round(max(0.0, activations - growing) * factor) + unpacked,
         "logits": round(logits * factor),
         # MKL, for float32, compiles none.
@@ -198,6 +244,31 @@ def estimate(inputs: PlanInputs, work: Workload) -> Plan:
     }
     target = replace(other, free=other.memory - parts["program"]) if other else machine.this_machine(where)
     return Plan(target, parts, inputs.steps * seconds, work.most, inputs.steps * flops)
+
+
+def _on_cluster(inputs: PlanInputs, cluster: Cluster, rank: RankWork, work: Workload) -> Plan:
+    """The plan of one device of a cluster."""
+    replicated, within_node = inputs.parallel == "ddp", inputs.parallel == "hsdp"
+    layout = ddp(rank, cluster) if replicated else fsdp(rank, cluster, within_node=within_node)
+    memory = cluster.device.memory
+    target = machine.TargetMachine(cluster.name, memory, memory - layout.parts["program"])
+    flops = inputs.steps * cluster.ranks * rank.flops
+    return Plan(target, layout.parts, inputs.steps * layout.seconds, work.most, flops, layout)
+
+
+def units_of(tuned: nn.Module, stored: int) -> Units:
+    """What FSDP gathers; a number of a frozen weight takes `stored` bytes, one that trains four."""
+    layers: Counter[str] = Counter()  # number of a layer -> bytes
+    trained: Counter[str] = Counter()
+    for name, parameter in tuned.named_parameters():  # shared ones once
+        place = LAYER.search(name)
+        layer = place[1] if place else ""
+        layers[layer] += parameter.numel() * (4 if parameter.requires_grad else stored)
+        trained[layer] += parameter.numel() * parameter.requires_grad
+    rest = layers.pop("", 0)
+    whole = sum(trained.values())
+    trained.pop("", 0)
+    return Units(len(layers), max(layers.values(), default=0), rest, max(trained.values(), default=0), whole)
 
 
 def held_bytes(tuned: nn.Module, model: ModelConfig, train: TrainConfig) -> dict[str, int]:
@@ -234,16 +305,23 @@ def _trace(inputs: PlanInputs, work: Workload, stored: torch.dtype, autocast: to
             checkpoint_layers(model, preserve_rng_state=False)
         return trace(
             model,
-            work.largest,
+            lengths,
             dtype=stored,
             autocast=autocast,
             device=device(inputs.model),
-            packed=work.packed,
+            packed=packed,
             classify=inputs.labels is not None,
-            again=work.passes > 1,
+            again=work.passes > 1 or inputs.cluster is not None,
             compile=inputs.train.compile,
+            undivided=inputs.cluster is not None,
         )
 
+    lengths, packed = work.largest, work.packed
+    if inputs.cluster and packed:
+        # Its kernel for packed rows cannot be tried here: as many rows, all of one length, take the same operations.
+        length = sum(length * length for length in lengths) / sum(lengths)
+        rows = max(1, round(sum(lengths) / length))
+        lengths, packed = [round(sum(lengths) / rows)] * rows, False
     trained: Counter[str] = Counter()  # number of a layer -> its parameters that train
     for name, parameter in inputs.tuned.named_parameters():
         place = LAYER.search(name)

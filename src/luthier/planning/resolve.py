@@ -6,7 +6,6 @@ from typing import Any
 from luthier.core.errors import InputError
 from luthier.core.units import duration, gigabytes
 from luthier.methods.base import METHODS
-from luthier.models.load import device
 from luthier.planning.plan import Plan, PlanInputs, estimate, tuned_skeleton, workload_of
 from luthier.training.packing import check_packing, packs_well
 from luthier.training.settings import RunSettings
@@ -47,8 +46,8 @@ class ResolvedSettings(RunSettings):
 
 def resolve(inputs: PlanInputs) -> ResolvedSettings:
     """Decide what is open. Raises InputError where the recipe asks for packing that is impossible."""
-    train, where = inputs.train, device(inputs.model)
-    packing = packs_well(where, train.precision) if train.packing == "auto" else train.packing
+    train, where = inputs.train, inputs.device
+    packing = _packs_well(inputs) if train.packing == "auto" else train.packing
     if packing:
         try:
             check_packing(inputs.task, inputs.method)
@@ -70,6 +69,12 @@ def resolve(inputs: PlanInputs) -> ResolvedSettings:
         if tried.plan is None or tried.plan.fits:
             break
     return tried
+
+
+def _packs_well(inputs: PlanInputs) -> bool:
+    if inputs.cluster is not None:
+        return inputs.cluster.device.half == "bf16" and inputs.train.precision != "fp32"
+    return packs_well(inputs.device, inputs.train.precision)
 
 
 def _planned(inputs: PlanInputs, packing: bool, tokens: int | None, checkpointing: Any) -> ResolvedSettings:
@@ -94,7 +99,7 @@ def alternatives(inputs: PlanInputs, resolved: ResolvedSettings) -> list[tuple[s
     if not train.gradient_checkpointing:
         again = train.model_copy(update={"gradient_checkpointing": True})
         changes.append(("train.gradient_checkpointing=true", {"train": again}))
-    if device(model) == "cpu" and model.dtype == "auto" and model.quantize == "none":
+    if inputs.device == "cpu" and model.dtype == "auto" and model.quantize == "none":
         changes.append(("model.dtype=bfloat16", {"model": model.model_copy(update={"dtype": "bfloat16"})}))
     if model.quantize == "none" and method.quantized_base and model.init == "pretrained":
         changes.append(("model.quantize=nf4", {"model": model.model_copy(update={"quantize": "nf4"})}))

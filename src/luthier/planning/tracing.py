@@ -4,9 +4,11 @@ Modules and methods run as they are, on tensors that have a shape and no memory 
 transformers, PEFT and our own functions keep for the backward pass is counted, not guessed by a formula.
 """
 
+import gc
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -18,12 +20,37 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from luthier.kernels import frozen_linear
 from luthier.kernels.apply import patched
 from luthier.kernels.attention import ROWS, PackedRows
 
 _ATEN = torch.ops.aten
 PRODUCTS = (_ATEN.mm, _ATEN.addmm, _ATEN.addmm_, _ATEN.bmm, _ATEN.baddbmm)
 """Matrix products: they count as operations, not as bytes that are moved."""
+MOVES_NOTHING = (_ATEN.empty, _ATEN.empty_like, _ATEN.empty_strided, _ATEN.new_empty, _ATEN._unsafe_view)
+"""Operations that are no views and yet touch no byte."""
+
+
+def _attention(operation: Any) -> Any:
+    """The formula of an attention kernel: torch has none for a CPU's, and counts what a causal one leaves out."""
+    names = [argument.name for argument in operation.default._schema.arguments]
+    products = 5 if names[0].startswith("grad") else 2  # the backward pass computes the scores again
+
+    def count(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        batch, heads, queries, width = given["query"].shape
+        whole: int = 2 * products * batch * heads * queries * given["key"].size(2) * width
+        return whole // 2 if given.get("is_causal") else whole
+
+    count._get_raw = True  # type: ignore[attr-defined]  # FlopCounterMode then hands over tensors, not shapes
+    return count
+
+
+ATTENTION = {
+    operation: _attention(operation)
+    for kernel in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+    for operation in (getattr(_ATEN, f"_scaled_dot_product_{kernel}{suffix}") for suffix in ("", "_backward"))
+}
 
 
 class Trace(NamedTuple):
@@ -41,6 +68,8 @@ class Trace(NamedTuple):
     """Bytes that all other operations read and write."""
     calls: float
     """Number of operations."""
+    forward: float
+    """Floating-point operations of the forward pass alone."""
 
     def grown(self, other: "Trace", by: float) -> "Trace":
         """Extrapolate from one and two layers to any number: self + by (other - self), field by field."""
@@ -58,8 +87,11 @@ def trace(
     classify: bool,
     again: bool,
     compile: bool = False,
+    undivided: bool = False,
 ) -> Trace:
     """Trace one pass over rows of these lengths; `model` is on the meta device with its method attached.
+
+    With `undivided` tensors are worked on whole, as on a GPU, whatever `device` the trace is on.
 
     Frozen weights count as `dtype`. A compiled model counts as it is written, which is more. With `again` gradients of
     an earlier pass exist and are not counted. Raises whatever the model raises where it cannot run without numbers.
@@ -73,7 +105,8 @@ def trace(
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     known = {tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers(), *grads)}
-    with patched(model, packed=packed, compile=compile, trial=False), _one_expert(), mode:
+    whole = _undivided() if undivided else nullcontext()
+    with patched(model, packed=packed, compile=compile, trial=False), _one_expert(), whole, mode:
         inputs = _inputs(rows, device, packed)
         head = None if classify else model.get_output_embeddings()  # type: ignore[operator]
         if head is not None:
@@ -87,13 +120,27 @@ def trace(
 
 
 def _run(model: Any, inputs: dict[str, Tensor], known: Iterable[Any], autocast: Any) -> Trace:
-    with FlopCounterMode(display=False) as flops, _Live(known) as live:
-        with autocast:
-            made = model(**inputs).logits
-        kept, forward_peak = live.now, live.peak
-        live.peak = live.now
-        made.sum().backward()
-    return Trace(kept, forward_peak, live.peak, flops.get_total_flops(), live.moved, live.calls)
+    counting = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+    gc.freeze()  # what exists by now is not looked through again and again
+    try:
+        with counting as flops, _Live(known) as live:
+            with autocast:
+                made = model(**inputs).logits
+            kept, forward_peak, forward = live.now, live.peak, flops.get_total_flops()
+            live.peak, live.sweeps = live.now, getattr(model, "is_activation_checkpointing", False)
+            made.sum().backward()
+    finally:
+        gc.unfreeze()
+    return Trace(kept, forward_peak, live.peak, flops.get_total_flops(), live.moved, live.calls, forward)
+
+
+@contextmanager
+def _undivided() -> Iterator[None]:
+    usual, frozen_linear.PART_BYTES = frozen_linear.PART_BYTES, sys.maxsize
+    try:
+        yield
+    finally:
+        frozen_linear.PART_BYTES = usual
 
 
 @contextmanager
@@ -146,12 +193,16 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, known: Iterable[Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.moved = self.calls = 0
+        # Under a mode, layers that are computed again leave their tensors to the garbage collector; without one not.
+        self.sweeps = False
         self.seen: dict[int, Any] = {id(storage): storage for storage in known}
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = function(*args, **(kwargs or {}))
+        if function.namespace == "prim":  # a question about a tensor, such as its device
+            return made
         outputs = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
         for tensor in outputs:
             storage = tensor.untyped_storage()
@@ -160,7 +211,10 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
         self.calls += 1
-        if function.overloadpacket not in PRODUCTS and not getattr(function, "is_view", False):
+        if self.sweeps and self.calls % 8 == 0:
+            gc.collect()
+        free = (*PRODUCTS, *MOVES_NOTHING)
+        if function.overloadpacket not in free and not getattr(function, "is_view", False):
             inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self.moved += sum(t.numel() * t.element_size() for t in (*inputs, *outputs))
         return made

@@ -1,6 +1,6 @@
 """What `luthier check` and `luthier plan` found, on the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -87,6 +87,9 @@ def show_plan(found: Mapping[str, Any]) -> None:
     if plan is None:
         console.print(f"  memory cannot be estimated for this model: {escape(translated(found['why']))}")
         return
+    if "cluster" in found:
+        _show_cluster(found)
+        return
     title = f"{found['method']} on {found['model']}, {found['steps']:,} steps, on the {plan['device']}"
     console.print(escape(title))
     parts = table("memory", ">")
@@ -107,3 +110,43 @@ def show_plan(found: Mapping[str, Any]) -> None:
             fits = translated("fits" if other["fits"] else "does not fit")
             others.add_row(other["change"], gigabytes(other["bytes"]), duration(other["seconds"]), fits)
         console.print(others)
+
+
+def _show_cluster(found: Mapping[str, Any]) -> None:
+    """Show one device of a cluster in each layout, and which of them train takes."""
+    cluster, layouts = found["cluster"], found["cluster"]["layouts"]
+    where = f"{cluster['nodes']:,} x {cluster['devices']} ({cluster['link']}; {cluster['network']})"
+    console.print(escape(f"{found['method']} on {found['model']}, {found['steps']:,} steps, on {where}"))
+    rows = table("each device", *(f">{layout['parallel']}" for layout in layouts))
+
+    def add(name: str, values: Iterable[str]) -> None:
+        rows.add_row(translated(name), *values)
+
+    for block in ("parts", "traffic"):
+        for name in dict.fromkeys(name for layout in layouts for name in layout[block]):
+            sizes = (layout[block].get(name) for layout in layouts)
+            add(name if block == "parts" else f"{name} per step", ("" if s is None else gigabytes(s) for s in sizes))
+        if block == "parts":
+            rows.add_section()
+            add("peak", (gigabytes(layout["bytes"]) for layout in layouts))
+            add("", (translated("fits" if layout["fits"] else "does not fit") for layout in layouts))
+            add("devices that share the weights", (f"{layout['shards']:,}" for layout in layouts))
+        rows.add_section()
+    for name, key in (("step", "step_seconds"), ("of it only communicating", "waiting_seconds")):
+        add(
+            name, (f"{1000 * layout[key]:,.3g} ms" if layout[key] < 1 else f"{layout[key]:.2f} s" for layout in layouts)
+        )
+    add("tokens per second", (f"{layout['tokens_per_second_per_device']:,.0f}" for layout in layouts))
+    add("TFLOP/s", (f"{layout['tflops_per_device']:,.0f} ({layout['utilization']:.0%})" for layout in layouts))
+    add("tokens per second, all devices", (f"{layout['tokens_per_second']:,.0f}" for layout in layouts))
+    console.print(rows)
+    console.print(f"  train takes [bold]{cluster['parallel']}[/]: {translated(cluster['why'])}")
+    packing = f"packing {'on' if found['pack'] else 'off'}"
+    checkpointing = f"{'' if found['train']['gradient_checkpointing'] else 'no '}gradient checkpointing"
+    console.print(f"  {packing}, {checkpointing}; about [bold]{duration(found['plan']['seconds'])}[/] of training")
+    room = found["room"]
+    verdict = "[green]it fits[/]" if found["fits"] else "[bold red]it does not fit[/]"
+    console.print(f"  {verdict}: {gigabytes(room['free'])} of {gigabytes(room['total'])} of memory are free")
+    if cluster["idle"]:
+        enough = f"train.batch_size={cluster['ranks']}"
+        console.print(f"  [yellow]! {cluster['idle']:,} devices have no row in a step; {enough} gives each one[/]")

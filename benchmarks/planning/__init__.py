@@ -1,0 +1,1 @@
+"""Plans of many devices, held against published figures."""
