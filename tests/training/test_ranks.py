@@ -88,6 +88,27 @@ def test_the_curve_does_not_depend_on_the_number_of_ranks(
         )
 
 
+@pytest.mark.parametrize(
+    "more", [["data.streaming=true", "data.validation=none"], ["method.init=lora_ga", "method.rank=8"]]
+)
+def test_what_reads_rows_elsewhere_learns_the_same(
+    model_folder: Callable[..., Path], tmp_path: Path, more: list[str]
+) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(40))
+    recipe = [
+        *BASE,
+        f"model={model_folder('llama')}",
+        f"data={data}",
+        "method=lora",
+        "method.dropout=0",
+        "train.lr=1e-3",
+    ]
+    train(RunConfig.load(None, [*recipe, *more, f"run={tmp_path / 'one'}"]))
+    leader, _ = trained_on(2, tmp_path / "two", [*recipe, *more])
+    assert "value" in leader, leader["error"]
+    assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=2e-6)
+
+
 SHARDED = {name: FAMILIES[name] for name in ("lora", "full", "bitfit", "houlsby", "prefix", "ia3")}
 
 

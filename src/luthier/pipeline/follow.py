@@ -93,7 +93,7 @@ def with_parallel(
     return replace(resolved, train=resolved.train.model_copy(update={"parallel": chosen}))
 
 
-def follow(config: RunConfig, ranks: Ranks, request: StopRequest) -> None:
+def follow_leader(config: RunConfig, ranks: Ranks, request: StopRequest) -> None:
     """Follow the leader's orders until the run ends. `config` has device and precision decided."""
     led = _Led(config, ranks, request)
     request.noting = True  # the leader says when the run stops, and hears of a signal with the next step
@@ -154,7 +154,7 @@ class _Led:
         """Put the method on the base, and be ready to train."""
         from luthier.training.checkpoint import seed
         from luthier.training.step import accelerator_on
-        from luthier.training.tuned import Follower, Tuned
+        from luthier.training.tuned import StepFollower, TunedModel
 
         config, context = self.config, self.context
         assert context is not None and self.base_model is not None
@@ -162,9 +162,9 @@ class _Led:
         context.model = config.method.attach(self.base_model, steps=settings.steps, classify=classify)
         accelerator = accelerator_on(config.model.device, config.train.precision)
         pad_id = context.pad
-        tuned = Tuned(context.model, context.task, config.method, settings, accelerator, pad_id, longest)
+        tuned = TunedModel(context.model, context.task, config.method, settings, accelerator, pad_id, longest)
         seed(config.seed)
-        self.handlers |= Follower(tuned, lambda: self.request.asked).handlers()
+        self.handlers |= StepFollower(tuned, lambda: self.request.asked).handlers()
 
 
 def hashes_of_base(config: RunConfig, source: str, ranks: Ranks) -> dict[str, str]:

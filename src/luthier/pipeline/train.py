@@ -15,7 +15,7 @@ from luthier.core.ranks import Ranks, here, joined, started
 from luthier.core.resources import explained
 from luthier.core.shell import after_training
 from luthier.core.signals import StopRequest, watch
-from luthier.pipeline.follow import base_on_all, follow, must_agree, refuse_own_disks, unshardable, with_parallel
+from luthier.pipeline.follow import base_on_all, follow_leader, must_agree, refuse_own_disks, unshardable, with_parallel
 from luthier.pipeline.interim import InterimPage, write_page
 from luthier.pipeline.measure import UNMEASURED, compare_with_base, measure_base, subject_of
 from luthier.pipeline.prepare import (
@@ -66,7 +66,7 @@ def train(
         placed = on_this_machine(config)
         with joined(placed.model.device, must_agree(config) if started() else {}) as ranks:
             if not ranks.leads:
-                follow(placed, ranks, request)
+                follow_leader(placed, ranks, request)
                 return {}
             if ranks.several and config.train.parallel == "fsdp" and (why := unshardable(config)):
                 raise InputError(why, fix="train.parallel=ddp, which keeps the whole model on each device")

@@ -35,7 +35,7 @@ from luthier.training import checkpoint as checkpoints
 from luthier.training.checkpoint import put_back, random_state
 from luthier.training.settings import RunSettings
 from luthier.training.step import Halted, RanOut, dealt
-from luthier.training.tuned import Tuned, held_out_loss
+from luthier.training.tuned import TunedModel, held_out_loss
 
 IN_A_ROW = 5
 """So many steps in a row without a finite loss stop a run that would leave them out."""
@@ -69,7 +69,7 @@ class Trainer:
         # The length of a stream's epoch is unknown: intervals are shares of the run there.
         self.per_epoch = self.steps if data.stream else steps_per_epoch(len(data.rows), self.config.batch_size)
         longest = max(data.rows.lengths) if data.stream is None else None
-        self.ranks, self.tuned = here(), Tuned(model, data.task, method, settings, accelerator, pad_id, longest)
+        self.ranks, self.tuned = here(), TunedModel(model, data.task, method, settings, accelerator, pad_id, longest)
         self.raw, self.loop, self.cutter = model, self.tuned.loop, self.tuned.cutter
         self.optimizer, self.schedule, self.advanced = self.loop.optimizer, self.loop.schedule, self.tuned.advanced
         self.request, self.process = StopRequest(), psutil.Process()

@@ -36,7 +36,7 @@ from luthier.training.step import (
 )
 
 
-class Tuned:
+class TunedModel:
     """Model, optimizer and schedule of a run, and how its rows become tensors."""
 
     def __init__(
@@ -164,7 +164,7 @@ class Tuned:
                 raise InputError(why, fix="the same base, adapter and versions on every host, and one shared folder")
 
 
-def held_out_loss(tuned: Tuned, rows: Rows, batch_size: int, halt: Callable[[], bool]) -> float:
+def held_out_loss(tuned: TunedModel, rows: Rows, batch_size: int, halt: Callable[[], bool]) -> float:
     """Nats per target over all of `rows`, on every rank a share. Raises Halted where `halt` says so."""
     batches, ranks = held_out_batches(rows, batch_size), tuned.ranks
     mine = ranks.share("held_out", [batches[rank :: ranks.world] for rank in range(ranks.world)])
@@ -177,10 +177,10 @@ def held_out_loss(tuned: Tuned, rows: Rows, batch_size: int, halt: Callable[[], 
     return total / max(1.0, count)
 
 
-class Follower:
+class StepFollower:
     """A rank that holds the same model as the leader and computes its share of each step."""
 
-    def __init__(self, tuned: Tuned, stops: Callable[[], bool]) -> None:
+    def __init__(self, tuned: TunedModel, stops: Callable[[], bool]) -> None:
         """`stops` says whether this rank was asked to stop."""
         self.tuned, self.ranks, self.stops = tuned, tuned.ranks, stops
         self.stack = ExitStack()

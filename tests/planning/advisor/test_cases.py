@@ -96,7 +96,7 @@ CASES = {
         names=("lora", "full", "dora"),
         reasons=("4.69 EFLOP of matrix products in all: 13.0 h for a card that does 100 TFLOP/s",),
         limits=(
-            "one process on one device: 7 of 8 stay idle",
+            "8 together take at best 1/8 of that time",
             "one card has to do 54.3 TFLOP/s",
             "the speed of that GPU is not known here",
         ),

@@ -264,7 +264,7 @@ def generate(context: EvalContext, prompts: Sequence[list[int]], most: int) -> l
     return context.computed("answers", prompts, [len(prompt) + most for prompt in prompts], "answers", most=most)
 
 
-def answers_of(context: EvalContext, prompts: Sequence[list[int]], most: int) -> list[tuple[str, bool]]:
+def generated(context: EvalContext, prompts: Sequence[list[int]], most: int) -> list[tuple[str, bool]]:
     """As `generate`, of one batch."""
     import torch
     from transformers import GenerationConfig
@@ -286,5 +286,5 @@ def answers_of(context: EvalContext, prompts: Sequence[list[int]], most: int) ->
     ]
 
 
-WORK: dict[str, Callable[..., list[Any]]] = {"losses": losses_of, "logits": logits_of, "answers": answers_of}
+WORK: dict[str, Callable[..., list[Any]]] = {"losses": losses_of, "logits": logits_of, "answers": generated}
 """What a rank can compute of a batch of items, by name; `labels` adds its own."""

@@ -204,10 +204,10 @@ def limits(question: Question) -> list[Reason]:
             found.append(reason("no measurement on plain text: dialogues are the nearest there is", boards[0].source))
     if options.devices > 1:
         text = (
-            f"this version trains in one process on one device: {options.devices - 1} of {options.devices} stay idle, "
-            f"and memory and time are those of one; all together could at best take 1/{options.devices} of that time"
+            f"memory and time are those of one device: {options.devices} together take at best 1/{options.devices} of "
+            f"that time (train.processes={options.devices}); luthier plan --devices plans them"
         )
-        found.append(reason(text, Citation("method", "README.md", "Status")))
+        found.append(reason(text, Citation("method", "docs/scale.md", "How it is planned")))
     if not question.knows_speed:
         text = "the speed of that GPU is not known here, so no time is planned: run luthier plan on that machine"
         found.append(question.planned(text))
