@@ -31,6 +31,7 @@ from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import begin_run, holds_run_of, run_path, with_found_formats
 from luthier.recipe.origin import another_name
 from luthier.runs.folder import RunFolder
+from luthier.runs.remote import is_url, mirrored
 from luthier.tracking.base import Tracker
 
 if TYPE_CHECKING:
@@ -60,8 +61,10 @@ def train(
     from luthier.training.step import accelerator_on
 
     folder = RunFolder(run_path(config, recipe))
-    with _stoppable(folder) as request:
-        config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml resumes in it
+    with _stoppable(folder) as request, mirrored(config.run, folder.path, progress) as listener:
+        progress = listener
+        if not is_url(config.run):
+            config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml resumes in it
         placed, config = on_this_machine(config), with_found_formats(folder, config)
         for each in trackers:
             each.check()
@@ -257,9 +260,9 @@ def before_first_step(config: RunConfig, *, progress: Progress = SILENT) -> "tup
 
 
 def with_next(result: Mapping[str, Any], config: RunConfig, folder: RunFolder) -> dict[str, Any]:
-    """A result with the commands that follow it, from the recipe: never those that stand in a file."""
+    """A result with its folder and the commands that follow it: never those that stand in a file."""
     names = config.model.path, config.method.name, result["task"], result["lr"]
-    return {**result, "next": after_training(folder.path, folder.recipe, *names)}
+    return {**result, "run": str(folder.path), "next": after_training(folder.path, folder.recipe, *names)}
 
 
 def write_result(result: dict[str, Any], config: RunConfig, folder: RunFolder) -> dict[str, Any]:
