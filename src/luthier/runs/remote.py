@@ -383,8 +383,12 @@ class Hold:
                     raise self._busy(holder)
                 silent = f"for {silence:,.0f} s" if silence < float("inf") else "at all"
                 progress.warn(f"{store.url}: {_who(holder)} gave no sign of life {silent}; the run is taken over")
-            with suppress(FileExistsError):
+            try:
                 store.write(LOCK, self._entry(), new=holder is None)
+            except FileExistsError:  # another one was faster
+                pass
+            except Exception:  # a store that cannot refuse to overwrite; or it fails once more
+                store.write(LOCK, self._entry())
             holder = store.read(LOCK) or {}
             if holder.get("folder") != own:
                 raise self._busy(holder)
