@@ -548,6 +548,8 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, mac
 
     for package in ("s3fs", "gcsfs", "adlfs", "paramiko"):
         monkeypatch.setitem(sys.modules, package, None)
+    for scheme in ("s3", "gs", "abfs", "sftp"):
+        monkeypatch.delitem(fsspec.registry._registry, scheme, raising=False)
     fixes = {
         "s3": "pip install 's3fs>=",
         "gs": "pip install gcsfs",

@@ -218,7 +218,7 @@ def _object(name: str, sha256: str) -> str:
 
 
 def _digest(index: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(to_json(index, sort_keys=True).encode()).hexdigest()
 
 
 def _files_of(folder: Path) -> dict[str, Path]:
