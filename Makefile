@@ -4,7 +4,7 @@ PYTHON = python3
 BIN = .venv/bin
 QUICK = tests/core tests/data tests/rendering tests/recipe tests/models tests/docs tests/test_architecture.py
 
-.PHONY: demo test quick test-all test-gguf test-real test-peft test-strangers test-versions test-trackers lint types check methods-table architectures-table clean
+.PHONY: demo test quick test-all test-gguf test-real test-peft test-strangers test-versions test-trackers test-s3 lint types check methods-table architectures-table clean
 
 demo: .venv/ready
 	$(BIN)/luthier demo
@@ -55,6 +55,17 @@ build/trackers/ready: tests/tracking/requirements.txt .venv/ready
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/trackers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/luthier.pth"
 	build/trackers/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --requirement tests/tracking/requirements.txt
 	touch build/trackers/ready
+
+# Runs at s3://, through s3fs on moto's server, in an environment of its own: s3fs needs an older python-dateutil than
+# constraints.txt has.
+test-s3: .venv/ready build/s3/ready
+	PYTHONPATH=src build/s3/bin/python -m pytest -n 0 -rs tests/reliability/test_s3.py tests/reliability/test_remote.py
+
+build/s3/ready: tests/reliability/requirements.txt .venv/ready
+	test -x build/s3/bin/python || $(PYTHON) -m venv build/s3
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/s3/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/luthier.pth"
+	build/s3/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --requirement tests/reliability/requirements.txt
+	touch build/s3/ready
 
 lint: .venv/ready
 	$(BIN)/ruff check src tests tools benchmarks

@@ -75,13 +75,15 @@ def load(
     progress: Shown = None,
     allow_code: bool = False,
 ) -> Run:
-    """A run from its folder, finished or not; or a run made of an adapter in PEFT's format, in the folder `run`.
+    """A run from its folder or URL, finished or not; or a run made of an adapter in PEFT's format, in the folder `run`.
 
     An adapter's `base` is the one that it names, unless another is given, and `data` are the rows to measure it on.
     """
     from luthier.pipeline.adopt import as_run
+    from luthier.runs.remote import local
 
-    place = Path(path).expanduser()
+    with reporting(progress) as listener:
+        place = local(path, listener).expanduser()
     if (place / "adapter_config.json").is_file():
         rows = None if data is None else str(data_settings(data))
         with reporting(progress) as listener:

@@ -73,7 +73,7 @@ class Run:
 
     def __init__(self, path: str | os.PathLike[str], *, allow_code: bool = False) -> None:
         """InputError where no run is. `allow_code` lets code and a judge run that the run's recipe.yaml names."""
-        self._folder = RunFolder.existing(Path(path))
+        self._folder = RunFolder.existing(path)
         self._allow_code = allow_code
         self._engine: Any = None
         self._opening = Lock()

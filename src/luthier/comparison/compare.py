@@ -31,7 +31,7 @@ from luthier.pipeline.measure import measure_base
 from luthier.pipeline.prepare import Loaded, SharedInputs
 from luthier.planning.plan import tuned_skeleton
 from luthier.recipe.config import RunConfig
-from luthier.recipe.identity import path_beside
+from luthier.recipe.identity import local_path
 from luthier.reports import compare_report
 from luthier.reports.run_report import figure
 from luthier.runs.folder import RunFolder
@@ -45,7 +45,7 @@ def compare(
 
     Repeat the call to resume. Raises InputError for what the user can fix, before the first run.
     """
-    folder = Path(config.run) if config.run else path_beside("compare", config, recipe)
+    folder = local_path("compare", config, recipe)
     context = _prepare(config, options, folder, progress)
     if RunFolder(folder).result.is_file() or RunFolder(folder).metrics.exists():
         raise InputError(f"{folder} is the folder of a run", fix="run=ANOTHER_DIR")

@@ -24,6 +24,7 @@ EXTRAS = {
     "wandb": ("wandb>=0.31", "pillow>=10"),
     "mlflow": ("mlflow>=3.17",),
     "trackio": ("trackio>=0.43", "pillow>=10"),
+    "s3": ("s3fs>=2025.3",),
 }
 """The optional packages of pyproject.toml. Messages name these, since no registry has a package luthier with extras."""
 
@@ -104,6 +105,12 @@ class Diverged(InputError):
 
 class Busy(InputError):
     """Another process is at work on the same run folder."""
+
+
+class NotUploaded(LuthierError):
+    """A run is finished, and its last upload failed: the same command uploads it."""
+
+    exit_code = 75
 
 
 class Unproved(LuthierError):

@@ -129,12 +129,15 @@ def staged(target: Path, run: str = "", step: int | None = None) -> Iterator[Pat
         raise
 
 
-def lock(folder: Path, busy: Busy) -> AbstractContextManager[object]:
-    """Keep every other process out of a folder; raises `busy` where one holds it. It is let go where this one dies."""
+def lock(folder: Path, busy: Busy, patience: float = 0.0) -> AbstractContextManager[object]:
+    """Keep every other process out of a folder; raises `busy` where one holds it for `patience` seconds.
+
+    It is let go where this process dies.
+    """
     from filelock import FileLock, Timeout  # it imports asyncio
 
     try:
-        return FileLock(folder / ".lock", timeout=0).acquire()
+        return FileLock(folder / ".lock", timeout=patience).acquire()
     except Timeout:
         raise busy from None
 

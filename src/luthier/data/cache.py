@@ -101,9 +101,11 @@ def entries() -> list[tuple[Path, int, float]]:
     found = []
     with contextlib.suppress(OSError):
         for folder in cache_root().iterdir():
-            # Beside rows that were tokenized there are unpacked bases, and rows that were given to the Python API.
-            if folder.is_dir() and ((folder / META).is_file() or folder.name.startswith(("gguf-", "rows-"))):
-                size = sum(file.stat().st_size for file in folder.iterdir())
+            # Beside rows that were tokenized there are unpacked bases, rows that were given to the Python API, and
+            # copies of runs at a URL, unless something was exported there.
+            known = folder.name.startswith(("gguf-", "rows-", "remote-")) and not any(folder.glob("*/exports"))
+            if folder.is_dir() and ((folder / META).is_file() or known):
+                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 found.append((folder, size, folder.stat().st_mtime))
     return sorted(found, key=lambda entry: -entry[2])
 

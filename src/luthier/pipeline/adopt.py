@@ -1,6 +1,7 @@
 """A run folder for an adapter that others made: then everything that takes a run takes it."""
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,13 +16,14 @@ from luthier.pipeline.measure import UNMEASURED
 from luthier.pipeline.prepare import on_this_machine, prepare_data, tokenize, with_decisions
 from luthier.pipeline.train import begun
 from luthier.recipe.config import RunConfig
-from luthier.recipe.identity import holds_run_of, path_beside, with_found_formats
+from luthier.recipe.identity import holds_run_of, local_path, with_found_formats
 from luthier.recipe.origin import another_name
 from luthier.runs.folder import RunFolder
+from luthier.runs.remote import local
 
 
 def as_run(
-    path: Path,
+    given: str | os.PathLike[str],
     base: str | None,
     data: str | None,
     overrides: Sequence[str] = (),
@@ -29,26 +31,28 @@ def as_run(
     *,
     rows: bool = False,
 ) -> tuple[Path, list[str]]:
-    """(the run folder `path`, or one made for the adapter in it; the overrides that remain for the run).
+    """(the run folder `given`, or one made for the adapter in it; the overrides that remain for the run).
 
-    Embedded dialogues stand in for `data`, unless `rows` to measure are wanted. InputError where a run is given a base.
+    For a URL it is a copy of the run there. Embedded dialogues stand in for `data`, unless `rows` to measure are
+    wanted. InputError where a run is given a base.
     """
+    path = local(given, progress)
     if (path / "recipe.yaml").is_file() or not (path / "adapter_config.json").is_file():
         RunFolder.existing(path)
-        if given := " and ".join(name for name, value in (("--base", base), ("--data", data)) if value):
-            raise InputError(f"{path} is a run, which has a base and data of its own", fix=f"leave out {given}")
+        if own := " and ".join(name for name, value in (("--base", base), ("--data", data)) if value):
+            raise InputError(f"{path} is a run, which has a base and data of its own", fix=f"leave out {own}")
         return path, list(overrides)
     left = [each for each in overrides if each.startswith("evaluate.")]
-    own = [each for each in overrides if each not in left]
+    changed = [each for each in overrides if each not in left]
     settings = {"method.from_adapter": str(path), "data.validation": "none", **({"model": base} if base else {})}
-    if data or any(each.startswith("data") for each in own):
+    if data or any(each.startswith("data") for each in changed):
         settings |= {"data": data} if data else {}
     elif rows:
         raise InputError(f"{path} is an adapter: on which rows is it to be measured?", fix="--data FILE")
     else:
         settings |= {"data": "builtin:assistant", "data.split": "heldout", "run": f"runs/{path.resolve().name}-prompts"}
     typed = [f"{key}={to_json(value, ensure_ascii=False)}" for key, value in settings.items()]
-    return adopt(path, RunConfig.load(None, [*typed, *own]), progress), left
+    return adopt(path, RunConfig.load(None, [*typed, *changed]), progress), left
 
 
 def adopt(adapter: Path, config: RunConfig, progress: Progress = SILENT) -> Path:
@@ -61,7 +65,7 @@ def adopt(adapter: Path, config: RunConfig, progress: Progress = SILENT) -> Path
     from luthier.methods.layers.origin import refuse_other_task
     from luthier.models.load import parameter_counts, skeleton
 
-    folder = RunFolder(Path(config.run) if config.run else path_beside(adapter.resolve().name, config, None))
+    folder = RunFolder(local_path(adapter.resolve().name, config, None))
     config = config.model_copy(update={"run": str(folder.path)})
     config, settings = with_found_formats(folder, config), read_object(adapter / "adapter_config.json")
     if holds_run_of(folder, config) and folder.result.is_file():

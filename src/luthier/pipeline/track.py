@@ -23,6 +23,7 @@ from luthier.core.events import SILENT, Guarded, Listeners, Progress
 from luthier.core.shell import public, redacted, shell_line
 from luthier.recipe.identity import read_recipe
 from luthier.runs.folder import RunFolder
+from luthier.runs.remote import local
 from luthier.runs.state import MetricsReader
 from luthier.tracking.base import HELD_OUT, LEARNING_RATE, START, Position, State, TrackedRun, Tracker
 
@@ -318,12 +319,15 @@ def by_name(chosen: Sequence[Tracker], objects: Sequence[Tracker] = ()) -> dict[
     return {each.name: each.model_copy() for each in chosen} | {type(each).__name__: each for each in objects}
 
 
-def track(run: Path, tracker: Tracker | None, *, again: bool = False, progress: Progress = SILENT) -> dict[str, Any]:
+def track(
+    given: str | os.PathLike[str], tracker: Tracker | None, *, again: bool = False, progress: Progress = SILENT
+) -> dict[str, Any]:
     """Send a run that has ended to a tracker, or to those of its recipe; returns what trackers.json notes of them.
 
     A tracker that has the whole run gets nothing, unless `again` makes a second one there. InputError where the run has
     no step, where its recipe names no tracker, and where a tracker fails.
     """
+    run = local(given, progress, small=True)
     folder = RunFolder.existing(run)
     chosen = by_name([tracker] if tracker is not None else read_recipe(folder).train.track)
     if not chosen:

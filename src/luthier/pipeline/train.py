@@ -35,6 +35,7 @@ from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import begin_run, holds_run_of, run_path, with_found_formats
 from luthier.recipe.origin import another_name
 from luthier.runs.folder import RunFolder
+from luthier.runs.remote import is_url, mirrored
 from luthier.tracking.base import Tracker
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def train(
     """
     folder = RunFolder(run_path(config, recipe))
     with _stoppable(folder) as request:
-        config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml resumes in it
+        if not is_url(config.run):
+            config = config.model_copy(update={"run": str(folder.path)})  # so that its recipe.yaml resumes in it
         placed = on_this_machine(config)
         with joined(placed.model.device, must_agree(config) if started() else {}) as ranks:
             if not ranks.leads:
@@ -71,7 +73,8 @@ def train(
             if ranks.several and config.train.parallel == "fsdp" and (why := unshardable(config)):
                 raise InputError(why, fix="train.parallel=ddp, which keeps the whole model on each device")
             refuse_own_disks(folder.path, ranks)
-            return _lead(config, placed, folder, request, ranks, progress, shared, trackers)
+            with mirrored(config.run, folder.path, progress) as listener:
+                return _lead(config, placed, folder, request, ranks, listener, shared, trackers)
 
 
 def _lead(
@@ -288,9 +291,9 @@ def before_first_step(config: RunConfig, *, progress: Progress = SILENT) -> "tup
 
 
 def with_next(result: Mapping[str, Any], config: RunConfig, folder: RunFolder) -> dict[str, Any]:
-    """A result with the commands that follow it, from the recipe: never those that stand in a file."""
+    """A result with its folder and the commands that follow it: never those that stand in a file."""
     names = config.model.path, config.method.name, result["task"], result["lr"]
-    return {**result, "next": after_training(folder.path, folder.recipe, *names)}
+    return {**result, "run": str(folder.path), "next": after_training(folder.path, folder.recipe, *names)}
 
 
 def write_result(result: dict[str, Any], config: RunConfig, folder: RunFolder) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.registry import AUTO, Config, Family, Seed
@@ -17,6 +17,7 @@ from luthier.methods.base import METHODS, QUANTIZED, Method
 from luthier.models.settings import ModelConfig
 from luthier.recipe.origin import complete
 from luthier.recipe.parse import assign, problems, read_yaml
+from luthier.runs.remote import is_url, problem_of
 from luthier.tasks.base import TASKS, Task
 from luthier.training.settings import TrainConfig
 
@@ -25,7 +26,8 @@ class RunConfig(Config):
     """One fine-tuning run."""
 
     run: str = ""
-    """Folder of the run; default runs/<recipe or data>-<method>. Rerun the same command to resume."""
+    """Folder of the run, or a URL such as s3://bucket/name; default runs/<recipe or data>-<method>. Rerun the same
+    command to resume."""
     model: ModelConfig = ModelConfig()
     """The base model."""
     data: DataConfig = DataConfig()
@@ -45,6 +47,13 @@ class RunConfig(Config):
     def sources(self) -> str:
         """Base and data, as they are named on the terminal."""
         return f"{self.model.path}, data {self.data.path}" if self.data.path else self.model.path
+
+    @field_validator("run")
+    @classmethod
+    def _a_url_without_secrets(cls, value: str) -> str:
+        if is_url(value) and (problem := problem_of(value)):
+            raise ValueError(problem)
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from luthier.core.shell import shell_line
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder, checked
 from luthier.runs.provenance import environment
+from luthier.runs.remote import is_url, working_folder
 
 _TRAIN = "train.log_every", "train.keep", "train.on_nan", "train.track", "train.processes", "train.parallel"
 MAY_CHANGE = ("run", *_TRAIN, "data.workers", "data.cache", "evaluate")
@@ -27,8 +28,19 @@ def _changed(before: RunConfig, now: RunConfig) -> str:
 
 
 def run_path(config: RunConfig, recipe: Path | None) -> Path:
-    """`run=DIR`, or runs/<recipe or data>-<method>."""
-    return Path(config.run or f"runs/{_stem(config, recipe)}-{config.method.name}")
+    """`run=DIR`, or runs/<recipe or data>-<method>; for a URL the folder in which this machine works on it."""
+    return (
+        working_folder(config.run)
+        if is_url(config.run)
+        else Path(config.run or f"runs/{_stem(config, recipe)}-{config.method.name}")
+    )
+
+
+def local_path(what: str, config: RunConfig, recipe: Path | None) -> Path:
+    """`run=DIR` or `path_beside`, for what is no run that trains; InputError where `run` is a URL."""
+    if is_url(config.run):
+        raise InputError(f"run: {config.run} is a URL, and only a run of luthier train works at one", fix="run=DIR")
+    return Path(config.run) if config.run else path_beside(what, config, recipe)
 
 
 def path_beside(what: str, config: RunConfig, recipe: Path | None) -> Path:

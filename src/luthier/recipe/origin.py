@@ -9,6 +9,7 @@ from luthier.methods.base import METHODS
 from luthier.recipe.parse import read_yaml
 from luthier.runs.folder import RunFolder
 from luthier.runs.provenance import local_copy
+from luthier.runs.remote import local
 
 
 def complete(recipe: dict[str, Any]) -> None:
@@ -18,9 +19,11 @@ def complete(recipe: dict[str, Any]) -> None:
     """
     block = recipe.get("method")
     given = block.get("from_adapter") if isinstance(block, dict) else None
-    if not block or not given or ("name" in block and not Path(str(given)).expanduser().is_dir()):
+    if not block or not given:
+        return
+    folder, found, model = local(str(given)).expanduser(), dict[str, Any](), dict[str, Any]()
+    if "name" in block and not folder.is_dir():
         return  # a run that has begun can be measured without
-    folder, found, model = Path(str(given)).expanduser(), dict[str, Any](), dict[str, Any]()
     if (folder / "recipe.yaml").is_file():
         run = read_yaml(folder / "recipe.yaml")
         found, model, folder = dict(run["method"]), dict(run["model"]), RunFolder.existing(folder).weights()

@@ -1,6 +1,7 @@
 """The run folder: everything that evaluate, chat, resume and export need, under fixed names."""
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from luthier.data.store import Refusal
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.models.settings import ModelConfig
 from luthier.runs.provenance import base_hashes, changes, environment, local_copy
+from luthier.runs.remote import local
 
 FIRST = {".lock", "environment.json", "run.json"}
 FIRST |= {f".{name}.staging" for name in ("environment.json", "run.json", "recipe.yaml")}
@@ -100,8 +102,9 @@ class RunFolder:
         self.harness = path / "harness.json"  # what lm-evaluation-harness measured
 
     @classmethod
-    def existing(cls, path: Path) -> "RunFolder":
-        """The folder of a finished or interrupted run; InputError where it is none."""
+    def existing(cls, given: str | os.PathLike[str]) -> "RunFolder":
+        """The folder of a finished or interrupted run, for a URL a copy of it; InputError where it is none."""
+        path = local(given)
         folder = cls(path)
         if not folder.recipe.is_file():
             near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])

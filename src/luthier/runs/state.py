@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from luthier.core import files
 from luthier.core.errors import Busy, InputError
 from luthier.core.strict_yaml import parse_yaml
 from luthier.runs.folder import RunFolder
+from luthier.runs.remote import RemoteStore, at_work, copied_from, is_url, local
 
 State = Literal["running", "finished", "stopped", "killed", "damaged"]
 """running: a process holds the folder. stopped: all steps are in a checkpoint. killed: steps after it are lost."""
@@ -105,10 +106,20 @@ class History:
         return [(step, loss) for step, loss in found if loss is not None]
 
 
-def find_runs(folder: Path) -> list[RunState]:
-    """Every run below a folder, the one that changed last first."""
-    found = [state_of(path) for path in _run_folders(folder, DEEPEST)]
+def find_runs(place: str | Path) -> list[RunState]:
+    """Every run below a folder or a URL, the one that changed last first."""
+    if isinstance(place, str) and is_url(place):
+        found = [_state_at(url) for url in RemoteStore(place).runs_below()]
+    else:
+        found = [state_of(path) for path in _run_folders(Path(place), DEEPEST)]
     return sorted(found, key=lambda state: -state.changed)
+
+
+def _state_at(url: str) -> RunState:
+    try:
+        return replace(state_of(local(url, small=True)), run=url)
+    except InputError as error:
+        return RunState(url, "damaged", why=error.message.split("\n")[0])
 
 
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
@@ -121,7 +132,9 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def is_held(folder: RunFolder) -> bool:
-    """Is a process at work on the run?"""
+    """Is a process at work on the run? Of a copy: on the run at its URL."""
+    if url := copied_from(folder.path):
+        return at_work(url)
     if not (folder.path / ".lock").exists():
         return False
     try:

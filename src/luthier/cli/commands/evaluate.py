@@ -51,18 +51,18 @@ def command(
         from luthier.pipeline import evaluate as stage
         from luthier.pipeline.adopt import as_run
 
-        run, left = as_run(run, base, data, overrides or [], terminal, rows=harness is None)
+        folder, left = as_run(run, base, data, overrides or [], terminal, rows=harness is None)
         own: dict[str, Any] = {"drop_layers": drop_layers, "allow_code": consent(allow_code), "progress": terminal}
         if harness is None:
-            found = stage.evaluate(run, left, **own)
+            found = stage.evaluate(folder, left, **own)
         elif left:
             raise InputError(f"{left[0]} has no effect on the harness", fix="leave it out, or leave --harness out")
         else:
             tasks = [task.strip() for task in harness.split(",") if task.strip()]
-            found = stage.harness(run, tasks, folder_of_tasks=harness_path, limit=harness_limit, **own)
+            found = stage.harness(folder, tasks, folder_of_tasks=harness_path, limit=harness_limit, **own)
     from luthier.cli.terminal.show_result import show_harness, show_result
 
     if harness is None:
         show_result(found)
     else:
-        show_harness(found, str(run))
+        show_harness(found, str(folder))

@@ -39,8 +39,8 @@ def command(
         from luthier.pipeline.adopt import as_run
         from luthier.pipeline.export import export
 
-        run, _ = as_run(run, base, data, progress=terminal)
-        found = export(run, form, prompts=prompts, progress=terminal, allow_code=consent(allow_code))
+        folder, _ = as_run(run, base, data, progress=terminal)
+        found = export(folder, form, prompts=prompts, progress=terminal, allow_code=consent(allow_code))
     from luthier.cli.terminal.show_result import show_export
 
     show_export(found)

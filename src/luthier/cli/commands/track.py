@@ -1,13 +1,12 @@
 """`luthier track`: send a run to a tracker."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Folder of a run: finished, stopped or killed.", metavar="RUN")],
+    run: Annotated[str, typer.Argument(help="Folder or URL of a run: finished, stopped or killed.", metavar="RUN")],
     settings: Annotated[
         list[str] | None,
         typer.Argument(help="KEY=VALUE of the tracker, as explain tracker lists them.", metavar="[KEY=VALUE]..."),

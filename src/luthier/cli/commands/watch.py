@@ -1,13 +1,12 @@
 """`luthier watch`: follow a run from another terminal."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
+    run: Annotated[str, typer.Argument(help="Folder or URL of a run.", metavar="RUN")],
 ) -> None:
     """Follow a run: its loss curve, latest figures and time left, until it ends. Exit code 0 if the run is finished.
 

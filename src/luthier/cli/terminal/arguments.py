@@ -71,7 +71,9 @@ AllowCode = Annotated[
     bool,
     typer.Option("--allow-code", help="Allow the code and the judge that the run's recipe.yaml names; look first."),
 ]
-RunArgument = Annotated[Path, typer.Argument(help="Folder of a run, or of an adapter in PEFT's format.", metavar="RUN")]
+RunArgument = Annotated[
+    str, typer.Argument(help="Folder or URL of a run, or folder of an adapter in PEFT's format.", metavar="RUN")
+]
 Base = Annotated[str | None, typer.Option(help="Base of an adapter, instead of the one that it names.")]
 DropLayers = Annotated[
     int,
@@ -158,11 +160,12 @@ def opened(
     from luthier.core.shell import redacted
     from luthier.recipe.config import RunConfig
     from luthier.recipe.consent import refuse_foreign
+    from luthier.runs.remote import is_url
 
     notes: list[str] = []
     config = RunConfig.load(path, overrides, notes)
     what = config.sources if subject == "" else f"{subject or config.method.name} on {config.sources}"
-    target = f" -> {safe(str(into(config, path)))}" if into else ""
+    target = f" -> {safe(config.run if is_url(config.run) else str(into(config, path)))}" if into else ""
     console.print(f"  {safe(redacted(what))}{target}")
     from luthier.cli.terminal.progress import Terminal, consent
 

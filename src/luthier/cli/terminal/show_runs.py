@@ -17,6 +17,7 @@ from luthier.core.shell import shell_line
 from luthier.core.units import clock, duration
 from luthier.reports.run_report import figure
 from luthier.runs.folder import RunFolder
+from luthier.runs.remote import is_url, local
 from luthier.runs.state import History, RunState, State, state_of
 
 STYLES: dict[State, str] = {
@@ -28,16 +29,16 @@ STYLES: dict[State, str] = {
 }
 WIDE, WIDER = 96, 110
 """Terminal widths from which the list has data and base of each run."""
-TICK = 0.5
-"""Seconds between two looks at a run that works."""
+TICK, REMOTE_TICK = 0.5, 5.0
+"""Seconds between two looks at a run that works, in a folder and at a URL."""
 LAST = 50
 """Steps whose mean time says how long the rest will take."""
 
 
-def show_runs(found: Sequence[RunState], folder: Path) -> None:
+def show_runs(found: Sequence[RunState], folder: str) -> None:
     """A table of runs: state, method, score with the base's, time of training, and age."""
     if not found:
-        console.print(f"  there is no run in {safe(str(folder))}")
+        console.print(f"  there is no run in {safe(folder)}")
         return
     width = console.width
     more = [*(["base"] if width >= WIDER else []), *(["data"] if width >= WIDE else [])]
@@ -46,9 +47,9 @@ def show_runs(found: Sequence[RunState], folder: Path) -> None:
         column.no_wrap, column.overflow = False, "fold"  # long names make more lines, and cut nothing off
     for state in found:
         facts = {"base": state.model, "data": state.data}
-        name = Path(state.run).relative_to(folder) if Path(state.run).is_relative_to(folder) else state.run
+        below = state.run != folder and Path(state.run).is_relative_to(folder)
         shown.add_row(
-            safe(str(name)),
+            safe(str(Path(state.run).relative_to(folder)) if below else state.run),
             f"[{STYLES[state.state]}]{translated(state.state)}[/]",
             state.method,
             *(safe(Path(facts[each]).name) for each in more),
@@ -79,8 +80,9 @@ def _score(state: RunState) -> str:
     )
 
 
-def follow(path: Path) -> State:
+def follow(given: str) -> State:
     """Show a run until it ends, and how it ended. InputError where there is none."""
+    path = local(given, small=True)
     history = History(RunFolder.existing(path))
     state = state_of(path, history)
     if console.is_terminal:
@@ -89,10 +91,10 @@ def follow(path: Path) -> State:
                 live.update(screen(state, history, console.width, console.height), refresh=True)
                 if state.state != "running":
                     break
-                time.sleep(TICK)
+                _wait(given)
                 state = state_of(path, history)
     else:
-        state = _lines(path, state, history)
+        state = _lines(given, path, state, history)
     _end(state)
     return state.state
 
@@ -128,7 +130,13 @@ def _figures(state: RunState, history: History) -> list[str]:
     return [f"  {escape(line)}" for line in [*lines, times]]
 
 
-def _lines(path: Path, state: RunState, history: History) -> RunState:
+def _wait(given: str) -> None:
+    """Wait before the next look at a run; a copy of one at a URL is renewed then."""
+    time.sleep(REMOTE_TICK if is_url(given) else TICK)
+    local(given, small=True)
+
+
+def _lines(given: str, path: Path, state: RunState, history: History) -> RunState:
     """Follow a run as a log does: the lines that `luthier train` writes into one."""
     terminal, tokens, seconds, new = Terminal(10), 0, 0.0, list(history.lines)
     terminal.total, terminal.lasts = state.steps or state.step, state.state == "running"
@@ -146,7 +154,7 @@ def _lines(path: Path, state: RunState, history: History) -> RunState:
                 best = min(best, loss)
         if state.state != "running":
             return state
-        time.sleep(TICK)
+        _wait(given)
         seen = len(history.lines)
         state = state_of(path, history)
         new = history.lines[seen:]

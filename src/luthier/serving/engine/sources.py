@@ -21,6 +21,7 @@ from luthier.recipe.consent import Allow, require
 from luthier.recipe.identity import read_recipe
 from luthier.recipe.origin import another_name, base_of
 from luthier.runs.folder import RunFolder
+from luthier.runs.remote import is_url, local
 from luthier.tasks.base import TASKS
 
 
@@ -41,10 +42,10 @@ class ModelSource:
 
 
 def named(given: str) -> tuple[str, Path]:
-    """Name and folder of NAME=PATH or PATH, whose name is that of the folder."""
-    is_folder = Path(given).expanduser().is_dir()  # a folder whose name contains = is a folder
-    name, equals, rest = ("", "", "") if is_folder else given.partition("=")
-    path = Path(rest if equals else given).expanduser()
+    """Name and folder of NAME=PATH or PATH, whose name is that of the folder. PATH may be the URL of a run."""
+    whole = is_url(given) or Path(given).expanduser().is_dir()  # a folder whose name contains = is a folder
+    name, equals, rest = ("", "", "") if whole else given.partition("=")
+    path = local(rest if equals else given).expanduser()
     return (name if equals else path.resolve().name), path
 
 
