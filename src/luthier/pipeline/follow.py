@@ -63,28 +63,41 @@ def refuse_own_disks(folder: Path, ranks: Ranks) -> None:
                 each.rmdir()
 
 
-def unshardable(config: RunConfig) -> str:
-    """Why this method or base cannot be divided among the ranks; empty where it can."""
-    if config.model.quantize != "none":
+def unshardable(method: Method, packed: str) -> str:
+    """Why this method, or a base whose weights are `packed`, cannot be divided among the ranks; empty where it can."""
+    if packed != "none":
         # Packed weights in uint8 are corrupted by the gathering of FSDP2: accelerate#3983, bitsandbytes#1945.
-        return f"train.parallel=fsdp does not shard a quantized base (model.quantize={config.model.quantize})"
-    method, own = config.method, type(config.method)
+        return f"train.parallel=fsdp does not shard a quantized base ({packed}): every device holds the whole base"
+    own = type(method)
     if own.penalty is not Method.penalty or own.after_step is not Method.after_step or method.starts_from:
         return f"train.parallel=fsdp does not serve method {method.name}, which looks at whole weights or gradients"
     return ""
 
 
+def refuse_sharding(why: str) -> None:
+    """InputError where there is a reason."""
+    if why:
+        raise InputError(why, fix="train.parallel=ddp")
+
+
 def with_parallel(
-    resolved: "ResolvedSettings", config: RunConfig, folder: RunFolder, world: int, progress: Progress
+    resolved: "ResolvedSettings", config: RunConfig, source: str, folder: RunFolder, world: int, progress: Progress
 ) -> "ResolvedSettings":
-    """The settings with `train.parallel` decided: ddp where the run fits so, else fsdp; and why."""
+    """The settings with `train.parallel` decided: ddp where the run fits so, else fsdp; and why.
+
+    InputError where the recipe asks for fsdp and the base at `source` is packed.
+    """
+    from luthier.models.load import architecture, quantization
     from luthier.planning import machine
 
+    why = unshardable(config.method, quantization(config.model, architecture(config.model, source).config))
+    if config.train.parallel == "fsdp":
+        refuse_sharding(why)
     chosen, plan = config.train.parallel, folder.read_json(folder.plan)["plan"]
     if chosen == "auto":
         # The memory of a CPU is that of all processes; each GPU has its own.
         needed = plan["bytes"] * (world if plan["device"] == "cpu" else 1) if plan else 0
-        fits, why = needed <= machine.this_machine(config.model.device).room, unshardable(config)
+        fits = needed <= machine.this_machine(config.model.device).room
         chosen = "ddp" if fits or why else "fsdp"
         reason = (
             "the whole model fits beside its step" if fits else why or "the whole model does not fit on each device"

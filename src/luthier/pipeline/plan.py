@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.core.events import SILENT, Progress
 from luthier.core.units import gigabytes
+from luthier.pipeline.follow import unshardable
 from luthier.pipeline.prepare import on_this_machine, plan_inputs, prepare_data, tokenize
 from luthier.planning.devices import Cluster
 from luthier.recipe.config import RunConfig
@@ -65,18 +66,20 @@ def _layouts(inputs: "PlanInputs", cluster: Cluster) -> tuple["ResolvedSettings"
     from luthier.planning.resolve import resolve
 
     whole = resolve(replace(inputs, cluster=cluster, parallel="ddp"))
-    chosen, why, refused = whole, "one device is one process", ""
+    chosen, why = whole, "one device is one process"
     tried = [whole]
     packed = quantization(inputs.model, inputs.tuned.config)
-    if packed != "none":
-        refused = f"weights in {packed} cannot be sharded: every device holds the whole base"
+    if refused := unshardable(inputs.method, packed):
         why = refused
     elif cluster.ranks > 1:
         sharded = resolve(replace(inputs, cluster=cluster, parallel="fsdp"))
         tried.append(sharded)
         if min(cluster.per_node, cluster.nodes) > 1:
             tried.append(resolve(replace(inputs, cluster=cluster, parallel="hsdp")))
-        if whole.plan is None or sharded.plan is None or whole.plan.fits:
+        if inputs.train.parallel != "auto":
+            chosen = whole if inputs.train.parallel == "ddp" else sharded
+            why = f"the recipe says train.parallel={inputs.train.parallel}"
+        elif whole.plan is None or sharded.plan is None or whole.plan.fits:
             why = "each device has room for the whole base beside its step"
         else:
             chosen = sharded

@@ -8,14 +8,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.errors import InputError
 from luthier.core.events import SILENT, Guarded, Listeners, Progress
 from luthier.core.files import staged, tidy
 from luthier.core.ranks import Ranks, here, joined, started
 from luthier.core.resources import explained
 from luthier.core.shell import after_training
 from luthier.core.signals import StopRequest, watch
-from luthier.pipeline.follow import base_on_all, follow_leader, must_agree, refuse_own_disks, unshardable, with_parallel
+from luthier.pipeline.follow import (
+    base_on_all,
+    follow_leader,
+    must_agree,
+    refuse_own_disks,
+    refuse_sharding,
+    unshardable,
+    with_parallel,
+)
 from luthier.pipeline.interim import InterimPage, write_page
 from luthier.pipeline.measure import UNMEASURED, compare_with_base, measure_base, subject_of
 from luthier.pipeline.prepare import (
@@ -70,8 +77,8 @@ def train(
             if not ranks.leads:
                 follow_leader(placed, ranks, request)
                 return {}
-            if ranks.several and config.train.parallel == "fsdp" and (why := unshardable(config)):
-                raise InputError(why, fix="train.parallel=ddp, which keeps the whole model on each device")
+            if ranks.several and config.train.parallel == "fsdp":
+                refuse_sharding(unshardable(config.method, config.model.quantize))
             refuse_own_disks(folder.path, ranks)
             with mirrored(config.run, folder.path, progress) as listener:
                 return _lead(config, placed, folder, request, ranks, listener, shared, trackers)
@@ -115,7 +122,7 @@ def _lead(
                 progress.warn(what)
         resolved = resolve_run(config, tokens, folder, progress)
         if ranks.several:
-            resolved = with_parallel(resolved, config, folder, ranks.world, progress)
+            resolved = with_parallel(resolved, config, tokens.source, folder, ranks.world, progress)
         load = partial(shared.load, config, folder) if shared else partial(load_base, config, tokens, folder)
         loaded = base_on_all(config, tokens, ranks, load)
         base = measure_base(loaded, folder, progress)
