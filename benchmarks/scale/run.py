@@ -75,6 +75,7 @@ def work(overrides: list[str]) -> None:
             "weights": sum(map(local, parameters)),
             "gradients": gradients,
             "optimizer": sum(local(each) for each in states if isinstance(each, torch.Tensor)),
+            "blocks": sum(each.numel() for name, each in self.model.named_parameters() if ".layers." in name),
             "trained": sum(each.numel() for each in parameters if each.requires_grad),
             "sent": sent(),
         }
@@ -131,6 +132,7 @@ def held(name: str, world: int, parallel: str) -> list[list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory() as place:
         overrides = [f"model={base(place)}", "model.init=random", "data=builtin:reviews", f"train.steps={SHORT}"]
         overrides += [*METHODS[name], f"run={place}/run", "data.validation=none", f"train.parallel={parallel}"]
+        overrides += ["train.micro_batch=16", "train.packing=false"]  # one pass a step
         luthier(world, overrides, 1, SCALE_OUT=place)
         return [
             [json.loads(line) for line in Path(place, f"{rank}.jsonl").read_text().splitlines()]
@@ -162,8 +164,10 @@ def traffic() -> None:
         for world in (2, 3, 4):
             lines = held(name, world, parallel)[0]
             moved = (lines[-1]["sent"] - lines[SETTLED]["sent"]) / (len(lines) - 1 - SETTLED)
-            size = 4 * lines[0]["trained"] * (world if parallel == "fsdp" else 1)
-            formula = (2 if parallel == "ddp" else 3) * (world - 1) * size
+            trained, blocks = lines[0]["trained"], lines[0]["blocks"]
+            # A layer is gathered for the forward and the backward pass, what is outside of layers once.
+            numbers = 2 * trained if parallel == "ddp" else 2 * blocks + (trained - blocks) + trained
+            formula = 4 * (world - 1) * numbers
             print(
                 f"| {name} | {parallel} | {world} | {moved / 1e6:.2f} MB | {formula / 1e6:.2f} MB | {moved / formula:.2f} |",
                 flush=True,
