@@ -23,6 +23,7 @@ EXTRAS = {
     "wandb": ("wandb>=0.31", "pillow>=10"),
     "mlflow": ("mlflow>=3.17",),
     "trackio": ("trackio>=0.43", "pillow>=10"),
+    "ray": ("ray[train]>=2.60",),
 }
 """The optional packages of pyproject.toml. Messages name these, since no registry has a package luthier with extras."""
 

@@ -1,0 +1,50 @@
+"""Slurm: a job that saves itself before its time is up, puts itself back into the queue and resumes there."""
+
+import re
+from pathlib import Path
+
+from luthier.core.errors import InputError
+from luthier.core.events import Progress
+from luthier.core.shell import shell_line
+from luthier.launching.base import Job, call, render
+
+TAKES = ("nodes", "devices", "partition", "time")
+MISSING = "run this on a login node of the cluster; --write DIR writes the script without Slurm"
+WARNING_SECONDS = 300
+"""How long before the end of its time a job is warned, so that it can save."""
+TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
+"""Minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+
+
+def check_limits(partition: str, time: str) -> None:
+    """InputError where they cannot stand in a job script."""
+    if not re.fullmatch(r"[\w.,-]*", partition, re.ASCII):
+        raise InputError(f"--partition {partition!r} is no name of partitions", fix="see sinfo --summarize")
+    if time and not TIME.fullmatch(time):
+        raise InputError(f"--time {time!r} is no time as Slurm writes it", fix="--time HH:MM:SS, or D-HH:MM:SS")
+
+
+def check(job: Job, *, written: bool) -> None:
+    """InputError for what cannot be put into a script."""
+    check_limits(job.options.partition, job.options.time)
+
+
+def write(job: Job, folder: Path, progress: Progress) -> str:
+    """Write job.sh; returns the command that submits it."""
+    script = folder / "job.sh"
+    render("slurm_job.sh.jinja", script, job=job, recipe=folder / "recipe.yaml", warning=WARNING_SECONDS)
+    return shell_line("sbatch", script)
+
+
+def submit(script: Path, *options: str) -> str:
+    """Submit a script, with its log beside it; returns the number of the job. InputError with Slurm's own message."""
+    words = ["sbatch", "--parsable", *options, str(script)]
+    return call(words, MISSING, cwd=script.parent).partition(";")[0]
+
+
+def start(job: Job, folder: Path, progress: Progress) -> None:
+    """Submit the job."""
+    number = submit(folder / "job.sh")
+    progress.stage(f"submitted as job {number}: {job.options.nodes} x {job.options.devices} processes")
+    progress.note(f"its log: {folder / f'slurm-{number}.out'}")
+    progress.note(f"follow it: {shell_line('luthier', 'watch', job.run)}; stop it: scancel {number}")
