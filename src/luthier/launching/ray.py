@@ -32,10 +32,10 @@ def check_ray(address: str) -> None:
         return
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
-        host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
-    except (ValueError, KeyError):
+        host, port = parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0)
+    except ValueError:
         host, port = "", 0
-    if not host or parts.path:
+    if parts.scheme not in PORTS or not host or not port or parts.path:
         raise InputError(f"--address {address!r} is no address of Ray", fix="HOST:PORT, ray://HOST:PORT or auto")
     check_address("--address", host, port)
 
