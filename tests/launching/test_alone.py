@@ -103,7 +103,7 @@ def test_bad_input(words: list[str], message: str, recipe: Path, capsys: pytest.
 
 
 SBATCH = """
-if [ "$1" = --version ]; then echo slurm; exit; fi
+if [ "$1" != --parsable ]; then exit; fi
 list=${2#--array=}
 for task in $(tr , ' ' <<<"${list%%%*}"); do SLURM_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task bash "${@: -1}" >"$LEFT/log" 2>&1; done
 echo "$@" >>"$LEFT/submitted"

@@ -137,9 +137,9 @@ def test_each_task_of_an_array_trains_a_seed_of_its_own(recipe: Path, capsys: py
 def test_more_devices_than_a_node_has_is_slurm_s_own_error(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = main(["launch", str(recipe), "--on", "slurm", "--devices", "1000"], capsys)
     assert code == 2 and err.startswith("error: sbatch: ") and len(err.splitlines()) == 1, err
-    assert "node configuration is not available" in err
+    assert "Requested node configuration is not available" in err
     code, _, err = main(["launch", str(recipe), "--on", "slurm", "--partition", "none"], capsys)
-    assert code == 2 and "invalid partition specified" in err.lower() and len(err.splitlines()) == 1
+    assert code == 2 and "Invalid partition name specified" in err and len(err.splitlines()) == 1
 
 
 def test_two_processes_train_one_run(long: Path, capsys: pytest.CaptureFixture[str]) -> None:

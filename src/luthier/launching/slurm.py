@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from luthier.core.errors import InputError
+from luthier.core.errors import InputError, MissingExtra
 from luthier.core.events import Progress
 from luthier.core.shell import shell_line
 from luthier.launching.base import Job, call, render
@@ -38,8 +38,13 @@ def write(job: Job, folder: Path, progress: Progress) -> str:
 
 def submit(script: Path, *options: str) -> str:
     """Submit a script, with its log beside it; returns the number of the job. InputError with Slurm's own message."""
-    words = ["sbatch", "--parsable", *options, str(script)]
-    return call(words, MISSING, cwd=script.parent).partition(";")[0]
+    words = [*options, str(script)]
+    try:
+        call(["sbatch", "--test-only", *words], MISSING)
+    except InputError as error:  # else the job would wait forever; what else is wrong is said again below
+        if "not available" in error.message or isinstance(error, MissingExtra):
+            raise
+    return call(["sbatch", "--parsable", *words], MISSING, cwd=script.parent).partition(";")[0]
 
 
 def start(job: Job, folder: Path, progress: Progress) -> None:
