@@ -74,7 +74,7 @@ def manifests(job: Job) -> list[dict[str, Any]]:
         "command": ["bash", "-c", f"cd {VOLUME} && {train}"],
         # Models and prepared data are kept on the volume, for the other nodes and for a resume.
         "env": [{"name": key, "value": f"{VOLUME}/cache/{key.lower()}"} for key in ("HF_HOME", "LUTHIER_CACHE")],
-        "resourcesPerNode": {"requests": resources, "limits": resources},
+        "resourcesPerNode": {"requests": resources, "limits": dict(resources)},
     }
     runtime = {"apiGroup": "trainer.kubeflow.org", "kind": "ClusterTrainingRuntime", "name": "torch-distributed"}
     return [
@@ -93,9 +93,19 @@ def manifests(job: Job) -> list[dict[str, Any]]:
     ]
 
 
+class _Blocks(yaml.SafeDumper):
+    """Writes a text of several lines as one that can be read."""
+
+
+_Blocks.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
 def write(job: Job, folder: Path, progress: Progress) -> str:
     """Write trainjob.yaml; returns the command that applies it."""
-    text = yaml.safe_dump_all(manifests(job), sort_keys=False, allow_unicode=True)
+    text = yaml.dump_all(manifests(job), Dumper=_Blocks, sort_keys=False, allow_unicode=True)
     write_text(folder / "trainjob.yaml", text)
     for path in (job.config.model.path, job.config.data.path):
         if Path(path).exists():

@@ -3,13 +3,14 @@
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from luthier.core.errors import Busy, InputError, first_line, install, require_package
-from luthier.core.events import Progress
+from luthier.core.events import SILENT, Progress
 from luthier.core.shell import shell_line
 from luthier.core.signals import EXIT_CODES
 from luthier.launching.base import Job, check_address, render
@@ -55,7 +56,8 @@ def connect(address: str, progress: Progress) -> list[dict[str, float]]:
     progress.stage("starting Ray on this machine" if own else f"connecting to Ray at {address or '$RAY_ADDRESS'}")
     handlers = {number: signal.getsignal(number) for number in EXIT_CODES}
     try:
-        ray.init(address=address or None, logging_level="warning", **({"include_dashboard": False} if own else {}))
+        own_cluster: dict[str, Any] = {"include_dashboard": False} if own else {}
+        ray.init(address=address or None, log_to_driver=False, logging_level="error", **own_cluster)
     except Exception as error:  # of many kinds
         raise InputError(
             f"Ray: {first_line(error)}", fix="check --address, and the same version of Ray there"
@@ -115,9 +117,13 @@ def start(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         backend_cls = NoGroup
 
     each = shares(nodes, job.options.workers, job.config.model.device)
-    progress.stage(f"training on {job.options.workers} workers, each with {_words(each)}")
+    count = job.options.workers
+    progress.stage(f"training on {count} worker{'s' * (count != 1)}, each with {_words(each)}")
     progress.note(f"follow it: {shell_line('luthier', 'watch', job.run)}")
+    log = folder / "ray.log"
+    log.write_text("")
     given = {"recipe": job.config.model_dump(mode="json"), "run": str(job.run), "folder": str(Path.cwd())}
+    given |= {"log": str(log)}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=given,
@@ -128,11 +134,12 @@ def start(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         ),
     )
     try:
-        outcome = trainer.fit().return_value
+        with _shown(log, progress):
+            outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", {}).values()
         why = first_line(next(iter(failures), error))
-        raise InputError(f"the run failed on Ray: {why}", fix="the log above says more; rerun to resume") from None
+        raise InputError(f"the run failed on Ray: {why}", fix="rerun the same command to resume") from None
     finally:
         ray.shutdown()
     if "error" in outcome:
@@ -159,10 +166,12 @@ def train_worker(given: dict[str, Any]) -> dict[str, Any]:
         place |= {"RANK": context.get_world_rank(), "LOCAL_RANK": context.get_local_rank()}
         place |= {"LOCAL_WORLD_SIZE": context.get_local_world_size()}
         os.environ.update({name: str(value) for name, value in place.items()})
+    log = RunLog(Path(given["log"])) if context.get_world_rank() == 0 else SILENT
+    log.stage(f"a worker starts on {ray.util.get_node_ip_address()}")
     os.chdir(given["folder"])  # relative paths of the recipe
     config = RunConfig.model_validate({**given["recipe"], "run": given["run"]})
     try:
-        return {"result": train(config, progress=RunLog())}
+        return {"result": train(config, progress=log)}
     except Busy:
         raise  # the worker before this one may still be ending
     except InputError as error:
@@ -179,13 +188,43 @@ def free_port() -> int:
 
 
 class RunLog(Progress):
-    """Prints what a run reports, for the log that Ray shows where the run was started."""
+    """Appends what a run reports to a file, a line each: Ray's own log has it between many lines of its own."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
 
     def stage(self, text: str) -> None:
-        print(text, flush=True)
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(f"{text}\n")
 
     def warn(self, text: str) -> None:
-        print(f"! {text}", flush=True)
+        self.stage(f"! {text}")
+
+    def evaluated(self, step: int, loss: float, best: bool) -> None:
+        self.stage(f"step {step}: held-out loss {loss:.4f}")
 
     def saved(self, step: int) -> None:
-        print(f"step {step}: saved", flush=True)
+        self.stage(f"step {step}: saved")
+
+
+@contextmanager
+def _shown(log: Path, progress: Progress) -> Iterator[None]:
+    """Inside, lines that are added to the file `log` are reported."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        with log.open(encoding="utf-8") as file:
+            while True:
+                last = ended.wait(1.0)
+                for line in file:
+                    progress.said(line.rstrip())
+                if last:
+                    return
+
+    thread = threading.Thread(target=follow, daemon=True, name="luthier-ray-log")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
