@@ -50,7 +50,7 @@ export SLURM_CONF=$folder/slurm.conf
 slurmctld
 slurmd
 for _ in $(seq 60); do
-  if sinfo --noheader --format=%t 2>/dev/null | grep -q idle; then exit; fi
+  if sinfo --noheader --format=%t 2>/dev/null | grep -qx idle; then exit; fi
   sleep 0.5
 done
 echo "the node does not become idle: see $folder/slurmctld.log and $folder/slurmd.log" >&2

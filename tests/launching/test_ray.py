@@ -88,7 +88,7 @@ def test_more_workers_than_the_cluster_has_is_an_error(recipe: Path) -> None:
 def test_two_workers_train_one_run(recipe: Path) -> None:
     if "processes" not in type(RunConfig().train).model_fields:
         pytest.skip("this version trains with one process")
-    config = RunConfig.load(recipe)
+    config = RunConfig.load(recipe, ["train.lr=1e-4"])
     killed = kill_when("RayTrainWorker", lambda: list(RUN.glob("checkpoints/step-*")))
     launch(config, "ray", LaunchOptions(workers=2), recipe=recipe)
     assert killed

@@ -138,21 +138,33 @@ def test_more_devices_than_a_node_has_is_slurm_s_own_error(recipe: Path, capsys:
     code, _, err = main(["launch", str(recipe), "--on", "slurm", "--devices", "1000"], capsys)
     assert code == 2 and err.startswith("error: sbatch: ") and len(err.splitlines()) == 1, err
     assert "Requested node configuration is not available" in err
+    assert asked("squeue", "--noheader") == "", "it does not wait in the queue"
     code, _, err = main(["launch", str(recipe), "--on", "slurm", "--partition", "none"], capsys)
     assert code == 2 and "Invalid partition name specified" in err and len(err.splitlines()) == 1
+
+
+def test_a_job_whose_nodes_are_down_waits_for_them(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    node = asked("sinfo", "--noheader", "--format=%N")
+    asked("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+    try:
+        number, _ = submitted(recipe, capsys)
+        assert state(number)["JobState"] == "PENDING"
+        asked("scancel", number)
+    finally:
+        asked("scontrol", "update", f"nodename={node}", "state=resume")
 
 
 def test_two_processes_train_one_run(long: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if "processes" not in type(RunConfig().train).model_fields:
         pytest.skip("this version trains with one process")
-    number, log = submitted(long, capsys, "--devices", "2")
+    number, log = submitted(long, capsys, "--devices", "2", "train.lr=1e-4")
     run = Path("runs/recipe-lora")
     until(lambda: steps(run) > 5, 240, log)
     asked("scancel", "--batch", "--signal=USR1", number)
     until(lambda: state(number).get("Restarts") == "1", 60, log)
     assert (run / f"checkpoints/step-{steps(run):06d}").is_dir()
     until(lambda: state(number)["JobState"] == "COMPLETED", 400, log)
-    train(RunConfig.load(long, ["run=undisturbed"]))
+    train(RunConfig.load(long, ["run=undisturbed", "train.lr=1e-4"]))
     losses = [
         [line["loss"] for line in RunFolder(each).history() if "loss" in line] for each in (run, Path("undisturbed"))
     ]

@@ -1,6 +1,7 @@
 """Slurm: a job that saves itself before its time is up, puts itself back into the queue and resumes there."""
 
 import re
+import time
 from pathlib import Path
 
 from luthier.core.errors import InputError, MissingExtra
@@ -38,13 +39,28 @@ def write(job: Job, folder: Path, progress: Progress) -> str:
 
 def submit(script: Path, *options: str) -> str:
     """Submit a script, with its log beside it; returns the number of the job. InputError with Slurm's own message."""
-    words = [*options, str(script)]
+    words, doubt = [*options, str(script)], None
     try:
         call(["sbatch", "--test-only", *words], MISSING)
-    except InputError as error:  # else the job would wait forever; what else is wrong is said again below
-        if "not available" in error.message or isinstance(error, MissingExtra):
-            raise
-    return call(["sbatch", "--parsable", *words], MISSING, cwd=script.parent).partition(";")[0]
+    except MissingExtra:
+        raise
+    except InputError as error:  # too much for any node, or nodes are down; what else is wrong is said again below
+        doubt = error
+    number = call(["sbatch", "--parsable", *words], MISSING, cwd=script.parent).partition(";")[0]
+    if doubt is not None and _never_runs(number):
+        call(["scancel", number], MISSING)
+        raise doubt
+    return number
+
+
+def _never_runs(number: str) -> bool:
+    """Whether Slurm, once it has looked at a job that waits, says that no node of the partition can take it."""
+    for _ in range(20):
+        reason = call(["squeue", "--noheader", "--format=%r", f"--jobs={number}"], MISSING)
+        if reason not in ("", "None", "Priority"):
+            return reason in ("PartitionConfig", "BadConstraints")
+        time.sleep(0.5)
+    return False
 
 
 def start(job: Job, folder: Path, progress: Progress) -> None:
