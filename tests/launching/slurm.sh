@@ -43,7 +43,7 @@ SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU=1000
 ReturnToService=2
 MpiDefault=none
-NodeName=$(hostname) NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
+NodeName=$(hostname) NodeAddr=127.0.0.1 CPUs=$(nproc --all) RealMemory=$memory State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP
 CONF
 export SLURM_CONF=$folder/slurm.conf

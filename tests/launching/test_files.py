@@ -326,6 +326,23 @@ def test_a_cluster_that_is_too_small_is_an_error(nodes: list[dict[str, float]], 
         ray.shares(nodes, workers, device)
 
 
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        ("", 300),
+        ("3", 60),
+        ("3:30", 70),
+        ("24:00:00", 300),
+        ("1-00", 300),
+        ("0-00:06", 120),
+        ("0-0:0:9", 3),
+        ("0", 300),
+    ],
+)
+def test_a_job_is_warned_in_time_to_save(limit: str, seconds: int) -> None:
+    assert slurm.warning_seconds(limit) == seconds
+
+
 def test_times_as_slurm_writes_them() -> None:
     for time_ in ("30", "30:00", "12:00:00", "1-12", "1-12:30", "2-00:00:00", ""):
         slurm.check_limits("", time_)

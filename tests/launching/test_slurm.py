@@ -110,18 +110,18 @@ def test_a_warned_job_saves_is_requeued_and_ends_with_the_weights_of_an_undistur
 
 
 def test_slurm_itself_warns_a_job_before_its_time_is_up(long: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A job of one minute: with five minutes of warning it is warned as soon as Slurm looks."""
-    code, _, err = main(["launch", str(long), "--on", "slurm", "--time", "1", "--write", "to"], capsys)
+    """A job of three minutes is warned after two; Slurm may do it up to a minute earlier."""
+    code, _, err = main(["launch", str(long), "--on", "slurm", "--time", "3", "--write", "to"], capsys)
     assert code == 0, err
     text = Path("to/recipe.yaml").read_text()
     Path("to/recipe.yaml").write_text(text.replace("steps: 400", "steps: 20000"))
     number = asked("sbatch", "--parsable", "to/job.sh")
     log = Path(f"slurm-{number}.out").absolute()
     run = Path("runs/recipe-lora")
-    until(lambda: state(number).get("Restarts") == "1", 150, log)
+    until(lambda: state(number).get("Restarts") == "1", 200, log)
     asked("scancel", number)
     assert "saved; back into the queue" in log.read_text() and "DUE TO TIME LIMIT" not in log.read_text()
-    assert (run / f"checkpoints/step-{steps(run):06d}").is_dir() or not steps(run)
+    assert steps(run) and (run / f"checkpoints/step-{steps(run):06d}").is_dir()
 
 
 def test_each_task_of_an_array_trains_a_seed_of_its_own(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +138,7 @@ def test_more_devices_than_a_node_has_is_slurm_s_own_error(recipe: Path, capsys:
     code, _, err = main(["launch", str(recipe), "--on", "slurm", "--devices", "1000"], capsys)
     assert code == 2 and err.startswith("error: sbatch: ") and len(err.splitlines()) == 1, err
     assert "Requested node configuration is not available" in err
-    assert asked("squeue", "--noheader") == "", "it does not wait in the queue"
+    assert asked("squeue", "--noheader", "--states=PENDING") == "", "it does not wait in the queue"
     code, _, err = main(["launch", str(recipe), "--on", "slurm", "--partition", "none"], capsys)
     assert code == 2 and "Invalid partition name specified" in err and len(err.splitlines()) == 1
 

@@ -44,7 +44,8 @@ class OnSlurm:
         folder.mkdir(exist_ok=True)
         script = folder / "array.sh"
         on_gpu = context.config.model.device != "cpu"
-        render("slurm_array.sh.jinja", script, run=self, folder=folder, on_gpu=on_gpu, warning=slurm.WARNING_SECONDS)
+        warning = slurm.warning_seconds(self.time)
+        render("slurm_array.sh.jinja", script, run=self, folder=folder, on_gpu=on_gpu, warning=warning)
         arrays: dict[int | None, list[int]] = defaultdict(list)
         for number, task in enumerate(tasks):
             _outcome(folder, number).unlink(missing_ok=True)
@@ -89,7 +90,7 @@ def _queued(jobs: Sequence[str]) -> set[int] | None:
     try:
         listed = call(["squeue", "--noheader", "--array", "--format=%K", f"--jobs={','.join(jobs)}"], slurm.MISSING)
     except InputError as error:  # jobs that ended long ago are no more known; else the controller is busy
-        return set() if "Invalid job id" in error.message else None
+        return set() if "Invalid" in error.message else None
     return {int(line) for line in listed.split() if line.isdigit()}
 
 

@@ -12,7 +12,7 @@ from luthier.launching.base import Job, call, render
 TAKES = ("nodes", "devices", "partition", "time")
 MISSING = "run this on a login node of the cluster; --write DIR writes the script without Slurm"
 WARNING_SECONDS = 300
-"""How long before the end of its time a job is warned, so that it can save."""
+"""How long before the end of its time a job is warned, so that it can save; a third of a short time."""
 TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
 """Minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
 
@@ -25,6 +25,17 @@ def check_limits(partition: str, time: str) -> None:
         raise InputError(f"--time {time!r} is no time as Slurm writes it", fix="--time HH:MM:SS, or D-HH:MM:SS")
 
 
+def warning_seconds(time: str) -> int:
+    """Seconds before the end of this time limit at which a job is warned; "" is the limit of the partition."""
+    if not time:
+        return WARNING_SECONDS
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    parts = [*parts, 0, 0][:3] if dash else [0, *parts, 0][:3] if len(parts) < 3 else parts
+    seconds = int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2]
+    return min(WARNING_SECONDS, seconds // 3) or WARNING_SECONDS  # 0 is no limit
+
+
 def check(job: Job, *, written: bool) -> None:
     """InputError for what cannot be put into a script."""
     check_limits(job.options.partition, job.options.time)
@@ -33,7 +44,8 @@ def check(job: Job, *, written: bool) -> None:
 def write(job: Job, folder: Path, progress: Progress) -> str:
     """Write job.sh; returns the command that submits it."""
     script = folder / "job.sh"
-    render("slurm_job.sh.jinja", script, job=job, recipe=folder / "recipe.yaml", warning=WARNING_SECONDS)
+    warning = warning_seconds(job.options.time)
+    render("slurm_job.sh.jinja", script, job=job, recipe=folder / "recipe.yaml", warning=warning)
     return shell_line("sbatch", script)
 
 

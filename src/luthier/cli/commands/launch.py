@@ -43,8 +43,8 @@ def command(
     """Start a run on Ray, Slurm or Kubernetes; a job that is stopped or lost resumes from its checkpoint.
 
     Examples:
-        luthier launch recipe.yaml --on slurm --nodes 2 --devices 8 --partition gpu --time 24:00:00
-        luthier launch recipe.yaml --on kubernetes --devices 8 --image IMAGE --volume NAME
+        luthier launch recipe.yaml --on slurm --nodes 2 --devices 8 --time 24:00:00
+        luthier launch recipe.yaml --on kubernetes --image IMAGE --volume NAME
         luthier launch recipe.yaml --on ray --address auto --workers 16
     """
     path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "method": method, "task": task})
