@@ -58,7 +58,7 @@ build/trackers/ready: tests/tracking/requirements.txt .venv/ready
 
 # Runs and comparisons on a real Ray, with workers that are killed, in an environment of its own. 630 MB.
 test-ray: .venv/ready build/ray/ready
-	PYTHONPATH=src build/ray/bin/python -m pytest -n 0 -rs tests/launching/test_ray.py
+	PYTHONPATH="$$PWD/src" build/ray/bin/python -m pytest -n 0 -rs tests/launching/test_ray.py
 
 build/ray/ready: .venv/ready
 	test -x build/ray/bin/python || $(PYTHON) -m venv build/ray

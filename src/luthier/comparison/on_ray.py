@@ -6,8 +6,7 @@ from typing import Any
 from luthier.comparison.runner import CompareTask, Context
 from luthier.comparison.tasks import do_alone, planned_bytes, task_record
 from luthier.comparison.workers import Event
-from luthier.core.errors import first_line
-from luthier.launching.ray import check_ray, connect, shares
+from luthier.launching.ray import check_ray, connect, last_line, shares
 
 POLL_SECONDS = 1.0
 STOP_SECONDS = 60.0
@@ -48,7 +47,7 @@ class OnRay:
                     try:
                         kind, value = ray.get(reference)
                     except ray.exceptions.RayError as error:
-                        kind, value = "failed", f"Ray: {first_line(error)}"
+                        kind, value = "failed", f"Ray: {last_line(error)}"
                     if kind == "stopped" and lost[number] < self.retries:  # its node was asked to end, not we
                         lost[number] += 1
                         waiting.append(number)

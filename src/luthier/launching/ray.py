@@ -137,14 +137,17 @@ def start(job: Job, folder: Path, progress: Progress) -> dict[str, Any]:
         with _shown(log, progress):
             outcome = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", {}).values()
-        why = first_line(next(iter(failures), error))
-        raise InputError(f"the run failed on Ray: {why}", fix="rerun the same command to resume") from None
+        raise InputError(f"the run failed on Ray: {last_line(error)}", fix="rerun the same command to resume") from None
     finally:
         ray.shutdown()
     if "error" in outcome:
         raise InputError(outcome["error"])
     return dict(outcome["result"])
+
+
+def last_line(error: Exception) -> str:
+    """The last line of an error of Ray: what was raised in the worker, below a traceback."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
 
 
 def _words(resources: Mapping[str, int]) -> str:
