@@ -4,7 +4,7 @@ PYTHON = python3
 BIN = .venv/bin
 QUICK = tests/core tests/data tests/rendering tests/recipe tests/models tests/docs tests/test_architecture.py
 
-.PHONY: demo test quick test-all test-gguf test-real test-peft test-strangers test-versions test-trackers test-s3 lint types check methods-table architectures-table clean
+.PHONY: demo test quick test-all test-gguf test-real test-peft test-strangers test-versions test-trackers test-s3 test-ray test-slurm lint types check methods-table architectures-table clean
 
 demo: .venv/ready
 	$(BIN)/luthier demo
@@ -66,6 +66,20 @@ build/s3/ready: tests/reliability/requirements.txt .venv/ready
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/s3/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/luthier.pth"
 	build/s3/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --requirement tests/reliability/requirements.txt
 	touch build/s3/ready
+
+# Runs and comparisons on a real Ray, with workers that are killed, in an environment of its own. 630 MB.
+test-ray: .venv/ready build/ray/ready
+	PYTHONPATH="$$PWD/src" build/ray/bin/python -m pytest -n 0 -rs tests/launching/test_ray.py
+
+build/ray/ready: .venv/ready
+	test -x build/ray/bin/python || $(PYTHON) -m venv build/ray
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/luthier.pth"
+	build/ray/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed 'ray[train]==2.60.0'
+	touch build/ray/ready
+
+# Jobs that are warned, killed and requeued by a real Slurm on this host: Debian's slurm-wlm and munge, as root.
+test-slurm: .venv/ready
+	LUTHIER_SLURM=1 $(BIN)/python -m pytest -n 0 -rs tests/launching/test_slurm.py
 
 lint: .venv/ready
 	$(BIN)/ruff check src tests tools benchmarks

@@ -180,7 +180,8 @@ TOLD_APART = {
     ),
     "command": "one a file of cli.commands",
     "patch": "one a kernel",
-    "render": "one a page, and the files for vLLM",
+    "render": "one a page, the files for vLLM, and those of a launch",
+    **dict.fromkeys(("start", "write"), "one an engine of launching"),
 }
 """Names that several modules define, where the namespace says which."""
 

@@ -45,7 +45,7 @@ def unmarked(text: str) -> list[str]:
 
 
 HELP = ["demo", "init", "check", "plan", "choose", "train", "runs", "watch", "track", "compare", "evaluate", "export"]
-HELP += ["serve", "chat", "list", "explain", "cache"]
+HELP += ["launch", "serve", "chat", "list", "explain", "cache"]
 
 
 @pytest.mark.parametrize("command", ["", *HELP])

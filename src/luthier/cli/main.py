@@ -40,7 +40,7 @@ def _version(wanted: bool) -> None:
 
 
 ORDER = ["demo", "init", "check", "plan", "choose", "train", "runs", "watch", "track", "compare", "evaluate", "export"]
-ORDER += ["serve", "chat", "list", "explain", "cache"]
+ORDER += ["launch", "serve", "chat", "list", "explain", "cache"]
 """In which the help shows the commands; those of other packages follow."""
 
 

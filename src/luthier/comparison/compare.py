@@ -6,7 +6,6 @@ latency.json of a run what `latency` measured.
 
 import time
 from dataclasses import asdict, replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import torch
 
 from luthier.comparison import runner, tuning, workers
 from luthier.comparison.candidates import variants_of, with_reason
-from luthier.comparison.latency import latency
-from luthier.comparison.runner import CompareConfig, Context
+from luthier.comparison.runner import CompareConfig, CompareTask, Context, Executor
 from luthier.comparison.table import table_of
+from luthier.comparison.tasks import HERE
 from luthier.core.errors import Busy, InputError
 from luthier.core.events import SILENT, Progress
 from luthier.core.files import lock, read_object, write_json, write_text
@@ -27,8 +26,6 @@ from luthier.data.parallel import processors
 from luthier.evaluation.scores import primary_metric
 from luthier.models.load import device, locate
 from luthier.pipeline import prepare
-from luthier.pipeline.measure import measure_base
-from luthier.pipeline.prepare import Loaded, SharedInputs
 from luthier.planning.plan import tuned_skeleton
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import local_path
@@ -39,14 +36,19 @@ from luthier.training.settings import total_steps
 
 
 def compare(
-    config: RunConfig, options: CompareConfig, *, recipe: Path | None = None, progress: Progress = SILENT
+    config: RunConfig,
+    options: CompareConfig,
+    *,
+    recipe: Path | None = None,
+    executor: Executor = HERE,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Run what is missing of the comparison and return the content of compare.json.
+    """Do by `executor` what is missing of the comparison, and return the content of compare.json.
 
     Repeat the call to resume. Raises InputError for what the user can fix, before the first run.
     """
     folder = local_path("compare", config, recipe)
-    context = _prepare(config, options, folder, progress)
+    context = _prepare(config, options, folder, executor, progress)
     if RunFolder(folder).result.is_file() or RunFolder(folder).metrics.exists():
         raise InputError(f"{folder} is the folder of a run", fix="run=ANOTHER_DIR")
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,14 +80,19 @@ def compare(
         return body
 
 
-def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: Progress) -> Context:
+def _prepare(
+    config: RunConfig, options: CompareConfig, folder: Path, executor: Executor, progress: Progress
+) -> Context:
     """Data, tokens, base and methods; any mistake in them is an error here, before anything is trained."""
     if config.data.streaming:
         fix = "data.streaming=false, and data.limit where they are many"
         raise InputError("a comparison reads its rows first", fix=fix)
     if options.budget and options.tokens:
         raise InputError("--budget and --tokens both set the length of a run", fix="give one of them")
-    fork = workers.can_fork(device(config.model))
+    if options.budget and not executor.local:
+        raise InputError("--budget measures the speed of this machine, and the runs are on others", fix="--tokens N")
+    executor.check()
+    fork = executor.local and workers.can_fork(device(config.model))
     if fork:
         torch.set_num_threads(1)  # threads do not survive a fork: see workers
         # Every run uses these late: the forks share them instead of spending seconds on them.
@@ -101,7 +108,8 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
     labels = prepare.head_labels(data)
 
     def check(one: RunConfig) -> None:
-        prepare.on_this_machine(one)
+        if executor.local:
+            prepare.on_this_machine(one)
         tuned_skeleton(one.model, one.method, source, labels)
 
     variants = variants_of(config, options.methods, check)
@@ -114,22 +122,16 @@ def _prepare(config: RunConfig, options: CompareConfig, folder: Path, progress: 
         own = variant.config.train
         equal = own.model_copy(update={"max_length": tokens.max_length, "keep_best": own.keep_best and has_test})
         variants[place] = replace(variant, config=variant.config.model_copy(update={"train": equal}))
-    plain = config.model_copy(update={"model": config.model.model_copy(update={"quantize": "none"})})
-    base = prepare.load_base(plain, tokens).model
-
-    def model_for(one: RunConfig) -> Any:
-        new_head = labels is not None and one.seed != config.seed  # a head is initialized by its seed
-        if one.model.quantize != "none" or new_head:
-            return prepare.load_base(one, tokens).model
-        return runner.share_base(base)
-
-    def finished(loaded: Loaded, run: RunFolder) -> None:
-        write_json(run.path / "latency.json", latency(loaded, runner.share_base(base)))
-
-    before = folder / "base" / "before.json"
-    inputs = SharedInputs(tokens, model_for, lambda model: runner.untie(model, base), before, finished)
+    inputs = runner.shared_inputs(config, tokens, folder / "base" / "before.json")
+    if executor.local:
+        inputs.base(_plain(config))  # loaded here, before the forks that share it
     seeds = list(range(config.seed, config.seed + options.seeds))
-    return Context(config, options, folder, variants, seeds, inputs, fork, progress)
+    return Context(config, options, folder, variants, seeds, inputs, fork, executor, progress)
+
+
+def _plain(config: RunConfig) -> RunConfig:
+    """The recipe with its base as it is, not quantized."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"quantize": "none"})})
 
 
 def _decide(context: Context) -> None:
@@ -149,8 +151,12 @@ def _decide(context: Context) -> None:
         _measure_base(context)
         return
     took = _measure_base(context)
-    context.workers, step = runner.parallel_runs(context)
-    context.threads = max(1, processors() // context.workers) if context.fork else processors()
+    step = 0.0
+    if context.executor.local:
+        context.workers, step = runner.parallel_runs(context)
+        context.threads = max(1, processors() // context.workers) if context.fork else processors()
+    else:
+        context.workers, context.threads = context.options.workers or len(context.runnable) * len(context.seeds), 1
     context.steps = total_steps(config.train, len(data.rows))
     if wanted := context.options.tokens:
         context.steps = int(wanted / runner.tokens_per_step(context))
@@ -177,21 +183,11 @@ def _measure_base(context: Context) -> float:
     assert before is not None
     if before.is_file():
         return 0.0
-    model = context.config.model.model_copy(update={"quantize": "none"})
-    config = context.runnable[0].config.model_copy(update={"model": model, "seed": context.config.seed})
-
-    def job(send: workers.Send) -> float:
-        began = time.perf_counter()
-        folder = RunFolder(before.parent)
-        folder.ledger.begin(config.model_dump(mode="json"))
-        loaded = inputs.load(config, folder)
-        loaded.model.eval()
-        measure_base(loaded, folder, Progress())
-        return time.perf_counter() - began
-
+    config = _plain(context.runnable[0].config).model_copy(update={"seed": context.config.seed})
     before.parent.mkdir(parents=True, exist_ok=True)
     context.progress.stage("evaluating the base, once for all methods")
-    (seconds,) = runner.run_until_done([job], "the base", 1, processors(), fork=context.fork)
+    events = context.executor.execute(context, [CompareTask("base", "base", config, context.folder)])
+    (seconds,) = runner.results_of(events, "the base")
     if not before.is_file():  # evaluate.before=false, or a base with random weights
         inputs.before = None
     return float(seconds)
@@ -211,9 +207,10 @@ def _run(context: Context) -> dict[tuple[str, int], str]:
         + (f", {context.workers} at a time" if context.workers > 1 else "")
     )
     recipes = [variant.recipe(seed, context.folder, steps=context.steps) for variant, seed in waiting]
-    jobs = [partial(runner.train_variant, recipe, context.inputs) for recipe in recipes]
+    names = [f"{variant.name}-s{seed}" for variant, seed in waiting]
+    tasks = [CompareTask("run", name, recipe, context.folder) for name, recipe in zip(names, recipes, strict=True)]
     began = time.monotonic()
-    for done, end in enumerate(runner.run_all(context, jobs, [variant.name for variant, _ in waiting]), 1):
+    for done, end in enumerate(runner.run_all(context, tasks, [variant.name for variant, _ in waiting]), 1):
         variant, seed = waiting[end.job]
         if end.kind == "failed":
             failed[variant.name, seed] = str(end.value)

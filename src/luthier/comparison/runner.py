@@ -7,17 +7,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
 from luthier.comparison import workers
 from luthier.comparison.candidates import Variant
+from luthier.comparison.latency import latency
 from luthier.core.errors import InputError, Stopped
 from luthier.core.events import Progress
+from luthier.core.files import write_json
 from luthier.core.units import duration
 from luthier.data.parallel import processors
-from luthier.pipeline.prepare import SharedInputs
+from luthier.pipeline.prepare import Encoding, Loaded, SharedInputs, load_base
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
@@ -38,6 +40,35 @@ class CompareConfig:
     """Parallel runs; None: as many as are faster."""
 
 
+@dataclass(frozen=True, slots=True)
+class CompareTask:
+    """One piece of a comparison's work, whole enough to be done on another machine."""
+
+    kind: Literal["base", "run", "search"]
+    """Measure the base, make a run, or search a method's learning rate and size."""
+    name: str
+    """Name of the variant; of a run, with its seed."""
+    config: RunConfig
+    folder: Path
+    """Folder of the comparison."""
+    unit: int = 0
+    """Steps of a unit of a search."""
+
+
+class Executor(Protocol):
+    """Where the tasks of a comparison are done."""
+
+    local: bool
+    """Whether they are done on this machine, so that its speed is theirs."""
+
+    def check(self) -> None:
+        """InputError, or a class of it, where it cannot be used; comes before anything is read."""
+
+    def execute(self, context: "Context", tasks: Sequence[CompareTask]) -> Iterator[workers.Event]:
+        """Do the tasks; yields how far they are and how each ended, by its place in the sequence."""
+        ...
+
+
 @dataclass(slots=True)
 class Context:
     """What all runs of a comparison have in common."""
@@ -50,10 +81,11 @@ class Context:
     inputs: SharedInputs
     fork: bool
     """Whether runs have processes of their own (see `workers.can_fork`)."""
+    executor: Executor
     progress: Progress
     steps: int = 0
     workers: int = 1
-    threads: int = 1
+    threads: int = field(default_factory=processors)
     tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What --tune found for each variant."""
 
@@ -83,6 +115,35 @@ def untie(model: nn.Module, base: nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
+def shared_inputs(config: RunConfig, tokens: Encoding, before: Path | None) -> SharedInputs:
+    """What every run of a comparison with this recipe takes: the tokens, and one base that is loaded when it is used.
+
+    `before` is where the base's records lie, or will.
+    """
+    kept: list[nn.Module] = []
+
+    def base() -> nn.Module:
+        if not kept:
+            plain = config.model_copy(update={"model": config.model.model_copy(update={"quantize": "none"})})
+            kept.append(load_base(plain, tokens).model)
+        return kept[0]
+
+    def model_for(one: RunConfig) -> nn.Module:
+        new_head = tokens.labels is not None and one.seed != config.seed  # a head is initialized by its seed
+        if one.model.quantize != "none" or new_head:
+            return load_base(one, tokens).model
+        return share_base(base())
+
+    def own(model: nn.Module) -> None:
+        for each in kept:
+            untie(model, each)
+
+    def finished(loaded: Loaded, run: RunFolder) -> None:
+        write_json(run.path / "latency.json", latency(loaded, share_base(base())))
+
+    return SharedInputs(tokens, model_for, own, before, finished)
+
+
 class _Report(Progress):
     """Reports from a worker how far its run is, twice a second at most."""
 
@@ -104,11 +165,11 @@ def train_variant(config: RunConfig, inputs: SharedInputs, send: workers.Send) -
     return train(config, progress=_Report(send), shared=inputs)
 
 
-def run_all(context: Context, jobs: Sequence[workers.Job], names: Sequence[str]) -> Iterator[workers.Event]:
-    """Run the jobs with one bar over all; yields how each of them ended. Raises Stopped after a signal."""
-    shares = [0.0] * len(jobs)
+def run_all(context: Context, tasks: Sequence[CompareTask], names: Sequence[str]) -> Iterator[workers.Event]:
+    """Do the tasks with one bar over all; yields how each of them ended. Raises Stopped after a signal."""
+    shares = [0.0] * len(tasks)
     stopped = None
-    for event in workers.run_jobs(jobs, workers=context.workers, threads=context.threads, fork=context.fork):
+    for event in context.executor.execute(context, tasks):
         shares[event.job] = min(0.99, event.value["share"]) if event.kind == "progress" else 1.0
         if event.kind == "stopped":
             stopped = int(event.value)
@@ -133,7 +194,8 @@ def parallel_runs(context: Context) -> tuple[int, float]:
     def seconds(count: int, threads: int) -> float:
         runs = [trial.model_copy(update={"run": f"{place}/{number}", "evaluate": little}) for number in range(count)]
         jobs = [partial(train_variant, run, inputs) for run in runs]
-        run_until_done(jobs, f"a trial of {first.name}", count, threads, fork=context.fork)
+        events = workers.run_jobs(jobs, workers=count, threads=threads, fork=context.fork)
+        results_of(events, f"a trial of {first.name}")
         steps = [r["seconds"] for n in range(count) for r in RunFolder(place / str(n)).history() if r["step"] > 1]
         shutil.rmtree(place, ignore_errors=True)
         return float(sum(steps) / len(steps))
@@ -151,10 +213,10 @@ def parallel_runs(context: Context) -> tuple[int, float]:
     return 1, alone
 
 
-def run_until_done(jobs: Sequence[workers.Job], what: str, count: int, threads: int, *, fork: bool) -> list[Any]:
+def results_of(events: Iterator[workers.Event], what: str) -> list[Any]:
     """The results of jobs that the comparison cannot go on without; raises the first failure or stop."""
     results = []
-    for end in workers.run_jobs(jobs, workers=count, threads=threads, fork=fork):
+    for end in events:
         if end.kind == "stopped":
             raise Stopped("stopped; rerun the same command to resume", int(end.value))
         if end.kind == "failed":

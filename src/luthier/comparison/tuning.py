@@ -8,13 +8,12 @@ steps. The tries are compared by the loss on a tenth of the TRAINING rows, which
 
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luthier.comparison import workers
 from luthier.comparison.candidates import Variant
-from luthier.comparison.runner import Context, run_all, train_variant
+from luthier.comparison.runner import CompareTask, Context, run_all, train_variant
 from luthier.core.errors import InputError, Stopped
 from luthier.core.files import read_object, write_json
 from luthier.data.prepared import Prepared, Rows, SplitCounts
@@ -70,8 +69,14 @@ def _subset(data: Prepared, numbers: list[int], side: str) -> tuple[Examples, Ro
     return examples, Rows.of(side, examples, rows)
 
 
+def search_inputs(inputs: SharedInputs) -> SharedInputs:
+    """The same base on the training rows alone; nothing of the base has been measured on them."""
+    tokens = replace(inputs.tokens, data=split_for_tuning(inputs.tokens.data))
+    return replace(inputs, tokens=tokens, before=None, finished=lambda loaded, run: None)
+
+
 def search(variant: Variant, inputs: SharedInputs, unit: int, folder: Path, send: workers.Send) -> dict[str, Any]:
-    """{lr, size, field, tries}: what the variant's runs are to take.
+    """{lr, size, field, tries}: what the variant's runs are to take; `inputs` are those of `search_inputs`.
 
     A try that fails counts as the worst; where all do, the method's own values stay.
     """
@@ -121,11 +126,9 @@ def tune(context: Context) -> None:
             waiting.append(variant)
     if waiting:
         context.progress.stage(f"searching rate and size of {len(waiting)} methods, {UNITS * unit} steps each")
-        tokens = replace(context.inputs.tokens, data=split_for_tuning(context.inputs.tokens.data))
-        inputs = replace(context.inputs, tokens=tokens, before=None, finished=lambda loaded, run: None)
-        jobs = [partial(search, variant, inputs, unit, context.folder) for variant in waiting]
+        tasks = [CompareTask("search", one.name, one.config, context.folder, unit) for one in waiting]
         names = [variant.name for variant in waiting]
-        for end in run_all(context, jobs, names):
+        for end in run_all(context, tasks, names):
             name, found = names[end.job], end.value
             if end.kind == "done":
                 write_json(context.folder / "search" / f"{name}.json", found)

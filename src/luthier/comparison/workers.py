@@ -44,7 +44,7 @@ def run_jobs(jobs: Sequence[Job], *, workers: int, threads: int, fork: bool) -> 
     itself.
     """
     if not fork:
-        yield from (Event(number, *_outcome(job, lambda progress: None)) for number, job in enumerate(jobs))
+        yield from (Event(number, *outcome(job, lambda progress: None)) for number, job in enumerate(jobs))
         return
     running: dict[Connection, tuple[int, Any]] = {}
     waiting = list(enumerate(jobs))[::-1]
@@ -89,11 +89,12 @@ def _run(job: Job, threads: int, send: Connection) -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.dup2(devnull, 2)  # notices of libraries, in the middle of the parent's bar
-    send.send(_outcome(job, lambda value: send.send(("progress", value))))
+    send.send(outcome(job, lambda value: send.send(("progress", value))))
     send.close()
 
 
-def _outcome(job: Job, send: Send) -> tuple[str, Any]:
+def outcome(job: Job, send: Send) -> tuple[str, Any]:
+    """(done, failed or stopped; the result, why it failed, or the exit code)."""
     try:
         return "done", job(send)
     except Stopped as stop:

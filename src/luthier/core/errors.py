@@ -25,6 +25,7 @@ EXTRAS = {
     "mlflow": ("mlflow>=3.17",),
     "trackio": ("trackio>=0.43", "pillow>=10"),
     "s3": ("s3fs>=2025.3",),
+    "ray": ("ray[train]>=2.60",),
 }
 """The optional packages of pyproject.toml. Messages name these, since no registry has a package luthier with extras."""
 

@@ -87,7 +87,9 @@ def watch() -> Iterator[StopRequest]:
     before = {number: signal.signal(number, note) for number in EXIT_CODES}
     try:
         yield request
-    except Interrupted:
+    except KeyboardInterrupt:  # Interrupted, or what a library has made of it
+        if not request.asked:
+            raise
         raise Stopped("stopped; everything that was trained is saved", request.exit_code) from None
     finally:
         for number, handler in before.items():

@@ -1,11 +1,15 @@
 """`luthier compare`: methods side by side."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from luthier.cli.terminal.arguments import Data, Model, Task, complete_key, opened, split_arguments
+from luthier.core.errors import InputError
+
+if TYPE_CHECKING:
+    from luthier.comparison.runner import Executor
 
 
 def command(
@@ -32,12 +36,22 @@ def command(
     workers: Annotated[
         int | None, typer.Option(min=1, max=1000, metavar="N", help="Parallel runs (default: auto).")
     ] = None,
+    on: Annotated[
+        Literal["here", "ray", "slurm"],
+        typer.Option("--on", metavar="ray|slurm", help="Where runs are made, if not on this machine."),
+    ] = "here",
+    address: Annotated[
+        str, typer.Option(help="A running cluster; default: one on this machine (Ray).", metavar="HOST:PORT|auto")
+    ] = "",
+    partition: Annotated[str, typer.Option(help="Partition of the cluster (Slurm).", metavar="NAME")] = "",
+    time: Annotated[str, typer.Option(help="Time limit of each job, HH:MM:SS (Slurm).", metavar="TIME")] = "",
 ) -> None:
     """Train every method on the same base, data and tokens, and test which differences are significant.
 
     Examples:
         luthier compare demo --methods lora,bitfit,prompt
         luthier compare recipe.yaml --budget 2h --seeds 3
+        luthier compare recipe.yaml --on slurm --partition gpu --seeds 3
     """
     from luthier.builtin import DEMO
 
@@ -54,7 +68,30 @@ def command(
 
         seconds = None if budget is None else seconds_of(budget, "--budget", default_unit="")
         options = CompareConfig(methods, seconds, tokens, seeds, tune, workers)
-        found = compare(config, options, recipe=path, progress=terminal)
+        executor = _executor(on, address, partition, time)
+        found = compare(config, options, recipe=path, executor=executor, progress=terminal)
     from luthier.cli.terminal.show_result import show_comparison
 
     show_comparison(found)
+
+
+def _executor(on: str, address: str, partition: str, time: str) -> "Executor":
+    """Where the runs are made; InputError for an option that belongs elsewhere."""
+    for option, value, engine in (
+        ("address", address, "ray"),
+        ("partition", partition, "slurm"),
+        ("time", time, "slurm"),
+    ):
+        if value and on != engine:
+            raise InputError(f"--{option} belongs to --on {engine}", fix="leave it out")
+    if on == "ray":
+        from luthier.comparison.on_ray import OnRay
+
+        return OnRay(address)
+    if on == "slurm":
+        from luthier.comparison.on_slurm import OnSlurm
+
+        return OnSlurm(partition, time)
+    from luthier.comparison.tasks import HERE
+
+    return HERE

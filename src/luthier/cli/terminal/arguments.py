@@ -85,7 +85,7 @@ DropLayers = Annotated[
 
 TYPED_KEY = re.compile(r"--([a-z_]+(?:\.\w+)+|run)(?:=(.*))?", re.DOTALL)
 """An option that is a key of a recipe: --train.lr, --run."""
-TAKE_KEYS = ("train", "plan", "check", "compare", "choose", "demo", "evaluate")
+TAKE_KEYS = ("train", "launch", "plan", "check", "compare", "choose", "demo", "evaluate")
 """Commands that take keys of a recipe."""
 
 

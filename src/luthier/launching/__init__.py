@@ -1,0 +1,1 @@
+"""Start a run on other machines: one file an engine."""
