@@ -58,6 +58,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.matrix(name=5)
 @pytest.mark.parametrize(("name", "world"), [*((name, 2) for name in FAMILIES), ("lora", 3), ("lora", 4), ("full", 4)])
 def test_the_curve_does_not_depend_on_the_number_of_ranks(
     model_folder: Callable[..., Path], tmp_path: Path, name: str, world: int
@@ -112,6 +113,7 @@ def test_what_reads_rows_elsewhere_learns_the_same(
 SHARDED = {name: FAMILIES[name] for name in ("lora", "full", "bitfit", "houlsby", "prefix", "ia3")}
 
 
+@pytest.mark.matrix(name=3)
 @pytest.mark.parametrize(("name", "world"), [*((name, 2) for name in SHARDED), ("lora", 3), ("full", 4)])
 def test_sharded_weights_learn_the_same(
     model_folder: Callable[..., Path], tmp_path: Path, name: str, world: int
