@@ -52,6 +52,22 @@ def micro_batches(
     return micro
 
 
+def dealt(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """The rows of a step, of these lengths, divided among ranks: places in the step.
+
+    Each row goes to the rank with the fewest tokens, the longest first (Graham 1969). One rank takes them as they are.
+    """
+    if ranks == 1:
+        return [list(range(len(lengths)))]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    filled = [(0, rank) for rank in range(ranks)]
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        tokens, rank = heappop(filled)
+        shares[rank].append(row)
+        heappush(filled, (tokens + lengths[row], rank))
+    return shares
+
+
 @lru_cache(maxsize=2)
 def _order(rows: int, seed: int, epoch: int) -> "array[int]":
     """The shuffle of an epoch, cached: shuffling a million rows takes half a second."""

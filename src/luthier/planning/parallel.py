@@ -5,11 +5,10 @@ docs/scale.md has every formula, and holds them against published figures.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from math import ceil, log, sqrt
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from luthier.data.batches import step_numbers
+from luthier.data.batches import dealt, step_numbers
 from luthier.planning.devices import Cluster
 
 PRODUCTS, MOVES = 0.8, 0.8
@@ -118,17 +117,14 @@ class Layout:
 def skew_of(lengths: Sequence[int], batch_size: int, ranks: int, seed: int) -> float:
     """Tokens of the slowest process over those of a mean one: the mean of the first epoch's first 50 steps.
 
-    Rows go to the process with the fewest tokens, the longest first.
+    Rows are dealt out as in training.
     """
     share, mean = ceil(batch_size / ranks), sum(lengths) / len(lengths)
     steps = range(min(50, ceil(len(lengths) / batch_size)))
     most = 0
     for index in steps:
-        filled = [0] * ranks
-        rows = step_numbers(len(lengths), index, batch_size=batch_size, seed=seed)
-        for length in sorted((lengths[row] for row in rows), reverse=True):
-            heappush(filled, heappop(filled) + length)
-        most += max(filled)
+        step = [lengths[row] for row in step_numbers(len(lengths), index, batch_size=batch_size, seed=seed)]
+        most += max(sum(step[row] for row in share) for share in dealt(step, ranks))
     return most / len(steps) / (share * mean)
 
 

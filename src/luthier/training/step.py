@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from typing import Any
 
 import torch
@@ -260,19 +259,6 @@ def _sum_bucket(gradients: Sequence[Tensor], ranks: Ranks) -> None:
     flat = ranks.summed(torch.cat([gradient.reshape(-1) for gradient in gradients]))
     for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
-
-
-def dealt(rows: Sequence[Row], world: int) -> list[list[Row]]:
-    """The rows of a step divided among ranks: each the next to the rank with the fewest tokens, longest rows first."""
-    if world == 1:
-        return [list(rows)]
-    shares: list[list[Row]] = [[] for _ in range(world)]
-    filled = [(0, rank) for rank in range(world)]
-    for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
-        tokens, rank = heappop(filled)
-        shares[rank].append(row)
-        heappush(filled, (tokens + len(row.ids), rank))
-    return shares
 
 
 def summed_losses(

@@ -26,7 +26,7 @@ from luthier.core.ranks import here
 from luthier.core.resources import is_out_of_memory
 from luthier.core.signals import NOTED, Interrupted, StopRequest
 from luthier.core.strict_json import number
-from luthier.data.batches import step_numbers, steps_per_epoch
+from luthier.data.batches import dealt, step_numbers, steps_per_epoch
 from luthier.data.prepared import Prepared
 from luthier.methods.base import Method
 from luthier.rendering.row import Row
@@ -34,7 +34,7 @@ from luthier.runs.folder import RunFolder
 from luthier.training import checkpoint as checkpoints
 from luthier.training.checkpoint import put_back, random_state
 from luthier.training.settings import RunSettings
-from luthier.training.step import Halted, RanOut, dealt
+from luthier.training.step import Halted, RanOut
 from luthier.training.tuned import TunedModel, held_out_loss
 
 IN_A_ROW = 5
@@ -165,8 +165,9 @@ class Trainer:
         self.method.before_step(self.raw, index, self.settings.seed)
         try:
             while found is None:
-                halvings, share = state["halvings"], dealt(rows, self.ranks.world)
-                mine = self.ranks.share("gradient", [(index, halvings, each, rows[:1]) for each in share])
+                halvings, shares = state["halvings"], dealt([len(row.ids) for row in rows], self.ranks.world)
+                given = [(index, halvings, [rows[i] for i in share], rows[:1]) for share in shares]
+                mine = self.ranks.share("gradient", given)
                 parts = self.cutter.cut(mine[2], halvings)
                 try:
                     found = self.loop.gradient(
