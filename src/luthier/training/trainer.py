@@ -165,10 +165,7 @@ class Trainer:
         self.method.before_step(self.raw, index, self.settings.seed)
         try:
             while found is None:
-                halvings, shares = state["halvings"], dealt([len(row.ids) for row in rows], self.ranks.world)
-                given = [(index, halvings, [rows[i] for i in share], rows[:1]) for share in shares]
-                mine = self.ranks.share("gradient", given)
-                parts = self.cutter.cut(mine[2], halvings)
+                parts = self._dealt(index, rows)
                 try:
                     found = self.loop.gradient(
                         self.cutter.collated(parts), lambda: self.request.asked, self.tuned.spare(rows[:1])
@@ -213,6 +210,12 @@ class Trainer:
             self.progress.warn(f"step {index} was left out: loss {found.loss}, gradient norm {found.norm}")
             record["skipped"] = True
         return record
+
+    def _dealt(self, index: int, rows: Sequence[Row]) -> list[list[Row]]:
+        """Give each rank its rows of step `index`; returns the micro-batches of this one."""
+        halvings, shares = self.state["halvings"], dealt([len(row.ids) for row in rows], self.ranks.world)
+        given = [(index, halvings, [rows[i] for i in share], rows[:1]) for share in shares]
+        return self.cutter.cut(self.ranks.share("gradient", given)[2], halvings)
 
     def _rows_per_pass(self) -> int:
         return self.cutter.rows_per_pass(self.state["halvings"])
