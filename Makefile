@@ -4,7 +4,7 @@ PYTHON = python3
 BIN = .venv/bin
 QUICK = tests/core tests/data tests/rendering tests/recipe tests/models tests/docs tests/test_architecture.py
 
-.PHONY: demo test quick test-all test-gguf test-real test-peft test-strangers test-versions test-trackers test-s3 test-ray test-slurm lint types check methods-table architectures-table clean
+.PHONY: demo test quick test-all test-gguf test-real test-peft test-strangers test-versions test-trackers test-s3 test-ray test-slurm test-hosts lint types check methods-table architectures-table clean
 
 demo: .venv/ready
 	$(BIN)/luthier demo
@@ -80,6 +80,10 @@ build/ray/ready: .venv/ready
 # Jobs that are warned, killed and requeued by a real Slurm on this host: Debian's slurm-wlm and munge, as root.
 test-slurm: .venv/ready
 	LUTHIER_SLURM=1 $(BIN)/python -m pytest -n 0 -rs tests/launching/test_slurm.py
+
+# Two hosts, as network namespaces of this one, whose cable is cut in mid-run: root and Debian's iproute2.
+test-hosts: .venv/ready
+	LUTHIER_HOSTS=1 $(BIN)/python -m pytest -n 0 -rs tests/training/test_hosts.py
 
 lint: .venv/ready
 	$(BIN)/ruff check src tests tools benchmarks

@@ -338,10 +338,19 @@ class _Watch(threading.Thread):
         self.store, self.ranks, self.seconds = store, ranks, seconds
         self.others = range(1, ranks.world) if ranks.leads else range(1)
         self.ended = threading.Event()
-        now = time.monotonic()
+        self.heard = now = time.monotonic()
         self.seen = {rank: ("", now) for rank in self.others}
         store.set_timeout(timedelta(seconds=seconds))
         self.start()
+        threading.Thread(target=self._guard, daemon=True, name="luthier-store").start()
+
+    def _guard(self) -> None:
+        """End the process where the store does not answer: a cable that is cut lets a call to it wait for minutes."""
+        while not self.ended.wait(BEAT):
+            if time.monotonic() - self.heard > self.seconds + 5 * BEAT:
+                why = f"{self.ranks.name(0)} gave no sign of life for {self.seconds:.0f} s"
+                print(f"error: {self.ranks.name(self.ranks.rank)}: {why}\n  fix: {AGAIN}", file=sys.stderr, flush=True)
+                os._exit(1)
 
     def run(self) -> None:
         beat = 0
@@ -351,6 +360,7 @@ class _Watch(threading.Thread):
                 self.store.set(f"beat/{self.ranks.rank}", str(beat))
                 self._look()
                 over = self._said()
+                self.heard = time.monotonic()
             except RuntimeError:
                 over = f"{self.ranks.name(0)} cannot be reached any more", 1
             silent = [rank for rank, (_, at) in self.seen.items() if time.monotonic() - at > self.seconds]
