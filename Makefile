@@ -79,7 +79,7 @@ build/ray/ready: .venv/ready
 
 # Jobs that are warned, killed and requeued by a real Slurm on this host: Debian's slurm-wlm and munge, as root.
 test-slurm: .venv/ready
-	LUTHIER_SLURM=1 $(BIN)/python -m pytest -n 0 -rs tests/launching/test_slurm.py
+	LUTHIER_SLURM=1 $(BIN)/python -m pytest -n 0 -rs tests/launching/test_slurm.py tests/launching/test_alone.py
 
 # Two hosts, as network namespaces of this one, whose cable is cut in mid-run: root and Debian's iproute2.
 test-hosts: .venv/ready

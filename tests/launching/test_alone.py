@@ -22,7 +22,7 @@ from tests.cli.test_cli import main
 from tests.conftest import luthier
 from tests.launching.conftest import Program, same_table
 
-OPTIONS = CompareConfig("lora,prompt,pissa", seeds=2, workers=1)
+OPTIONS = CompareConfig("lora,pissa", seeds=1, workers=1)
 ALONE = (
     "import json, sys; from luthier.comparison.tasks import do_alone; print(json.dumps(do_alone(json.load(sys.stdin))))"
 )
@@ -59,14 +59,12 @@ def test_the_table_is_that_of_one_machine(recipe: Path) -> None:
     elsewhere = compare(config(recipe, "elsewhere"), OPTIONS, executor=executor)
     here = compare(config(recipe, "here"), OPTIONS)
     same_table(elsewhere, here)
-    assert executor.planned.keys() == {
-        "base",
-        *(f"{name}-s{seed}" for name in ("lora", "prompt", "pissa") for seed in (0, 1)),
-    }
+    assert executor.planned.keys() == {"base", "lora-s0", "pissa-s0"}
     assert all(planned and 1e8 < planned < 1e10 for planned in executor.planned.values())
     assert all(row["status"] == "done" and row["latency"]["row"]["ratio"] > 0 for row in elsewhere["rows"])
 
 
+@pytest.mark.skipif(not os.environ.get("LUTHIER_SLURM"), reason="make test-slurm: forty seconds")
 def test_a_search_finds_the_same_settings_elsewhere(recipe: Path) -> None:
     options = CompareConfig("lora", tune=True, workers=1)
     elsewhere = compare(config(recipe, "elsewhere", "train.steps=88"), options, executor=Alone())

@@ -152,7 +152,7 @@ def test_a_checkpoint_of_ruined_weights_is_refused_and_the_run_goes_on_without_i
     """Versions before this one wrote such checkpoints."""
     own = ["train.steps=4", "train.save_every=2", "data.validation=none"]
     ruin(2)
-    monkeypatch.setattr("luthier.training.trainer.not_finite", lambda _: "")
+    monkeypatch.setattr("luthier.training.tuned.not_finite", lambda _: "")
     with pytest.raises(Diverged, match="step 3: the loss is nan"):
         train(model_folder("llama"), tmp_path / "run", *own)
     monkeypatch.undo()

@@ -210,16 +210,16 @@ def test_gradient_checkpointing_is_on_where_the_recipe_says_so(
     model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers alone cannot tell: they are the same."""
-    from luthier.training import trainer
+    from luthier.training.step import Loop
 
     seen: list[bool] = []
-    gradient = trainer.Loop.gradient
+    gradient = Loop.gradient
 
     def watched(loop: Any, *args: Any) -> Any:
         seen.append(any(getattr(module, "gradient_checkpointing", False) for module in loop.model.modules()))
         return gradient(loop, *args)
 
-    monkeypatch.setattr(trainer.Loop, "gradient", watched)
+    monkeypatch.setattr(Loop, "gradient", watched)
     data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(8))
     for on in (True, False):
         own = [f"model={model_folder('llama')}", f"data={data}", f"run={tmp_path / str(on)}", "train.steps=1"]

@@ -20,6 +20,7 @@ from datetime import timedelta
 from typing import Any
 
 from luthier.core.errors import InputError, LuthierError
+from luthier.core.strict_json import to_json
 
 LIMIT = "LUTHIER_RANK_TIMEOUT"
 """Environment variable: seconds after which a silent process counts as lost."""
@@ -296,7 +297,7 @@ def _no_answer(rank: int, address: str, seconds: float) -> None:
 
 def _agreed(store: Any, rank: int, world: int, facts: dict[str, str], seconds: float) -> list[str]:
     """The host of each rank. InputError, on every rank, where one does not come or has other facts than rank 0."""
-    store.set(f"here/{rank}", json.dumps(facts))
+    store.set(f"here/{rank}", to_json(facts))
     if rank == 0:
         problem = _difference(store, world, facts, seconds)
         store.set("agreed", problem or "yes")
@@ -410,7 +411,7 @@ class _Watch(threading.Thread):
         """Tell the others why the run is over, and by which exit code they end. The first to say so counts."""
         with suppress(RuntimeError):
             if self._said() is None:
-                self.store.set("over", json.dumps([why, code]))
+                self.store.set("over", to_json([why, code]))
 
     def stop(self) -> None:
         """No more signs of life."""

@@ -161,7 +161,7 @@ class Loop:
         self.model.train()
         counts = torch.zeros(2, dtype=torch.long)
         for batch in micro:
-            counts += torch.stack([self.task.targets(batch), batch["attention_mask"].sum()])
+            counts += torch.stack([self.task.targets(batch), batch["attention_mask"].sum()]).long()
         ranks.summed(counts)
         divisor = counts[0].clamp(min=1).to(accelerator.device)
         total = torch.zeros((), device=accelerator.device)

@@ -268,7 +268,7 @@ def exists(source: dict[str, str], root: Path) -> bool:
         return any((board.source.place, board.source.key) == (place, key) for board in papers())
     if kind == "plan":
         return place.startswith("luthier plan, config.json of ") or place == "measured just now"
-    if place == "README.md":
+    if place.endswith(".md"):
         return f"## {key}" in (ROOT / place).read_text()
     command = re.fullmatch(r"luthier (explain method (\w+)|list methods)", place)
     return command is not None and (command[2] is None or command[2] in {*METHODS.names(), *METHODS.presets})
