@@ -59,8 +59,7 @@ def train(
     with reporting(progress, given.config.train.log_every) as listener:
         for note in given.notes:
             listener.note(note)
-        count = 1 if given.config.train.processes == 1 else processes(given.config)
-        if count > 1:
+        if (count := processes(given.config)) > 1:
             return Run(train_on(count, given.config, given.path, listener), allow_code=allow_code)
         result = train_run(given.config, recipe=given.path, progress=listener)
     return Run(result["run"], allow_code=allow_code)
@@ -84,9 +83,8 @@ def load(
 
     with reporting(progress) as listener:
         place = local(path, listener).expanduser()
-    if (place / "adapter_config.json").is_file():
-        rows = None if data is None else str(data_settings(data))
-        with reporting(progress) as listener:
+        if (place / "adapter_config.json").is_file():
+            rows = None if data is None else str(data_settings(data))
             place, _ = as_run(place, base, rows, overrides_of({} if run is None else {"run": run}), listener)
     return Run(place, allow_code=allow_code)
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from luthier.core.errors import InputError, Stopped
 from luthier.core.events import Progress
-from luthier.core.ranks import AGAIN, RankLost
+from luthier.core.ranks import AGAIN, RankLost, started
 from luthier.core.signals import EXIT_CODES
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import run_path
@@ -22,7 +22,12 @@ SAVING = 300
 
 
 def processes(config: RunConfig) -> int:
-    """How many processes train a run on this machine: as the recipe says, else one for each GPU, else one."""
+    """How many processes to start for a run on this machine: as the recipe says, else one for each GPU, else one.
+
+    A process that a launcher started beside others starts none.
+    """
+    if started():
+        return 1
     if config.train.processes is not None:
         return config.train.processes
     from luthier.models.load import device

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from luthier.core.errors import InputError
 from luthier.core.ranks import Ranks, here
 from luthier.core.resources import is_out_of_memory
 from luthier.data.batches import micro_batches
-from luthier.data.prepared import Rows
 from luthier.kernels.process import keep_freed_memory
 from luthier.models.targets import in_head
 from luthier.rendering.row import Row
@@ -262,7 +261,7 @@ def _sum_bucket(gradients: Sequence[Tensor], ranks: Ranks) -> None:
 
 
 def summed_losses(
-    model: nn.Module, parts: Sequence[Sequence[Row]], cutter: Cutter, accelerator: Accelerator, halt: Callable[[], bool]
+    model: nn.Module, parts: Iterable[Sequence[Row]], cutter: Cutter, accelerator: Accelerator, halt: Callable[[], bool]
 ) -> list[tuple[float, float]]:
     """(sum of losses, targets) of each batch of rows. Raises Halted where `halt` says so between two batches."""
     found = []
@@ -277,7 +276,7 @@ def summed_losses(
     return found
 
 
-def held_out_batches(rows: Rows, batch_size: int) -> list[list[Row]]:
-    """All rows in batches, those of like length together."""
-    order = sorted(range(len(rows)), key=rows.lengths.__getitem__)
-    return [[rows[i] for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
+def held_out_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """The numbers of all rows, of these lengths in tokens, in batches: those of like length together."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

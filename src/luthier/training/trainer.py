@@ -232,11 +232,7 @@ class Trainer:
             fix = f"in another folder (run=DIR): {smaller}, or a method with fewer trainable parameters"
             raise OutOfMemory(f"{when}, with one row in a pass; everything up to there is saved", fix=fix)
         self.state["halvings"] += 1
-        size = (
-            f"{self.pack >> self.state['halvings']} tokens"
-            if self.pack
-            else f"{self.cutter.rows_per_pass(self.state['halvings'])} rows"
-        )
+        size = f"{self.pack >> self.state['halvings']} tokens" if self.pack else f"{self._rows_per_pass()} rows"
         same = "the run stays the same except for rounding and dropout"
         self.progress.warn(f"{when}: from now on at most {size} in a pass ({same})")
 
@@ -365,9 +361,7 @@ class Trainer:
         result = {"steps": state["step"], "kept_step": best or state["step"], "kept_best": best > 0}
         result |= {"stopped_early": self._out_of_patience(), "train_seconds": state["seconds"]}
         result |= {"skipped_steps": state["skipped"], "loss_spikes": state["spikes"]}  # skipped: not finite
-        result["rows_per_pass"] = self.cutter.rows_per_pass(
-            self.state["halvings"]
-        )  # fewer than the recipe's where memory ran out
+        result["rows_per_pass"] = self._rows_per_pass()  # fewer than the recipe's where memory ran out
         return result | {"tokens": state["tokens"], "tokens_per_second": state["tokens"] / max(state["seconds"], 1e-9)}
 
 

@@ -1,7 +1,7 @@
-"""The model of a run with its optimizer, as every rank holds it, and what a rank that follows does when it is told."""
+"""The model of a run with its optimizer on every rank, and how the other ranks carry out the orders of rank 0."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -166,8 +166,15 @@ class TunedModel:
 
 def held_out_loss(tuned: TunedModel, rows: Rows, batch_size: int, halt: Callable[[], bool]) -> float:
     """Nats per target over all of `rows`, on every rank a share. Raises Halted where `halt` says so."""
-    batches, ranks = held_out_batches(rows, batch_size), tuned.ranks
-    mine = ranks.share("held_out", [batches[rank :: ranks.world] for rank in range(ranks.world)])
+    batches, ranks = held_out_batches(rows.lengths, batch_size), tuned.ranks
+
+    def read(rank: int) -> Iterator[list[Row]]:
+        return ([rows[i] for i in batch] for batch in batches[rank :: ranks.world])
+
+    # One process reads a batch when it comes to it: the rows may be more than memory holds.
+    mine: Iterable[Sequence[Row]] = read(0)
+    if ranks.several:
+        mine = ranks.share("held_out", [list(read(rank)) for rank in range(ranks.world)])
     with tuned.whole():
         found = ranks.results(lambda: summed_losses(tuned.raw, mine, tuned.cutter, tuned.accelerator, halt))
     total = count = 0.0

@@ -24,15 +24,12 @@ def command(
     from luthier.recipe.identity import run_path
 
     config, terminal = opened("train", path, overrides, run_path)
-    from luthier.core.ranks import started
+    from luthier.pipeline.processes import processes, run_on
 
-    if not started() and config.train.processes != 1:
-        from luthier.pipeline.processes import processes, run_on
-
-        if (count := processes(config)) > 1:
-            terminal.note(f"{count} processes train together, each with its share of a step")
-            terminal.close()
-            return run_on(count, sys.argv[1:])
+    if (count := processes(config)) > 1:
+        terminal.note(f"{count} processes train together, each with its share of a step")
+        terminal.close()
+        return run_on(count, sys.argv[1:])
     from luthier.cli.terminal.progress import resumable
 
     with resumable(terminal):
