@@ -42,9 +42,9 @@ def test_they_are_used(kind: str) -> None:
     _, model = attached("lora", kind)
     blocks = [m for m in model.modules() if type(m).__name__.endswith("MLP")]
     norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
-    assert blocks and gated_mlp.patch(model) == blocks
-    assert norms and rms_norm.patch(model) == norms
-    assert len(lora.patch(model)) == sum(hasattr(m, "lora_A") for m in model.modules())
+    assert blocks and gated_mlp.patch(model.modules()) == blocks
+    assert norms and rms_norm.patch(model.modules()) == norms
+    assert len(lora.patch(model.modules())) == sum(hasattr(m, "lora_A") for m in model.modules())
 
 
 @pytest.mark.parametrize("targets", ["gate_proj", "down_proj", "q_proj,v_proj", "all-linear"])
@@ -53,7 +53,7 @@ def test_paths_on_some_layers_only_and_dropout(targets: str) -> None:
     model = METHODS.parse(fields).attach(base("llama"), steps=9).train()
     shake(model)
     layer_by_layer = copy.deepcopy(model)
-    lora.patch(layer_by_layer)  # which draws the same masks in the same order
+    lora.patch(layer_by_layer.modules())  # which draws the same masks in the same order
     with patched(model):
         one, other, third = one_step(model), one_step(layer_by_layer), one_step(model, seed=1)
     for a, b in zip(one, other, strict=True):
@@ -115,7 +115,7 @@ def test_a_block_that_is_not_what_it_looks_like_is_left_alone() -> None:
             return self.weight * x / (x.abs().mean(-1, keepdim=True) + self.eps)
 
     model = nn.Sequential(Odd(), OddRMSNorm())
-    assert not gated_mlp.patch(model) and not rms_norm.patch(model)
+    assert not gated_mlp.patch(model.modules()) and not rms_norm.patch(model.modules())
 
 
 def test_activation_checkpointing_changes_nothing() -> None:

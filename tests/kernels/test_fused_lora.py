@@ -23,7 +23,7 @@ def tuned(kind: str = "llama", plain: bool = False, **fields: Any) -> nn.Module:
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
     if not plain:
-        lora.patch(model)
+        lora.patch(model.modules())
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ import pytest
 import torch
 
 from luthier.core.errors import InputError
-from luthier.core.ranks import LIMIT
+from luthier.core.ranks import LIMIT, joined
+from luthier.models import sharding
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
@@ -110,32 +112,164 @@ def test_what_reads_rows_elsewhere_learns_the_same(
     assert curve(tmp_path / "two") == pytest.approx(curve(tmp_path / "one"), rel=2e-6)
 
 
-SHARDED = {name: FAMILIES[name] for name in ("lora", "full", "bitfit", "houlsby", "prefix", "ia3")}
+SHARDED = {
+    name: FAMILIES[name] for name in ("lora", "full", "bitfit", "houlsby", "prefix", "ia3", "adalora", "p_tuning")
+}
+LAYOUTS: dict[str, list[str]] = {
+    "fsdp": ["train.parallel=fsdp"],
+    "hsdp": ["train.parallel=hsdp"],
+    "offload": ["train.parallel=fsdp", "train.offload=true"],
+}
 
 
 @pytest.mark.matrix(name=3)
-@pytest.mark.parametrize(("name", "world"), [*((name, 2) for name in SHARDED), ("lora", 3), ("full", 4)])
+@pytest.mark.parametrize(
+    ("name", "world", "layout"),
+    [
+        *((name, 2, "fsdp") for name in SHARDED),
+        ("lora", 3, "fsdp"),
+        ("full", 4, "fsdp"),
+        ("full", 4, "hsdp"),
+        ("lora", 4, "hsdp"),
+        ("full", 2, "offload"),
+    ],
+)
 def test_sharded_weights_learn_the_same(
-    model_folder: Callable[..., Path], tmp_path: Path, name: str, world: int
+    model_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    world: int,
+    layout: str,
 ) -> None:
-    """As above, with FSDP2; a checkpoint is that of one process, and goes on without sharding."""
+    """As above, with FSDP2, and goes on without sharding; with more than two ranks layers are gathered to evaluate."""
+    monkeypatch.setattr(sharding, "ROOM", 0.5 if world == 2 else 0.0)
     data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(21))
     recipe = [f"model={model_folder('llama')}", f"data={data}", *SHARDED[name], "data.validation=0.2", "train.lr=1e-3"]
     recipe += ["train.steps=20", "train.batch_size=6", "train.micro_tokens=128", "train.save_every=10", "train.keep=9"]
     if name not in ("full", "bitfit", "ia3"):
         recipe.append("method.dropout=0")
-    train(RunConfig.load(None, [*recipe, f"run={tmp_path / 'one'}"]))
-    leader, *others = trained_on(world, tmp_path / "more", [*recipe, "train.parallel=fsdp"], timeout=60)
+    whole = train(RunConfig.load(None, [*recipe, f"run={tmp_path / 'one'}"]))
+    hosts = {"LOCAL_WORLD_SIZE": "2"} if layout == "hsdp" else {}
+    more = [*recipe, *LAYOUTS[layout]]
+    leader, *others = trained_on(world, tmp_path / "more", more, timeout=60, environment=hosts)
     assert "value" in leader, leader["error"]
     assert others == [{"value": {}}] * (world - 1)
     assert curve(tmp_path / "more") == pytest.approx(curve(tmp_path / "one"), rel=1e-6)
+    assert leader["value"]["tuned"]["loss"]["value"] == pytest.approx(whole["tuned"]["loss"]["value"], rel=1e-5)
     single, several = weights(tmp_path / "one"), weights(tmp_path / "more")
+    assert single.keys() == several.keys()
     for key, value in single.items():
         torch.testing.assert_close(several[key], value, rtol=0, atol=1e-5)
     run = tmp_path / "then"
     again(tmp_path / "more", run, "checkpoints/step-000020")
     train(RunConfig.load(None, [*recipe, f"run={run}"]))
     assert curve(run) == pytest.approx(curve(tmp_path / "one"), rel=1e-6)
+
+
+def test_sharded_checkpoints_go_on_with_any_number_of_ranks(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Each rank writes its shards; any number of ranks reads them, sharded or not, and those of one process."""
+    data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(21))
+    recipe = [f"model={model_folder('llama')}", f"data={data}", "method=full", "data.validation=none", "train.steps=12"]
+    recipe += ["train.batch_size=6", "train.lr=1e-3", "train.save_every=4", "train.keep=9"]
+    train(RunConfig.load(None, [*recipe, f"run={tmp_path / 'one'}"]))
+    leader, *_ = trained_on(4, tmp_path / "four", [*recipe, "train.parallel=fsdp"])
+    assert "value" in leader, leader
+    shards = sorted((tmp_path / "four/checkpoints/step-000008/weights").glob("shard-*.safetensors"))
+    assert len(shards) == 4 and max(each.stat().st_size for each in shards) < 1.2 * shards[0].stat().st_size
+    for number, (start, world, more) in enumerate(
+        [
+            ("four", 2, ["train.parallel=ddp"]),
+            ("four", 3, ["train.parallel=fsdp"]),
+            ("four", 8, ["train.parallel=fsdp"]),
+            ("one", 2, ["train.parallel=fsdp"]),
+        ]
+    ):
+        run = tmp_path / f"then-{number}"
+        again(tmp_path / start, run, "checkpoints/step-000012")
+        leader, *_ = trained_on(world, run, [*recipe, *more])
+        assert "value" in leader, leader
+        assert curve(run) == pytest.approx(curve(tmp_path / "one"), rel=1e-6)
+        for key, value in weights(tmp_path / "one").items():
+            torch.testing.assert_close(weights(run)[key], value, rtol=0, atol=1e-5)
+    run = tmp_path / "damaged"
+    again(tmp_path / "four", run, "checkpoints/step-000012")
+    shard = run / "checkpoints/step-000008/weights" / shards[2].name
+    shard.write_bytes(shard.read_bytes()[:-8] + b"\1" * 8)
+    leader, *_ = trained_on(2, run, [*recipe, "train.parallel=fsdp"])
+    assert "value" in leader, leader
+    assert (run / "checkpoints/step-000008.corrupt").is_dir(), "and the one before it serves"
+    assert curve(run) == pytest.approx(curve(tmp_path / "one"), rel=1e-6)
+
+
+def test_a_full_disk_under_one_rank_is_one_clear_error(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    data, run = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(21)), tmp_path / "run"
+    recipe = [f"model={model_folder('llama')}", f"data={data}", "method=full", "data.validation=none", "train.steps=9"]
+    recipe += ["train.batch_size=6", "train.save_every=3", "train.parallel=fsdp", f"run={run}"]
+    config, write = RunConfig.load(None, recipe), HuggingFaceStorageWriter.write_data
+
+    def full(self: Any, *args: Any) -> Any:
+        if (run / "checkpoints/step-000003").is_dir():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, *args)
+
+    def one(rank: int) -> Any:
+        if rank == 1:
+            HuggingFaceStorageWriter.write_data = full  # type: ignore[method-assign]
+        return train(config)
+
+    leader, follower = on_ranks(2, one, tmp_path / "out", timeout=60)
+    assert "no space left" in leader["error"].lower() and "Traceback" not in leader["error"], leader
+    assert follower["error"].startswith("Followed")
+    assert [each.name for each in (run / "checkpoints").iterdir()] == ["step-000003"], "nothing is half-written"
+    leader, _ = trained_on(2, run, recipe)
+    assert "value" in leader and len(curve(run)) == 9
+
+
+def test_a_pass_that_fails_on_one_rank_keeps_none_waiting(tmp_path: Path) -> None:
+    """Ranks that gather layers in turns go on where one breaks off in the middle, and it joins the next pass."""
+    found = on_ranks(2, _passes, tmp_path, timeout=60)
+    assert [each.get("value") for each in found] == [[True] * 5, [True, False, True]], found
+
+
+class _Stack(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def _passes(rank: int) -> list[bool]:
+    with joined("cpu", {}) as ranks:
+        torch.manual_seed(0)
+        model = _Stack()
+        x = torch.ones(2, 4)
+        expected = model(x)
+        sharding.shard(model, sharding.Sharding("cpu", 2))
+        sharding.ROOM = 0.0
+        right = []
+        with sharding.evaluating(model):
+            for number in range(3 if rank else 5):
+                failing = model.layers[1].register_forward_hook(_fail) if rank and number == 1 else None
+                try:
+                    right.append(bool(torch.allclose(model(x), expected)))
+                except MemoryError:
+                    right.append(False)
+                if failing is not None:
+                    failing.remove()
+        if not ranks.leads:
+            ranks.serve({})
+        return right
+
+
+def _fail(*args: Any) -> None:
+    raise MemoryError
 
 
 def again(run: Path, copy: Path, last: str) -> None:
@@ -147,14 +281,22 @@ def again(run: Path, copy: Path, last: str) -> None:
     file.write_text(file.read_text().replace(str(run), str(copy)))
 
 
-@pytest.mark.parametrize("method", [["method=adalora"], ["method=qlora"]])
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["method=qlora"], "does not shard a quantized base (nf4)"),
+        (["method=lora", "method.init=lora_ga"], "does not serve method lora as it starts here"),
+        (["method=full", "train.optimizer=adamw_8bit"], "does not serve train.optimizer=adamw_8bit"),
+        (["method=lora", "train.parallel=hsdp"], "within each of several hosts"),
+    ],
+)
 def test_what_cannot_be_sharded_is_refused_by_name(
-    model_folder: Callable[..., Path], tmp_path: Path, method: list[str]
+    model_folder: Callable[..., Path], tmp_path: Path, more: list[str], said: str
 ) -> None:
     data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(21))
-    recipe = [f"model={model_folder('llama')}", f"data={data}", *method, "train.parallel=fsdp"]
+    recipe = [f"model={model_folder('llama')}", f"data={data}", "train.parallel=fsdp", *more]
     leader, _ = trained_on(2, tmp_path / "run", recipe, timeout=60)
-    assert leader["code"] == 2 and "train.parallel=fsdp does not" in leader["error"]
+    assert leader["code"] == 2 and said in leader["error"]
     assert "train.parallel=ddp" in leader["error"] and not (tmp_path / "run").exists()
 
 

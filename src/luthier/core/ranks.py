@@ -47,8 +47,11 @@ class Followed(LuthierError):
 class Ranks:
     """The place of this process among those of the run. One process alone is rank 0 of 1, and nothing is sent."""
 
-    def __init__(self, rank: int = 0, world: int = 1, local: int = 0, hosts: Sequence[str] = ()) -> None:
-        self.rank, self.world, self.local, self.hosts = rank, world, local, hosts
+    def __init__(
+        self, rank: int = 0, world: int = 1, local: int = 0, hosts: Sequence[str] = (), on_host: int = 1
+    ) -> None:
+        """`on_host` of the processes run on the host of this one, whose place among them is `local`."""
+        self.rank, self.world, self.local, self.hosts, self.on_host = rank, world, local, hosts, on_host
         self._watch: _Watch | None = None
 
     @property
@@ -63,11 +66,7 @@ class Ranks:
 
     def order(self, name: str, *args: Any) -> None:
         """Let every follower call its handler `name` with these arguments. Call it as leader."""
-        if self.several:
-            import torch.distributed as dist
-
-            with self._named():
-                dist.broadcast_object_list([(name, args)], src=0)
+        self.told((name, args))
 
     def share(self, name: str, parts: Sequence[Any]) -> Any:
         """The same, with one of `parts` for each rank as its argument; returns that of the leader."""
@@ -84,6 +83,17 @@ class Ranks:
         with self._named():
             dist.scatter_object_list(mine, list(parts) if self.leads else None, src=0)
         return mine[0]
+
+    def told(self, value: Any) -> Any:
+        """The value that the leader has here, on every rank."""
+        if not self.several:
+            return value
+        import torch.distributed as dist
+
+        sent = [value]
+        with self._named():
+            dist.broadcast_object_list(sent, src=0)
+        return sent[0]
 
     def gathered(self, value: Any) -> list[Any]:
         """The value of every rank, in their order, for the leader; an empty list for a follower."""
@@ -135,13 +145,8 @@ class Ranks:
 
     def serve(self, handlers: Mapping[str, Callable[..., None]]) -> None:
         """Follow the leader's orders until it sends `end`."""
-        import torch.distributed as dist
-
         while True:
-            sent: list[Any] = [None]
-            with self._named():
-                dist.broadcast_object_list(sent, src=0)
-            name, args = sent[0]
+            name, args = self.told(None)
             if name == "end":
                 return
             handlers[name](*args)
@@ -220,7 +225,7 @@ def joined(device: str, facts: Mapping[str, str]) -> Iterator[Ranks]:
     # No transfer times out by itself: a follower waits while the leader reads data. Signs of life end what hangs.
     group = dist.PrefixStore("group", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=group, rank=rank, world_size=world, timeout=timedelta(days=30))
-    ranks = Ranks(rank, world, local, hosts)
+    ranks = Ranks(rank, world, local, hosts, int(place.get("LOCAL_WORLD_SIZE") or hosts.count(hosts[rank])))
     ranks._watch = _Watch(store.clone(), ranks, seconds)
     _here.append(ranks)
     try:

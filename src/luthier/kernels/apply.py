@@ -1,7 +1,7 @@
 """Put everything that computes faster here into a model, or torch.compile, for the time of a context."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,17 +14,25 @@ from luthier.kernels.attention import row_by_row
 
 
 @contextmanager
-def patched(model: nn.Module, packed: bool = False, compile: bool = False, *, trial: bool = True) -> Iterator[None]:
+def patched(
+    model: nn.Module,
+    packed: bool = False,
+    compile: bool = False,
+    *,
+    trial: bool = True,
+    parts: Iterable[Sequence[nn.Module]] | None = None,
+) -> Iterator[None]:
     """A context in which these kernels replace what the model's own code computes in more memory or time.
 
     Each module decides by a `trial` (none where a model has no numbers) and by its state at each call. `packed` adds
     attention over packed rows. With `compile` blocks are torch.compile's, where there is a trial; attention is ours.
+    `parts` are the modules in groups, where each has its weights only while its group is at hand.
     """
     blocks: list[Any] = repeated_blocks(model) if compile and trial else []
     changed: list[nn.Module] = []
     with row_by_row(model, apart=compile) if packed else nullcontext():
-        if not compile:
-            changed += [*lora.patch(model), *gated_mlp.patch(model, trial=trial), *rms_norm.patch(model, trial=trial)]
+        for part in () if compile else parts or [list(model.modules())]:
+            changed += [*lora.patch(part), *gated_mlp.patch(part, trial=trial), *rms_norm.patch(part, trial=trial)]
         for block in blocks:
             block.compile(dynamic=True)
             block._compiled_call_impl = _with_gradients(block._compiled_call_impl, block)
@@ -39,7 +47,9 @@ def patched(model: nn.Module, packed: bool = False, compile: bool = False, *, tr
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The model's layers: modules of the class most frequent in its lists. One is compiled for all of them."""
-    listed = [m for found in model.modules() if isinstance(found, nn.ModuleList) for m in found]
+    lists = [found for found in model.modules() if isinstance(found, nn.ModuleList)]
+    within = {inner for found in lists for layer in found for inner in layer.modules() if inner is not layer}
+    listed = [layer for found in lists if found not in within for layer in found]  # experts are parts of layers
     most = Counter(type(m) for m in listed).most_common(1)
     return [m for m in listed if type(m) is most[0][0]]
 

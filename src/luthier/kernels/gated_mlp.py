@@ -4,7 +4,7 @@ Only gate and up are kept, and the rest is recomputed, a few tokens at a time. (
 recomputed as in Hsu et al. 2024, arXiv 2410.10989, section 3.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -25,13 +25,13 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 """Name -> (function of x, function of the output's gradient and x)."""
 
 
-def patch(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
-    """Let the gated blocks of `model` compute so, where a `trial` gives their own numbers; returns these blocks."""
+def patch(modules: Iterable[nn.Module], *, trial: bool = True) -> list[nn.Module]:
+    """Let the gated blocks among `modules` compute so, where a `trial` gives their own numbers; returns these."""
     # A block decides at each call: a layer that trains itself, or has more beside it than LoRA, uses the model's code.
     found: list[nn.Module] = []
     proved: dict[type, bool] = {}
     module: Any
-    for module in model.modules():
+    for module in modules:
         if all(isinstance(getattr(module, name, None), nn.Module) for name in (*LAYERS, "act_fn")):
             x = torch.linspace(-6, 6, 97)
             known = next((name for name, own in ACTIVATIONS.items() if torch.equal(module.act_fn(x), own[0](x))), None)

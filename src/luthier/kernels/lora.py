@@ -5,7 +5,7 @@ only the input, which neighboring layers share, and A x. (Hu et al. 2021, arXiv 
 as in Dao et al. 2022, arXiv 2205.14135.)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MethodType
@@ -23,12 +23,12 @@ BLOCK = POOL // 4
 """Most numbers that one window masks."""
 
 
-def patch(model: nn.Module) -> list[nn.Module]:
-    """Let the LoRA layers of a PEFT model compute so, where nothing about them asks for more; returns these layers."""
+def patch(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """Let the LoRA layers among `modules` compute so, where nothing about them asks for more; returns these layers."""
     # A layer decides at each call: PEFT's code serves what is more than one active adapter on a frozen linear layer.
     from peft.tuners.lora.layer import LoraLayer
 
-    found: list[nn.Module] = [m for m in model.modules() if isinstance(m, LoraLayer) and _is_linear(m)]
+    found: list[nn.Module] = [m for m in modules if isinstance(m, LoraLayer) and _is_linear(m)]
     for module in found:
         module.forward = MethodType(_forward, module)
     return found

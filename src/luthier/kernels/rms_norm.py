@@ -3,6 +3,7 @@
 Written out in torch it keeps three copies of its input, two in float32. (Zhang and Sennrich 2019, arXiv 1910.07467.)
 """
 
+from collections.abc import Iterable
 from types import MethodType
 from typing import Any
 
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from luthier.kernels.frozen_linear import parts, shaped
 
 
-def patch(model: nn.Module, *, trial: bool = True) -> list[nn.Module]:
-    """Let the RMSNorms of `model` compute so, where a `trial` gives their own numbers; returns these."""
+def patch(modules: Iterable[nn.Module], *, trial: bool = True) -> list[nn.Module]:
+    """Let the RMSNorms among `modules` compute so, where a `trial` gives their own numbers; returns these."""
     found: list[nn.Module] = []
-    for module in model.modules():
+    for module in modules:
         norm_weight = vars(module).get("_parameters", {}).get("weight")
         eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         if norm_weight is None or norm_weight.ndim != 1 or eps is None or not type(module).__name__.endswith("RMSNorm"):

@@ -145,8 +145,11 @@ def row_limit(config: ModelConfig, source: str, tokenizer: Any, wanted: int | No
     return wanted or min(own, MOST_TOKENS)
 
 
-def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: Any) -> nn.Module:
-    """The base model; with `labels` a classification head for them. Weights come from safetensors only."""
+def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: Any, place: str = "") -> nn.Module:
+    """The base model; with `labels` a classification head for them. Weights come from safetensors only.
+
+    It has the types for the recipe's device, and is on it, or on `place`.
+    """
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file a bar is a line of noise
     base = architecture(config, source, labels, weights=config.init == "pretrained")
@@ -177,7 +180,7 @@ def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: 
             raise _of_another_task(config, base, labels) from error
         raise _unloadable(config, "weights", error) from error
     if quantize == "none":
-        model = model.to(where)
+        model = model.to(place or where)
     else:
         repair(model)
     files.refuse_not_finite(model, source)

@@ -29,7 +29,7 @@ def plan(config: RunConfig, cluster: Cluster | None = None, *, progress: Progres
     tokens = tokenize(unloaded, data, progress)  # its weights need not be there
     progress.stage("planning memory and time")
     inputs = plan_inputs(config, tokens)
-    resolved, chosen = (resolve(inputs), dict[str, Any]()) if cluster is None else _layouts(inputs, cluster)
+    resolved, chosen = (resolve(inputs), dict[str, Any]()) if cluster is None else _layouts(config, inputs, cluster)
     plan = resolved.plan
     others = alternatives(inputs, resolved) if plan is not None and cluster is None else []
     return {
@@ -60,7 +60,7 @@ def _on_cluster(config: RunConfig, cluster: Cluster) -> RunConfig:
     return config.model_copy(update={"model": model, "train": config.train.model_copy(update={"precision": precision})})
 
 
-def _layouts(inputs: "PlanInputs", cluster: Cluster) -> tuple["ResolvedSettings", dict[str, Any]]:
+def _layouts(config: RunConfig, inputs: "PlanInputs", cluster: Cluster) -> tuple["ResolvedSettings", dict[str, Any]]:
     """The settings in the layout that `train` would take, and the record of all layouts with the reason for it."""
     from luthier.models.load import quantization
     from luthier.planning.resolve import resolve
@@ -69,7 +69,7 @@ def _layouts(inputs: "PlanInputs", cluster: Cluster) -> tuple["ResolvedSettings"
     chosen, why = whole, "one device is one process"
     tried = [whole]
     packed = quantization(inputs.model, inputs.tuned.config)
-    if refused := unshardable(inputs.method, packed):
+    if refused := unshardable(config, packed):
         why = refused
     elif cluster.ranks > 1:
         sharded = resolve(replace(inputs, cluster=cluster, parallel="fsdp"))

@@ -178,16 +178,16 @@ def refuse_other_rows(config: RunConfig, data: "Prepared", folder: RunFolder) ->
 
 
 def load_base(
-    config: RunConfig, tokens: Encoding, folder: RunFolder | None = None, weights: Path | None = None
+    config: RunConfig, tokens: Encoding, folder: RunFolder | None = None, weights: Path | None = None, place: str = ""
 ) -> Loaded:
-    """The base model. `weights` is the folder of a whole tuned model to load instead."""
+    """The base model. `weights` is the folder of a whole tuned model to load instead; `place` another device for it."""
     import torch
 
     from luthier.models.load import load_model
 
     torch.manual_seed(config.seed)  # a classification head starts random
     source, tokenizer = str(weights or tokens.source), tokens.template.tokenizer
-    model = load_model(config.model, source, labels=tokens.labels, tokenizer=tokenizer)
+    model = load_model(config.model, source, labels=tokens.labels, tokenizer=tokenizer, place=place)
     if folder is not None and not Path(tokens.source).is_dir():
         folder.refuse_another_base(config.model, tokens.source)
     return Loaded(config, model, tokens)

@@ -1,7 +1,7 @@
 """Train a run, or resume it: its stages from top to bottom. Nothing heavy is imported before the call."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,14 @@ from luthier.core.resources import explained
 from luthier.core.shell import after_training
 from luthier.core.signals import StopRequest, watch
 from luthier.pipeline.follow import (
+    SHARDED,
     base_on_all,
+    divided_base,
     follow_leader,
     must_agree,
     refuse_own_disks,
     refuse_sharding,
+    uneven,
     unshardable,
     with_parallel,
 )
@@ -77,8 +80,9 @@ def train(
             if not ranks.leads:
                 follow_leader(placed, ranks, request)
                 return {}
-            if ranks.several and config.train.parallel == "fsdp":
-                refuse_sharding(unshardable(config.method, config.model.quantize))
+            if ranks.several and config.train.parallel in SHARDED:
+                refuse_sharding(unshardable(placed, config.model.quantize))
+                refuse_sharding(uneven(ranks) if config.train.parallel == "hsdp" else "")
             refuse_own_disks(folder.path, ranks)
             with mirrored(config.run, folder.path, progress) as listener:
                 return _lead(config, placed, folder, request, ranks, listener, shared, trackers)
@@ -122,10 +126,14 @@ def _lead(
                 progress.warn(what)
         resolved = resolve_run(config, tokens, folder, progress)
         if ranks.several:
-            resolved = with_parallel(resolved, config, tokens.source, folder, ranks.world, progress)
-        load = partial(shared.load, config, folder) if shared else partial(load_base, config, tokens, folder)
-        loaded = base_on_all(config, tokens, ranks, load)
-        base = measure_base(loaded, folder, progress)
+            resolved = with_parallel(resolved, config, tokens.source, folder, ranks, progress)
+        divided = ranks.several and resolved.train.parallel in SHARDED
+        place = "cpu" if divided else ""
+        alone = partial(load_base, config, tokens, folder, place=place)
+        load = partial(shared.load, config, folder) if shared else alone
+        loaded = base_on_all(config, tokens, ranks, divided, load)
+        with divided_base(loaded, resolved.train, ranks):
+            base = measure_base(loaded, folder, progress)
         trainer, counts = _trainer(loaded, resolved, accelerator, folder, progress, shared)
         page = _interim_page(loaded, trainer, counts, base)
         machine.watch_peak(config.model.device)
@@ -194,6 +202,7 @@ def _trainer(
     from luthier.training.trainer import Trainer
 
     config, method, base = loaded.config, loaded.config.method, loaded.model
+    of_base = set(base.parameters())
     seed(config.seed)
     if caveat := method.caveat(base):
         progress.warn(caveat)
@@ -206,7 +215,7 @@ def _trainer(
     longest = max(loaded.data.rows.lengths) if loaded.data.stream is None else None
     here().order("attach", settings, longest, loaded.tokens.labels is not None)
     pad_id = loaded.template.tokenizer.pad_token_id or 0
-    trainer = Trainer(loaded.model, loaded.data, method, settings, accelerator, pad_id, folder, progress)
+    trainer = Trainer(loaded.model, loaded.data, method, settings, accelerator, pad_id, folder, progress, of_base)
     seed(config.seed)
     trainer.resume()
     return trainer, (trained, parameters)
@@ -251,7 +260,9 @@ def _result(
         "measured_on": data.held_out_side,
         "trainable": trained,
         "parameters": parameters,
-        "weights_bytes": save_weights(loaded, folder.path / config.method.saves, folder.ledger.run, progress),
+        "weights_bytes": save_weights(
+            loaded, folder.path / config.method.saves, folder.ledger.run, progress, trainer.tuned.save_whole
+        ),
         "memory": {"planned": plan["bytes"], "measured": memory},  # bytes, of the process or the device, in training
         "time": {"planned": plan["seconds"], "measured": outcome["train_seconds"]},
     }
@@ -262,17 +273,23 @@ def _result(
     return result
 
 
-def save_weights(loaded: Loaded, target: Path, run: str, progress: Progress = SILENT) -> int:
+def save_weights(
+    loaded: Loaded,
+    target: Path,
+    run: str,
+    progress: Progress = SILENT,
+    save: Callable[[Path], None] | None = None,
+) -> int:
     """Write the tuned weights with tokenizer, template and generation settings; returns the weights' bytes.
 
-    The folder `target` is replaced as a whole; its manifest names the `run`.
+    The folder `target` is replaced as a whole; its manifest names the `run`. `save` writes them in the method's place.
     """
     from luthier.exports.base import write_words
 
     progress.stage("saving the weights")
     tokenizer = loaded.template.tokenizer
     with staged(target, run) as staging:
-        loaded.config.method.save(loaded.model, staging)
+        save(staging) if save is not None else loaded.config.method.save(loaded.model, staging)
         write_words(tokenizer, sorted(loaded.template.end_ids) if loaded.data.task.name == "chat" else (), staging)
     return sum(path.stat().st_size for path in target.glob("*.safetensors"))
 

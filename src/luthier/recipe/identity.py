@@ -14,8 +14,9 @@ from luthier.runs.folder import RunFolder, checked
 from luthier.runs.provenance import environment
 from luthier.runs.remote import is_url, working_folder
 
-_TRAIN = "train.log_every", "train.keep", "train.on_nan", "train.track", "train.processes", "train.parallel"
-MAY_CHANGE = ("run", *_TRAIN, "data.workers", "data.cache", "evaluate")
+_TRAIN = "train.log_every", "train.keep", "train.on_nan", "train.track"
+_RANKS = "train.processes", "train.parallel", "train.offload"
+MAY_CHANGE = ("run", *_TRAIN, *_RANKS, "data.workers", "data.cache", "evaluate")
 """Keys and blocks that another value of which leaves the run the same."""
 
 

@@ -4,20 +4,25 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from luthier.core.errors import InputError
 from luthier.core.files import fault, staged
+from luthier.core.ranks import here
 from luthier.core.strict_json import to_json
+from luthier.models.sharding import divided_as
 
 Advanced: TypeAlias = tuple[Optimizer, LRScheduler, Any]
 """What steps advance beside the weights: the optimizer, its schedule, and the scaler of the loss (fp16) or None."""
@@ -59,11 +64,18 @@ def _found(folder: Path) -> list[Path]:
 def write_checkpoint(
     target: Path, weights: Callable[[Path], None], advanced: Advanced, state: dict[str, Any], run: str = ""
 ) -> None:
-    """Write one checkpoint of `run`; `weights` writes the method's files. Raises NoSpace, with nothing half-written."""
+    """Write one checkpoint of `run`; `weights` writes the method's files, and, where weights are divided among the
+    ranks, every rank's shards of the optimizer's states (see `write_shards`).
+
+    Raises NoSpace, with nothing half-written.
+    """
     optimizer, schedule, scaler = advanced
     with staged(target, run, state.get("step")) as folder:
         weights(folder / "weights")
         tensors, numbers = _flatten(optimizer.state_dict())
+        divided = {key: value for key, value in tensors.items() if isinstance(value, DTensor)}
+        tensors = {key: value for key, value in tensors.items() if key not in divided}
+        numbers["divided"] = {key: str(value.dtype).removeprefix("torch.") for key, value in divided.items()}
         rng_tensors, rng = random_state()
         tensors |= rng_tensors
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "state.safetensors")
@@ -83,16 +95,76 @@ def read_checkpoint(checkpoint: Path, restore: Callable[[Path], None], advanced:
     restore(checkpoint / "weights")
     numbers = state.pop("optimizer")
     own: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in numbers["state"].items()}
-    for name, value in tensors.items():
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    divided = {
+        name: torch.empty_like(parameters[int(name.split(".")[1])], dtype=getattr(torch, dtype), requires_grad=False)
+        for name, dtype in numbers.get("divided", {}).items()
+    }
+    if divided:
+        read_shards(checkpoint / "weights", divided)
+    for name, value in (tensors | divided).items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            own.setdefault(int(index), {})[key] = value
+            own.setdefault(int(index), {})[key] = divided_as(value, parameters[int(index)])
     optimizer.load_state_dict({"state": own, "param_groups": numbers["groups"]})
     schedule.load_state_dict({**state.pop("schedule"), "lr_lambdas": [None] * len(optimizer.param_groups)})
     if (scale := state.pop("scaler")) and scaler is not None:
         scaler.load_state_dict(scale)
     put_back((tensors, state.pop("rng")))
     return state
+
+
+def write_shards(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Write this rank's shards of weights and optimizer states, as safetensors with the place of each. Call it on all.
+
+    Raises OSError where one rank could not write.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    states = _flatten(optimizer.state_dict())[0]
+    found = {f"weights.{name}": value.detach() for name, value in model.named_parameters()}
+    found |= {name: value for name, value in states.items() if isinstance(value, DTensor)}
+    with _quiet():
+        try:
+            save(found, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        except CheckpointException as error:
+            for rank, (why, _) in error.failures.items():
+                if isinstance(why, OSError):
+                    raise OSError(why.errno, f"{here().name(rank)}: {why.strerror}", str(folder)) from error
+            raise
+
+
+def are_shards(folder: Path) -> bool:
+    """Whether `write_shards` wrote this folder."""
+    return next(folder.glob("shard-*.safetensors"), None) is not None
+
+
+def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors, whole or divided among any number of ranks, with what `write_shards` wrote under their names.
+
+    InputError where one is missing, or has another shape. Each rank reads what it needs, by itself.
+    """
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = HuggingFaceStorageReader(str(folder))
+    found: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    kept = {name: tuple(each.size) for name, each in found.items()}
+    for name, value in tensors.items():
+        if kept.get(name) != tuple(value.shape):
+            raise InputError(f"{folder}: {name} has the shape {kept.get(name)}, not {tuple(value.shape)}")
+    with _quiet():
+        load(dict(tensors), storage_reader=reader, no_dist=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's remarks on saving and loading in one process, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch\.distributed\.checkpoint")
+        yield
 
 
 def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -107,9 +107,13 @@ class TrainConfig(Config):
     processes: Annotated[Count | None, AUTO] = None
     """Processes of this machine that train together, each with its share of a step; auto: one for each GPU, or one. The
     run stays the same except for rounding and dropout. torchrun starts them, and may be used itself."""
-    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """How several processes hold the model. ddp: each holds all of it. fsdp: each holds its part of weights, gradients
-    and optimizer states (FSDP2), for full fine-tuning and large bases. auto: ddp where the run fits so, else fsdp."""
+    parallel: Literal["auto", "ddp", "fsdp", "hsdp"] = "auto"
+    """How several processes hold the model. ddp: each holds all of it. fsdp: each holds its part of the base's weights,
+    and of gradients and optimizer states where those train (FSDP2), for full fine-tuning and large bases. hsdp: so
+    within each host, and the same on each of them. auto: ddp where the run fits so, else hsdp, else fsdp."""
+    offload: bool = False
+    """With fsdp and hsdp: what is divided lies in host memory, and comes to the device for the time of a layer: less
+    memory of the GPU, and slower."""
     track: tuple[Annotated[Tracker, TRACKERS], ...] = ()
     """What else shows the run, beside the terminal and metrics.jsonl: [swanlab], for example; luthier list trackers."""
 

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from luthier.core.errors import InputError
@@ -17,12 +18,12 @@ from luthier.core.ranks import Ranks, here
 from luthier.core.resources import is_out_of_memory
 from luthier.data.batches import micro_batches
 from luthier.kernels.process import keep_freed_memory
+from luthier.models.sharding import clip, evaluating, is_sharded
 from luthier.models.targets import in_head
 from luthier.rendering.row import Row
 from luthier.tasks.base import Task
 from luthier.training.optimizers.base import OPTIMIZERS
 from luthier.training.settings import TrainConfig
-from luthier.training.sharding import clip, is_sharded
 
 Batch = dict[str, Tensor]
 
@@ -197,11 +198,11 @@ class Loop:
             if halt:
                 raise Halted
             total = total.new_tensor(whole)
-            if sharded:
-                trained = [p for p in self.model.parameters() if p.requires_grad]
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            if any(isinstance(each, DTensor) for each in trained):  # FSDP2 has summed them
                 norm = clip(trained, self.clip or float("inf"))
                 return Gradient(float(total / divisor), norm, int(counts[1]), int(counts[0]))
-            sum_gradients([p for group in self.optimizer.param_groups for p in group["params"]], ranks)
+            sum_gradients(trained, ranks)
         norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.clip or float("inf")))
         return Gradient(float(total / divisor), norm, int(counts[1]), int(counts[0]))
 
@@ -266,7 +267,7 @@ def summed_losses(
     """(sum of losses, targets) of each batch of rows. Raises Halted where `halt` says so between two batches."""
     found = []
     model.eval()
-    with torch.inference_mode(), accelerator.autocast():
+    with evaluating(model), accelerator.autocast():
         for part in parts:
             if halt():
                 raise Halted

@@ -7,10 +7,9 @@ the run between two steps or inside one: a step that is broken off is as if it h
 import gc
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -62,14 +61,17 @@ class Trainer:
         pad_id: int,
         folder: RunFolder,
         progress: Progress,
+        of_base: Collection[nn.Parameter] = (),
     ) -> None:
+        """`of_base` are the parameters that the base had before the method."""
         self.data, self.method, self.settings, self.pad_id = data, method, settings, pad_id
         self.accelerator, self.folder, self.progress = accelerator, folder, progress
         self.config, self.pack, self.steps = settings.train, settings.pack, settings.steps
         # The length of a stream's epoch is unknown: intervals are shares of the run there.
         self.per_epoch = self.steps if data.stream else steps_per_epoch(len(data.rows), self.config.batch_size)
         longest = max(data.rows.lengths) if data.stream is None else None
-        self.ranks, self.tuned = here(), TunedModel(model, data.task, method, settings, accelerator, pad_id, longest)
+        how = data.task, method, settings, accelerator, pad_id, longest, of_base
+        self.ranks, self.tuned = here(), TunedModel(model, *how)
         self.raw, self.loop, self.cutter = model, self.tuned.loop, self.tuned.cutter
         self.optimizer, self.schedule, self.advanced = self.loop.optimizer, self.loop.schedule, self.tuned.advanced
         self.request, self.process = StopRequest(), psutil.Process()
@@ -314,21 +316,10 @@ class Trainer:
             self.folder.keep_refusals(self.data.refusals)
         self.folder.sync_metrics()
         target, run = self.folder.checkpoints / checkpoint_name(step), self.folder.ledger.run
-        checkpoints.write_checkpoint(target, self._write_weights, self.advanced, self.state, run)
+        checkpoints.write_checkpoint(target, self.tuned.save, self.advanced, self.state, run)
         self._rotate()
         self.saved = (step, self.state["unmeasured"])
         self.progress.saved(step)
-
-    def _write_weights(self, folder: Path) -> None:
-        """Write the weights of a checkpoint; where they are divided, the other ranks give theirs."""
-        if self.tuned.sharded:
-            self.ranks.order("save")
-        with self.tuned.whole():
-            try:
-                self.method.save(self.raw, folder, training=True)
-            finally:
-                if self.tuned.sharded:
-                    self.ranks.gathered(None)
 
     def _refuse_ruin(self, kept: str = "") -> None:
         """Raise Diverged, and save nothing more, where the last step left weights that are not finite."""
@@ -357,7 +348,6 @@ class Trainer:
             else:
                 self.ranks.order("weights", checkpoint / "weights")
                 self.tuned.restore(checkpoint / "weights")
-        self.tuned.gather()
         result = {"steps": state["step"], "kept_step": best or state["step"], "kept_best": best > 0}
         result |= {"stopped_early": self._out_of_patience(), "train_seconds": state["seconds"]}
         result |= {"skipped_steps": state["skipped"], "loss_spikes": state["spikes"]}  # skipped: not finite

@@ -1,11 +1,10 @@
 """The model of a run with its optimizer on every rank, and how the other ranks carry out the orders of rank 0."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,11 +17,20 @@ from luthier.data.prepared import Rows
 from luthier.kernels.apply import checkpoint_layers, patched
 from luthier.methods.base import Method, trainable_state
 from luthier.models.files import not_finite
+from luthier.models.sharding import Sharding, gathered_parts, gathered_state, held_whole, is_sharded, shard
 from luthier.rendering.row import Row
 from luthier.tasks.base import Task
-from luthier.training.checkpoint import Advanced, put_back, random_state, read_checkpoint, seed
-from luthier.training.settings import RunSettings
-from luthier.training.sharding import WholeStates, is_sharded, shard, whole
+from luthier.training.checkpoint import (
+    Advanced,
+    are_shards,
+    put_back,
+    random_state,
+    read_checkpoint,
+    read_shards,
+    seed,
+    write_shards,
+)
+from luthier.training.settings import RunSettings, TrainConfig
 from luthier.training.step import (
     Batch,
     Cutter,
@@ -34,6 +42,15 @@ from luthier.training.step import (
     held_out_batches,
     summed_losses,
 )
+
+
+def sharding_of(config: TrainConfig, device: str, *, half: bool = False) -> Sharding | None:
+    """How the weights of a run are divided; None where each rank holds all. `half`: gather float32 ones as bfloat16."""
+    ranks = here()
+    if not ranks.several or config.parallel not in ("fsdp", "hsdp"):
+        return None
+    shards = ranks.on_host if config.parallel == "hsdp" else ranks.world
+    return Sharding(device, shards, torch.bfloat16 if half else None, config.offload)
 
 
 class TunedModel:
@@ -48,23 +65,31 @@ class TunedModel:
         accelerator: Accelerator,
         pad_id: int,
         longest: int | None,
+        of_base: Collection[nn.Parameter] = (),
     ) -> None:
-        """`longest` is the length of the longest training row; None where it is not known."""
+        """`longest` is the length of the longest training row; None where it is not known.
+
+        `of_base` are the parameters that the base had before the method: those are divided among ranks. The method's
+        own are small, and every rank has them whole, as with DDP.
+        """
         self.raw, self.method, self.settings, self.accelerator = model, method, settings, accelerator
-        self.ranks, config, self.kept = here(), settings.train, ExitStack()
+        self.ranks, config = here(), settings.train
         if config.gradient_checkpointing is True:
             checkpoint_layers(model)
         half_on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision != "no"
         self.cutter = Cutter(task, config, settings.pack, pad_id, longest if half_on_cpu else None)
-        self.model = accelerator.prepare(model)
-        if config.parallel == "fsdp" and self.ranks.several:
-            shard(model, self.ranks.world, accelerator.device.type)
+        how = sharding_of(config, accelerator.device.type, half=accelerator.mixed_precision == "bf16")
+        self.model = accelerator.prepare_model(model, device_placement=how is None)
+        if how is not None:
+            keeps = method.saves == "adapter"
+            named = model.named_parameters()
+            shard(model, how, frozenset(n for n, p in named if p not in of_base or (keeps and p.requires_grad)))
         self.sharded = is_sharded(model)
+        self.shards_train = self.sharded and method.saves == "model"
         assert config.lr is not None
         optimizer = build_optimizer(model, config, config.lr, method.lr_ratio_of)
         schedule = build_schedule(optimizer, config, settings.steps)
-        states: Any = WholeStates(optimizer, self.ranks.leads) if self.sharded else optimizer
-        self.advanced: Advanced = states, schedule, accelerator.scaler
+        self.advanced: Advanced = optimizer, schedule, accelerator.scaler
         calls = partial(method.penalty, model), partial(method.after_step, model)
         prepared = accelerator.prepare(optimizer)
         self.loop = Loop(self.model, task, prepared, schedule, accelerator, config.clip, *calls)
@@ -78,30 +103,33 @@ class TunedModel:
         self.ranks.order("trained")
         self.unwrap()
 
-    @contextmanager
-    def whole(self, *, changes: bool = False) -> Iterator[None]:
-        """Inside, this rank has all weights, where they are divided among the ranks. Every rank calls it at once."""
-        with whole(self.raw, changes=changes) if self.sharded else nullcontext():
-            yield
-
     def restore(self, folder: Path) -> None:
         """Put the weights back that a checkpoint has. Every rank calls it at once."""
-        with self.whole(changes=True):
+        if are_shards(folder):
+            read_shards(folder, {f"weights.{name}": value.detach() for name, value in self.raw.named_parameters()})
+            return
+        with held_whole(self.raw, changes=True) if self.shards_train else nullcontext():
             self.method.restore(self.raw, folder)
 
-    def hold(self) -> None:
-        """Hold all weights from now on: no step follows. Every rank calls it at once."""
-        self.kept.enter_context(self.whole())
+    def save(self, folder: Path) -> None:
+        """Write the weights of a checkpoint; divided ones by each rank. Call it as leader."""
+        if self.shards_train:
+            self.ranks.order("save", folder)
+            write_shards(folder, self.raw, self.advanced[0])
+        else:
+            self.method.save(self.raw, folder, training=True)
 
-    def gather(self) -> None:
-        """Let every rank hold all weights, to evaluate and save them. Call it as leader, behind the last step."""
-        if self.sharded:
-            self.ranks.order("gathered")
-            self.hold()
+    def save_whole(self, folder: Path) -> None:
+        """Write the weights that the run keeps, as one process does. Call it as leader."""
+        if self.shards_train:
+            self.ranks.order("gather")
+            self.raw.save_pretrained(folder, state_dict=gathered_state(self.raw, leads=True))  # type: ignore[operator]
+        else:
+            self.method.save(self.raw, folder)
 
     def ruined_on_any(self) -> str:
         """Name of a weight that is not finite, on any rank; empty where there is none. Call it as leader."""
-        if not self.sharded:
+        if not self.shards_train:
             return self.ruined()
         self.ranks.order("ruined")
         return next(filter(None, self.ranks.results(self.ruined)), "")
@@ -109,14 +137,13 @@ class TunedModel:
     def ruined(self) -> str:
         """Name of a weight on this rank that is not finite; empty where there is none."""
         own = trainable_state(self.raw).items()
-        return not_finite((name, value.to_local() if self.sharded else value) for name, value in own)
+        return not_finite((name, value.to_local() if self.shards_train else value) for name, value in own)
 
     @contextmanager
     def patched(self) -> Iterator[None]:
         """Inside, the model computes by Luthier's kernels."""
-        with ExitStack() as stack:
-            with self.whole():  # a trial of a layer needs its weights
-                stack.enter_context(patched(self.raw, self.settings.pack is not None, self.settings.train.compile))
+        parts = gathered_parts(self.raw) if self.sharded else None  # a trial of a layer needs its weights
+        with patched(self.raw, self.settings.pack is not None, self.settings.train.compile, parts=parts):
             yield
 
     def unwrap(self) -> None:
@@ -146,15 +173,14 @@ class TunedModel:
     def digest(self) -> str:
         """A hash of the weights that train."""
         found = hashlib.sha256()
-        with self.whole():
-            for name, value in sorted(trainable_state(self.raw).items()):
-                found.update(name.encode())
-                found.update(value.detach().cpu().clone().view(torch.uint8).numpy())
+        for name, value in sorted(trainable_state(self.raw).items()):
+            found.update(name.encode())
+            found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
         return found.hexdigest()[:16]
 
     def compare_weights(self) -> None:
         """InputError where another rank would train other weights than this one. Call it as leader."""
-        if not self.ranks.several:
+        if not self.ranks.several or self.shards_train:  # what is divided came from the leader
             return
         self.ranks.order("digest")
         own, *others = self.ranks.results(self.digest)
@@ -175,8 +201,7 @@ def held_out_loss(tuned: TunedModel, rows: Rows, batch_size: int, halt: Callable
     mine: Iterable[Sequence[Row]] = read(0)
     if ranks.several:
         mine = ranks.share("held_out", [list(read(rank)) for rank in range(ranks.world)])
-    with tuned.whole():
-        found = ranks.results(lambda: summed_losses(tuned.raw, mine, tuned.cutter, tuned.accelerator, halt))
+    found = ranks.results(lambda: summed_losses(tuned.raw, mine, tuned.cutter, tuned.accelerator, halt))
     total = count = 0.0
     for place in range(len(batches)):  # in the order of one process, so that the sum is the same
         losses, targets = found[place % ranks.world][place // ranks.world]
@@ -195,7 +220,7 @@ class StepFollower:
     def handlers(self) -> dict[str, Callable[..., None]]:
         """What the leader can order."""
         names = ["train", "trained", "begin", "restore", "weights", "digest", "gradient", "take", "held_out"]
-        names += ["save", "ruined", "gathered"]
+        names += ["save", "ruined", "gather"]
         return {name: getattr(self, name) for name in names}
 
     def train(self) -> None:
@@ -228,19 +253,18 @@ class StepFollower:
         """The weights that the run keeps."""
         self.tuned.restore(folder)
 
-    def save(self) -> None:
-        """Give the leader the shards of this rank, for a checkpoint."""
-        with self.tuned.whole():
-            self.ranks.gathered(None)
-        self.tuned.advanced[0].state_dict()
+    def save(self, folder: Path) -> None:
+        """Write the shards of this rank into a checkpoint."""
+        with suppress(OSError):  # the leader has it too, and says so
+            write_shards(folder, self.tuned.raw, self.tuned.advanced[0])
+
+    def gather(self) -> None:
+        """Give the leader the shards of this rank, one tensor at a time."""
+        gathered_state(self.tuned.raw, leads=False)
 
     def ruined(self) -> None:
         """Whether a weight is not finite."""
         self.ranks.results(self.tuned.ruined)
-
-    def gathered(self) -> None:
-        """Hold all weights from now on."""
-        self.tuned.hold()
 
     def digest(self) -> None:
         """A hash of the weights, for the leader."""
@@ -270,5 +294,4 @@ class StepFollower:
     def held_out(self) -> None:
         """Losses of this rank's share of the held-out rows."""
         tuned, parts = self.tuned, self.ranks.scattered()
-        with tuned.whole():
-            self.ranks.results(lambda: summed_losses(tuned.raw, parts, tuned.cutter, tuned.accelerator, lambda: False))
+        self.ranks.results(lambda: summed_losses(tuned.raw, parts, tuned.cutter, tuned.accelerator, lambda: False))

@@ -100,7 +100,6 @@ class Labels(Evaluation):
 
 def most_likely(context: EvalContext) -> list[str]:
     """For each example the most likely label of `context.labels`; the first of equally likely ones."""
-    import torch
 
     last = dict(zip(context.owner, context.rows, strict=True))  # a dialogue is judged by its last answer
     numbers = sorted(last)
@@ -112,10 +111,9 @@ def most_likely(context: EvalContext) -> list[str]:
     for place, number in enumerate(numbers):
         if split[place][1] != common.get(context.examples[number].label or ""):
             tails[place] = [_tail(context, number, label) for label in context.labels]
-    with torch.inference_mode():
-        trial = sorted(range(len(numbers)), key=lambda place: -len(prompts[place]))[:TRIAL_ROWS]
-        shown = [tails[i] or list(common.values()) for i in trial]
-        size = bytes_of_shared(context, [prompts[i] for i in trial], shown)
+    trial = sorted(range(len(numbers)), key=lambda place: -len(prompts[place]))[:TRIAL_ROWS]
+    tried = [prompts[i] for i in trial], [tails[i] or list(common.values()) for i in trial]
+    (size,) = context.computed("trial", [tried], [1], "")
     tokens = context.settings.batch_tokens
     if size:
         tokens = min(tokens, max(1, CACHE_BYTES // (size * len(context.labels))))
@@ -150,6 +148,11 @@ def _tail(context: EvalContext, number: int, label: str) -> list[int]:
     example = context.examples[number]
     last = replace(example.messages[-1], content=label, tool_calls="")
     return split_answer(context.template.encode([*example.messages[:-1], last], example.tools))[1]
+
+
+def tried(context: EvalContext, batch: Sequence[Any]) -> list[int]:
+    """As `bytes_of_shared`, for each (prompts, tails) of a batch."""
+    return [bytes_of_shared(context, *each) for each in batch]
 
 
 def bytes_of_shared(context: EvalContext, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]]) -> int:

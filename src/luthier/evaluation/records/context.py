@@ -144,7 +144,9 @@ class EvalContext:
 
         self.model.eval()
         made = []
-        with torch.inference_mode():
+        if here().several:
+            from luthier.models.sharding import evaluating
+        with evaluating(self.model) if here().several else torch.inference_mode():
             for batch in batches:
                 made.append(WORK[work](self, batch, **more))
                 report(len(batch))
