@@ -52,6 +52,11 @@ def test_shards_hold_a_part_and_gather_two_layers() -> None:
     assert made.parts["gathered layers"] == 2 * 500 + 1_000 + 8 * 100 and made.parts["activations"] == 100
     assert made.traffic["all-gather"] == 2 * 15 / 16 * (2 * 10 * 500 + 1_000)
     assert made.traffic["reduce-scatter"] == 2 * 15 / 16 * 4 * 2_000 and "all-reduce" not in made.traffic
+    own = fsdp(replace(WORK, units=WORK.units._replace(adapter=True)), cluster(nodes=2))
+    assert own.parts["weights"] == 1_000 and own.parts["optimizer"] == 16_000, "an adapter is whole on each device"
+    assert own.traffic["all-reduce"] == 2 * 15 / 16 * 4 * 2_000 and "reduce-scatter" not in own.traffic
+    away = fsdp(replace(WORK, units=WORK.units._replace(offload=True)), cluster(nodes=2))
+    assert away.parts["weights"] == away.parts["optimizer"] == 0 and away.parts["gathered layers"] > 0
     within = fsdp(WORK, cluster(nodes=2), within_node=True)
     assert within.shards == 8 and within.traffic["all-reduce"] == 2 * 2 * 1 / 2 * 4 * 2_000 / 8
 

@@ -204,7 +204,7 @@ def _reads_as_it_is(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def without_gradients(model: nn.Module) -> Iterator[None]:
     """Inside, each rank may run as many passes without gradients as it has rows for. Call it on all.
 
     Where every device has room, all weights are gathered once; else each layer for each pass, by all ranks at once.

@@ -73,16 +73,17 @@ def _layouts(config: RunConfig, inputs: "PlanInputs", cluster: Cluster) -> tuple
         why = refused
     elif cluster.ranks > 1:
         sharded = resolve(replace(inputs, cluster=cluster, parallel="fsdp"))
-        tried.append(sharded)
+        hybrid = None
         if min(cluster.per_node, cluster.nodes) > 1:
-            tried.append(resolve(replace(inputs, cluster=cluster, parallel="hsdp")))
+            hybrid = resolve(replace(inputs, cluster=cluster, parallel="hsdp"))
+        tried += [sharded, *filter(None, [hybrid])]
         if inputs.train.parallel != "auto":
-            chosen = whole if inputs.train.parallel == "ddp" else sharded
+            chosen = {"ddp": whole, "fsdp": sharded, "hsdp": hybrid or sharded}[inputs.train.parallel]
             why = f"the recipe says train.parallel={inputs.train.parallel}"
         elif whole.plan is None or sharded.plan is None or whole.plan.fits:
             why = "each device has room for the whole base beside its step"
         else:
-            chosen = sharded
+            chosen = hybrid if hybrid is not None and hybrid.plan is not None and hybrid.plan.fits else sharded
             why = f"the whole base and its step take {gigabytes(whole.plan.peak)} of one device"
     record = {
         "devices": f"{cluster.per_node}x{cluster.name}",

@@ -33,13 +33,17 @@ class Units(NamedTuple):
 
     layers: int
     layer: int
-    """Bytes of the weights of the largest layer; those that train are float32."""
+    """Bytes of the base's weights in the largest layer, as they are gathered."""
     rest: int
-    """Bytes of the weights outside of layers."""
+    """Bytes of the base's weights outside of layers."""
     layer_trained: int
     """Trained parameters of the layer with most of them."""
     trained: int
     """Trained parameters of all."""
+    adapter: bool = False
+    """What trains is an adapter: every device has it whole, and its gradients are summed as in DDP."""
+    offload: bool = False
+    """What is sharded lies in host memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,23 +151,29 @@ def fsdp(work: RankWork, cluster: Cluster, *, within_node: bool = False) -> Layo
     group, shards = (cluster.per_node, nodes), cluster.per_node * nodes
     replicas, units, time = cluster.ranks // shards, work.units, _Times.of(work, cluster, shards)
     gather, gather_rest = cluster.gather(units.layer, *group), cluster.gather(units.rest, *group)
-    gradient = GRADIENT * units.layer_trained
-    scatter = cluster.gather(gradient, *group) + cluster.reduce(gradient / shards, 1, replicas)
+    gradient = 0 if units.adapter else GRADIENT * units.layer_trained
+    scatter = (
+        0.0 if units.adapter else cluster.gather(gradient, *group) + cluster.reduce(gradient / shards, 1, replicas)
+    )
     pieces = units.trained / max(1, units.layer_trained)  # what is trained outside of layers counts as more of them
     late = max(0.0, (units.layers - 1) * gather - time.forward)
     late += max(0.0, units.layers * gather + pieces * scatter - time.backward)
     # Nothing computes while the first layer is gathered, and the gradient of the last is scattered.
     waiting = work.passes * (gather_rest + gather + late) + scatter
-    others = (shards - 1) / shards
-    traffic = {
-        "all-gather": work.passes * others * (2 * units.layers * units.layer + units.rest),
-        "reduce-scatter": work.passes * others * GRADIENT * units.trained,
-        "all-reduce": work.passes * 2 * (replicas - 1) / replicas * GRADIENT * units.trained / shards,
-    }
-    parts = {name: ceil(size / shards) for name, size in work.held.items()}
+    others, all_trained = (shards - 1) / shards, GRADIENT * units.trained
+    traffic = {"all-gather": work.passes * others * (2 * units.layers * units.layer + units.rest)}
+    if units.adapter:
+        own = ddp(work, cluster)
+        waiting, traffic = waiting + own.waiting, traffic | own.traffic
+    else:
+        traffic["reduce-scatter"] = work.passes * others * all_trained
+        traffic["all-reduce"] = work.passes * 2 * (replicas - 1) / replicas * all_trained / shards
+    sharded = {"weights"} if units.adapter else work.held.keys()
+    part = 0 if units.offload else 1 / shards
+    parts = {name: ceil(size * part) if name in sharded else size for name, size in work.held.items()}
     # The layer at work and the next one, and a layer's gradient before and while it is scattered. What is outside of
     # layers stays from the forward pass to the backward pass.
-    parts["gathered layers"] = 2 * units.layer + units.rest + 2 * GRADIENT * units.layer_trained
+    parts["gathered layers"] = 2 * units.layer + units.rest + 2 * gradient
     return _layout("hsdp" if within_node else "fsdp", shards, parts, traffic, time, waiting, work, cluster)
 
 

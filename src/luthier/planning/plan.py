@@ -196,7 +196,10 @@ def estimate(inputs: PlanInputs, work: Workload) -> Plan:
     stored = _dtype(model, tuned.config)
     autocast = AUTOCAST[inputs.train.precision]
     computed = autocast or stored
-    traced = _trace(inputs, work, stored, autocast)
+    # FSDP gathers in half precision what trains in float32, where DDP has autocast copy it.
+    halves = autocast is not None and inputs.parallel != "ddp" and inputs.method.saves == "model"
+    traced = _trace(inputs, work, stored, autocast, autocast if halves else None)
+    gathered = 2 if halves else 4
     held = held_bytes(tuned, model, inputs.train)
     head = None if inputs.labels is not None else tuned.get_output_embeddings()
     share = work.tokens / work.most  # of the traced pass, in a step
@@ -222,7 +225,7 @@ def estimate(inputs: PlanInputs, work: Workload) -> Plan:
             + times * work.passes * (computed.itemsize + 0.5) * sum(packed)
             + LOGIT_BYTES * work.targets * vocabulary,
             calls=calls,
-            units=units_of(tuned, stored.itemsize),
+            units=units_of(inputs, stored.itemsize, gathered),
             tokens=inputs.train.batch_size * sum(inputs.lengths) / len(inputs.lengths),
             skew=skew_of(inputs.lengths, inputs.train.batch_size, inputs.cluster.ranks, inputs.seed),
         )
@@ -256,19 +259,22 @@ def _on_cluster(inputs: PlanInputs, cluster: Cluster, rank: RankWork, work: Work
     return Plan(target, layout.parts, inputs.steps * layout.seconds, work.most, flops, layout)
 
 
-def units_of(tuned: nn.Module, stored: int) -> Units:
-    """What FSDP gathers; a number of a frozen weight takes `stored` bytes, one that trains four."""
+def units_of(inputs: PlanInputs, stored: int, gathered: int) -> Units:
+    """What FSDP gathers: a number of a frozen weight takes `stored` bytes, one of the base that trains `gathered`."""
     layers: Counter[str] = Counter()  # number of a layer -> bytes
     trained: Counter[str] = Counter()
-    for name, parameter in tuned.named_parameters():  # shared ones once
+    adapter = inputs.method.saves == "adapter"
+    for name, parameter in inputs.tuned.named_parameters():  # shared ones once
         place = LAYER.search(name)
         layer = place[1] if place else ""
-        layers[layer] += parameter.numel() * (4 if parameter.requires_grad else stored)
+        size = stored if not parameter.requires_grad else 0 if adapter else gathered
+        layers[layer] += parameter.numel() * size
         trained[layer] += parameter.numel() * parameter.requires_grad
     rest = layers.pop("", 0)
     whole = sum(trained.values())
     trained.pop("", 0)
-    return Units(len(layers), max(layers.values(), default=0), rest, max(trained.values(), default=0), whole)
+    largest, most = max(layers.values(), default=0), max(trained.values(), default=0)
+    return Units(len(layers), largest, rest, most, whole, adapter, inputs.train.offload)
 
 
 def held_bytes(tuned: nn.Module, model: ModelConfig, train: TrainConfig) -> dict[str, int]:
@@ -287,8 +293,17 @@ def held_bytes(tuned: nn.Module, model: ModelConfig, train: TrainConfig) -> dict
     }
 
 
-def _trace(inputs: PlanInputs, work: Workload, stored: torch.dtype, autocast: torch.dtype | None) -> Trace:
-    """Trace the largest pass: by copies with one and two layers where all layers are alike."""
+def _trace(
+    inputs: PlanInputs,
+    work: Workload,
+    stored: torch.dtype,
+    autocast: torch.dtype | None,
+    gathered: torch.dtype | None,
+) -> Trace:
+    """Trace the largest pass: by copies with one and two layers where all layers are alike.
+
+    Weights that train have the type `gathered`, where it is given.
+    """
     config: Any = inputs.tuned.config
     number = None if getattr(config, "is_encoder_decoder", False) else getattr(config, "num_hidden_layers", None)
 
@@ -307,6 +322,7 @@ def _trace(inputs: PlanInputs, work: Workload, stored: torch.dtype, autocast: to
             model,
             lengths,
             dtype=stored,
+            trained=gathered,
             autocast=autocast,
             device=device(inputs.model),
             packed=packed,

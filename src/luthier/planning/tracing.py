@@ -88,17 +88,19 @@ def trace(
     again: bool,
     compile: bool = False,
     undivided: bool = False,
+    trained: torch.dtype | None = None,
 ) -> Trace:
     """Trace one pass over rows of these lengths; `model` is on the meta device with its method attached.
 
     With `undivided` tensors are worked on whole, as on a GPU, whatever `device` the trace is on.
 
-    Frozen weights count as `dtype`. A compiled model counts as it is written, which is more. With `again` gradients of
-    an earlier pass exist and are not counted. Raises whatever the model raises where it cannot run without numbers.
+    Frozen weights count as `dtype`, those that train as `trained`, if it is given. A compiled model counts as it is
+    written, which is more. With `again` gradients of an earlier pass exist and are not counted. Raises whatever the
+    model raises where it cannot run without numbers.
     """
     rows = list(lengths)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    _materialize(model, mode, dtype, device)
+    _materialize(model, mode, dtype, trained, device)
     if again:
         with mode:
             for parameter in model.parameters():
@@ -172,15 +174,18 @@ def _inputs(rows: list[int], device: str, packed: bool) -> dict[str, Tensor]:
     return {"input_ids": ids, "position_ids": places}
 
 
-def _materialize(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype, device: str) -> None:
+def _materialize(
+    model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype, trained: torch.dtype | None, device: str
+) -> None:
     """Replace tensors on the meta device by tensors of the right type and device, still without memory."""
     made: dict[int, Tensor] = {}
     for tensors in (each for module in model.modules() for each in (module._parameters, module._buffers)):
         for name, tensor in [(name, tensor) for name, tensor in tensors.items() if tensor is not None]:
             if id(tensor) not in made:
-                frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad and tensor.is_floating_point()
+                weight = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+                of_weight = (trained or tensor.dtype) if tensor.requires_grad else dtype
                 with mode:
-                    empty = torch.empty(tensor.shape, dtype=dtype if frozen else tensor.dtype, device=device)
+                    empty = torch.empty(tensor.shape, dtype=of_weight if weight else tensor.dtype, device=device)
                     if isinstance(tensor, nn.Parameter):
                         empty = nn.Parameter(empty, tensor.requires_grad)
                     made[id(tensor)] = empty

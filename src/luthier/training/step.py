@@ -18,7 +18,7 @@ from luthier.core.ranks import Ranks, here
 from luthier.core.resources import is_out_of_memory
 from luthier.data.batches import micro_batches
 from luthier.kernels.process import keep_freed_memory
-from luthier.models.sharding import clip, evaluating, is_sharded
+from luthier.models.sharding import clip, is_sharded, without_gradients
 from luthier.models.targets import in_head
 from luthier.rendering.row import Row
 from luthier.tasks.base import Task
@@ -267,7 +267,7 @@ def summed_losses(
     """(sum of losses, targets) of each batch of rows. Raises Halted where `halt` says so between two batches."""
     found = []
     model.eval()
-    with evaluating(model), accelerator.autocast():
+    with without_gradients(model), accelerator.autocast():
         for part in parts:
             if halt():
                 raise Halted

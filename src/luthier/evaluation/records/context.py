@@ -145,8 +145,8 @@ class EvalContext:
         self.model.eval()
         made = []
         if here().several:
-            from luthier.models.sharding import evaluating
-        with evaluating(self.model) if here().several else torch.inference_mode():
+            from luthier.models.sharding import without_gradients
+        with without_gradients(self.model) if here().several else torch.inference_mode():
             for batch in batches:
                 made.append(WORK[work](self, batch, **more))
                 report(len(batch))
