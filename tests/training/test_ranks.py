@@ -320,12 +320,16 @@ def test_scores_answers_and_predictions_are_those_of_one_process(
         assert first["where"] == second["where"]
 
 
-def test_labels_are_chosen_on_all_ranks(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_labels_are_chosen_on_all_ranks(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: str
+) -> None:
+    monkeypatch.setattr(sharding, "ROOM", 0.0)
     data = write_jsonl(tmp_path / "rows.jsonl", review_rows(30))
     for task in ("classify", "chat"):
         recipe = [*BASE, f"model={model_folder('llama')}", f"data={data}", f"task={task}", "train.steps=2"]
         whole = train(RunConfig.load(None, [*recipe, f"run={tmp_path / f'{task}-one'}"]))
-        leader, follower = trained_on(2, tmp_path / f"{task}-two", recipe)
+        leader, follower = trained_on(2, tmp_path / f"{task}-two", [*recipe, f"train.parallel={parallel}"])
         assert "value" in leader, leader
         assert follower == {"value": {}}
         assert leader["value"]["tuned"]["accuracy"] == whole["tuned"]["accuracy"]

@@ -112,8 +112,8 @@ def most_likely(context: EvalContext) -> list[str]:
         if split[place][1] != common.get(context.examples[number].label or ""):
             tails[place] = [_tail(context, number, label) for label in context.labels]
     trial = sorted(range(len(numbers)), key=lambda place: -len(prompts[place]))[:TRIAL_ROWS]
-    tried = [prompts[i] for i in trial], [tails[i] or list(common.values()) for i in trial]
-    (size,) = context.computed("trial", [tried], [1], "")
+    pairs = [prompts[i] for i in trial], [tails[i] or list(common.values()) for i in trial]
+    (size,) = context.computed("trial", [pairs], [1], "")
     tokens = context.settings.batch_tokens
     if size:
         tokens = min(tokens, max(1, CACHE_BYTES // (size * len(context.labels))))
@@ -167,6 +167,9 @@ def bytes_of_shared(context: EvalContext, prompts: Sequence[list[int]], tails: S
     pairs = [pair for one, other in zip(shared, plain, strict=True) for pair in zip(one, other, strict=True)]
     near = all(abs(a - b) < NEAR * max(1.0, abs(b) / 10) for a, b in pairs)
     return max(1, sizes[0]) if near else 0
+
+
+WORK["trial"] = tried
 
 
 def sums_of_rows(context: EvalContext, prompts: Sequence[list[int]], tails: Sequence[list[list[int]]]) -> "Sums":
