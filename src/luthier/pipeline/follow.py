@@ -132,6 +132,10 @@ def with_parallel(
         if chosen == "fsdp" and not uneven(ranks) and _divided_in(plan, ranks.on_host) <= room:
             chosen, reason = "hsdp", "the whole model does not fit on each device, and fits on those of a host"
         progress.note(f"{ranks.world} processes, train.parallel={chosen}: {reason}")
+    if chosen in SHARDED:
+        compiled = "each layer is gathered to compute, by torch.compile as in one process"
+        ours = "each layer is gathered to compute, by Luthier's kernels as in one process"
+        progress.note(compiled if config.train.compile else ours)
     return replace(resolved, train=resolved.train.model_copy(update={"parallel": chosen}))
 
 
