@@ -17,7 +17,7 @@ from luthier.comparison.candidates import variants_of, with_reason
 from luthier.comparison.runner import CompareConfig, CompareTask, Context, Executor
 from luthier.comparison.table import table_of
 from luthier.comparison.tasks import HERE
-from luthier.core.errors import Busy, InputError
+from luthier.core.errors import Busy, InputError, UnknownPlugin
 from luthier.core.events import SILENT, Progress
 from luthier.core.files import lock, read_object, write_json, write_text
 from luthier.core.signals import watch
@@ -78,6 +78,25 @@ def compare(
         write_json(folder / "compare.json", body)
         write_text(folder / "compare.html", compare_report.render(body))
         return body
+
+
+def executor_on(on: str, address: str = "", partition: str = "", time: str = "") -> Executor:
+    """Where runs are made: here, or on ray or slurm. InputError for an option that belongs elsewhere."""
+    options = ("address", address, "ray"), ("partition", partition, "slurm"), ("time", time, "slurm")
+    for option, value, engine in options:
+        if value and on != engine:
+            raise InputError(f"--{option} belongs to --on {engine}", fix="leave it out")
+    if on == "ray":
+        from luthier.comparison.on_ray import OnRay
+
+        return OnRay(address)
+    if on == "slurm":
+        from luthier.comparison.on_slurm import OnSlurm
+
+        return OnSlurm(partition, time)
+    if on != "here":
+        raise UnknownPlugin("engine", on, ["ray", "slurm", "here"])
+    return HERE
 
 
 def _prepare(
