@@ -29,6 +29,7 @@ from luthier.pipeline import prepare
 from luthier.planning.plan import tuned_skeleton
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import local_path
+from luthier.recipe.parse import RecipeSource
 from luthier.reports import compare_report
 from luthier.reports.run_report import figure
 from luthier.runs.folder import RunFolder
@@ -39,7 +40,7 @@ def compare(
     config: RunConfig,
     options: CompareConfig,
     *,
-    recipe: Path | None = None,
+    recipe: RecipeSource | None = None,
     executor: Executor = HERE,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:

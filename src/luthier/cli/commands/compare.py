@@ -52,7 +52,7 @@ def command(
     from luthier.builtin import DEMO
 
     path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "task": task})
-    if path == Path("demo") and not path.is_file():  # a folder of that name is not a recipe
+    if path == Path("demo") and not Path("demo").is_file():  # a folder of that name is not a recipe
         path, overrides = DEMO, ["run=runs/compare-demo", *overrides]
     config, terminal = opened("compare", path, overrides, subject=f"methods {methods}")
     from luthier.cli.terminal.progress import resumable
