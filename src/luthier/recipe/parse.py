@@ -16,7 +16,7 @@ from luthier.core.registry import Family, P
 from luthier.core.strict_yaml import parse_value, parse_yaml
 from luthier.data.read import looks_like_file
 from luthier.exports.base import EXPORTS, Export
-from luthier.runs.remote import is_url, read_file
+from luthier.runs.remote import first_bytes, is_url
 
 RecipeSource: TypeAlias = Path | str
 """A YAML file, or its URL as text."""
@@ -80,7 +80,7 @@ def _content(source: RecipeSource, most: int) -> bytes:
     """At most so many bytes of a recipe. InputError where there is none."""
     content, near = None, ""
     if isinstance(source, str):
-        content = read_file(source, most)
+        content = first_bytes(source, most)
     elif source.is_file():
         with source.open("rb") as file:
             content = file.read(most)

@@ -81,7 +81,7 @@ def _place(url: str, kind: str) -> Path:
     return files.cache_root() / f"{kind}-{hashlib.sha256(url.encode()).hexdigest()[:16]}" / name
 
 
-def read_file(url: str, most: int) -> bytes | None:
+def first_bytes(url: str, most: int) -> bytes | None:
     """At most so many bytes of a file at a URL; None where there is none. InputError where it cannot be read."""
     store = RemoteStore(url)
     with store.explained():
