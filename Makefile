@@ -2,6 +2,7 @@
 .POSIX:
 PYTHON = python3
 BIN = .venv/bin
+PURELIB = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 QUICK = tests/core tests/data tests/rendering tests/recipe tests/models tests/docs tests/test_architecture.py
 
 .PHONY: demo test quick test-all test-gguf test-real test-peft test-strangers test-versions test-trackers test-s3 test-ray test-slurm test-hosts lint types check methods-table architectures-table clean
@@ -50,32 +51,24 @@ test-versions: .venv/ready
 test-trackers: .venv/ready build/trackers/ready
 	PYTHONPATH=src build/trackers/bin/python -m pytest -n 0 -rs tests/tracking
 
-build/trackers/ready: tests/tracking/requirements.txt .venv/ready
-	test -x build/trackers/bin/python || $(PYTHON) -m venv build/trackers
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/trackers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/luthier.pth"
-	build/trackers/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --requirement tests/tracking/requirements.txt
-	touch build/trackers/ready
-
 # Runs at s3://, through s3fs on moto's server, in an environment of its own: s3fs needs an older python-dateutil than
 # constraints.txt has.
 test-s3: .venv/ready build/s3/ready
 	PYTHONPATH=src build/s3/bin/python -m pytest -n 0 -rs tests/reliability/test_s3.py tests/reliability/test_remote.py
 
-build/s3/ready: tests/reliability/requirements.txt .venv/ready
-	test -x build/s3/bin/python || $(PYTHON) -m venv build/s3
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/s3/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/luthier.pth"
-	build/s3/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --requirement tests/reliability/requirements.txt
-	touch build/s3/ready
-
 # Runs and comparisons on a real Ray, with workers that are killed, in an environment of its own. 630 MB.
 test-ray: .venv/ready build/ray/ready
 	PYTHONPATH="$$PWD/src" build/ray/bin/python -m pytest -n 0 -rs tests/launching/test_ray.py
 
-build/ray/ready: .venv/ready
-	test -x build/ray/bin/python || $(PYTHON) -m venv build/ray
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(build/ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/luthier.pth"
-	build/ray/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed 'ray[train]==2.60.0'
-	touch build/ray/ready
+# The environments of these three: what .venv has, and over it the versions of their own.
+build/trackers/ready: tests/requirements/trackers.txt
+build/s3/ready: tests/requirements/s3.txt
+build/ray/ready: tests/requirements/ray.txt
+build/trackers/ready build/s3/ready build/ray/ready: .venv/ready
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(BIN)/python $(PURELIB) > "$$($(@D)/bin/python $(PURELIB))/luthier.pth"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --requirement tests/requirements/$$(basename $(@D)).txt
+	touch $@
 
 # Jobs that are warned, killed and requeued by a real Slurm on this host: Debian's slurm-wlm and munge, as root.
 test-slurm: .venv/ready

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import luthier as package
 from luthier.comparison.compare import compare
 from luthier.comparison.on_slurm import OnSlurm
 from luthier.comparison.runner import CompareConfig, CompareTask, Context
@@ -120,6 +122,34 @@ def test_tasks_of_an_array_leave_their_outcomes(
     assert found["workers"] == 2 and found["threads"] == 1
     asked = (left / "submitted").read_text()
     assert "--mem=" in asked and "--array=0" in asked, "what the plans say"
+
+
+def test_python_compares_where_the_command_does(recipe: Path, program: Program) -> None:
+    left = program("sbatch", SBATCH)
+    program("squeue", "exit 0")
+    settings: dict[str, Any] = {"recipe": recipe, "methods": ["lora"], "train": {"steps": 4}, "run": "compared"}
+    settings |= {"data": {"validation": 0.3}, "progress": False}
+    found = package.compare(**settings, on="slurm", partition="gpu", time="00:10:00")
+    assert list(found.to_pandas()["status"]) == ["done"]
+    script = Path("compared/jobs/array.sh").read_text()
+    assert "#SBATCH --partition=gpu\n" in script and "#SBATCH --time=00:10:00\n" in script
+    assert (left / "submitted").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"on": "slurm", "budget": "1h"}, "--budget measures the speed of this machine"),
+        ({"on": "slurm", "address": "a:1"}, "--address belongs to --on ray"),
+        ({"partition": "gpu"}, "--partition belongs to --on slurm"),
+        ({"on": "ray", "address": "a b"}, "ray is not installed|is no address of Ray"),
+        ({"on": "slurn"}, "unknown engine 'slurn'"),
+    ],
+)
+def test_python_refuses_what_the_command_refuses(given: dict[str, str], message: str, recipe: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        package.compare(recipe=recipe, methods="lora", progress=False, **given)
+    assert not Path("runs").exists()
 
 
 def test_a_killed_task_of_an_array_goes_back_into_the_queue_and_one_that_fails_does_not(

@@ -23,6 +23,7 @@ from fsspec.registry import _registry
 from tools.soak import differences
 
 import luthier
+from luthier.api.arguments import recipe_from
 from luthier.core.errors import Busy, ConfigError, InputError, MissingExtra, NotUploaded
 from luthier.core.events import SILENT
 from luthier.pipeline.track import track
@@ -31,7 +32,7 @@ from luthier.runs import remote
 from luthier.runs.remote import RemoteStore, local, mirrored, working_folder
 from luthier.runs.state import find_runs, state_of
 from tests.conftest import luthier as command
-from tests.reliability.conftest import LORA, Heard, Start, forked, status
+from tests.reliability.conftest import COMMON, LORA, Heard, Start, forked, status
 from tests.tracking.test_follower import Memory
 
 Machine = Callable[[str], Path]
@@ -581,6 +582,89 @@ def test_errors_of_a_store_are_explained(machine: Machine, monkeypatch: pytest.M
 def test_only_a_run_that_trains_works_at_a_url(machine: Machine, tmp_path: Path) -> None:
     done = command("compare", "data=builtin:reviews", f"run={URL}", cwd=tmp_path)
     assert done.returncode == 2 and f"{URL} is a URL" in done.stderr
+
+
+# --- a recipe at a URL ---
+
+RECIPE = "memory://bucket/recipes/small.yaml"
+
+
+def put(text: str) -> None:
+    RemoteStore(RECIPE).fs.pipe_file("/bucket/recipes/small.yaml", text.encode())
+
+
+def test_a_recipe_at_a_url_trains_the_run_of_a_recipe_in_a_file(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*COMMON, *LORA, f"model={shelf / 'model'}", f"data={shelf / 'rows.jsonl'}", "train.steps=2"]
+    text = RunConfig.load(None, words).dump()
+    Path("same.yaml").write_text(text)
+    store = tmp_path / "store" / "small.yaml"
+    store.parent.mkdir()
+    store.write_text(text)
+    done = command("train", f"file://{store}", cwd=tmp_path)
+    assert done.returncode == 0 and Path("runs/small-lora/result.json").is_file(), done.stderr
+    again = luthier.train(recipe=f"file://{store}", run="runs/small-lora", progress=False)
+    assert again.path == Path("runs/small-lora"), "the same run, which is finished"
+    luthier.train(recipe="same.yaml", run="runs/same", progress=False)
+    wanted = ["small-lora: environment.json"]
+    assert differences(Path("runs/same"), Path("runs/small-lora")) == wanted, "it has another command"
+    put(text)
+    assert luthier.plan(recipe=RECIPE, progress=False).steps == 2
+
+
+@pytest.mark.parametrize(
+    ("block", "key"),
+    [
+        ("model: ./base", "model.path"),
+        ("data: rows.jsonl", "data.path"),
+        ("data: {path: /rows.jsonl, validation: rows/held.csv}", "data.validation"),
+        ("data: {path: /rows.jsonl, mix: [{path: ../more.jsonl}]}", "data.mix"),
+    ],
+)
+def test_a_relative_path_in_it_is_refused_unless_the_command_line_gives_it(block: str, key: str) -> None:
+    put(block)
+    with pytest.raises(ConfigError, match=f"{key}: .* is relative, and a recipe at a URL lies in no folder") as raised:
+        RunConfig.load(RECIPE)
+    assert RECIPE in str(raised.value)
+    own = "[{path: mine.jsonl}]" if key == "data.mix" else "mine.jsonl"
+    assert "mine.jsonl" in RunConfig.load(RECIPE, [f"{key}={own}"]).dump()
+
+
+@pytest.mark.parametrize("path", ["builtin:reviews", "owner/rows", "/all/rows.jsonl", "~/rows.jsonl"])
+def test_a_path_that_is_the_same_everywhere_is_taken(path: str) -> None:
+    put(f"data: {path}\nmodel: Qwen/Qwen2-0.5B")
+    assert RunConfig.load(RECIPE).data.path == path
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "small.yaml: no such recipe"),
+        ("a: [", "small.yaml: no valid YAML"),
+        ("train: {lrr: 1}", "small.yaml: one mistake"),
+        ("# " + "x" * 2**20, "too much for a recipe"),
+    ],
+)
+def test_what_is_wrong_with_it_names_the_url(text: str | None, said: str) -> None:
+    if text is not None:
+        put(text)
+    with pytest.raises(InputError, match=said) as raised:
+        RunConfig.load(RECIPE)
+    assert "memory://bucket/recipes/small.yaml" in str(raised.value)
+
+
+def test_code_that_it_names_is_not_run_unasked(tmp_path: Path) -> None:
+    """As with a run folder: it may come from anybody."""
+    (tmp_path / "check.py").write_text("def check(prompt, answer, reference): return True\n")
+    check = f"evaluate.check={tmp_path / 'check.py'}"
+    put(RunConfig.load(None, ["data=builtin:reviews", check]).dump())
+    with pytest.raises(InputError, match="which nobody asked for on this command line") as raised:
+        luthier.train(recipe=RECIPE, progress=False)
+    assert check in raised.value.fix
+    assert recipe_from({"evaluate": {"check": str(tmp_path / "check.py")}}, RECIPE, allow_code=False).config.evaluate
+    assert recipe_from({}, RECIPE, allow_code=True).config.evaluate.check
 
 
 # --- who reads a run ---

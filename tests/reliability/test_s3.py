@@ -19,6 +19,7 @@ from tools.soak import differences
 import luthier
 from luthier.core.errors import Busy, InputError
 from luthier.core.events import SILENT
+from luthier.recipe.config import RunConfig
 from luthier.runs import remote
 from luthier.runs.remote import RemoteStore, local, mirrored, working_folder
 from luthier.runs.state import find_runs
@@ -141,6 +142,13 @@ def test_a_damaged_object_and_a_missing_bucket_are_named(
         with pytest.raises(InputError, match="no-bucket"):
             attempt()
     assert not fs.exists("no-bucket"), "a bucket was made"
+
+
+def test_a_recipe_lies_in_a_bucket() -> None:
+    RemoteStore(URL).fs.pipe_file("runs/recipe.yaml", b"data: builtin:reviews\nseed: 5\n")
+    assert RunConfig.load("s3://runs/recipe.yaml").seed == 5
+    with pytest.raises(InputError, match=r"s3://runs/other\.yaml: no such recipe"):
+        RunConfig.load("s3://runs/other.yaml")
 
 
 def test_a_server_that_is_gone_is_explained(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from luthier.api.rows import data_settings
@@ -12,6 +11,7 @@ from luthier.core.errors import InputError
 from luthier.core.strict_json import to_json
 from luthier.recipe.config import RunConfig
 from luthier.recipe.consent import refuse_foreign
+from luthier.recipe.parse import RecipeSource, recipe_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class Given:
     """A recipe, and what it was made from."""
 
     config: RunConfig
-    path: Path | None
-    """The YAML file that was given as `recipe`."""
+    path: RecipeSource | None
+    """The YAML file, or its URL, that was given as `recipe`."""
     overrides: list[str]
     """The keyword arguments, as they would be typed on the command line."""
     notes: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ def recipe_from(
     ConfigError names all mistakes at once, DataError the row and column of data in memory that cannot be used.
     `measures` says whether the code that the recipe names for its evaluation would run.
     """
-    path, notes = None if recipe is None else Path(recipe), list[str]()
+    path, notes = None if recipe is None else recipe_source(recipe), list[str]()
     given = {key: value for key, value in settings.items() if value is not None}
     if "data" in given:
         given["data"] = data_settings(given["data"])

@@ -7,6 +7,7 @@ for everything that the user can fix; a mistake in a key names the nearest one.
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -193,15 +194,21 @@ def compare(
     seeds: int = 1,
     tune: bool = False,
     workers: int | None = None,
+    on: str = "here",
+    address: str = "",
+    partition: str = "",
+    time: str = "",
     progress: Shown = None,
     allow_code: bool = False,
     **settings: Any,
 ) -> Comparison:
     """Train every method, or those named, on the same base, rows and tokens, and test which differences are real.
 
-    `budget` is the time of all runs together ("10m", or seconds). The same call again resumes.
+    `budget` is the time of all runs together ("10m", or seconds). The same call again resumes. The runs are made on
+    this machine, or `on` "ray" (at `address`) or "slurm" (in a `partition`, each job within `time`, HH:MM:SS).
     """
     from luthier.comparison.compare import compare as compare_methods
+    from luthier.comparison.compare import executor_on
     from luthier.comparison.runner import CompareConfig
     from luthier.kernels.process import call_apart
     from luthier.planning.advisor.question import seconds_of
@@ -217,12 +224,12 @@ def compare(
     names = methods if isinstance(methods, str) else ",".join(methods)
     seconds = None if budget is None else seconds_of(str(budget), "budget", default_unit="s")
     options = CompareConfig(names, seconds, tokens, seeds, tune, workers)
+    executor = executor_on(on, address, partition, time)
     with reporting(progress) as listener:
-        # Its runs are forked from a thread that has computed nothing: OpenMP's workers do not live through a fork, and
-        # here, unlike on the command line, this thread may have trained before.
-        return Comparison(
-            call_apart(lambda: compare_methods(given.config, options, recipe=given.path, progress=listener))
-        )
+        made = partial(compare_methods, given.config, options, recipe=given.path, executor=executor, progress=listener)
+        # Runs of this machine are forked from a thread that has computed nothing: OpenMP's workers do not live through
+        # a fork, and here, unlike on the command line, this thread may have trained before.
+        return Comparison(call_apart(made) if executor.local else made())
 
 
 def prepare(

@@ -17,7 +17,7 @@ from luthier.comparison.candidates import variants_of, with_reason
 from luthier.comparison.runner import CompareConfig, CompareTask, Context, Executor
 from luthier.comparison.table import table_of
 from luthier.comparison.tasks import HERE
-from luthier.core.errors import Busy, InputError
+from luthier.core.errors import Busy, InputError, UnknownPlugin
 from luthier.core.events import SILENT, Progress
 from luthier.core.files import lock, read_object, write_json, write_text
 from luthier.core.signals import watch
@@ -29,6 +29,7 @@ from luthier.pipeline import prepare
 from luthier.planning.plan import tuned_skeleton
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import local_path
+from luthier.recipe.parse import RecipeSource
 from luthier.reports import compare_report
 from luthier.reports.run_report import figure
 from luthier.runs.folder import RunFolder
@@ -39,7 +40,7 @@ def compare(
     config: RunConfig,
     options: CompareConfig,
     *,
-    recipe: Path | None = None,
+    recipe: RecipeSource | None = None,
     executor: Executor = HERE,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
@@ -78,6 +79,25 @@ def compare(
         write_json(folder / "compare.json", body)
         write_text(folder / "compare.html", compare_report.render(body))
         return body
+
+
+def executor_on(on: str, address: str = "", partition: str = "", time: str = "") -> Executor:
+    """Where runs are made: here, or on ray or slurm. InputError for an option that belongs elsewhere."""
+    options = ("address", address, "ray"), ("partition", partition, "slurm"), ("time", time, "slurm")
+    for option, value, engine in options:
+        if value and on != engine:
+            raise InputError(f"--{option} belongs to --on {engine}", fix="leave it out")
+    if on == "ray":
+        from luthier.comparison.on_ray import OnRay
+
+        return OnRay(address)
+    if on == "slurm":
+        from luthier.comparison.on_slurm import OnSlurm
+
+        return OnSlurm(partition, time)
+    if on != "here":
+        raise UnknownPlugin("engine", on, ["ray", "slurm", "here"])
+    return HERE
 
 
 def _prepare(

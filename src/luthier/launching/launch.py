@@ -10,6 +10,7 @@ from luthier.core.events import SILENT, Progress
 from luthier.launching.base import Job, LaunchOptions
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import run_path
+from luthier.recipe.parse import RecipeSource
 
 ENGINES = ("ray", "slurm", "kubernetes")
 
@@ -19,7 +20,7 @@ def launch(
     engine: str,
     options: LaunchOptions,
     *,
-    recipe: Path | None = None,
+    recipe: RecipeSource | None = None,
     write: Path | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any] | None:

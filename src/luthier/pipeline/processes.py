@@ -16,6 +16,7 @@ from luthier.core.ranks import AGAIN, RankLost, started
 from luthier.core.signals import EXIT_CODES
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import run_path
+from luthier.recipe.parse import RecipeSource
 
 SAVING = 300
 """Seconds that the other processes have to save and end, once one of them has failed or a signal came."""
@@ -79,7 +80,7 @@ def run_on(count: int, arguments: Sequence[str], silent: str = "") -> int:
     return 0
 
 
-def train_on(count: int, config: RunConfig, recipe: Path | None, progress: Progress) -> Path:
+def train_on(count: int, config: RunConfig, recipe: RecipeSource | None, progress: Progress) -> Path:
     """Train in `count` processes, for a caller in Python; returns the run's folder.
 
     The processes report on the terminal what is wrong; an error here has their exit code.

@@ -44,6 +44,7 @@ from luthier.pipeline.track import by_name, followed
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import begin_run, holds_run_of, run_path, with_found_formats
 from luthier.recipe.origin import another_name
+from luthier.recipe.parse import RecipeSource
 from luthier.runs.folder import RunFolder
 from luthier.runs.remote import is_url, mirrored
 from luthier.tracking.base import Tracker
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 def train(
     config: RunConfig,
     *,
-    recipe: Path | None = None,
+    recipe: RecipeSource | None = None,
     progress: Progress = SILENT,
     shared: SharedInputs | None = None,
     trackers: Sequence[Tracker] = (),

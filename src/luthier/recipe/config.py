@@ -1,7 +1,6 @@
 """One run as one typed object: YAML, command line, Python and docs are all made from it."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
@@ -16,7 +15,7 @@ from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.methods.base import METHODS, QUANTIZED, Method
 from luthier.models.settings import ModelConfig
 from luthier.recipe.origin import complete
-from luthier.recipe.parse import assign, problems, read_yaml
+from luthier.recipe.parse import RecipeSource, assign, problems, read_yaml, relative_paths
 from luthier.runs.remote import is_url, problem_of
 from luthier.tasks.base import TASKS, Task
 from luthier.training.settings import TrainConfig
@@ -86,18 +85,20 @@ class RunConfig(Config):
     @classmethod
     def load(
         cls,
-        path: Path | None = None,
+        path: RecipeSource | None = None,
         overrides: Sequence[str] = (),
         notes: list[str] | None = None,
         *,
         source: str = "the command line",
     ) -> "RunConfig":
-        """Read a YAML recipe and apply `key.path=value` overrides, whose values are YAML too.
+        """Read a YAML recipe, of a file or a URL, and apply `key.path=value` overrides, whose values are YAML too.
 
         ConfigError reports all mistakes at once. `notes` receives what was read under another spelling; `source` is
         where the overrides come from.
         """
         data, wrong = (read_yaml(path) if path else {}), list[str]()
+        if isinstance(path, str):
+            wrong += relative_paths(data, overrides)
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals or not key:

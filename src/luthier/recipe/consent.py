@@ -2,7 +2,7 @@
 
 A recipe may name a Python file (`evaluate.check`), the code that comes with a model (`model.trust_remote_code`) and the
 address of a judge, which gets prompts, answers and a key. In a recipe of the user's own, or typed on the command line,
-that is meant. In a run folder, which may come from anybody, it is asked about.
+that is meant. In a run folder or at a URL, which may come from anybody, it is asked about.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from luthier.core.files import sha256
 from luthier.core.shell import setting, shell_line
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.models.settings import ModelConfig
+from luthier.recipe.parse import RecipeSource
 
 Allow = bool | Callable[[str], bool]
 """May all of it be used? Or who is asked about each."""
@@ -43,7 +44,7 @@ def uses(model: ModelConfig, evaluate: EvaluateConfig | None = None) -> Iterator
 
 
 def require(
-    recipe: Path,
+    recipe: RecipeSource,
     allow: Allow,
     model: ModelConfig,
     evaluate: EvaluateConfig | None = None,
@@ -72,13 +73,18 @@ def require(
 
 
 def refuse_foreign(
-    recipe: Path | None, model: ModelConfig, evaluate: EvaluateConfig | None, typed: Sequence[str], allow: Allow
+    recipe: RecipeSource | None,
+    model: ModelConfig,
+    evaluate: EvaluateConfig | None,
+    typed: Sequence[str],
+    allow: Allow,
 ) -> list[str]:
     """What a recipe given on the command line will run or send, for the user to see.
 
-    InputError where it is the recipe.yaml of a run folder, and the user has neither typed it nor allows it.
+    InputError where it lies at a URL, or is the recipe.yaml of a run folder, and nobody has typed or allows it.
     """
-    beside = () if recipe is None or recipe.name != "recipe.yaml" else ("environment.json", "comparison.json")
-    if recipe is not None and any(recipe.with_name(name).exists() for name in beside):
+    its_own = isinstance(recipe, Path) and recipe.name == "recipe.yaml"
+    beside = ("environment.json", "comparison.json") if its_own else ()
+    if isinstance(recipe, str) or (recipe is not None and any(recipe.with_name(name).exists() for name in beside)):
         require(recipe, allow, model, evaluate, typed=typed, blocks=("model", "evaluate"), flag="")
     return [f"{next(iter(keys))} will {what}" for what, keys in uses(model, evaluate)]

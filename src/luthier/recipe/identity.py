@@ -10,6 +10,7 @@ from luthier.core.errors import InputError
 from luthier.core.files import write_text
 from luthier.core.shell import shell_line
 from luthier.recipe.config import RunConfig
+from luthier.recipe.parse import RecipeSource
 from luthier.runs.folder import RunFolder, checked
 from luthier.runs.provenance import environment
 from luthier.runs.remote import is_url, working_folder
@@ -28,7 +29,7 @@ def _changed(before: RunConfig, now: RunConfig) -> str:
     return "".join(f"\n  - {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in matters)
 
 
-def run_path(config: RunConfig, recipe: Path | None) -> Path:
+def run_path(config: RunConfig, recipe: RecipeSource | None) -> Path:
     """`run=DIR`, or runs/<recipe or data>-<method>; for a URL the folder in which this machine works on it."""
     return (
         working_folder(config.run)
@@ -37,21 +38,21 @@ def run_path(config: RunConfig, recipe: Path | None) -> Path:
     )
 
 
-def local_path(what: str, config: RunConfig, recipe: Path | None) -> Path:
+def local_path(what: str, config: RunConfig, recipe: RecipeSource | None) -> Path:
     """`run=DIR` or `path_beside`, for what is no run that trains; InputError where `run` is a URL."""
     if is_url(config.run):
         raise InputError(f"run: {config.run} is a URL, and only a run of luthier train works at one", fix="run=DIR")
     return Path(config.run) if config.run else path_beside(what, config, recipe)
 
 
-def path_beside(what: str, config: RunConfig, recipe: Path | None) -> Path:
+def path_beside(what: str, config: RunConfig, recipe: RecipeSource | None) -> Path:
     """runs/<what>-<recipe or data>, for a check or a comparison: beside the runs, which begin in an empty folder."""
     return Path("runs") / f"{what}-{_stem(config, recipe)}"
 
 
-def _stem(config: RunConfig, recipe: Path | None) -> str:
+def _stem(config: RunConfig, recipe: RecipeSource | None) -> str:
     data = "-".join(filter(None, (Path(config.data.path.replace(":", "-")).stem or "run", config.data.subset)))
-    return recipe.stem if recipe else data
+    return Path(recipe).stem if recipe else data
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

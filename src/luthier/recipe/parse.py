@@ -1,11 +1,12 @@
 """YAML and overrides: read, and what is wrong with them said by key."""
 
+import os
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,10 +14,16 @@ from pydantic import BaseModel, ValidationError
 from luthier.core.errors import ConfigError, InputError, did_you_mean
 from luthier.core.registry import Family, P
 from luthier.core.strict_yaml import parse_value, parse_yaml
+from luthier.data.read import looks_like_file
 from luthier.exports.base import EXPORTS, Export
+from luthier.runs.remote import first_bytes, is_url
 
+RecipeSource: TypeAlias = Path | str
+"""A YAML file, or its URL as text."""
 SHORT = {"model": "path", "data": "path"}
 """`model=DIR` and `data=FILE` are short for `model.path` and `data.path`."""
+PATHS = ("model", "path"), ("data", "path"), ("data", "validation"), ("data", "test")
+"""Block and key of what may be a file or a folder."""
 MOST_BYTES = 2**20
 """Most bytes of a recipe; reading a larger file as one would take minutes."""
 MOST_PARTS = 8
@@ -47,25 +54,60 @@ def parse_member(family: Family[P], name: str, settings: Sequence[str]) -> P:
         raise ConfigError(f"--to {name}", wrong) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def recipe_source(given: str | os.PathLike[str]) -> RecipeSource:
+    """The recipe that is named so: a URL stays text."""
+    return str(given) if is_url(given) else Path(given)
+
+
+def read_yaml(source: RecipeSource) -> dict[str, Any]:
     """The mapping in a YAML file; InputError names file and line."""
-    if not path.is_file():
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
-        raise InputError(f"{path}: no such recipe{near}", fix="give a YAML file, or key.path=value settings")
-    if path.stat().st_size > MOST_BYTES:
-        raise InputError(
-            f"{path} holds {path.stat().st_size / 2**20:.1f} MiB, which is too much for a recipe",
-            fix="a YAML recipe; data goes behind --data",
-        )
+    content = _content(source, MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        what = f"{source} holds over {MOST_BYTES // 2**20} MiB, which is too much for a recipe"
+        raise InputError(what, fix="a YAML recipe; data goes behind --data")
     try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
+        data = parse_yaml(content.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: no valid YAML: {error}") from None
+        raise InputError(f"{source}: no valid YAML: {error}") from None
     if not isinstance(data, dict):
-        raise InputError(f"{path}: a recipe is a mapping of keys such as model, data, method, train")
+        raise InputError(f"{source}: a recipe is a mapping of keys such as model, data, method, train")
     return {
         key: {SHORT[key]: value} if key in SHORT and isinstance(value, str) else value for key, value in data.items()
     }
+
+
+def _content(source: RecipeSource, most: int) -> bytes:
+    """At most so many bytes of a recipe. InputError where there is none."""
+    content, near = None, ""
+    if isinstance(source, str):
+        content = first_bytes(source, most)
+    elif source.is_file():
+        with source.open("rb") as file:
+            content = file.read(most)
+    elif source.parent.is_dir():
+        near = did_you_mean(source.name, [path.name for path in source.parent.glob("*.y*ml")])
+    if content is None:
+        raise InputError(f"{source}: no such recipe{near}", fix="give a YAML file, or key.path=value settings")
+    return content
+
+
+def relative_paths(recipe: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """A line for each relative path in the recipe of a URL that no override replaces.
+
+    It would be the file of that name in the folder where the command happens to run.
+    """
+    typed = {override.partition("=")[0].strip() for override in overrides}
+    typed |= {f"{block}.{key}" for block, key in SHORT.items() if block in typed}
+    blocks = {name: value for name, value in recipe.items() if isinstance(value, dict)}
+    named = [(f"{block}.{key}", blocks.get(block, {}).get(key)) for block, key in PATHS]
+    mix = blocks.get("data", {}).get("mix")
+    named += [("data.mix", one.get("path")) for one in (mix if isinstance(mix, list) else ()) if isinstance(one, dict)]
+    return [
+        f"{key}: {path} is relative, and a recipe at a URL lies in no folder; give an absolute path, or {key}=..."
+        for key, path in named
+        if key not in typed and isinstance(path, str) and looks_like_file(path) and not is_url(path)
+        if not Path(path).expanduser().is_absolute()
+    ]
 
 
 def assign(data: dict[str, Any], key_path: str, value: Any) -> None:

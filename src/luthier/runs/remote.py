@@ -81,6 +81,16 @@ def _place(url: str, kind: str) -> Path:
     return files.cache_root() / f"{kind}-{hashlib.sha256(url.encode()).hexdigest()[:16]}" / name
 
 
+def first_bytes(url: str, most: int) -> bytes | None:
+    """At most so many bytes of a file at a URL; None where there is none. InputError where it cannot be read."""
+    store = RemoteStore(url)
+    with store.explained():
+        try:
+            return bytes(store.fs.cat_file(store.root, end=most))
+        except FileNotFoundError:
+            return None
+
+
 def working_folder(url: str) -> Path:
     """The folder in which this machine works on the run at a URL."""
     return _place(url, "run")

@@ -9,6 +9,7 @@ from luthier.cli.terminal.arguments import Task, complete_key, given_options, is
 
 if TYPE_CHECKING:
     from luthier.recipe.config import RunConfig
+    from luthier.recipe.parse import RecipeSource
 
 
 def command(
@@ -33,12 +34,12 @@ def command(
     from luthier.recipe.identity import path_beside
 
     source, overrides = split_arguments(data or [])
-    recipe = source if source and source.suffix in (".yaml", ".yml") else None
+    recipe = source if source and str(source).endswith((".yaml", ".yml")) else None
     # Not a Path, which would drop a leading ./ that distinguishes a file from a hub id.
     typed = next((argument for argument in data or [] if not is_override(argument)), None)
     overrides = given_options({"data": None if recipe else typed, "model": model, "task": task}) + overrides
 
-    def place(config: "RunConfig", path: Path | None) -> Path:
+    def place(config: "RunConfig", path: "RecipeSource | None") -> Path:
         return out or path_beside("check", config, path)
 
     config, terminal = opened("check", recipe, overrides, place, subject="", measures=False)

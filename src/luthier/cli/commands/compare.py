@@ -1,15 +1,11 @@
 """`luthier compare`: methods side by side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from luthier.cli.terminal.arguments import Data, Model, Task, complete_key, opened, split_arguments
-from luthier.core.errors import InputError
-
-if TYPE_CHECKING:
-    from luthier.comparison.runner import Executor
 
 
 def command(
@@ -56,42 +52,20 @@ def command(
     from luthier.builtin import DEMO
 
     path, overrides = split_arguments(recipe or [], {"model": model, "data": data, "task": task})
-    if path == Path("demo") and not path.is_file():  # a folder of that name is not a recipe
+    if path == Path("demo") and not Path("demo").is_file():  # a folder of that name is not a recipe
         path, overrides = DEMO, ["run=runs/compare-demo", *overrides]
     config, terminal = opened("compare", path, overrides, subject=f"methods {methods}")
     from luthier.cli.terminal.progress import resumable
 
     with resumable(terminal):
-        from luthier.comparison.compare import compare
+        from luthier.comparison.compare import compare, executor_on
         from luthier.comparison.runner import CompareConfig
         from luthier.planning.advisor.question import seconds_of
 
         seconds = None if budget is None else seconds_of(budget, "--budget", default_unit="")
         options = CompareConfig(methods, seconds, tokens, seeds, tune, workers)
-        executor = _executor(on, address, partition, time)
+        executor = executor_on(on, address, partition, time)
         found = compare(config, options, recipe=path, executor=executor, progress=terminal)
     from luthier.cli.terminal.show_result import show_comparison
 
     show_comparison(found)
-
-
-def _executor(on: str, address: str, partition: str, time: str) -> "Executor":
-    """Where the runs are made; InputError for an option that belongs elsewhere."""
-    for option, value, engine in (
-        ("address", address, "ray"),
-        ("partition", partition, "slurm"),
-        ("time", time, "slurm"),
-    ):
-        if value and on != engine:
-            raise InputError(f"--{option} belongs to --on {engine}", fix="leave it out")
-    if on == "ray":
-        from luthier.comparison.on_ray import OnRay
-
-        return OnRay(address)
-    if on == "slurm":
-        from luthier.comparison.on_slurm import OnSlurm
-
-        return OnSlurm(partition, time)
-    from luthier.comparison.tasks import HERE
-
-    return HERE

@@ -14,6 +14,7 @@ from luthier.core.errors import InputError
 if TYPE_CHECKING:
     from luthier.cli.terminal.progress import Terminal
     from luthier.recipe.config import RunConfig
+    from luthier.recipe.parse import RecipeSource
 
 
 def complete_key(incomplete: str) -> list[str]:
@@ -47,8 +48,8 @@ def complete_task(incomplete: str) -> list[str]:
 Recipe = Annotated[
     list[str] | None,
     typer.Argument(
-        help="A YAML recipe, and keys of one with their values: train.lr=1e-4, --train.lr 1e-4 or --train.lr=1e-4. "
-        "A file whose name contains = is read as a file if it exists.",
+        help="A YAML recipe or its URL, and keys of one with their values: train.lr=1e-4, --train.lr 1e-4 or "
+        "--train.lr=1e-4. A file whose name contains = is read as a file if it exists.",
         metavar="[RECIPE] [KEY.PATH=VALUE]...",
         autocompletion=complete_key,
     ),
@@ -116,14 +117,18 @@ TEXTS = ("model", "data", "method.from_adapter")
 
 def split_arguments(
     arguments: list[str], options: dict[str, str | None] | None = None
-) -> tuple[Path | None, list[str]]:
+) -> "tuple[RecipeSource | None, list[str]]":
     """Return (recipe or None, overrides, options first): the recipe is the one argument that is not an override."""
     recipes = [argument for argument in arguments if not is_override(argument)]
     if len(recipes) > 1:
         what = f"one recipe is one run, these are {len(recipes)}: {', '.join(recipes)}"
         raise InputError(what, fix="key.path=value sets a value")
     overrides = given_options(options or {}) + [argument for argument in arguments if is_override(argument)]
-    return (Path(recipes[0]) if recipes else None), overrides
+    if not recipes:
+        return None, overrides
+    from luthier.recipe.parse import recipe_source
+
+    return recipe_source(recipes[0]), overrides
 
 
 def is_override(argument: str) -> bool:
@@ -143,9 +148,9 @@ def given_options(options: dict[str, str | None]) -> list[str]:
 
 def opened(
     command: str,
-    path: Path | None,
+    path: "RecipeSource | None",
     overrides: list[str],
-    into: "Callable[[RunConfig, Path | None], Path] | None" = None,
+    into: "Callable[[RunConfig, RecipeSource | None], Path] | None" = None,
     subject: str | None = None,
     measures: bool = True,
 ) -> "tuple[RunConfig, Terminal]":
