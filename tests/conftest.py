@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from luthier.core import language
-from tests import processes, traces
+from tests import processes, shortcuts
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,17 +39,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def a_pass_is_traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests train the same small models again and again: see `tests.traces`."""
+def shortcuts_are_taken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # which the workers share
-    folder = folder / "traces"
+    folder = folder / "shortcuts"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(traces.FOLDER, str(folder))
-        traces.keep(patch)
-        patch.setattr(os, "fsync", lambda handle: None)  # no test cuts the power, and each run waits fifty times
+        patch.setenv(shortcuts.FOLDER, str(folder))
+        shortcuts.take(patch)
         yield
 
 

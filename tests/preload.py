@@ -10,7 +10,7 @@ import torch
 
 import luthier
 from luthier.planning import machine
-from tests import traces
+from tests import shortcuts
 
 for module in pkgutil.walk_packages(luthier.__path__, "luthier."):
     if module.name not in ("luthier.__main__",) and ".guard" not in module.name:
@@ -19,8 +19,7 @@ importlib.import_module("resvg_py")
 for name in ("llama", "qwen2", "bert"):
     importlib.import_module(f"transformers.models.{name}.modeling_{name}")
 machine.speed("cpu", torch.float32)  # a third of a second in each process that plans
-if traces.FOLDER in os.environ:
-    traces.keep(pytest.MonkeyPatch())
-os.fsync = lambda handle: None  # as in tests/conftest.py
+if shortcuts.FOLDER in os.environ:
+    shortcuts.take(pytest.MonkeyPatch())
 
 gc.freeze()  # a fork would copy what its collections look through
