@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     torch.set_num_threads(1)  # tests run side by side, one per processor
+    gc.set_threshold(10_000, 10, 100)  # half a million objects are here to stay: looking through all takes 0.1 s
     disable_progress_bar()
 
 
