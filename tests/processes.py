@@ -1,7 +1,8 @@
-"""The command line in a process of its own that does not import torch once more.
+"""The command line, or a program in Python, in a process of its own that does not import torch once more.
 
 A server process imports the libraries once, and each command is a fork of it (multiprocessing's forkserver): its own
-memory, signals, streams and exit code, in a tenth of the time of a new interpreter.
+memory, signals, streams and exit code, in a tenth of the time of a new interpreter. What the imports themselves do is
+not seen in a fork; a test of that starts an interpreter.
 """
 
 import multiprocessing
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 QUIET = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
@@ -22,8 +24,15 @@ Before = Callable[[], object]
 """A function of a test module that a new process calls before the command: it patches, or changes the process."""
 
 
-def _main(arguments: list[str], cwd: str, env: dict[str, str], streams: Sequence[str], before: Before | None) -> None:
-    """What the fork does: become `python -m luthier` with these arguments, folder, environment and streams."""
+def _main(
+    arguments: list[str],
+    cwd: str,
+    env: dict[str, str],
+    streams: Sequence[str],
+    before: Before | None,
+    code: str | None,
+) -> None:
+    """What the fork does: become `python -m luthier`, or `python -c CODE`, with these arguments, folder and so on."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     os.setpgrp()  # so that a test can signal the command and its children
     for number, path in enumerate(streams):
@@ -34,9 +43,13 @@ def _main(arguments: list[str], cwd: str, env: dict[str, str], streams: Sequence
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv = ["luthier", *arguments]
+    sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    sys.argv = ["luthier" if code is None else "-c", *arguments]
     if before is not None:
         before()
+    if code is not None:
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+        return
     from luthier.cli.main import main
 
     main()
@@ -54,7 +67,10 @@ def serve() -> None:
 
 
 class Command:
-    """`luthier ARGUMENTS` while it runs, much as subprocess.Popen: its output goes into files that can be read."""
+    """`luthier ARGUMENTS` while it runs, much as subprocess.Popen: its output goes into files that can be read.
+
+    With `code` it is `python -c CODE ARGUMENTS` instead.
+    """
 
     def __init__(
         self,
@@ -64,6 +80,7 @@ class Command:
         env: Mapping[str, str] | None = None,
         text: str = "",
         before: Before | None = None,
+        code: str | None = None,
     ) -> None:
         """`text` is the standard input, `env` is added to the environment of the tests."""
         self.arguments = [*map(str, arguments)]
@@ -73,7 +90,7 @@ class Command:
         streams = [str(path) for path in (self._in, self._out, self._err)]
         whole = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **(env or {})}
         os.environ["HF_HUB_OFFLINE"] = "1"  # for the server, which begins with the first command
-        given = (self.arguments, str(cwd or Path.cwd()), whole, streams, before)
+        given = (self.arguments, str(cwd or Path.cwd()), whole, streams, before, code)
         self._process = CONTEXT.Process(target=_main, args=given)
         serve()
         self._process.start()
@@ -111,3 +128,8 @@ class Command:
     def result(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Wait for the end; what subprocess.run gives with captured text."""
         return subprocess.CompletedProcess(self.arguments, self.wait(timeout), self.out, self.err)
+
+
+def python(code: str, *arguments: object, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`python -c CODE ARGUMENTS` in a fork, run to its end; `options` are those of `Command`."""
+    return Command(arguments, code=code, **options).result(timeout)

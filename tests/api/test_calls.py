@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +22,7 @@ from luthier.core.errors import Busy
 from luthier.core.files import lock, sha256
 from tests.conftest import alpaca_rows, review_rows, write_jsonl
 from tests.conftest import luthier as command
+from tests.processes import Command, python
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_what_stands_in_a_folder_from_others_is_not_run_unasked(trained: luthier
 
 @pytest.mark.slow
 def test_nothing_prints_unless_asked(settings: dict[str, Any], tmp_path: Path) -> None:
-    """In a process of its own, where transformers has its own bars and warnings."""
+    """In an interpreter of its own, where transformers has its own bars and warnings; where asked, a fork will do."""
     data = write_jsonl(tmp_path / "rows.jsonl", alpaca_rows(20))
     train = {"steps": 2, "batch_size": 2}
     code = f"""
@@ -111,20 +112,21 @@ run = luthier.train(**settings, run={str(tmp_path / "run")!r}, progress=PROGRESS
 run.generate("hello", max_new_tokens=3); run.evaluate({str(data)!r}); run.export("merged")
 assert transformers.logging.get_verbosity() == level and transformers.logging.is_progress_bar_enabled()
 """
-    said = {}
-    for progress in (None, True):
-        ran = subprocess.run(
-            [sys.executable, "-c", code.replace("PROGRESS", repr(progress))],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
-        assert ran.returncode == 0, ran.stderr
-        said[progress] = ran.stdout + ran.stderr
-        subprocess.run(["rm", "-r", str(tmp_path / "run")], check=True)
-    assert said[None] == ""
-    assert "training, 2 steps" in said[True] and "Loading weights" not in said[True]
+    silent = subprocess.run(
+        [sys.executable, "-c", code.replace("PROGRESS", "None")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert silent.returncode == 0 and silent.stdout + silent.stderr == "", silent.stdout + silent.stderr
+    shutil.rmtree(tmp_path / "run")
+    asked = python(
+        "import transformers; transformers.logging.set_verbosity_warning()" + code.replace("PROGRESS", "True")
+    )
+    assert asked.returncode == 0, asked.stderr
+    said = asked.stdout + asked.stderr
+    assert "training, 2 steps" in said and "Loading weights" not in said
 
 
 def test_a_listener_of_ones_own_hears_of_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -197,9 +199,7 @@ assert torch.get_num_threads() == 2
 print(json.dumps([found.best.result["method"], sorted(found.runs), list(frame.index), list(frame["status"]), repr(found)]))
 print(found._repr_html_().count("<tr>"), found.report)
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=240, check=False
-    )
+    ran = python(code, cwd=tmp_path, timeout=240)
     assert ran.returncode == 0, ran.stderr
     first, second = ran.stdout.splitlines()
     best, runs, index, status, shown = json.loads(first)
@@ -212,31 +212,20 @@ print(found._repr_html_().count("<tr>"), found.report)
 def test_ctrl_c_ends_a_comparison_with_its_processes(settings: dict[str, Any], tmp_path: Path) -> None:
     rows = write_jsonl(tmp_path / "reviews.jsonl", review_rows(60))
     code = f"""
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 import luthier
 train = dict(steps=100_000, batch_size=4, save_every=10)
 settings = dict(model={str(settings["model"])!r}, data={str(rows)!r}, train=train, evaluate=dict(forgetting=False))
 luthier.compare(**settings, methods=["lora"], run={str(tmp_path / "compare")!r}, workers=1)
 """
     run = tmp_path / "compare" / "arms" / "lora-s0"
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while not list(run.glob("checkpoints/step-*")) and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.1)
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=60)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode != 0 and "KeyboardInterrupt" in said
+    process = Command([], code=code)
+    try:
+        process.wait_for(lambda: list(run.glob("checkpoints/step-*")))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0 and "KeyboardInterrupt" in process.err
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert not luthier.load(run).finished and len(luthier.load(run).history) >= 10
     with lock(run, Busy("held by a process that is left")):
         pass

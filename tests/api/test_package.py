@@ -43,26 +43,24 @@ def test_every_name_is_there_and_explained() -> None:
 
 @pytest.mark.slow
 def test_the_types_hold_for_those_who_use_it(tmp_path: Path) -> None:
+    """Other libraries are left out: reading torch's types takes mypy ten times as long, and the user's line has none."""
+    others = ["torch", "transformers", "peft", "numpy", "pandas", "datasets", "pyarrow", "IPython", "rich", "typer"]
+    others += ["fsspec", "psutil", "jinja2", "fastapi", "uvicorn", "starlette", "huggingface_hub", "tokenizers"]
+    skipped = f"[mypy-{','.join(f'{name}.*' for name in others)}]\nfollow_imports = skip\n"
+    (tmp_path / "mypy.ini").write_text(f"[mypy]\nstrict = True\nfollow_imports = silent\n{skipped}")
     (tmp_path / "use.py").write_text(USE)
     (tmp_path / "wrong.py").write_text(USE.replace("max_new_tokens", "max_new_token"))
-    for file, wanted in (("use.py", "Success"), ("wrong.py", 'Unexpected keyword argument "max_new_token"')):
-        checked = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "mypy",
-                "--strict",
-                "--follow-imports=silent",
-                f"--cache-dir={tmp_path}/cache",
-                file,
-            ],
-            env={"MYPYPATH": str(ROOT / "src"), "PATH": "/usr/bin"},
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=False,
-        )
-        assert wanted in checked.stdout, checked.stdout + checked.stderr
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", f"--cache-dir={tmp_path}/cache", "use.py", "wrong.py"],
+        env={"MYPYPATH": str(ROOT / "src"), "PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    said = checked.stdout + checked.stderr
+    assert 'error: Unexpected keyword argument "max_new_token"' in said and "use.py:" not in said, said
+    assert "Found 1 error in 1 file (checked 2 source files)" in said, said
 
 
 @pytest.mark.slow

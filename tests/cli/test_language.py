@@ -23,11 +23,16 @@ NO_PROSE = re.compile(
 """Lines of commands, of data and of formulas."""
 
 
+@pytest.fixture(scope="module")
+def messages() -> dict[str, str]:
+    """Every message of the source, which takes a second to find."""
+    return {str(message.id): str(message.id) for message in catalog.extract() if message.id}
+
+
 @pytest.fixture
-def every_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def every_sentence(messages: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A catalog that has every message of the source, for the language that marks what it knows."""
-    known = {str(message.id): str(message.id) for message in catalog.extract() if message.id}
-    use_catalog(monkeypatch, known)
+    use_catalog(monkeypatch, messages)
     monkeypatch.setattr(language, "_chosen", [])
     monkeypatch.setenv("LUTHIER_LANG", language.PSEUDO)
     monkeypatch.setenv("COLUMNS", "1000")

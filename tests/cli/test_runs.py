@@ -89,7 +89,7 @@ def test_history_reads_what_is_new_and_a_file_that_was_rewound(tmp_path: Path) -
 def test_the_list_fits_80_columns_and_json_has_every_fact(tmp_path: Path) -> None:
     made_run(tmp_path / "runs" / "first", 10, finished=True)
     made_run(tmp_path / "runs" / "second", 4, saved=4)
-    shown = luthier("runs", cwd=tmp_path, env={"COLUMNS": "80", "PYTHONUTF8": "1"}).stdout
+    shown = luthier("runs", cwd=tmp_path, env={"COLUMNS": "80"}).stdout
     assert max(map(len, shown.splitlines())) <= 80
     rows = {words[0]: words for words in map(str.split, shown.splitlines()) if words}
     assert "finished" in rows["first"] and "stopped" in rows["second"] and "→ 70.0 %" in shown and "4/10" in shown

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +14,19 @@ from typing import Any
 
 import pytest
 
+from luthier.core import entry_points
 from tests.conftest import ROOT, luthier
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = {name: text for name, text in re.findall(r"```\w+\n# (\S+)\n(.*?)```", PAGE, flags=re.S)}
 Run = Callable[..., Any]
+
+
+def look_again() -> None:
+    """The server of the forks had looked for packages before this one was there."""
+    entry_points.installed.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("luthier.cli")]:
+        del sys.modules[name]  # which asks for commands when it is imported
 
 
 @pytest.fixture
@@ -32,11 +43,15 @@ def installed(tmp_path: Path) -> Run:
     groups = project["entry-points"].items()
     lines = [line for group, names in groups for line in (f"[{group}]", *(f"{n} = {m}" for n, m in names.items()))]
     (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
-    return lambda *words: luthier(*words, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    return lambda *words: luthier(*words, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, before=look_again)
 
 
 @pytest.mark.slow
-def test_everything_is_listed_and_a_command_runs(installed: Run) -> None:
+def test_everything_is_listed_and_a_command_runs(installed: Run, tmp_path: Path) -> None:
+    new = [sys.executable, "-m", "luthier", "list", "methods"]  # an interpreter that has imported nothing
+    paths = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    done = subprocess.run(new, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True)
+    assert "tiny_lora" in done.stdout
     for kind, name in (("methods", "tiny_lora"), ("optimizers", "nadam"), ("trackers", "losses"), ("exports", "half")):
         assert name in installed("list", kind).stdout
     assert "hello" in installed("--help").stdout

@@ -23,6 +23,7 @@ from luthier.recipe.config import RunConfig
 from tests.cli.test_cli import main
 from tests.conftest import luthier
 from tests.launching.conftest import Program, same_table
+from tests.processes import python
 
 OPTIONS = CompareConfig("lora,pissa", seeds=1, workers=1)
 ALONE = (
@@ -31,7 +32,7 @@ ALONE = (
 
 
 class Alone:
-    """Every task in a new interpreter."""
+    """Every task in a process of its own, which gets nothing but the record of it."""
 
     local = False
 
@@ -45,9 +46,7 @@ class Alone:
         for number, task in enumerate(tasks):
             self.planned[task.name] = planned_bytes(context, task)
             given = json.dumps(task_record(task))
-            done = subprocess.run(
-                [sys.executable, "-c", ALONE], input=given, capture_output=True, text=True, check=False
-            )
+            done = python(ALONE, text=given)
             assert done.returncode == 0, done.stderr
             yield Event(number, *json.loads(done.stdout.splitlines()[-1]))
 
@@ -162,12 +161,12 @@ def test_a_killed_task_of_an_array_goes_back_into_the_queue_and_one_that_fails_d
     with pytest.raises(InputError, match="its job ended without a result"):
         compare(config(recipe, "compared"), CompareConfig("lora"), executor=OnSlurm())
     script = Path("compared/jobs/array.sh")
-    python = Path(sys.executable).name
-    text = script.read_text().replace(sys.executable, python)
+    program_name = Path(sys.executable).name
+    text = script.read_text().replace(sys.executable, program_name)
     script.write_text(text)
     for code, restarts, back in ((137, "0", True), (137, "3", False), (2, "0", False)):
         (left / "requeued").unlink(missing_ok=True)
-        program(python, f"exit {code}")
+        program(program_name, f"exit {code}")
         environment = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_RESTART_COUNT": restarts}
         done = subprocess.run(["bash", script], env={**os.environ, **environment}, check=False)
         assert (left / "requeued").exists() == back, (code, restarts)

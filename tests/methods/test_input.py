@@ -12,6 +12,7 @@ import torch
 
 from luthier.core.errors import InputError
 from luthier.methods.base import METHODS
+from luthier.planning.tracing import Trace
 from tests.cli.test_cli import main
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
 from tests.methods.zoo import SPECS
@@ -293,8 +294,7 @@ GOES = [
     ("bert", ["method=unipelt", "method.gate=mean"]),
     ("qwen2", ["method=bitfit"]),
     *[
-        (kind, [f"method={name}", *settings])
-        for kind in ("opt", "gpt_neox")
+        ("gpt_neox", [f"method={name}", *settings])  # on an OPT all of them train, below
         for name, settings in (
             ("lora", []),
             ("dora", []),
@@ -368,6 +368,7 @@ def run_train(
         raise AssertionError("the weights are loaded")
 
     monkeypatch.setattr("luthier.models.load.load_model", loaded)
+    monkeypatch.setattr("luthier.planning.plan._trace", lambda *_: Trace(*[1.0] * len(Trace._fields)))  # it costs most
     there = importlib.util.find_spec
     monkeypatch.setattr(  # whether it is installed must not matter here
         importlib.util, "find_spec", lambda name, package=None: name == "bitsandbytes" or there(name, package)

@@ -514,7 +514,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(optimizer: str, name: str, folders: A
         "evaluate.generate=0",
     ]
     train(RunConfig.load(None, [*common, f"run={tmp_path / 'whole'}"]))
-    for at in (1, 4):
+    for at in (1, 4) if optimizer == "adamw_8bit" else (4,):
         run = tmp_path / f"stopped-{at}"
         with pytest.raises(Stopped):
             train(RunConfig.load(None, [*common, f"run={run}"]), progress=StopAt(at))

@@ -48,6 +48,7 @@ def start(name: str, kind: str, model: Path, data: Path, run: Path, progress: Pr
         "data.validation=none",
         "evaluate.before=false",
         "evaluate.generate=0",
+        "evaluate.forgetting=false",
     ]
     train(RunConfig.load(None, overrides), progress=progress)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from luthier.builtin import PROBE
 from luthier.cli.terminal.show_result import show_result
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.events import Progress
@@ -113,13 +114,15 @@ def test_the_base_is_measured_once_for_two_runs_and_the_hit_is_said(
 
 
 def test_every_score_of_labels_is_measured_and_the_verdict_is_in_words(
-    settings: Callable[..., RunConfig], tmp_path: Path
+    settings: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("luthier.evaluation.forgetting.PROBE", PROBE)  # all of it: other tests have a fifth
     config = settings(review_rows(60), "task=chat", "train.lr=1e-9")
     result = train(config)
     assert result["primary_metric"] == "accuracy" and {"mcc", "macro_f1"} <= set(result["difference"])
     assert result["difference"]["accuracy"]["verdict"] == "within noise"
     assert result["forgetting"]["all"]["difference"]["verdict"] == "within noise"
+    assert result["forgetting"]["all"]["texts"] == 120
     assert set(result["forgetting"]) == {"all", "english", "chinese", "code", "arithmetic", "dialogue", "facts"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "within noise" in page and "Forgetting, on general texts" in page

@@ -1,4 +1,4 @@
-"""A small model with dropout, rows, and runs that are cheap: what a report looks like is tested elsewhere."""
+"""A small model with dropout, rows, and runs that are cheap."""
 
 from __future__ import annotations
 
@@ -47,13 +47,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_tokenizer().save_pretrained(folder / "model")
     write_jsonl(folder / "rows.jsonl", alpaca_rows(22))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def plain_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.reports.chart.png", lambda *_: b"")
-    monkeypatch.setattr("luthier.reports.run_report.render", lambda *_: "")
-    monkeypatch.setattr("peft.PeftModel.create_or_update_model_card", lambda *_: None)  # Luthier deletes it anyway
 
 
 class Heard(Progress):

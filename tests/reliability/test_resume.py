@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from luthier.methods.base import METHODS
 from luthier.runs.folder import RunFolder
 from tests.conftest import ROOT
 from tests.methods.zoo import SPECS, fused, method
+from tests.processes import python
 from tests.reliability.conftest import LORA, Heard, Start
 
 AFTER = ["result.json", "adapter", "model", "predictions.jsonl", "loss.png", "report.html"]
@@ -83,9 +82,8 @@ def test_every_way_to_train_goes_on_bit_for_bit(own: list[str], start: Start, tm
 
 def test_killed_at_random_moments_and_while_checkpoints_are_written() -> None:
     """5 times here; `python tools/soak.py` does it 200 times."""
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools" / "soak.py", "--kills", "5"], capture_output=True, text=True, check=False
-    )
+    program = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = python(program, ROOT / "tools" / "soak.py", "--kills", "5")
     assert done.returncode == 0, done.stdout + done.stderr
     said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
     assert int(said["kills"]) >= 5 and int(said["in the write of a checkpoint"]) > 0

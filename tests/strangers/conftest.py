@@ -32,12 +32,6 @@ SMALL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def plain_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.reports.chart.png", lambda *_: b"")
-    monkeypatch.setattr("luthier.reports.run_report.render", lambda *_: "")
-
-
 @pytest.fixture(scope="session")
 def finished(model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody touched; no test may write to it."""

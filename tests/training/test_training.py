@@ -29,6 +29,7 @@ BASE = [
     "train.batch_size=8",
     "train.steps=9",
     "evaluate.generate=0",
+    "evaluate.forgetting=false",
     "train.save_every=2",
     "train.evaluate_every=4",
     "train.keep=9",
@@ -116,7 +117,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
         return train(RunConfig.load(None, [*common, f"run={run}"]), progress=progress)
 
     go(tmp_path / "whole")
-    for at in (1, 5, 8):
+    for at in (1, 5, 8) if case == "lora" else (5,):
         run = tmp_path / f"stopped-{at}"
         with pytest.raises(Stopped) as stop:
             go(run, StopAt(at))

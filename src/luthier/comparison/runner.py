@@ -183,13 +183,19 @@ def run_all(context: Context, tasks: Sequence[CompareTask], names: Sequence[str]
 
 
 def parallel_runs(context: Context) -> tuple[int, float]:
-    """(number of parallel runs, seconds of a step of one of them), by timing two steps alone and side by side."""
+    """(number of parallel runs, seconds of a step of one of them), by timing two steps alone and side by side.
+
+    Nothing is timed, and the seconds are 0, where the number is known and no budget asks for the seconds.
+    """
     count = processors()
+    wanted = 1 if not context.fork or count == 1 else context.options.workers
+    if wanted and not context.options.budget:
+        return wanted, 0.0
     first = next(one for one in context.runnable if one.config.model.quantize == "none")
     place = context.folder / "trial"
     inputs = replace(context.inputs, before=None, finished=lambda loaded, run: None)
     trial = first.recipe(context.config.seed, place, steps=3, evaluate_every=10_000, save_every=10_000)
-    little = trial.evaluate.model_copy(update={"before": False, "generate": 0, "rows": 2})
+    little = trial.evaluate.model_copy(update={"before": False, "generate": 0, "rows": 2, "forgetting": False})
 
     def seconds(count: int, threads: int) -> float:
         runs = [trial.model_copy(update={"run": f"{place}/{number}", "evaluate": little}) for number in range(count)]
@@ -202,8 +208,7 @@ def parallel_runs(context: Context) -> tuple[int, float]:
 
     context.progress.stage("trying how many parallel runs are fastest")
     alone = seconds(1, count)
-    wanted = context.options.workers
-    if not context.fork or count == 1 or wanted == 1:
+    if wanted == 1:
         return 1, alone
     many = wanted or count
     beside = seconds(many, max(1, count // many))

@@ -285,7 +285,6 @@ class PeftMethod(Method):
         from safetensors.torch import save_file
 
         self.write_adapter(model, folder)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card is an empty form
         if training and (state := self.training_state(model)):
             save_file({key: value.detach().contiguous().clone() for key, value in state.items()}, folder / TRAINING)
 
@@ -297,7 +296,11 @@ class PeftMethod(Method):
         """Write the adapter in PEFT's format."""
         state, changes = self.as_saved(model)
         # save_embedding_layers="auto" would ask the hub for the base model's config.
-        model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
+        model.create_or_update_model_card = lambda folder: None  # PEFT's is an empty form that takes 0.1 s to fill in
+        try:
+            model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
+        finally:
+            del model.create_or_update_model_card
         file = folder / "adapter_config.json"
         settings = {**json.loads(file.read_text(encoding="utf-8")), **changes}
         for value in settings.values():  # PEFT writes sets in an order that differs from process to process

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,22 @@ SAMPLE = 4096
 """Bytes looked at on either end of each tensor of the base."""
 
 
+@cache
+def _version(package: str) -> str:
+    """The installed version, read once in a process: it is a file of its own for each package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and command of this process; no user names, keys or tokens."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
-        "packages": versions,
+        "packages": {name: _version(name) for name in PACKAGES},
         "command": [Path(sys.argv[0]).name, *map(public, redacted_command(sys.argv[1:]))],
     }
 
