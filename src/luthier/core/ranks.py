@@ -400,8 +400,8 @@ class _Watch(threading.Thread):
 
     def over(self) -> tuple[str, int]:
         """After a transfer failed, why and with which exit code: what a rank said, or which ranks are silent."""
-        until = time.monotonic() + min(self.seconds, 6 * BEAT)
-        before = {rank: self.seen[rank][0] for rank in self.others}
+        began = time.monotonic()
+        until = began + min(self.seconds, 8 * BEAT)
         try:
             while time.monotonic() < until:
                 if (said := self._said()) is not None:
@@ -409,7 +409,8 @@ class _Watch(threading.Thread):
                 time.sleep(BEAT / 4)
         except RuntimeError:
             return f"{self.ranks.name(0)} cannot be reached any more", 1
-        silent = [rank for rank in self.others if self.seen[rank][0] == before[rank]]
+        # The last sign of a rank that is gone may be seen shortly after its connection broke.
+        silent = [rank for rank in self.others if self.seen[rank][1] < began + 2 * BEAT]
         return (f"{self._names(silent)} is gone" if silent else ""), 1
 
     def give_up(self, why: str, code: int) -> None:
