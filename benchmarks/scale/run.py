@@ -55,6 +55,8 @@ def sent() -> int:
 
 def work(overrides: list[str]) -> None:
     """One rank, which notes after each step what it holds and what the machine has sent."""
+    from torch.distributed.tensor import DTensor
+
     from luthier.pipeline.train import train
     from luthier.planning import machine
     from luthier.recipe.config import RunConfig
@@ -70,9 +72,12 @@ def work(overrides: list[str]) -> None:
         notes.before(self.model)
         taken = take(self, index, **more)
         named = list(self.model.named_parameters())
-        blocks = sum(each.numel() for name, each in named if ".layers." in name)
+        sharded = [(name, each) for name, each in named if isinstance(each, DTensor)]
+        blocks = sum(each.numel() for name, each in sharded if ".layers." in name)
         trained = sum(each.numel() for _, each in named if each.requires_grad)
-        notes.step(self.model, self.optimizer, blocks=blocks, trained=trained, sent=sent())
+        whole = sum(each.numel() for name, each in named if each.requires_grad and not isinstance(each, DTensor))
+        counts = {"sharded": sum(each.numel() for _, each in sharded), "blocks": blocks}
+        notes.step(self.model, self.optimizer, **counts, trained=trained, whole=whole, sent=sent())
         return taken
 
     Loop.take = noted  # type: ignore[method-assign]
@@ -238,14 +243,14 @@ def traffic() -> None:
         raise SystemExit(subprocess.run(["unshare", "--net", "sh", "-c", inner], check=False).returncode)
     print("| method | parallel | ranks | sent in a step, all ranks | formula | measured / formula |")
     print("|---|---|---:|---:|---:|---:|")
-    for name, parallel in (("lora", "ddp"), ("full", "ddp"), ("full", "fsdp")):
+    for name, parallel in (("lora", "ddp"), ("full", "ddp"), ("lora", "fsdp"), ("full", "fsdp")):
         for world in (2, 3, 4):
             *lines, _ = held(name, world, parallel)[0]
             moved = (lines[-1]["sent"] - lines[SETTLED]["sent"]) / (len(lines) - 1 - SETTLED)
-            trained, blocks = lines[0]["trained"], lines[0]["blocks"]
-            # A layer is gathered for the forward and the backward pass, what is outside of layers once.
-            numbers = 2 * trained if parallel == "ddp" else 2 * blocks + (trained - blocks) + trained
-            formula = 4 * (world - 1) * numbers
+            sharded, blocks, trained, whole = (lines[0][key] for key in ("sharded", "blocks", "trained", "whole"))
+            # A layer is gathered for the forward and the backward pass, what is outside of layers once; gradients of
+            # shards are scattered, and those of what is whole on each rank summed.
+            formula = 4 * (world - 1) * (blocks + sharded + (trained - whole) + 2 * whole)
             print(
                 f"| {name} | {parallel} | {world} | {moved / 1e6:.2f} MB | {formula / 1e6:.2f} MB | {moved / formula:.2f} |",
                 flush=True,
