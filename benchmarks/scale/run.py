@@ -37,14 +37,15 @@ def luthier(processes: int, overrides: list[str], threads: int, **more: str) -> 
     start(processes, ["benchmarks.scale.run", "work", *overrides], threads, **more)
 
 
-def start(processes: int, module: list[str], threads: int, **more: str) -> None:
-    """Run a module with its arguments in so many processes, by torchrun where they are several."""
+def start(processes: int, module: list[str], threads: int, **more: str) -> str:
+    """What a module prints, run with its arguments in so many processes, by torchrun where they are several."""
     torchrun = ["torch.distributed.run", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
     words = [sys.executable, "-m", *torchrun, *module]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **more}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}\n{done.stderr[-3000:]}")
+    return done.stdout
 
 
 def sent() -> int:
@@ -237,12 +238,28 @@ def of_arm(name: str, folder: str, steps: int) -> tuple[list[float], list[list[d
     return [line["loss"] for line in lines if "loss" in line], noted(folder, 2)
 
 
+def scatters() -> None:
+    """One rank: print what a reduce-scatter sends over what NCCL's would, which is (n - 1) times its input in all."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    given, out = torch.ones(dist.get_world_size() * 2_500_000), torch.empty(2_500_000)
+    dist.barrier()
+    before = sent()
+    dist.reduce_scatter_tensor(out, given)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        print((sent() - before) / (given.nbytes * (dist.get_world_size() - 1)))
+
+
 def traffic() -> None:
     if os.environ.get("SCALE_ALONE") != "1":
         inner = f"ip link set lo up && SCALE_ALONE=1 exec {sys.executable} -m benchmarks.scale.run traffic"
         raise SystemExit(subprocess.run(["unshare", "--net", "sh", "-c", inner], check=False).returncode)
     print("| method | parallel | ranks | sent in a step, all ranks | formula | measured / formula |")
     print("|---|---|---:|---:|---:|---:|")
+    factors = {world: float(start(world, ["benchmarks.scale.run", "scatters"], 1)) for world in (2, 3, 4)}
     for name, parallel in (("lora", "ddp"), ("full", "ddp"), ("lora", "fsdp"), ("full", "fsdp")):
         for world in (2, 3, 4):
             *lines, _ = held(name, world, parallel)[0]
@@ -250,16 +267,23 @@ def traffic() -> None:
             sharded, blocks, trained, whole = (lines[0][key] for key in ("sharded", "blocks", "trained", "whole"))
             # A layer is gathered for the forward and the backward pass, what is outside of layers once; gradients of
             # shards are scattered, and those of what is whole on each rank summed.
-            formula = 4 * (world - 1) * (blocks + sharded + (trained - whole) + 2 * whole)
+            numbers = blocks + sharded + round(factors[world]) * (trained - whole) + 2 * whole
+            formula = 4 * (world - 1) * numbers
             print(
                 f"| {name} | {parallel} | {world} | {moved / 1e6:.2f} MB | {formula / 1e6:.2f} MB | {moved / formula:.2f} |",
                 flush=True,
             )
+    print(
+        f"gloo's reduce-scatter sends {', '.join(f'{each:.2f}' for each in factors.values())} times NCCL's (2, 3, 4 ranks)"
+    )
 
 
 def main() -> None:
     if sys.argv[1:2] == ["work"]:
         work(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["scatters"]:
+        scatters()
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "memory", "trainer", "traffic"])
