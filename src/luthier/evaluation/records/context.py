@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.events import Progress
 from luthier.core.ranks import here
 from luthier.data import cache
-from luthier.evaluation.records.reading import Question, Reading, read
+from luthier.evaluation.records.reading import Question, Reading, passes, read
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example
@@ -184,15 +184,21 @@ def lengths_of(rows: Sequence[Row]) -> list[int]:
 
 def losses_of(context: EvalContext, rows: Sequence[Row]) -> list[tuple[float, int]]:
     """(task's loss, summed; targets) of each row of a batch."""
-    sums, targets = context.task.losses(context.model, context.batch(rows))
-    return list(zip(sums.tolist(), targets.tolist(), strict=True))
+    found: list[tuple[float, int]] = []
+    for first, stop in passes(lengths_of(rows), context.device.type):
+        sums, targets = context.task.losses(context.model, context.batch(rows[first:stop]))
+        found += zip(sums.tolist(), targets.tolist(), strict=True)
+    return found
 
 
 def logits_of(context: EvalContext, rows: Sequence[Row]) -> "list[Tensor]":
     """Logits [labels] of each row of a batch, in float32."""
-    batch = context.batch(rows)
-    logits = context.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return list(logits.float().cpu())
+    found: list[Tensor] = []
+    for first, stop in passes(lengths_of(rows), context.device.type):
+        batch = context.batch(rows[first:stop])
+        logits = context.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        found += logits.float().cpu()
+    return found
 
 
 def words(text: str) -> list[str]:

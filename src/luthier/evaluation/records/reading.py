@@ -19,8 +19,8 @@ from luthier.rendering.row import IGNORED
 if TYPE_CHECKING:
     from torch import Tensor
 
-PASS_TOKENS = 1024
-"""Tokens of a pass over prompts: enough for fast products, and rows of nearly one length, so with little padding."""
+PASS_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Tokens of a pass: enough for fast products, and few enough to be rows of nearly one length, with little padding."""
 LOGITS_BYTES = 2**26
 """Most bytes of logits, in float32, that are there at a time."""
 
@@ -160,16 +160,11 @@ class _Batch:
         if common:
             self._forward(0, [0], [self.questions[0].prompt[:common]])
             self.cache.repeat(len(rows), common)
-        first = 0
-        while first < len(rows):
-            stop = first + 1
-            while stop < len(rows) and max(map(len, rows[first : stop + 1])) * (stop + 1 - first) <= PASS_TOKENS:
-                stop += 1
+        for first, stop in passes([len(row) for row in rows], self.device.type):
             hidden = self._forward(first, [common] * (stop - first), rows[first:stop], self.trees[first:stop])
             for found, likely in self._scores(first, stop, hidden):
                 losses.append(found)
                 best.append(likely)
-            first = stop
         return losses, best
 
     def _scores(self, first: int, stop: int, hidden: "Tensor") -> Iterator[tuple[tuple[float, list[float]], list[int]]]:
@@ -254,6 +249,15 @@ class _Batch:
         inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         hidden: Tensor = self.base(**inputs, past_key_values=self.cache, use_cache=True).logits
         return hidden
+
+
+def passes(lengths: Sequence[int], device: str) -> Iterator[tuple[int, int]]:
+    """Cut a batch of rows into passes of at most PASS_TOKENS padded tokens; a longer row is one of its own."""
+    first, most = 0, PASS_TOKENS.get(device, PASS_TOKENS["cuda"])
+    for stop in range(1, len(lengths) + 1):
+        if stop == len(lengths) or max(lengths[first : stop + 1]) * (stop + 1 - first) > most:
+            yield first, stop
+            first = stop
 
 
 def _common_tokens(prompts: Sequence[list[int]]) -> int:
