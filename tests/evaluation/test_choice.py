@@ -15,7 +15,7 @@ from luthier.evaluation.metrics.labels import most_likely, sums_of_rows
 from luthier.evaluation.records import context as records
 from luthier.evaluation.records import reading
 from luthier.evaluation.records.context import EvalContext, answered, generated, losses_of, read_once, tails_of_labels
-from luthier.evaluation.records.reading import Question, Tree, read
+from luthier.evaluation.records.reading import PromptQuery, Tree, read
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.methods.base import METHODS
 from luthier.rendering.chat_template import Template
@@ -58,7 +58,7 @@ def model_of(kind: str, method: str | dict[str, Any] | None = None) -> Any:
     return tuned
 
 
-def questions() -> list[Question]:
+def questions() -> list[PromptQuery]:
     """Prompts that begin alike, with an earlier answer in one, and continuations that branch."""
     front = [7, 8, 9, 10]
     prompts = [[*front, 5, 6, 7, 8, 9], [*front, 11, 12], [*front, 20, 21, 22, 23, 24, 25, 26, 27]]
@@ -66,10 +66,10 @@ def questions() -> list[Question]:
     labels = [[IGNORED] * len(prompt) for prompt in prompts]
     labels[2][5:7] = prompts[2][5:7]
     parts = zip(prompts, labels, tails, strict=True)
-    return [Question(prompt, label, tail, answers=True) for prompt, label, tail in parts]
+    return [PromptQuery(prompt, label, tail, answers=True) for prompt, label, tail in parts]
 
 
-def plain(context: EvalContext, question: Question) -> list[float]:
+def plain(context: EvalContext, question: PromptQuery) -> list[float]:
     """The loss of each whole row."""
     rows = [Row(question.prompt + tail, question.labels + tail, "") for tail in question.continuations]
     return [loss for loss, _ in losses_of(context, rows)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.core.events import Progress
 from luthier.core.ranks import here
 from luthier.data import cache
-from luthier.evaluation.records.reading import Question, Reading, passes, read
+from luthier.evaluation.records.reading import PromptQuery, PromptReading, passes, read
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example
@@ -345,7 +345,7 @@ def _read(context: EvalContext) -> Read | None:
         return None
     lengths = [sum(map(len, (each.prompt, *each.continuations))) + most * each.answers for each in questions]
     tokens = min(context.settings.batch_tokens, max(1, CACHE_BYTES // size))
-    found: list[Reading] = context.computed("read", questions, lengths, "held-out rows", tokens, most=most)
+    found: list[PromptReading] = context.computed("read", questions, lengths, "held-out rows", tokens, most=most)
     losses, labels = [], {}
     for row, number, (place, reference, choices) in zip(context.rows, context.owner, places, strict=True):
         reading = found[place]
@@ -359,12 +359,12 @@ def _read(context: EvalContext) -> Read | None:
 
 def questions_of(
     context: EvalContext, asked: set[tuple[int, ...]]
-) -> tuple[list[Question], list[tuple[int, int, int]]]:
+) -> tuple[list[PromptQuery], list[tuple[int, int, int]]]:
     """Each prompt with all that follows it, and for each row its question, its own continuation, its number of labels.
 
     The labels are the first of the continuations. Nothing where a row has no prompt.
     """
-    questions: list[Question] = []
+    questions: list[PromptQuery] = []
     places: list[tuple[int, int, int]] = []
     last = dict(zip(context.owner, context.rows, strict=True))
     tails = tails_of_labels(context) if labelled(context) else {}
@@ -385,7 +385,7 @@ def questions_of(
                 own.append(answer)
         if place is None:
             place = known[key] = len(questions)
-            questions.append(Question(prompt, list(key[1]), wanted))
+            questions.append(PromptQuery(prompt, list(key[1]), wanted))
         if key[0] in waiting:
             waiting.remove(key[0])
             questions[place].answers = True
@@ -413,7 +413,7 @@ def tails_of_labels(context: EvalContext) -> dict[int, list[list[int]]]:
     }
 
 
-def cache_bytes(context: EvalContext, questions: Sequence[Question]) -> int:
+def cache_bytes(context: EvalContext, questions: Sequence[PromptQuery]) -> int:
     """Bytes of KV cache for a token; 0 if reading the longest and the shortest question gives other losses than rows.
 
     Some tuners put tokens in front, some models have caches or masks of their own.
@@ -440,7 +440,7 @@ def cache_bytes(context: EvalContext, questions: Sequence[Question]) -> int:
     return max(1, sizes[0]) if near else 0
 
 
-def read_batch(context: EvalContext, questions: Sequence[Question], *, most: int) -> list[Reading]:
+def read_batch(context: EvalContext, questions: Sequence[PromptQuery], *, most: int) -> list[PromptReading]:
     """What the model makes of a batch of questions."""
     return read(context.model, questions, context.template.end_ids, most)
 

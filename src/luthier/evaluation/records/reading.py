@@ -26,7 +26,7 @@ LOGITS_BYTES = 2**26
 
 
 @dataclass(slots=True)
-class Question:
+class PromptQuery:
     """A prompt, and what is asked of the model about it."""
 
     prompt: list[int]
@@ -40,7 +40,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PromptReading:
     """What the model makes of a question; losses are sums of -log p in nats."""
 
     loss: float
@@ -94,11 +94,11 @@ class Tree:
 
 def read(
     model: Any,
-    questions: Sequence[Question],
+    questions: Sequence[PromptQuery],
     ends: Collection[int],
     most: int = 0,
     sizes: list[int] | None = None,
-) -> list[Reading]:
+) -> list[PromptReading]:
     """The readings of a batch. An answer has at most `most` tokens, and ends with one of `ends`.
 
     Appends the bytes of cache for a token to `sizes`. Raises whatever a model raises that cannot be read like this.
@@ -109,7 +109,7 @@ def read(
         if sizes is not None:
             sizes.append(batch.cache.bytes_per_token())
         answers = batch.answers(best, ends) if most else {}
-    return [Reading(*losses[i], answers.get(i)) for i in range(len(questions))]
+    return [PromptReading(*losses[i], answers.get(i)) for i in range(len(questions))]
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def _row_cached(model: Any) -> Iterator[tuple[Any, Any]]:
 class _Batch:
     """Questions of similar length. Row i of the cache is that of question i, until answers end."""
 
-    def __init__(self, base: Any, head: Any, questions: Sequence[Question], most: int) -> None:
+    def __init__(self, base: Any, head: Any, questions: Sequence[PromptQuery], most: int) -> None:
         from luthier.kernels.kv_cache import RowCache
 
         self.base, self.head, self.questions, self.most = base, head, questions, most
@@ -188,7 +188,7 @@ class _Batch:
                 numbers += [begins[-1] + place for place in path]
                 targets += tokens
         where = torch.tensor(wanted, device=self.device)
-        losses, best = scored(self.head, hidden[where[:, 0], where[:, 1]], numbers, targets)
+        losses, best = score_targets(self.head, hidden[where[:, 0], where[:, 1]], numbers, targets)
         each = iter(losses)
         for (question, tree), begin in zip(own, begins, strict=True):
             prompt = sum(next(each) for _ in _targets(question))
@@ -215,7 +215,7 @@ class _Batch:
                 starts.append(begin + len(places))
         while running:
             hidden = self._forward(0, starts, [[made[row][-1]] for row in running])
-            tokens = scored(self.head, hidden[:, -1], [], [])[1]
+            tokens = score_targets(self.head, hidden[:, -1], [], [])[1]
             for place in reversed(range(len(running))):
                 row = running[place]
                 made[row].append(tokens[place])
@@ -267,12 +267,12 @@ def _common_tokens(prompts: Sequence[list[int]]) -> int:
     return next((at for at, (one, other) in pairs if one != other), min(len(first), len(last)))
 
 
-def _targets(question: Question) -> Iterator[tuple[int, int]]:
+def _targets(question: PromptQuery) -> Iterator[tuple[int, int]]:
     """(index, token) of the prompt's own targets; the first token of a row is none."""
     return ((at, label) for at, label in enumerate(question.labels) if at and label != IGNORED)
 
 
-def scored(
+def score_targets(
     head: Any, hidden: "Tensor", numbers: Sequence[int], targets: Sequence[int]
 ) -> tuple[list[float], list[int]]:
     """-log p of `targets`, each behind the hidden state of that number, and the most likely token behind each state."""
