@@ -1,7 +1,8 @@
-"""Reading a prompt once and its labels behind it gives the sums of reading every pair, for each kind of model and tuner."""
+"""Reading a prompt once gives the losses of whole rows and transformers' own answers, for each kind of model and tuner."""
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 import torch
 import transformers as t
 
-from luthier.evaluation.metrics import labels as choice
-from luthier.evaluation.metrics.labels import bytes_of_shared, most_likely, sums_of_rows, sums_of_shared
-from luthier.evaluation.records.context import EvalContext, split_answer
+from luthier.evaluation.metrics.labels import most_likely, sums_of_rows
+from luthier.evaluation.records import context as records
+from luthier.evaluation.records import reading
+from luthier.evaluation.records.context import EvalContext, answered, generated, losses_of, read_once, tails_of_labels
+from luthier.evaluation.records.reading import PromptQuery, Tree, read
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.methods.base import METHODS
 from luthier.rendering.chat_template import Template
@@ -38,7 +41,7 @@ def context_of(model: Any, count: int = 6, labels: list[str] = LABELS) -> EvalCo
         for i in range(count)
     ]
     rows = [task.encode(example, template, 256, "stop")[0] for example in examples]
-    settings = EvaluateConfig(batch_size=4)
+    settings = EvaluateConfig(batch_size=4, max_new_tokens=8)
     return EvalContext(model, template, task, examples, rows, list(range(count)), 256, settings, labels=sorted(labels))
 
 
@@ -55,14 +58,106 @@ def model_of(kind: str, method: str | dict[str, Any] | None = None) -> Any:
     return tuned
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "gpt2"])
-def test_the_shared_prompt_gives_the_sums_of_whole_rows(kind: str) -> None:
-    context = context_of(model_of(kind))
-    prompts = [[5, 6, 7, 8, 9], [11, 12], [20, 21, 22, 23, 24, 25, 26, 27]]
-    tails = [[[3, 1], [4, 5, 6, 1], [9]], [[3, 1], [4, 5, 6, 1], [9]], [[30, 1], [31, 32, 1], [33, 34]]]
+def questions() -> list[PromptQuery]:
+    """Prompts that begin alike, with an earlier answer in one, and continuations that branch."""
+    front = [7, 8, 9, 10]
+    prompts = [[*front, 5, 6, 7, 8, 9], [*front, 11, 12], [*front, 20, 21, 22, 23, 24, 25, 26, 27]]
+    tails = [[[3, 1], [4, 5, 6, 1], [9], [4, 5, 30, 2], [4, 1]], [[3, 4, 5, 6, 7, 1]], [[30, 1], [30, 31, 1], [33, 34]]]
+    labels = [[IGNORED] * len(prompt) for prompt in prompts]
+    labels[2][5:7] = prompts[2][5:7]
+    parts = zip(prompts, labels, tails, strict=True)
+    return [PromptQuery(prompt, label, tail, answers=True) for prompt, label, tail in parts]
+
+
+def plain(context: EvalContext, question: PromptQuery) -> list[float]:
+    """The loss of each whole row."""
+    rows = [Row(question.prompt + tail, question.labels + tail, "") for tail in question.continuations]
+    return [loss for loss, _ in losses_of(context, rows)]
+
+
+def unread(context: EvalContext) -> EvalContext:
+    """The same rows and model, for which every row is a row."""
+    context.reads_once, context.read, context.answers = False, None, None
+    return context
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "gpt2", "mistral"])
+@pytest.mark.parametrize("tokens", [1024, 1])
+def test_one_pass_gives_the_losses_and_answers_of_whole_rows(
+    kind: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(reading.PASS_TOKENS, "cpu", tokens)
+    model = model_of(kind)  # Mistral's window is 8 tokens
+    context = context_of(model)
     with torch.inference_mode():
-        shared, plain = (way(context, prompts, tails) for way in (sums_of_shared, sums_of_rows))
-    assert torch.tensor(shared).sub(torch.tensor(plain)).abs().max() < 1e-4
+        found = read(model, questions(), (1,), 7)
+        for question, one in zip(questions(), found, strict=True):
+            whole = torch.tensor(plain(context, question))
+            assert (torch.tensor(one.continuations) + one.loss - whole).abs().max() < 1e-4
+            greedy = t.GenerationConfig(do_sample=False, max_new_tokens=7, eos_token_id=1, pad_token_id=0)
+            made = model.generate(torch.tensor([question.prompt]), generation_config=greedy)
+            assert one.answer == made[0, len(question.prompt) :].tolist()
+
+
+def test_a_token_of_a_tree_sees_what_leads_to_it_and_nothing_else() -> None:
+    tree = Tree([[4, 5, 1], [4, 6, 7, 1], [8]])
+    assert tree.tokens == [4, 5, 6, 7] and tree.parents == [0, 0, 1, 1, 3] and tree.branches
+    assert tree.paths == [[0, 1, 2], [0, 1, 3, 4], [0]]
+    assert tree.sees.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+    assert not Tree([[4, 5, 6]]).branches
+
+
+def test_an_answer_that_is_in_the_tree_costs_no_step_and_is_the_generated_one() -> None:
+    model = model_of("llama")
+    context = context_of(model)
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    (first,) = questions()[:1]
+    with torch.inference_mode():
+        (answer,) = generated(context, [first.prompt], 6)
+        read(model, [first], (), 1)  # the head is tried once
+        del passes[:]
+        for kept in (6, 3, 2):  # the whole answer, or the beginning of it, then another token
+            wrong = (answer[kept - 1] + 1) % 50 if kept < 6 else answer[-1]
+            first.continuations = [[2, 3], [*answer[: kept - 1], wrong], [9, 9, 9]]
+            (found,) = read(model, [first], context.template.end_ids, 6)
+            assert found.answer == answer
+            # The prompt but for its last token may be read first; behind the first wrong token come the others.
+            assert len(passes) == 2 + (6 - kept)
+            del passes[:]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
+def test_losses_labels_and_answers_of_a_context_are_those_of_rows(kind: str) -> None:
+    context = context_of(model_of(kind), 9)
+    context.settings = EvaluateConfig(batch_size=4, generate=7, max_new_tokens=5)
+    losses, chosen, answers = context.losses(), most_likely(context), answered(context)
+    assert context.read is not None
+    unread(context)
+    assert chosen == most_likely(context) and answers == answered(context) and sum("said" in a for a in answers) == 7
+    for one, other in zip(losses, context.losses(), strict=True):
+        assert one["targets"] == other["targets"] and one["loss_sum"] == pytest.approx(other["loss_sum"], rel=1e-5)
+
+
+def test_rows_with_one_prompt_are_read_together_and_long_ones_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = context_of(model_of("llama"), 8)
+    rng = random.Random(1)
+    prompt = context.rows[3].ids[:12]
+    answers = [[rng.randrange(5, 50) for _ in range(9)] for _ in range(7)]
+    answers.append(answers[0])
+    context.labels = []
+    context.rows = [Row(prompt + each, [IGNORED] * 12 + each, "") for each in answers]
+    for most, expected in ((records.MOST_BEHIND, 1), (20, 3)):
+        monkeypatch.setattr(records, "MOST_BEHIND", most)
+        asked, places = records.questions_of(context, {tuple(prompt)})
+        assert len(asked) == expected and [each.answers for each in asked] == [True, *[False] * (expected - 1)]
+        assert [asked[place].continuations[reference] for place, reference, _ in places] == answers
+        context.read = None
+        losses = context.losses()
+        assert [one["loss_sum"] for one in losses] == pytest.approx(
+            [one["loss_sum"] for one in unread(context).losses()], rel=1e-5
+        )
+        context.reads_once = True
 
 
 @pytest.mark.parametrize(
@@ -79,42 +174,40 @@ def test_the_shared_prompt_gives_the_sums_of_whole_rows(kind: str) -> None:
     ],
     ids=lambda m: m if isinstance(m, str) else "lora on the head",
 )
-def test_whatever_the_tuner_the_choice_is_that_of_whole_rows(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_the_tuner_all_is_as_in_whole_rows(method: Any) -> None:
     context = context_of(model_of("llama", method))
-    with torch.inference_mode():
-        shares = bytes_of_shared(context, [[5, 6, 7], [8, 9, 10, 11]], [[[3, 1], [4, 5, 6, 1]]] * 2) > 0
-    assert shares == (method in ("lora", "prefix", "ia3", "parallel_adapter", "unipelt")), "PEFT's prompts cannot"
-    chosen = most_likely(context)
-    monkeypatch.setattr(choice, "bytes_of_shared", lambda *_: 0)
-    assert chosen == most_likely(context)
-
-
-def test_a_cache_that_slides_is_found_out_and_goes_the_plain_way() -> None:
-    context = context_of(model_of("mistral"))  # its window is 8 tokens
-    prompts = [list(range(5, 45)), list(range(5, 12))]
-    tails = [[[3, 4, 1], [7, 8, 9, 1]]] * 2
-    with torch.inference_mode():
-        assert bytes_of_shared(context, prompts, tails) == 0
+    losses, chosen, answers = context.losses(), most_likely(context), answered(context)
+    assert (read_once(context) is not None) == (method in ("lora", "prefix", "ia3", "parallel_adapter", "unipelt")), (
+        method
+    )
+    unread(context)
+    assert chosen == most_likely(context) and answers == answered(context)
+    for one, other in zip(losses, context.losses(), strict=True):
+        assert one["loss_sum"] == pytest.approx(other["loss_sum"], rel=1e-4)
 
 
 def test_few_bytes_for_the_cache_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     context = context_of(model_of("llama"), 8)
     chosen = most_likely(context)
-    monkeypatch.setattr(choice, "CACHE_BYTES", 1)
+    monkeypatch.setattr(records, "CACHE_BYTES", 1)
+    context.read = None
     assert most_likely(context) == chosen
 
 
 def test_the_tokens_of_the_labels_are_made_once_unless_a_row_has_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    encode = choice._tail
-    monkeypatch.setattr(choice, "_tail", lambda *asked: made.append(asked[1]) or encode(*asked))
     context = context_of(model_of("llama"))
     whole = most_likely(context)
-    assert len(made) == len(LABELS)
+    made = []
+    encode = Template.encode
+    monkeypatch.setattr(Template, "encode", lambda self, *asked: made.append(asked) or encode(self, *asked))
+    context.read = None
+    assert most_likely(context) == whole and len(made) == len(LABELS)
     row = context.rows[2]
     end = max(i for i, label in enumerate(row.labels) if label != IGNORED)
     context.rows = [*context.rows[:2], Row(row.ids[:end], row.labels[:end], row.where, cut=1), *context.rows[3:]]
-    assert most_likely(context) == whole and 2 in made[len(LABELS) :], "a row whose end was cut off"
+    context.read = None
+    assert most_likely(context) == whole and len(made) > 2 * len(LABELS), "a row whose end was cut off"
+    assert context.losses()[2]["targets"] == sum(label != IGNORED for label in row.labels) - 1
 
 
 @pytest.mark.shared
@@ -125,13 +218,14 @@ def test_150_labels_are_affordable(shared: Path) -> None:
     labels = sorted({row["label_text"] for row in rows})
     assert len(labels) == 150
     context = context_of(model_of("llama"), 40, labels)
-    begun = time.perf_counter()
+    context.settings = EvaluateConfig(generate=0)
+    begun = time.process_time()
     chosen = most_likely(context)
-    took = time.perf_counter() - begun
-    prompts = [split_answer(row)[0] for row in context.rows]
-    tails = [[choice._tail(context, 0, label) for label in labels]] * 3
-    begun = time.perf_counter()
-    with torch.inference_mode():
-        plain = sums_of_rows(context, prompts[:3], tails)
-    assert [labels[sums.index(min(sums))] for sums in plain] == chosen[:3]
-    assert took / 40 < (time.perf_counter() - begun) / 3, "the shared way should be cheaper for each prompt"
+    took = time.process_time() - begun
+    few = context_of(context.model, 3, labels)
+    few.labels = context.labels
+    begun = time.process_time()
+    sums = sums_of_rows(few)
+    assert [context.labels[each.index(min(each))] for each in sums.values()] == chosen[:3]
+    assert took / 40 < (time.process_time() - begun) / 3, "one pass should be cheaper for each prompt"
+    assert len(next(iter(tails_of_labels(few).values()))) == 150

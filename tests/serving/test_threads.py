@@ -56,28 +56,25 @@ def test_workers_of_torch_end_with_the_thread() -> None:
     assert within >= after + 3, made.stdout  # the thread and two workers
 
 
-SERVED = """
+STARTED = """
 import os, sys
-from luthier.core.events import SILENT
-from luthier.serving import launch
-assert "torch" not in sys.modules
-spins = launch.sleep_soon
-def asked():
+import luthier.cli.main as cli
+def app(*arguments, **options):
     assert "torch" not in sys.modules  # OpenMP reads its settings when torch is imported
-    spins()
     print(os.environ.get("GOMP_SPINCOUNT"))
-    sys.exit()  # the import takes seconds
-launch.sleep_soon = asked
-launch.serve(["nowhere"], launch.ServerAddress("127.0.0.1", 0, None), launch.ServerLimits(), dtype="auto", progress=SILENT, allow_code=False)
+cli.app = app
+cli.main()
 """
 
 
 @pytest.mark.parametrize(
     ("given", "found"), [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
 )
-def test_the_servers_workers_sleep_soon_unless_told_otherwise(given: dict[str, str], found: str) -> None:
+def test_idle_workers_of_a_command_sleep_soon_unless_told_otherwise(given: dict[str, str], found: str) -> None:
     clean = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    made = subprocess.run([sys.executable, "-c", SERVED], capture_output=True, text=True, env=clean | given, check=True)
+    made = subprocess.run(
+        [sys.executable, "-c", STARTED], capture_output=True, text=True, env=clean | given, check=True
+    )
     assert made.stdout.split() == [found]
 
 

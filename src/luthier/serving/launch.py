@@ -11,7 +11,6 @@ from typing import Any
 from luthier.core.endpoint import is_loopback
 from luthier.core.errors import MissingExtra, install
 from luthier.core.events import Progress
-from luthier.kernels.process import sleep_soon
 from luthier.recipe.consent import Allow
 from luthier.serving.http.settings import ServerAddress, ServerLimits
 
@@ -34,7 +33,6 @@ def serve(
     except ImportError:
         raise MissingExtra("serve needs FastAPI and uvicorn", fix=install("serve")) from None
     address.bind().close()
-    sleep_soon()
     from luthier.serving.engine.engine import Engine
     from luthier.serving.http.guard import SPARE, LimitedProtocol
     from luthier.serving.http.server import application

@@ -7,12 +7,13 @@ several references; its answer is in the record of the first of them, {"said", "
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.events import Progress
 from luthier.core.ranks import here
 from luthier.data import cache
+from luthier.evaluation.records.reading import PromptQuery, PromptReading, passes, read
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example
@@ -29,6 +30,12 @@ MOST_LABELS = 500
 """With more different labels than this, they are free text, not classes."""
 SHORT = 5
 """Words (Chinese: characters) that nine of ten references must not exceed for answers to count as short and closed."""
+CACHE_BYTES = 2**31
+"""Most bytes of KV cache for a batch of prompts with what follows them."""
+MOST_BEHIND = 512
+"""Tokens of references behind one prompt beyond which more of them are read by a question of their own."""
+NEAR, NEAR_IN_HALF = 1e-3, 2e-2
+"""Nats of an answer within which two ways are the same; half precision rounds a logit in its second decimal."""
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 KANA = "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
 THAI = "\u0e00-\u0e7f\u0e80-\u0eff\u1000-\u109f\u1780-\u17ff"  # with Lao, Burmese and Khmer: no spaces either
@@ -58,6 +65,10 @@ class EvalContext:
     progress: Progress = field(default_factory=Progress)
     answers: list[Record] | None = None
     """The generated answers, once there are any (see answered)."""
+    read: "Read | None" = None
+    """What was made of all prompts, once they are read (see read_once)."""
+    reads_once: bool = True
+    """Whether they can be read like that, as far as is known."""
     counts: dict[str, int] = field(default_factory=dict)
     """What failed or was cut, by name, for the report."""
 
@@ -155,7 +166,8 @@ class EvalContext:
     def losses(self) -> list[Record]:
         """For each example the task's own loss, summed over its targets, and their number."""
         records: list[Record] = [{"loss_sum": 0.0, "targets": 0} for _ in self.examples]
-        found = self.computed("losses", self.rows, [len(row.ids) for row in self.rows], "held-out rows")
+        read = read_once(self)
+        found = read.losses if read else self.computed("losses", self.rows, lengths_of(self.rows), "held-out rows")
         for owner, (total, count) in zip(self.owner, found, strict=True):
             records[owner]["loss_sum"] += total
             records[owner]["targets"] += count
@@ -163,21 +175,32 @@ class EvalContext:
 
     def logits(self) -> "list[tuple[int, Tensor]]":
         """(number of its example, logits [labels] in float32) of each row, for models with a head for labels."""
-        found = self.computed("logits", self.rows, [len(row.ids) for row in self.rows], "held-out rows")
+        found = self.computed("logits", self.rows, lengths_of(self.rows), "held-out rows")
         return list(zip(self.owner, found, strict=True))
+
+
+def lengths_of(rows: Sequence[Row]) -> list[int]:
+    """The tokens of each row."""
+    return [len(row.ids) for row in rows]
 
 
 def losses_of(context: EvalContext, rows: Sequence[Row]) -> list[tuple[float, int]]:
     """(task's loss, summed; targets) of each row of a batch."""
-    sums, targets = context.task.losses(context.model, context.batch(rows))
-    return list(zip(sums.tolist(), targets.tolist(), strict=True))
+    found: list[tuple[float, int]] = []
+    for first, stop in passes(lengths_of(rows), context.device.type):
+        sums, targets = context.task.losses(context.model, context.batch(rows[first:stop]))
+        found += zip(sums.tolist(), targets.tolist(), strict=True)
+    return found
 
 
 def logits_of(context: EvalContext, rows: Sequence[Row]) -> "list[Tensor]":
     """Logits [labels] of each row of a batch, in float32."""
-    batch = context.batch(rows)
-    logits = context.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return list(logits.float().cpu())
+    found: list[Tensor] = []
+    for first, stop in passes(lengths_of(rows), context.device.type):
+        batch = context.batch(rows[first:stop])
+        logits = context.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        found += logits.float().cpu()
+    return found
 
 
 def words(text: str) -> list[str]:
@@ -219,22 +242,15 @@ def answered(context: EvalContext) -> list[Record]:
     """A record per example, with the model's answer if one was generated; this happens at most once."""
     if context.answers is not None:
         return context.answers
-    # A dialogue may have a row per answer (see Template.rows); only its last answer is generated.
+    asked, most = prompts_to_answer(context)
+    answers = generate(context, [list(prompt) for prompt in asked], most)
     last = dict(zip(context.owner, context.rows, strict=True))
-    learned: dict[int, list[int]] = {}
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number in sorted(last):
-        prompt, learned[number] = split_answer(last[number])
-        groups.setdefault(tuple(prompt), []).append(number)
-    asked = list(groups.items())[: context.settings.generate]
-    longest = max(len(last[number].ids) - len(prompt) for prompt, numbers in asked for number in numbers)
-    most = min(context.settings.max_new_tokens, longest + 2)
-    answers = generate(context, [list(prompt) for prompt, _ in asked], most)
     records: list[Record] = [{} for _ in context.examples]
-    for (_, numbers), (text, whole) in zip(asked, answers, strict=True):
+    for numbers, (text, whole) in zip(asked.values(), answers, strict=True):
         # What was learned, not the message: a template may add to the model's answer (Qwen3's think block).
         decode = context.template.tokenizer.decode
-        references = [str(decode(learned[number], skip_special_tokens=True)) for number in numbers]
+        learned = [split_answer(last[number])[1] for number in numbers]
+        references = [str(decode(each, skip_special_tokens=True)) for each in learned]
         record = records[numbers[0]]
         record |= {"answer": references[0], "said": text}
         if len(set(references)) > 1:
@@ -245,6 +261,18 @@ def answered(context: EvalContext) -> list[Record]:
     context.counts["cut answers"] = sum(not whole for _, whole in answers)
     context.answers = records
     return records
+
+
+def prompts_to_answer(context: EvalContext) -> tuple[dict[tuple[int, ...], list[int]], int]:
+    """({prompt: its examples}, most tokens of an answer), of the prompts that are to be answered."""
+    # A dialogue may have a row per answer (see Template.rows); only its last answer is generated.
+    last = dict(zip(context.owner, context.rows, strict=True))
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number in sorted(last):
+        groups.setdefault(tuple(split_answer(last[number])[0]), []).append(number)
+    asked = dict(list(groups.items())[: context.settings.generate])
+    longest = max(len(last[number].ids) - len(prompt) for prompt, numbers in asked.items() for number in numbers)
+    return asked, min(context.settings.max_new_tokens, longest + 2)
 
 
 def references_of(record: Record) -> list[str]:
@@ -263,11 +291,16 @@ def split_answer(row: Row) -> tuple[list[int], list[int]]:
 
 def generate(context: EvalContext, prompts: Sequence[list[int]], most: int) -> list[tuple[str, bool]]:
     """At most `most` tokens after each prompt (token ids), as text without the end token, and whether it ended."""
-    return context.computed("answers", prompts, [len(prompt) + most for prompt in prompts], "answers", most=most)
+    if read := read_once(context):
+        made = [read.answers[tuple(prompt)] for prompt in prompts]
+    else:
+        made = context.computed("answers", prompts, [len(prompt) + most for prompt in prompts], "answers", most=most)
+    decode, ends = context.template.tokenizer.decode, context.template.end_ids
+    return [(str(decode(each, skip_special_tokens=True)), not ends.isdisjoint(each)) for each in made]
 
 
-def generated(context: EvalContext, prompts: Sequence[list[int]], most: int) -> list[tuple[str, bool]]:
-    """As `generate`, of one batch."""
+def generated(context: EvalContext, prompts: Sequence[list[int]], most: int) -> list[list[int]]:
+    """At most `most` tokens after each prompt of a batch, by transformers: for models that cannot be read otherwise."""
     import torch
     from transformers import GenerationConfig
 
@@ -278,15 +311,152 @@ def generated(context: EvalContext, prompts: Sequence[list[int]], most: int) -> 
     rows = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
     masks = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     ids, mask = (torch.tensor(each, device=context.device) for each in (rows, masks))
-    # Each rank answers prompts of its own and holds all weights: none waits for the others' longest answer.
+    # Each rank answers prompts of its own: none waits for the others' longest answer.
     options = {"generation_config": greedy, "synced_gpus": False}
-    made = context.model.generate(input_ids=ids, attention_mask=mask, **options)  # type: ignore[operator]
-    decode = context.template.tokenizer.decode
-    return [
-        (str(decode(tokens, skip_special_tokens=True)), not context.template.end_ids.isdisjoint(tokens))
-        for tokens in made[:, width:].tolist()
-    ]
+    made: list[list[int]] = context.model.generate(input_ids=ids, attention_mask=mask, **options)[:, width:].tolist()  # type: ignore[operator]
+    return made
 
 
-WORK: dict[str, Callable[..., list[Any]]] = {"losses": losses_of, "logits": logits_of, "answers": generated}
-"""What a rank can compute of a batch of items, by name; `labels` adds its own."""
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What one pass over each prompt has found."""
+
+    losses: list[tuple[float, int]]
+    """(sum of -log p, targets) of each row."""
+    labels: dict[int, list[float]]
+    """-log p of each label of the data, for each example of labelled data."""
+    answers: dict[tuple[int, ...], list[int]]
+    """Token ids behind each prompt that is to be answered."""
+
+
+def read_once(context: EvalContext) -> Read | None:
+    """Losses, labels and answers from one pass over each prompt; None where the model cannot be read like that."""
+    if context.reads_once and context.read is None:
+        context.read = _read(context)
+        context.reads_once = context.read is not None
+    return context.read
+
+
+def _read(context: EvalContext) -> Read | None:
+    if context.task.name != "chat":
+        return None
+    asked, most = prompts_to_answer(context) if asks(context) else ({}, 0)
+    questions, places = questions_of(context, set(asked))
+    size = cache_bytes(context, questions) if questions else 0
+    if not size:
+        return None
+    lengths = [sum(map(len, (each.prompt, *each.continuations))) + most * each.answers for each in questions]
+    tokens = min(context.settings.batch_tokens, max(1, CACHE_BYTES // size))
+    found: list[PromptReading] = context.computed("read", questions, lengths, "held-out rows", tokens, most=most)
+    losses, labels = [], {}
+    for row, number, (place, reference, choices) in zip(context.rows, context.owner, places, strict=True):
+        reading = found[place]
+        targets = sum(label != IGNORED for label in row.labels[1:])
+        losses.append((reading.loss + reading.continuations[reference], targets))
+        if choices:
+            labels[number] = reading.continuations[:choices]
+    answers = {tuple(q.prompt): r.answer for q, r in zip(questions, found, strict=True) if r.answer is not None}
+    return Read(losses, labels, answers)
+
+
+def questions_of(
+    context: EvalContext, asked: set[tuple[int, ...]]
+) -> tuple[list[PromptQuery], list[tuple[int, int, int]]]:
+    """Each prompt with all that follows it, and for each row its question, its own continuation, its number of labels.
+
+    The labels are the first of the continuations. Nothing where a row has no prompt.
+    """
+    questions: list[PromptQuery] = []
+    places: list[tuple[int, int, int]] = []
+    last = dict(zip(context.owner, context.rows, strict=True))
+    tails = tails_of_labels(context) if labelled(context) else {}
+    known: dict[tuple[tuple[int, ...], ...], int] = {}
+    waiting = set(asked)
+    for row, number in zip(context.rows, context.owner, strict=True):
+        prompt, answer = split_answer(row)
+        if not prompt:
+            return [], []
+        choices = tails.get(number, []) if row is last[number] else []
+        wanted = choices if answer in choices else [*choices, answer]
+        key = tuple(prompt), tuple(row.labels[: len(prompt)])
+        place = known.get(key)
+        if place is not None and wanted is not (own := questions[place].continuations):
+            if choices or sum(map(len, own)) > MOST_BEHIND:
+                place = None
+            elif answer not in own:
+                own.append(answer)
+        if place is None:
+            place = known[key] = len(questions)
+            questions.append(PromptQuery(prompt, list(key[1]), wanted))
+        if key[0] in waiting:
+            waiting.remove(key[0])
+            questions[place].answers = True
+        places.append((place, questions[place].continuations.index(answer), len(choices)))
+    return questions, places
+
+
+def tails_of_labels(context: EvalContext) -> dict[int, list[list[int]]]:
+    """For each example the tokens of each label as its answer: one list for all whose own label has the same there."""
+    last = dict(zip(context.owner, context.rows, strict=True))  # a dialogue is judged by its last answer
+
+    def tail(number: int, label: str) -> list[int]:
+        example = context.examples[number]
+        turn = replace(example.messages[-1], content=label, tool_calls="")
+        return split_answer(context.template.encode([*example.messages[:-1], turn], example.tools))[1]
+
+    first = min(last)
+    common = [tail(first, label) for label in context.labels]
+    own = dict(zip(context.labels, common, strict=True))
+    return {
+        number: common
+        if split_answer(row)[1] == own.get(context.examples[number].label or "")
+        else [tail(number, label) for label in context.labels]
+        for number, row in last.items()
+    }
+
+
+def cache_bytes(context: EvalContext, questions: Sequence[PromptQuery]) -> int:
+    """Bytes of KV cache for a token; 0 if reading the longest and the shortest question gives other losses than rows.
+
+    Some tuners put tokens in front, some models have caches or masks of their own.
+    """
+    ordered = sorted(questions, key=lambda each: len(each.prompt))
+    trial = [replace(each, answers=False) for each in (ordered[0], ordered[-1])]
+    return int(context.computed("trial", [trial], [1], "")[0])
+
+
+def read_trials(context: EvalContext, trials: Sequence[Sequence[PromptQuery]]) -> list[int]:
+    """What `cache_bytes` returns, for each list of questions."""
+    return [_bytes_where_equal(context, trial) for trial in trials]
+
+
+def _bytes_where_equal(context: EvalContext, trial: Sequence[PromptQuery]) -> int:
+    # The first and the last continuation: the last stands behind all others, and must not see them.
+    pairs = [(each, place) for each in trial for place in dict.fromkeys((0, len(each.continuations) - 1))]
+    rows = [Row(q.prompt + q.continuations[i], q.labels + q.continuations[i], "") for q, i in pairs]
+    sizes: list[int] = []
+    try:
+        found = read(context.model, trial, (), sizes=sizes)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
+        return 0  # whatever the model or the tuner raised: rows by themselves always work
+    plain = [loss for loss, _ in losses_of(context, rows)]
+    once = [found[trial.index(q)].loss + found[trial.index(q)].continuations[i] for q, i in pairs]
+    half = any(each.dtype.itemsize == 2 for each in context.model.parameters())
+    bound = NEAR_IN_HALF if half else NEAR
+    near = all(abs(a - b) < bound * max(1.0, abs(b) / 10) for a, b in zip(once, plain, strict=True))
+    return max(1, sizes[0]) if near else 0
+
+
+def read_batch(context: EvalContext, questions: Sequence[PromptQuery], *, most: int) -> list[PromptReading]:
+    """What the model makes of a batch of questions."""
+    return read(context.model, questions, context.template.end_ids, most)
+
+
+WORK: dict[str, Callable[..., list[Any]]] = {
+    "losses": losses_of,
+    "logits": logits_of,
+    "answers": generated,
+    "read": read_batch,
+    "trial": read_trials,
+}
+"""What a rank can compute of a batch of items, by name."""

@@ -60,8 +60,8 @@ class EvaluateConfig(Config):
     """Generate answers to this many held-out prompts, once for all scores of answers (task chat); 0 skips it."""
     max_new_tokens: Count = 64
     """Longest generated answer, in tokens; how many were cut there is reported."""
-    batch_size: Count = 16
-    """Most rows in a forward pass."""
+    batch_size: Count = 64
+    """Most rows that are measured together."""
     batch_tokens: Count = 16_384
     """Most tokens in a forward pass, including padding and answers; a longer row is a pass of its own."""
     metric: Annotated[str | None, AUTO] = None

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luthier.kernels.kv_cache import NAME, RowCache
 from luthier.rendering.row import even_length
-from luthier.serving.engine.kv_cache import NAME, RowCache
 from luthier.serving.engine.multi_adapter import MultiAdapter
 
 CHUNK = 512  # Prompt tokens per step: a long prompt must not delay the answers of other requests

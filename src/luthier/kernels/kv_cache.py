@@ -1,9 +1,11 @@
 """A KV cache whose rows have lengths of their own, for batches that rows join and leave at any step.
 
 Each row starts at position 0 of its own index, and a step reads the rows as one slice; the mask says how long they are.
-In attention, the heads that share a key head form one block of queries. Registered with transformers under NAME.
+In a step of one token a row, the heads that share a key head form one block of queries. Registered with transformers
+under NAME.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -91,12 +93,31 @@ class RowCache(Cache):
                 for new, kept in zip((layer.keys, layer.values), old, strict=True):
                     new[: len(kept), :, : kept.size(2)] = kept
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy a row to another index; a row without tokens may not be in the cache yet."""
-        if source != target and length:
-            for kept in (each for layer in self.own for each in (layer.keys, layer.values)):
-                if kept is not None:
-                    kept[target, :, :length] = kept[source, :, :length]
+    def move(self, source: int, target: int, length: int, more: Sequence[int] = ()) -> None:
+        """Copy a row's first `length` tokens to another index, and behind them those at the indices `more`.
+
+        A row without tokens may not be in the cache yet.
+        """
+        places = list(more) if [*more] != [*range(length, length + len(more))] else []
+        length += 0 if places else len(more)
+        for kept in self._tensors() if length else ():
+            if source != target:
+                kept[target, :, :length] = kept[source, :, :length]
+            if places:
+                kept[target, :, length : length + len(places)] = kept[source][:, places]
+
+    def repeat(self, rows: int, length: int) -> None:
+        """Let the first `rows` rows begin with the first `length` tokens of row 0."""
+        self.reserve(rows, length)
+        for kept in self._tensors():
+            kept[1:rows, :, :length] = kept[0, :, :length]
+
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values for one token of a row."""
+        return sum(kept.nbytes for kept in self._tensors()) // (self.rows * self.capacity)
+
+    def _tensors(self) -> list[Tensor]:
+        return [each for layer in self.own for each in (layer.keys, layer.values) if each is not None]
 
 
 def row_attention(
@@ -118,9 +139,13 @@ def row_attention(
         grouped = groups != heads
         output = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
         return output.transpose(1, 2), None
-    query = query.reshape(rows, groups, -1, width)  # [rows, key heads, heads that share them * T, D]
-    if heads != groups and tokens > 1:
-        mask = mask[:, :, None].expand(-1, -1, heads // groups, -1, -1).flatten(2, 3)
+    if tokens > 1:
+        grouped = groups != heads and query.device.type == "cpu"
+        if groups != heads and not grouped:  # a GPU's kernels that take a mask know no groups
+            key, value = (each.repeat_interleave(heads // groups, 1) for each in (key, value))
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
+        return output.transpose(1, 2), None
+    query = query.reshape(rows, groups, -1, width)  # [rows, key heads, heads that share them, D]
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return output.reshape(rows, heads, tokens, width).transpose(1, 2), None
 
