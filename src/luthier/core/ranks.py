@@ -236,6 +236,7 @@ def joined(device: str, facts: Mapping[str, str]) -> Iterator[Ranks]:
         if not isinstance(error, Followed):
             said = error.message if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
             ranks._watch.give_up(f"{ranks.name(rank)}: {said}", getattr(error, "exit_code", 1))
+            ranks._watch.let_others_hear()
         raise
     finally:
         ranks._watch.stop()
@@ -365,7 +366,8 @@ class _Watch(threading.Thread):
             try:
                 self.store.set(f"beat/{self.ranks.rank}", str(beat))
                 self._look()
-                over = self._said()
+                if (over := self._said()) is not None:
+                    self._leave()
                 self.heard = time.monotonic()
             except RuntimeError:
                 over = f"{self.ranks.name(0)} cannot be reached any more", 1
@@ -419,7 +421,22 @@ class _Watch(threading.Thread):
             if self._said() is None:
                 self.store.set("over", to_json([why, code]))
 
+    def _leave(self) -> None:
+        with suppress(RuntimeError):
+            self.store.set(f"left/{self.ranks.rank}", "")
+
+    def let_others_hear(self) -> None:
+        """As leader, wait a moment for the others to read why the run is over: the store may end with this process."""
+        until = time.monotonic() + 4 * BEAT
+        with suppress(RuntimeError):
+            while self.ranks.leads and time.monotonic() < until:
+                if all(self.store.check([f"left/{rank}"]) for rank in self.others):
+                    return
+                time.sleep(BEAT / 20)
+
     def stop(self) -> None:
         """No more signs of life."""
+        if time.monotonic() - self.heard < 3 * BEAT:  # a store that is gone may let us wait
+            self._leave()
         self.ended.set()
         self.join(timeout=2 * BEAT)
