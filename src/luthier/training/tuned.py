@@ -44,6 +44,10 @@ from luthier.training.step import (
 )
 
 
+MOST_OF_FILE = "2GB"
+"""Size of a file of the whole weights that were divided: rank 0 holds them once, and one file more."""
+
+
 def sharding_of(config: TrainConfig, device: str, *, half: bool = False) -> Sharding | None:
     """How the weights of a run are divided; None where each rank holds all. `half`: gather float32 ones as bfloat16."""
     ranks = here()
@@ -123,7 +127,9 @@ class TunedModel:
         """Write the weights that the run keeps, as one process does. Call it as leader."""
         if self.shards_train:
             self.ranks.order("gather")
-            self.raw.save_pretrained(folder, state_dict=gathered_state(self.raw, leads=True))  # type: ignore[operator]
+            state = gathered_state(self.raw, leads=True)
+            # safetensors copies a whole file before it writes it.
+            self.raw.save_pretrained(folder, state_dict=state, max_shard_size=MOST_OF_FILE)  # type: ignore[operator]
         else:
             self.method.save(self.raw, folder)
 
