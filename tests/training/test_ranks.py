@@ -119,6 +119,8 @@ LAYOUTS: dict[str, list[str]] = {
     "fsdp": ["train.parallel=fsdp"],
     "hsdp": ["train.parallel=hsdp"],
     "offload": ["train.parallel=fsdp", "train.offload=true"],
+    "checkpointing": ["train.parallel=fsdp", "train.gradient_checkpointing=true"],
+    "bf16": ["train.parallel=fsdp", "train.precision=bf16"],
 }
 
 
@@ -132,6 +134,8 @@ LAYOUTS: dict[str, list[str]] = {
         ("full", 4, "hsdp"),
         ("lora", 4, "hsdp"),
         ("full", 2, "offload"),
+        ("full", 2, "checkpointing"),
+        ("full", 2, "bf16"),
     ],
 )
 def test_sharded_weights_learn_the_same(
@@ -149,22 +153,26 @@ def test_sharded_weights_learn_the_same(
     recipe += ["train.steps=20", "train.batch_size=6", "train.micro_tokens=128", "train.save_every=10", "train.keep=9"]
     if name not in ("full", "bitfit", "ia3"):
         recipe.append("method.dropout=0")
+    half = layout == "bf16"  # gathered weights are rounded where autocast rounds them, and norms too
+    recipe += [each for each in LAYOUTS[layout] if not each.startswith(("train.parallel", "train.offload"))]
     whole = train(RunConfig.load(None, [*recipe, f"run={tmp_path / 'one'}"]))
     hosts = {"LOCAL_WORLD_SIZE": "2"} if layout == "hsdp" else {}
     more = [*recipe, *LAYOUTS[layout]]
     leader, *others = trained_on(world, tmp_path / "more", more, timeout=60, environment=hosts)
     assert "value" in leader, leader["error"]
     assert others == [{"value": {}}] * (world - 1)
-    assert curve(tmp_path / "more") == pytest.approx(curve(tmp_path / "one"), rel=1e-6)
-    assert leader["value"]["tuned"]["loss"]["value"] == pytest.approx(whole["tuned"]["loss"]["value"], rel=1e-5)
+    assert curve(tmp_path / "more") == pytest.approx(curve(tmp_path / "one"), rel=1e-3 if half else 1e-6)
+    assert leader["value"]["tuned"]["loss"]["value"] == pytest.approx(
+        whole["tuned"]["loss"]["value"], rel=1e-3 if half else 1e-5
+    )
     single, several = weights(tmp_path / "one"), weights(tmp_path / "more")
     assert single.keys() == several.keys()
     for key, value in single.items():
-        torch.testing.assert_close(several[key], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(several[key], value, rtol=0, atol=5e-3 if half else 1e-5)
     run = tmp_path / "then"
     again(tmp_path / "more", run, "checkpoints/step-000020")
     train(RunConfig.load(None, [*recipe, f"run={run}"]))
-    assert curve(run) == pytest.approx(curve(tmp_path / "one"), rel=1e-6)
+    assert curve(run) == pytest.approx(curve(tmp_path / "one"), rel=1e-3 if half else 1e-6)
 
 
 def test_sharded_checkpoints_go_on_with_any_number_of_ranks(model_folder: Callable[..., Path], tmp_path: Path) -> None:
