@@ -51,7 +51,10 @@ def _main(
         exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
         return
     from luthier.cli.main import main
+    from luthier.cli.terminal import console
 
+    for each in (console.console, console.errors):  # they took their width when the server imported them
+        each.width = int(env.get("COLUMNS") or console.WIDE)
     main()
 
 

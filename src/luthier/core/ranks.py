@@ -232,11 +232,12 @@ def joined(device: str, facts: Mapping[str, str]) -> Iterator[Ranks]:
         yield ranks
         if ranks.leads:
             ranks.order("end")
+            ranks._watch.let_others_leave()
     except BaseException as error:
         if not isinstance(error, Followed):
             said = error.message if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
             ranks._watch.give_up(f"{ranks.name(rank)}: {said}", getattr(error, "exit_code", 1))
-            ranks._watch.let_others_hear()
+            ranks._watch.let_others_leave()
         raise
     finally:
         ranks._watch.stop()
@@ -375,6 +376,8 @@ class _Watch(threading.Thread):
             if over is None and silent:
                 over = f"{self._names(silent)} gave no sign of life for {self.seconds:.0f} s", 1
                 self.give_up(*over)
+            if self.ended.is_set():
+                return
             if over is not None:
                 # The main thread may wait in a transfer that nothing ends. Where one fails at once, its error says why.
                 if not self.ranks.leads or not self.ended.wait(5 * BEAT):
@@ -425,8 +428,8 @@ class _Watch(threading.Thread):
         with suppress(RuntimeError):
             self.store.set(f"left/{self.ranks.rank}", "")
 
-    def let_others_hear(self) -> None:
-        """As leader, wait a moment for the others to read why the run is over: the store may end with this process."""
+    def let_others_leave(self) -> None:
+        """As leader, wait a moment until the others know that the run is over: the store may end with this process."""
         until = time.monotonic() + 4 * BEAT
         with suppress(RuntimeError):
             while self.ranks.leads and time.monotonic() < until:
@@ -436,7 +439,7 @@ class _Watch(threading.Thread):
 
     def stop(self) -> None:
         """No more signs of life."""
-        if time.monotonic() - self.heard < 3 * BEAT:  # a store that is gone may let us wait
-            self._leave()
         self.ended.set()
         self.join(timeout=2 * BEAT)
+        if time.monotonic() - self.heard < 5 * BEAT:  # a store that is gone may let us wait
+            self._leave()

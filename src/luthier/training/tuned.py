@@ -43,7 +43,6 @@ from luthier.training.step import (
     summed_losses,
 )
 
-
 MOST_OF_FILE = "2GB"
 """Size of a file of the whole weights that were divided: rank 0 holds them once, and one file more."""
 
