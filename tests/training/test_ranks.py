@@ -508,6 +508,7 @@ def test_the_command_starts_its_processes_itself(model_folder: Callable[..., Pat
     done = Command([*words, "train.processes=2"]).result()
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("step 4/4") == 1 and "2 processes train together" in done.stdout
+    assert done.stdout.count("luthier train:") == done.stdout.count("loading libraries") == 1, "one beginning"
     assert not done.stderr.strip(), done.stderr
     assert len(curve(tmp_path / "run")) == 4
     again = Command([*words, "train.processes=2", "train.batch_size=7"], before=they_refuse).result()

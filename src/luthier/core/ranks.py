@@ -22,6 +22,8 @@ from typing import Any
 from luthier.core.errors import InputError, LuthierError
 from luthier.core.strict_json import to_json
 
+BEGUN = "LUTHIER_BEGUN"
+"""Environment variable of the processes that a command starts for itself: it has shown how it begins."""
 LIMIT = "LUTHIER_RANK_TIMEOUT"
 """Environment variable: seconds after which a silent process counts as lost."""
 SECONDS = 60.0

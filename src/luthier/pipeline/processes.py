@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from luthier.core.errors import InputError, Stopped
 from luthier.core.events import Progress
-from luthier.core.ranks import AGAIN, RankLost, started
+from luthier.core.ranks import AGAIN, BEGUN, RankLost, started
 from luthier.core.signals import EXIT_CODES
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import run_path
@@ -54,6 +54,7 @@ def run_on(count: int, arguments: Sequence[str], silent: str = "") -> int:
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "")
     if loopback:  # nothing leaves the machine, and its name need not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    os.environ[BEGUN] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1,
@@ -77,6 +78,8 @@ def run_on(count: int, arguments: Sequence[str], silent: str = "") -> int:
         raise RankLost(f"rank {rank} was killed by {name}", fix=AGAIN) from None
     except SignalException as stop:
         return EXIT_CODES.get(stop.sigval, 128 + stop.sigval)
+    finally:
+        os.environ.pop(BEGUN, None)
     return 0
 
 

@@ -160,8 +160,11 @@ def opened(
     that `measures` nothing runs no code of the recipe's evaluation.
     """
     from luthier.cli.terminal.console import console, safe, starting
+    from luthier.core.ranks import BEGUN
 
-    starting(command)
+    shown = BEGUN not in os.environ
+    if shown:
+        starting(command)
     from luthier.core.shell import redacted
     from luthier.recipe.config import RunConfig
     from luthier.recipe.consent import refuse_foreign
@@ -171,12 +174,15 @@ def opened(
     config = RunConfig.load(path, overrides, notes)
     what = config.sources if subject == "" else f"{subject or config.method.name} on {config.sources}"
     target = f" -> {safe(config.run if is_url(config.run) else str(into(config, path)))}" if into else ""
-    console.print(f"  {safe(redacted(what))}{target}")
+    if shown:
+        console.print(f"  {safe(redacted(what))}{target}")
     from luthier.cli.terminal.progress import Terminal, consent
 
     terminal = Terminal(config.train.log_every)
     evaluate = config.evaluate if measures else None
-    for note in [*notes, *refuse_foreign(path, config.model, evaluate, overrides, consent())]:
+    notes += refuse_foreign(path, config.model, evaluate, overrides, consent())
+    for note in notes if shown else ():
         terminal.note(note)
-    terminal.stage("loading libraries")
+    if shown:
+        terminal.stage("loading libraries")
     return config, terminal
