@@ -160,12 +160,11 @@ def gathered_parts(model: nn.Module) -> Iterator[list[nn.Module]]:
 @contextmanager
 def gathered(unit: Any) -> Iterator[None]:
     """Inside, one of `sharded_units` has its weights as plain tensors, without those of units in it. Call it on all."""
-    with _reads_as_it_is(unit):
-        unit.unshard()
-        try:
-            yield
-        finally:
-            unit.reshard()
+    unit.unshard()
+    try:
+        yield
+    finally:
+        unit.reshard()
 
 
 @contextmanager
@@ -175,10 +174,9 @@ def held_whole(model: nn.Module, *, changes: bool = False) -> Iterator[None]:
     With `changes`, what is written to the weights inside is kept.
     """
     shards = {name: value for name, value in model.named_parameters() if isinstance(value, DTensor)}
-    units = sharded_units(model)
     with ExitStack() as stack:
         stack.enter_context(_reads_as_it_is(model))
-        for unit in units:
+        for unit in sharded_units(model):
             unit.set_reshard_after_forward(False, recurse=False)
             stack.callback(unit.set_reshard_after_forward, unit is not model, recurse=False)
             stack.enter_context(gathered(unit))
@@ -225,9 +223,8 @@ def room_for_all(model: nn.Module) -> bool:
     """Whether the device of every rank has room for all weights. Call it on all."""
     divided = [value for value in model.parameters() if isinstance(value, DTensor)]
     size = sum(value.numel() * value.element_size() for value in divided)
-    free, ranks = psutil.virtual_memory().available / here().on_host, here()
-    if divided[0].device_mesh.device_type == "cuda":
-        free = torch.cuda.mem_get_info()[0]
+    ranks, on_gpu = here(), divided[0].device_mesh.device_type == "cuda"
+    free = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available / ranks.on_host
     return not ranks.most(int(size > ROOM * free))
 
 
@@ -242,9 +239,8 @@ class Turns:
     def __init__(self, model: nn.Module) -> None:
         units = set(sharded_units(model))
         lists = [found for found in model.modules() if isinstance(found, nn.ModuleList)]
-        self.chains = [list(found) for found in lists if units.intersection(found)]
-        inside = {unit for chain in self.chains for unit in chain}
-        self.model, self.others = model, [unit for unit in units if unit not in inside]
+        chains = [[layer for layer in found if layer in units] for found in lists]
+        self.model, self.chains = model, [chain for chain in chains if chain]
         self.at: tuple[int, int] | None = None
         """Chain and layer in it that runs here."""
 
@@ -252,9 +248,8 @@ class Turns:
     def taken(self) -> Iterator[None]:
         """Inside, the layers of the model are gathered in turns."""
         with ExitStack() as stack:
-            for unit in self.others:  # `generate` calls parts of the model, and weights outside of layers are few
-                unit.set_reshard_after_forward(False, recurse=False)
-                stack.enter_context(gathered(unit))
+            # `generate` calls parts of the model, and weights outside of layers are few.
+            stack.enter_context(gathered(self.model))
             for number, chain in enumerate(self.chains):
                 for place, layer in enumerate(chain):
                     hook = layer.register_forward_pre_hook(partial(self._enter, number, place), prepend=True)
