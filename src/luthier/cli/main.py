@@ -41,7 +41,7 @@ def _version(wanted: bool) -> None:
 
 
 ORDER = ["demo", "init", "check", "plan", "choose", "train", "runs", "watch", "track", "compare", "evaluate", "export"]
-ORDER += ["launch", "serve", "chat", "list", "explain", "cache"]
+ORDER += ["ui", "launch", "serve", "chat", "list", "explain", "cache"]
 """In which the help shows the commands; those of other packages follow."""
 
 

@@ -63,12 +63,12 @@ def translated(text: str, into: str | None = None, *, inside: bool = False) -> s
 def filled(message: str, *values: object, into: str | None = None) -> str:
     """A message with numbered places, translated and with values in its places: for templates of pages."""
     into = into or language()
-    known = _catalog().get(message, message)
+    known = catalog().get(message, message)
     return (known if into == "zh" else f"⟦{message}⟧" if into == PSEUDO else message).format(*values)
 
 
 @cache
-def _catalog() -> dict[str, str]:
+def catalog() -> dict[str, str]:
     """Every known message -> its translation."""
     found = gettext.translation("luthier", Path(__file__).parents[1] / "locale", ["zh_CN"], fallback=True)
     # gettext looks up one message at a time; the sentences have to be found by their fixed parts.
@@ -78,7 +78,7 @@ def _catalog() -> dict[str, str]:
 @cache
 def _patterns() -> list[tuple[list[str], str]]:
     """(fixed parts, message) of every message with places, those with the longest fixed parts first."""
-    parts = [([part for part in _fixed(key) if part], key) for key in _catalog() if PLACE.search(key)]
+    parts = [([part for part in _fixed(key) if part], key) for key in catalog() if PLACE.search(key)]
     kept = [(fixed, key) for fixed, key in parts if _letters(fixed) >= LEAST]
     return sorted(kept, key=lambda each: -sum(map(len, each[0])))
 
@@ -86,7 +86,7 @@ def _patterns() -> list[tuple[list[str], str]]:
 @cache
 def _fragments() -> list[tuple[list[str], str]]:
     """As `_patterns`, and with messages without places: what is looked for inside a longer text."""
-    plain = [([key], key) for key in _catalog() if not PLACE.search(key) and " " in key.strip()]
+    plain = [([key], key) for key in catalog() if not PLACE.search(key) and " " in key.strip()]
     kept = [each for each in [*plain, *_patterns()] if _letters(each[0]) >= INSIDE]
     return sorted(kept, key=lambda each: -sum(map(len, each[0])))
 
@@ -111,7 +111,7 @@ def _form(message: str) -> re.Pattern[str]:
 
 def _whole(text: str, into: str) -> str | None:
     """The translation of a text that is one message of the catalog; None if it is none."""
-    if text in _catalog():
+    if text in catalog():
         return _told(text, (), into)
     for fixed, message in _patterns():
         match = _form(message).fullmatch(text) if all(part in text for part in fixed) else None
@@ -129,7 +129,7 @@ def _told(message: str, values: Sequence[str], into: str) -> str:
     shown = [translated(value, into) if " " in value else value for value in values]
     if into == PSEUDO:
         return f"⟦{message.format(*values) if values else message}⟧"
-    return _catalog()[message].format(*shown) if values else _catalog()[message]
+    return catalog()[message].format(*shown) if values else catalog()[message]
 
 
 def _in_parts(text: str, into: str, inside: bool) -> str:

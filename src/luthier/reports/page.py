@@ -35,7 +35,9 @@ def _pages(name: str) -> Environment:
     pages.filters |= {"public": public, "place": short_place, "both": both, "show": show, "count": lambda n: f"{n:,}"}
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    look = Path(__file__).with_name("look.css").read_text(encoding="utf-8")
     pages.globals |= {"_": _both, "script": Markup(script), "script_hash": digest, "controls": controls}
+    pages.globals["look"] = Markup(look)
     pages.globals["language"] = lambda: "zh" if language() == "zh" else "en"
     return pages
 

@@ -111,7 +111,7 @@ def find_runs(place: str | Path) -> list[RunState]:
     if isinstance(place, str) and is_url(place):
         found = [_state_at(url) for url in RemoteStore(place).runs_below()]
     else:
-        found = [state_of(path) for path in _run_folders(Path(place), DEEPEST)]
+        found = [state_of(path) for path in run_folders(Path(place))]
     return sorted(found, key=lambda state: -state.changed)
 
 
@@ -122,13 +122,14 @@ def _state_at(url: str) -> RunState:
         return RunState(url, "damaged", why=error.message.split("\n")[0])
 
 
-def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
+def run_folders(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
+    """Every folder of a run below `folder`."""
     for path in sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")):
         run = RunFolder(path)
         if run.recipe.is_file() and (run.environment.is_file() or run.ledger.path.is_file()):
             yield path
         elif depth > 1:
-            yield from _run_folders(path, depth - 1)
+            yield from run_folders(path, depth - 1)
 
 
 def is_held(folder: RunFolder) -> bool:

@@ -1,0 +1,45 @@
+"""Start the server of the page, and tell the address."""
+
+import sys
+import webbrowser
+from pathlib import Path
+
+from luthier.core.endpoint import is_loopback
+from luthier.core.errors import InputError
+from luthier.core.language import translated
+from luthier.serving.http.settings import ServerAddress
+from luthier.ui.guard import Token
+
+GRACE = 1
+"""Seconds for open requests when the server stops: streams have no end of their own."""
+
+
+def serve(root: Path, host: str, port: int, *, browser: bool) -> None:
+    """Serve the page until ctrl-C. Runs that were started go on. InputError where the address cannot be had."""
+    try:
+        import uvicorn
+
+        from luthier.ui.server import create_app
+    except ModuleNotFoundError as missing:
+        fix = 'pip install "luthier[ui]"'
+        raise InputError(f"luthier ui needs the package {missing.name}", fix=fix) from None
+    root.mkdir(parents=True, exist_ok=True)
+    token = Token()
+    socket = ServerAddress(host, port, token.cookie).bind()
+    port = socket.getsockname()[1]
+
+    def tell() -> None:
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{port}/?token={token.word}"
+        print(address, flush=True)
+
+    token.used = tell
+    if not is_loopback(host):
+        warning = "Other machines can connect: whoever has this address can start training, read runs and delete them."
+        print(translated(warning), file=sys.stderr)
+    app = create_app(root, token=token, host=host, port=port)
+    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, ws="none")
+    tell()
+    if browser and is_loopback(host):
+        webbrowser.open(f"http://{host}:{port}/?token={token.word}")
+    uvicorn.Server(settings).run(sockets=[socket])

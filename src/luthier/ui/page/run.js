@@ -1,0 +1,93 @@
+// A run, live or finished: its curves as they grow, its scores, its report, its recipe.
+import { Plot } from "./plot.js";
+import { bytes, get, html, number, Problem, score, t, time, useEffect, useMemo, useRef, useState } from "./lib.js";
+import { stateWord } from "./runs.js";
+
+const CHARTS = [
+  ["validation_loss", () => t("held-out loss"), false],
+  ["lr", () => t("learning rate"), false],
+  ["grad_norm", () => t("gradient norm"), true],
+  ["tokens_per_second", () => t("tokens per second"), false],
+  ["memory", () => t("memory of the process, bytes"), false],
+  ["device_memory", () => t("memory of the device, bytes"), false],
+];
+const MOST = 4000;  // live points of a curve before the server reduces the whole of it again
+
+export function Run({ id }) {
+  const [whole, setWhole] = useState(null), [error, fail] = useState(null);
+  const [curves, setCurves] = useState({}), [state, setState] = useState(null), [last, setLast] = useState(null);
+  const [lost, setLost] = useState(false);
+  const source = useRef(null);
+  useEffect(() => {
+    let open = true;
+    const load = async () => {
+      const [run, found] = await Promise.all([get("/api/run", { id }), get("/api/run/curves", { id })]);
+      if (!open) return;
+      setWhole(run); setState(run.state); setCurves(found.curves);
+      listen(found.lines);
+    };
+    const listen = (start) => {
+      source.current?.close();
+      const events = new EventSource(`/api/run/events?id=${encodeURIComponent(id)}&start=${start}`);
+      source.current = events;
+      events.onopen = () => setLost(false);
+      events.onerror = () => setLost(events.readyState !== EventSource.OPEN);
+      events.addEventListener("lines", (event) => add(JSON.parse(event.data)));
+      events.addEventListener("again", () => { load().catch(fail); });
+      events.addEventListener("state", (event) => {
+        const now = JSON.parse(event.data);
+        setState((before) => ({ ...before, ...now }));
+        if (now.state !== "running") { events.close(); setLost(false); get("/api/run", { id }).then((run) => open && setWhole(run), () => {}); }
+      });
+    };
+    const add = (lines) => {
+      setLast((before) => lines.findLast((line) => "loss" in line) || before);
+      setCurves((before) => {
+        const next = { ...before };
+        for (const line of lines) for (const name of ["loss", ...CHARTS.map(([name]) => name)]) {
+          if (Number.isFinite(line[name])) next[name] = [...(next[name] || []), [line.step, line[name]]];
+        }
+        if ((next.loss || []).length > MOST) get("/api/run/curves", { id }).then((found) => open && setCurves(found.curves), () => {});
+        return next;
+      });
+    };
+    load().catch(fail);
+    return () => { open = false; source.current?.close(); };
+  }, [id]);
+  const loss = useMemo(() => [
+    { label: t("each step"), points: curves.loss || [], faint: true, number: 0 },
+    { label: t("smoothed"), points: curves.smooth || [], number: 0 },
+    ...(curves.validation_loss ? [{ label: t("held out"), points: curves.validation_loss, dots: true, number: 1 }] : []),
+  ], [curves]);
+  if (!whole) return html`<p><a href="#/runs">${t("all runs")}</a></p><h1><bdi>${id}</bdi></h1><${Problem} error=${error} />`;
+  const left = state.steps && state.step && state.seconds ? (state.seconds / state.step) * (state.steps - state.step) : null;
+  return html`
+    <p><a href="#/runs">${t("all runs")}</a></p>
+    <h1><bdi>${id}</bdi></h1>
+    <p><span class=${`state ${state.state}`}>${stateWord(state.state)}</span> ${state.method} · <bdi>${state.model}</bdi> · <bdi>${state.data}</bdi></p>
+    ${lost && state.state === "running" && html`<p class="note" role="status">${t("the connection is lost; trying again")}</p>`}
+    <${Cards} state=${state} last=${last} left=${left} whole=${whole} />
+    <${Plot} title=${t("loss")} lines=${loss} log=${true} height=${320} sync="run" />
+    <div class="charts">${CHARTS.filter(([name]) => curves[name]?.length > 1 && name !== "validation_loss").map(([name, label, log]) => html`<${Plot} key=${name} title=${label()} lines=${[{ label: label(), points: curves[name] }]} log=${log} height=${180} sync="run" />`)}</div>
+    ${whole.result && html`<${Scores} result=${whole.result} />`}
+    ${whole.files.includes("report.html") && html`<h2>${t("Report")}</h2><iframe class="report" title=${t("report of the run")} sandbox="allow-scripts" src=${`/api/run/file?id=${encodeURIComponent(id)}&name=report.html`}></iframe>`}
+    <details><summary>${t("recipe")}</summary><pre>${whole.recipe}</pre></details>`;
+}
+
+const Cards = ({ state, last, left, whole }) => html`<div class="cards">
+  ${[
+    [t("step"), state.steps ? `${state.step} / ${state.steps}` : state.step],
+    [t("loss"), number(last?.loss ?? state.loss)],
+    [t("held-out loss"), number(state.held_out_loss)],
+    [t("tokens per second"), number(last?.tokens_per_second ?? whole.result?.tokens_per_second)],
+    [t("memory"), bytes(last?.memory ?? whole.result?.memory?.measured)],
+    [state.state === "running" ? t("time left") : t("training time"), time(state.state === "running" ? left : state.seconds)],
+  ].map(([label, value]) => html`<div class="card"><b>${value}</b><span>${label}</span></div>`)}</div>`;
+
+const Scores = ({ result }) => html`<h2>${t("Base and tuned model")}</h2>
+  <div class="wide"><table><thead><tr><th>${t("metric")}</th><th class="n">${t("base")}</th><th class="n">${t("tuned")}</th><th class="n">${t("difference")}</th></tr></thead>
+  <tbody>${Object.entries(result.tuned || {}).map(([name, tuned]) => html`<tr><td>${name}</td>
+    <td class="n"><${Interval} name=${name} score=${result.base?.[name]} /></td><td class="n"><${Interval} name=${name} score=${tuned} /></td>
+    <td class=${`n ${{ better: "good", worse: "bad" }[result.difference?.[name]?.verdict] || ""}`}><${Interval} name=${name} score=${result.difference?.[name]} /></td></tr>`)}</tbody></table></div>`;
+
+const Interval = ({ name, score: found }) => found && html`${score(name, found.value)} <div class="ci">${found.low !== null && found.low !== undefined ? t("{0} to {1}", score(name, found.low), score(name, found.high)) : ""}</div>`;

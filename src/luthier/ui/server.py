@@ -1,0 +1,164 @@
+"""The HTTP server of the page: files of the page, the runs, and jobs; see docs/ui.md."""
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from luthier.core.errors import Busy, LuthierError
+from luthier.core.files import read_object
+from luthier.core.language import catalog, translated
+from luthier.core.strict_json import to_json
+from luthier.core.strict_yaml import parse_yaml
+from luthier.core.version import __version__
+from luthier.recipe.identity import flat
+from luthier.ui import live
+from luthier.ui.guard import Gate, Token, error
+from luthier.ui.index import NoRun, RunIndex
+
+PAGE = Path(__file__).parent / "page"
+LOOK = Path(__file__).parents[1] / "reports" / "look.css"
+"""The look of the reports is that of the page."""
+KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
+SHOWN = {"report.html": "text/html", "loss.png": "image/png", "data.html": "text/html", "compare.html": "text/html"}
+"""Files of a run that the page shows; no other can be fetched."""
+SANDBOX = "sandbox allow-scripts; frame-ancestors 'self'"
+"""A report runs its own script in a frame that knows nothing of the page: its texts come from data."""
+
+
+class Answer(JSONResponse):
+    """JSON in which numbers that are not finite are null."""
+
+    def render(self, content: Any) -> bytes:
+        return to_json(content, ensure_ascii=False).encode()
+
+
+def create_app(root: Path, *, token: Token, host: str, port: int) -> FastAPI:
+    """The application over the runs below `root`, behind the gate."""
+    index = RunIndex(root)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(index.refresh)
+        yield
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Answer)
+    app.state.index = index
+    app.add_middleware(Gate, token=token, host=host, port=port)
+    _errors(app)
+    app.include_router(_page())
+    app.include_router(_runs(index), prefix="/api")
+    return app
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(LuthierError)
+    async def wrong(request: Request, found: LuthierError) -> Response:
+        status = 404 if isinstance(found, NoRun) else 409 if isinstance(found, Busy) else 400
+        said = _language(request)
+        return error(status, translated(found.message, said, inside=True), translated(found.fix, said, inside=True))
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(request: Request, found: RequestValidationError) -> Response:
+        where = ".".join(map(str, found.errors()[0]["loc"]))
+        return error(422, f"{where}: {found.errors()[0]['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, found: HTTPException) -> Response:
+        return error(found.status_code, str(found.detail))
+
+
+def _language(request: Request) -> str:
+    """`zh` where the page says so, else `en`."""
+    return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
+
+
+def _page() -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/")
+    async def start() -> Response:
+        return HTMLResponse((PAGE / "index.html").read_text(encoding="utf-8"))
+
+    @router.get("/page/{name:path}")
+    async def file(name: str) -> Response:
+        path = LOOK if name == "look.css" else (PAGE / name).resolve()
+        if path != LOOK and not path.is_relative_to(PAGE) or path.suffix not in KINDS or not path.is_file():
+            raise HTTPException(404, "there is no such file")
+        return FileResponse(path, media_type=KINDS[path.suffix], headers={"cache-control": "no-cache"})
+
+    @router.get("/api/words")
+    async def words(lang: str) -> Mapping[str, str]:
+        return catalog() if lang == "zh" else {}
+
+    @router.get("/api/about")
+    async def about(request: Request) -> dict[str, Any]:
+        return {"version": __version__, "folder": str(request.app.state.index.root)}
+
+    return router
+
+
+def _runs(index: RunIndex) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/runs")
+    async def runs(since: int = -1) -> dict[str, Any]:
+        version = await run_in_threadpool(index.refresh)
+        return {"version": version, "runs": None if version == since else await run_in_threadpool(index.runs)}
+
+    @router.get("/run")
+    async def run(id: str) -> dict[str, Any]:
+        return await run_in_threadpool(_whole, index, id)
+
+    @router.get("/run/curves")
+    async def curves(id: str, points: int = live.POINTS) -> dict[str, Any]:
+        def made() -> dict[str, Any]:
+            return live.curves(index.history(id), max(10, min(points, 20_000)))
+
+        return await run_in_threadpool(made)
+
+    @router.get("/run/events")
+    async def events(request: Request, id: str, start: int = 0) -> Response:
+        index.folder(id)
+        last = request.headers.get("last-event-id", "")
+        begin = int(last) if re.fullmatch(r"\d{1,12}", last) else max(0, start)
+        stream = live.events(index, id, begin, run_in_threadpool)
+        return StreamingResponse(stream, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+    @router.get("/run/file")
+    async def file(id: str, name: str) -> Response:
+        path = index.folder(id).path / name
+        if name not in SHOWN or not path.is_file() or path.is_symlink():
+            raise HTTPException(404, "there is no such file")
+        return FileResponse(path, media_type=SHOWN[name], headers={"content-security-policy": SANDBOX})
+
+    @router.post("/run/tags")
+    async def tags(request: Request, id: str) -> dict[str, Any]:
+        given = await request.json()
+        await run_in_threadpool(index.set_tags, id, sorted({str(tag).strip()[:40] for tag in given if str(tag).strip()}))
+        return {}
+
+    @router.delete("/run")
+    async def delete(id: str) -> dict[str, Any]:
+        return {"place": str(await run_in_threadpool(index.delete, id))}
+
+    return router
+
+
+def _whole(index: RunIndex, name: str) -> dict[str, Any]:
+    """A run's recipe, result and plan, as far as they are there."""
+    folder = index.folder(name)
+    made: dict[str, Any] = {"id": name, "state": index.state(name).to_dict()}
+    for key, path in (("result", folder.result), ("plan", folder.plan), ("environment", folder.environment)):
+        made[key] = dict(read_object(path)) if path.is_file() else None
+    made["recipe"] = folder.recipe.read_text(encoding="utf-8") if folder.recipe.is_file() else ""
+    made["settings"] = flat(parse_yaml(made["recipe"]) or {})
+    made["files"] = [each for each in SHOWN if (folder.path / each).is_file()]
+    return made
