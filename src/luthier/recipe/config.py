@@ -96,9 +96,25 @@ class RunConfig(Config):
         ConfigError reports all mistakes at once. `notes` receives what was read under another spelling; `source` is
         where the overrides come from.
         """
-        data, wrong = (read_yaml(path) if path else {}), list[str]()
-        if isinstance(path, str):
-            wrong += relative_paths(data, overrides)
+        data = read_yaml(path) if path else {}
+        wrong = relative_paths(data, overrides) if isinstance(path, str) else []
+        return cls.of(data, overrides, notes, source=str(path) if path else source, wrong=wrong)
+
+    @classmethod
+    def of(
+        cls,
+        data: dict[str, Any],
+        overrides: Sequence[str] = (),
+        notes: list[str] | None = None,
+        *,
+        source: str,
+        wrong: Sequence[str] = (),
+    ) -> "RunConfig":
+        """The recipe of a mapping, with overrides as `load` takes them. Completes `data`, and sets them there too.
+
+        ConfigError has every mistake, after those that are known already (`wrong`).
+        """
+        wrong = list(wrong)
         for override in overrides:
             key, equals, text = override.partition("=")
             if not equals or not key:
@@ -116,7 +132,7 @@ class RunConfig(Config):
         except ValidationError as error:
             wrong += [line for part in error.errors() for line in problems(cls, dict(part))]
         if wrong:
-            raise ConfigError(str(path) if path else source, wrong)
+            raise ConfigError(source, wrong)
         return config
 
     def dump(self) -> str:

@@ -66,8 +66,17 @@ def read_yaml(source: RecipeSource) -> dict[str, Any]:
         what = f"{source} holds over {MOST_BYTES // 2**20} MiB, which is too much for a recipe"
         raise InputError(what, fix="a YAML recipe; data goes behind --data")
     try:
-        data = parse_yaml(content.decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source}: no valid YAML: {error}") from None
+    return yaml_mapping(text, str(source))
+
+
+def yaml_mapping(text: str, source: str) -> dict[str, Any]:
+    """The mapping that a recipe's text holds; InputError names `source` and the line."""
+    try:
+        data = parse_yaml(text)
+    except yaml.YAMLError as error:
         raise InputError(f"{source}: no valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise InputError(f"{source}: a recipe is a mapping of keys such as model, data, method, train")

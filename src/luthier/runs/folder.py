@@ -4,11 +4,14 @@ import json
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from luthier.core import files
 from luthier.core.errors import Busy, InputError, did_you_mean
@@ -21,7 +24,7 @@ from luthier.models.settings import ModelConfig
 from luthier.runs.provenance import base_hashes, changes, environment, local_copy
 from luthier.runs.remote import local
 
-FIRST = {".lock", "environment.json", "run.json"}
+FIRST = {".lock", ".holder", "environment.json", "run.json"}
 FIRST |= {f".{name}.staging" for name in ("environment.json", "run.json", "recipe.yaml")}
 """What a process that was killed at the very start can have left: no reason to refuse the folder."""
 
@@ -143,7 +146,19 @@ class RunFolder:
         with lock:
             for left in self.path.glob(".*.staging"):  # of a process that was killed
                 left.unlink()
+            own = psutil.Process()
+            told = {"host": socket.gethostname(), "pid": own.pid, "born": own.create_time()}
+            (self.path / ".holder").write_text(to_json(told), encoding="utf-8")
             yield
+
+    def holder(self) -> int | None:
+        """Number of the process that holds the folder; None where there is none, or not on this machine."""
+        try:
+            told = json.loads((self.path / ".holder").read_text(encoding="utf-8"))
+            alive = told["host"] == socket.gethostname() and psutil.Process(told["pid"]).create_time() == told["born"]
+            return int(told["pid"]) if alive else None
+        except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+            return None
 
     def write_json(self, path: Path, value: Any) -> None:
         """Replace a JSON file of the run as a whole, and keep its hash."""

@@ -1,6 +1,8 @@
 """The runs below a folder as the page lists them; only what changed is read again."""
 
+import os
 import secrets
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -131,6 +133,15 @@ class RunIndex:
             kept = {each: value for each, value in {**self.tags(), name: tags}.items() if value}
             files.write_json(self.tags_file, kept)
             self.version += 1
+
+    def stop(self, name: str) -> dict[str, Any]:
+        """Ask the process that works on a run to save and stop. InputError where it is not on this machine."""
+        folder = self.folder(name)
+        holder = folder.holder()
+        if holder is None:
+            raise InputError(f"no process of this machine works on {name}", fix="stop it where it was started")
+        os.kill(holder, signal.SIGTERM)
+        return {"pid": holder}
 
     def delete(self, name: str) -> Path:
         """Move a run to the bin, and return its place there. Busy where a process is at work on it."""

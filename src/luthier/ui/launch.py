@@ -2,6 +2,7 @@
 
 import sys
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 
 from luthier.core.endpoint import is_loopback
@@ -14,7 +15,7 @@ GRACE = 1
 """Seconds for open requests when the server stops: streams have no end of their own."""
 
 
-def serve(root: Path, host: str, port: int, *, browser: bool) -> None:
+def serve(root: Path, places: Sequence[Path], host: str, port: int, *, browser: bool) -> None:
     """Serve the page until ctrl-C. Runs that were started go on. InputError where the address cannot be had."""
     try:
         import uvicorn
@@ -37,7 +38,7 @@ def serve(root: Path, host: str, port: int, *, browser: bool) -> None:
     if not is_loopback(host):
         warning = "Other machines can connect: whoever has this address can start training, read runs and delete them."
         print(translated(warning), file=sys.stderr)
-    app = create_app(root, token=token, host=host, port=port)
+    app = create_app(root, places, token=token, host=host, port=port)
     settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, ws="none")
     tell()
     if browser and is_loopback(host):

@@ -1,7 +1,8 @@
 """The HTTP server of the page: files of the page, the runs, and jobs; see docs/ui.md."""
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from luthier.core.strict_json import to_json
 from luthier.core.strict_yaml import parse_yaml
 from luthier.core.version import __version__
 from luthier.recipe.identity import flat
-from luthier.ui import live
+from luthier.ui import live, work
 from luthier.ui.guard import Gate, Token, error
 from luthier.ui.index import NoRun, RunIndex
+from luthier.ui.jobs import Jobs, NoJob
+from luthier.ui.workbench import Workbench
 
 PAGE = Path(__file__).parent / "page"
 LOOK = Path(__file__).parents[1] / "reports" / "look.css"
@@ -40,14 +43,18 @@ class Answer(JSONResponse):
         return to_json(content, ensure_ascii=False).encode()
 
 
-def create_app(root: Path, *, token: Token, host: str, port: int) -> FastAPI:
-    """The application over the runs below `root`, behind the gate."""
-    index = RunIndex(root)
+def create_app(root: Path, places: Sequence[Path] = (), *, token: Token, host: str, port: int) -> FastAPI:
+    """The application over the runs below `root`, behind the gate. Data is chosen from `places` and `root`."""
+    index, jobs, bench = RunIndex(root), Jobs(root), Workbench()
+    roots = list(dict.fromkeys([*(place.resolve() for place in places), index.root]))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await run_in_threadpool(index.refresh)
+        keeping = asyncio.create_task(_keep(jobs))
         yield
+        keeping.cancel()
+        bench.end()
+        jobs.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Answer)
     app.state.index = index
@@ -55,13 +62,21 @@ def create_app(root: Path, *, token: Token, host: str, port: int) -> FastAPI:
     _errors(app)
     app.include_router(_page())
     app.include_router(_runs(index), prefix="/api")
+    app.include_router(work.router(index, jobs, bench, roots), prefix="/api")
     return app
+
+
+async def _keep(jobs: Jobs) -> None:
+    """Let the queue go on, whether or not a page is open."""
+    while True:
+        await run_in_threadpool(jobs.tick)
+        await asyncio.sleep(1)
 
 
 def _errors(app: FastAPI) -> None:
     @app.exception_handler(LuthierError)
     async def wrong(request: Request, found: LuthierError) -> Response:
-        status = 404 if isinstance(found, NoRun) else 409 if isinstance(found, Busy) else 400
+        status = 404 if isinstance(found, NoRun | NoJob) else 409 if isinstance(found, Busy) else 400
         said = _language(request)
         return error(status, translated(found.message, said, inside=True), translated(found.fix, said, inside=True))
 
@@ -90,7 +105,7 @@ def _page() -> APIRouter:
     @router.get("/page/{name:path}")
     async def file(name: str) -> Response:
         path = LOOK if name == "look.css" else (PAGE / name).resolve()
-        if path != LOOK and not path.is_relative_to(PAGE) or path.suffix not in KINDS or not path.is_file():
+        if (path != LOOK and not path.is_relative_to(PAGE)) or path.suffix not in KINDS or not path.is_file():
             raise HTTPException(404, "there is no such file")
         return FileResponse(path, media_type=KINDS[path.suffix], headers={"cache-control": "no-cache"})
 
@@ -142,7 +157,9 @@ def _runs(index: RunIndex) -> APIRouter:
     @router.post("/run/tags")
     async def tags(request: Request, id: str) -> dict[str, Any]:
         given = await request.json()
-        await run_in_threadpool(index.set_tags, id, sorted({str(tag).strip()[:40] for tag in given if str(tag).strip()}))
+        await run_in_threadpool(
+            index.set_tags, id, sorted({str(tag).strip()[:40] for tag in given if str(tag).strip()})
+        )
         return {}
 
     @router.delete("/run")

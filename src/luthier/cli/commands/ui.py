@@ -10,6 +10,9 @@ def command(
     folder: Annotated[
         Path, typer.Option("--dir", help="Folder of the runs; new ones are written there.", metavar="DIR")
     ] = Path("runs"),
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Folders from which the page may choose files.", metavar="FOLDER")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback lets other machines in.")] = (
         "127.0.0.1"
     ),
@@ -20,8 +23,8 @@ def command(
 
     Examples:
         luthier ui
-        luthier ui --dir experiments --port 9000
+        luthier ui --dir experiments --data ~/datasets --port 9000
     """
     from luthier.ui.launch import serve
 
-    serve(folder, host, port, browser=not no_browser)
+    serve(folder, data or [Path.cwd()], host, port, browser=not no_browser)
