@@ -1,4 +1,4 @@
-"""The fields of a recipe for a form, from the same classes as YAML, command line and help. Importing methods takes torch."""
+"""The fields of a recipe for a form, from the same classes as YAML, command line and help. It imports torch."""
 
 import inspect
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
 """Work that the page started: runs one after another, and exports, evaluations and servers beside them.
 
-Each job is a process of its own, `luthier ...` as one would type it, in a session of its own: it goes on where the page's
-server ends. What is known of it lies in a file, so that another server finds it. One server keeps the queue: the one that
-holds the lock.
+Each job is a process of its own, `luthier ...` as one would type it, in a session of its own: it goes on where the
+page's server ends. What is known of it lies in a file, so that another server finds it. One server keeps the queue: the
+one that holds the lock.
 """
 
 import os

@@ -24,6 +24,7 @@ from luthier.ui import live, work
 from luthier.ui.guard import Gate, Token, error
 from luthier.ui.index import NoRun, RunIndex
 from luthier.ui.jobs import Jobs, NoJob
+from luthier.ui.predictions import page_of
 from luthier.ui.workbench import Workbench
 
 PAGE = Path(__file__).parent / "page"
@@ -147,6 +148,25 @@ def _runs(index: RunIndex) -> APIRouter:
         stream = live.events(index, id, begin, run_in_threadpool)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
+    @router.get("/run/predictions")
+    async def predicted(
+        id: str, kind: str = "all", search: str = "", order: str = "file", start: int = 0, count: int = 25
+    ) -> dict[str, Any]:
+        path = index.folder(id).path / "predictions.jsonl"
+        wanted: dict[str, Any] = {"kind": kind, "search": search[:200], "order": order, "start": start, "count": count}
+        return await run_in_threadpool(lambda: page_of(path, **wanted))
+
+    @router.get("/comparisons")
+    async def comparisons() -> list[dict[str, Any]]:
+        return await run_in_threadpool(_comparisons, index.root)
+
+    @router.get("/comparison")
+    async def comparison(id: str) -> dict[str, Any]:
+        found = {each["id"]: each for each in await run_in_threadpool(_comparisons, index.root)}
+        if id not in found:
+            raise HTTPException(404, "there is no such comparison")
+        return {**await run_in_threadpool(read_object, index.root / id / "compare.json"), "id": id}
+
     @router.get("/run/file")
     async def file(id: str, name: str) -> Response:
         path = index.folder(id).path / name
@@ -167,6 +187,17 @@ def _runs(index: RunIndex) -> APIRouter:
         return {"place": str(await run_in_threadpool(index.delete, id))}
 
     return router
+
+
+def _comparisons(root: Path) -> list[dict[str, Any]]:
+    """The finished comparisons below the folder, the newest first."""
+    found = [path for depth in ("*", "*/*") for path in root.glob(f"{depth}/compare.json")]
+    made = []
+    for path in sorted(found, key=lambda each: -each.stat().st_mtime):
+        body = read_object(path)
+        about = {key: body.get(key) for key in ("model", "data", "task", "finished")}
+        made.append({"id": path.parent.relative_to(root).as_posix(), **about})
+    return made
 
 
 def _whole(index: RunIndex, name: str) -> dict[str, Any]:

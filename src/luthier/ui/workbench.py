@@ -1,8 +1,8 @@
 """The process that reads data, plans and chooses for the page: it loads torch, which the page's server does not.
 
-Calls and answers are lines of JSON: {"id", "call", "given"} on standard input, then {"id", "stage"} any number of times,
-and {"id", "result"} or {"id", "error"} on standard output. One call is done at a time; a call that nobody waits for any
-more ends with the process, and the next call starts another.
+Calls and answers are lines of JSON: {"id", "call", "given"} on standard input, then {"id", "stage"} any number of
+times, and {"id", "result"} or {"id", "error"} on standard output. One call is done at a time; a call that nobody waits
+for any more ends with the process, and the next call starts another.
 """
 
 import asyncio

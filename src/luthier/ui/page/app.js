@@ -1,11 +1,12 @@
 // The frame of the page: its parts, the language, the theme, and which part is shown.
 import { choose, get, go, html, language, paint, render, speak, t, theme, useEffect, useLook, useState, wanted } from "./lib.js";
+import { Compare } from "./compare.js";
 import { New } from "./new.js";
 import { Queue } from "./queue.js";
 import { Run } from "./run.js";
 import { Runs } from "./runs.js";
 
-const PARTS = [["new", () => t("New run"), New], ["runs", () => t("Runs"), Runs], ["queue", () => t("Queue"), Queue], ["run", null, Run]];
+const PARTS = [["new", () => t("New run"), New], ["runs", () => t("Runs"), Runs], ["queue", () => t("Queue"), Queue], ["compare", () => t("Compare"), Compare], ["run", null, Run]];
 
 const place = () => {
   const [name, ...rest] = decodeURIComponent(location.hash.replace(/^#\/?/, "")).split("/");

@@ -1,6 +1,8 @@
 // A run, live or finished: its curves as they grow, its scores, its report, its recipe.
+import { Deployment } from "./deployment.js";
+import { Evaluation } from "./evaluation.js";
 import { Plot } from "./plot.js";
-import { bytes, get, html, number, Problem, score, t, time, useEffect, useMemo, useRef, useState } from "./lib.js";
+import { bytes, get, html, number, post, Problem, score, t, time, useEffect, useMemo, useRef, useState } from "./lib.js";
 import { stateWord } from "./runs.js";
 
 const CHARTS = [
@@ -13,7 +15,10 @@ const CHARTS = [
 ];
 const MOST = 4000;  // live points of a curve before the server reduces the whole of it again
 
-export function Run({ id }) {
+const TABS = [["", () => t("training")], ["evaluation", () => t("evaluation")], ["deployment", () => t("deployment")]];
+
+export function Run({ id: given }) {
+  const tab = TABS.find(([name]) => name && given.endsWith(`/${name}`))?.[0] || "", id = tab ? given.slice(0, -tab.length - 1) : given;
   const [whole, setWhole] = useState(null), [error, fail] = useState(null);
   const [curves, setCurves] = useState({}), [state, setState] = useState(null), [last, setLast] = useState(null);
   const [lost, setLost] = useState(false);
@@ -65,13 +70,26 @@ export function Run({ id }) {
     <p><a href="#/runs">${t("all runs")}</a></p>
     <h1><bdi>${id}</bdi></h1>
     <p><span class=${`state ${state.state}`}>${stateWord(state.state)}</span> ${state.method} · <bdi>${state.model}</bdi> · <bdi>${state.data}</bdi></p>
+    <${Actions} id=${id} state=${state} />
+    ${state.state === "finished" && html`<nav class="tabs" aria-label=${t("parts of the run")}>${TABS.map(([name, label]) => html`<a href=${`#/run/${encodeURI(id)}${name && `/${name}`}`} aria-current=${name === tab ? "page" : undefined}>${label()}</a>`)}</nav>`}
+    ${tab === "evaluation" && whole.result ? html`<${Scores} result=${whole.result} /><${Evaluation} id=${id} result=${whole.result} />` : tab === "deployment" ? html`<${Deployment} id=${id} />` : html`
     ${lost && state.state === "running" && html`<p class="note" role="status">${t("the connection is lost; trying again")}</p>`}
     <${Cards} state=${state} last=${last} left=${left} whole=${whole} />
     <${Plot} title=${t("loss")} lines=${loss} log=${true} height=${320} sync="run" />
     <div class="charts">${CHARTS.filter(([name]) => curves[name]?.length > 1 && name !== "validation_loss").map(([name, label, log]) => html`<${Plot} key=${name} title=${label()} lines=${[{ label: label(), points: curves[name] }]} log=${log} height=${180} sync="run" />`)}</div>
     ${whole.result && html`<${Scores} result=${whole.result} />`}
     ${whole.files.includes("report.html") && html`<h2>${t("Report")}</h2><iframe class="report" title=${t("report of the run")} sandbox="allow-scripts" src=${`/api/run/file?id=${encodeURIComponent(id)}&name=report.html`}></iframe>`}
-    <details><summary>${t("recipe")}</summary><pre>${whole.recipe}</pre></details>`;
+    <details><summary>${t("recipe")}</summary><pre>${whole.recipe}</pre></details>`}`;
+}
+
+/** Stop saves what was trained; a stopped or killed run goes on from its last checkpoint. */
+function Actions({ id, state }) {
+  const [error, fail] = useState(null), [said, say] = useState("");
+  const act = (path, text) => post(path, { id }).then(() => { fail(null); say(text); }, fail);
+  return html`<p class="tools">
+    ${state.state === "running" && html`<button type="button" onClick=${() => act("/api/run/stop", t("asked to stop: it saves first"))}>${t("stop and save")}</button>`}
+    ${["stopped", "killed"].includes(state.state) && html`<button type="button" class="main" onClick=${() => act("/api/run/resume", t("in the queue"))}>${t("resume")}</button>`}
+    <span role="status">${said}</span></p><${Problem} error=${error} />`;
 }
 
 const Cards = ({ state, last, left, whole }) => html`<div class="cards">
