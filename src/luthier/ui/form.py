@@ -19,7 +19,7 @@ def form() -> dict[str, Any]:
     blocks = {
         key: _fields(field.annotation)
         for key, field in RunConfig.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Config)
+        if key not in FAMILIES and isinstance(field.annotation, type) and issubclass(field.annotation, Config)
     }
     families = {kind: _members(family) for kind, family in {**FAMILIES, "export": EXPORTS}.items()}
     evaluations = EVALUATIONS.names()

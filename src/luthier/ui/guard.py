@@ -21,6 +21,8 @@ from luthier.core.endpoint import is_loopback
 
 MAX_JSON = 2**21
 """Bytes of a request's body, but for files."""
+UPLOAD = "/api/upload"
+"""Takes a file, and counts its bytes itself."""
 POLICY = (
     "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
@@ -72,8 +74,17 @@ class Gate:
             await send({"type": "websocket.close", "code": 1008})
         elif (refusal := self._refusal(scope)) is not None:
             await refusal(scope, receive, _with_headers(send))
-        else:
+        elif scope["path"] == UPLOAD:
             await self.app(scope, receive, _with_headers(send))
+        elif (body := await _body(receive)) is None:
+            await _plain(413, f"the request has more than {MAX_JSON} bytes")(scope, receive, _with_headers(send))
+        else:
+            first = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+            async def once() -> Message:
+                return next(first, None) or await receive()
+
+            await self.app(scope, once, _with_headers(send))
 
     def _refusal(self, scope: Scope) -> Response | None:
         """The response where the request is not let through."""
@@ -116,6 +127,18 @@ class Gate:
         except CookieError:
             return ""
         return found.value if found else ""
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The body of a request; None where it is too long."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > MAX_JSON:
+            return None
+        if not message.get("more_body"):
+            return bytes(body)
 
 
 def _plain(status: int, text: str) -> Response:

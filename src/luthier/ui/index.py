@@ -96,10 +96,10 @@ class RunIndex:
 
     def folder(self, name: str) -> RunFolder:
         """The folder of a run that was found below the root; NoRun for any other name."""
-        with self.lock:
-            known = name in self.entries
-        path = (self.root / name).resolve()
-        if not known or not path.is_relative_to(self.root) or path == self.root:
+        if name not in self.entries:  # a run that has just begun
+            self.refresh()
+        path = (self.root / name).resolve() if name in self.entries else self.root
+        if not path.is_relative_to(self.root) or path == self.root:
             raise NoRun(f"there is no run {name[:200]!r} in {self.root}", fix="reload the list of runs")
         return RunFolder(path)
 

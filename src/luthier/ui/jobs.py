@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import RLock
@@ -73,7 +74,7 @@ class Jobs:
         self.root, self.place = root.resolve(), root.resolve() / HIDDEN / "jobs"
         self.lock = RLock()
         self.version = 0
-        self.keeper: Any = None
+        self.keeping: ExitStack | None = None
         self.children: dict[str, subprocess.Popen[bytes]] = {}
 
     def add(self, kind: str, target: str, arguments: Sequence[str], **about: Any) -> Job:
@@ -158,17 +159,19 @@ class Jobs:
 
     def close(self) -> None:
         """Leave the queue to another server; jobs at work go on."""
-        if self.keeper is not None:
-            self.keeper.release()
-            self.keeper = None
+        if self.keeping is not None:
+            self.keeping.close()
+            self.keeping = None
 
     def _keeps(self) -> bool:
         """Whether this server keeps the queue."""
-        if self.keeper is None:
+        if self.keeping is None:
+            held = ExitStack()
             try:
-                self.keeper = files.lock(self.place, Busy(""))
+                held.enter_context(files.lock(self.place, Busy("")))
             except Busy:
                 return False
+            self.keeping = held
         return True
 
     def _start(self, job: Job) -> None:

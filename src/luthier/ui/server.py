@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from luthier.core.errors import Busy, LuthierError
+from luthier.core.errors import Busy, InputError, LuthierError
 from luthier.core.files import read_object
 from luthier.core.language import catalog, translated
 from luthier.core.strict_json import to_json
@@ -189,6 +189,14 @@ def _runs(index: RunIndex) -> APIRouter:
     return router
 
 
+def _object(path: Path) -> dict[str, Any] | None:
+    """What a file of a run holds; None where it is not there, or damaged, which the state of the run says."""
+    try:
+        return dict(read_object(path)) if path.is_file() else None
+    except InputError:
+        return None
+
+
 def _comparisons(root: Path) -> list[dict[str, Any]]:
     """The finished comparisons below the folder, the newest first."""
     found = [path for depth in ("*", "*/*") for path in root.glob(f"{depth}/compare.json")]
@@ -205,7 +213,7 @@ def _whole(index: RunIndex, name: str) -> dict[str, Any]:
     folder = index.folder(name)
     made: dict[str, Any] = {"id": name, "state": index.state(name).to_dict()}
     for key, path in (("result", folder.result), ("plan", folder.plan), ("environment", folder.environment)):
-        made[key] = dict(read_object(path)) if path.is_file() else None
+        made[key] = _object(path)
     made["recipe"] = folder.recipe.read_text(encoding="utf-8") if folder.recipe.is_file() else ""
     made["settings"] = flat(parse_yaml(made["recipe"]) or {})
     made["files"] = [each for each in SHOWN if (folder.path / each).is_file()]
