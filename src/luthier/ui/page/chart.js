@@ -19,7 +19,7 @@ const short = (value) => {
  * lines: [{ label, points: [[x, y], ...], faint?, dots?, number? }]; options: { log, height, x, y, lang }.
  */
 export function draw(place, lines, options) {
-  const data = () => uPlot.join(lines.map(({ points }) => [points.map(([x]) => x), points.map(([, y]) => y)]));
+  const data = () => (lines.length ? uPlot.join(lines.map(({ points }) => [points.map(([x]) => x), points.map(([, y]) => y)])) : [[]]);
   const ink = color("--soft"), grid = { stroke: color("--line"), width: 1 };
   const font = "12px system-ui, sans-serif";
   const positive = lines.every(({ points }) => points.every(([, y]) => y > 0));
@@ -55,7 +55,7 @@ export function draw(place, lines, options) {
     update(next) {
       lines = next;
       const { min, max } = made.scales.x, [first, last] = [made.data[0][0], made.data[0].at(-1)];
-      const whole = min === null || (min <= first && max >= last);
+      const whole = min == null || first === undefined || (min <= first && max >= last);
       made.setData(data(), whole);  // a part that was enlarged stays as it is
     },
     whole() { made.setData(made.data, true); },

@@ -72,7 +72,7 @@ function Found({ found, recipe }) {
   return html`
     ${stops.length > 0 ? html`<div class="problem" role="alert"><b>${t("Train would stop")}</b>${stops.map(({ text }) => html`<p>${text}</p>`)}</div>` : html`<p class="verdict"><b class="good">${t("Train would run")}</b> ${t("Format {0}: {1}.", account.format.name, account.format_why)} ${t("Task {0}.", account.task.name)}</p>`}
     <div class="cards">${[[sum("read"), t("rows read")], [sum("kept"), t("kept")], [found.refusals.length, t("refused")], [found.lengths.p50, t("tokens of a row, median")], [found.lengths.max, t("tokens of the longest row")], [found.exact_rows, t("rows that are there twice")]].map(([value, label]) => html`<div class="card"><b>${number(value ?? null)}</b><span>${label}</span></div>`)}</div>
-    <div class="wide"><table><thead><tr><th>${t("part")}</th><th>${t("source")}</th><th class="n">${t("read")}</th><th class="n">${t("refused")}</th><th class="n">${t("kept")}</th><th class="n">${t("tokens")}</th><th class="n">${t("learned")}</th></tr></thead>
+    <div class="wide" tabindex="0"><table><thead><tr><th>${t("part")}</th><th>${t("source")}</th><th class="n">${t("read")}</th><th class="n">${t("refused")}</th><th class="n">${t("kept")}</th><th class="n">${t("tokens")}</th><th class="n">${t("learned")}</th></tr></thead>
       <tbody>${sides.map((side) => html`<tr><td>${t(side)}</td><td><bdi>${account[side].source}</bdi></td>${["read", "refused", "kept", "tokens", "learned"].map((name) => html`<td class="n">${number(account[side][name])}</td>`)}</tr>`)}</tbody></table></div>
     ${others.length > 0 && html`<h3>${t("Findings")}</h3><ul class="findings">${others.map(({ level, text, places }) => html`<li class=${level}><b>${level === "warn" ? t("warning") : t("note")}</b> ${text}
       ${places.length > 0 && html`<details><summary>${t("where")}</summary><ul>${places.map((place) => html`<li><bdi>${place}</bdi></li>`)}</ul></details>`}</li>`)}</ul>`}
@@ -113,5 +113,5 @@ function Rows({ recipe, sides }) {
       <div class="mask" dir="auto">${row.pieces.map(([text, kind]) => html`<span class=${`t-${kind}`}>${text.replaceAll("\n", "↵\n")}</span>`)}</div></div>`)} />`;
 }
 
-const Refused = ({ place }) => html`<${Pages} load=${(start) => get("/api/check/refused", { place, start, count: 50 })} count=${50} inputs=${[place]} show=${(rows) => html`<div class="wide"><table><thead><tr><th>${t("row")}</th><th>${t("reason")}</th><th>${t("content")}</th></tr></thead><tbody>
-  ${rows.map((row) => html`<tr><td><bdi>${row.where}</bdi></td><td>${row.reason}</td><td><div class="text"><bdi>${typeof row.row === "string" ? row.row : JSON.stringify(row.row)}</bdi></div></td></tr>`)}</tbody></table></div>`} />`;
+const Refused = ({ place }) => html`<${Pages} load=${(start) => get("/api/check/refused", { place, start, count: 50 })} count=${50} inputs=${[place]} show=${(rows) => html`<div class="wide" tabindex="0"><table><thead><tr><th>${t("row")}</th><th>${t("reason")}</th><th>${t("content")}</th></tr></thead><tbody>
+  ${rows.map((row) => html`<tr><td><bdi>${row.where}</bdi></td><td>${row.reason}</td><td><div class="text" tabindex="0"><bdi>${typeof row.row === "string" ? row.row : JSON.stringify(row.row)}</bdi></div></td></tr>`)}</tbody></table></div>`} />`;

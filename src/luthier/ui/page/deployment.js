@@ -26,7 +26,7 @@ function Exports({ id }) {
     ${own.filter(({ state }) => state === "failed").slice(0, 1).map((job) => html`<pre class="output">${job.output}</pre>`)}`;
 }
 
-const Proof = ({ parity }) => parity.length > 0 && html`<div class="wide"><table><thead><tr><th>${t("compared with")}</th><th class="n">${t("prompts")}</th><th class="n">${t("largest difference")}</th><th class="n">${t("same answers")}</th></tr></thead><tbody>
+const Proof = ({ parity }) => parity.length > 0 && html`<div class="wide" tabindex="0"><table><thead><tr><th>${t("compared with")}</th><th class="n">${t("prompts")}</th><th class="n">${t("largest difference")}</th><th class="n">${t("same answers")}</th></tr></thead><tbody>
   ${parity.map((each) => html`<tr><td>${each.against}</td><td class="n">${each.prompts}</td><td class="n">${number(each.largest)}</td><td class="n">${Math.round(100 * each.same_answers)} %</td></tr>`)}</tbody></table></div>`;
 
 /** Start a server over runs and talk to its models, side by side. */

@@ -17,7 +17,7 @@ export function Plot({ title, lines, height = 260, log = false, choice = true, s
     chart.current = draw(place.current, lines, { log: logarithmic, height, x: t("step"), title: `${title}. ${says}`, sync });
     return () => chart.current.destroy();
   }, [shape]);
-  useEffect(() => chart.current.update(lines), [lines]);
+  useEffect(() => chart.current?.update(lines), [lines]);
   return html`<figure class="plot">
     <figcaption><span>${title}</span><span class="tools">
       ${choice && html`<button type="button" aria-pressed=${logarithmic} onClick=${() => setLog(!logarithmic)}>${t("log axis")}</button>`}
@@ -28,7 +28,7 @@ export function Plot({ title, lines, height = 260, log = false, choice = true, s
   </figure>`;
 }
 
-const Values = ({ lines }) => html`<div class="wide"><table>
+const Values = ({ lines }) => html`<div class="wide" tabindex="0"><table>
   <thead><tr><th>${t("step")}</th>${lines.map(({ label }) => html`<th class="n">${label}</th>`)}</tr></thead>
   <tbody>${rows(lines).map(([step, ...values]) => html`<tr><td>${step}</td>${values.map((value) => html`<td class="n">${number(value)}</td>`)}</tr>`)}</tbody>
 </table></div>`;

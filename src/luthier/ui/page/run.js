@@ -103,7 +103,7 @@ const Cards = ({ state, last, left, whole }) => html`<div class="cards">
   ].map(([label, value]) => html`<div class="card"><b>${value}</b><span>${label}</span></div>`)}</div>`;
 
 const Scores = ({ result }) => html`<h2>${t("Base and tuned model")}</h2>
-  <div class="wide"><table><thead><tr><th>${t("metric")}</th><th class="n">${t("base")}</th><th class="n">${t("tuned")}</th><th class="n">${t("difference")}</th></tr></thead>
+  <div class="wide" tabindex="0"><table><thead><tr><th>${t("metric")}</th><th class="n">${t("base")}</th><th class="n">${t("tuned")}</th><th class="n">${t("difference")}</th></tr></thead>
   <tbody>${Object.entries(result.tuned || {}).map(([name, tuned]) => html`<tr><td>${name}</td>
     <td class="n"><${Interval} name=${name} score=${result.base?.[name]} /></td><td class="n"><${Interval} name=${name} score=${tuned} /></td>
     <td class=${`n ${{ better: "good", worse: "bad" }[result.difference?.[name]?.verdict] || ""}`}><${Interval} name=${name} score=${result.difference?.[name]} /></td></tr>`)}</tbody></table></div>`;

@@ -43,7 +43,7 @@ export function Runs() {
         ${kept.length > 0 && html`<button type="button" onClick=${() => setChosen([])}>${t("choose none")}</button>`}
       </div>
       ${kept.length > 0 && html`<${Overlay} ids=${kept} runs=${found.runs} />`}
-      <div class="wide"><table class="data runs">
+      <div class="wide" tabindex="0"><table class="data runs">
         <thead><tr><th><span class="hidden">${t("chosen")}</span></th>
           ${COLUMNS.map(([name, label]) => html`<th aria-sort=${by[0] === name ? (by[1] > 0 ? "ascending" : "descending") : "none"}>
             <button type="button" class="sort" onClick=${() => setBy([name, by[0] === name ? -by[1] : 1])}>${label()}</button></th>`)}
@@ -92,7 +92,7 @@ function Overlay({ ids, runs }) {
     <${Plot} title=${t("training loss, smoothed")} lines=${lines("smooth")} log=${true} sync="overlay" />
     ${lines("validation_loss").length > 0 && html`<${Plot} title=${t("held-out loss")} lines=${lines("validation_loss")} sync="overlay" />`}
     ${ready.length > 1 && html`<h3>${t("What differs in their recipes")}</h3>
-      ${keys.length === 0 ? html`<p class="soft">${t("Nothing but the folder.")}</p>` : html`<div class="wide"><table><thead><tr><th>${t("key")}</th>${ready.map((id) => html`<th><bdi>${id}</bdi></th>`)}</tr></thead>
+      ${keys.length === 0 ? html`<p class="soft">${t("Nothing but the folder.")}</p>` : html`<div class="wide" tabindex="0"><table><thead><tr><th>${t("key")}</th>${ready.map((id) => html`<th><bdi>${id}</bdi></th>`)}</tr></thead>
         <tbody>${keys.map((key) => html`<tr><td>${key}</td>${ready.map((id) => html`<td><bdi>${text(found[id].recipe?.[key])}</bdi></td>`)}</tr>`)}</tbody></table></div>`}`}
   </section>`;
 }
