@@ -4,7 +4,8 @@
     python tools/catalog.py compile    after translating: writes the .mo file that the package reads
 
 A message is a string of at least two words in the source, an f-string with its places numbered, a heading of a table,
-the help of a command, the explanation of a setting, or a text of a page (`_("...")` in the templates).
+the help of a command, the explanation of a setting, or a text of a page (`_("...")` in the templates, `t("...")` in the
+scripts of `luthier ui`).
 """
 
 import ast
@@ -40,6 +41,8 @@ CODE = re.compile(
 )
 """What no sentence has."""
 HTML = re.compile(r'<(svg|path|g|circle|text|div|span)\b|</|\w="|\.\*cjk|sans-serif|^DejaVu|^@media|^\.chart')
+SCRIPT = re.compile(r'\bt\("([^"\\]+)"')
+"""A text of the page of `luthier ui`: t("...") in its modules."""
 MARKUP = re.compile(r"\[/?[a-z ]*\]")
 HEADINGS = {"table", "translated", "filled", "worded", "measured", "_section", "_count", "label"}
 """Functions whose arguments may be one word: headings, labels, what is counted."""
@@ -181,6 +184,9 @@ def extract() -> Catalog:
     pages = extract_from_dir(str(SOURCE), [("**.jinja", "jinja2")], {}, keywords={"_": None})
     for name, _, message, _, _ in pages:
         found.setdefault(str(message), []).append(name)
+    for path in sorted((SOURCE / "ui" / "page").glob("*.js")):
+        for text in SCRIPT.findall(path.read_text(encoding="utf-8")):
+            found.setdefault(text, []).append(path.relative_to(SOURCE).as_posix())
     for text, names in found.items():
         catalog.add(text, locations=[(name, None) for name in dict.fromkeys(names)])  # type: ignore[misc]
     return catalog

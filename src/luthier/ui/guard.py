@@ -14,6 +14,7 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -169,3 +170,8 @@ def _with_headers(send: Send) -> Send:
 def error(status: int, message: str, fix: str = "", **more: Any) -> JSONResponse:
     """What the page shows: what is wrong, and how to fix it."""
     return JSONResponse({"error": {"message": message, "fix": fix, **more}}, status)
+
+
+def spoken_by(request: Request) -> str:
+    """The language of the page that sent a request: `zh`, else `en`."""
+    return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"

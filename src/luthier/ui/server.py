@@ -21,7 +21,7 @@ from luthier.core.strict_yaml import parse_yaml
 from luthier.core.version import __version__
 from luthier.recipe.identity import flat
 from luthier.ui import live, work
-from luthier.ui.guard import Gate, Token, error
+from luthier.ui.guard import Gate, Token, error, spoken_by
 from luthier.ui.index import NoRun, RunIndex
 from luthier.ui.jobs import Jobs, NoJob
 from luthier.ui.predictions import page_of
@@ -78,7 +78,7 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(LuthierError)
     async def wrong(request: Request, found: LuthierError) -> Response:
         status = 404 if isinstance(found, NoRun | NoJob) else 409 if isinstance(found, Busy) else 400
-        said = _language(request)
+        said = spoken_by(request)
         return error(status, translated(found.message, said, inside=True), translated(found.fix, said, inside=True))
 
     @app.exception_handler(RequestValidationError)
@@ -89,11 +89,6 @@ def _errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, found: HTTPException) -> Response:
         return error(found.status_code, str(found.detail))
-
-
-def _language(request: Request) -> str:
-    """`zh` where the page says so, else `en`."""
-    return "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
 
 
 def _page() -> APIRouter:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from starlette.concurrency import run_in_threadpool
 from luthier.core import files
 from luthier.core.endpoint import CONNECTION_ERRORS, open_url
 from luthier.core.errors import InputError
+from luthier.core.language import translated
 from luthier.core.units import gigabytes
 from luthier.ui import recipe
+from luthier.ui.guard import spoken_by
 from luthier.ui.index import HIDDEN, RunIndex
 from luthier.ui.jobs import Jobs, shown
 from luthier.ui.workbench import Workbench
@@ -69,8 +71,9 @@ def _recipes(made: APIRouter, index: RunIndex, jobs: Jobs, bench: Workbench) -> 
     checks = index.root / HIDDEN / "checks"
 
     @made.post("/recipe")
-    async def read(body: RecipeBody) -> dict[str, Any]:
-        return await run_in_threadpool(recipe.checked, body.text, body.changes)
+    async def read(request: Request, body: RecipeBody) -> Any:
+        found = await run_in_threadpool(recipe.checked, body.text, body.changes)
+        return said(request, found, "problems", "notes")
 
     @made.post("/recipe/save")
     async def save(body: RecipeBody) -> dict[str, Any]:
@@ -89,10 +92,11 @@ def _recipes(made: APIRouter, index: RunIndex, jobs: Jobs, bench: Workbench) -> 
         return shown(jobs, await run_in_threadpool(jobs.add, "compare", body.name, arguments))
 
     @made.post("/check")
-    async def check(body: RecipeBody) -> Any:
+    async def check(request: Request, body: RecipeBody) -> Any:
         digest = hashlib.sha256(body.text.encode()).hexdigest()[:16]
         found = await bench.call("check", {"text": body.text, "place": str(checks / digest)})
-        return {**found, "place": digest}
+        sentences = ("notes", "findings.text", "findings.what", "account.format_why", "near_how", "refusals.reason")
+        return {**said(request, found, *sentences), "place": digest}
 
     @made.post("/rows")
     async def rows(body: RecipeBody) -> Any:
@@ -103,9 +107,10 @@ def _recipes(made: APIRouter, index: RunIndex, jobs: Jobs, bench: Workbench) -> 
         return await bench.call("plan", {"text": body.text})
 
     @made.post("/choose")
-    async def choose(body: RecipeBody) -> Any:
+    async def choose(request: Request, body: RecipeBody) -> Any:
         evidence = await run_in_threadpool(lambda: [str(path) for path in index.root.glob("*/compare.json")])
-        return await bench.call("choose", {"text": body.text, "evidence": evidence})
+        found = await bench.call("choose", {"text": body.text, "evidence": evidence})
+        return said(request, found, "question.said", "ranked.reasons.text", "ranked.reasons.source")
 
     @made.get("/form")
     async def form() -> Any:
@@ -116,14 +121,35 @@ def _recipes(made: APIRouter, index: RunIndex, jobs: Jobs, bench: Workbench) -> 
         return await bench.call("ready", {})
 
     @made.get("/bench")
-    async def stage() -> dict[str, Any]:
-        return {"stage": bench.stage, "busy": bench.lock.locked()}
+    async def stage(request: Request) -> Any:
+        return said(request, {"stage": bench.stage, "busy": bench.lock.locked()}, "stage")
 
     @made.get("/check/refused")
-    async def refused(place: str, start: int = 0, count: int = 100) -> dict[str, Any]:
+    async def refused(request: Request, place: str, start: int = 0, count: int = 100) -> Any:
         if not re.fullmatch(r"[0-9a-f]{16}", place):
             raise HTTPException(404, "there is no such check")
-        return await run_in_threadpool(_lines, checks / place / "refused.jsonl", max(0, start), max(1, min(count, 500)))
+        found = await run_in_threadpool(
+            _lines, checks / place / "refused.jsonl", max(0, start), max(1, min(count, 500))
+        )
+        return said(request, found, "rows.reason")
+
+
+def said(request: Request, found: Any, *places: str) -> Any:
+    """The same with the sentences at `places` in the reader's language; the texts of the data stay as they are."""
+    into = spoken_by(request)
+    for place in places if into != "en" else ():
+        found = _translated(found, place.split("."), into)
+    return found
+
+
+def _translated(found: Any, place: Sequence[str], into: str) -> Any:
+    if isinstance(found, list):
+        return [_translated(each, place, into) for each in found]
+    if not place:
+        return translated(found, into, inside=True) if isinstance(found, str) else found
+    if isinstance(found, dict) and place[0] in found:
+        return {**found, place[0]: _translated(found[place[0]], place[1:], into)}
+    return found
 
 
 def _compare_options(given: Mapping[str, Any]) -> list[str]:
