@@ -33,7 +33,7 @@ export function Choose({ recipe, form }) {
   const now = recipe.settings["method.name"] || "lora", methods = form?.families.method || [];
   const found = methods.find(({ name }) => name === now);
   const branches = [...new Set(methods.map((method) => method.family))];
-  return html`<label class="row">${t("method")} <select value=${now} onChange=${(event) => recipe.change({ method: event.target.value })}>
+  return html`<label class="row">${t("method")} <select aria-label=${t("method")} value=${now} onChange=${(event) => recipe.change({ method: event.target.value })}>
       ${branches.map((branch) => html`<optgroup label=${t(branch)}>${methods.filter(({ family }) => family === branch).map(({ name }) => html`<option value=${name}>${name}</option>`)}</optgroup>`)}
       ${form && html`<optgroup label=${t("also called")}>${form.presets.map((name) => html`<option value=${name}>${name}</option>`)}</optgroup>`}
     </select></label>
