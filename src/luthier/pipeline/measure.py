@@ -19,6 +19,7 @@ from luthier.evaluation.metrics.base import metrics_of
 from luthier.evaluation.records.context import EvalContext, Record, restored_records
 from luthier.evaluation.scores import FEW, choose_primary, differences, evaluations, lacking, measure, scores
 from luthier.pipeline.prepare import Loaded, load_base
+from luthier.rendering.example import Example
 from luthier.runs.folder import RunFolder
 from luthier.runs.provenance import environment
 
@@ -48,10 +49,10 @@ class Measured:
         self.records, self.probe = restored_records(self.records), restored_records(self.probe)
 
 
-def subject_of(loaded: Loaded, progress: Progress = SILENT) -> EvalContext | None:
-    """The test rows, else the validation rows, with the model as it is now; None where there are none."""
+def subject_of(loaded: Loaded, progress: Progress = SILENT, side: str = "") -> EvalContext | None:
+    """The rows of a side (the test rows, else the validation rows) with the model as it is; None without rows."""
     data, settings = loaded.data, loaded.config.evaluate
-    _, examples, rows = data.side(data.held_out_side)
+    _, examples, rows = data.side(side or data.held_out_side)
     count = len(examples) if settings.rows is None else settings.rows
     owner = [number for number in rows.owner if number < count]  # in order
     if not owner:
@@ -69,6 +70,11 @@ def subject_of(loaded: Loaded, progress: Progress = SILENT) -> EvalContext | Non
         labels=sorted(filter(None, labels)),
         progress=progress,
     )
+
+
+def question_of(example: Example) -> str:
+    """What a model is asked: the text of a row, or its messages before the answer."""
+    return example.text or "\n".join(message.all_text for message in example.messages[:-1])
 
 
 def measure_base(loaded: Loaded, folder: RunFolder, progress: Progress) -> Measured:
@@ -164,7 +170,7 @@ def against_base(subject: EvalContext, base: Measured) -> tuple[dict[str, Any], 
     predictions = [
         {
             "where": e.where,
-            "text": e.text or "\n".join(m.all_text for m in e.messages[:-1]),
+            "text": question_of(e),
             "answer": e.answer,
             "base": base.records[i] if both else {},
             "tuned": record,

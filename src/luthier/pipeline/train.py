@@ -40,6 +40,7 @@ from luthier.pipeline.prepare import (
     tokenize,
     with_decisions,
 )
+from luthier.pipeline.samples import Samples
 from luthier.pipeline.track import by_name, followed
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import begin_run, holds_run_of, run_path, with_found_formats
@@ -137,6 +138,9 @@ def _lead(
             base = measure_base(loaded, folder, progress)
         trainer, counts = _trainer(loaded, resolved, accelerator, folder, progress, shared)
         page = _interim_page(loaded, trainer, counts, base)
+        if Samples.wanted(loaded):
+            samples = Guarded("of the samples", Samples(loaded, loaded.model, folder), trainer.progress)
+            trainer.progress = Listeners(trainer.progress, samples)
         machine.watch_peak(config.model.device)
         try:
             outcome = trainer.train(request)

@@ -95,6 +95,7 @@ class RunFolder:
         self.refused = path / "refused.jsonl"  # rows left out by policy, whole, with the reason
         self.plan = path / "plan.json"  # what the recipe left open, as decided; planned memory and time
         self.metrics = path / "metrics.jsonl"  # a line per step, a line per evaluation
+        self.samples = path / "samples.jsonl"  # what the model answered to a few prompts at each evaluation
         self.before = path / "before.json"  # the base's scores and answers on the held-out rows
         self.checkpoints = path / "checkpoints"  # step-000100/..., each whole or not there
         self.predictions = path / "predictions.jsonl"  # what base and tuned model say on each held-out row
@@ -287,6 +288,9 @@ class RunFolder:
         history = self.history()
         kept = [r for r in history if r["step"] < step or (r["step"] == step and (measured or "loss" in r))]
         files.write_text(self.metrics, "".join(to_json(record) + "\n" for record in kept))
+        if self.samples.is_file():
+            said = [line for line in self.records(self.samples.read_text(encoding="utf-8")) if line["step"] <= step]
+            files.write_jsonl(self.samples, said)
         return step - len({record["step"] for record in kept if "loss" in record})
 
 

@@ -24,7 +24,7 @@ from luthier.ui import live, work
 from luthier.ui.guard import Gate, Token, error, spoken_by
 from luthier.ui.index import NoRun, RunIndex
 from luthier.ui.jobs import Jobs, NoJob
-from luthier.ui.predictions import page_of
+from luthier.ui.predictions import MOST_TEXT, page_of
 from luthier.ui.workbench import Workbench
 
 PAGE = Path(__file__).parent / "page"
@@ -35,6 +35,10 @@ SHOWN = {"report.html": "text/html", "loss.png": "image/png", "data.html": "text
 """Files of a run that the page shows; no other can be fetched."""
 SANDBOX = "sandbox allow-scripts; frame-ancestors 'self'"
 """A report runs its own script in a frame that knows nothing of the page: its texts come from data."""
+
+
+SAMPLES = 400
+"""Most answers that were generated during training and are shown, the newest."""
 
 
 class Answer(JSONResponse):
@@ -143,6 +147,16 @@ def _runs(index: RunIndex) -> APIRouter:
         stream = live.events(index, id, begin, run_in_threadpool)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
+    @router.get("/run/samples")
+    async def samples(id: str) -> list[dict[str, Any]]:
+        folder = index.folder(id)
+
+        def read() -> list[dict[str, Any]]:
+            text = folder.samples.read_text(encoding="utf-8") if folder.samples.is_file() else ""
+            return [_shortened(line) for line in folder.records(text)[-SAMPLES:]]
+
+        return await run_in_threadpool(read)
+
     @router.get("/run/predictions")
     async def predicted(
         id: str, kind: str = "all", search: str = "", order: str = "file", start: int = 0, count: int = 25
@@ -182,6 +196,10 @@ def _runs(index: RunIndex) -> APIRouter:
         return {"place": str(await run_in_threadpool(index.delete, id))}
 
     return router
+
+
+def _shortened(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: each[:MOST_TEXT] if isinstance(each, str) else each for key, each in line.items()}
 
 
 def _object(path: Path) -> dict[str, Any] | None:

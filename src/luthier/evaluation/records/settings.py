@@ -60,6 +60,8 @@ class EvaluateConfig(Config):
     """Generate answers to this many held-out prompts, once for all scores of answers (task chat); 0 skips it."""
     max_new_tokens: Count = 64
     """Longest generated answer, in tokens; how many were cut there is reported."""
+    samples: Annotated[int, Field(ge=0, le=100)] = 2
+    """Answer so many validation prompts at each evaluation in training (task chat), into samples.jsonl; 0: none."""
     batch_size: Count = 64
     """Most rows that are measured together."""
     batch_tokens: Count = 16_384

@@ -77,6 +77,7 @@ export function Run({ id: given }) {
     <${Cards} state=${state} last=${last} left=${left} whole=${whole} />
     <${Plot} title=${t("loss")} lines=${loss} log=${true} height=${320} sync="run" />
     <div class="charts">${CHARTS.filter(([name]) => curves[name]?.length > 1 && name !== "validation_loss").map(([name, label, log]) => html`<${Plot} key=${name} title=${label()} lines=${[{ label: label(), points: curves[name] }]} log=${log} height=${180} sync="run" />`)}</div>
+    <${Samples} id=${id} measured=${(curves.validation_loss || []).length} />
     ${whole.result && html`<${Scores} result=${whole.result} />`}
     ${whole.files.includes("report.html") && html`<h2>${t("Report")}</h2><iframe class="report" title=${t("report of the run")} sandbox="allow-scripts" src=${`/api/run/file?id=${encodeURIComponent(id)}&name=report.html`}></iframe>`}
     <details><summary>${t("recipe")}</summary><pre>${whole.recipe}</pre></details>`}`;
@@ -109,3 +110,19 @@ const Scores = ({ result }) => html`<h2>${t("Base and tuned model")}</h2>
     <td class=${`n ${{ better: "good", worse: "bad" }[result.difference?.[name]?.verdict] || ""}`}><${Interval} name=${name} score=${result.difference?.[name]} /></td></tr>`)}</tbody></table></div>`;
 
 const Interval = ({ name, score: found }) => found && html`${score(name, found.value)} <div class="ci">${found.low !== null && found.low !== undefined ? t("{0} to {1}", score(name, found.low), score(name, found.high)) : ""}</div>`;
+
+/** What the model answered to a few held-out prompts at each evaluation: one sees it learn. */
+function Samples({ id, measured }) {
+  const [lines, set] = useState([]), [at, move] = useState(null);
+  useEffect(() => {
+    const timer = setTimeout(() => get("/api/run/samples", { id }).then(set, () => {}), 800);  // they come after the loss
+    return () => clearTimeout(timer);
+  }, [id, measured]);
+  const steps = [...new Set(lines.map(({ step }) => step))];
+  if (!steps.length) return null;
+  const place = at === null ? steps.length - 1 : Math.min(at, steps.length - 1);
+  return html`<h2>${t("What it says")}</h2>
+    <label class="row">${t("after step {0}", steps[place])} <input type="range" min="0" max=${steps.length - 1} value=${place} disabled=${steps.length < 2} onInput=${(event) => move(Number(event.target.value))} /></label>
+    <div class="wide" tabindex="0"><table><thead><tr><th>${t("prompt")}</th><th>${t("wanted")}</th><th>${t("answer")}</th></tr></thead><tbody>
+    ${lines.filter(({ step }) => step === steps[place]).map((line) => html`<tr>${[line.prompt, line.answer, line.said].map((text) => html`<td><div class="text" tabindex="0"><bdi>${text}</bdi></div></td>`)}</tr>`)}</tbody></table></div>`;
+}
