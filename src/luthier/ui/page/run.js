@@ -38,7 +38,7 @@ export function Run({ id: given }) {
       events.onopen = () => setLost(false);
       events.onerror = () => setLost(events.readyState !== EventSource.OPEN);
       events.addEventListener("lines", (event) => add(JSON.parse(event.data)));
-      events.addEventListener("again", () => { load().catch(fail); });
+      events.addEventListener("again", () => { begin(); });
       events.addEventListener("state", (event) => {
         const now = JSON.parse(event.data);
         setState((before) => ({ ...before, ...now }));
@@ -56,15 +56,22 @@ export function Run({ id: given }) {
         return next;
       });
     };
-    load().catch(fail);
-    return () => { open = false; source.current?.close(); };
+    let timer;
+    const begin = () => load().then(() => fail(null), (wrong) => {
+      if (!open) return;
+      fail(wrong);
+      if (wrong.status === 404) timer = setTimeout(begin, 1500);  // its folder comes with its first step
+    });
+    begin();
+    return () => { open = false; clearTimeout(timer); source.current?.close(); };
   }, [id]);
   const loss = useMemo(() => [
     { label: t("each step"), points: curves.loss || [], faint: true, number: 0 },
     { label: t("smoothed"), points: curves.smooth || [], number: 0 },
     ...(curves.validation_loss ? [{ label: t("held out"), points: curves.validation_loss, dots: true, number: 1 }] : []),
   ], [curves]);
-  if (!whole) return html`<p><a href="#/runs">${t("all runs")}</a></p><h1><bdi>${id}</bdi></h1><${Problem} error=${error} />`;
+  if (!whole) return html`<p><a href="#/runs">${t("all runs")}</a></p><h1><bdi>${id}</bdi></h1>
+    ${error?.status === 404 ? html`<p role="status">${t("There is no such run yet: it is waiting in the queue, or loading its base.")} <a href="#/queue">${t("Queue")}</a></p>` : html`<${Problem} error=${error} />`}`;
   const left = state.steps && state.step && state.seconds ? (state.seconds / state.step) * (state.steps - state.step) : null;
   return html`
     <p><a href="#/runs">${t("all runs")}</a></p>
