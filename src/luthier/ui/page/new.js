@@ -16,19 +16,28 @@ const kept = () => { try { return localStorage.getItem(DRAFT) || ""; } catch { r
 /** The recipe: its text, what is wrong with it, and { change(keys), type(text) }. */
 function useRecipe() {
   const [found, set] = useState({ text: kept(), problems: [], notes: [], settings: {} });
-  const [error, fail] = useState(null), last = useRef(0);
-  const read = async (text, changes) => {
-    const turn = ++last.current;
-    try {
-      const next = await post("/api/recipe", {}, { text, changes });
-      if (turn !== last.current) return;
-      fail(null);
-      set(next);
-      try { localStorage.setItem(DRAFT, next.text); } catch { /* not kept */ }
-    } catch (wrong) { fail(wrong); }
+  const [error, fail] = useState(null), text = useRef(found.text), turn = useRef(0), waiting = useRef(Promise.resolve());
+  const keep = (next) => {
+    text.current = next;
+    try { localStorage.setItem(DRAFT, next); } catch { /* not kept */ }
   };
-  useEffect(() => { read(found.text, {}); }, []);
-  return { ...found, error, change: (changes) => read(found.text, changes), type: (text) => { set({ ...found, text }); return read(text, {}); } };
+  // One after another, each on the text that the one before has left: two quick changes are both there.
+  const read = (changes, typed) => {
+    const own = ++turn.current;
+    if (typed !== undefined) keep(typed);
+    waiting.current = waiting.current.then(async () => {
+      if (typed !== undefined && own !== turn.current) return;  // more was typed since
+      try {
+        const next = await post("/api/recipe", {}, { text: text.current, changes });
+        if (Object.keys(changes).length) keep(next.text);
+        if (own === turn.current) set({ ...next, text: text.current });
+        fail(null);
+      } catch (wrong) { fail(wrong); }
+    });
+    return waiting.current;
+  };
+  useEffect(() => { read({}); }, []);
+  return { ...found, error, change: (changes) => read(changes), type: (typed) => { set({ ...found, text: typed }); return read({}, typed); } };
 }
 
 export function New({ id }) {

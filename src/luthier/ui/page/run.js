@@ -2,7 +2,7 @@
 import { Deployment } from "./deployment.js";
 import { Evaluation } from "./evaluation.js";
 import { Plot } from "./plot.js";
-import { bytes, get, html, number, post, Problem, score, t, time, useEffect, useMemo, useRef, useState } from "./lib.js";
+import { bytes, get, html, number, post, Problem, score, t, time, useEffect, useEvery, useMemo, useRef, useState } from "./lib.js";
 import { stateWord } from "./runs.js";
 
 const CHARTS = [
@@ -22,7 +22,7 @@ export function Run({ id: given }) {
   const [whole, setWhole] = useState(null), [error, fail] = useState(null);
   const [curves, setCurves] = useState({}), [state, setState] = useState(null), [last, setLast] = useState(null);
   const [lost, setLost] = useState(false);
-  const source = useRef(null);
+  const source = useRef(null), [turn, again] = useState(0);
   useEffect(() => {
     let open = true;
     const load = async () => {
@@ -64,7 +64,12 @@ export function Run({ id: given }) {
     });
     begin();
     return () => { open = false; clearTimeout(timer); source.current?.close(); };
-  }, [id]);
+  }, [id, turn]);
+  useEvery(3, async () => {
+    if (!state || state.state === "running" || state.state === "finished") return;
+    const now = await get("/api/run", { id }).catch(() => null);
+    if (now && now.state.state !== state.state) again((count) => count + 1);  // it was resumed
+  }, [id, state?.state]);
   const loss = useMemo(() => [
     { label: t("each step"), points: curves.loss || [], faint: true, number: 0 },
     { label: t("smoothed"), points: curves.smooth || [], number: 0 },
