@@ -7,7 +7,7 @@ const MOST = 2 ** 31, COUNT = 20;
 export function DataStep({ recipe, form }) {
   const path = recipe.settings["data.path"] || "";
   const take = (value) => recipe.change({ "data.path": value });
-  const [text, setText] = useState(""), [error, fail] = useState(null), [sent, setSent] = useState(null), [over, setOver] = useState(false);
+  const [error, fail] = useState(null), [sent, setSent] = useState(null), [over, setOver] = useState(false);
   const input = useRef(null);
   const drop = async (files) => {
     fail(null);
@@ -25,7 +25,7 @@ export function DataStep({ recipe, form }) {
     </div>
     <${Problem} error=${error} />
     <p class="tools">${(form?.data || []).map((name) => html`<button type="button" onClick=${() => take(`builtin:${name}`)}>builtin:${name}</button>`)}</p>
-    <label class="row">${t("path, hub id or URL")} <input value=${text || path} onInput=${(event) => setText(event.target.value)} onBlur=${() => { if (text.trim()) take(text.trim()); setText(""); }} onKeyDown=${(event) => event.key === "Enter" && event.target.blur()} /></label>
+    <label class="row">${t("path, hub id or URL")} <input value=${path} onChange=${(event) => take(event.target.value.trim() || null)} /></label>
     <details><summary>${t("files where Luthier runs")}</summary><${Browse} take=${take} /></details>
     ${path && html`<${Check} recipe=${recipe} />`}`;
 }

@@ -1,5 +1,5 @@
 // Fields of a recipe, made from the same classes as YAML, the command line and help.
-import { html, t, useState } from "./lib.js";
+import { html, t } from "./lib.js";
 
 const shown = (value) => (value === null || value === undefined ? "" : Array.isArray(value) || typeof value === "object" ? JSON.stringify(value) : String(value));
 
@@ -17,14 +17,13 @@ export const typed = (text, kind) => {
 export function Field({ recipe, block, field }) {
   const key = `${block}.${field.key}`, now = recipe.settings[key];
   const own = shown(now) !== shown(field.default) && now !== undefined && !(now === null && ["auto", "none"].includes(field.default));
-  const [text, setText] = useState(null);
-  const change = (value) => { setText(null); recipe.change({ [key]: value }); };
+  const change = (value) => recipe.change({ [key]: value });
   const choices = field.kind === "boolean" ? [true, false] : field.choices;
   return html`<label class="field"><span><b>${key}</b> ${t(field.help)}</span>
     ${choices.length > 0
       ? html`<select value=${own ? shown(now) : ""} onChange=${(event) => change(typed(event.target.value, field.kind))}>
           <option value="">${shown(field.default) || "–"}</option>${choices.filter((choice) => shown(choice) !== shown(field.default)).map((choice) => html`<option value=${shown(choice)}>${shown(choice)}</option>`)}</select>`
-      : html`<input value=${text ?? (own ? shown(now) : "")} placeholder=${shown(field.default)} onInput=${(event) => setText(event.target.value)} onBlur=${() => text !== null && change(typed(text, field.kind))} onKeyDown=${(event) => event.key === "Enter" && text !== null && change(typed(text, field.kind))} />`}
+      : html`<input value=${own ? shown(now) : ""} placeholder=${shown(field.default)} onChange=${(event) => change(typed(event.target.value, field.kind))} />`}
   </label>`;
 }
 
