@@ -153,11 +153,11 @@ def test_a_newcomer_from_a_csv_file_to_a_conversation(
     page.locator(".ranking li").first.wait_for()
     page.get_by_label("method", exact=True).select_option("lora")
     page.get_by_label("method.rank").fill("4")
-    page.get_by_label("method.rank").press("Enter")
+    page.get_by_label("method.rank").press("Tab")
     page.get_by_role("button", name="next: Training").click()
     for key, value in (("train.steps", "12"), ("train.batch_size", "4")):
         page.get_by_role("textbox", name=key).fill(value)
-        page.get_by_role("textbox", name=key).press("Enter")
+        page.get_by_role("textbox", name=key).press("Tab")
     until(page, "document.querySelector('aside textarea').value.includes('batch_size: 4')")
     recipe = page.get_by_label("recipe as YAML").input_value()
     assert "rank: 4" in recipe and "steps: 12" in recipe and "name: chat" in recipe
