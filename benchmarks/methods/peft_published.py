@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods.evidence import OUT as MEASURED
+from benchmarks.methods import evidence
 from luthier.methods.base import METHODS, QUANTIZED
 from luthier.methods.peft import known_type
 from luthier.planning.advisor.evidence import Score, peft_board, setting_of, wilson
@@ -28,6 +28,9 @@ OUT = ROOT / "src/luthier/planning/advisor/peft_published.json"
 DOCS = ROOT / "docs/methods.md"
 BEGIN, END = "<!-- made by python -m benchmarks.methods.peft_published: begin -->", "<!-- end of PEFT's -->"
 SOURCE, FOLDER = "https://github.com/huggingface/peft", "method_comparison/MetaMathQA/results"
+
+ONE_RATE = evidence.HERE / "one_rate.jsonl"
+"""Made by `python -m benchmarks.methods.run assistant --arms adalora ia3 oft vera --lr 0.002 --out` this file."""
 
 EXAMPLES = 1319
 """Questions of GSM8K's test set: each published accuracy is a whole number of them."""
@@ -189,7 +192,19 @@ def table(found: dict[str, Any], measured: dict[str, Any]) -> list[str]:
         rows.append(f"| {' | '.join([*cells, *(one.shown(brief=True) if one else '' for one in ours)])} |")
     (rate, number), every = Counter(run["lr"] for run in found["runs"]).most_common(1)[0], len(found["runs"])
     note = f"huggingface/peft at {found['commit'][:10]} ({found['date']}); {number} of {every} runs have a learning rate of {rate:g}."
-    return [*rows, "", note, "", *(order(board) for board in boards)]
+    return [*rows, "", note, "", *(order(board) for board in (*boards, one_rate()))]
+
+
+def one_rate() -> dict[str, Any]:
+    """The dialogues again, each method at LoRA's learning rate, as most of PEFT's runs are."""
+    again, arms = evidence.lines(ONE_RATE), dict[str, list[dict[str, Any]]]()
+    task, rate = again[0]["task"], again[0]["lr"]
+    usual = [line for line in evidence.lines(evidence.HERE / "results.jsonl") if line["task"] == task]
+    for line in [*again, *(line for line in usual if line["lr"] == rate)]:
+        arms.setdefault(line["arm"], []).append(line)
+    made = evidence.board(task, arms)
+    assert made is not None
+    return made | {"name": f"{made['name']} with the learning rate {rate:g} for all"}
 
 
 def order(board: dict[str, Any]) -> str:
@@ -204,9 +219,11 @@ def order(board: dict[str, Any]) -> str:
         else:
             (same if there == own else other).append(f"{one} > {two}" if there > 0 else f"{two} > {one}")
     told = f" ({', '.join(other)})" if other else ""
+    means = ", ".join(f"{name} {ours[name].shown(brief=True)}" for name in sorted(shared, key=lambda n: ours[n].value))
+    all_pairs = len(same) + len(other) + open_
     return (
-        f"- {board['name']} of this repository: of {len(same) + len(other) + open_} pairs of methods {len(same)} in PEFT's "
-        f"order; {len(other)} in the other{told}; {open_} undecided (here or there the intervals overlap, or are unknown)."
+        f"- {board['name']}, {board['metric']} ({means}): of {all_pairs} pairs of methods {len(same)} in PEFT's order; "
+        f"{len(other)} in the other{told}; {open_} undecided (here or there the intervals overlap, or are unknown)."
     )
 
 
@@ -221,7 +238,7 @@ def above(scores: Mapping[str, Score], one: str, two: str) -> int:
 def page() -> str:
     """docs/methods.md with the table in its place."""
     found = json.loads(OUT.read_text(encoding="utf-8"))
-    made = "\n".join(table(found, json.loads(MEASURED.read_text(encoding="utf-8"))))
+    made = "\n".join(table(found, json.loads(evidence.OUT.read_text(encoding="utf-8"))))
     before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
     return f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}"
 

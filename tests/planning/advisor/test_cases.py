@@ -60,7 +60,7 @@ CASES = {
         limits=("500 rows of 512 tokens",),
         evidence=(
             "GSM8K, accuracy, measured by PEFT on Llama-3.2-3B, 3.2 billion parameters, 20,000 rows; your base is 2.1 "
-            "times larger; you have 1/40 of its rows; one run of each method",
+            "times larger; you have 40 times fewer rows; one run of each method",
             "assistant, loss, measured by this repository",
         ),
     ),

@@ -337,7 +337,7 @@ def test_the_nearest_measurement_comes_first() -> None:
     assert differences(alike, repository()["SST-2"]) == []
     assert differences(case("classify", "decoder", 227_139_860, 300, 2), repository()["SST-2"]) == [
         "your base is 10 times larger",
-        "you have 1/10 of its rows",
+        "you have 10 times fewer rows",
         "its base is of type encoder, yours of type decoder",
     ]
 

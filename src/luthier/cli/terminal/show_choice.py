@@ -108,7 +108,7 @@ def ranking_table(found: Mapping[str, Any], without: Sequence[str]) -> Table:
         score = row["score"]
         cells = {
             ">": str(row["place"]) + ("=" if row["ties_with_first"] and row["place"] > 1 else ""),
-            "method": row["arm"],
+            "method": row["method"] if "setting" in without else row["arm"],
             "setting": ", ".join(setting),
             "fits": {True: translated("yes"), False: translated("no"), None: "?"}[row["fits"]],
             ">memory": "?" if row["memory"] is None else gigabytes(row["memory"]),

@@ -59,7 +59,7 @@ def _parts(question: Question, board: Board) -> Iterator[tuple[float, str]]:
         yield weight, words if times else ""
     if board.rows:
         weight, times, more = _factor(facts.rows / board.rows)
-        words = f"you have {times} times as many rows" if more else f"you have 1/{times} of its rows"
+        words = f"you have {times} times as many rows" if more else f"you have {times} times fewer rows"
         yield weight, words if times else ""
     if facts.learns == "classify" and board.classes:
         number = len(facts.labels or ()) or 1
@@ -82,7 +82,7 @@ def _parts(question: Question, board: Board) -> Iterator[tuple[float, str]]:
 def _factor(ratio: float) -> tuple[float, str, bool]:
     """(factors of ten, how many times, is it more?) of a ratio; no words for less than NAMED times."""
     factor = max(ratio, 1 / ratio)
-    shown = f"{factor:,.0f}" if factor >= 10 else f"{factor:.1f}"
+    shown = f"{factor:,.0f}" if factor >= 10 else f"{factor:.1f}".removesuffix(".0")
     return log10(factor), shown if factor >= NAMED else "", ratio > 1
 
 
