@@ -147,7 +147,7 @@ class Choice(_Result):
 
     @property
     def evidence(self) -> list[dict[str, Any]]:
-        """The measurements that the ranking rests on, the nearest first: `by`, `model`, `distance`, `text`, `source`."""
+        """The measurements that the ranking rests on, the nearest first: `by`, `distance`, `text`, `source`."""
         return list(self._body["evidence"])
 
     def __repr__(self) -> str:
