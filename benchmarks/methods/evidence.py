@@ -102,6 +102,7 @@ def board(task: str, arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | 
     if len(done) < 2:
         return None
     one = done.get("full", next(iter(done.values())))[0]
+    majority = arms[MAJORITY][0].get(metric) if MAJORITY in arms else None
     scores = {
         arm: score([line[metric] for line in runs], factor)
         | {"trainable": runs[0]["trainable"], "bytes": runs[0]["bytes"]}
@@ -116,7 +117,7 @@ def board(task: str, arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | 
         "rows": one["rows"],
         "held_out": one["held_out"],
         "steps": one["steps"],
-        "majority": arms[MAJORITY][0][metric] * factor if MAJORITY in arms else None,
+        "majority": majority and majority * factor,
         "scores": scores,
         "versions": {name: one[name] for name in VERSIONS},
     }

@@ -29,7 +29,7 @@ from luthier.planning.advisor.evidence import (
     repository,
     wilson,
 )
-from luthier.planning.advisor.nearness import RELATED, differences, distance, relevant
+from luthier.planning.advisor.nearness import RELATED, differences_of, distance, relevant
 from luthier.planning.advisor.question import ChooseOptions, DataFacts, assumed_facts
 from luthier.planning.advisor.rank import standing
 from luthier.planning.advisor.reasons import Question
@@ -334,8 +334,8 @@ def test_the_nearest_measurement_comes_first() -> None:
     assert "GSM8K" not in names("labels", "decoder", 7 * 10**9, 500)
     alike = case("classify", "encoder", 22_713_986, 3000, 2)
     assert distance(alike, repository()["SST-2"]) == pytest.approx(0)
-    assert differences(alike, repository()["SST-2"]) == []
-    assert differences(case("classify", "decoder", 227_139_860, 300, 2), repository()["SST-2"]) == [
+    assert differences_of(alike, repository()["SST-2"]) == []
+    assert differences_of(case("classify", "decoder", 227_139_860, 300, 2), repository()["SST-2"]) == [
         "your base is 10 times larger",
         "you have 10 times fewer rows",
         "its base is of type encoder, yours of type decoder",

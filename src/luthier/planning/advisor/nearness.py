@@ -45,7 +45,7 @@ def distance(question: Question, board: Board) -> float:
     return sum(weight for weight, _ in _parts(question, board))
 
 
-def differences(question: Question, board: Board) -> list[str]:
+def differences_of(question: Question, board: Board) -> list[str]:
     """In what a measurement differs from the case, in words."""
     return [text for _, text in _parts(question, board) if text]
 
@@ -106,7 +106,7 @@ def shown_evidence(question: Question) -> list[dict[str, Any]]:
         elif board.tier == 1:
             told.append(f"{board.model} on this machine, another base or other data")
         else:
-            told += differences(question, board)
+            told += differences_of(question, board)
             far = round(distance(question, board), 1)
             text += f" on {board.model}, {number_of(board.parameters or 0)} parameters, {board.rows or 0:,} rows"
             told.append(f"distance {far:.1f}")
