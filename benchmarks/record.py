@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from luthier.core.shell import public
 from luthier.runs.provenance import environment
@@ -45,8 +45,7 @@ BEFORE = {
 """File of results -> last day and commit, and command, of its lines from before each line had them."""
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """What remakes a figure, and when and where it was made."""
 
     command: str
@@ -96,10 +95,17 @@ def _machine() -> str:
 
 @cache
 def _commit() -> str:
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    return (
-        subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() if shutil.which("git") else ""
-    )
+    """The commit of this source, with a plus behind it where src/ has changes."""
+    if not shutil.which("git"):
+        return ""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run(
+        [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    changed = subprocess.run(
+        [*git, "diff", "--quiet", "HEAD", "--", "src"], capture_output=True, check=False
+    ).returncode
+    return head + "+" * bool(changed)
 
 
 def made(command: list[str] | None = None) -> dict[str, str]:
