@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain, groupby
 from pathlib import Path
 
 from benchmarks import record
@@ -55,14 +56,14 @@ ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-WRONG = ("no source", "differs")
+WRONG, NOT_RECORDED = ("no source", "differs"), ("not recorded", "not recorded")
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it is printed: its value without sign, the step of its last digit, and its unit."""
+    """A number as it is printed: its digits, its value without sign, the step of its last digit, and its unit."""
 
-    text: str
+    digits: str
     value: float
     step: float
     unit: str = ""
@@ -71,7 +72,11 @@ class Number:
     def parse(digits: str, unit: str = "") -> Number:
         plain, _, power = digits.replace(",", "").lower().partition("e")
         step = 10.0 ** (int(power or 0) - len(plain.partition(".")[2]))
-        return Number(f"{digits} {unit}".strip(), float(digits.replace(",", "")), step, unit)
+        return Number(digits, float(digits.replace(",", "")), step, unit)
+
+    @property
+    def text(self) -> str:
+        return f"{self.digits} {self.unit}".strip()
 
     def is_of(self, result: Number) -> bool:
         """Is this what is printed of a result: the same number, rounded, in the same unit or another of its kind?"""
@@ -91,7 +96,8 @@ class Mark:
     """What a comment says of the figures beside it; README.md has its parts."""
 
     sources: tuple[str, ...] = ()
-    computed: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
+    """Numbers of the sources, or arithmetic over them, that the figures are; none: any number of the sources."""
     also: tuple[str, ...] = ()
     set: tuple[str, ...] | None = None
     """Numbers that were not measured here; none named: all of them."""
@@ -103,10 +109,10 @@ class Mark:
         for part in text.split(";"):
             word, _, rest = " ".join(part.split()).partition(" ")
             found[word] = (rest,) if word == "before" else tuple(filter(None, rest.split(", ")))
-        if unknown := set(found) - {"from", "computed", "also", "set", "before"}:
+        if unknown := set(found) - {"from", "as", "also", "set", "before"}:
             raise SystemExit(f"<!-- figures: {text} -->: there is no part `{sorted(unknown)[0]}`")
         before = "".join(found.get("before", ()))
-        return Mark(found.get("from", ()), found.get("computed", ()), found.get("also", ()), found.get("set"), before)
+        return Mark(found.get("from", ()), found.get("as", ()), found.get("also", ()), found.get("set"), before)
 
 
 @dataclass
@@ -213,24 +219,27 @@ def figures(block: Block) -> Iterator[tuple[int, Number]]:
         whole = [found.span() for found in re.finditer(r"(?<=\|)[^|\n]*(?=\|)", text) if CELL.fullmatch(found[0])]
     for at, number in numbers(text):
         spread = text[:at].endswith("± ") or re.match(r"[\d.,]+ ±", text[at:])
-        decimal = "." in number.text and "e" not in number.text
-        if number.unit or decimal or spread or number.text in mark.also or any(a <= at < b for a, b in whole):
+        decimal = "." in number.digits and "e" not in number.digits
+        if number.unit or decimal or spread or number.digits in mark.also or any(a <= at < b for a, b in whole):
             yield block.line + text.count("\n", 0, at), number
 
 
 def compute(expression: str, known: list[Number]) -> Number:
-    """The value of an arithmetic expression over known numbers."""
+    """A known number, or the value of arithmetic over several."""
 
-    def value(node: ast.expr) -> float:
+    def value(node: ast.expr) -> tuple[float, str]:
         if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
-            return ARITHMETIC[type(node.op)](value(node.left), value(node.right))
+            (one, unit), (other, _) = value(node.left), value(node.right)
+            return ARITHMETIC[type(node.op)](one, other), unit if isinstance(node.op, ast.Add | ast.Sub) else ""
         if not isinstance(node, ast.Constant) or not isinstance(node.value, int | float):
             raise ValueError(f"`{expression}` is not arithmetic of numbers")
-        if node.value not in [number.value for number in known]:
+        found = [number for number in known if number.value == node.value]
+        if not found:
             raise ValueError(f"the source has no {node.value} (`{expression}`)")
-        return float(node.value)
+        return float(node.value), found[0].unit
 
-    return Number(expression, abs(value(ast.parse(expression, mode="eval").body)), 0)
+    number, unit = value(ast.parse(expression, mode="eval").body)
+    return Number(expression, abs(number), 0, unit)
 
 
 class Sources:
@@ -252,20 +261,55 @@ class Sources:
     def table(self, made: Generated) -> Table | None:
         return next((table for table in self._tables(made.command) if table.page == made.page), None)
 
-    def _read(self, name: str) -> tuple[Origin, list[Number]]:
-        """Where a source comes from, and its numbers; KeyError if there is none of that name."""
+    def _read(self, name: str) -> tuple[Origin, list[list[Number]]]:
+        """Where a source comes from, and the numbers of each of its lines; KeyError if there is none of that name."""
         if kept := record.read(name):
-            return kept[0], [number for _, number in numbers(kept[1])]
+            return kept[0], by_line(kept[1].splitlines())
         page, _, anchor = name.partition("#")
+        origins: list[Origin] = []
+        found: list[list[Number]] = []
         for made in self._made:
             lines = _below(made.lines, anchor) if anchor else made.lines
             if made.page == ROOT / page and lines:
-                table = self.table(made)
-                rows = [line for line in lines if line.startswith("|")]
-                sizes = [Number.parse(str(size)) for size in (len(rows) - 2, rows[0].count("|") - 2)] if rows else []
-                origin = record.origin_of(table.results) if table else Origin(made.command, "", "")
-                return origin, [*(number for _, number in numbers("\n".join(lines))), *sizes]
-        raise KeyError(name)
+                table, rows = self.table(made), [line for line in lines if line.startswith("|")]
+                origins.append(record.origin_of(table.results) if table else Origin(made.command, *NOT_RECORDED))
+                found += by_line(lines)
+                found += [[Number.parse(str(len(rows) - 2)), Number.parse(str(rows[0].count("|") - 2))]] if rows else []
+        if not origins:
+            raise KeyError(name)
+        return joined(origins), found
+
+    def resolve(self, mark: Mark | None) -> tuple[Origin, list[list[Number]], str]:
+        """Where figures with a comment come from, the numbers they are held to, and what is to be said of all, if anything."""
+        if mark is None or not (mark.sources or mark.before or mark.set is not None):
+            return joined([]), [], "no source"
+        if mark.before:
+            commit, _, command = mark.before.partition(": ")
+            return Origin(command, commit, "not recorded"), [], "before results were kept"
+        try:
+            found = [self.read(name) for name in mark.sources]
+            lines = [line for _, several in found for line in several]
+            if mark.exact:
+                known = [*chain(*lines), *map(Number.parse, mark.set or ())]
+                lines = [[compute(text, known) for text in mark.exact]]
+        except KeyError as error:
+            return joined([]), [], f"no source: nothing is named {error.args[0]}"
+        except ValueError as error:
+            return joined([one for one, _ in found]), [], f"differs: {error}"
+        return joined([one for one, _ in found]), lines, ""
+
+
+def joined(origins: list[Origin]) -> Origin:
+    """One origin for figures that come from several."""
+    return (
+        Origin(*(" + ".join(dict.fromkeys(each)) for each in zip(*origins, strict=True)))
+        if origins
+        else Origin("", "", "")
+    )
+
+
+def by_line(lines: list[str]) -> list[list[Number]]:
+    return [[number for _, number in numbers(line)] for line in lines]
 
 
 def _below(lines: list[str], anchor: str) -> list[str]:
@@ -282,39 +326,27 @@ def _below(lines: list[str], anchor: str) -> list[str]:
 
 def judge(block: Block, page: str, sources: Sources) -> Iterator[Claim]:
     """What is to be said of each figure of a block."""
-    wanted, mark = [(f"{page}:{line}", number) for line, number in figures(block)], block.mark
-    origin, pool, problem = Origin("", "", ""), [Number.parse(text) for text in mark.set or ()] if mark else [], ""
-    given = {number.value for number in pool}
-    if not wanted:
-        return
-    if mark is None or not (mark.sources or mark.before or mark.set is not None):
-        problem = "no source"
-    elif mark.before:
-        commit, _, command = mark.before.partition(": ")
-        origin, problem = Origin(command, commit, "not recorded"), "before results were kept"
-    else:
-        try:
-            found = [sources.read(name) for name in mark.sources]
-            origin = (
-                Origin(*(" + ".join(dict.fromkeys(each)) for each in zip(*(one for one, _ in found), strict=True)))
-                if found
-                else origin
-            )
-            pool += [number for _, several in found for number in several]
-            pool += [compute(text, pool) for text in mark.computed]
-        except KeyError as error:
-            problem = f"no source: nothing is named {error.args[0]}"
-        except ValueError as error:
-            problem = f"differs: {error}"
+    wanted, mark = list(figures(block)), block.mark or Mark()
+    origin, lines, problem = sources.resolve(block.mark)
+    for text in set(mark.also) - {number.digits for _, number in wanted}:
+        yield Claim(text, f"{page}:{block.line}", "differs: the text does not have it", origin)
+    for result in lines[0] if mark.exact and not problem else []:
+        if not any(number.is_of(result) for _, number in wanted):
+            yield Claim(result.digits, f"{page}:{block.line}", "differs: no figure is this number", origin)
+    given = {Number.parse(text).value for text in mark.set or ()}
     fine: Counter[str] = Counter()
-    for place, number in wanted:
-        is_set = mark is not None and (mark.set == () or number.value in given)
-        agrees = any(number.is_of(result) for result in pool)
-        state = "set" if is_set and not problem.startswith(WRONG) else problem or ("agrees" if agrees else "differs")
-        if block.is_table and not state.startswith("differs"):
-            fine[state] += 1
-        else:
-            yield Claim(number.text, place, state, origin)
+    for at, row in groupby(wanted, key=lambda found: found[0] if block.is_table else 0):
+        several = list(row)
+        # The figures of a row are those of one line of the result: that which has most of them.
+        pools = lines if at else [list(chain(*lines))]
+        states = [[any(number.is_of(result) for result in pool) for _, number in several] for pool in pools]
+        for (line, number), agrees in zip(several, max(states, key=sum, default=[False] * len(several)), strict=True):
+            is_set = not problem.startswith(WRONG) and (mark.set == () or number.value in given)
+            state = "set" if is_set else problem or ("agrees" if agrees else "differs")
+            if block.is_table and not state.startswith("differs"):
+                fine[state] += 1
+            else:
+                yield Claim(number.text, f"{page}:{line}", state, origin)
     yield from (Claim(f"{count} in a table", f"{page}:{block.line}", state, origin) for state, count in fine.items())
 
 
@@ -335,7 +367,8 @@ def claims(pages: list[Path], root: Path = ROOT) -> Iterator[Claim]:
                 state = "agrees" if same else f"differs: {made.command}"
                 yield Claim(f"{count} in a table", place, state, record.origin_of(table.results))
             elif count:
-                yield Claim(f"{count} in a table", place, "no source", Origin(made.command, "", ""))
+                why = "no source: its module has no `tables`"
+                yield Claim(f"{count} in a table", place, why, Origin(made.command, *NOT_RECORDED))
         for block in blocks:
             yield from judge(block, name, sources)
 

@@ -134,7 +134,10 @@ def origin_of(results: Iterable[Path]) -> Origin:
     for file in results:
         lines = [json.loads(text).get("made") for text in file.read_text(encoding="utf-8").splitlines()]
         if not all(lines):
-            date, command = BEFORE[str(file.relative_to(ROOT / "benchmarks"))]
+            name = file.relative_to(ROOT / "benchmarks").as_posix()
+            if name not in BEFORE:
+                raise SystemExit(f"{name}: lines without `made`; append results by benchmarks.record.keep")
+            date, command = BEFORE[name]
             dates.add(date)
             commands.append(command)
             machines.append(OLD)

@@ -54,7 +54,9 @@ def test_a_figure_without_a_source_is_found(said):
         ("0.1", "no source"),
     ]
     assert said("It is 2.8 times as fast,\nin 61 % of 12 GB: 5.2 ± 0.1.\n") == new
-    assert said("# Page\n\n- item\n- **95 tokens/s**, and 95 % confidence intervals\n") == [("95 tokens/s", "no source")]
+    assert said("# Page\n\n- item\n- **95 tokens/s**, and 95 % confidence intervals\n") == [
+        ("95 tokens/s", "no source")
+    ]
     assert said("训练快 2.3 倍\n") == [("2.3 倍", "no source")]
     assert said("| a | b |\n|---|---|\n| x | 6.4 s |\n") == [("1 in a table", "no source")]
     assert said("<!-- made by python -m benchmarks.none: begin -->\n8 MB\n<!-- end -->\n") == [
@@ -87,18 +89,22 @@ def test_a_figure_is_its_result_rounded_in_any_unit(said):
 def test_tables_differ_cell_by_cell(said):
     table = "| what | tokens/s | memory |\n|---|---|---|\n| ours | 299 | 1.8 GB |\n| theirs | 108 | 3.3 GB |\n"
     assert said(f"{table}<!-- figures: from speed -->\n") == [("108", "differs"), ("3 in a table", "agrees")]
+    swapped = table.replace("108 | 3.3 GB", "107 | 1.8 GB")  # of two lines of the result
+    assert ("1.8 GB", "differs") in said(f"{swapped}<!-- figures: from speed -->\n")
 
 
 def test_the_comment_names_what_is_computed_bare_given_or_old(said):
-    assert said("0.97 less <!-- figures: from speed; computed 6.201 - 5.228 -->") == [("0.97", "agrees")]
-    assert said("a 64 % share <!-- figures: from speed; computed 107 / (299 - 131) -->") == [
-        ("64 %", "differs")
-    ]  # no 131
+    assert said("0.97 less <!-- figures: from speed; as 6.201 - 5.228 -->") == [("0.97", "agrees")]
+    assert said("1.8 GB <!-- figures: from speed; as 1754 -->") == [("1.8 GB", "agrees")]
+    assert said("3.3 GB <!-- figures: from speed; as 1754 -->") == [("1754", "differs"), ("3.3 GB", "differs")]
+    assert said("3.3 GB <!-- figures: from speed; as 1755 -->") == [("3.3 GB", "differs")]  # 1755 is not there
+    assert said("a 64 % share <!-- figures: from speed; as 107 / (299 - 131) -->") == [("64 %", "differs")]  # no 131
     assert said("84 or 107 rows, 5 s <!-- figures: from speed; also 107, 84; set 5 -->") == [
         ("84", "differs"),
         ("107", "agrees"),
         ("5 s", "set"),
     ]
+    assert said("85 rows <!-- figures: from speed; also 107 -->") == [("107", "differs")]  # not in the text
     assert said("after 60 seconds <!-- figures: set -->") == [("60 seconds", "set")]
     assert said("2.7 times <!-- figures: before abc, 2026-11-01: make it -->") == [
         ("2.7 times", "before results were kept")
