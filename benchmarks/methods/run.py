@@ -32,6 +32,7 @@ import torch
 import transformers
 
 import luthier
+from benchmarks import record
 from luthier.core.errors import LuthierError, Stopped
 from luthier.data.prepare import load
 from luthier.pipeline import train as luthier_run
@@ -246,8 +247,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def keep(file: Path, line: dict[str, Any]) -> None:
-    with file.open("a") as out:
-        out.write(json.dumps(line) + "\n")
+    record.keep(file, line)
     shown = {
         key: line.get(key)
         for key in ("task", "arm", "seed", "lr", "loss", "accuracy", "mcc", "bleu", "seconds", "refused")
