@@ -35,6 +35,10 @@ OLD = "2 processors; model not recorded"
 BEFORE = {
     "compare/results.jsonl": ("2026-11-26 (a6604f2)", "python -m benchmarks.compare.run --rounds 2"),
     "data/speed.jsonl": ("2026-11-24 (dca492e)", "python -m benchmarks.data.speed"),
+    "methods/one_rate.jsonl": (
+        "2026-11-30 (2963a5a)",
+        "python -m benchmarks.methods.run assistant --arms adalora ia3 oft vera --lr 0.002 --out FILE",
+    ),
     "methods/results.jsonl": ("2026-11-26 (2ff5e54)", "python -m benchmarks.methods.run TASK"),
     "methods/speed.jsonl": ("2026-11-24 (244f80f)", "python -m benchmarks.methods.speed --steps 6"),
     "methods/sweep.jsonl": ("2026-11-24 (ca87340)", "python -m benchmarks.methods.run sst2 reviews --sweep"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.methods import evidence
+from benchmarks.record import Table, put
 from luthier.methods.base import METHODS, QUANTIZED
 from luthier.methods.peft import known_type
 from luthier.planning.advisor.evidence import Score, peft_board, setting_of, wilson
@@ -26,7 +27,7 @@ from luthier.planning.advisor.evidence import Score, peft_board, setting_of, wil
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "src/luthier/planning/advisor/peft_published.json"
 DOCS = ROOT / "docs/methods.md"
-BEGIN, END = "<!-- made by python -m benchmarks.methods.peft_published: begin -->", "<!-- end of PEFT's -->"
+COMMAND, END = "python -m benchmarks.methods.peft_published", "<!-- end of PEFT's -->"
 SOURCE, FOLDER = "https://github.com/huggingface/peft", "method_comparison/MetaMathQA/results"
 
 ONE_RATE = evidence.HERE / "one_rate.jsonl"
@@ -235,12 +236,11 @@ def above(scores: Mapping[str, Score], one: str, two: str) -> int:
     return int(first.low > second.high) - int(second.low > first.high)  # type: ignore[operator]
 
 
-def page() -> str:
-    """docs/methods.md with the table in its place."""
+def tables() -> list[Table]:
+    """The table of docs/methods.md."""
     found = json.loads(OUT.read_text(encoding="utf-8"))
     made = "\n".join(table(found, json.loads(evidence.OUT.read_text(encoding="utf-8"))))
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    return f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}"
+    return [Table(DOCS, COMMAND, made, (evidence.HERE / "results.jsonl", ONE_RATE), END)]
 
 
 def main() -> None:
@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("clone", nargs="?", type=Path, help="a clone of huggingface/peft")
     if (clone := parser.parse_args().clone) is not None:
         OUT.write_text(text(read(clone)), encoding="utf-8")
-    DOCS.write_text(page(), encoding="utf-8")
+    put(tables())
 
 
 if __name__ == "__main__":
