@@ -23,8 +23,8 @@ from luthier.core.files import lock, read_object, write_json, write_text
 from luthier.core.signals import watch
 from luthier.core.units import duration
 from luthier.evaluation.scores import primary_metric
+from luthier.kernels.process import processors
 from luthier.models.load import device, locate
-from luthier.data.parallel import processors
 from luthier.pipeline import prepare
 from luthier.planning.plan import tuned_skeleton
 from luthier.recipe.config import RunConfig
