@@ -160,7 +160,7 @@ def main() -> None:
     works: list[Work] = []
     with tempfile.TemporaryDirectory() as place:
         try:
-            runs = {}
+            runs: dict[str, list[Work]] = {}
             for kind in kinds:
                 runs[kind] = []
                 for number in range(2):

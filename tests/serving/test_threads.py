@@ -107,12 +107,14 @@ def test_it_steps_aside_while_one_of_its_threads_waits_and_the_others_processors
         ran, waited, free = ran + 1.0 - waits, waited + waits, free + idle
         threads = {"1": (float(len(looks)), 0.0), "2": (ran, waited), f"{len(looks)} is new": (9.0, 9.0)}
         looks.append(process._Look(float(len(looks)), threads, {0: 0.0, 1: free}))
-    coming, confined, seen = iter(looks), [], []
+    coming = iter(looks)
+    confined: list[set[int]] = []
+    seen: list[int] = []
     monkeypatch.setattr(process, "_look", lambda: next(coming))
     monkeypatch.setattr(process, "_confined", confined)
     monkeypatch.setattr(process, "_confine", lambda count, free: confined.extend([{0, 1}, {*range(count)}]))
     monkeypatch.setattr(process, "_spread", confined.clear)
-    monkeypatch.setattr(process.time, "sleep", lambda seconds: seen.append(len(confined) // 2))
+    monkeypatch.setattr("luthier.kernels.process.time.sleep", lambda seconds: seen.append(len(confined) // 2))
     with pytest.raises(StopIteration):
         process._watch()
     assert seen[1:] == [after for _, after in shares]

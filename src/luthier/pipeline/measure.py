@@ -132,7 +132,7 @@ def _decides(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> dict[st
         for file in sorted(Path(package.__path__[0]).rglob("*.py")):
             code.update(file.read_bytes())
     where = next(subject.model.parameters())
-    both = {
+    both: dict[str, Any] = {
         "base": folder.base_hashes(),
         "code": code.hexdigest(),
         "model": config.model.model_dump(mode="json", exclude={"path", "hub", "revision", "device", "dtype"}),
@@ -144,7 +144,7 @@ def _decides(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> dict[st
         example = subject.examples[owner]
         rows.update(repr((row.ids, row.labels, owner, example.messages, example.tools, example.label)).encode())
     ranking = {"before", "metric", "examples", "cache", "check", "forgetting"}
-    decides = {
+    decides: dict[str, dict[str, Any]] = {
         "base": both
         | {
             "rows": rows.hexdigest(),
