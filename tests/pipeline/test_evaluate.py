@@ -113,6 +113,42 @@ def test_the_base_is_measured_once_for_two_runs_and_the_hit_is_said(
     assert not cache.exists(), "what is measured in a moment is not kept"
 
 
+def test_the_cache_changes_no_score_and_the_general_texts_are_read_once_for_all_rows(
+    settings: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.evaluation import forgetting
+
+    read: list[int] = []
+    measure_probe = forgetting.measure_probe
+
+    def count(context: Any) -> Any:
+        read.append(len(context.examples))
+        return measure_probe(context)
+
+    monkeypatch.setattr(forgetting, "measure_probe", count)
+
+    def run(name: str, *overrides: str, rows: int = 40) -> dict[str, Any]:
+        read.clear()
+        made = train(settings(review_rows(rows), "task=chat", *overrides, run=name))
+        return {key: made[key] for key in ("base", "tuned", "difference", "forgetting", "counts")}
+
+    first = run("one")
+    assert len(read) == 2, "the base and the tuned model"
+    assert run("two") == first and len(read) == 1, "the base is known"
+    assert run("three", "evaluate.cache=false") == first and len(read) == 2
+    run("four", rows=48)
+    assert len(read) == 1, "other rows, the same texts"
+    folder = tmp_path / "other"
+    shutil.copytree(settings([]).model.path, folder)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 0x80  # another sign of one weight
+    weights.write_bytes(content)
+    changed = run("five", f"model={folder}")
+    assert len(read) == 2 and changed["base"] != first["base"], "another base"
+    assert run("six", "evaluate.before=false")["forgetting"] == {} and not read, "there is nothing to compare with"
+
+
 def test_every_score_of_labels_is_measured_and_the_verdict_is_in_words(
     settings: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +158,7 @@ def test_every_score_of_labels_is_measured_and_the_verdict_is_in_words(
     assert result["primary_metric"] == "accuracy" and {"mcc", "macro_f1"} <= set(result["difference"])
     assert result["difference"]["accuracy"]["verdict"] == "within noise"
     assert result["forgetting"]["all"]["difference"]["verdict"] == "within noise"
-    assert result["forgetting"]["all"]["texts"] == 120
+    assert result["forgetting"]["all"]["texts"] == 60
     assert set(result["forgetting"]) == {"all", "english", "chinese", "code", "arithmetic", "dialogue", "facts"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "within noise" in page and "Forgetting, on general texts" in page

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from luthier.builtin import BASE
 from luthier.core.errors import InputError, MissingExtra, ModelError, did_you_mean, install
 from luthier.core.resources import closed_file, is_out_of_memory, no_access
+from luthier.kernels.process import share_processors
 from luthier.models import files
 from luthier.models.gguf import gguf_file, unpacked
 from luthier.models.settings import ModelConfig
@@ -150,6 +151,7 @@ def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: 
 
     It has the types for the recipe's device, and is on it, or on `place`.
     """
+    share_processors()  # all that computes loads a model first
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file a bar is a line of noise
     base = architecture(config, source, labels, weights=config.init == "pretrained")
