@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -181,6 +182,11 @@ def against_base(subject: EvalContext, base: Measured) -> tuple[dict[str, Any], 
     caveats, cut, limit = lacking(subject), tuned.counts.get("cut answers", 0), subject.settings.max_new_tokens
     if len(tuned.records) < FEW:
         caveats.append(f"fewer than {FEW} examples: the intervals are too narrow")
+    if found["tuned"].get("mcc", {"low": 1.0})["low"] <= 0:
+        most, times = Counter(record["chosen"] for record in tuned.records).most_common(1)[0]
+        answers = f"it answers {most!r} to {times} of {len(tuned.records)} examples"
+        what_next = "try train.lr three times higher or lower, more train.epochs, or another method (luthier compare)"
+        caveats.append(f"the tuned model is not better than chance (MCC not above 0): {answers}; {what_next}")
     if cut:
         cut_off = f"{cut} of {tuned.counts['answers']} answers of the tuned model did not end within {limit} tokens"
         caveats.append(f"{cut_off} (evaluate.max_new_tokens)")
