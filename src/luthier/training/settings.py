@@ -160,7 +160,7 @@ class RunSettings:
     """How a run trains, with nothing left open: decided once, when the base is loaded, and handed down."""
 
     train: TrainConfig
-    """The recipe's block; lr, head_lr, precision, packing, micro_tokens and gradient_checkpointing are decided in it."""
+    """The recipe's block, with lr, head_lr, precision, packing, micro_tokens and gradient_checkpointing decided."""
     pack: int | None
     """Tokens of a packed sequence; None: rows are padded."""
     steps: int
