@@ -1,13 +1,14 @@
-"""The learning rate of a classifier's head: one line of JSON per run, or a head alone on frozen features.
+"""The learning rate of a classifier's head, and methods that stay at one label: one line of JSON per run.
 
     python -m benchmarks.methods.heads clinc150 --arms lora houlsby
     python -m benchmarks.methods.heads clinc150 --rows 2500 --head-lr 0.0005 0.05
     python -m benchmarks.methods.heads clinc150 --base FOLDER_OR_GGUF
     python -m benchmarks.methods.heads clinc150 --frozen --rows 3000 --head-lr 0.01 0.1
+    python -m benchmarks.methods.heads reviews --base builtin --arms pfeiffer --lr 5e-4
     python -m benchmarks.methods.heads --table
 
 Results go to heads.jsonl beside this file; a run that stands there is not repeated. All are judged on rows held out of
-the training rows, never on those that benchmarks.methods.table is made from. Without --head-lr a run has the default.
+the training rows, never on those that benchmarks.methods.table is made from. Without --head-lr a run has the default. --frozen trains a head alone on the features of the base as it is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from luthier.data.prepared import Rows
 from luthier.models.targets import in_head
 from luthier.pipeline import train as luthier_run
 from luthier.recipe.config import RunConfig
+from luthier.training.settings import TrainConfig
+from luthier.training.step import build_schedule
 
 FILE = Path(__file__).resolve().parent / "heads.jsonl"
 TASKS: dict[str, tuple[str, str, int, float, int]] = {
@@ -35,20 +38,27 @@ TASKS: dict[str, tuple[str, str, int, float, int]] = {
     "sst2": ("sst2/train.jsonl", "classify", 800, 2, 16),
     "cola": ("glue/cola/train.jsonl", "classify", 2000, 2, 16),
     "sts-b": ("glue/sts-b/train.jsonl", "regress", 800, 2, 16),
+    "reviews": ("builtin:reviews", "chat", 1074, 3, 16),
 }
-"""Name -> data, task, rows (a fifth of them, at most 500, is held out), epochs, rows of a step."""
+"""Name -> data, task, rows to train on at most (a share of all, at most 500, is held out), epochs, rows of a step."""
 
 
 def recipe(asked: dict[str, Any], path: str, place: Path) -> dict[str, Any]:
     """The run that is asked for, on the base at `path`, as the recipe a user would write."""
     data, kind, _, epochs, batch = TASKS[asked["task"]]
+    chat = kind == "chat"
     method: dict[str, Any] = {"name": asked["arm"], **ARMS.get(asked["arm"], {})}
     if asked["arm"] == "bitfit" and path != "encoder":
         method["missing"] = "add"
     return {
         "run": str(place / "run"),
         "model": {"path": encoder() if path == "encoder" else path},
-        "data": {"path": str(SHARED / data), "limit": asked["rows"], "validation": 0.2, "validation_limit": 500},
+        "data": {
+            "path": data if chat else str(SHARED / data),
+            "limit": asked["rows"],
+            "validation": 0.25 if chat else 0.2,
+            "validation_limit": 500,
+        },
         "task": kind,
         "method": method,
         "train": {
@@ -59,8 +69,9 @@ def recipe(asked: dict[str, Any], path: str, place: Path) -> dict[str, Any]:
             "head_lr": asked["asked_head_lr"],
             "precision": "fp32",
             "keep_best": False,
+            "warmup": 0.06 if chat else 0.03,
         },
-        "evaluate": {"before": False, "batch_size": 64, "forgetting": False},
+        "evaluate": {"before": False, "batch_size": 64, "forgetting": False, "generate": 0},
         "seed": asked["seed"],
     }
 
@@ -83,7 +94,9 @@ def measure(asked: dict[str, Any], path: str) -> dict[str, Any]:
 
 def frozen(asked: dict[str, Any], path: str, rates: list[float], steps: int = 200) -> None:
     """Print the held-out loss of a head alone, on the features of the base as it is, at each rate (Adam, 32 rows)."""
-    config = RunConfig.model_validate(recipe(asked, path, Path("unused")))
+    made = recipe(asked, path, Path("unused"))
+    made["data"] |= {"validation": 0.25, "validation_limit": None}
+    config = RunConfig.model_validate(made)
     loaded, trainer = luthier_run.before_first_step(config)
     model, read = loaded.model.eval(), []
     head = next(layer for name, layer in model.named_modules() if in_head(name))
@@ -105,7 +118,7 @@ def frozen(asked: dict[str, Any], path: str, rates: list[float], steps: int = 20
         weight = torch.nn.Linear(x.shape[1], int(y.max()) + 1)
         torch.nn.init.normal_(weight.weight, std=0.02)
         optimizer = torch.optim.AdamW(weight.parameters(), lr=rate, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = build_schedule(optimizer, TrainConfig(warmup=0.06), steps)
         for _ in range(steps):
             chosen = torch.randint(0, len(x), (32,))
             torch.nn.functional.cross_entropy(weight(x[chosen]), y[chosen]).backward()
@@ -119,8 +132,7 @@ def table() -> None:
     """Print heads.jsonl as a table."""
     print("| task | base | rows | method | its rate | head's rate | held-out loss | score |\n" + "|---" * 8 + "|")
     for line in sorted(read(FILE), key=lambda each: [str(each[key]) for key in ("task", "base", "arm", "rows")]):
-        score = next(line[name] for name in ("mcc", "spearman") if line[name] is not None)
-        score = line["accuracy"] if line["task"] in ("clinc150", "sst2") else score
+        score = line[{"cola": "mcc", "sts-b": "spearman"}.get(line["task"], "accuracy")]
         cells = (line[key] for key in ("task", "base", "rows", "arm", "lr", "head_lr"))
         print("|", " | ".join(map(str, cells)), f"| {line['loss']:.3f} | {100 * score:.1f} |")
 

@@ -206,9 +206,10 @@ def no_better_than_chance(scores: Mapping[str, Mapping[str, Any]], records: Sequ
     if "mcc" not in scores or scores["mcc"]["low"] > 0:
         return []
     most, times = Counter(record["chosen"] for record in records).most_common(1)[0]
-    answers = f"it answers {most!r} to {times} of {len(records)} examples"
-    what_next = "try train.lr three times lower or higher, more train.epochs, or another method (luthier compare)"
-    return [f"the tuned model is no better than chance (MCC not above 0): {answers}; {what_next}"]
+    return [
+        f"the tuned model is no better than chance (MCC not above 0): it answers {most!r} to {times} of {len(records)} "
+        "examples; try train.lr three times lower or higher, more train.epochs, or another method (luthier compare)"
+    ]
 
 
 @contextmanager

@@ -261,8 +261,8 @@ def run_settings(resolved: "ResolvedSettings", loaded: Loaded, base: "nn.Module"
     rates = {"lr": config.train.lr or config.method.learning_rate(base), "head_lr": config.train.head_lr}
     if rates["head_lr"] is None and loaded.tokens.labels is not None:
         rates["head_lr"] = _head_lr(loaded)
-    of_head = f", of the head {rates['head_lr']:g}" if rates["head_lr"] else ""
-    progress.note(f"learning rate: {rates['lr']:g}{of_head}")
+    lr, head_lr = rates["lr"], rates["head_lr"]
+    progress.note(f"learning rate: {lr:g}, of the head {head_lr:g}" if head_lr else f"learning rate: {lr:g}")
     return replace(resolved, train=train.model_copy(update=rates), pack=pack)
 
 
