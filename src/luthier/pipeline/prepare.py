@@ -272,6 +272,7 @@ def _head_lr(loaded: Loaded) -> float | None:
     from luthier.training.optimizers.base import OPTIMIZERS
 
     config = loaded.config
-    if not OPTIMIZERS.parse(config.train.optimizer).moves_by_rate or getattr(config.method, "from_adapter", ""):
+    trained_before = getattr(config.method, "from_adapter", "")
+    if trained_before or not OPTIMIZERS.parse(config.train.optimizer).moves_by_rate:
         return None
     return new_head_lr(loaded.model, len(loaded.template.tokenizer))
