@@ -29,9 +29,9 @@ WIDE = 896
 """Hidden size of Qwen2-0.5B: the suggested learning rates hold for models at least as wide."""
 
 BOTTLENECK_POWER = 0.5
-"""`Method.lr_by_width` of bottlenecks: their own width is fixed, and they have biases. With 1.5, as other methods, they
-answered one label to all reviews on the embedded base (192 wide, 3e-3: 50.0 %, 5e-4: 63.4 %), though the frozen base
-has the sentiment at the answer's position: a large common change hides it (benchmarks/methods/README.md)."""
+"""`Method.lr_by_width` of bottlenecks, whose own width is fixed. With 1.5, as other methods, they answered one label to
+all reviews on the embedded base (192 wide, 3e-3: 50.0 %, 1e-3: 59.0 %, 5e-4: 63.4 %), though the frozen base has the
+sentiment at the answer's position (benchmarks/methods/README.md)."""
 
 
 def split_names(value: object) -> object:
