@@ -22,6 +22,7 @@ from luthier.evaluation.contrast import contrast
 from luthier.evaluation.forgetting import forgetting
 from luthier.evaluation.metrics.base import EVALUATIONS, SumMetric
 from luthier.evaluation.metrics.exact_match import normalized_answer
+from luthier.evaluation.metrics.labels import Labels
 from luthier.evaluation.records.context import EvalContext, bleu_splitter, split_answer, words
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.evaluation.scores import (
@@ -35,6 +36,7 @@ from luthier.evaluation.scores import (
     resamples,
     scores,
 )
+from luthier.pipeline.measure import no_better_than_chance
 from luthier.rendering.example import Example, Message
 from luthier.rendering.row import Row
 from luthier.reports import run_report
@@ -307,3 +309,11 @@ def test_the_probe_is_small_balanced_and_right() -> None:
     ]
     work = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
     assert len(sums) == 40 and all(work[sign](int(a), int(b)) == int(c) for a, sign, b, c in sums)
+
+
+def test_a_model_with_one_answer_for_all_is_said_to_be_no_better_than_chance() -> None:
+    records: list[dict[str, Any]] = [{"label": "ab"[i % 2], "chosen": "a"} for i in range(40)]
+    (said,) = no_better_than_chance(scores(records, [Labels()]), records)
+    assert "'a' to 40 of 40" in said and "train.lr" in said
+    right: list[dict[str, Any]] = [{"label": "ab"[i % 2], "chosen": "ab"[i % 2]} for i in range(40)]
+    assert no_better_than_chance(scores(right, [Labels()]), right) == []

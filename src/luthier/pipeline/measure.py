@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -196,6 +197,7 @@ def against_base(subject: EvalContext, base: Measured) -> tuple[dict[str, Any], 
     caveats, cut, limit = lacking(subject), tuned.counts.get("cut answers", 0), subject.settings.max_new_tokens
     if len(tuned.records) < FEW:
         caveats.append(f"fewer than {FEW} examples: the intervals are too narrow")
+    caveats += no_better_than_chance(found["tuned"], tuned.records)
     if cut:
         cut_off = f"{cut} of {tuned.counts['answers']} answers of the tuned model did not end within {limit} tokens"
         caveats.append(f"{cut_off} (evaluate.max_new_tokens)")
@@ -212,6 +214,17 @@ def against_base(subject: EvalContext, base: Measured) -> tuple[dict[str, Any], 
         "caveats": caveats,
     }
     return result, predictions
+
+
+def no_better_than_chance(scores: Mapping[str, Mapping[str, Any]], records: Sequence[Record]) -> list[str]:
+    """What to say of a model that does not tell labels apart, by the interval of its MCC; empty where it does."""
+    if "mcc" not in scores or scores["mcc"]["low"] > 0:
+        return []
+    most, times = Counter(record["chosen"] for record in records).most_common(1)[0]
+    return [
+        f"the tuned model is no better than chance (MCC not above 0): it answers {most!r} to {times} of {len(records)} "
+        "examples; try train.lr three times lower or higher, more train.epochs, or another method (luthier compare)"
+    ]
 
 
 @contextmanager
