@@ -1,6 +1,8 @@
 """The results of a run on the terminal: scores, examples, forgetting, exports, the harness, and a comparison."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,20 @@ from rich.markup import escape
 
 from luthier.cli.terminal.console import COLORS, console, safe, table
 from luthier.core.language import translated
+from luthier.core.shell import shell_line
 from luthier.core.units import duration, gigabytes
 from luthier.reports.compare_report import count, kilobytes, share
 from luthier.reports.run_report import figure, scale_of, shift
+from luthier.runs.folder import RunFolder
 
 SHOWN = 2
 """Regressions and gains on the terminal; the report has more."""
-DEMO_SCORE = "accuracy"
+DEMO_SCORES = ("accuracy", "exact_match", "loss")
+"""What a demo shows of the scores; its report has all."""
+ANSWERS = 4
+"""Answers that a demo shows."""
+DEMO_NEXT = {"builtin": ("luthier demo smollm2",)}
+"""Further commands after the demo of a base."""
 MOST_CHARACTERS = 160
 NARROW = 100
 """Terminal width below which a standard error is printed below its score."""
@@ -60,27 +69,56 @@ def show_result(result: Mapping[str, Any]) -> None:
 
 
 def show_demo(result: Mapping[str, Any]) -> None:
-    """Show the result of the demo, and at its end what was gained, why it is no more, and how to see it."""
-    show_result(result)
-    if (base := result["base"].get(DEMO_SCORE)) and (tuned := result["tuned"].get(DEMO_SCORE)):
-        before, after = figure(DEMO_SCORE, base["value"]), figure(DEMO_SCORE, tuned["value"])
-        count = result["validation_examples"]
-        console.print(f"[bold]accuracy {before} → {after}[/] on {count} reviews that were not trained on")
+    """Show the result of a demo: scores before and after, answers as text, what was forgotten, and what comes next."""
+    _show_scores(result, DEMO_SCORES)
+    _show_answers(RunFolder(Path(result["run"])))
+    if found := result.get("forgetting"):
+        change = found["all"]["difference"]
+        before, after = (figure("bits_per_byte", found["all"][side]) for side in ("base", "tuned"))
+        what = {
+            "worse": f"{found['all']['tuned'] / found['all']['base'] - 1:+.0%}: what it learned, it learned at a cost",
+            "better": "better than before",
+        }
+        console.print(
+            f"  general texts: {before} bits per byte before, {after} after "
+            f"({what.get(change['verdict'], 'within noise: no forgetting found')})"
+        )
+    size, seconds = result["parameters"] - result["trainable"], result["train_seconds"]
     console.print(
-        f"  The built-in base has {result['parameters'] / 1e6:.1f} million parameters, to be quick on any machine: "
-        "that limits the score, and it forgets as it learns. Try your own data and a larger base."
+        f"  {size / 1e6:,.1f} million parameters, of which {result['method']} trained "
+        f"{result['trainable'] / size:.1%} beside them; {result['steps']} steps in {seconds:.0f} s"
     )
     page = Path(result["run"], "report.html").resolve().as_uri()
     console.print(f"  {translated('open in a browser:')} [bold]{escape(page)}[/]", soft_wrap=True)
+    console.print(translated("next:"))
+    run = Path(result["run"])
+    more = [shell_line("luthier", "export", run, "--to", "merged"), shell_line("luthier", "serve", run)]
+    for command in [result["next"][0], *more, result["next"][-1], *DEMO_NEXT.get(result["model"], ())]:
+        console.print(f"  [bold]{escape(command)}[/]", soft_wrap=True)
 
 
-def _show_scores(result: Mapping[str, Any]) -> None:
-    """Show base, tuned and difference of each score; the primary metric is bold."""
+def _show_answers(folder: RunFolder) -> None:
+    """Show what base and tuned model answered to the first held-out rows, which nobody chose."""
+    with folder.predictions.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in islice(file, ANSWERS)]
+    shown = table("message", "before", "after")
+    for row in rows:
+        before, after = (row[side].get("said") for side in ("base", "tuned"))
+        if after is None:
+            return
+        right = after.strip() == row["answer"]
+        words = f"[green]{_short(after)}[/]" if right else f"{_short(after)} [dim](right: {_short(row['answer'])})[/]"
+        shown.add_row(_short(row["text"]), f"[dim]{_short(before or '', 90)}[/]", words)
+    console.print(shown)
+
+
+def _show_scores(result: Mapping[str, Any], only: Sequence[str] = ()) -> None:
+    """Show base, tuned and difference of each score, or of `only` these; the primary metric is bold."""
     console.print(f"{result['validation_examples']} held-out examples; 95 % CI below each value")
     sides = [name for name in ("base", "tuned", "difference") if result[name]]
     primary = result.get("primary_metric", result.get("headline"))
     shown = table("metric", *(f">{name}" for name in sides))
-    for metric in result["tuned"]:
+    for metric in [each for each in result["tuned"] if not only or each in only]:
         words = translated(metric.replace("_", " "))
         span = f"\n[dim]{scale}[/]" if (scale := scale_of(metric)) else ""
         cells = [(f"[bold]{words}[/]" if metric == primary else words) + span]
@@ -140,10 +178,10 @@ def _shift(by: str, row: Mapping[str, Any]) -> str:
     return " → ".join(map(translated, shift(by, row["base_score"], row["tuned_score"]).split(" → ")))
 
 
-def _short(text: str) -> str:
+def _short(text: str, most: int = MOST_CHARACTERS) -> str:
     """Return one line of a text of the data."""
     line = " ".join(text.split())
-    return safe(line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]} ...")
+    return safe(line if len(line) <= most else f"{line[:most]} ...")
 
 
 def show_export(report: Mapping[str, Any]) -> None:
