@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from luthier.cli.terminal.console import COLORS, console, safe, table
+from luthier.cli.terminal.console import COLORS, console, label, safe, table
 from luthier.core.language import translated
 from luthier.core.shell import shell_line
 from luthier.core.units import duration, gigabytes
@@ -72,21 +72,23 @@ def show_demo(result: Mapping[str, Any]) -> None:
     """Show the result of a demo: scores before and after, answers as text, what was forgotten, and what comes next."""
     _show_scores(result, DEMO_SCORES)
     _show_answers(RunFolder(Path(result["run"])))
-    if found := result.get("forgetting"):
-        change = found["all"]["difference"]
-        before, after = (figure("bits_per_byte", found["all"][side]) for side in ("base", "tuned"))
-        what = {
-            "worse": f"{found['all']['tuned'] / found['all']['base'] - 1:+.0%}: what it learned, it learned at a cost",
-            "better": "better than before",
-        }
+    if (base := result["base"].get("accuracy")) and (tuned := result["tuned"].get("accuracy")):
+        before, after = figure("accuracy", base["value"]), figure("accuracy", tuned["value"])
         console.print(
-            f"  general texts: {before} bits per byte before, {after} after "
-            f"({what.get(change['verdict'], 'within noise: no forgetting found')})"
+            f"[bold]accuracy {before} → {after}[/] on {result['validation_examples']} messages that were not trained on"
         )
-    size, seconds = result["parameters"] - result["trainable"], result["train_seconds"]
+    if found := result.get("forgetting"):
+        values = found["all"]
+        before, after = (figure("bits_per_byte", values[side]) for side in ("base", "tuned"))
+        verdict = values["difference"]["verdict"]
+        what = {"worse": "the model forgot", "better": "the model improved"}.get(verdict, "within noise")
+        console.print(
+            f"  general texts: {before} → {after} bits per byte ({values['tuned'] / values['base'] - 1:+.0%}, {what})"
+        )
+    parameters, trained = result["parameters"] - result["trainable"], result["trainable"] / 1e6
     console.print(
-        f"  {size / 1e6:,.1f} million parameters, of which {result['method']} trained "
-        f"{result['trainable'] / size:.1%} beside them; {result['steps']} steps in {seconds:.0f} s"
+        f"  base: {parameters / 1e6:,.1f} million parameters; {result['method']}: {trained:,.1f} million; "
+        f"{result['steps']} steps in {duration(result['train_seconds'])}"
     )
     page = Path(result["run"], "report.html").resolve().as_uri()
     console.print(f"  {translated('open in a browser:')} [bold]{escape(page)}[/]", soft_wrap=True)
@@ -103,13 +105,16 @@ def _show_answers(folder: RunFolder) -> None:
         rows = [json.loads(line) for line in islice(file, ANSWERS)]
     shown = table("message", "before", "after")
     for row in rows:
-        before, after = (row[side].get("said") for side in ("base", "tuned"))
-        if after is None:
-            return
-        right = after.strip() == row["answer"]
-        words = f"[green]{_short(after)}[/]" if right else f"{_short(after)} [dim](right: {_short(row['answer'])})[/]"
-        shown.add_row(_short(row["text"]), f"[dim]{_short(before or '', 90)}[/]", words)
+        before, after = (_said(row[side]) for side in ("base", "tuned"))
+        right = row["tuned"].get("exact") == 1
+        words = f"[green]{after}[/]" if right else f"{after} [dim]({label('reference:')}{_short(row['answer'])})[/]"
+        shown.add_row(_short(row["text"]), f"[dim]{before}[/]", words)
     console.print(shown)
+
+
+def _said(record: Mapping[str, Any]) -> str:
+    """The generated answer of a prediction, with dots where it was cut; a dash where none was generated."""
+    return _short(record["said"]) + (" ..." if record.get("cut") else "") if "said" in record else "-"
 
 
 def _show_scores(result: Mapping[str, Any], only: Sequence[str] = ()) -> None:
@@ -178,10 +183,10 @@ def _shift(by: str, row: Mapping[str, Any]) -> str:
     return " → ".join(map(translated, shift(by, row["base_score"], row["tuned_score"]).split(" → ")))
 
 
-def _short(text: str, most: int = MOST_CHARACTERS) -> str:
+def _short(text: str) -> str:
     """Return one line of a text of the data."""
     line = " ".join(text.split())
-    return safe(line if len(line) <= most else f"{line[:most]} ...")
+    return safe(line if len(line) <= MOST_CHARACTERS else f"{line[:MOST_CHARACTERS]} ...")
 
 
 def show_export(report: Mapping[str, Any]) -> None:
