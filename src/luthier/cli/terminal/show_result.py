@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +99,13 @@ def show_demo(result: Mapping[str, Any]) -> None:
 
 
 def _show_answers(folder: RunFolder) -> None:
-    """Show what base and tuned model answered to the first held-out rows, which nobody chose."""
-    with folder.predictions.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in islice(file, ANSWERS)]
+    """Show what base and tuned model answered: for each of the first references, the first held-out row that has it."""
+    rows: dict[str, Any] = {}
+    for line in folder.predictions.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        rows.setdefault(row["answer"], row)
     shown = table("message", "before", "after")
-    for row in rows:
+    for row in [*rows.values()][:ANSWERS]:
         before, after = (_said(row[side]) for side in ("base", "tuned"))
         right = row["tuned"].get("exact") == 1
         words = f"[green]{after}[/]" if right else f"{after} [dim]({label('reference:')}{_short(row['answer'])})[/]"
