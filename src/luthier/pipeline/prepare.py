@@ -139,8 +139,8 @@ def tokenize(
     from luthier.models.load import load_tokenizer, locate, row_limit
     from luthier.rendering.chat_template import Template
 
-    source = locate(config.model)
     progress.stage(f"loading the base {config.model.path}")
+    source = locate(config.model, progress)
     if folder is not None and Path(source).is_dir():  # a hub's copy may be an older one until the model is loaded
         folder.refuse_another_base(config.model, source)
     template = Template(load_tokenizer(config.model, source))
