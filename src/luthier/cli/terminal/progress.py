@@ -176,7 +176,7 @@ class Terminal(Progress):
 
     def _line_is_due(self, done: float, total: float) -> bool:
         now = time.perf_counter()
-        if done >= total or now - self.last_line <= LINE_EVERY:
+        if not 0 < done < total or now - self.last_line <= LINE_EVERY:  # before the first there is no estimate
             return False
         self.last_line = now
         return True
