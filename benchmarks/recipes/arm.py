@@ -20,6 +20,7 @@ import torch
 from transformers import TrainerCallback
 
 from luthier.core.events import Progress
+from luthier.core.files import read_jsonl
 from luthier.data.batches import step_numbers
 from luthier.evaluation.records.context import EvalContext, split_answer
 from luthier.evaluation.scores import evaluations, measure, scores
@@ -48,13 +49,14 @@ class Clock(Progress):
 
     def __init__(self) -> None:
         self.used = self.mark = 0.0
+        self.steps = 0
 
     def train_begins(self, start: int, steps: int) -> None:
         self.mark = processor_seconds()
 
     def step(self, record: dict[str, Any], tokens_per_second: float) -> None:
         now = processor_seconds()
-        self.used, self.mark = self.used + now - self.mark, now
+        self.used, self.mark, self.steps = self.used + now - self.mark, now, self.steps + 1
 
     def evaluated(self, step: int, loss: float, best: bool) -> None:
         self.mark = processor_seconds()
@@ -92,8 +94,9 @@ def luthier(recipe: str, folder: Path, overrides: Sequence[str]) -> Found:
     config = RunConfig.load(Path(recipe), [*overrides, f"run={folder}"])
     result = train(config, progress=clock)
     run = RunFolder(folder)
-    predictions = [json.loads(line) for line in run.predictions.read_text(encoding="utf-8").splitlines()]
+    predictions = list(read_jsonl(run.predictions))
     lines = [line for line in run.history() if "loss" in line]
+    whole = clock.steps == len(lines)  # of a run that was resumed nobody knows what the steps before cost
     return {
         "primary_metric": result["primary_metric"],
         "base": result["base"],
@@ -106,10 +109,10 @@ def luthier(recipe: str, folder: Path, overrides: Sequence[str]) -> Found:
         "kept_step": result["kept_step"],
         "tokens": result["tokens"],
         "losses": [line["loss"] for line in lines],
-        "peak": result["memory"]["measured"],
+        "peak": result["memory"]["measured"] if whole else None,
         "planned": {"bytes": result["memory"]["planned"], "seconds": result["time"]["planned"]},
         "train_seconds": result["train_seconds"],
-        "processor_seconds": clock.used,
+        "processor_seconds": clock.used if whole else None,
     }
 
 

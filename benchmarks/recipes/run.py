@@ -121,6 +121,11 @@ def columns(records: list[dict[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def short(word: str, model: Path, data: Path) -> str:
+    """A setting without the folders of this machine."""
+    return word.replace(str(model), model.name).replace(str(data), "/".join(data.parts[-2:]))
+
+
 def cpu() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -139,10 +144,7 @@ def run(name: str, arm: str, seed: int, given: argparse.Namespace) -> dict[str, 
     made = call(way, recipe, folder, words)
     if way == "trainer":
         made["records"] |= call("plain", recipe, folder, words)["records"]
-    shown = [
-        word if not Path(word.partition("=")[2]).exists() else f"{word.partition('=')[0]}={Path(word).name}"
-        for word in words
-    ]
+    shown = [short(word, given.model, given.data or recipe.data) for word in words]
     return {
         "recipe": name,
         "arm": arm,

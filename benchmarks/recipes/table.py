@@ -73,9 +73,21 @@ def rows_of(lines: Sequence[Line]) -> list[str]:
         first = ours.get(line["seed"])
         cells += ["" if first in (None, line) else apart(first, line, name) for name in shown]
         used = line["processor_seconds"]
-        cells += [f"{used:,.0f}", f"{line['tokens'] / used:,.0f}", f"{line['peak'] / 1e9:.2f} GB"]
+        cost = [f"{used:,.0f}", f"{line['tokens'] / used:,.0f}", f"{line['peak'] / 1e9:.2f} GB"] if used else []
+        cells += cost or ["resumed", "", ""]
         made.append("| " + " | ".join(cells) + " |")
     return made
+
+
+def agreement(line: Line, plain: Line, own: Line) -> str:
+    """Whether transformers alone finds what Luthier's evaluation does."""
+    gap = np.abs(np.array(plain["loss_sum"]) - np.array(own["loss_sum"][: len(plain["loss_sum"])]))
+    text = f"{TITLES[line['arm']]}, seed {line['seed']}: transformers alone gives the loss of {len(gap)} held-out rows"
+    text += f" within {gap.max():.1e} nats of Luthier's evaluation (mean {gap.mean():.1e})"
+    if "right" in plain:
+        same = sum(a == b for a, b in zip(plain["right"], own["right"], strict=False))
+        text += f", and the same label for {same} of {len(gap)}"
+    return text + "."
 
 
 def notes_of(lines: Sequence[Line]) -> list[str]:
@@ -88,17 +100,14 @@ def notes_of(lines: Sequence[Line]) -> list[str]:
     ]
     for line in lines:
         plain, own = line["records"].get("plain"), line["records"]["tuned"]
-        if plain is None:
-            continue
-        gap = np.abs(np.array(plain["loss_sum"]) - np.array(own["loss_sum"][: len(plain["loss_sum"])]))
-        text = (
-            f"{TITLES[line['arm']]}, seed {line['seed']}: transformers alone gives the loss of {len(gap)} held-out rows"
-        )
-        text += f" within {gap.max():.1e} nats of Luthier's evaluation (mean {gap.mean():.1e})"
-        if "right" in plain:
-            same = sum(a == b for a, b in zip(plain["right"], own["right"], strict=False))
-            text += f", and the same label for {same} of {len(gap)}"
-        made.append(text + ".")
+        if plain is not None:
+            made.append(agreement(line, plain, own))
+        if line.get("forgetting"):
+            lost = line["forgetting"]
+            text = (
+                f"{TITLES[line['arm']]}, seed {line['seed']}: bits per byte of general text {lost['base']:.3f} before, "
+            )
+            made.append(f"{text}{lost['tuned']:.3f} after, {lost['difference']['verdict']}.")
     kinds = {arm.partition("-")[2] for arm in found}
     for kind in sorted(kinds):
         pair = [found.get(f"{who}-{kind}") for who in ("luthier", "trainer")]
