@@ -21,6 +21,7 @@ TITLES = {
     "luthier-fp32": "Luthier, float32 without quantization",
     "trainer-bf16": "transformers.Trainer + PEFT, bfloat16 without quantization",
 }
+NAMES = {"accuracy": "accuracy, %", "rouge_l": "ROUGE-L", "loss": "loss"}
 FORMS: dict[str, Callable[[float], str]] = {
     "accuracy": lambda value: f"{100 * value:.1f}",
     "rouge_l": lambda value: f"{100 * value:.1f}",
@@ -58,9 +59,9 @@ def rows_of(lines: Sequence[Line]) -> list[str]:
     """A table of one recipe: a row for each arm and seed."""
     metric = str(next(line["primary_metric"] for line in lines if "primary_metric" in line))
     shown = [metric] if metric == "loss" else [metric, "loss"]
-    head = "".join(f" {name} before | after |" for name in shown)
+    head = "".join(f" {NAMES[name]} before | after |" for name in shown)
     ours = {line["seed"]: line for line in lines if line["arm"] == lines[0]["arm"]}
-    against = "".join(f" {name} less the first row's |" for name in shown)
+    against = "".join(f" {NAMES[name]} less the first row's |" for name in shown)
     made = [
         f"| | seed |{head}{against} training, processor seconds | tokens/s of processor time | peak memory |",
         "|---|---|" + "---|---|" * len(shown) + "---|" * len(shown) + "---|---|---|",

@@ -27,7 +27,7 @@ SMALL = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("quantize", ["none", "nf4", "int8"])
 def test_trainer_and_luthier_learn_the_same_from_the_same_steps(quantize: str, tmp_path: Path) -> None:
     if quantize != "none":
         pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
@@ -39,10 +39,12 @@ def test_trainer_and_luthier_learn_the_same_from_the_same_steps(quantize: str, t
     assert ours["losses"][1] != pytest.approx(ours["losses"][0], abs=1e-3)
     found = [[each["loss_sum"] for each in made["records"]["tuned"]] for made in (ours, theirs)]
     alone = arm.plain(recipe, tmp_path / "theirs", words)["records"]["plain"]
-    assert found[0] == pytest.approx(found[1], abs=1e-2)
-    # On a CPU with avx512_bf16 bitsandbytes repacks 4-bit weights for evaluation, and rounds to bfloat16 there.
-    assert [each["loss_sum"] for each in alone] == pytest.approx(found[1], rel=2e-3 if quantize == "nf4" else 1e-5)
-    assert [each["chosen"] for each in alone] == [each["chosen"] for each in theirs["records"]["tuned"]]
+    assert found[0] == pytest.approx(found[1], rel=1e-5 if quantize != "int8" else 2e-3)
+    # In evaluation LLM.int8() rounds a batch by its largest values, and on a CPU with avx512_bf16 bitsandbytes repacks
+    # 4-bit weights and rounds to bfloat16.
+    assert [each["loss_sum"] for each in alone] == pytest.approx(found[1], rel=1e-5 if quantize == "none" else 5e-3)
+    if quantize == "none":
+        assert [each["chosen"] for each in alone] == [each["chosen"] for each in theirs["records"]["tuned"]]
 
 
 @pytest.mark.parametrize("name", run.RECIPES)
