@@ -104,11 +104,12 @@ def notes_of(lines: Sequence[Line]) -> list[str]:
         if plain is not None:
             made.append(agreement(line, plain, own))
         if line.get("forgetting"):
-            lost = line["forgetting"]
+            lost, change = line["forgetting"], line["forgetting"]["difference"]
             text = (
                 f"{TITLES[line['arm']]}, seed {line['seed']}: bits per byte of general text {lost['base']:.3f} before, "
             )
-            made.append(f"{text}{lost['tuned']:.3f} after, {lost['difference']['verdict']}.")
+            text += f"{lost['tuned']:.3f} after, {interval(change, FORMS['loss'])}: {change['verdict']}."
+            made.append(text)
     kinds = {arm.partition("-")[2] for arm in found}
     for kind in sorted(kinds):
         pair = [found.get(f"{who}-{kind}") for who in ("luthier", "trainer")]
@@ -124,7 +125,7 @@ def notes_of(lines: Sequence[Line]) -> list[str]:
 def write(page: Path, lines: Sequence[Line]) -> None:
     """Put the tables of all recipes into the page."""
     made: list[str] = []
-    for recipe in dict.fromkeys(line["recipe"] for line in lines):
+    for recipe in sorted({line["recipe"] for line in lines}):
         own = sorted(
             (line for line in lines if line["recipe"] == recipe), key=lambda line: list(TITLES).index(line["arm"])
         )
