@@ -17,6 +17,7 @@ from luthier.builtin import PROBE
 from luthier.cli.terminal.show_result import show_result
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.events import Progress
+from luthier.core.files import read_jsonl
 from luthier.pipeline.evaluate import evaluate
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
@@ -346,6 +347,15 @@ def test_a_run_without_held_out_rows_has_a_report_all_the_same(
     result = train(settings(open_rows(12), "data.validation=none"))
     assert result["tuned"] == {} and result["primary_metric"] == "" and (tmp_path / "run" / "report.html").is_file()
     show_result(result)
+
+
+def test_texts_may_hold_what_else_ends_a_line(settings: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """One in a hundred reviews of IMDB holds U+0085, which str.splitlines cuts at, and JSON does not escape."""
+    breaks = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+    rows = [{"instruction": f"Say{breaks}{i}.", "output": f"A{breaks}{i}"} for i in range(8)]
+    result = train(settings(rows, "evaluate.generate=4", "evaluate.forgetting=false"))
+    assert result["validation_examples"] == 4 and (tmp_path / "run" / "report.html").is_file()
+    assert [each["answer"][:9] for each in read_jsonl(tmp_path / "run" / "predictions.jsonl")] == [f"A{breaks}"] * 4
 
 
 def test_without_the_base_there_is_nothing_to_compare_with(settings: Callable[..., RunConfig]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from luthier.comparison.candidates import Variant
 from luthier.comparison.significance import Draws, differences_to, draws, pareto
 from luthier.core.errors import InputError
-from luthier.core.files import read_object
+from luthier.core.files import read_jsonl, read_object
 from luthier.evaluation.metrics.base import metrics_of
 from luthier.evaluation.records.context import Record, restored_records
 from luthier.evaluation.scores import primary_metric
@@ -99,8 +99,7 @@ def table_of(
 
 
 def _records(run: RunFolder) -> list[Record]:
-    lines = run.checked(run.predictions).read_text(encoding="utf-8").splitlines()
-    return restored_records([json.loads(line)["tuned"] for line in lines])
+    return restored_records([each["tuned"] for each in read_jsonl(run.checked(run.predictions))])
 
 
 def _row(

@@ -178,7 +178,7 @@ def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: 
                 options["revision"] = getattr(base.config, "_commit_hash", None) or options["revision"]
                 files.check_hub(source, options["revision"])
             if config.quantize != "none":
-                options["quantization_config"] = _quantization(config, labels)
+                options["quantization_config"] = _quantization(config, labels, where, dtype)
             model = _read(base.auto, source, labels, config=base.config, dtype=dtype, **options)
     except (MissingExtra, ModelError):
         raise
@@ -279,14 +279,16 @@ def quantization(config: ModelConfig, model_config: Any) -> str:
     return kind
 
 
-def _quantization(config: ModelConfig, labels: Classes) -> Any:
+def _quantization(config: ModelConfig, labels: Classes, where: str, dtype: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     # None: transformers leaves the output embedding alone
     options: dict[str, Any] = {"llm_int8_skip_modules": None if labels is None else UNPACKED}
     if config.quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.int8_threshold, **options)
-    compute = "bfloat16" if config.compute_dtype == "auto" else config.compute_dtype
+    # A CPU without matrix instructions for bfloat16 is slower in it, and training computes in the input's type anyway.
+    auto = "float32" if (where, dtype) == ("cpu", "float32") else "bfloat16"
+    compute = auto if config.compute_dtype == "auto" else config.compute_dtype
     options |= {"bnb_4bit_quant_type": config.quantize, "bnb_4bit_use_double_quant": config.double_quant}
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute, **options)
 

@@ -33,7 +33,8 @@ class ModelConfig(Config):
     quantize: Literal["none", "int8", "nf4", "fp4"] = "none"
     """Load the base in 8 bit (LLM.int8(), arXiv 2208.07339) or 4 bit (QLoRA, arXiv 2305.14314)."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type that 4-bit weights are unpacked to for a matrix product."""
+    """Type that 4-bit weights are unpacked to for a matrix product; auto is float32 where the other weights are so on a
+    CPU, else bfloat16."""
     double_quant: bool = True
     """Quantize the 4-bit scales as well: saves 0.37 bit per parameter (arXiv 2305.14314, section 3)."""
     int8_threshold: Annotated[float, Field(ge=0)] = 6.0

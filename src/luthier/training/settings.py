@@ -97,7 +97,8 @@ class TrainConfig(Config):
     save_every: Annotated[PositiveFloat | None, AUTO] = None
     """Steps between checkpoints, below 1 a share of an epoch; auto: once an epoch."""
     log_every: Count = 10
-    """Steps between lines on the terminal when it is no screen; metrics.jsonl has every step."""
+    """Steps between lines on the terminal when it is no screen, which come at least twice a minute; metrics.jsonl has
+    every step."""
     keep: Count = 2
     """Checkpoints to keep beside the best one."""
     keep_best: bool = True
