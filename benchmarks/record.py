@@ -42,6 +42,7 @@ BEFORE = {
     "methods/results.jsonl": ("2026-11-26 (2ff5e54)", "python -m benchmarks.methods.run TASK"),
     "methods/speed.jsonl": ("2026-11-24 (244f80f)", "python -m benchmarks.methods.speed --steps 6"),
     "methods/sweep.jsonl": ("2026-11-24 (ca87340)", "python -m benchmarks.methods.run sst2 reviews --sweep"),
+    "recipes/results.jsonl": ("2026-11-30 (4263720)", "python -m benchmarks.recipes.run RECIPE"),
     "serving/results.jsonl": ("2026-11-27 (323a43c)", "python -m benchmarks.serving.run"),
     "tracking/results.jsonl": ("2026-11-29 (1aa13b9)", "python -m benchmarks.tracking.run --cost"),
     "training/results.jsonl": ("2026-11-26 (62333df)", "python -m benchmarks.training.run --rounds 2"),

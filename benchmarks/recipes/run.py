@@ -25,6 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import record
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RESULTS, PAGE = HERE / "results.jsonl", HERE / "README.md"
@@ -165,6 +167,13 @@ def kept() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.is_file() else []
 
 
+def tables() -> list[record.Table]:
+    """The tables of README.md."""
+    from benchmarks.recipes import table
+
+    return [record.Table(PAGE, "python -m benchmarks.recipes.run --table", table.text_of(kept()), (RESULTS,))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", choices=RECIPES)
@@ -177,9 +186,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="put the results into README.md")
     given = parser.parse_args()
     if given.table:
-        from benchmarks.recipes import table
-
-        table.write(PAGE, kept())
+        record.put(tables())
         return
     if given.recipe is None:
         parser.error("name a recipe: deepseek or qwen2")
@@ -197,8 +204,7 @@ def main() -> None:
             line = run(given.recipe, arm, seed, given)
             print(json.dumps({key: value for key, value in line.items() if key != "records"}, indent=1), flush=True)
             if not trial:
-                with RESULTS.open("a", encoding="utf-8") as out:
-                    out.write(json.dumps(line) + "\n")
+                record.keep(RESULTS, line)
 
 
 if __name__ == "__main__":

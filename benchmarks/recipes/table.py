@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from luthier.evaluation.scores import counted, difference
 
-BEGIN, END = "<!-- made by python -m benchmarks.recipes.run --table: begin -->", "<!-- end -->"
 Line = dict[str, Any]
 TITLES = {
     "luthier-nf4": "Luthier, the recipe as written (nf4)",
@@ -122,14 +120,12 @@ def notes_of(lines: Sequence[Line]) -> list[str]:
     return made
 
 
-def write(page: Path, lines: Sequence[Line]) -> None:
-    """Put the tables of all recipes into the page."""
+def text_of(lines: Sequence[Line]) -> str:
+    """The tables of all recipes."""
     made: list[str] = []
     for recipe in sorted({line["recipe"] for line in lines}):
         own = sorted(
             (line for line in lines if line["recipe"] == recipe), key=lambda line: list(TITLES).index(line["arm"])
         )
         made += [f"### {recipe}", "", *rows_of(own), "", *[f"- {note}" for note in notes_of(own)], ""]
-    text = page.read_text(encoding="utf-8")
-    begin, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    page.write_text(text[:begin] + "\n" + "\n".join(made) + text[end:], encoding="utf-8")
+    return "\n".join(made)
