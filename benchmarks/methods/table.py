@@ -106,8 +106,8 @@ def rates() -> list[str]:
         if "lr" in line:
             found[line["task"], line["arm"]][line["lr"]] = line["loss"]
     rows = ["| task | method | held-out loss at each learning rate |", "|---|---|---|"]
-    for task in TASKS:
-        for arm in ARMS:
+    for task in dict.fromkeys([*TASKS, *(task for task, _ in found)]):
+        for arm in dict.fromkeys([*ARMS, *(arm for _, arm in found)]):
             if losses := found.get((task, arm)):
                 best = min(losses, key=lambda lr: losses[lr])
                 shown = [
