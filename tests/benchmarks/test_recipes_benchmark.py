@@ -1,6 +1,5 @@
 """benchmarks/recipes: both ways to train learn the same, both ways to measure find the same, and tables pair by row."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -64,11 +63,3 @@ def test_differences_are_paired_by_row() -> None:
     found = table.apart(one, other, "accuracy")
     assert found.startswith("10.0 (") and "-" not in found, "ten rows more, and no row less"
     assert table.apart(one, one, "loss") == "0.000 (0.000 to 0.000)"
-
-
-def test_the_page_has_a_row_for_every_result(tmp_path: Path) -> None:
-    lines = [json.loads(text) for text in run.RESULTS.read_text(encoding="utf-8").splitlines()]
-    page = tmp_path / "page.md"
-    page.write_text(run.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
-    table.write(page, lines)
-    assert page.read_text(encoding="utf-8") == run.PAGE.read_text(encoding="utf-8"), "run --table"

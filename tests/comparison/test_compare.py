@@ -83,7 +83,6 @@ def test_a_base_that_train_has_measured_is_known(
     assert any("evaluate.cache" in note for note in noted)
     run = RunFolder(tmp_path / "compared/arms/lora-s0")
     assert run.read_json(run.result)["base"] == alone["base"]
-    assert run.read_json(run.before)["seconds"] > 0, "what measuring takes, for a budget"
     assert run.read_json(run.before)["of"] == json.loads((tmp_path / "compared/base/before.json").read_text())["of"]
 
 

@@ -540,6 +540,7 @@ def test_a_packed_encoder_classifies(folders: Any, tmp_path: Path) -> None:
                     f"model.quantize={quantize}",
                     "train.steps=20",
                     "train.lr=1e-2",
+                    "train.head_lr=1e-2",
                 ],
             )
         )

