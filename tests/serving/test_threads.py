@@ -61,6 +61,7 @@ def test_workers_of_torch_end_with_the_thread() -> None:
 ASIDE = """
 import os, time, torch
 from luthier.kernels import process
+os.sched_setaffinity(0, range(os.cpu_count()))  # who started it may have stepped aside itself
 torch.set_num_threads(2)
 torch.ones(2**22).add_(1.0)
 whole = os.sched_getaffinity(0)
