@@ -28,12 +28,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks.methods.run import HERE, QUANTIZED, SHARED, read
-from benchmarks.record import keep
+from benchmarks.methods.run import HERE, METRICS, QUANTIZED, SHARED, environment, keep, read
 from luthier.comparison import runner, workers
 from luthier.core.errors import Busy
 from luthier.core.events import SILENT, Progress
-from luthier.core.files import lock, write_text
+from luthier.core.files import lock, read_jsonl, write_jsonl
 from luthier.pipeline import prepare
 from luthier.pipeline import train as luthier_run
 from luthier.pipeline.prepare import SharedInputs
@@ -47,8 +46,6 @@ ARMS = (
     *("parallel_adapter", "scaled_parallel", "mam", "unipelt", "oft", "freeze", "layernorm", "loha", "lokr"),
 )
 """The most used first: they are measured first."""
-
-METRICS = ("loss", "accuracy", "exact_match", "bleu", "rouge_l")
 
 
 @dataclass(frozen=True)
@@ -66,10 +63,7 @@ class Task:
 def drawn(train: str, test: str, sizes: tuple[int, int, int]) -> tuple[list[Any], list[Any], list[Any]]:
     """Rows of two files of the shared data, drawn with one seed; the first two sizes come from the first file."""
     draw = random.Random(0)
-    learned, scored = (
-        [json.loads(text) for text in (SHARED / name).read_text(encoding="utf-8").splitlines()]
-        for name in (train, test)
-    )
+    learned, scored = (list(read_jsonl(SHARED / name)) for name in (train, test))
     draw.shuffle(learned)
     draw.shuffle(scored)
     return learned[: sizes[0]], learned[sizes[0] : sizes[0] + sizes[1]], scored[: sizes[2]]
@@ -88,11 +82,7 @@ def sums() -> tuple[list[Any], list[Any], list[Any]]:
 
 def restaurants() -> tuple[list[Any], list[Any], list[Any]]:
     """E2E NLG: no meaning stands in more than one of the three; those for the score have all their references."""
-    rows = [
-        json.loads(text)
-        for name in ("dev", "test")
-        for text in (SHARED / f"e2e_nlg/{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    rows = [row for name in ("dev", "test") for row in read_jsonl(SHARED / f"e2e_nlg/{name}.jsonl")]
     meanings: dict[str, list[Any]] = {}
     for row in rows:
         meanings.setdefault(row["mr"], []).append(row)
@@ -131,7 +121,7 @@ def file_of(name: str, side: str) -> Path:
     if not all(place.is_file() for place in places.values()):
         BUILD.mkdir(parents=True, exist_ok=True)
         for place, rows in zip(places.values(), TASKS[name].rows(), strict=True):
-            write_text(place, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            write_jsonl(place, rows)
     return places[side]
 
 
@@ -203,7 +193,7 @@ def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> di
     if end.kind == "stopped":
         raise KeyboardInterrupt
     line |= end.value if end.kind == "done" else {"refused": str(end.value)}
-    return line
+    return line | environment()  # this process has one thread, as the run
 
 
 def _run(config: RunConfig, shared: SharedInputs, sweep: bool, send: workers.Send) -> dict[str, Any]:
@@ -239,13 +229,6 @@ def _run(config: RunConfig, shared: SharedInputs, sweep: bool, send: workers.Sen
     }
 
 
-def record(file: Path, line: dict[str, Any]) -> None:
-    """Keep a line, and show what matters of it."""
-    keep(file, line)
-    shown = {key: line.get(key) for key in ("task", "arm", "seed", "lr", *METRICS, "seconds", "refused")}
-    print(json.dumps({key: value for key, value in shown.items() if value is not None}), flush=True)
-
-
 def tries(name: str, arm: str) -> dict[float, float]:
     """Held-out loss of each learning rate that was tried."""
     lines = [line for line in read(HERE / "sweep.jsonl") if (line["task"], line["arm"]) == (f"smollm2-{name}", arm)]
@@ -264,7 +247,7 @@ def search(name: str, arm: str) -> float | None:
     def at(lr: float | None) -> float | None:
         if lr not in tries(name, arm):
             line = measure(name, arm, 0, lr, True)
-            record(HERE / "sweep.jsonl", line)
+            keep(HERE / "sweep.jsonl", line)
             return line.get("lr")
         return lr
 
@@ -303,7 +286,7 @@ def work(names: list[str], arms: list[str], seeds: list[int]) -> bool:
                 elif (f"smollm2-{name}", arm, seed) not in done:
                     best = tries(name, arm)
                     rate = min(best, key=best.__getitem__) if best else None
-                    record(HERE / "results.jsonl", measure(name, arm, seed, rate, False))
+                    keep(HERE / "results.jsonl", measure(name, arm, seed, rate, False))
         except Busy:
             left = True
     return left
