@@ -44,6 +44,10 @@ def _main(
     os.environ.clear()
     os.environ.update(env)
     sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    # torch makes its pool anew after a fork, at the first call and without a lock: two threads that load would race.
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.set_num_threads(torch.get_num_threads())
     sys.argv = ["luthier" if code is None else "-c", *arguments]
     if before is not None:
         before()

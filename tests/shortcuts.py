@@ -25,7 +25,7 @@ def take(patch: pytest.MonkeyPatch) -> None:
 def _few_texts(patch: pytest.MonkeyPatch) -> None:
     from luthier.evaluation import forgetting
 
-    few = "\n".join(forgetting.PROBE.read_text(encoding="utf-8").splitlines()[::5])  # of 20 in a row on each subject
+    few = "\n".join(forgetting.PROBE.read_text(encoding="utf-8").splitlines()[::5])  # of 10 in a row on each subject
     patch.setattr(forgetting, "PROBE", SimpleNamespace(read_text=lambda encoding: few))
 
 

@@ -37,7 +37,8 @@ UNSEEN = (
 )
 """Files whose strings no user reads, or that hold templates and programs."""
 CODE = re.compile(
-    r"\{%|\{\{|^\s*(import|from|def|SELECT)\b|\(\?|\\[dws.]|^--|^[\w./-]+=\S*$|<\||\{comment_|^bold \w+$", re.MULTILINE
+    r"\{%|\{\{|\w\|\w|^\s*(import|from|def|SELECT)\b|\(\?|\\[dws.]|^--|^[\w./-]+=\S*$|<\||\{comment_|^bold \w+$",
+    re.MULTILINE,
 )
 """What no sentence has."""
 HTML = re.compile(r'<(svg|path|g|circle|text|div|span)\b|</|\w="|\.\*cjk|sans-serif|^DejaVu|^@media|^\.chart')

@@ -23,9 +23,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.record import Table, keep, put
+
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results.jsonl", HERE / "README.md"
-BEGIN, END = "<!-- made by python -m benchmarks.compare.run --table: begin -->", "<!-- end -->"
 METHODS = ["lora", "houlsby", "bitfit", "prefix", "full", "adalora"]
 WAYS = {"apart": "`luthier train` for each", "one": "`luthier compare --workers 1`", "beside": "`luthier compare`"}
 
@@ -71,7 +72,7 @@ def timed(way: str, steps: int) -> dict[str, Any]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def write() -> None:
+def tables() -> list[Table]:
     lines = [json.loads(text) for text in RESULTS.read_text().splitlines()]
     rounds = sorted({(line["invocation"], line["round"]) for line in lines})
     found = {(line["invocation"], line["round"], line["way"]): line for line in lines}
@@ -90,9 +91,7 @@ def write() -> None:
         f"{len(rounds)} rounds of {len(METHODS)} methods ({', '.join(METHODS)}), {one['steps']} steps each, "
         f"{one['processors']} processors.",
     ]
-    page = PAGE.read_text(encoding="utf-8")
-    begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    PAGE.write_text(page[:begin] + "\n" + "\n".join(rows) + "\n" + page[end:], encoding="utf-8")
+    return [Table(PAGE, "python -m benchmarks.compare.run --table", "\n".join(rows), (RESULTS,))]
 
 
 def main() -> None:
@@ -102,7 +101,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="put the results into README.md")
     given = parser.parse_args()
     if given.table:
-        write()
+        put(tables())
         return
     invocation = int(time.time())
     for number in range(given.rounds):
@@ -116,8 +115,7 @@ def main() -> None:
             }
             line["seconds"] = round(line["seconds"], 2)
             print(json.dumps(line), flush=True)
-            with RESULTS.open("a") as out:
-                out.write(json.dumps(line) + "\n")
+            keep(RESULTS, line)
 
 
 if __name__ == "__main__":

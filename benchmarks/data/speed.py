@@ -28,9 +28,10 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from benchmarks.record import Table, keep, put
+
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "speed.jsonl", HERE / "README.md"
-BEGIN, END = "<!-- made by python -m benchmarks.data.speed --table: begin -->", "<!-- end -->"
 WORKERS = 2
 
 ARMS = {
@@ -181,8 +182,7 @@ def versions() -> dict[str, str]:
     return {m.__name__: m.__version__ for m in (luthier, datasets, tokenizers, transformers)}
 
 
-def table() -> None:
-    """Put the tables into README.md."""
+def tables() -> list[Table]:
     found: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for text in RESULTS.read_text().splitlines():
         line = json.loads(text)
@@ -213,9 +213,7 @@ def table() -> None:
             f"{', '.join(f'{name} {version}' for name, version in runs[0]['versions'].items())}.",
             "",
         ]
-    page = PAGE.read_text(encoding="utf-8")
-    begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    PAGE.write_text(page[:begin] + "\n" + "\n".join(lines) + page[end:], encoding="utf-8")
+    return [Table(PAGE, "python -m benchmarks.data.speed --table", "\n".join(lines), (RESULTS,))]
 
 
 def main() -> None:
@@ -228,7 +226,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.table:
-        table()
+        put(tables())
         return
     if given.work:
         work(given.work, given.file)
@@ -240,8 +238,7 @@ def main() -> None:
             for arm in given.arms:
                 place = Path(folder) / ("theirs" if arm.startswith("datasets") else "ours")
                 line = measured(arm, file, place, given.rows) | {"round": number, "versions": versions()}
-                with RESULTS.open("a") as out:
-                    out.write(json.dumps(line) + "\n")
+                keep(RESULTS, line)
                 print(json.dumps({k: line[k] for k in ("arm", "seconds", "rows_per_second", "peak_mb")}), flush=True)
 
 

@@ -16,6 +16,10 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "src" / "luthier" / "planning" / "advisor" / "measured.json"
 MAJORITY = "majority class"
+SEEDS = 3
+"""Runs of each method when a table is whole."""
+
+SMOLLM2: dict[str, Any] = {"model": "SmolLM2-135M-Instruct", "family": "decoder", "languages": ["en"]}
 
 BOARDS: dict[str, dict[str, Any]] = {
     "sst2": {
@@ -54,8 +58,18 @@ BOARDS: dict[str, dict[str, Any]] = {
         "classes": None,
         "languages": ["en", "zh"],
     },
+    "smollm2-sst2": SMOLLM2 | {"name": "SST-2 in words", "metric": "accuracy", "learns": "labels", "classes": 2},
+    "smollm2-clinc150": SMOLLM2 | {"name": "CLINC150", "metric": "accuracy", "learns": "classify", "classes": 150},
+    "smollm2-e2e": SMOLLM2 | {"name": "E2E", "metric": "bleu", "learns": "answers", "classes": None},
+    "smollm2-arithmetic": SMOLLM2
+    | {"name": "arithmetic", "metric": "exact_match", "learns": "answers", "classes": None},
 }
-"""Task of the benchmark -> what a reader has to know of it. `learns`: a label by a head, a label in words, free answers."""
+"""Task of the benchmark -> what a reader has to know of it. `learns`: a label by a head, a label in words, free answers.
+
+A task becomes a board as soon as two methods have a result.
+"""
+FACTORS = {"loss": 1.0, "bleu": 1.0}
+"""What a metric is multiplied with to be in points, where it is not a share."""
 
 VERSIONS = ("luthier", "torch", "peft", "transformers")
 
@@ -65,7 +79,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def score(values: list[float], factor: float) -> dict[str, Any]:
-    """Mean over the seeds, and two standard errors to either side."""
+    """Mean over the seeds, and two standard errors to either side; `of` says how many seeds there are to be."""
     middle = mean(values) * factor
     around = 2 * stdev(values) * factor / sqrt(len(values)) if len(values) > 1 else None
     return {
@@ -73,32 +87,39 @@ def score(values: list[float], factor: float) -> dict[str, Any]:
         "low": None if around is None else round(middle - around, 4),
         "high": None if around is None else round(middle + around, 4),
         "seeds": len(values),
+    } | ({"of": SEEDS} if len(values) < SEEDS else {})
+
+
+def board(task: str, arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
+    """The board of a task, with the methods that have a result; None with fewer than two of them."""
+    about = BOARDS[task]
+    metric = about["metric"]
+    factor = FACTORS.get(metric, 100.0)
+    done = {
+        arm: [line for line in runs if line.get(metric) is not None] for arm, runs in arms.items() if arm != MAJORITY
     }
-
-
-def board(task: str, arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    told = BOARDS[task]
-    factor = 1.0 if told["metric"] == "loss" else 100.0
-    full = arms["full"][0]
+    done = {arm: runs for arm, runs in done.items() if runs}
+    if len(done) < 2:
+        return None
+    one = done.get("full", next(iter(done.values())))[0]
+    majority = arms[MAJORITY][0].get(metric) if MAJORITY in arms else None
     scores = {
-        arm: score([line[told["metric"]] for line in runs], factor)
+        arm: score([line[metric] for line in runs], factor)
         | {"trainable": runs[0]["trainable"], "bytes": runs[0]["bytes"]}
-        for arm, runs in arms.items()
-        if arm != MAJORITY and "refused" not in runs[0]
+        for arm, runs in done.items()
     }
-    majority = arms[MAJORITY][0][told["metric"]] * factor if MAJORITY in arms else None
     return {
         "key": task,
-        **told,
+        **about,
         "command": f"python -m benchmarks.methods.run {task}",
-        "higher_is_better": told["metric"] != "loss",
-        "parameters": full["parameters"],
-        "rows": full["rows"],
-        "held_out": full["held_out"],
-        "steps": full["steps"],
-        "majority": majority,
+        "higher_is_better": metric != "loss",
+        "parameters": one["parameters"],
+        "rows": one["rows"],
+        "held_out": one["held_out"],
+        "steps": one["steps"],
+        "majority": majority and majority * factor,
         "scores": scores,
-        "versions": {name: full[name] for name in VERSIONS},
+        "versions": {name: one[name] for name in VERSIONS},
     }
 
 
@@ -113,7 +134,7 @@ def measured() -> dict[str, Any]:
     return {
         "made_by": "python -m benchmarks.methods.evidence",
         "file": "benchmarks/methods/results.jsonl",
-        "boards": [board(task, found[task]) for task in BOARDS],
+        "boards": [made for task in BOARDS if (made := board(task, found[task])) is not None],
         "speed": {
             "file": "benchmarks/methods/speed.jsonl",
             "command": "python -m benchmarks.methods.speed --steps 6",

@@ -32,6 +32,7 @@ import torch
 import transformers
 
 import luthier
+from benchmarks import record
 from luthier.core.errors import LuthierError, Stopped
 from luthier.data.prepare import load
 from luthier.pipeline import train as luthier_run
@@ -70,6 +71,9 @@ ARMS: dict[str, dict[str, Any]] = {
 
 MAJORITY = "majority class"
 """A row beside the methods: what always answering the most frequent label of the training rows scores."""
+
+METRICS = ("loss", "accuracy", "mcc", "exact_match", "bleu", "rouge_l")
+"""Scores of a line of results, as far as its task has them."""
 
 QUANTIZED = {"qlora": ("lora", "nf4"), "lora_int8": ("lora", "int8")}
 
@@ -215,8 +219,12 @@ def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> di
         line["refused"] = str(error)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    line |= {
-        "seconds": round(time.perf_counter() - began, 1),
+    return line | {"seconds": round(time.perf_counter() - began, 1)} | environment()
+
+
+def environment() -> dict[str, Any]:
+    """Threads and versions of a run, which the tables name."""
+    return {
         "threads": torch.get_num_threads(),
         "luthier": luthier.__version__,
         "torch": torch.__version__,
@@ -224,7 +232,6 @@ def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> di
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
-    return line
 
 
 def majority(name: str) -> dict[str, Any]:
@@ -246,12 +253,8 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def keep(file: Path, line: dict[str, Any]) -> None:
-    with file.open("a") as out:
-        out.write(json.dumps(line) + "\n")
-    shown = {
-        key: line.get(key)
-        for key in ("task", "arm", "seed", "lr", "loss", "accuracy", "mcc", "bleu", "seconds", "refused")
-    }
+    record.keep(file, line)
+    shown = {key: line.get(key) for key in ("task", "arm", "seed", "lr", *METRICS, "seconds", "refused")}
     print(json.dumps({k: v for k, v in shown.items() if v is not None}), flush=True)
 
 

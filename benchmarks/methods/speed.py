@@ -33,6 +33,7 @@ from torch import nn
 
 import luthier
 from benchmarks.methods.run import HERE, QUANTIZED, read
+from benchmarks.record import Table, keep, put
 from luthier.data.batches import micro_batches
 from luthier.kernels.apply import patched
 from luthier.kernels.attention import row_by_row
@@ -45,7 +46,6 @@ from luthier.training.settings import TrainConfig
 from luthier.training.step import Batch, Loop, accelerator_on, build_optimizer
 
 FILE, PAGE = HERE / "speed.jsonl", HERE / "README.md"
-BEGIN, END = "<!-- made by python -m benchmarks.methods.speed --table: begin -->", "<!-- end of speed -->"
 ARMS = [
     "lora",
     "rslora",
@@ -191,8 +191,8 @@ def measure(arm: str, folder: Path, steps: int, given: list[Row]) -> dict[str, A
     }
 
 
-def table() -> str:
-    """Markdown, from the newest line of each arm."""
+def tables() -> list[Table]:
+    """The table of README.md, from the newest line of each arm."""
     lines = {line["arm"]: line for line in read(FILE)}
     made = [
         "| method | layout | Luthier, seconds a step | PEFT's module, seconds a step | ratio (range) |",
@@ -210,7 +210,8 @@ def table() -> str:
             "",
             f"Processor seconds of a step of {one['tokens']:,} tokens, {one['steps']} steps each in turns; {one['versions']}, {one['threads']} threads.",
         ]
-    return "\n".join(made)
+    command = "python -m benchmarks.methods.speed --table"
+    return [Table(PAGE, command, "\n".join(made), (FILE,), "<!-- end of speed -->")]
 
 
 def main() -> None:
@@ -227,11 +228,8 @@ def main() -> None:
             for arm in given.arms:
                 line = measure(arm, Path(place), given.steps, rows(given.rows))
                 print(json.dumps(line), flush=True)
-                with FILE.open("a") as out:
-                    out.write(json.dumps(line) + "\n")
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}")
+                keep(FILE, line)
+    put(tables())
 
 
 if __name__ == "__main__":

@@ -6,15 +6,15 @@ python -m benchmarks.methods.table
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.methods.papers import PAPERS, pairs
 from benchmarks.methods.run import ARMS, HERE, MAJORITY, TASKS, read
+from benchmarks.record import Table, put
 
 PAGE, DOCS = HERE / "README.md", HERE.parents[1] / "docs/methods.md"
-BEGIN, END = "<!-- made by python -m benchmarks.methods.table: begin -->", "<!-- end -->"
+COMMAND, RESULTS = "python -m benchmarks.methods.table", HERE / "results.jsonl"
 
 SEEDS = 3
 
@@ -35,7 +35,7 @@ Lines = dict[tuple[str, str], list[dict[str, Any]]]
 
 def grouped() -> Lines:
     found: Lines = defaultdict(list)
-    for line in read(HERE / "results.jsonl"):
+    for line in read(RESULTS):
         found[line["task"], line["arm"]].append(line)
     return found
 
@@ -106,8 +106,8 @@ def rates() -> list[str]:
         if "lr" in line:
             found[line["task"], line["arm"]][line["lr"]] = line["loss"]
     rows = ["| task | method | held-out loss at each learning rate |", "|---|---|---|"]
-    for task in TASKS:
-        for arm in ARMS:
+    for task in dict.fromkeys([*TASKS, *(task for task, _ in found)]):
+        for arm in dict.fromkeys([*ARMS, *(arm for _, arm in found)]):
             if losses := found.get((task, arm)):
                 best = min(losses, key=lambda lr: losses[lr])
                 shown = [
@@ -156,15 +156,9 @@ def _spread(lines: list[dict[str, Any]], metric: str, factor: float) -> tuple[fl
     return mean(values), stdev(values) if len(values) > 1 else float("inf")
 
 
-def put(page: Path, made: list[str]) -> None:
-    """Between the two marks of the page."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n" + "\n".join(made) + f"\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-
-
-def main() -> None:
+def tables() -> list[Table]:
     found = grouped()
-    environment = read(HERE / "results.jsonl")[-1]
+    environment = read(RESULTS)[-1]
     said = ", ".join(f"{name} {environment[name]}" for name in ("luthier", "torch", "peft", "transformers"))
     seeds = sorted({line["seed"] for lines in found.values() for line in lines})
     made = [
@@ -179,9 +173,11 @@ def main() -> None:
         "",
         *rates(),
     ]
-    put(PAGE, made)
-    put(DOCS, beside(found))
+    return [
+        Table(PAGE, COMMAND, "\n".join(made), (RESULTS, HERE / "sweep.jsonl")),
+        Table(DOCS, COMMAND, "\n".join(beside(found)), (RESULTS,)),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    put(tables())

@@ -21,12 +21,12 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.serving import servers, table
+from benchmarks.record import keep, put
+from benchmarks.serving import servers
 from benchmarks.serving.client import load
 from benchmarks.serving.make import METHODS, make
+from benchmarks.serving.table import HERE, RESULTS, tables
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results.jsonl"
 PLACE = HERE.parents[1] / "build" / "benchmarks" / "serving"
 
 
@@ -51,8 +51,7 @@ def measure(name: str, arm: servers.Arm, given: argparse.Namespace, round_: int)
                 "processors": os.cpu_count(),
                 **versions(),
             }
-            with given.out.open("a") as out:
-                out.write(json.dumps(line) + "\n")
+            keep(given.out, line)
             shown = {key: round(found[key], 1) for key in ("tokens_per_second", "first_ms", "each_ms")}
             print(json.dumps({"arm": name, "clients": clients, **shown}), flush=True)
 
@@ -104,7 +103,7 @@ def main() -> None:
             for name, arm in arms.items():
                 if not set(given.clients) <= done(given.out, name, round_):
                     measure(name, arm, given, round_)
-    table.write(RESULTS, HERE / "README.md")
+    put(tables(given.out))
 
 
 if __name__ == "__main__":

@@ -8,20 +8,20 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.record import Table
 from benchmarks.serving.servers import ARMS
 
-BEGIN, END = "<!-- made by python -m benchmarks.serving.run --table: begin -->", "<!-- end -->"
+HERE = Path(__file__).resolve().parent
+RESULTS, PAGE = HERE / "results.jsonl", HERE / "README.md"
 Lines = dict[tuple[str, int], list[dict[str, Any]]]
 
 
-def write(results: Path, page: Path) -> None:
-    """Put the tables between the marks of the page."""
+def tables(results: Path = RESULTS) -> list[Table]:
     lines: Lines = defaultdict(list)
     for text in results.read_text().splitlines() if results.is_file() else []:
         line = json.loads(text)
         lines[line["arm"], line["clients"]].append(line)
-    before, rest = page.read_text().split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{_tables(lines)}\n{END}{rest.split(END)[1]}")
+    return [Table(PAGE, "python -m benchmarks.serving.run --table", _tables(lines), (results,))]
 
 
 def _tables(lines: Lines) -> str:

@@ -31,9 +31,10 @@ from typing import Any, ClassVar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from benchmarks.record import Table, keep, put
+
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results.jsonl", HERE / "README.md"
-BEGIN, END = "<!-- made by python -m benchmarks.tracking.run --table: begin -->", "<!-- end -->"
 PACKAGES = {
     "tensorboard": "tensorboardX",
     "trackio": "trackio",
@@ -137,12 +138,6 @@ def call(arm: str, *words: str) -> dict[str, Any]:
     return line
 
 
-def keep(line: dict[str, Any]) -> None:
-    print(line, flush=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
 def rounds(given: argparse.Namespace) -> None:
     chosen = [name for name in given.arms if find_spec(PACKAGES[name])]
     for name in set(given.arms) - set(chosen):
@@ -152,11 +147,13 @@ def rounds(given: argparse.Namespace) -> None:
     for number in range(given.rounds):
         turn = number % len(arms)
         for arm in [*arms[turn:], *arms[:turn]]:
-            keep(call(arm, *words) | {"round": number})
+            line = call(arm, *words) | {"round": number}
+            print(line, flush=True)
+            keep(RESULTS, line)
 
 
-def table() -> None:
-    """Put the tables into README.md. Ratios are to the run without a tracker of the same round."""
+def tables() -> list[Table]:
+    """The tables of README.md. Ratios are to the run without a tracker of the same round."""
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     costs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for text in RESULTS.read_text(encoding="utf-8").splitlines():
@@ -191,9 +188,7 @@ def table() -> None:
             "",
             f"{len(none)} rounds of {none[0]['steps']} steps, the first {none[0]['first']} counted apart. A step without a tracker took {step} ms.",
         ]
-    page = PAGE.read_text(encoding="utf-8")
-    begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    PAGE.write_text(page[:begin] + "\n" + "\n".join(lines) + "\n" + page[end:], encoding="utf-8")
+    return [Table(PAGE, "python -m benchmarks.tracking.run --table", "\n".join(lines), (RESULTS,))]
 
 
 def _spread(values: list[float], digits: int) -> str:
@@ -216,7 +211,7 @@ def main() -> None:
     elif given.work:
         work(given.work, given.steps, given.first, given.place)
     elif given.table:
-        table()
+        put(tables())
     else:
         rounds(given)
 

@@ -22,10 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training import contest, environments, table, work
+from benchmarks.record import keep, put
+from benchmarks.training import contest, environments, work
 from benchmarks.training.make import SHAPES, make
+from benchmarks.training.table import RESULTS, tables
 
-RESULTS = table.RESULTS
 BYTES = {"fp32": 4, "bf16": 2, "plain": 2}
 
 
@@ -133,8 +134,8 @@ def rounds(given: argparse.Namespace, names: list[str], learned: str, folder: Pa
         )
         before = after
         if not other:
-            with RESULTS.open("a") as out:
-                out.writelines(json.dumps(line) + "\n" for line in lines)
+            for line in lines:
+                keep(RESULTS, line)
 
 
 def main() -> None:
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="put the results into README.md")
     given = parser.parse_args()
     if given.table:
-        table.write()
+        put(tables())
         return
     names = runnable(given.arms)
     for learned in ("half", "two") if given.learned == "both" else (given.learned,):

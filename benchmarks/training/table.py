@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.record import Table
 from benchmarks.training.contest import ARMS
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results.jsonl", HERE / "README.md"
-BEGIN, END = "<!-- made by python -m benchmarks.training.run --table: begin -->", "<!-- end -->"
 
 Line = dict[str, Any]
 
@@ -120,8 +120,7 @@ def foot_of(arms: dict[str, list[Line]]) -> str:
     )
 
 
-def write() -> None:
-    """Put the tables into README.md."""
+def tables() -> list[Table]:
     found: dict[tuple[str, int, str], dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     if not RESULTS.is_file():
         raise SystemExit("there are no results yet: python -m benchmarks.training.run")
@@ -135,6 +134,4 @@ def write() -> None:
         if (shape, layers) == ("qwen2-0.5b", 24):
             made += bars_of(arms)
         made += [*planned_of(arms), "", foot_of(arms), ""]
-    page = PAGE.read_text(encoding="utf-8")
-    begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-    PAGE.write_text(page[:begin] + "\n" + "\n".join(made) + page[end:], encoding="utf-8")
+    return [Table(PAGE, "python -m benchmarks.training.run --table", "\n".join(made), (RESULTS,))]

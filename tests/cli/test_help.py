@@ -109,3 +109,17 @@ def test_a_log_says_how_much_time_is_left(capsys: pytest.CaptureFixture[str], mo
     terminal.step({**record, "step": 100}, 2292.0)
     last, end = capsys.readouterr().out.splitlines()[-2:]
     assert last.endswith("2,292 tokens/s  30 s left") and end.endswith("tokens/s")
+
+
+def test_a_log_has_a_line_of_slow_steps_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    terminal = progress.Terminal(log_every=50)
+    terminal.train_begins(0, 32)
+    for step in range(1, 33):
+        now[0] += 10
+        terminal.step({"step": step, "loss": 0.5, "lr": 1e-3, "grad_norm": 1.0}, 2292.0)
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.strip().startswith("step")]
+    assert shown == [f"{step}/32" for step in range(4, 33, 4)]

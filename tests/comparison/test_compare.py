@@ -13,6 +13,7 @@ import pytest
 from luthier.comparison.compare import compare
 from luthier.comparison.runner import CompareConfig
 from luthier.core.errors import InputError
+from luthier.core.events import Progress
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
@@ -65,6 +66,24 @@ def test_methods_are_compared_and_each_run_is_the_one_that_train_makes(
         assert weights.read_bytes() == (kept.weights() / weights.name).read_bytes(), name
         said = [[json.loads(line)["tuned"] for line in each.predictions.open()] for each in (mine, kept)]
         assert said[0] == said[1]
+
+
+def test_a_base_that_train_has_measured_is_known(
+    recipe: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Notes(Progress):
+        def note(self, text: str) -> None:
+            noted.append(text)
+
+    noted: list[str] = []
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("luthier.pipeline.measure.WORTH", 0)
+    alone = train(recipe("task=chat", "method=ia3", f"run={tmp_path / 'alone'}"))
+    compare(recipe("task=chat"), CompareConfig("lora", workers=1), progress=Notes())
+    assert any("evaluate.cache" in note for note in noted)
+    run = RunFolder(tmp_path / "compared/arms/lora-s0")
+    assert run.read_json(run.result)["base"] == alone["base"]
+    assert run.read_json(run.before)["of"] == json.loads((tmp_path / "compared/base/before.json").read_text())["of"]
 
 
 def test_all_methods_give_rows_and_those_that_cannot_run_their_reasons(

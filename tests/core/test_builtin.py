@@ -69,10 +69,10 @@ def test_reviews_are_enough_and_balanced() -> None:
             for domain in ("film", "product"):
                 assert count[language, domain, "positive"] == count[language, domain, "negative"] > 0
     assert len(rows("assistant", "train")) + len(rows("assistant", "heldout")) >= 60
-    assert data_names() == ["assistant", "reviews"]
+    assert data_names() == ["assistant", "banking", "reviews"]
 
 
-@pytest.mark.parametrize("name", ["reviews", "assistant"])
+@pytest.mark.parametrize("name", ["reviews", "assistant", "banking"])
 def test_no_held_out_row_stands_in_training_or_nearly_so(name: str) -> None:
     def text(row: dict[str, Any]) -> str:
         return str(row["text"]) if "text" in row else str(row["messages"][0]["content"])

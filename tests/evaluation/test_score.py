@@ -22,6 +22,7 @@ from luthier.evaluation.contrast import contrast
 from luthier.evaluation.forgetting import forgetting
 from luthier.evaluation.metrics.base import EVALUATIONS, SumMetric
 from luthier.evaluation.metrics.exact_match import normalized_answer
+from luthier.evaluation.metrics.labels import Labels
 from luthier.evaluation.records.context import EvalContext, bleu_splitter, split_answer, words
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.evaluation.scores import (
@@ -35,6 +36,7 @@ from luthier.evaluation.scores import (
     resamples,
     scores,
 )
+from luthier.pipeline.measure import no_better_than_chance
 from luthier.rendering.example import Example, Message
 from luthier.rendering.row import Row
 from luthier.reports import run_report
@@ -297,8 +299,8 @@ def test_forgetting_is_bits_over_bytes_and_its_interval_is_paired() -> None:
 
 def test_the_probe_is_small_balanced_and_right() -> None:
     texts = [json.loads(line) for line in PROBE.read_text(encoding="utf-8").splitlines()]
-    assert len({each["text"] for each in texts}) == 120 and PROBE.stat().st_size < 60_000
-    assert set(Counter(each["category"] for each in texts).values()) == {20}
+    assert len({each["text"] for each in texts}) == 60 and PROBE.stat().st_size < 30_000
+    assert set(Counter(each["category"] for each in texts).values()) == {10}
     sums = [
         found
         for each in texts
@@ -306,4 +308,12 @@ def test_the_probe_is_small_balanced_and_right() -> None:
         for found in re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", each["text"])
     ]
     work = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
-    assert len(sums) == 80 and all(work[sign](int(a), int(b)) == int(c) for a, sign, b, c in sums)
+    assert len(sums) == 40 and all(work[sign](int(a), int(b)) == int(c) for a, sign, b, c in sums)
+
+
+def test_a_model_with_one_answer_for_all_is_said_to_be_no_better_than_chance() -> None:
+    records: list[dict[str, Any]] = [{"label": "ab"[i % 2], "chosen": "a"} for i in range(40)]
+    (said,) = no_better_than_chance(scores(records, [Labels()]), records)
+    assert "'a' to 40 of 40" in said and "train.lr" in said
+    right: list[dict[str, Any]] = [{"label": "ab"[i % 2], "chosen": "ab"[i % 2]} for i in range(40)]
+    assert no_better_than_chance(scores(right, [Labels()]), right) == []

@@ -110,6 +110,7 @@ def test_a_run_that_classifies_in_bfloat16(
                 "train.precision=bf16",
                 "train.steps=40",
                 f"train.lr={RATES[name]}",
+                f"train.head_lr={RATES[name]}",
             ],
         )
     )

@@ -17,6 +17,7 @@ from luthier.builtin import PROBE
 from luthier.cli.terminal.show_result import show_result
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.events import Progress
+from luthier.core.files import read_jsonl
 from luthier.pipeline.evaluate import evaluate
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig
@@ -113,6 +114,42 @@ def test_the_base_is_measured_once_for_two_runs_and_the_hit_is_said(
     assert not cache.exists(), "what is measured in a moment is not kept"
 
 
+def test_the_cache_changes_no_score_and_the_general_texts_are_read_once_for_all_rows(
+    settings: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from luthier.evaluation import forgetting
+
+    read: list[int] = []
+    measure_probe = forgetting.measure_probe
+
+    def count(context: Any) -> Any:
+        read.append(len(context.examples))
+        return measure_probe(context)
+
+    monkeypatch.setattr(forgetting, "measure_probe", count)
+
+    def run(name: str, *overrides: str, rows: int = 40) -> dict[str, Any]:
+        read.clear()
+        made = train(settings(review_rows(rows), "task=chat", *overrides, run=name))
+        return {key: made[key] for key in ("base", "tuned", "difference", "forgetting", "counts")}
+
+    first = run("one")
+    assert len(read) == 2, "the base and the tuned model"
+    assert run("two") == first and len(read) == 1, "the base is known"
+    assert run("three", "evaluate.cache=false") == first and len(read) == 2
+    run("four", rows=48)
+    assert len(read) == 1, "other rows, the same texts"
+    folder = tmp_path / "other"
+    shutil.copytree(settings([]).model.path, folder)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 0x80  # another sign of one weight
+    weights.write_bytes(content)
+    changed = run("five", f"model={folder}")
+    assert len(read) == 2 and changed["base"] != first["base"], "another base"
+    assert run("six", "evaluate.before=false")["forgetting"] == {} and not read, "there is nothing to compare with"
+
+
 def test_every_score_of_labels_is_measured_and_the_verdict_is_in_words(
     settings: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +159,7 @@ def test_every_score_of_labels_is_measured_and_the_verdict_is_in_words(
     assert result["primary_metric"] == "accuracy" and {"mcc", "macro_f1"} <= set(result["difference"])
     assert result["difference"]["accuracy"]["verdict"] == "within noise"
     assert result["forgetting"]["all"]["difference"]["verdict"] == "within noise"
-    assert result["forgetting"]["all"]["texts"] == 120
+    assert result["forgetting"]["all"]["texts"] == 60
     assert set(result["forgetting"]) == {"all", "english", "chinese", "code", "arithmetic", "dialogue", "facts"}
     page = (tmp_path / "run" / "report.html").read_text()
     assert "within noise" in page and "Forgetting, on general texts" in page
@@ -310,6 +347,15 @@ def test_a_run_without_held_out_rows_has_a_report_all_the_same(
     result = train(settings(open_rows(12), "data.validation=none"))
     assert result["tuned"] == {} and result["primary_metric"] == "" and (tmp_path / "run" / "report.html").is_file()
     show_result(result)
+
+
+def test_texts_may_hold_what_else_ends_a_line(settings: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """One in a hundred reviews of IMDB holds U+0085, which str.splitlines cuts at, and JSON does not escape."""
+    breaks = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+    rows = [{"instruction": f"Say{breaks}{i}.", "output": f"A{breaks}{i}"} for i in range(8)]
+    result = train(settings(rows, "evaluate.generate=4", "evaluate.forgetting=false"))
+    assert result["validation_examples"] == 4 and (tmp_path / "run" / "report.html").is_file()
+    assert [each["answer"][:9] for each in read_jsonl(tmp_path / "run" / "predictions.jsonl")] == [f"A{breaks}"] * 4
 
 
 def test_without_the_base_there_is_nothing_to_compare_with(settings: Callable[..., RunConfig]) -> None:

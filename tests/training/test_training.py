@@ -151,8 +151,10 @@ def test_a_new_head_may_have_a_rate_of_its_own(
 ) -> None:
     reviews = write_jsonl(tmp_path / "reviews.jsonl", review_rows(60))
     still = ["task=classify", "train.lr=1e-12", "train.weight_decay=0", "train.warmup=0"]
-    start(model_folder(kind), reviews, tmp_path / "slow", *still)
-    start(model_folder(kind), reviews, tmp_path / "fast", *still, "train.head_lr=1e-2")
+    start(model_folder(kind), reviews, tmp_path / "slow", *still, "train.head_lr=1e-12")
+    result = start(model_folder(kind), reviews, tmp_path / "fast", *still)
+    assert result["lr"] == 1e-12 and result["head_lr"] > 1e-3
+    assert json.loads((tmp_path / "fast/metrics.jsonl").read_text().splitlines()[0])["lr"] == 1e-12
     slow, fast = weights(tmp_path / "slow"), weights(tmp_path / "fast")
     moved = {name for name in slow if (slow[name] - fast[name]).abs().max() > 1e-6}
     assert moved == {name for name in slow if "score" in name or "classifier" in name} and moved

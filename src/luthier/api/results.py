@@ -145,6 +145,11 @@ class Choice(_Result):
         """Methods that cannot, with the reason."""
         return list(self._body["ruled_out"])
 
+    @property
+    def evidence(self) -> list[dict[str, Any]]:
+        """The measurements that the ranking rests on, the nearest first: `by`, `distance`, `text`, `source`."""
+        return list(self._body["evidence"])
+
     def __repr__(self) -> str:
         return f"Choice({', '.join(each['method'] for each in self.ranked) or 'nothing fits'})"
 
@@ -159,8 +164,11 @@ class Choice(_Result):
             )
             for each in self.ranked
         ]
-        return show.head(show.said(self._body["question"]["said"])) + show.html_table(
-            ("method", ">memory", ">training", ">trained", "reasons"), rows
+        measured = [(show.said(each["text"]), each["cited"]) for each in self.evidence]
+        return (
+            show.head(show.said(self._body["question"]["said"]))
+            + show.html_table(("method", ">memory", ">training", ">trained", "reasons"), rows)
+            + show.html_table(("measurements, the nearest to your case first", "source"), measured)
         )
 
 

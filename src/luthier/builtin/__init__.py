@@ -14,6 +14,9 @@ PROBE = Path(__file__).parent / "probe.jsonl"
 DEMO = Path(__file__).parent / "demo.yaml"
 """Recipe of `luthier demo`."""
 
+DEMOS = {"builtin": DEMO, "smollm2": Path(__file__).parent / "demo-smollm2.yaml"}
+"""Recipes of `luthier demo BASE`."""
+
 
 def data_names() -> list[str]:
     """Names of the embedded data sets: builtin:NAME in a recipe."""

@@ -18,7 +18,6 @@ from luthier.core.errors import InputError, LuthierError
 from luthier.core.quiet import set_environment
 from luthier.core.ranks import Followed, started
 from luthier.core.version import __version__
-from luthier.kernels.process import sleep_soon
 
 app = typer.Typer(
     cls=Group,
@@ -81,7 +80,6 @@ def main() -> None:
     if len(sys.argv) == 1:
         sys.argv.append("--help")  # typer's no_args_is_help raises an error that depends on its version
     set_environment()
-    sleep_soon()
     try:
         code = app(as_typed_keys(sys.argv[1:]), prog_name="luthier", standalone_mode=False) or 0
     except Exception as error:

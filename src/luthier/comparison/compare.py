@@ -22,8 +22,8 @@ from luthier.core.events import SILENT, Progress
 from luthier.core.files import lock, read_object, write_json, write_text
 from luthier.core.signals import watch
 from luthier.core.units import duration
-from luthier.data.parallel import processors
 from luthier.evaluation.scores import primary_metric
+from luthier.kernels.process import processors
 from luthier.models.load import device, locate
 from luthier.pipeline import prepare
 from luthier.planning.plan import tuned_skeleton
@@ -198,7 +198,7 @@ def _decide(context: Context) -> None:
 
 
 def _measure_base(context: Context) -> float:
-    """Measure the base once for all runs; returns the seconds that took, 0 where it was measured before."""
+    """Measure the base once for all runs; returns the seconds that it takes, 0 where before.json is there."""
     inputs, before = context.inputs, context.inputs.before
     assert before is not None
     if before.is_file():
@@ -207,10 +207,12 @@ def _measure_base(context: Context) -> float:
     before.parent.mkdir(parents=True, exist_ok=True)
     context.progress.stage("evaluating the base, once for all methods")
     events = context.executor.execute(context, [CompareTask("base", "base", config, context.folder)])
-    (seconds,) = runner.results_of(events, "the base")
+    (made,) = runner.results_of(events, "the base")
+    for note in made["notes"]:
+        context.progress.note(note)
     if not before.is_file():  # evaluate.before=false, or a base with random weights
         inputs.before = None
-    return float(seconds)
+    return float(made["seconds"])
 
 
 def _run(context: Context) -> dict[tuple[str, int], str]:

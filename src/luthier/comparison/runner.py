@@ -18,7 +18,7 @@ from luthier.core.errors import InputError, Stopped
 from luthier.core.events import Progress
 from luthier.core.files import write_json
 from luthier.core.units import duration
-from luthier.data.parallel import processors
+from luthier.kernels.process import processors
 from luthier.pipeline.prepare import Encoding, Loaded, SharedInputs, load_base
 from luthier.pipeline.train import train
 from luthier.recipe.config import RunConfig

@@ -13,10 +13,12 @@ from typing import Any
 from luthier.comparison.candidates import Variant
 from luthier.comparison.significance import Draws, differences_to, draws, pareto
 from luthier.core.errors import InputError
-from luthier.core.files import read_object
+from luthier.core.files import read_jsonl, read_object
 from luthier.evaluation.metrics.base import metrics_of
 from luthier.evaluation.records.context import Record, restored_records
 from luthier.evaluation.scores import primary_metric
+from luthier.methods.base import METHODS, PRESETS, QUANTIZED
+from luthier.planning.advisor.evidence import peft_board
 from luthier.runs.folder import RunFolder
 
 POINTS = 60
@@ -36,11 +38,18 @@ UNKNOWN = ("score", "trainable", "share", "adapter_bytes", "memory", "tokens_per
 
 @cache
 def paper_results() -> dict[str, dict[str, str]]:
-    """What papers report: variant name -> {text, source}, from what a table says, and which table.
+    """What papers report, and for other methods PEFT's comparison: variant name -> {text, source}.
 
-    Each figure is on the paper's own models and data, so it is shown beside a measured value, never ranked against it.
+    Each figure is on its own models and data, so it is shown beside a measured value, never ranked against it.
     """
-    return dict(json.loads(Path(__file__).with_name("paper_results.json").read_text(encoding="utf-8")))
+    found: dict[str, dict[str, str]] = {}
+    board, names = peft_board(), {*METHODS.names(), *PRESETS} - QUANTIZED.keys()
+    usual = board.scores["lora"]
+    for name, score in board.scores.items():
+        if name in names:
+            text = f"{board.name} {score.shown()} where LoRA has {usual.shown()} ({board.model}; {score.setting})"
+            found[name] = {"text": text, "source": f"PEFT's comparison, {board.source.place}"}
+    return found | dict(json.loads(Path(__file__).with_name("paper_results.json").read_text(encoding="utf-8")))
 
 
 def table_of(
@@ -90,8 +99,7 @@ def table_of(
 
 
 def _records(run: RunFolder) -> list[Record]:
-    lines = run.checked(run.predictions).read_text(encoding="utf-8").splitlines()
-    return restored_records([json.loads(line)["tuned"] for line in lines])
+    return restored_records([each["tuned"] for each in read_jsonl(run.checked(run.predictions))])
 
 
 def _row(

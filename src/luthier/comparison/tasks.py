@@ -1,7 +1,6 @@
 """The tasks of a comparison: done on what is in memory here, or each alone on another machine."""
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,20 +19,29 @@ from luthier.runs.folder import RunFolder
 
 
 def do(task: CompareTask, inputs: SharedInputs, send: workers.Send) -> Any:
-    """Do a task: the result of a run, what a search found, or the seconds that the base took to measure."""
+    """Do a task: the result of a run, what a search found, or what measuring the base took."""
     if task.kind == "search":
         return tuning.search(Variant(task.name, task.config), inputs, task.unit, task.folder, send)
     return train_variant(task.config, inputs, send) if task.kind == "run" else _measure_base(task, inputs)
 
 
-def _measure_base(task: CompareTask, inputs: SharedInputs) -> float:
-    began = time.perf_counter()
+class _Notes(Progress):
+    """Keeps the notes, which the comparison's own process shows."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.kept.append(text)
+
+
+def _measure_base(task: CompareTask, inputs: SharedInputs) -> dict[str, Any]:
+    notes = _Notes()
     folder = RunFolder(_before(task.folder).parent)
     folder.ledger.begin(task.config.model_dump(mode="json"))
     loaded = inputs.load(task.config, folder)
     loaded.model.eval()
-    measure_base(loaded, folder, Progress())
-    return time.perf_counter() - began
+    return {"seconds": measure_base(loaded, folder, notes).seconds, "notes": notes.kept}
 
 
 def _before(folder: Path) -> Path:

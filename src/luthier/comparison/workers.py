@@ -17,6 +17,7 @@ from typing import Any
 
 from luthier.core.errors import LuthierError, Stopped
 from luthier.core.signals import end_with_parent
+from luthier.kernels.process import share_processors
 
 Send = Callable[[dict[str, Any]], None]
 Job = Callable[[Send], Any]
@@ -86,6 +87,7 @@ def _run(job: Job, threads: int, send: Connection) -> None:
         signal.signal(number, signal.SIG_DFL)
     os.setpgrp()  # ctrl-C is for the parent, which asks us to stop once: a second signal would end us at once
     torch.set_num_threads(threads)
+    share_processors()
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     os.dup2(devnull, 2)  # notices of libraries, in the middle of the parent's bar

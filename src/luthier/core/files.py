@@ -90,6 +90,12 @@ def write_jsonl(path: Path, rows: Iterable[Any], put: Callable[[Path], None] = p
     put(path)
 
 
+def read_jsonl(path: Path) -> Iterator[Any]:
+    """The values of a JSON-lines file. Only a newline ends a line: texts may hold what `str.splitlines` cuts at."""
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
 MANIFEST = "manifest.json"
 
 

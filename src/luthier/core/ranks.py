@@ -8,6 +8,7 @@ Every process tells a store each second that it lives. One that is silent for LI
 stopped or cut off, is named by the others, which end. Nobody waits for it longer.
 """
 
+import atexit
 import json
 import os
 import socket
@@ -240,6 +241,8 @@ def joined(device: str, facts: Mapping[str, str]) -> Iterator[Ranks]:
             said = error.message if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
             ranks._watch.give_up(f"{ranks.name(rank)}: {said}", getattr(error, "exit_code", 1))
             ranks._watch.let_others_leave()
+        if not ranks.leads:
+            ranks._watch.let_leader_speak()
         raise
     finally:
         ranks._watch.stop()
@@ -370,7 +373,7 @@ class _Watch(threading.Thread):
                 self.store.set(f"beat/{self.ranks.rank}", str(beat))
                 self._look()
                 if (over := self._said()) is not None:
-                    self._leave()
+                    self._note(f"left/{self.ranks.rank}")
                 self.heard = time.monotonic()
             except RuntimeError:
                 over = f"{self.ranks.name(0)} cannot be reached any more", 1
@@ -382,9 +385,12 @@ class _Watch(threading.Thread):
                 return
             if over is not None:
                 # The main thread may wait in a transfer that nothing ends. Where one fails at once, its error says why.
-                if not self.ranks.leads or not self.ended.wait(5 * BEAT):
-                    if self.ranks.leads:
-                        print(f"error: {over[0]}\n  fix: {AGAIN}", file=sys.stderr, flush=True)
+                if not self.ranks.leads:
+                    self.let_leader_speak()
+                    os._exit(over[1])
+                if not self.ended.wait(5 * BEAT):
+                    print(f"error: {over[0]}\n  fix: {AGAIN}", file=sys.stderr, flush=True)
+                    self._note("spoke")
                     os._exit(over[1])
                 return
 
@@ -425,10 +431,19 @@ class _Watch(threading.Thread):
         with suppress(RuntimeError):
             if self._said() is None:
                 self.store.set("over", to_json([why, code]))
+        if self.ranks.leads:
+            atexit.register(self._note, "spoke")
 
-    def _leave(self) -> None:
+    def _note(self, key: str) -> None:
         with suppress(RuntimeError):
-            self.store.set(f"left/{self.ranks.rank}", "")
+            self.store.set(key, "")
+
+    def let_leader_speak(self) -> None:
+        """Wait a moment for the leader's last words: a launcher that sees a follower end kills the leader at once."""
+        until = time.monotonic() + 5 * BEAT
+        with suppress(RuntimeError):
+            while time.monotonic() < until and not self.store.check(["spoke"]):
+                time.sleep(BEAT / 20)
 
     def let_others_leave(self) -> None:
         """As leader, wait a moment until the others know that the run is over: the store may end with this process."""
@@ -444,4 +459,4 @@ class _Watch(threading.Thread):
         self.ended.set()
         self.join(timeout=2 * BEAT)
         if time.monotonic() - self.heard < 5 * BEAT:  # a store that is gone may let us wait
-            self._leave()
+            self._note(f"left/{self.ranks.rank}")

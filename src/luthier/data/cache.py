@@ -101,9 +101,10 @@ def entries() -> list[tuple[Path, int, float]]:
     found = []
     with contextlib.suppress(OSError):
         for folder in cache_root().iterdir():
-            # Beside rows that were tokenized there are unpacked bases, rows that were given to the Python API, and
-            # copies of runs at a URL, unless something was exported there.
-            known = folder.name.startswith(("gguf-", "rows-", "remote-")) and not any(folder.glob("*/exports"))
+            # Beside rows that were tokenized there are bases that were downloaded or unpacked, rows that were given to
+            # the Python API, and copies of runs at a URL, unless something was exported there.
+            others = ("fetched-", "gguf-", "rows-", "remote-")
+            known = folder.name.startswith(others) and not any(folder.glob("*/exports"))
             if folder.is_dir() and ((folder / META).is_file() or known):
                 size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 found.append((folder, size, folder.stat().st_mtime))
@@ -119,7 +120,8 @@ def trim(limit: int = LIMIT) -> int:
             shutil.rmtree(folder, ignore_errors=True)
             freed += size
     with contextlib.suppress(OSError):
-        for folder in cache_root().glob("luthier-data-*"):  # left by a process that was killed
+        left = [folder for kind in ("luthier-data-*", ".staging-*") for folder in cache_root().glob(kind)]
+        for folder in left:  # by processes that were killed
             if time.time() - folder.stat().st_mtime > 86_400:
                 shutil.rmtree(folder, ignore_errors=True)
     return freed

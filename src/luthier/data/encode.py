@@ -10,10 +10,11 @@ from typing import Any
 from luthier.core.errors import DataError, InputError
 from luthier.core.events import SILENT, Progress
 from luthier.data import cache
-from luthier.data.parallel import in_order, processors
+from luthier.data.parallel import in_order
 from luthier.data.prepared import SIDES, Encoded, Prepared, Rows
 from luthier.data.settings import DataConfig
 from luthier.data.store import DataFolder, Examples, Refusal, example_of, plain
+from luthier.kernels.process import processors
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import FIXES, Example, RowError
 from luthier.rendering.row import LongRow, Row

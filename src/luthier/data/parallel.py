@@ -17,11 +17,6 @@ Piece = TypeVar("Piece")
 Made = TypeVar("Made")
 
 
-def processors() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def in_order(work: Callable[[Piece], Made], pieces: Iterable[Piece], workers: int) -> Iterator[Made]:
     """`work` of each piece, in order; with one worker in this process. Only a few pieces wait at a time."""
     if workers == 1:

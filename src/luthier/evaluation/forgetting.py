@@ -1,6 +1,6 @@
 """Forgetting: bits per byte on short general texts, before and after training.
 
-The 120 texts are English prose, Chinese prose, code, arithmetic, dialogue and general facts, written for Luthier
+The 60 texts are English prose, Chinese prose, code, arithmetic, dialogue and general facts, written for Luthier
 (builtin/probe.jsonl), so in no training data older than it. They are read without a chat template. The score of all,
 and of each category, is the sum of -log2 p over the tokens / the sum of bytes they stand for, so models with different
 tokenizers share a scale. The first token counts only if the tokenizer adds a token of its own before every text.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from luthier.builtin import PROBE
-from luthier.evaluation.records.context import EvalContext, Record
+from luthier.evaluation.records.context import EvalContext, Record, lengths_of
 from luthier.evaluation.scores import counted, difference
 from luthier.rendering.row import IGNORED, Row
 
@@ -28,8 +28,8 @@ def applies(context: EvalContext) -> str:
     return ""
 
 
-def measure_probe(context: EvalContext) -> list[Record]:
-    """{category, bits, bytes} of each text."""
+def probe_rows(context: EvalContext) -> tuple[list[Row], list[Record]]:
+    """The texts as rows, and {category, bits, bytes} of each, whose bits are still to be measured."""
     tokenizer = context.template.tokenizer
     opening = list(tokenizer("")["input_ids"])
     if opening and opening[-1] == tokenizer.eos_token_id:
@@ -44,7 +44,13 @@ def measure_probe(context: EvalContext) -> list[Record]:
         rows.append(Row(ids, ids if opening else [IGNORED, *ids[1:]], each["category"]))
         size = len(whole.encode()) - len(first.encode())
         records.append({"category": each["category"], "bits": 0.0, "bytes": max(1, size)})
-    found = context.computed("losses", rows, [len(row.ids) for row in rows], "texts of the probe")
+    return rows, records
+
+
+def measure_probe(context: EvalContext) -> list[Record]:
+    """The records of `probe_rows`, with the bits that the model needs for each text."""
+    rows, records = probe_rows(context)
+    found = context.computed("losses", rows, lengths_of(rows), "texts of the probe")
     for record, (nats, _) in zip(records, found, strict=True):
         record["bits"] = nats / math.log(2)
     return records

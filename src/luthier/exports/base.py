@@ -16,6 +16,7 @@ from luthier.core.shell import shell_line
 from luthier.core.strict_json import to_json
 from luthier.core.version import __version__
 from luthier.methods.base import Method
+from luthier.models.pypi import PACKAGED
 from luthier.rendering.row import Row
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ Checks = Sequence[Mapping[str, Any]]
 
 
 def is_local(base: str) -> bool:
-    """Whether it is a folder of this machine or the embedded model, not a hub id."""
-    return base == "builtin" or base.startswith((".", "/", "~")) or Path(base).is_dir()
+    """Whether it is a folder of this machine or a model that Luthier knows by name, not a hub id."""
+    return base in ("builtin", *PACKAGED) or base.startswith((".", "/", "~")) or Path(base).is_dir()
 
 
 def card(tuned: Tuned, target: str, use: Sequence[str], parity: Checks, checked: Mapping[str, Any], **more: str) -> str:

@@ -26,7 +26,7 @@ class OFT(TargetedMethod):
     paper, typical_share = "2306.07280", 0.0077
     family = "reparametrization"
     suggested_lr, suggested_lr_encoder = 5e-4, 1e-3
-    lr_by_width = False
+    lr_by_width = 0
     aliases: ClassVar = {**TARGET_ALIASES, "oft_block_size": "block"}
 
     block: Annotated[int, Field(ge=2, le=65_536)] = 32

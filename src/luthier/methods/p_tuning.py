@@ -23,6 +23,7 @@ class PTuning(PromptMethod):
 
     paper, typical_share = "2103.10385", 0.0024
     suggested_lr, suggested_lr_encoder = 1e-3, 3e-3
+    lr_by_width = 0
     aliases: ClassVar = {
         "num_virtual_tokens": "length",
         "encoder_hidden_size": "hidden",

@@ -24,7 +24,7 @@ class Prefix(PrefixMethod):
 
     paper, typical_share = "2101.00190", 0.0073
     suggested_lr, suggested_lr_encoder = 3e-3, 3e-4
-    lr_by_width = False
+    lr_by_width = 0
     aliases: ClassVar = {"num_virtual_tokens": "length", "encoder_hidden_size": "hidden"}
 
     length: Size = 20

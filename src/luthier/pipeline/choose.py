@@ -1,6 +1,7 @@
 """Which method to take for a task, a base and a machine."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from luthier.models.load import architecture, device, locate, skeleton, stored_b
 from luthier.pipeline.prepare import prepare_data, tokenize
 from luthier.planning import machine
 from luthier.planning.advisor.candidates import Planner
-from luthier.planning.advisor.evidence import comparisons, relevant
+from luthier.planning.advisor.evidence import comparisons
+from luthier.planning.advisor.nearness import relevant
 from luthier.planning.advisor.question import ChooseOptions, assumed_facts, facts_of
 from luthier.planning.advisor.rank import rank_methods, record
 from luthier.planning.advisor.reasons import Question
@@ -68,9 +70,8 @@ def choose(
             boards += comparisons([file], **asked) if file not in evidence else []
         except InputError as error:
             progress.warn(f"left out: {error.message.removeprefix('--evidence: ')}")
-    boards += relevant(facts.learns, read.family)
-    sizes = stored_bytes(whole)
-    question = Question(facts, options, model.path, read.family, *sizes, target, boards)
+    question = Question(facts, options, model.path, read.family, *stored_bytes(whole), target)
+    question = replace(question, boards=[*sorted(boards, key=lambda one: one.tier), *relevant(question)])
     progress.stage("weighing methods")
     method = config.method if "method" in config.model_fields_set else METHODS.parse("lora")
     rows = facts.lengths, facts.learned, total_steps(train, facts.rows)

@@ -1,12 +1,11 @@
 """The page of a run that is not finished, written again at its evaluations: a run that is stopped or killed has one."""
 
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from luthier.core.events import Progress
-from luthier.core.files import write_text
+from luthier.core.files import read_jsonl, write_text
 from luthier.core.shell import public
 from luthier.evaluation.records.context import Record
 from luthier.pipeline.measure import UNMEASURED
@@ -26,8 +25,7 @@ def write_page(result: Mapping[str, Any], config: RunConfig, folder: RunFolder) 
     history, base = folder.history(), run_report.base_loss(result)
     curve = chart.loss_chart(history, title=title, base=base, kept_step=result.get("kept_step"))
     folder.loss_png.write_bytes(chart.png(curve))
-    said = folder.predictions.read_text(encoding="utf-8").splitlines() if result["tuned"] else []
-    data, predictions = folder.read_json(folder.data), [json.loads(line) for line in said]
+    data, predictions = folder.read_json(folder.data), [*read_jsonl(folder.predictions)] if result["tuned"] else []
     write_text(folder.report, run_report.render(result, data, history, config, environment(), predictions))
 
 

@@ -3,15 +3,15 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier import evaluation
-from luthier.builtin import PROBE
+from luthier import evaluation, kernels, models
 from luthier.core.events import SILENT, Progress
 from luthier.evaluation import forgetting
 from luthier.evaluation.contrast import contrast
@@ -21,7 +21,7 @@ from luthier.evaluation.scores import FEW, choose_primary, differences, evaluati
 from luthier.pipeline.prepare import Loaded, load_base
 from luthier.rendering.example import Example
 from luthier.runs.folder import RunFolder
-from luthier.runs.provenance import environment
+from luthier.runs.provenance import PACKAGES, environment
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +43,8 @@ class Measured:
     probe: list[Record] = field(default_factory=list)
     """One per general text (see evaluation.forgetting)."""
     counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    """What measuring it took, though it may have been before."""
 
     def __post_init__(self) -> None:
         """What came from JSON holds numbers again."""
@@ -105,55 +107,69 @@ def base_scores(loaded: Loaded, subject: EvalContext | None, folder: RunFolder) 
         if before.pop("of", None) == name:
             progress.note("the base's scores are those of this run's before.json")
             return Measured(**before)
-    known = subject.recall("base", decides) if decides["base"] else None
-    if known is not None:
+    known = {kind: subject.recall(kind, each) for kind, each in decides.items() if each["base"]}
+    if known.get("base") is not None:
         progress.note("the base's scores are those it had before on the same rows and settings (evaluate.cache)")
-        measured = Measured(**known)
     else:
         progress.stage(f"evaluating the base on {len(subject.examples)} held-out examples")
-        began = time.perf_counter()
-        measured = _measure(subject)
-        worth = time.perf_counter() - began >= WORTH
-        if worth and decides["base"] and "failed verdicts" not in measured.counts:
-            subject.keep("base", decides, asdict(measured))
-    folder.write_json(folder.before, {"of": name, **asdict(measured)})
+    made: dict[str, Any] = {}
+    for kind, each in decides.items():
+        made[kind] = known.get(kind)
+        if made[kind] is None:
+            began = time.perf_counter()
+            found = _rows(subject) if kind == "base" else {"probe": forgetting.measure_probe(subject)}
+            made[kind] = found | {"seconds": time.perf_counter() - began}
+            if made[kind]["seconds"] >= WORTH and each["base"] and "failed verdicts" not in subject.counts:
+                subject.keep(kind, each, made[kind])
+    seconds = sum(each.pop("seconds") for each in made.values())
+    measured = Measured(**made["base"], **made.get("probe", {}), seconds=seconds)
+    kept = asdict(measured)
+    del kept["seconds"]  # the file says what the base scores: it is the same however long that took
+    folder.write_json(folder.before, {"of": name, **kept})
     return measured
 
 
-def _measure(subject: EvalContext) -> Measured:
-    records = measure(subject)
-    wanted = subject.settings.forgetting and not forgetting.applies(subject)
-    return Measured(records, forgetting.measure_probe(subject) if wanted else [], dict(subject.counts))
+def _rows(subject: EvalContext) -> dict[str, Any]:
+    return {"records": measure(subject), "counts": dict(subject.counts)}
 
 
-def _decides(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> dict[str, Any]:
-    """Everything that the base's scores follow from."""
+def _decides(loaded: Loaded, subject: EvalContext, folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Everything that the base's scores on the rows follow from, and those on the general texts, if they are wanted."""
     config, settings = loaded.config, subject.settings
-    code = hashlib.sha256(PROBE.read_bytes())
-    for file in sorted(Path(evaluation.__path__[0]).rglob("*.py")):
-        code.update(file.read_bytes())
-    if settings.check is not None:
-        code.update(Path(settings.check).read_bytes())
-    rows = hashlib.sha256()
+    code = hashlib.sha256()
+    for package in (evaluation, kernels, models):
+        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
+            code.update(file.read_bytes())
+    where = next(subject.model.parameters())
+    both: dict[str, Any] = {
+        "base": folder.base_hashes(),
+        "code": code.hexdigest(),
+        "model": config.model.model_dump(mode="json", exclude={"path", "hub", "revision", "device", "dtype"}),
+        "placed": [where.device.type, str(where.dtype)],
+        "versions": {name: environment()["packages"][name] for name in PACKAGES},
+    }
+    rows = hashlib.sha256(Path(settings.check).read_bytes() if settings.check is not None else b"")
     for row, owner in zip(subject.rows, subject.owner, strict=True):
         example = subject.examples[owner]
         rows.update(repr((row.ids, row.labels, owner, example.messages, example.tools, example.label)).encode())
-    where = next(subject.model.parameters())
-    return {
-        "base": folder.base_hashes(),
-        "code": code.hexdigest(),
-        "rows": rows.hexdigest(),
-        "labels": subject.labels,
-        "task": subject.task.spec(),
-        "max_length": subject.max_length,
-        "model": config.model.model_dump(mode="json", exclude={"path", "hub", "revision"}),
-        "placed": [where.device.type, str(where.dtype)],
-        # A classification head is drawn by the seed.
-        "seed": config.seed if subject.task.model_class == "classification" else None,
-        "settings": settings.model_dump(mode="json", exclude={"before", "metric", "examples", "cache", "check"}),
-        "versions": {name: environment()["packages"][name] for name in ("torch", "transformers", "tokenizers")},
-        "installed": [find_spec(name) is not None for name in ("rouge_score", "sacrebleu")],
+    ranking = {"before", "metric", "examples", "cache", "check", "forgetting"}
+    decides: dict[str, dict[str, Any]] = {
+        "base": both
+        | {
+            "rows": rows.hexdigest(),
+            "labels": subject.labels,
+            "task": subject.task.spec(),
+            # A classification head is drawn by the seed.
+            "seed": config.seed if subject.task.model_class == "classification" else None,
+            "settings": settings.model_dump(mode="json", exclude=ranking),
+            "installed": [find_spec(name) is not None for name in ("rouge_score", "sacrebleu")],
+        }
     }
+    if settings.forgetting and not forgetting.applies(subject):
+        texts = repr(forgetting.probe_rows(subject))
+        batches = settings.model_dump(mode="json", include={"batch_size", "batch_tokens"})
+        decides["probe"] = both | {"texts": hashlib.sha256(texts.encode()).hexdigest(), "settings": batches}
+    return decides
 
 
 def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -> dict[str, Any]:
@@ -165,7 +181,9 @@ def compare_with_base(subject: EvalContext, base: Measured, folder: RunFolder) -
 
 def against_base(subject: EvalContext, base: Measured) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure `subject` and set it against the base: (what result.json has of it, a prediction for each example)."""
-    tuned, chosen = _measure(subject), evaluations(subject)
+    # Without the base there is nothing to compare the general texts with.
+    tuned = Measured(**_rows(subject), probe=forgetting.measure_probe(subject) if base.probe else [])
+    chosen = evaluations(subject)
     both = len(base.records) == len(tuned.records)
     predictions = [
         {
@@ -187,6 +205,7 @@ def against_base(subject: EvalContext, base: Measured) -> tuple[dict[str, Any], 
     caveats, cut, limit = lacking(subject), tuned.counts.get("cut answers", 0), subject.settings.max_new_tokens
     if len(tuned.records) < FEW:
         caveats.append(f"fewer than {FEW} examples: the intervals are too narrow")
+    caveats += no_better_than_chance(found["tuned"], tuned.records)
     if cut:
         cut_off = f"{cut} of {tuned.counts['answers']} answers of the tuned model did not end within {limit} tokens"
         caveats.append(f"{cut_off} (evaluate.max_new_tokens)")
@@ -203,6 +222,17 @@ def against_base(subject: EvalContext, base: Measured) -> tuple[dict[str, Any], 
         "caveats": caveats,
     }
     return result, predictions
+
+
+def no_better_than_chance(scores: Mapping[str, Mapping[str, Any]], records: Sequence[Record]) -> list[str]:
+    """What to say of a model that does not tell labels apart, by the interval of its MCC; empty where it does."""
+    if "mcc" not in scores or scores["mcc"]["low"] > 0:
+        return []
+    most, times = Counter(record["chosen"] for record in records).most_common(1)[0]
+    return [
+        f"the tuned model is no better than chance (MCC not above 0): it answers {most!r} to {times} of {len(records)} "
+        "examples; try train.lr three times lower or higher, more train.epochs, or another method (luthier compare)"
+    ]
 
 
 @contextmanager

@@ -139,8 +139,8 @@ def tokenize(
     from luthier.models.load import load_tokenizer, locate, row_limit
     from luthier.rendering.chat_template import Template
 
-    source = locate(config.model)
     progress.stage(f"loading the base {config.model.path}")
+    source = locate(config.model, progress)
     if folder is not None and Path(source).is_dir():  # a hub's copy may be an older one until the model is loaded
         folder.refuse_another_base(config.model, source)
     template = Template(load_tokenizer(config.model, source))
@@ -242,7 +242,7 @@ def resolve_run(config: RunConfig, tokens: Encoding, folder: RunFolder, progress
 
 
 def run_settings(resolved: "ResolvedSettings", loaded: Loaded, base: "nn.Module", progress: Progress) -> "RunSettings":
-    """All that was left open, decided: the learning rate by the `base`, packing by a trial on the model to be trained.
+    """All that was left open, decided: learning rates by the `base`, packing by a trial on the model to be trained.
 
     InputError where the recipe insists on packing and rows of one sequence would see one another.
     """
@@ -258,5 +258,21 @@ def run_settings(resolved: "ResolvedSettings", loaded: Loaded, base: "nn.Module"
             progress.note(f"rows are padded, not packed: {error.message}")
             train = train.model_copy(update={"packing": False, "micro_tokens": config.train.micro_tokens})
             pack = None
-    lr = config.train.lr or config.method.learning_rate(base)
-    return replace(resolved, train=train.model_copy(update={"lr": lr}), pack=pack)
+    rates = {"lr": config.train.lr or config.method.learning_rate(base), "head_lr": config.train.head_lr}
+    if rates["head_lr"] is None and loaded.tokens.labels is not None:
+        rates["head_lr"] = _head_lr(loaded)
+    lr, head_lr = rates["lr"], rates["head_lr"]
+    progress.note(f"learning rate: {lr:g}, of the head {head_lr:g}" if head_lr else f"learning rate: {lr:g}")
+    return replace(resolved, train=train.model_copy(update=rates), pack=pack)
+
+
+def _head_lr(loaded: Loaded) -> float | None:
+    """The learning rate of a classifier's head where the recipe gives none; None: that of everything else."""
+    from luthier.training.head_rate import new_head_lr
+    from luthier.training.optimizers.base import OPTIMIZERS
+
+    config = loaded.config
+    trained_before = getattr(config.method, "from_adapter", "")
+    if trained_before or not OPTIMIZERS.parse(config.train.optimizer).moves_by_rate:
+        return None
+    return new_head_lr(loaded.model, len(loaded.template.tokenizer))

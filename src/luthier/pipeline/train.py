@@ -260,6 +260,7 @@ def _result(
         "epochs": epochs,
         **outcome,
         "lr": trainer.config.lr,
+        "head_lr": trainer.config.head_lr,
         "train_rows": data.train.kept,
         **UNMEASURED,
         "measured_on": data.held_out_side,

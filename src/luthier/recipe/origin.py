@@ -6,6 +6,7 @@ from typing import Any
 from luthier.core.errors import InputError
 from luthier.core.files import read_object
 from luthier.methods.base import METHODS
+from luthier.models.pypi import PACKAGED
 from luthier.recipe.parse import read_yaml
 from luthier.runs.folder import RunFolder
 from luthier.runs.provenance import local_copy
@@ -68,7 +69,7 @@ def named_base(folder: Path) -> str:
 def base_of(folder: Path, given: str | None = None) -> str:
     """The base of an adapter: `given`, or the one that it names, where that is on this machine. InputError else."""
     named = named_base(folder)
-    if given or named == "builtin":
+    if given or named in ("builtin", *PACKAGED):
         return given or named
     if not named:
         raise InputError(f"{folder}/adapter_config.json names no base (base_model_name_or_path)", fix="--base BASE")

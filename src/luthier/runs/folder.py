@@ -276,9 +276,7 @@ class RunFolder:
     def refusals(self) -> Iterator[Refusal]:
         """The lines of refused.jsonl."""
         if self.refused.is_file():
-            with self.refused.open(encoding="utf-8") as lines:
-                for line in lines:
-                    yield Refusal(**json.loads(line))
+            yield from (Refusal(**each) for each in files.read_jsonl(self.refused))
 
     def rewind(self, step: int, *, measured: bool = True) -> int:
         """Drop metrics after `step`: a resumed run writes them again. Returns how many steps have no line.

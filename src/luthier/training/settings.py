@@ -58,8 +58,8 @@ class TrainConfig(Config):
     lr: Annotated[PositiveFloat | None, AUTO] = None
     """Peak learning rate; auto takes the method's own suggestion."""
     head_lr: Annotated[PositiveFloat | None, AUTO] = None
-    """Peak learning rate of the new head of a classifier; auto takes `lr`. Many labels want more than most methods
-    have."""
+    """Peak learning rate of a classifier's head; auto: by the size of the features that a new head reads, whatever `lr`
+    is; `lr` for a head that was trained before, and with optimizers other than adamw, adam and rmsprop."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up; linear and cosine end at zero."""
     warmup: Annotated[float, Field(ge=0)] = 0.03
@@ -97,7 +97,8 @@ class TrainConfig(Config):
     save_every: Annotated[PositiveFloat | None, AUTO] = None
     """Steps between checkpoints, below 1 a share of an epoch; auto: once an epoch."""
     log_every: Count = 10
-    """Steps between lines on the terminal when it is no screen; metrics.jsonl has every step."""
+    """Steps between lines on the terminal when it is no screen, which come at least twice a minute; metrics.jsonl has
+    every step."""
     keep: Count = 2
     """Checkpoints to keep beside the best one."""
     keep_best: bool = True
@@ -160,7 +161,7 @@ class RunSettings:
     """How a run trains, with nothing left open: decided once, when the base is loaded, and handed down."""
 
     train: TrainConfig
-    """The recipe's block; lr, precision, packing, micro_tokens and gradient_checkpointing are decided in it."""
+    """The recipe's block, with lr, head_lr, precision, packing, micro_tokens and gradient_checkpointing decided."""
     pack: int | None
     """Tokens of a packed sequence; None: rows are padded."""
     steps: int

@@ -172,6 +172,7 @@ def test_the_classification_head_comes_back_with_the_run(
             f"run={tmp_path / 'run'}",
             "train.steps=25",
             "train.lr=1e-2",
+            "train.head_lr=1e-2",
             "train.warmup=0",
         ],
     )

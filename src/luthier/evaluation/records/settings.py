@@ -75,7 +75,7 @@ class EvaluateConfig(Config):
     judge: JudgeConfig | None = None
     """A model that grades the answers; none: no judge."""
     forgetting: bool = True
-    """Evaluate bits per byte on 120 short general texts that come with Luthier, before and after."""
+    """Evaluate bits per byte on 60 short general texts that come with Luthier, before and after."""
     cache: bool = True
     """Cache the base's scores and a judge's grades for the next run on the same base, rows and settings."""
     examples: Annotated[int, Field(ge=0, le=50)] = 8

@@ -1,4 +1,4 @@
-"""What was measured: `luthier compare` on this machine, this repository's own benchmarks, papers.
+"""What was measured: `luthier compare` on this machine, this repository's own benchmarks, PEFT's comparison, papers.
 
 A board is one measurement of several methods on the same base and rows. Scores of different boards are never compared:
 what counts is how far a method is behind the best one of the same board.
@@ -7,6 +7,7 @@ what counts is how far a method is behind the best one of the same board.
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from math import sqrt
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +21,9 @@ TIE = 1.0
 TIE_LOSS = 0.02
 """The same for a loss, as a share of the best one."""
 
+ALL_LINEAR = 7
+"""Linear layers of a block of Llama."""
+
 Learns = Literal["classify", "labels", "answers", "text"]
 """A label by a classification head, a label in words, free answers, or plain text."""
 
@@ -27,9 +31,9 @@ Learns = Literal["classify", "labels", "answers", "text"]
 class Citation(NamedTuple):
     """Where a figure stands, so that a person can look it up."""
 
-    kind: Literal["compare", "repository", "paper", "plan", "method"]
+    kind: Literal["compare", "repository", "peft", "paper", "plan", "method"]
     place: str
-    """File, arXiv id, or command."""
+    """File, address, arXiv id, or command."""
     key: str = ""
     """The command that made it, or the table of a paper."""
 
@@ -37,6 +41,13 @@ class Citation(NamedTuple):
         if self.kind == "paper":
             return f"[arXiv {self.place}{', ' * bool(self.key)}{self.key}]"
         return f"[{'compare ' * (self.kind == 'compare')}{self.place}{': ' * bool(self.key)}{self.key}]"
+
+
+def wilson(share: float, number: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share of `number` examples, at 95 %."""
+    middle, square = share + z * z / (2 * number), 1 + z * z / number
+    around = z * sqrt(share * (1 - share) / number + z * z / (4 * number**2))
+    return (middle - around) / square, (middle + around) / square
 
 
 class Score(BaseModel):
@@ -48,23 +59,29 @@ class Score(BaseModel):
     memory: int | None = None
     """Peak bytes of the run, where that was measured."""
     seconds: float | None = None
+    seeds: int | None = None
+    """Runs that the value is the mean of; None where that is not known."""
+    of: int | None = None
+    """Runs that there are to be, where some are missing."""
+    setting: str = ""
+    """What the method was run with, where that is not its default here."""
 
     def shown(self, *, brief: bool = False) -> str:
-        """`84.4 (83.6 to 85.2)`, or `84.4 ± 0.8` with the longer side of the interval."""
+        """`84.4 (83.6 to 85.2)`, or `84.4 ± 0.8` with the longer side of the interval; `84.4 (1 of 3 seeds)`."""
         digits = 1 if self.value >= 10 or self.value <= 0 else 3
         value = f"{self.value:.{digits}f}"
-        if self.low is None or self.high is None:
-            return value
-        if brief:
-            return f"{value} ± {max(self.value - self.low, self.high - self.value):.{digits}f}"
-        return f"{value} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+        if self.low is not None and self.high is not None:
+            around = max(self.value - self.low, self.high - self.value)
+            sides = f"({self.low:.{digits}f} to {self.high:.{digits}f})"
+            value += f" ± {around:.{digits}f}" if brief else f" {sides}"
+        return value if self.of is None else f"{value} ({self.seeds} of {self.of} seeds)"
 
 
 class Board(BaseModel):
     """Methods measured on the same base with the same rows; the keys are those of measured.json and papers.json."""
 
     tier: int
-    """0 this base and data, 1 the same task on this machine, 2 this repository, 3 a paper. Lower counts first."""
+    """0 this base and data, 1 the same task here, 2 this repository or PEFT, 3 a paper. Lower counts first."""
     name: str
     metric: str
     model: str
@@ -79,6 +96,18 @@ class Board(BaseModel):
     languages: tuple[str, ...] = ()
     failed: dict[str, str] = {}
     """Methods that failed there -> the error."""
+
+    @property
+    def by(self) -> str:
+        """Who measured it."""
+        return {"compare": "your comparison", "repository": "this repository", "peft": "PEFT"}.get(
+            self.source.kind, "a paper"
+        )
+
+    @property
+    def single_runs(self) -> bool:
+        """Whether most methods had one run, so that nothing is known of the spread over seeds."""
+        return 2 * sum(score.seeds == 1 for score in self.scores.values()) > len(self.scores)
 
     def best(self) -> str:
         """The method with the best value."""
@@ -132,6 +161,57 @@ def papers() -> tuple[Board, ...]:
         kept["scores"] = {name: {"value": value} for name, value in kept["scores"].items()}
         found.append(Board(**kept, tier=3, source=Citation("paper", kept["paper"], kept["place"])))
     return tuple(found)
+
+
+@lru_cache
+def peft_runs() -> dict[str, Any]:
+    """PEFT's published comparison, as benchmarks/methods/peft_published.py read it."""
+    return dict(json.loads(Path(__file__).with_name("peft_published.json").read_text(encoding="utf-8")))
+
+
+@lru_cache
+def peft_board() -> Board:
+    """PEFT's published comparison: the best configuration of each method that Luthier has, and its interval.
+
+    The interval is Wilson's at 95 % over the test questions alone, for each configuration was run once. LoRA's score
+    stands for LoRA on a quantized base, which was not measured.
+    """
+    made = peft_runs()
+    runs = sorted((run for run in made["runs"] if run["method"]), key=lambda run: float(run["accuracy"]))
+    scores = {}
+    for run in runs:  # the best configuration of a method is the last
+        low, high = wilson(run["accuracy"], made["examples"])
+        spread = {"value": 100 * run["accuracy"], "low": 100 * low, "high": 100 * high, "seeds": 1}
+        costs = {"memory": run["memory_max"], "seconds": run["seconds"]}
+        scores[run["method"]] = Score(**spread, **costs, setting=setting_of(run))
+    for name in ("qlora", "lora_int8"):
+        scores[name] = scores["lora"].model_copy(update={"setting": f"{scores['lora'].setting}, not quantized"})
+    folder = f"{made['source']}/tree/{made['commit'][:10]}/{made['folder']}"
+    return Board(
+        tier=2,
+        name=made["tested_on"],
+        metric="accuracy",
+        model=made["model"].rpartition("/")[2],
+        scores=scores,
+        source=Citation("peft", folder),
+        learns="answers",
+        family="decoder",
+        parameters=next(run["parameters"] for run in runs if run["method"] == "full"),
+        rows=made["rows"],
+        languages=("en",),
+    )
+
+
+def setting_of(run: dict[str, Any]) -> str:
+    """What a run of PEFT's comparison was made with: `rank 32, q_proj+v_proj, lr 0.0001`."""
+    targets = run.get("targets", "").split(",")
+    parts = [
+        f"rank {run['rank']}" if "rank" in run else "",
+        f"{run['virtual_tokens']} virtual tokens" if "virtual_tokens" in run else "",
+        "all linear layers" if len(targets) == ALL_LINEAR else "+".join(targets),
+        f"lr {run['lr']:g}",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 class _Row(BaseModel):
@@ -202,22 +282,6 @@ def _same(one: str, other: str) -> bool:
     """The same name, or the same place on the disk."""
     first, second = Path(one).expanduser(), Path(other).expanduser()
     return one == other or (first.exists() and second.exists() and first.resolve() == second.resolve())
-
-
-NEAREST = {
-    ("classify", "encoder"): ("SST-2", "CoLA"),
-    ("classify", "decoder"): ("reviews", "SST-2", "CoLA"),
-    ("classify", "encoder-decoder"): ("SST-2", "CoLA"),
-    ("labels", "decoder"): ("reviews",),
-    ("answers", "decoder"): ("assistant", "reviews"),
-    ("text", "decoder"): ("assistant", "reviews"),
-}
-"""What is learned and by what family -> the repository's boards that are closest to it, the nearest first."""
-
-
-def relevant(learns: Learns, family: str) -> list[Board]:
-    """The repository's boards that are evidence for this task, the nearest first."""
-    return [repository()[name] for name in NEAREST[learns, family]]
 
 
 def tiers(boards: Sequence[Board], preset: str) -> tuple[int, list[Board]]:

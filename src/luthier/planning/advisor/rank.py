@@ -1,8 +1,8 @@
 """The ranking: methods that can serve and fit, by what was measured, then by the costs that matter here.
 
-What cannot serve is excluded, with the reason. The rest is ordered by evidence: the user's own comparisons before this
-repository's results. Among methods that the boards cannot separate (`Board.ties`) costs decide, first those that the
-question names (`by_costs`).
+What cannot serve is excluded, with the reason. The rest is ordered by evidence: the user's own comparisons, then what
+this repository and PEFT measured, the nearest to the case first (`standing`). Among methods that the boards cannot
+separate (`Board.ties`) costs decide, first those that the question names (`by_costs`).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,8 @@ from luthier.core.shell import shell_line
 from luthier.core.units import duration, gigabytes
 from luthier.methods.base import METHODS
 from luthier.planning.advisor.candidates import NAMES, Candidate, Planner
-from luthier.planning.advisor.evidence import Citation, tiers
+from luthier.planning.advisor.evidence import Citation, peft_board, tiers
+from luthier.planning.advisor.nearness import not_ranked, shown_evidence
 from luthier.planning.advisor.reasons import Question, Reason, bytes_text, kept_bytes, limits, reason, reasons, work
 
 ENOUGH = 5
@@ -51,11 +52,29 @@ class Ranking:
         return [one for one, place in zip(self.ranked, places, strict=True) if place == places[0]]
 
 
-def standing(question: Question, preset: str) -> tuple[bool, int, int, float]:
-    """(behind?, tier, on how many boards, by how much): lower is better, equal is tied."""
-    tier, boards = tiers(question.boards, preset)
-    behind = sum(not board.ties(preset) for board in boards)
-    return (behind > 0 or not boards, tier, behind, round(sum(board.share_lost(preset) for board in boards), 2))
+TIED, ABSENT, BEHIND = range(3)
+"""Where a method stands on a board; not measured there, it comes after those that are tied with the best."""
+
+
+def standing(question: Question, preset: str) -> tuple[int, tuple[int, ...], float]:
+    """(behind on the nearest board that measured it?, the same board by board, by how much): lower is better.
+
+    The nearest board decides, and the next one only among methods that it ties. The user's own comparisons with the
+    same base and data, or of the same task, count as one board, and settle the matter for the methods that they have.
+    """
+    places, lost = list[int](), 0.0
+    groups = [
+        list(group) for _, group in groupby(question.boards, key=lambda each: (each.tier, each.tier == 2 and each.name))
+    ]
+    for group in groups:
+        own = [board for board in group if preset in board.scores]
+        tied = all(board.ties(preset) for board in own)
+        places.append(ABSENT if not own else TIED if tied else BEHIND)
+        lost += sum(board.share_lost(preset) for board in own)
+        if own and group[0].tier < 2:
+            break
+    nearest = next((place for place in places if place != ABSENT), BEHIND)
+    return nearest, (*places, *[TIED] * (len(groups) - len(places))), round(lost, 2)
 
 
 def pace(question: Question, one: Candidate) -> float:
@@ -186,6 +205,9 @@ def record(choice: Ranking, data: str | None, task: str, given: Sequence[str], q
     """The choice as JSON; `given` and `quantize` as for `next_commands`."""
     question, facts, options = choice.question, choice.question.facts, choice.question.options
     ties, most, unknown = {one.name for one in choice.ties()}, options.time, limits(question)
+    if names := not_ranked(question, NAMES):
+        text = f"measured by PEFT alone, so not ranked, but tied with the best of {peft_board().name}: {names}"
+        unknown.append(reason(text, peft_board().source))
     first = choice.ranked[0] if choice.ranked else None
     if most and not question.knows_speed and first is not None and first.plan is not None:
         rate = work(first.plan.flops / most)
@@ -227,6 +249,7 @@ def record(choice: Ranking, data: str | None, task: str, given: Sequence[str], q
             **{name: getattr(options, name) for name in ("devices", "variants", "latency", "time")},
         },
         "ranked": ranked,
+        "evidence": shown_evidence(question),
         "behind": [{"method": name, "score": _score(question, name)} for name in choice.behind],
         "ruled_out": choice.excluded,
         "limits": unknown,
@@ -247,4 +270,5 @@ def _score(question: Question, preset: str) -> dict[str, Any] | None:
         "shown": own.shown(brief=True),
         "cited": str(board.source),
         "tier": board.tier,
+        "by": board.by,
     }

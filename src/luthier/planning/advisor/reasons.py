@@ -11,11 +11,6 @@ from luthier.planning.advisor.candidates import Candidate
 from luthier.planning.advisor.evidence import Board, Citation, measured, papers, tiers
 from luthier.planning.advisor.question import ChooseOptions, DataFacts
 
-FAR = 10.0
-"""Beyond this factor in the size of the base, or in rows, the order may differ from the measured one."""
-MANY_CLASSES = 10
-
-
 Reason = dict[str, Any]
 """{text, weight, source, cited}: counts for a method (weight above zero), against it, or limits the advice (zero)."""
 
@@ -41,7 +36,7 @@ class Question:
     """Bytes of the base's weights as they are stored."""
     target: machine.TargetMachine
     boards: Sequence[Board] = ()
-    """The user's own comparisons and the repository's boards for such a task."""
+    """The user's own comparisons, then what this repository and PEFT measured for such a task, the nearest first."""
 
     @property
     def knows_speed(self) -> bool:
@@ -94,15 +89,12 @@ def by_measurement(question: Question, one: Candidate) -> list[Reason]:
             weight = -board.gap(one.preset)
             behind = f"{-weight:.2f} nats behind the best, {best}"
             standing = f"{-weight:.1f} points behind the best, {best}" if points else behind
-        where = f"on {board.model}"
-        if board.parameters:
-            where = f"on a base of {number_of(board.parameters)} parameters and {board.rows:,} rows"
-        if tier == 0:
-            where = "on your base, your data and this machine"
+        parts = [f"{board.by}: {board.name}, {board.metric}: {own.shown()}{quantized}", standing]
+        parts += [f"with {own.setting}"] if own.setting else []
+        parts += ["on your base, your data and this machine" if tier == 0 else f"on {board.model}"] if tier < 2 else []
         if own.memory and own.seconds:
-            where += f"; it needed {gigabytes(own.memory)} and {duration(own.seconds)}"
-        text = f"{board.name}, {board.metric}: {own.shown()}{quantized}; {standing}; {where}"
-        found.append(reason(text, board.source, weight))
+            parts.append(f"it needed {gigabytes(own.memory)} and {duration(own.seconds)}")
+        found.append(reason("; ".join(parts), board.source, weight))
     return found
 
 
@@ -120,9 +112,17 @@ def by_papers(question: Question, one: Candidate) -> list[Reason]:
     for board in sorted(near, key=distance)[:2]:
         own, *others = sorted(board.scores.items(), key=lambda each: (each[0] != one.preset, -each[1].value))
         rest = ", ".join(f"{name} {score.value:g}" for name, score in others)
-        text = f"{board.name}, {board.model}: {one.preset} {own[1].value:g}; {rest}"
+        text = f"paper: {board.name}, {board.model}{_size(question, board)}: {one.preset} {own[1].value:g}; {rest}"
         found.append(reason(text, board.source, 0.5 if board.ties(one.preset) else -board.gap(one.preset)))
     return found
+
+
+def _size(question: Question, board: Board) -> str:
+    """How large a paper's base is beside the user's, where it is twice as large or half as large."""
+    ratio = board.parameters / question.parameters if board.parameters else 1.0
+    if 0.5 < ratio < 2:
+        return ""
+    return f" ({ratio:.3g} times your base)" if ratio > 1 else f" (1/{1 / ratio:.3g} of your base)"
 
 
 def by_plan(question: Question, one: Candidate) -> list[Reason]:
@@ -194,14 +194,9 @@ def limits(question: Question) -> list[Reason]:
     """What the advice does not know, for all methods together."""
     options, facts = question.options, question.facts
     found = [question.planned(facts.assumed)] if facts.assumed else []
-    if all(board.tier > 0 for board in question.boards):
-        boards = [board for board in question.boards if board.tier == 2]
-        for board in boards:
-            if differs := _differences(question, board):
-                text = f"{board.name} was measured with {'; '.join(differs)}: the order may differ there"
-                found.append(reason(text, board.source))
-        if facts.learns == "text":
-            found.append(reason("no measurement on plain text: dialogues are the nearest there is", boards[0].source))
+    if facts.learns == "text" and all(board.tier > 0 for board in question.boards):
+        text = "no measurement on plain text: answers are the nearest there is"
+        found.append(reason(text, question.boards[-1].source))
     if options.devices > 1:
         text = (
             f"memory and time are those of one device: {options.devices} together take at best 1/{options.devices} of "
@@ -222,22 +217,4 @@ def limits(question: Question) -> list[Reason]:
     elif isinstance(options.latency, float):
         text = "milliseconds per token were not measured: merged, a model is as fast as its base"
         found.append(question.planned(text))
-    return found
-
-
-def _differences(question: Question, board: Board) -> list[str]:
-    """In what the board is far from the question."""
-    facts, found = question.facts, []
-    if board.parameters and question.parameters > FAR * board.parameters:
-        found.append(f"a base of {number_of(board.parameters)}, yours has {number_of(question.parameters)}")
-    if board.rows and not 1 / FAR <= facts.rows / board.rows <= FAR:
-        found.append(f"{board.rows:,} rows, you have {facts.rows:,}")
-    if facts.learns == "classify" and board.classes and len(facts.labels or ()) >= MANY_CLASSES:
-        found.append(f"{board.classes} classes, you have {len(facts.labels or ())}")
-    if board.languages:
-        looked = sum(facts.languages.values())
-        codes = [name for name in facts.languages if len(name) == 2]  # not a script, where no language can be told
-        often = [name for name in codes if facts.languages[name] >= 0.1 * looked]
-        if others := [name for name in often if name not in board.languages]:
-            found.append(f"rows in {' and '.join(board.languages)}, yours have {', '.join(others)}")
     return found

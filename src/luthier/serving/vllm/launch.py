@@ -27,6 +27,7 @@ from luthier.core.shell import public, shell_line
 from luthier.core.strict_json import to_json
 from luthier.methods.layers.loading import load_adapter, shapes_of
 from luthier.models.load import locate, skeleton
+from luthier.models.pypi import PACKAGED
 from luthier.models.settings import ModelConfig
 from luthier.recipe.consent import Allow
 from luthier.recipe.identity import read_recipe
@@ -222,7 +223,7 @@ def _checked_base(source: ModelSource) -> tuple[Path | None, int | None]:
         raise _refusal(source, "it was trained on random weights (model.init=random), which vLLM cannot reproduce")
     if base.quantize not in ("none", "nf4"):
         raise _refusal(source, f"it was trained on a base in {base.quantize}; vLLM only quantizes to nf4")
-    folder = BASE if base.path == "builtin" else Path(base.path).expanduser()
+    folder = Path(locate(base) if base.path in ("builtin", *PACKAGED) else base.path).expanduser()
     settings = _read(folder / "config.json")
     kind = (settings.get("architectures") or [""])[0]
     if settings.get("is_encoder_decoder") or kind.endswith("ForMaskedLM"):

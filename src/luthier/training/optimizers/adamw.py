@@ -10,6 +10,8 @@ from luthier.training.optimizers.base import Made, Optimizer, Parameter
 class AdamW(Optimizer):
     """Adam with decoupled weight decay, from torch; in 8 bit or paged, from bitsandbytes."""
 
+    moves_by_rate = True
+
     bits: Literal[8, 32] = 32
     """Bits of a state; 8 are quantized in blocks (arXiv 2110.02861)."""
     paged: bool = False

@@ -17,6 +17,8 @@ class Optimizer(Plugin):
     """An optimizer, by its name in a recipe."""
 
     required: ClassVar[tuple[str, ...]] = ("build", "state_bytes")
+    moves_by_rate: ClassVar[bool] = False
+    """A step moves each weight by about the learning rate, however large its gradient or the weight is."""
 
     @property
     def needs(self) -> str:

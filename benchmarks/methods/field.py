@@ -1,0 +1,328 @@
+"""Every method on a real language model, SmolLM2-135M-Instruct, at the best of its learning rates: a line of JSON per run.
+
+    python -m benchmarks.methods.field sst2 arithmetic                    # what is missing of these columns
+    python -m benchmarks.methods.field sst2 --arms lora --seeds 1 --again  # run one cell again, beside what is recorded
+
+Each method trains on the same rows for the same steps, so on the same tokens. Its learning rate is searched first: from
+the method's own in steps of three, in runs half as long, as long as the loss on rows falls that are neither trained on nor
+scored. Lines of the search go to sweep.jsonl, those of the table to results.jsonl, both beside this file; what stands there is not run again.
+A second process started beside the first takes other cells, so two cores are busy with two of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+from benchmarks.methods.run import HERE, METRICS, QUANTIZED, SHARED, environment, keep, read
+from luthier.comparison import runner, workers
+from luthier.core.errors import Busy
+from luthier.core.events import SILENT, Progress
+from luthier.core.files import lock, read_jsonl, write_jsonl
+from luthier.pipeline import prepare
+from luthier.pipeline import train as luthier_run
+from luthier.pipeline.prepare import SharedInputs
+from luthier.recipe.config import RunConfig
+
+BUILD = HERE.parents[1] / "build/benchmarks/methods"
+
+ARMS = (
+    *("full", "lora", "qlora", "dora", "adalora", "houlsby", "ia3", "bitfit", "prefix", "prompt"),
+    *("p_tuning", "p_tuning_v2", "lora_int8", "rslora", "pissa", "lora_plus", "vera", "pfeiffer"),
+    *("parallel_adapter", "scaled_parallel", "mam", "unipelt", "oft", "freeze", "layernorm", "loha", "lokr"),
+)
+"""The most used first: they are measured first."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows to train on, rows to choose a learning rate by, and rows for the score."""
+
+    kind: str
+    """Task of the recipe."""
+    rows: Callable[[], tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]]
+    format: dict[str, Any]
+    epochs: float = 1
+    evaluate: dict[str, Any] = field(default_factory=dict)
+
+
+def drawn(train: str, test: str, sizes: tuple[int, int, int]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Rows of two files of the shared data, drawn with one seed; the first two sizes come from the first file."""
+    draw = random.Random(0)
+    learned, scored = (list(read_jsonl(SHARED / name)) for name in (train, test))
+    draw.shuffle(learned)
+    draw.shuffle(scored)
+    return learned[: sizes[0]], learned[sizes[0] : sizes[0] + sizes[1]], scored[: sizes[2]]
+
+
+def sums() -> tuple[list[Any], list[Any], list[Any]]:
+    """Two numbers of up to three digits, added or subtracted; no question appears twice."""
+    draw = random.Random(0)
+    made: dict[str, str] = {}
+    while len(made) < 880:
+        a, b, sign = draw.randint(10, 999), draw.randint(10, 999), draw.choice("+-")
+        made[f"{a} {sign} {b} ="] = str(a + b if sign == "+" else a - b)
+    rows = [{"prompt": prompt, "completion": answer} for prompt, answer in made.items()]
+    return rows[:480], rows[480:630], rows[630:]
+
+
+def restaurants() -> tuple[list[Any], list[Any], list[Any]]:
+    """E2E NLG: no meaning stands in more than one of the three; those for the score have all their references."""
+    rows = [row for name in ("dev", "test") for row in read_jsonl(SHARED / f"e2e_nlg/{name}.jsonl")]
+    meanings: dict[str, list[Any]] = {}
+    for row in rows:
+        meanings.setdefault(row["mr"], []).append(row)
+    names = list(meanings)
+    random.Random(0).shuffle(names)
+    learned = [meanings[name][0] for name in names[80:]]
+    return learned[:480], learned[480:600], [row for name in names[:80] for row in meanings[name]]
+
+
+TASKS = {
+    "sst2": Task(
+        "chat",
+        partial(drawn, "sst2/train.jsonl", "sst2/dev.jsonl", (480, 150, 400)),
+        {"name": "classification", "prompt": "{text}", "names": ["negative", "positive"]},
+    ),
+    "clinc150": Task(
+        "classify",
+        partial(drawn, "clinc150/train.jsonl", "clinc150/val.jsonl", (1500, 300, 1000)),
+        {"name": "classification"},
+        2,
+    ),
+    "e2e": Task(
+        "chat",
+        restaurants,
+        {"name": "prompt_completion", "prompt": "mr", "completion": "ref"},
+        1,
+        {"generate": 80, "max_new_tokens": 80},
+    ),
+    "arithmetic": Task("chat", sums, {"name": "prompt_completion"}, 1, {"generate": 250, "max_new_tokens": 8}),
+}
+
+
+def file_of(name: str, side: str) -> Path:
+    """One of the three files of a task, made where it is missing."""
+    places = {each: BUILD / f"{name}-{each}.jsonl" for each in ("train", "choose", "score")}
+    if not all(place.is_file() for place in places.values()):
+        BUILD.mkdir(parents=True, exist_ok=True)
+        for place, rows in zip(places.values(), TASKS[name].rows(), strict=True):
+            write_jsonl(place, rows)
+    return places[side]
+
+
+def recipe(name: str, arm: str, seed: int, lr: float | None, sweep: bool, folder: str) -> RunConfig:
+    """The run as the recipe a user would write."""
+    task = TASKS[name]
+    method, quantize = QUANTIZED.get(arm, (arm, "none"))
+    settings: dict[str, Any] = {"name": method}
+    if method == "bitfit":
+        settings["missing"] = "add"  # Llama has no biases
+    return RunConfig.model_validate(
+        {
+            "run": folder,
+            "model": {"path": "smollm2", "quantize": quantize, "device": "cpu"},
+            "data": {
+                "path": str(file_of(name, "train")),
+                "validation": str(file_of(name, "choose" if sweep else "score")),
+                "format": task.format,
+            },
+            "task": task.kind,
+            "method": settings,
+            "train": {
+                "epochs": task.epochs / 2 if sweep else task.epochs,
+                "batch_size": 16,
+                "lr": lr,
+                "precision": "fp32",
+                "warmup": 0.06,
+                "keep_best": False,
+                "evaluate_every": 100_000,
+                "save_every": 100_000,
+            },
+            "evaluate": {"batch_size": 64, "before": not sweep and task.kind == "chat", "forgetting": not sweep}
+            | (task.evaluate | ({"generate": 0} if sweep else {})),
+            "seed": seed,
+        }
+    )
+
+
+@cache
+def inputs(name: str, sweep: bool) -> SharedInputs:
+    """Tokens and base in memory, for all runs of a task; rows are cut alike for every method."""
+    config = recipe(name, "lora", 0, None, sweep, "unused")
+    data = prepare.prepare_data(config, SILENT)
+    tokens = prepare.tokenize(config, data, SILENT, positions=64)
+    return runner.shared_inputs(config, tokens, None)
+
+
+class _Clock(Progress):
+    """Processor seconds of the training alone."""
+
+    def __init__(self) -> None:
+        self.began = self.seconds = 0.0
+
+    def train_begins(self, start: int, steps: int) -> None:
+        self.began = time.process_time()
+
+    def train_ends(self) -> None:
+        self.seconds = time.process_time() - self.began
+
+
+def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> dict[str, Any]:
+    """One run in a process of its own that shares the base's memory; its line of results."""
+    shared = inputs(name, sweep)
+    shared.base(recipe(name, "lora", 0, None, sweep, "unused"))  # in memory before the fork
+    line: dict[str, Any] = {"task": f"smollm2-{name}", "arm": arm, "seed": seed, "sweep": sweep, "asked_lr": lr}
+    with tempfile.TemporaryDirectory(prefix="luthier-methods-") as folder:
+        job = partial(_run, recipe(name, arm, seed, lr, sweep, f"{folder}/run"), replace(shared), sweep)
+        end = next(iter(workers.run_jobs([job], workers=1, threads=1, fork=True)))
+    if end.kind == "stopped":
+        raise KeyboardInterrupt
+    line |= end.value if end.kind == "done" else {"refused": str(end.value)}
+    return line | environment()  # this process has one thread, as the run
+
+
+def _run(config: RunConfig, shared: SharedInputs, sweep: bool, send: workers.Send) -> dict[str, Any]:
+    clock, found = _Clock(), {}
+    if sweep:
+        shared = replace(shared, finished=lambda loaded, run: None)
+    began = time.process_time()
+    result = luthier_run.train(config, progress=clock, shared=shared)
+    run = Path(config.run)
+    if (run / "latency.json").is_file():
+        speed = json.loads((run / "latency.json").read_text(encoding="utf-8"))
+        found["latency"] = {what: one["ratio"] for what, one in speed.items()}
+    for side in ("base", "tuned"):
+        for metric in METRICS:
+            if metric in result[side]:
+                score = result[side][metric]
+                found[metric if side == "tuned" else f"base_{metric}"] = score["value"]
+                found |= {f"{metric}_low": score["low"], f"{metric}_high": score["high"]} if side == "tuned" else {}
+    return found | {
+        "lr": result["lr"],
+        "rows": result["train_rows"],
+        "held_out": result["validation_examples"],
+        "epochs": result["epochs"],
+        "steps": result["steps"],
+        "tokens": result["tokens"],
+        "trainable": result["trainable"],
+        "parameters": result["parameters"],
+        "forgetting": result["forgetting"],
+        "bytes": result["weights_bytes"],
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "train_seconds": round(clock.seconds, 1),
+        "seconds": round(time.process_time() - began, 1),
+    }
+
+
+def tries(name: str, arm: str) -> dict[float, float]:
+    """Held-out loss of each learning rate that was tried."""
+    lines = [line for line in read(HERE / "sweep.jsonl") if (line["task"], line["arm"]) == (f"smollm2-{name}", arm)]
+    return {line["lr"]: line["loss"] for line in lines if line.get("loss") is not None}
+
+
+def search(name: str, arm: str) -> float | None:
+    """The learning rate of the lowest held-out loss, by climbing from the method's own in steps of three."""
+    start = None
+    for line in read(HERE / "sweep.jsonl"):
+        if (line["task"], line["arm"]) == (f"smollm2-{name}", arm) and line["asked_lr"] is None:
+            start = line.get("lr")
+            if "refused" in line:
+                return None
+
+    def at(lr: float | None) -> float | None:
+        if lr not in tries(name, arm):
+            line = measure(name, arm, 0, lr, True)
+            keep(HERE / "sweep.jsonl", line)
+            return line.get("lr")
+        return lr
+
+    start = at(start)
+    if start is None:
+        return None
+    for factor in (3.0, 1 / 3):
+        lr = start
+        while lr == min(tries(name, arm), key=tries(name, arm).__getitem__) and len(tries(name, arm)) < 8:
+            further = at(float(f"{lr * factor:.3g}"))
+            if further is None:
+                break
+            lr = further
+    return min(tries(name, arm), key=tries(name, arm).__getitem__)
+
+
+def cells(names: list[str], arms: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int]]:
+    """Searches first (seed -1), then seed after seed, so that each method has one soon."""
+    for seed in (-1, *seeds):
+        for name in names:
+            for arm in arms:
+                yield name, arm, seed
+
+
+def work(names: list[str], arms: list[str], seeds: list[int]) -> bool:
+    """Do all that is missing and that no other process does; whether something was left to others."""
+    left = False
+    for name, arm, seed in cells(names, arms, seeds):
+        place = BUILD / f"{name}-{arm}-{seed}"
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            with lock(place, Busy("another process is at it")):
+                done = {(line["task"], line["arm"], line["seed"]) for line in read(HERE / "results.jsonl")}
+                if seed < 0:
+                    search(name, arm)
+                elif (f"smollm2-{name}", arm, seed) not in done:
+                    best = tries(name, arm)
+                    rate = min(best, key=best.__getitem__) if best else None
+                    keep(HERE / "results.jsonl", measure(name, arm, seed, rate, False))
+        except Busy:
+            left = True
+    return left
+
+
+def again(names: list[str], arms: list[str], seeds: list[int]) -> None:
+    """Run cells once more, at the recorded learning rate, and print them beside what is recorded."""
+    for name, arm, seed in cells(names, arms, seeds):
+        recorded = [
+            line
+            for line in read(HERE / "results.jsonl")
+            if (line["task"], line["arm"], line["seed"]) == (f"smollm2-{name}", arm, seed)
+        ]
+        if recorded:
+            now = measure(name, arm, seed, recorded[0].get("lr"), False)
+            for metric in METRICS:
+                if recorded[0].get(metric) is not None:
+                    print(
+                        f"{name} {arm} seed {seed}: {metric} {now.get(metric):.4f}, recorded {recorded[0][metric]:.4f}"
+                    )
+            print(f"  {now['seconds']} processor seconds, recorded {recorded[0]['seconds']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+", choices=TASKS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--again", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.again:
+        again(given.tasks, given.arms, given.seeds)
+    elif work(given.tasks, given.arms, given.seeds):
+        print("the rest is being done by another process")
+
+
+if __name__ == "__main__":
+    main()
