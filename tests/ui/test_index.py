@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from starlette.testclient import TestClient
 
@@ -101,3 +105,28 @@ def test_nothing_is_sent_where_nothing_changed(client: TestClient) -> None:
 def test_an_empty_folder_has_no_runs(tmp_path: Path) -> None:
     index = RunIndex(tmp_path / "none")
     assert index.refresh() == 0 and index.runs() == []
+
+
+def test_a_run_of_another_machine_is_running_while_it_writes(client: TestClient, root: Path) -> None:
+    folder = RunFolder(root / "deep" / "second")
+    (folder.path / ".lock").touch()  # nobody holds it here
+    held_there = {"host": "another-machine", "pid": os.getpid(), "born": psutil.Process().create_time()}
+    (folder.path / ".holder").write_text(json.dumps(held_there))
+
+    def state() -> str:
+        runs = {run["id"]: run for run in client.get("/api/runs").json()["runs"]}
+        return str(runs["deep/second"]["state"])
+
+    assert state() == "running"
+    stopped = client.post("/api/run/stop", params={"id": "deep/second"})
+    assert stopped.status_code == 400 and "another-machine" in stopped.json()["error"]["message"]
+    assert client.delete("/api/run", params={"id": "deep/second"}).status_code == 409
+    hour_ago = time.time() - 3600
+    for path in (folder.path / ".holder", folder.metrics):
+        os.utime(path, (hour_ago, hour_ago))
+    assert state() == "killed"
+    with folder.metrics.open("a") as file:  # it goes on
+        file.write(json.dumps({"step": 21, "loss": 0.1, "tokens": 1, "seconds": 1}) + "\n")
+    assert state() == "running"
+    (folder.path / ".holder").write_text(json.dumps({**held_there, "host": socket.gethostname(), "born": 0}))
+    assert state() == "killed"  # a process of this machine would hold the lock

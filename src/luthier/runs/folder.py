@@ -155,11 +155,22 @@ class RunFolder:
     def holder(self) -> int | None:
         """Number of the process that holds the folder; None where there is none, or not on this machine."""
         try:
-            told = json.loads((self.path / ".holder").read_text(encoding="utf-8"))
+            told = self._holder()
             alive = told["host"] == socket.gethostname() and psutil.Process(told["pid"]).create_time() == told["born"]
             return int(told["pid"]) if alive else None
         except (OSError, ValueError, KeyError, TypeError, psutil.Error):
             return None
+
+    def other_host(self) -> str:
+        """Name of the machine that held the folder last; empty where it is this one, or nothing is known."""
+        try:
+            host = str(self._holder()["host"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        return "" if host == socket.gethostname() else host
+
+    def _holder(self) -> Any:
+        return json.loads((self.path / ".holder").read_text(encoding="utf-8"))
 
     def write_json(self, path: Path, value: Any) -> None:
         """Replace a JSON file of the run as a whole, and keep its hash."""

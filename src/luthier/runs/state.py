@@ -19,6 +19,9 @@ State = Literal["running", "finished", "stopped", "killed", "damaged"]
 DEEPEST = 3
 """Levels of folders below the first in which runs are looked for: those of a comparison lie deeper than others."""
 
+LATELY = 600.0
+"""Seconds without a new line in which a run of another machine counts as running: steps and evaluations take less."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunState:
@@ -133,18 +136,28 @@ def run_folders(folder: Path, depth: int = DEEPEST) -> Iterator[Path]:
 
 
 def is_held(folder: RunFolder) -> bool:
-    """Is a process at work on the run? Of a copy: on the run at its URL."""
+    """Is a process at work on the run? Of a copy: on the run at its URL.
+
+    A lock may not be seen on another machine that has the folder mounted: there it counts what was written lately.
+    """
     if url := copied_from(folder.path):
         return at_work(url)
     if not (folder.path / ".lock").exists():
         return False
     try:
         with files.lock(folder.path, Busy("")):
-            return False
+            pass
     except Busy:
         return True
-    except OSError:  # a folder of another user
-        return False
+    except OSError:  # a folder of another user, or mounted to be read only
+        pass
+    return bool(folder.other_host()) and time.time() - _written(folder) < LATELY
+
+
+def _written(folder: RunFolder) -> float:
+    """When the run's process wrote last, in seconds since 1970, by the clock of whoever has the disk."""
+    signs = (folder.path / ".holder", folder.metrics, folder.samples, folder.before, folder.checkpoints)
+    return max((each.stat().st_mtime for each in signs if each.exists()), default=0.0)
 
 
 def state_of(path: Path, history: History | None = None) -> RunState:

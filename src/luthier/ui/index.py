@@ -11,10 +11,10 @@ from threading import Lock
 from typing import Any
 
 from luthier.core import files
-from luthier.core.errors import InputError
+from luthier.core.errors import Busy, InputError
 from luthier.reports.chart import reduced, series
 from luthier.runs.folder import RunFolder
-from luthier.runs.state import History, RunState, run_folders, state_of
+from luthier.runs.state import History, RunState, is_held, run_folders, state_of
 
 HIDDEN = ".ui"
 """Folder below the runs' for what the page keeps: tags, queue, files that were dropped on it, deleted runs."""
@@ -139,13 +139,19 @@ class RunIndex:
         folder = self.folder(name)
         holder = folder.holder()
         if holder is None:
-            raise InputError(f"no process of this machine works on {name}", fix="stop it where it was started")
+            where = folder.other_host()
+            what = (
+                f"the run is at work on {where}, not here" if where else f"no process of this machine works on {name}"
+            )
+            raise InputError(what, fix="stop it where it was started")
         os.kill(holder, signal.SIGTERM)
         return {"pid": holder}
 
     def delete(self, name: str) -> Path:
         """Move a run to the bin, and return its place there. Busy where a process is at work on it."""
         folder = self.folder(name)
+        if is_held(folder):  # also on another machine, whose lock is not seen here
+            raise Busy(f"{name}: a process is at work on this run", fix="stop it first")
         place = self.root / HIDDEN / "bin" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         with folder.held():
             place.mkdir(parents=True)
