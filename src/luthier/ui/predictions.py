@@ -15,6 +15,15 @@ MOST = 200
 KINDS = ("all", "better", "worse", "wrong")
 
 
+def shortened(value: Any) -> Any:
+    """The same with every text cut to what the page shows, at any depth and in keys too."""
+    if isinstance(value, str):
+        return value if len(value) <= MOST_TEXT else f"{value[:MOST_TEXT]} …"
+    if isinstance(value, Mapping):
+        return {shortened(key): shortened(each) for key, each in value.items()}
+    return [shortened(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def page_of(path: Path, *, kind: str, search: str, order: str, start: int, count: int) -> dict[str, Any]:
     """{total, rows, counts, confusion} of a predictions.jsonl; `order` is file, loss or change."""
     rows = [_shown(row) for row in _lines(path)]

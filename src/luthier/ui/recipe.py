@@ -24,9 +24,12 @@ def mapping_of(text: str) -> dict[str, Any]:
     return yaml_mapping(text, WHERE) if text.strip() else {}
 
 
-def config_of(text: str) -> RunConfig:
-    """The run of a recipe; ConfigError with all of its mistakes."""
-    return RunConfig.of(mapping_of(text), source=WHERE)
+def config_of(text: str, changes: Mapping[str, Any] = {}) -> RunConfig:
+    """The run of a recipe with keys changed; ConfigError with all of its mistakes."""
+    data = mapping_of(text)
+    for key, value in changes.items():
+        _put(data, key, value)
+    return RunConfig.of(data, source=WHERE)
 
 
 def checked(text: str, changes: Mapping[str, Any]) -> dict[str, Any]:

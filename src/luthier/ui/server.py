@@ -24,7 +24,7 @@ from luthier.ui import live, work
 from luthier.ui.guard import Gate, Token, error, spoken_by
 from luthier.ui.index import NoRun, RunIndex
 from luthier.ui.jobs import Jobs, NoJob
-from luthier.ui.predictions import MOST_TEXT, page_of
+from luthier.ui.predictions import page_of, shortened
 from luthier.ui.workbench import Workbench
 
 PAGE = Path(__file__).parent / "page"
@@ -153,7 +153,7 @@ def _runs(index: RunIndex) -> APIRouter:
 
         def read() -> list[dict[str, Any]]:
             text = folder.samples.read_text(encoding="utf-8") if folder.samples.is_file() else ""
-            return [_shortened(line) for line in folder.records(text)[-SAMPLES:]]
+            return [shortened(line) for line in folder.records(text)[-SAMPLES:]]
 
         return await run_in_threadpool(read)
 
@@ -196,10 +196,6 @@ def _runs(index: RunIndex) -> APIRouter:
         return {"place": str(await run_in_threadpool(index.delete, id))}
 
     return router
-
-
-def _shortened(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: each[:MOST_TEXT] if isinstance(each, str) else each for key, each in line.items()}
 
 
 def _object(path: Path) -> dict[str, Any] | None:

@@ -21,9 +21,11 @@ from luthier.core.errors import InputError
 from luthier.core.language import translated
 from luthier.core.units import gigabytes
 from luthier.ui import recipe
+from luthier.ui.bases import found_bases
 from luthier.ui.guard import spoken_by
 from luthier.ui.index import HIDDEN, RunIndex
 from luthier.ui.jobs import Jobs, shown
+from luthier.ui.predictions import shortened
 from luthier.ui.workbench import Workbench
 
 MOST_UPLOAD = 2**31
@@ -96,7 +98,7 @@ def _recipes(made: APIRouter, index: RunIndex, jobs: Jobs, bench: Workbench) -> 
         digest = hashlib.sha256(body.text.encode()).hexdigest()[:16]
         found = await bench.call("check", {"text": body.text, "place": str(checks / digest)})
         sentences = ("notes", "findings.text", "findings.what", "account.format_why", "near_how", "refusals.reason")
-        return {**said(request, found, *sentences), "place": digest}
+        return {**said(request, shortened(found), *sentences), "place": digest}
 
     @made.post("/rows")
     async def rows(body: RecipeBody) -> Any:
@@ -104,7 +106,7 @@ def _recipes(made: APIRouter, index: RunIndex, jobs: Jobs, bench: Workbench) -> 
 
     @made.post("/plan")
     async def plan(body: RecipeBody) -> Any:
-        return await bench.call("plan", {"text": body.text})
+        return await bench.call("plan", {"text": body.text, "changes": body.changes})
 
     @made.post("/choose")
     async def choose(request: Request, body: RecipeBody) -> Any:
@@ -175,7 +177,7 @@ def _lines(path: Path, start: int, count: int) -> dict[str, Any]:
         with path.open(encoding="utf-8") as file:
             for total, line in enumerate(file, 1):
                 if start < total <= start + count:
-                    kept.append(json.loads(line))
+                    kept.append(shortened(json.loads(line)))
     return {"total": total, "rows": kept}
 
 
@@ -193,6 +195,10 @@ def _files(made: APIRouter, index: RunIndex, places: list[Path]) -> None:
     @made.get("/files")
     async def listed(folder: str = "") -> dict[str, Any]:
         return await run_in_threadpool(_listed, folder, places)
+
+    @made.get("/bases")
+    async def bases() -> list[dict[str, Any]]:
+        return await run_in_threadpool(found_bases, places)
 
 
 async def _received(request: Request, place: Path, name: str) -> Path:

@@ -111,11 +111,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     from luthier.core.quiet import set_environment
-    from luthier.kernels.process import sleep_soon
     from luthier.ui.calls import CALLS
 
     set_environment()
-    sleep_soon()
 
     def answer(number: int, **found: Any) -> None:
         answers.write(to_json({"id": number, **found}, ensure_ascii=False) + "\n")

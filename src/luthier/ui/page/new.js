@@ -49,7 +49,7 @@ export function New({ id }) {
   const Step = PARTS[step];
   return html`
     <h1>${t("A new run")}</h1>
-    <ol class="steps" aria-label=${t("steps")}>${STEPS.map(([name, label], place) => html`<li class=${done(name, recipe) ? "done" : ""}>
+    <ol class="steps" aria-label=${t("steps")}>${STEPS.map(([name, label], place) => html`<li class=${place < at && (name !== "data" || recipe.settings["data.path"]) ? "done" : ""}>
       <a href=${`#/new/${name}`} aria-current=${place === at ? "step" : undefined}><span>${place + 1}</span> ${label()}</a></li>`)}</ol>
     <div class="beside">
       <section aria-label=${STEPS[at][1]()}>
@@ -63,8 +63,6 @@ export function New({ id }) {
       <${Recipe} recipe=${recipe} />
     </div>`;
 }
-
-const done = (name, { settings }) => ({ task: settings.task !== undefined, data: Boolean(settings["data.path"]), base: Boolean(settings["model.path"]), method: Boolean(settings["method.name"]) })[name];
 
 /** The recipe as YAML, which can be typed as well. */
 function Recipe({ recipe }) {

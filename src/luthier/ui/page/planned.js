@@ -1,18 +1,33 @@
 // Memory and time of the recipe on this machine, known before any weights are there.
 import { bytes, html, number, post, Problem, t, time, useEffect, useState } from "./lib.js";
 
-export function Plan({ recipe }) {
-  const [found, set] = useState(null), [error, fail] = useState(null);
+/** Plans by the base's path: { found } or { error }. One after another, and again when more than the base changes. */
+export function usePlans(recipe, paths) {
+  const { "model.path": own, ...others } = recipe.settings, key = JSON.stringify(others);
+  const [made, set] = useState({ key, plans: {} });
   const ready = recipe.problems.length === 0 && recipe.settings["data.path"];
+  const plans = made.key === key ? made.plans : {}, next = ready ? paths.find((path) => !(path in plans)) : undefined;
   useEffect(() => {
-    if (!ready) return undefined;
+    if (next === undefined) return undefined;
     let open = true;
-    set(null); fail(null);
-    const timer = setTimeout(() => post("/api/plan", {}, { text: recipe.text }).then((next) => open && set(next), (wrong) => open && fail(wrong)), 600);
+    const keep = (plan) => open && set((before) => ({ key, plans: { ...(before.key === key ? before.plans : {}), [next]: plan } }));
+    const timer = setTimeout(() => post("/api/plan", {}, { text: recipe.text, changes: { "model.path": next } }).then((found) => keep({ found }), (error) => keep({ error })), Object.keys(plans).length ? 0 : 600);
     return () => { open = false; clearTimeout(timer); };
-  }, [JSON.stringify(recipe.settings)]);
+  }, [key, next]);
+  return plans;
+}
+
+/** The plan of the recipe's own base. */
+export function Plan({ recipe }) {
+  const now = recipe.settings["model.path"] || "builtin";
+  return html`<${Parts} recipe=${recipe} ...${usePlans(recipe, [now])[now]} />`;
+}
+
+/** Whether the recipe fits, how long it takes, and what its memory is for. */
+export function Parts({ recipe, found, error }) {
   if (!recipe.settings["data.path"]) return html`<p class="note">${t("Choose data first: step 2.")}</p>`;
   if (error) return html`<${Problem} error=${error} />`;
+  if (recipe.problems.length > 0) return html`<p class="note">${t("The recipe has mistakes.")}</p>`;
   if (!found) return html`<p class="soft" role="status">${t("planning memory and time…")}</p>`;
   const { plan, room } = found;
   if (!plan) return html`<p class="note">${t("This base cannot be planned.")}</p>`;
