@@ -50,7 +50,7 @@ def unmarked(text: str) -> list[str]:
 
 
 HELP = ["demo", "init", "check", "plan", "choose", "train", "runs", "watch", "track", "compare", "evaluate", "export"]
-HELP += ["launch", "serve", "chat", "list", "explain", "cache"]
+HELP += ["ui", "launch", "serve", "chat", "list", "explain", "cache"]
 
 
 @pytest.mark.parametrize("command", ["", *HELP])
