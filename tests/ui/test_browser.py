@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -173,10 +174,12 @@ def test_a_newcomer_from_a_csv_file_to_a_conversation(
     page.get_by_role("link", name="deployment").click()
     page.get_by_role("button", name="export, and prove").click()
     page.get_by_role("cell", name="100 %").first.wait_for()
+    page.get_by_text("beside its exports").click()
+    page.get_by_role("checkbox", name="reviews/exports/merged").check()
     page.get_by_role("button", name="start the server").click()
     page.get_by_label("message").fill("A great film.")
     page.get_by_role("button", name="send").click()
-    until(page, "document.querySelectorAll('.answer').length === 2")
+    until(page, "document.querySelectorAll('.answer').length === 3")
     until(page, "[...document.querySelectorAll('.answer')].every((each) => each.textContent.length > 1)")
     page.get_by_role("button", name="stop the server").click()
     page.get_by_role("button", name="start the server").wait_for()
@@ -267,6 +270,37 @@ def test_what_data_says_is_text_and_nothing_else(
     at(page, server, "#/run/first/evaluation")
     page.get_by_text("shortened").wait_for()
     assert page.locator("bdi", has_text="right to left").count() == 1
+
+
+def test_a_hostile_file_is_read_and_shown_as_text(
+    serve: Callable[..., Server], opened: Callable[..., Any], tmp_path: Path
+) -> None:
+    file, long = io.StringIO(), "word " * 2_000_000
+    rows = [
+        ("text", "label"),
+        (HOSTILE, "yes"),
+        ("\u202eright to left\u202c \u0645\u0631\u062d\u0628\u0627", "l" * 300),
+    ]
+    csv.writer(file).writerows([*rows, *((f"row {number}", "yes") for number in range(10)), (long, "yes"), ("", long)])
+    sent = {"name": f"{'n' * 300}{HOSTILE}.csv", "mimeType": "text/csv", "buffer": file.getvalue().encode()}
+    server = serve()
+    page = opened(server)
+    at(page, server, "#/new/data")
+    recipe = "task: chat\ndata: {on_bad_row: skip, validation: none}\n"
+    page.get_by_label("recipe as YAML").fill(recipe)
+    page.get_by_label("a data file").set_input_files(sent)
+    page.locator(".masked").nth(5).wait_for()
+    page.get_by_role("heading", name="Refused rows").wait_for()
+    page.get_by_text("text is empty").first.wait_for()
+    assert page.locator(".masked", has_text="onerror=").count() == 1
+    assert page.locator(".masked [dir=auto]", has_text="right to left").count() == 1
+    assert "owned" not in page.title() and page.locator("main img, main script").count() == 0
+    assert page.evaluate("document.body.textContent.length") < 200_000
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    at(page, server, "#/new/training")
+    page.get_by_label("name of the run").fill("n" * 300)
+    page.get_by_role("button", name="start, or queue").click()
+    page.get_by_text("is no name for a run").wait_for()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

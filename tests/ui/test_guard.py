@@ -221,6 +221,9 @@ def test_a_body_has_a_limit(client: TestClient) -> None:
         ("/api/recipe/compare", {"name": "d", "text": "data: builtin:reviews", "options": {"budget": "--on slurm"}}),
         ("/api/serve", {"runs": ["../../etc"]}),
         ("/api/serve", {"runs": ["--engine"]}),
+        ("/api/serve", {"runs": ["first/exports/.."]}),
+        ("/api/serve", {"runs": ["first/exports/../../../etc"]}),
+        ("/api/serve", {"runs": ["first/exports/none"]}),
     ],
 )
 def test_nothing_but_names_becomes_a_command(client: TestClient, path: str, body: dict[str, Any]) -> None:

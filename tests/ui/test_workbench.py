@@ -30,7 +30,9 @@ def test_calls_are_answered_by_one_process_which_comes_back() -> None:
         bench.process.kill()
         await bench.process.wait()
         assert (await bench.call("form", {}))["presets"] == form["presets"]
+        last = bench.process
         bench.end()
+        await last.wait()
 
     asyncio.run(calls())
 

@@ -34,6 +34,8 @@ DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", "
 LISTED = 500
 """Most entries of a folder."""
 PART = 2**20
+CHOICE = ("question.said", "ranked.reasons.text", "ranked.reasons.cited", "ruled_out.text", "ruled_out.cited")
+"""Sentences of a ranking."""
 ADDRESS = re.compile(r"http://[\w.:\[\]]+/v1")
 
 
@@ -112,7 +114,7 @@ def _recipes(made: APIRouter, index: RunIndex, jobs: Jobs, bench: Workbench) -> 
     async def choose(request: Request, body: RecipeBody) -> Any:
         evidence = await run_in_threadpool(lambda: [str(path) for path in index.root.glob("*/compare.json")])
         found = await bench.call("choose", {"text": body.text, "evidence": evidence})
-        return said(request, found, "question.said", "ranked.reasons.text", "ranked.reasons.source")
+        return said(request, found, *CHOICE)
 
     @made.get("/form")
     async def form() -> Any:
@@ -299,10 +301,21 @@ def _jobs(made: APIRouter, index: RunIndex, jobs: Jobs) -> None:
     @made.post("/serve")
     async def serve(request: Request) -> dict[str, Any]:
         ids = [str(each) for each in (await request.json())["runs"]][:20]
-        arguments = ["serve", *(f"{_model_name(each)}={index.folder(each).path}" for each in ids), "--port", "0"]
+        arguments = ["serve", *(f"{_model_name(each)}={_served(index, each)}" for each in ids), "--port", "0"]
         about = {_model_name(each): each for each in ids}
         job = await run_in_threadpool(lambda: jobs.add("serve", ", ".join(ids), arguments, models=about))
         return shown(jobs, job)
+
+
+def _served(index: RunIndex, name: str) -> Path:
+    """The folder of a run, or of RUN/exports/FORM."""
+    run, _, form = name.partition("/exports/")
+    path = index.folder(run).path
+    if not form:
+        return path
+    if not re.fullmatch(r"\w[\w.-]*", form) or not (path / "exports" / form / "export.json").is_file():
+        raise InputError(f"there is no export {form[:100]!r} of {run}", fix="reload the page")
+    return path / "exports" / form
 
 
 def _model_name(run: str) -> str:

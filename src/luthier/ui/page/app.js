@@ -37,7 +37,7 @@ function App() {
         <button type="button" lang=${language() === "zh" ? "en" : "zh-CN"} onClick=${() => choose(language() === "zh" ? "en" : "zh")}>${language() === "zh" ? "English" : "中文"}</button>
       </span>
     </header>
-    <main id="main" tabindex="-1"><${Part} id=${at.id} key=${at.name + at.id} about=${about} /></main>
+    <main id="main" tabindex="-1"><${Part} id=${at.id} key=${at.name === "new" ? at.name : at.name + at.id} about=${about} /></main>
     <footer class="soft">${about && html`<span title=${about.folder}>${t("runs in {0}", about.folder)} · Luthier ${about.version}</span>`}</footer>`;
 }
 

@@ -16,7 +16,7 @@ export function BaseStep({ recipe }) {
   const rows = found.some(({ path }) => path === now) ? found : [{ path: now, bytes: null, fetch: false }, ...found];
   // What would have to be downloaded is planned when it is chosen: its size is read from its file.
   const plans = usePlans(recipe, [now, ...rows.filter(({ path, fetch }) => path !== now && (!fetch || asked.includes(path))).map(({ path }) => path)]);
-  const name = (path) => (path.length > 40 ? path.split(/[/\\]/).slice(-2).join("/") : path);
+  const name = (path) => (path.length > 30 ? path.split(/[/\\]/).slice(-2).join("/") : path);
   return html`<h2>${t("The model to begin from")}</h2>
     <${Problem} error=${error} />
     ${!recipe.settings["data.path"] && html`<p class="note">${t("Choose data first: step 2.")} ${t("Then each model here says what it needs on this machine.")}</p>`}

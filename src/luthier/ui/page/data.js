@@ -1,6 +1,6 @@
 // Data: choose it, and see what a run would learn from it before it learns.
 import { Browse } from "./browse.js";
-import { get, html, language, number, post, Problem, t, useEffect, useRef, useState, Wrong } from "./lib.js";
+import { fileName, get, html, language, number, post, Problem, t, useEffect, useRef, useState, Wrong } from "./lib.js";
 
 const MOST = 2 ** 31, COUNT = 20;
 
@@ -74,7 +74,7 @@ function Found({ found, recipe }) {
     <div class="cards">${[[sum("read"), t("rows read")], [sum("kept"), t("kept")], [found.refusals.length, t("refused")], [found.lengths.p50, t("tokens of a row, median")], [found.lengths.max, t("tokens of the longest row")], [found.exact_rows, t("rows that are there twice")]].map(([value, label]) => html`<div class="card"><b>${number(value ?? null)}</b><span>${label}</span></div>`)}</div>
     <div class="wide" tabindex="0"><table><thead><tr><th>${t("part")}</th><th>${t("source")}</th><th class="n">${t("read")}</th><th class="n">${t("refused")}</th><th class="n">${t("kept")}</th><th class="n">${t("tokens")}</th><th class="n">${t("learned")}</th></tr></thead>
       <tbody>${sides.map((side) => html`<tr><td>${t(side)}</td><td><bdi>${account[side].source}</bdi></td>${["read", "refused", "kept", "tokens", "learned"].map((name) => html`<td class="n">${number(account[side][name])}</td>`)}</tr>`)}</tbody></table></div>
-    ${others.length > 0 && html`<h3>${t("Findings")}</h3><ul class="findings">${others.map(({ level, text, places }) => html`<li class=${level}><b>${level === "warn" ? t("warning") : t("note")}</b> ${text}
+    ${others.length > 0 && html`<h3>${t("Findings")}</h3><ul class="findings">${others.map(({ level, text, places }) => html`<li class=${level === "warn" ? "warn" : ""}><b>${level === "warn" ? t("warning") : t("note")}</b> ${text}
       ${places.length > 0 && html`<details><summary>${t("where")}</summary><ul>${places.map((place) => html`<li><bdi>${place}</bdi></li>`)}</ul></details>`}</li>`)}</ul>`}
     <h3>${t("What is learned")}</h3>
     <${Rows} recipe=${recipe} sides=${sides} />
@@ -109,9 +109,9 @@ function Rows({ recipe, sides }) {
   const load = (start) => post("/api/rows", {}, { text: recipe.text, side, start, count: COUNT });
   return html`<p class="legend"><span class="t-learned">${t("learned")}</span> <span class="t-end">${t("learned, ends the answer")}</span> <span class="t-plain">${t("read, not learned")}</span> <span class="t-special">${t("special, not learned")}</span>
       <select aria-label=${t("part")} value=${side} onChange=${(event) => choose(event.target.value)}>${sides.map((name) => html`<option value=${name}>${t(name)}</option>`)}</select></p>
-    <${Pages} key=${side} load=${load} count=${COUNT} inputs=${[part(recipe)]} show=${(rows) => rows.map((row) => html`<div class="masked"><p class="where"><bdi>${row.where}</bdi>: ${row.label ? t("{0} tokens, learned is the label {1}", row.tokens, row.label) : t("{0} tokens, {1} learned", row.tokens, row.learned)}</p>
+    <${Pages} key=${side} load=${load} count=${COUNT} inputs=${[part(recipe)]} show=${(rows) => rows.map((row) => html`<div class="masked"><p class="where"><bdi title=${row.where}>${fileName(row.where)}</bdi>: ${row.label ? t("{0} tokens, learned is the label {1}", row.tokens, row.label) : t("{0} tokens, {1} learned", row.tokens, row.learned)}</p>
       <div class="mask" dir="auto">${row.pieces.map(([text, kind]) => html`<span class=${`t-${kind}`}>${text.replaceAll("\n", "↵\n")}</span>`)}</div></div>`)} />`;
 }
 
 const Refused = ({ place }) => html`<${Pages} load=${(start) => get("/api/check/refused", { place, start, count: 50 })} count=${50} inputs=${[place]} show=${(rows) => html`<div class="wide" tabindex="0"><table><thead><tr><th>${t("row")}</th><th>${t("reason")}</th><th>${t("content")}</th></tr></thead><tbody>
-  ${rows.map((row) => html`<tr><td><bdi>${row.where}</bdi></td><td>${row.reason}</td><td><div class="text" tabindex="0"><bdi>${typeof row.row === "string" ? row.row : JSON.stringify(row.row)}</bdi></div></td></tr>`)}</tbody></table></div>`} />`;
+  ${rows.map((row) => html`<tr><td><bdi title=${row.where}>${fileName(row.where)}</bdi></td><td>${row.reason}</td><td><div class="text" tabindex="0"><bdi>${typeof row.row === "string" ? row.row : JSON.stringify(row.row)}</bdi></div></td></tr>`)}</tbody></table></div>`} />`;

@@ -32,15 +32,20 @@ const Proof = ({ parity }) => parity.length > 0 && html`<div class="wide" tabind
 /** Start a server over runs and talk to its models, side by side. */
 export function Chat({ ids }) {
   const [jobs, error, again] = useJobs(), [wrong, fail] = useState(null);
-  const [runs, setRuns] = useState([]), [others, choose] = useState([]);
-  useEffect(() => { get("/api/runs").then((found) => setRuns((found.runs || []).filter(({ state }) => state === "finished")), fail); }, []);
+  const [beside, setBeside] = useState([]), [others, choose] = useState([]);
+  useEffect(() => {
+    Promise.all([get("/api/runs"), ...ids.map((id) => get("/api/run/exports", { id }))]).then(([{ runs }, ...made]) => setBeside([
+      ...made.flatMap((each, place) => each.map(({ form }) => `${ids[place]}/exports/${form}`)),
+      ...(runs || []).filter(({ state, id }) => state === "finished" && !ids.includes(id)).map(({ id }) => id),
+    ]), fail);
+  }, [jobs.map(({ id, state }) => id + state).join()]);
   const wanted = [...new Set([...ids, ...others])].sort().join(", ");
   const job = jobs.find((each) => each.kind === "serve" && each.state === "running" && each.target.split(", ").sort().join(", ") === wanted);
   const last = jobs.find((each) => each.kind === "serve" && each.target.split(", ").sort().join(", ") === wanted);
   const start = () => post("/api/serve", {}, { runs: wanted.split(", ") }).then(again, fail);
   return html`<h3>${t("Talk to it")}</h3><${Problem} error=${error || wrong} />
-    ${!job && html`<p>${t("A server answers on this machine over OpenAI's API: the base and the runs that you choose, over one base in memory.")}</p>
-      <details><summary>${t("beside other runs of the same base")}</summary>${runs.filter((run) => !ids.includes(run.id)).map((run) => html`<label class="row"><input type="checkbox" checked=${others.includes(run.id)} onChange=${() => choose(others.includes(run.id) ? others.filter((each) => each !== run.id) : [...others, run.id])} /><bdi>${run.id}</bdi></label>`)}</details>
+    ${!job && html`<p>${t("A server answers on this machine over OpenAI's API: the base, this run, and what you choose beside them.")}</p>
+      <details><summary>${t("beside its exports and other runs")}</summary>${beside.map((id) => html`<label class="row"><input type="checkbox" checked=${others.includes(id)} onChange=${() => choose(others.includes(id) ? others.filter((each) => each !== id) : [...others, id])} /><bdi>${id}</bdi></label>`)}</details>
       <p class="tools"><button type="button" class="main" onClick=${start}>${t("start the server")}</button></p>
       ${last?.state === "failed" && html`<pre class="output">${last.output}</pre>`}`}
     ${job && html`<p class="tools"><button type="button" onClick=${() => post("/api/job/stop", { id: job.id }).then(again, fail)}>${t("stop the server")}</button></p><${Talk} job=${job.id} />`}`;

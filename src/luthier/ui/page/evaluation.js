@@ -1,5 +1,5 @@
 // Base against tuned model, row by row: what got better and worse, what is wrong, and which words differ.
-import { get, html, number, Problem, t, useEffect, useState } from "./lib.js";
+import { fileName, get, html, number, Problem, t, useEffect, useState } from "./lib.js";
 
 const COUNT = 25;
 const KINDS = [["all", () => t("all")], ["worse", () => t("got worse")], ["better", () => t("got better")], ["wrong", () => t("wrong now")]];
@@ -22,7 +22,7 @@ export function Evaluation({ id, result }) {
       <label>${t("order")} <select value=${order} onChange=${(event) => { setOrder(event.target.value); move(0); }}><option value="file">${t("as in the data")}</option><option value="loss">${t("highest loss first")}</option><option value="change">${t("largest change first")}</option></select></label></div>
     <${Problem} error=${error} />
     ${found && html`<div class="wide" tabindex="0"><table class="data"><thead><tr><th>${t("row")}</th><th>${t("wanted")}</th><th>${t("base")}</th><th>${t("tuned")}</th><th class="n">${t("loss")}</th></tr></thead>
-      <tbody>${found.rows.map((row) => html`<tr class=${row.kind}><td><div class="text" tabindex="0"><bdi>${row.text}</bdi></div><div class="where"><bdi>${row.where.split(/[/\\]/).at(-1)}</bdi>${row.cut && ` · ${t("shortened")}`}</div></td>
+      <tbody>${found.rows.map((row) => html`<tr class=${row.kind}><td><div class="text" tabindex="0"><bdi>${row.text}</bdi></div><div class="where"><bdi>${fileName(row.where)}</bdi>${row.cut && ` · ${t("shortened")}`}</div></td>
         <td><div class="text" tabindex="0"><bdi>${row.answer}</bdi></div></td>${sides(row).map(([side, marked]) => html`<td class=${row[side].right === false ? "bad" : row[side].right ? "good" : ""}><div class="text" tabindex="0"><bdi>${marked}</bdi></div>${row[side].label && html`<div class="where">${t("taken for {0}", row[side].label)}</div>`}${row[side].right !== null && html`<div class="where">${row[side].right ? t("right") : t("wrong")}</div>`}</td>`)}
         <td class="n">${number(row.base.loss)} → ${number(row.tuned.loss)}</td></tr>`)}</tbody></table></div>
       ${found.rows.length === 0 && html`<p class="soft">${t("No such rows.")}</p>`}

@@ -99,6 +99,9 @@ export const useEvery = (seconds, action, inputs) => {
 
 export const go = (place) => { location.hash = place; };
 
+/** The last part of a path. */
+export const fileName = (path) => path.split(/[/\\]/).at(-1);
+
 // Numbers, in four digits at most.
 export const number = (value) => {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";

@@ -4,7 +4,7 @@ import { DataStep } from "./data.js";
 import { BaseStep } from "./bases.js";
 import { Ranking } from "./ranking.js";
 import { Plan } from "./planned.js";
-import { get, go, html, post, Problem, t, useEffect, useRef, useState } from "./lib.js";
+import { get, go, html, post, Problem, t, useEffect, useState } from "./lib.js";
 
 const DRAFT = "luthier-draft";
 export const STEPS = [
@@ -13,28 +13,31 @@ export const STEPS = [
 ];
 const kept = () => { try { return localStorage.getItem(DRAFT) || ""; } catch { return ""; } };
 
+// Outlives the steps: a change that is still on its way when the reader goes on is not lost.
+const draft = { text: kept(), turn: 0, waiting: Promise.resolve() };
+
 /** The recipe: its text, what is wrong with it, and { change(keys), type(text) }. */
 function useRecipe() {
-  const [found, set] = useState({ text: kept(), problems: [], notes: [], settings: {} });
-  const [error, fail] = useState(null), text = useRef(found.text), turn = useRef(0), waiting = useRef(Promise.resolve());
+  const [found, set] = useState({ text: draft.text, problems: [], notes: [], settings: {} });
+  const [error, fail] = useState(null);
   const keep = (next) => {
-    text.current = next;
+    draft.text = next;
     try { localStorage.setItem(DRAFT, next); } catch { /* not kept */ }
   };
   // One after another, each on the text that the one before has left: two quick changes are both there.
   const read = (changes, typed) => {
-    const own = ++turn.current;
+    const own = ++draft.turn;
     if (typed !== undefined) keep(typed);
-    waiting.current = waiting.current.then(async () => {
-      if (typed !== undefined && own !== turn.current) return;  // more was typed since
+    draft.waiting = draft.waiting.then(async () => {
+      if (typed !== undefined && own !== draft.turn) return;  // more was typed since
       try {
-        const next = await post("/api/recipe", {}, { text: text.current, changes });
+        const next = await post("/api/recipe", {}, { text: draft.text, changes });
         if (Object.keys(changes).length) keep(next.text);
-        if (own === turn.current) set({ ...next, text: text.current });
+        if (own === draft.turn) set({ ...next, text: draft.text });
         fail(null);
       } catch (wrong) { fail(wrong); }
     });
-    return waiting.current;
+    return draft.waiting;
   };
   useEffect(() => { read({}); }, []);
   return { ...found, error, change: (changes) => read(changes), type: (typed) => { set({ ...found, text: typed }); return read({}, typed); } };
@@ -57,7 +60,7 @@ export function New({ id }) {
         <${Step} recipe=${recipe} form=${form} />
         <p class="tools onward">
           ${at > 0 && html`<button type="button" onClick=${() => go(`#/new/${STEPS[at - 1][0]}`)}>${t("back")}</button>`}
-          ${at < STEPS.length - 1 && html`<button type="button" class="main" onClick=${() => go(`#/new/${STEPS[at + 1][0]}`)}>${t("next: {0}", STEPS[at + 1][1]())}</button>`}
+          ${at < STEPS.length - 1 && html`<button type="button" class=${step === "training" ? "" : "main"} onClick=${() => go(`#/new/${STEPS[at + 1][0]}`)}>${t("next: {0}", STEPS[at + 1][1]())}</button>`}
         </p>
       </section>
       <${Recipe} recipe=${recipe} />
@@ -121,7 +124,8 @@ function Start({ recipe }) {
   const [name, setName] = useState(""), [error, fail] = useState(null), [said, say] = useState(null), [busy, work] = useState(false);
   const [methods, setMethods] = useState("lora,adapter,full"), [budget, setBudget] = useState("10m"), [seeds, setSeeds] = useState(1), [tune, setTune] = useState(false);
   const method = recipe.settings["method.name"] || "lora";
-  const proposed = name || `${(recipe.settings["data.path"] || "run").split(/[/\\:]/).at(-1).replace(/\.\w+$/, "")}-${method}`;
+  const file = (recipe.settings["data.path"] || "run").split(/[/\\:]/).at(-1).replace(/\.\w+$/, "").replace(/[^\p{L}\p{N}_. -]+/gu, "-");
+  const proposed = name || `${file.replace(/^[^\p{L}\p{N}_]+/u, "").slice(0, 50) || "run"}-${method}`;
   const act = async (path, options = {}) => {
     work(true); fail(null); say(null);
     try { return await post(path, {}, { text: recipe.text, name: proposed, options }); }
