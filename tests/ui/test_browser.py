@@ -161,7 +161,7 @@ def test_a_newcomer_from_a_csv_file_to_a_conversation(
         page.get_by_role("textbox", name=key).press("Tab")
     until(page, "document.querySelector('aside textarea').value.includes('batch_size: 4')")
     recipe = page.get_by_label("recipe as YAML").input_value()
-    assert "rank: 4" in recipe and "steps: 12" in recipe and "name: chat" in recipe
+    assert "rank: 4" in recipe and "steps: 12" in recipe and "task: chat" in recipe
     page.get_by_label("name of the run").fill("reviews")
     page.get_by_role("button", name="start, or queue").click()
     page.wait_for_url("**/#/run/reviews")

@@ -130,3 +130,12 @@ def test_a_run_of_another_machine_is_running_while_it_writes(client: TestClient,
     assert state() == "running"
     (folder.path / ".holder").write_text(json.dumps({**held_there, "host": socket.gethostname(), "born": 0}))
     assert state() == "killed"  # a process of this machine would hold the lock
+
+
+def test_a_run_that_is_resumed_says_so_when_it_is_asked_alone(client: TestClient, root: Path) -> None:
+    def state() -> str:
+        return str(client.get("/api/run", params={"id": "deep/second"}).json()["state"]["state"])
+
+    assert state() == "killed"
+    with RunFolder(root / "deep" / "second").held():
+        assert state() == "running"

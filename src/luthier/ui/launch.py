@@ -1,9 +1,11 @@
 """Start the server of the page, and tell the address."""
 
+import logging
 import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from luthier.core.endpoint import is_loopback
 from luthier.core.errors import InputError
@@ -40,7 +42,13 @@ def serve(root: Path, places: Sequence[Path], host: str, port: int, *, browser: 
         print(translated(warning), file=sys.stderr)
     app = create_app(root, places, token=token, host=host, port=port)
     settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, ws="none")
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # open requests that break off are no errors
+            super().handle_exit(sig, frame)
+
     tell()
     if browser and is_loopback(host):
         webbrowser.open(f"http://{host}:{port}/?token={token.word}")
-    uvicorn.Server(settings).run(sockets=[socket])
+    Server(settings).run(sockets=[socket])

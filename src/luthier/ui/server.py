@@ -219,6 +219,7 @@ def _comparisons(root: Path) -> list[dict[str, Any]]:
 
 def _whole(index: RunIndex, name: str) -> dict[str, Any]:
     """A run's recipe, result and plan, as far as they are there."""
+    index.refresh()
     folder = index.folder(name)
     made: dict[str, Any] = {"id": name, "state": index.state(name).to_dict()}
     for key, path in (("result", folder.result), ("plan", folder.plan), ("environment", folder.environment)):
