@@ -203,6 +203,11 @@ def test_stop_resume_and_a_server_that_is_killed(
     server = serve()
     page = opened(server)
     page.get_by_role("link", name="old").wait_for()
+    asked: list[float] = []  # the list changes with each look, and is still looked at once in two seconds
+    page.on("request", lambda request: asked.append(time.monotonic()) if "/api/runs" in request.url else None)
+    while len(asked) < 8:
+        page.wait_for_timeout(100)
+    assert asked[7] - asked[0] > 10
     page.get_by_role("link", name="long").click()
     page.locator(".state.running").wait_for()
     first = step(page)

@@ -39,7 +39,8 @@ const Confusion = ({ side, labels, rows, most, left_out: left }) => html`<div cl
 
 /** Both answers with the words marked that only one of them has. */
 function sides(row) {
-  const [before, after] = difference(row.base.said, row.tuned.said);
+  const seen = (text) => text.replace(/^(\s*\n)+/, "↵ ");  // one mark for the empty lines before an answer
+  const [before, after] = difference(seen(row.base.said), seen(row.tuned.said));
   return [["base", before], ["tuned", after]];
 }
 

@@ -87,20 +87,20 @@ export const useGet = (path, query, inputs) => {
 /** Do something again and again while the page is looked at. */
 export const useEvery = (seconds, action, inputs) => {
   useEffect(() => {
-    let timer;
+    let timer, open = true;
     const turn = async () => {
       if (!document.hidden) await action();
-      timer = setTimeout(turn, seconds * 1000);
+      if (open) timer = setTimeout(turn, seconds * 1000);  // not where the action itself has changed an input
     };
     turn();
-    return () => clearTimeout(timer);
+    return () => { open = false; clearTimeout(timer); };
   }, inputs);
 };
 
 export const go = (place) => { location.hash = place; };
 
-/** The last part of a path. */
-export const fileName = (path) => path.split(/[/\\]/).at(-1);
+/** The last part of a path of this machine; hub ids and names stay as they are. */
+export const fileName = (path) => (/^([/\\]|[a-z]:)/i.test(path) ? path.split(/[/\\]/).at(-1) : path);
 
 // Numbers, in four digits at most.
 export const number = (value) => {
@@ -112,6 +112,8 @@ export const number = (value) => {
 const PERCENT = new Set(["accuracy", "exact_match", "macro_f1", "mcc", "rouge_l", "rouge_1", "rouge_2", "pearson", "spearman"]);
 export const score = (name, value) =>
   value === null || value === undefined ? "–" : PERCENT.has(name) ? (100 * value).toFixed(1) : number(value);
+/** A metric's name, with the unit in which `score` gives it. */
+export const metric = (name) => (PERCENT.has(name) ? `${name}, %` : name);
 export const bytes = (count) => {
   if (!count) return "–";
   const unit = Math.min(4, Math.floor(Math.log10(count) / 3));

@@ -2,7 +2,7 @@
 import { Deployment } from "./deployment.js";
 import { Evaluation } from "./evaluation.js";
 import { Plot } from "./plot.js";
-import { bytes, get, html, number, post, Problem, score, t, time, useEffect, useEvery, useMemo, useRef, useState } from "./lib.js";
+import { bytes, fileName, get, html, metric, number, post, Problem, score, t, time, useEffect, useEvery, useMemo, useRef, useState } from "./lib.js";
 import { stateWord } from "./runs.js";
 
 const CHARTS = [
@@ -81,7 +81,7 @@ export function Run({ id: given }) {
   return html`
     <p><a href="#/runs">${t("all runs")}</a></p>
     <h1><bdi>${id}</bdi></h1>
-    <p><span class=${`state ${state.state}`}>${stateWord(state.state)}</span> ${state.method} · <bdi>${state.model}</bdi> · <bdi>${state.data}</bdi></p>
+    <p><span class=${`state ${state.state}`}>${stateWord(state.state)}</span> ${state.method} · <bdi title=${state.model}>${fileName(state.model)}</bdi> · <bdi title=${state.data}>${fileName(state.data)}</bdi></p>
     <${Actions} id=${id} state=${state} />
     ${state.state === "finished" && html`<nav class="tabs" aria-label=${t("parts of the run")}>${TABS.map(([name, label]) => html`<a href=${`#/run/${encodeURI(id)}${name && `/${name}`}`} aria-current=${name === tab ? "page" : undefined}>${label()}</a>`)}</nav>`}
     ${tab === "evaluation" && whole.result ? html`<${Scores} result=${whole.result} /><${Evaluation} id=${id} result=${whole.result} />` : tab === "deployment" ? html`<${Deployment} id=${id} />` : html`
@@ -117,7 +117,7 @@ const Cards = ({ state, last, left, whole }) => html`<div class="cards">
 
 const Scores = ({ result }) => html`<h2>${t("Base and tuned model")}</h2>
   <div class="wide" tabindex="0"><table><thead><tr><th>${t("metric")}</th><th class="n">${t("base")}</th><th class="n">${t("tuned")}</th><th class="n">${t("difference")}</th></tr></thead>
-  <tbody>${Object.entries(result.tuned || {}).map(([name, tuned]) => html`<tr><td>${name}</td>
+  <tbody>${Object.entries(result.tuned || {}).map(([name, tuned]) => html`<tr><td>${metric(name)}</td>
     <td class="n"><${Interval} name=${name} score=${result.base?.[name]} /></td><td class="n"><${Interval} name=${name} score=${tuned} /></td>
     <td class=${`n ${{ better: "good", worse: "bad" }[result.difference?.[name]?.verdict] || ""}`}><${Interval} name=${name} score=${result.difference?.[name]} /></td></tr>`)}</tbody></table></div>`;
 

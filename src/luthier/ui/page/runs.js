@@ -1,6 +1,6 @@
 // The list of runs: filter, sort, tags, delete, and choosing several to lay their curves over each other.
 import { Plot, Spark } from "./plot.js";
-import { get, html, number, post, Problem, remove, score, t, time, useEffect, useEvery, useMemo, useState, when } from "./lib.js";
+import { fileName, get, html, metric, number, post, Problem, remove, score, t, time, useEffect, useEvery, useMemo, useState, when } from "./lib.js";
 
 const COLUMNS = [
   ["run", () => t("run"), (run) => run.id],
@@ -45,7 +45,7 @@ export function Runs() {
       ${kept.length > 0 && html`<${Overlay} ids=${kept} runs=${found.runs} />`}
       <div class="wide" tabindex="0"><table class="data runs">
         <thead><tr><th><span class="hidden">${t("chosen")}</span></th>
-          ${COLUMNS.map(([name, label]) => html`<th aria-sort=${by[0] === name ? (by[1] > 0 ? "ascending" : "descending") : "none"}>
+          ${COLUMNS.map(([name, label]) => html`<th class=${["score", "loss", "time"].includes(name) ? "n" : ""} aria-sort=${by[0] === name ? (by[1] > 0 ? "ascending" : "descending") : "none"}>
             <button type="button" class="sort" onClick=${() => setBy([name, by[0] === name ? -by[1] : 1])}>${label()}</button></th>`)}
           <th><span class="hidden">${t("curve and actions")}</span></th></tr></thead>
         <tbody>${shown.map((run) => html`<${Row} key=${run.id} run=${run} chosen=${kept.includes(run.id)}
@@ -64,11 +64,11 @@ function Row({ run, chosen, choose, changed }) {
   };
   return html`<tr class=${run.state}>
     <td><input type="checkbox" aria-label=${t("choose {0}", run.id)} checked=${chosen} onChange=${choose} /></td>
-    <td><a href=${`#/run/${encodeURI(run.id)}`}><bdi>${run.id}</bdi></a><div class="where"><bdi>${run.data}</bdi></div>
+    <td><a href=${`#/run/${encodeURI(run.id)}`}><bdi>${run.id}</bdi></a><div class="where"><bdi title=${run.data}>${fileName(run.data)}</bdi></div>
       ${run.tags.map((tag) => html`<span class="tag"><bdi>${tag}</bdi></span>`)}<${Problem} error=${error} /></td>
     <td><span class=${`state ${run.state}`}>${stateWord(run.state)}</span>${run.steps && run.state !== "finished" && html`<div class="where">${t("step {0} of {1}", run.step, run.steps)}</div>`}${run.why && html`<div class="where">${run.why}</div>`}</td>
     <td>${run.method}</td>
-    <td class="n">${run.metric && html`${score(run.metric, run.tuned)}<div class="ci">${run.low !== undefined && run.low !== null ? t("{0} to {1}", score(run.metric, run.low), score(run.metric, run.high)) : ""}</div><div class="where">${run.metric}${run.base !== null ? ` · ${t("base {0}", score(run.metric, run.base))}` : ""}</div>`}</td>
+    <td class="n">${run.metric && html`${score(run.metric, run.tuned)}<div class="ci">${run.low !== undefined && run.low !== null ? t("{0} to {1}", score(run.metric, run.low), score(run.metric, run.high)) : ""}</div><div class="where">${metric(run.metric)}${run.base !== null ? ` · ${t("base {0}", score(run.metric, run.base))}` : ""}</div>`}</td>
     <td class="n">${number(run.held_out_loss ?? run.loss)}</td>
     <td class="n">${time(run.seconds)}</td>
     <td>${when(run.changed)}</td>
