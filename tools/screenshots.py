@@ -18,15 +18,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "images"
 RECIPE = "data: builtin:banking\nmodel: builtin\nmethod: lora\ntrain:\n  epochs: 2\n"
 PARTS = {
-    "data": "#/new/data",
-    "method": "#/new/method",
-    "training": "#/new/training",
-    "runs": "#/runs",
-    "run": "#/run/banking-lora",
-    "evaluation": "#/run/banking-lora/evaluation",
-    "deployment": "#/run/banking-lora/deployment",
-    "compare": "#/compare/compare-banking",
+    "data": ("#/new/data", ".masked"),
+    "base": ("#/new/base", ".parts"),
+    "method": ("#/new/method", ".ranking li"),
+    "training": ("#/new/training", ".parts"),
+    "runs": ("#/runs", ".runs tbody tr"),
+    "run": ("#/run/banking-lora", ".charts canvas"),
+    "evaluation": ("#/run/banking-lora/evaluation", "table.data tbody tr"),
+    "deployment": ("#/run/banking-lora/deployment", ".fields .field"),
+    "compare": ("#/compare/compare-banking", ".front svg"),
 }
+"""Name of the picture -> part of the page, and what is there once it is whole."""
 
 
 def made(folder: Path) -> None:
@@ -55,6 +57,7 @@ def main() -> None:
                 browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
                 context = browser.new_context(viewport={"width": 1280, "height": 860})
                 page = context.new_page()
+                page.set_default_timeout(600_000)
                 page.goto(address)
                 for language, scheme in (("en", "light"), ("zh", "dark")):
                     page.emulate_media(color_scheme=scheme)
@@ -63,9 +66,12 @@ def main() -> None:
                     page.reload()
                     page.locator("aside textarea").fill(RECIPE)
                     page.wait_for_timeout(1500)
-                    for name, part in PARTS.items():
+                    for name, (part, whole) in PARTS.items():
                         page.goto(f"{address.partition('?')[0]}{part}")
-                        page.wait_for_timeout(25_000 if name in ("data", "training") else 3000)
+                        if name == "method":
+                            page.locator("section .tools:not(.onward) button").first.click()
+                        page.locator(whole).first.wait_for()
+                        page.wait_for_timeout(1000)  # fonts, and what else is on its way
                         page.screenshot(path=PICTURES / f"ui-{name}.{language}.png")
                 browser.close()
         finally:

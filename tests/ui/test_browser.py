@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 import os
 import re
@@ -280,20 +279,21 @@ def test_what_data_says_is_text_and_nothing_else(
 def test_a_hostile_file_is_read_and_shown_as_text(
     serve: Callable[..., Server], opened: Callable[..., Any], tmp_path: Path
 ) -> None:
-    file, long = io.StringIO(), "word " * 2_000_000
+    file, long = tmp_path / f"{'n' * 200}<b>.csv", "word " * 2_000_000
     rows = [
         ("text", "label"),
         (HOSTILE, "yes"),
         ("\u202eright to left\u202c \u0645\u0631\u062d\u0628\u0627", "l" * 300),
     ]
-    csv.writer(file).writerows([*rows, *((f"row {number}", "yes") for number in range(10)), (long, "yes"), ("", long)])
-    sent = {"name": f"{'n' * 300}{HOSTILE}.csv", "mimeType": "text/csv", "buffer": file.getvalue().encode()}
+    rows += [*((f"row {number}", "yes") for number in range(10)), (long, "yes"), ("", long)]
+    with file.open("w", newline="", encoding="utf-8") as opened_file:
+        csv.writer(opened_file).writerows(rows)
     server = serve()
     page = opened(server)
     at(page, server, "#/new/data")
     recipe = "task: chat\ndata: {on_bad_row: skip, validation: none}\n"
     page.get_by_label("recipe as YAML").fill(recipe)
-    page.get_by_label("a data file").set_input_files(sent)
+    page.get_by_label("a data file").set_input_files(file)
     page.locator(".masked").nth(5).wait_for()
     page.get_by_role("heading", name="Refused rows").wait_for()
     page.get_by_text("text is empty").first.wait_for()
