@@ -279,13 +279,13 @@ def test_what_data_says_is_text_and_nothing_else(
 def test_a_hostile_file_is_read_and_shown_as_text(
     serve: Callable[..., Server], opened: Callable[..., Any], tmp_path: Path
 ) -> None:
-    file, long = tmp_path / f"{'n' * 200}<b>.csv", "word " * 2_000_000
+    file, long = tmp_path / f"{'n' * 200}<b>.csv", "word " * 2_000_000  # 10 MB
     rows = [
         ("text", "label"),
         (HOSTILE, "yes"),
         ("\u202eright to left\u202c \u0645\u0631\u062d\u0628\u0627", "l" * 300),
     ]
-    rows += [*((f"row {number}", "yes") for number in range(10)), (long, "yes"), ("", long)]
+    rows += [*((f"row {number}", "yes") for number in range(10)), (long[:100_000], "yes"), ("", long)]
     with file.open("w", newline="", encoding="utf-8") as opened_file:
         csv.writer(opened_file).writerows(rows)
     server = serve()
@@ -369,3 +369,5 @@ def test_the_address_works_once(serve: Callable[..., Server], opened: Callable[.
     assert "used before" in other.content()
     assert server.process.stdout is not None and "token=" in server.process.stdout.readline()
     other.close()
+    server.end(signal.SIGINT)  # ctrl-C
+    assert server.process.returncode == 0

@@ -4,6 +4,7 @@ import logging
 import sys
 import webbrowser
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -51,4 +52,5 @@ def serve(root: Path, places: Sequence[Path], host: str, port: int, *, browser: 
     tell()
     if browser and is_loopback(host):
         webbrowser.open(f"http://{host}:{port}/?token={token.word}")
-    Server(settings).run(sockets=[socket])
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again once all is closed
+        Server(settings).run(sockets=[socket])
