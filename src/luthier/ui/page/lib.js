@@ -84,13 +84,15 @@ export const useGet = (path, query, inputs) => {
   return [...found, () => next((count) => count + 1)];
 };
 
-/** Do something again and again while the page is looked at. */
+/** Do something again and again while the page is looked at, and at once when one of `inputs` changes. */
 export const useEvery = (seconds, action, inputs) => {
+  const latest = useRef(action);
+  latest.current = action;
   useEffect(() => {
     let timer, open = true;
     const turn = async () => {
-      if (!document.hidden) await action();
-      if (open) timer = setTimeout(turn, seconds * 1000);  // not where the action itself has changed an input
+      if (!document.hidden) await latest.current();
+      if (open) timer = setTimeout(turn, seconds * 1000);
     };
     turn();
     return () => { open = false; clearTimeout(timer); };

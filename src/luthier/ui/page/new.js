@@ -4,7 +4,7 @@ import { DataStep } from "./data.js";
 import { BaseStep } from "./bases.js";
 import { Ranking } from "./ranking.js";
 import { Plan } from "./planned.js";
-import { get, go, html, post, Problem, t, useEffect, useState } from "./lib.js";
+import { get, go, html, metric, post, Problem, score, t, useEffect, useState } from "./lib.js";
 
 const DRAFT = "luthier-draft";
 export const STEPS = [
@@ -156,7 +156,7 @@ function After({ part }) {
   useEffect(() => { get("/api/runs").then(({ runs }) => set(runs.filter((run) => run.state === "finished" && !run.comparison)), () => set([])); }, []);
   return html`<h2>${part === "evaluation" ? t("Is it better than its base?") : t("Where it will answer")}</h2>
     <p>${part === "evaluation" ? t("Each finished run shows base and tuned model on the held-out rows, what got better and worse, and what was forgotten.") : t("A finished run can be exported, with a proof that the export answers as it does, served, and talked to.")}</p>
-    ${found && (found.length ? html`<ul>${found.slice(0, 12).map((run) => html`<li><a href=${`#/run/${encodeURI(run.id)}/${part}`}><bdi>${run.id}</bdi></a> <span class="soft">${run.method}, ${run.metric}</span></li>`)}</ul>` : html`<p class="soft">${t("No run is finished yet.")}</p>`)}`;
+    ${found && (found.length ? html`<ul>${found.slice(0, 12).map((run) => html`<li><a href=${`#/run/${encodeURI(run.id)}/${part}`}><bdi>${run.id}</bdi></a> <span class="soft">${run.method} · ${metric(run.metric)}: ${run.base === null ? "" : `${score(run.metric, run.base)} → `}${score(run.metric, run.tuned)}</span></li>`)}</ul>` : html`<p class="soft">${t("No run is finished yet.")}</p>`)}`;
 }
 
 const PARTS = {

@@ -6,16 +6,16 @@ const STATES = { waiting: () => t("waiting"), running: () => t("running"), done:
 const LOOK = { waiting: "stopped", running: "running", done: "finished", failed: "killed", stopped: "stopped" };
 
 export function useJobs() {
-  const [found, set] = useState({ version: -1, jobs: [] }), [error, fail] = useState(null);
+  const [found, set] = useState({ version: -1, jobs: [] }), [error, fail] = useState(null), [turn, next] = useState(0);
   useEvery(1.5, async () => {
     try {
       const working = found.jobs.some(({ state }) => state === "running");
-      const next = await get("/api/jobs", { since: working ? -1 : found.version });
+      const now = await get("/api/jobs", { since: working ? -1 : found.version });
       fail(null);
-      if (next.jobs) set(next);
+      if (now.jobs) set(now);
     } catch (wrong) { fail(wrong); }
-  }, [found]);
-  return [found.jobs, error, () => set({ ...found, version: -1 })];
+  }, [turn]);
+  return [found.jobs, error, () => { set({ ...found, version: -1 }); next((count) => count + 1); }];
 }
 
 export function Queue() {

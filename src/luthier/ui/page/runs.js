@@ -15,7 +15,7 @@ const STATES = { running: () => t("running"), finished: () => t("finished"), sto
 export const stateWord = (state) => (STATES[state] || (() => state))();
 
 export function Runs() {
-  const [found, set] = useState({ version: -1, runs: null }), [error, fail] = useState(null);
+  const [found, set] = useState({ version: -1, runs: null }), [error, fail] = useState(null), [turn, again] = useState(0);
   const [search, setSearch] = useState(""), [by, setBy] = useState(["changed", 1]), [chosen, setChosen] = useState([]);
   useEvery(2, async () => {
     try {
@@ -23,7 +23,7 @@ export function Runs() {
       fail(null);
       if (next.runs) set(next);
     } catch (wrong) { fail(wrong); }
-  }, [found.version]);
+  }, [turn]);
   const shown = useMemo(() => {
     const wanted = search.toLowerCase().split(/\s+/).filter(Boolean);
     const value = COLUMNS.find(([name]) => name === by[0])[2];
@@ -36,7 +36,7 @@ export function Runs() {
   return html`
     <h1>${t("Runs")}</h1>
     <${Problem} error=${error} />
-    ${found.runs.length === 0 ? html`<p>${t("There are no runs here yet.")}</p>` : html`
+    ${found.runs.length === 0 ? html`<p>${t("There are no runs here yet.")} <a href="#/new/task">${t("New run")}</a></p>` : html`
       <div class="tools">
         <input type="search" placeholder=${t("name, method, data or tag")} aria-label=${t("search in the runs")} value=${search} onInput=${(event) => setSearch(event.target.value)} />
         <span class="soft" role="status">${t("{0} of {1} runs", shown.length, found.runs.length)}</span>
@@ -50,7 +50,7 @@ export function Runs() {
           <th><span class="hidden">${t("curve and actions")}</span></th></tr></thead>
         <tbody>${shown.map((run) => html`<${Row} key=${run.id} run=${run} chosen=${kept.includes(run.id)}
           choose=${() => setChosen(kept.includes(run.id) ? kept.filter((id) => id !== run.id) : [...kept, run.id])}
-          changed=${() => set({ ...found, version: -1 })} />`)}</tbody>
+          changed=${() => { set({ ...found, version: -1 }); again((count) => count + 1); }} />`)}</tbody>
       </table></div>`}`;
 }
 
