@@ -11,6 +11,7 @@ import gzip
 import json
 import math
 import os
+import secrets
 import shutil
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ import psutil
 from axe_playwright_python.base import AXE_FILE_PATH
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from luthier.core.strict_yaml import parse_yaml
 from luthier.recipe.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +43,8 @@ def make_run(folder: Path, recipe: str, steps: int) -> None:
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(recipe)
     (folder / "environment.json").write_text("{}")
+    ledger = {"run": secrets.token_hex(16), "recipe": parse_yaml(recipe), "files": {}}
+    (folder / "run.json").write_text(json.dumps(ledger))
     facts = {"lr": 1e-3, "grad_norm": 1.0, "tokens": 500, "seconds": 0.5, "memory": 10**9}
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(1, steps + 1):

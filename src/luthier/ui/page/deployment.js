@@ -17,8 +17,8 @@ function Exports({ id }) {
   const found = form?.families.export.find(({ name }) => name === to);
   const recipe = { settings, change: (changes) => set((before) => Object.fromEntries(Object.entries({ ...before, ...changes }).filter(([, value]) => value !== null))) };
   const start = () => post("/api/run/export", { id }, { to, settings: Object.fromEntries(Object.entries(settings).map(([key, value]) => [key.split(".")[1], value])) }).then(again, fail);
-  return html`<h3>${t("Exports")}</h3><${Problem} error=${error} />
-    ${made.map((each) => html`<article class="job"><h4><b>${each.form}</b> <span class="soft">${bytes(each.bytes)}</span></h4><p class="where"><bdi>${each.path}</bdi></p><${Proof} parity=${each.parity || []} />
+  return html`<h2>${t("Exports")}</h2><${Problem} error=${error} />
+    ${made.map((each) => html`<article class="job"><h3>${each.form} <span class="soft">${bytes(each.bytes)}</span></h3><p class="where"><bdi>${each.path}</bdi></p><${Proof} parity=${each.parity || []} />
       ${(each.use || []).length > 0 && html`<details><summary>${t("how to use it")}</summary><pre>${each.use.join("\n")}</pre></details>`}</article>`)}
     <label class="row">${t("form")} <select value=${to} onChange=${(event) => { choose(event.target.value); set({}); }}>${(form?.families.export || []).map(({ name }) => html`<option value=${name}>${name}</option>`)}</select> <span class="soft">${found && t(found.help)}</span></label>
     ${found && html`<div class="fields">${found.fields.map((field) => html`<${Field} key=${to + field.key} recipe=${recipe} block=${to} field=${field} />`)}</div>`}
@@ -43,7 +43,7 @@ export function Chat({ ids }) {
   const job = jobs.find((each) => each.kind === "serve" && each.state === "running" && each.target.split(", ").sort().join(", ") === wanted);
   const last = jobs.find((each) => each.kind === "serve" && each.target.split(", ").sort().join(", ") === wanted);
   const start = () => post("/api/serve", {}, { runs: wanted.split(", ") }).then(again, fail);
-  return html`<h3>${t("Talk to it")}</h3><${Problem} error=${error || wrong} />
+  return html`<h2>${t("Talk to it")}</h2><${Problem} error=${error || wrong} />
     ${!job && html`<p>${t("A server answers on this machine over OpenAI's API: the base, this run, and what you choose beside them.")}</p>
       <details><summary>${t("beside its exports and other runs")}</summary>${beside.map((id) => html`<label class="row"><input type="checkbox" checked=${others.includes(id)} onChange=${() => choose(others.includes(id) ? others.filter((each) => each !== id) : [...others, id])} /><bdi>${id}</bdi></label>`)}</details>
       <p class="tools"><button type="button" class="main" onClick=${start}>${t("start the server")}</button></p>
