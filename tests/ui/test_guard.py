@@ -12,7 +12,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from luthier.core.errors import InputError
 from luthier.ui.guard import Gate, Token
-from luthier.ui.launch import serve
+from luthier.ui.launch import serve_page
 from luthier.ui.server import PAGE
 from tests.ui.conftest import HOST, ORIGIN, PORT, write_run
 
@@ -237,10 +237,10 @@ def test_another_host_is_told_what_it_opens(
     import uvicorn
 
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: [each.close() for each in sockets])
-    serve(tmp_path / "runs", [], "0.0.0.0", 0, browser=True)
+    serve_page(tmp_path / "runs", [], "0.0.0.0", 0, browser=True)
     said = capsys.readouterr()
     assert "token=" in said.out and "Other machines can connect" in said.err
-    serve(tmp_path / "runs", [], "127.0.0.1", 0, browser=False)
+    serve_page(tmp_path / "runs", [], "127.0.0.1", 0, browser=False)
     assert "token=" in capsys.readouterr().out
 
 
@@ -248,7 +248,7 @@ def test_a_taken_port_is_one_clear_error(tmp_path: Path) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InputError, match="cannot be bound"):
-        serve(tmp_path / "runs", [], "127.0.0.1", taken.getsockname()[1], browser=False)
+        serve_page(tmp_path / "runs", [], "127.0.0.1", taken.getsockname()[1], browser=False)
 
 
 def test_open_to_a_network_a_name_that_is_pointed_here_is_refused() -> None:

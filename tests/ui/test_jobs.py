@@ -13,7 +13,7 @@ import pytest
 
 from luthier.core.errors import Busy
 from luthier.ui import jobs as module
-from luthier.ui.jobs import Job, Jobs, NoJob
+from luthier.ui.jobs import Jobs, NoJob, QueuedJob
 
 LIMIT = 30.0
 
@@ -49,7 +49,7 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def state(jobs: Jobs, job: Job) -> str:
+def state(jobs: Jobs, job: QueuedJob) -> str:
     jobs.tick()
     return jobs.get(job.id).state
 

@@ -91,7 +91,7 @@ def test_a_long_run_is_reduced_and_keeps_its_extremes(root: Path) -> None:
             file.write(f'{{"step": {step}, "loss": {loss}, "lr": 0.001}}\n')
     index = RunIndex(root)
     index.refresh()
-    found = live.curves(index.history("first"), 1000)
+    found = live.run_curves(index.history("first"), 1000)
     assert found["lines"] == 30_000
     loss = found["curves"]["loss"]
     assert len(loss) <= 1000 and [17_003, 9.5] in [list(point) for point in loss]

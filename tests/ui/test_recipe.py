@@ -9,26 +9,26 @@ import pytest
 from luthier.core.errors import ConfigError, InputError
 from luthier.recipe.config import RunConfig
 from luthier.ui.form import form
-from luthier.ui.recipe import checked, save
+from luthier.ui.recipe import checked_text, save
 
 
 def test_text_stays_as_it_was_typed() -> None:
     text = "# mine\ndata: builtin:reviews   # the reviews\n"
-    found = checked(text, {})
+    found = checked_text(text, {})
     assert found["text"] == text and not found["problems"]
     assert found["settings"]["data.path"] == "builtin:reviews" and found["settings"]["method.name"] == "lora"
 
 
 def test_a_form_changes_keys_and_takes_them_out() -> None:
-    found = checked("data: builtin:reviews\n", {"train.lr": 1e-3, "method.rank": 4})
+    found = checked_text("data: builtin:reviews\n", {"train.lr": 1e-3, "method.rank": 4})
     assert not found["problems"] and found["settings"]["train.lr"] == 1e-3 and found["settings"]["method.rank"] == 4
-    back = checked(found["text"], {"train.lr": None, "method.rank": None})
+    back = checked_text(found["text"], {"train.lr": None, "method.rank": None})
     assert "train" not in back["text"] and back["settings"]["train.lr"] is None
-    assert checked("", {"train.lr": None})["text"] == ""
+    assert checked_text("", {"train.lr": None})["text"] == ""
 
 
 def test_another_method_drops_the_fields_of_the_first() -> None:
-    text = checked("data: builtin:reviews\nmethod: {name: lora, rank: 4}\n", {"method": "bitfit"})
+    text = checked_text("data: builtin:reviews\nmethod: {name: lora, rank: 4}\n", {"method": "bitfit"})
     assert not text["problems"] and text["settings"]["method.name"] == "bitfit"
 
 
@@ -45,7 +45,7 @@ def test_another_method_drops_the_fields_of_the_first() -> None:
     ],
 )
 def test_mistakes_are_the_ones_of_the_command_line(text: str, said: str) -> None:
-    found = checked(text, {})
+    found = checked_text(text, {})
     assert found["problems"] and said in found["problems"][0]
     assert found["text"] == text
 
@@ -64,7 +64,7 @@ def test_a_saved_recipe_trains_under_its_name(tmp_path: Path) -> None:
 
 def test_the_form_has_every_key_of_a_recipe() -> None:
     found = form()
-    settings = checked("data: builtin:reviews\n", {})["settings"]
+    settings = checked_text("data: builtin:reviews\n", {})["settings"]
     for block, fields in found["blocks"].items():
         keys = {key.split(".")[1] for key in settings if key.startswith(f"{block}.")}
         assert keys <= {field["key"] for field in fields}, block

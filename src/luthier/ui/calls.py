@@ -48,14 +48,14 @@ def _read(config: RunConfig, progress: Progress) -> Encoding:
     return _kept[0].tokens
 
 
-def check(given: Mapping[str, Any], progress: Progress) -> Any:
+def _check(given: Mapping[str, Any], progress: Progress) -> Any:
     """What `luthier check` finds."""
     from luthier.pipeline.check import check as check_data
 
     return check_data(_config(given), Path(str(given["place"])), progress=progress)
 
 
-def rows(given: Mapping[str, Any], progress: Progress) -> Any:
+def _rows(given: Mapping[str, Any], progress: Progress) -> Any:
     """Some rows of one side with their loss masks: {total, rows}."""
     from luthier.data.checks.mask import mask
 
@@ -70,14 +70,14 @@ def rows(given: Mapping[str, Any], progress: Progress) -> Any:
     return {"total": len(found), "rows": made}
 
 
-def plan(given: Mapping[str, Any], progress: Progress) -> Any:
+def _plan(given: Mapping[str, Any], progress: Progress) -> Any:
     """Memory and time of the recipe on this machine, with keys changed by `changes`."""
     from luthier.pipeline.plan import plan as make
 
     return make(config_of(str(given["text"]), given.get("changes", {})), progress=progress)
 
 
-def choose(given: Mapping[str, Any], progress: Progress) -> Any:
+def _choose(given: Mapping[str, Any], progress: Progress) -> Any:
     """The ranking of methods for the recipe."""
     from luthier.pipeline.choose import choose as rank
     from luthier.planning.advisor.question import ChooseOptions
@@ -87,14 +87,14 @@ def choose(given: Mapping[str, Any], progress: Progress) -> Any:
     return rank(_config(given), wanted, evidence=evidence, given=[], progress=progress)
 
 
-def form(given: Mapping[str, Any], progress: Progress) -> Any:
+def _form(given: Mapping[str, Any], progress: Progress) -> Any:
     """Every field of a recipe, with its default and help."""
     from luthier.ui.form import form as fields
 
     return fields()
 
 
-def ready(given: Mapping[str, Any], progress: Progress) -> Any:
+def _ready(given: Mapping[str, Any], progress: Progress) -> Any:
     """Load what the other calls need."""
     progress.stage("loading libraries")
     import luthier.pipeline.check
@@ -105,11 +105,11 @@ def ready(given: Mapping[str, Any], progress: Progress) -> Any:
 
 
 CALLS: Mapping[str, Call] = {
-    "check": check,
-    "rows": rows,
-    "plan": plan,
-    "choose": choose,
-    "form": form,
-    "ready": ready,
+    "check": _check,
+    "rows": _rows,
+    "plan": _plan,
+    "choose": _choose,
+    "form": _form,
+    "ready": _ready,
 }
 """Every call by its name."""

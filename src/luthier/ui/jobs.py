@@ -41,7 +41,7 @@ class NoJob(InputError):
 
 
 @dataclass(slots=True)
-class Job:
+class QueuedJob:
     """A command and what became of it."""
 
     id: str
@@ -77,30 +77,30 @@ class Jobs:
         self.keeping: ExitStack | None = None
         self.children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def add(self, kind: str, target: str, arguments: Sequence[str], **about: Any) -> Job:
+    def add(self, kind: str, target: str, arguments: Sequence[str], **about: Any) -> QueuedJob:
         """Start a job, or put it at the end of the queue where its kind waits."""
         with self.lock:
-            job = Job(secrets.token_hex(8), kind, target, list(arguments), time.time(), about=about)
+            job = QueuedJob(secrets.token_hex(8), kind, target, list(arguments), time.time(), about=about)
             self._write(job)
             if kind not in QUEUED:
                 self._start(job)
         self.tick()
         return job
 
-    def all(self) -> list[Job]:
+    def all(self) -> list[QueuedJob]:
         """Every job, the newest first."""
         with self.lock:
             found = [self._read(path) for path in self.place.glob("*.json")] if self.place.is_dir() else []
             return sorted((job for job in found if job is not None), key=lambda job: -job.place)
 
-    def get(self, name: str) -> Job:
+    def get(self, name: str) -> QueuedJob:
         """The job of that id."""
         job = self._read(self.place / f"{name}.json") if IDS.fullmatch(name) else None
         if job is None:
             raise NoJob(f"there is no job {name[:40]!r}", fix="reload the page")
         return job
 
-    def output(self, job: Job) -> str:
+    def output(self, job: QueuedJob) -> str:
         """The end of what it printed."""
         path = self.place / f"{job.id}.log"
         if not path.is_file():
@@ -110,7 +110,7 @@ class Jobs:
             text = file.read().decode("utf-8", errors="replace")
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)[-TAIL:]
 
-    def stop(self, name: str) -> Job:
+    def stop(self, name: str) -> QueuedJob:
         """Take a waiting job out of the queue; ask one at work to stop, which saves a run."""
         with self.lock:
             job = self.get(name)
@@ -174,11 +174,11 @@ class Jobs:
             self.keeping = held
         return True
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: QueuedJob) -> None:
         with (self.place / f"{job.id}.log").open("wb") as log:
             environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
             process = subprocess.Popen(
-                [sys.executable, "-m", "luthier.ui.child", str(self.place / f"{job.id}.code"), *job.arguments],
+                [sys.executable, "-m", "luthier.cli.child", str(self.place / f"{job.id}.code"), *job.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -190,7 +190,7 @@ class Jobs:
         job.born = _born(process.pid) or 0.0
         self._write(job)
 
-    def _alive(self, job: Job) -> bool:
+    def _alive(self, job: QueuedJob) -> bool:
         child = self.children.get(job.id)
         if child is not None and child.poll() is not None:  # else it would stay as a zombie
             del self.children[job.id]
@@ -198,7 +198,7 @@ class Jobs:
         born = _born(job.pid)
         return born is not None and abs(born - job.born) < 1
 
-    def _ended(self, job: Job) -> None:
+    def _ended(self, job: QueuedJob) -> None:
         path = self.place / f"{job.id}.code"
         text = path.read_text() if path.is_file() else ""
         job.code = int(text) if text.lstrip("-").isdigit() else None
@@ -207,14 +207,14 @@ class Jobs:
         job.ended = path.stat().st_mtime if path.is_file() else time.time()
         self._write(job)
 
-    def _write(self, job: Job) -> None:
+    def _write(self, job: QueuedJob) -> None:
         self.place.mkdir(parents=True, exist_ok=True)
         files.write_json(self.place / f"{job.id}.json", asdict(job))
         self.version += 1
 
-    def _read(self, path: Path) -> Job | None:
+    def _read(self, path: Path) -> QueuedJob | None:
         try:
-            return Job(**files.read_object(path))
+            return QueuedJob(**files.read_object(path))
         except (InputError, TypeError):
             return None
 
@@ -227,6 +227,6 @@ def _born(pid: int) -> float | None:
         return None
 
 
-def shown(jobs: Jobs, job: Job) -> dict[str, Any]:
+def job_record(jobs: Jobs, job: QueuedJob) -> dict[str, Any]:
     """A job as the page has it."""
     return {**asdict(job), "command": job.command, "output": jobs.output(job) if job.state != "waiting" else ""}

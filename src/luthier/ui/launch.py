@@ -18,7 +18,7 @@ GRACE = 1
 """Seconds for open requests when the server stops: streams have no end of their own."""
 
 
-def serve(root: Path, places: Sequence[Path], host: str, port: int, *, browser: bool) -> None:
+def serve_page(root: Path, places: Sequence[Path], host: str, port: int, *, browser: bool) -> None:
     """Serve the page until ctrl-C. Runs that were started go on. InputError where the address cannot be had."""
     try:
         import uvicorn

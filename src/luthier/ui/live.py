@@ -30,7 +30,7 @@ def with_speed(line: Mapping[str, Any]) -> dict[str, Any]:
     return {**line, "tokens_per_second": tokens / seconds} if seconds and tokens else dict(line)
 
 
-def curves(history: History, points: int = POINTS) -> dict[str, Any]:
+def run_curves(history: History, points: int = POINTS) -> dict[str, Any]:
     """Every curve of a run with at most so many points, and the number of lines that they come from.
 
     A point is [step, value]; of each part of a curve the least and the greatest value stay.

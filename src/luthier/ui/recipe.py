@@ -11,7 +11,7 @@ from luthier.core import files
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.shell import shell_line
 from luthier.recipe.config import RunConfig
-from luthier.recipe.identity import flat
+from luthier.recipe.identity import leaves
 from luthier.recipe.parse import assign, yaml_mapping
 
 NAME = re.compile(r"[\w][\w. -]{0,80}")
@@ -32,7 +32,7 @@ def config_of(text: str, changes: Mapping[str, Any] = {}) -> RunConfig:
     return RunConfig.of(data, source=WHERE)
 
 
-def checked(text: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+def checked_text(text: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The text with keys changed (None takes one out), and what is wrong with it: {text, problems, notes, settings}.
 
     Without a change the text stays as it was typed, with its comments.
@@ -46,7 +46,7 @@ def checked(text: str, changes: Mapping[str, Any]) -> dict[str, Any]:
             _put(data, key, value)
         if changes:
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True) if data else ""
-        settings = flat(RunConfig.of(data, notes=notes, source=WHERE).model_dump(mode="json"))
+        settings = leaves(RunConfig.of(data, notes=notes, source=WHERE).model_dump(mode="json"))
     except ConfigError as error:
         problems = error.problems
     except InputError as error:
@@ -71,7 +71,7 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
             del place[parent]
 
 
-def named(name: str) -> str:
+def run_name(name: str) -> str:
     """The name, where it is one part of a path; InputError for any other."""
     if not NAME.fullmatch(name) or name.endswith((" ", ".")):
         raise InputError(
@@ -85,7 +85,7 @@ def save(text: str, name: str, root: Path) -> tuple[Path, list[str]]:
 
     ConfigError where it has mistakes, InputError where a run of that name is there already.
     """
-    folder, file = root / named(name), root / "recipes" / f"{named(name)}.yaml"
+    folder, file = root / run_name(name), root / "recipes" / f"{run_name(name)}.yaml"
     if folder.exists():
         raise InputError(f"there is a run {name!r} already", fix="another name")
     config_of(text)
@@ -96,6 +96,6 @@ def save(text: str, name: str, root: Path) -> tuple[Path, list[str]]:
     return file, ["train", str(file)]
 
 
-def command(file: Path) -> str:
+def terminal_command(file: Path) -> str:
     """What starts the run of a saved recipe in a terminal."""
     return shell_line("luthier", "train", file)

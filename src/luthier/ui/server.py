@@ -19,7 +19,7 @@ from luthier.core.language import catalog, translated
 from luthier.core.strict_json import to_json
 from luthier.core.strict_yaml import parse_yaml
 from luthier.core.version import __version__
-from luthier.recipe.identity import flat
+from luthier.recipe.identity import leaves
 from luthier.ui import live, work
 from luthier.ui.guard import Gate, Token, error, spoken_by
 from luthier.ui.index import NoRun, RunIndex
@@ -41,7 +41,7 @@ SAMPLES = 400
 """Most answers that were generated during training and are shown, the newest."""
 
 
-class Answer(JSONResponse):
+class FiniteJson(JSONResponse):
     """JSON in which numbers that are not finite are null."""
 
     def render(self, content: Any) -> bytes:
@@ -61,7 +61,7 @@ def create_app(root: Path, places: Sequence[Path] = (), *, token: Token, host: s
         bench.end()
         jobs.close()
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Answer)
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, default_response_class=FiniteJson)
     app.state.index = index
     app.add_middleware(Gate, token=token, host=host, port=port)
     _errors(app)
@@ -135,7 +135,7 @@ def _runs(index: RunIndex) -> APIRouter:
     @router.get("/run/curves")
     async def curves(id: str, points: int = live.POINTS) -> dict[str, Any]:
         def made() -> dict[str, Any]:
-            return live.curves(index.history(id), max(10, min(points, 20_000)))
+            return live.run_curves(index.history(id), max(10, min(points, 20_000)))
 
         return await run_in_threadpool(made)
 
@@ -225,6 +225,6 @@ def _whole(index: RunIndex, name: str) -> dict[str, Any]:
     for key, path in (("result", folder.result), ("plan", folder.plan), ("environment", folder.environment)):
         made[key] = _object(path)
     made["recipe"] = folder.recipe.read_text(encoding="utf-8") if folder.recipe.is_file() else ""
-    made["settings"] = flat(parse_yaml(made["recipe"]) or {})
+    made["settings"] = leaves(parse_yaml(made["recipe"]) or {})
     made["files"] = [each for each in SHOWN if (folder.path / each).is_file()]
     return made

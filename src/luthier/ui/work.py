@@ -24,7 +24,7 @@ from luthier.ui import recipe
 from luthier.ui.bases import found_bases
 from luthier.ui.guard import spoken_by
 from luthier.ui.index import HIDDEN, RunIndex
-from luthier.ui.jobs import Jobs, shown
+from luthier.ui.jobs import Jobs, job_record
 from luthier.ui.predictions import shortened
 from luthier.ui.workbench import Workbench
 
@@ -76,31 +76,31 @@ def _recipes(made: APIRouter, index: RunIndex, jobs: Jobs, bench: Workbench) -> 
 
     @made.post("/recipe")
     async def read(request: Request, body: RecipeBody) -> Any:
-        found = await run_in_threadpool(recipe.checked, body.text, body.changes)
-        return said(request, found, "problems", "notes")
+        found = await run_in_threadpool(recipe.checked_text, body.text, body.changes)
+        return in_language(request, found, "problems", "notes")
 
     @made.post("/recipe/save")
     async def save(body: RecipeBody) -> dict[str, Any]:
         file, arguments = await run_in_threadpool(recipe.save, body.text, body.name, index.root)
-        return {"file": str(file), "command": recipe.command(file), "arguments": arguments}
+        return {"file": str(file), "command": recipe.terminal_command(file), "arguments": arguments}
 
     @made.post("/recipe/train")
     async def train(body: RecipeBody) -> dict[str, Any]:
         _, arguments = await run_in_threadpool(recipe.save, body.text, body.name, index.root)
-        return shown(jobs, await run_in_threadpool(jobs.add, "train", body.name, arguments))
+        return job_record(jobs, await run_in_threadpool(jobs.add, "train", body.name, arguments))
 
     @made.post("/recipe/compare")
     async def compare(body: RecipeBody) -> dict[str, Any]:
         _, (_, file) = await run_in_threadpool(recipe.save, body.text, body.name, index.root)
         arguments = ["compare", file, *_compare_options(body.options)]
-        return shown(jobs, await run_in_threadpool(jobs.add, "compare", body.name, arguments))
+        return job_record(jobs, await run_in_threadpool(jobs.add, "compare", body.name, arguments))
 
     @made.post("/check")
     async def check(request: Request, body: RecipeBody) -> Any:
         digest = hashlib.sha256(body.text.encode()).hexdigest()[:16]
         found = await bench.call("check", {"text": body.text, "place": str(checks / digest)})
         sentences = ("notes", "findings.text", "findings.what", "account.format_why", "near_how", "refusals.reason")
-        return {**said(request, shortened(found), *sentences), "place": digest}
+        return {**in_language(request, shortened(found), *sentences), "place": digest}
 
     @made.post("/rows")
     async def rows(body: RecipeBody) -> Any:
@@ -114,7 +114,7 @@ def _recipes(made: APIRouter, index: RunIndex, jobs: Jobs, bench: Workbench) -> 
     async def choose(request: Request, body: RecipeBody) -> Any:
         evidence = await run_in_threadpool(lambda: [str(path) for path in index.root.glob("*/compare.json")])
         found = await bench.call("choose", {"text": body.text, "evidence": evidence})
-        return said(request, found, *CHOICE)
+        return in_language(request, found, *CHOICE)
 
     @made.get("/form")
     async def form() -> Any:
@@ -126,7 +126,7 @@ def _recipes(made: APIRouter, index: RunIndex, jobs: Jobs, bench: Workbench) -> 
 
     @made.get("/bench")
     async def stage(request: Request) -> Any:
-        return said(request, {"stage": bench.stage, "busy": bench.lock.locked()}, "stage")
+        return in_language(request, {"stage": bench.stage, "busy": bench.lock.locked()}, "stage")
 
     @made.get("/check/refused")
     async def refused(request: Request, place: str, start: int = 0, count: int = 100) -> Any:
@@ -135,10 +135,10 @@ def _recipes(made: APIRouter, index: RunIndex, jobs: Jobs, bench: Workbench) -> 
         found = await run_in_threadpool(
             _lines, checks / place / "refused.jsonl", max(0, start), max(1, min(count, 500))
         )
-        return said(request, found, "rows.reason")
+        return in_language(request, found, "rows.reason")
 
 
-def said(request: Request, found: Any, *places: str) -> Any:
+def in_language(request: Request, found: Any, *places: str) -> Any:
     """The same with the sentences at `places` in the reader's language; the texts of the data stay as they are."""
     into = spoken_by(request)
     for place in places if into != "en" else ():
@@ -258,11 +258,14 @@ def _jobs(made: APIRouter, index: RunIndex, jobs: Jobs) -> None:
         version = await run_in_threadpool(jobs.tick)
         if version == since:
             return {"version": version, "jobs": None}
-        return {"version": version, "jobs": await run_in_threadpool(lambda: [shown(jobs, job) for job in jobs.all()])}
+        return {
+            "version": version,
+            "jobs": await run_in_threadpool(lambda: [job_record(jobs, job) for job in jobs.all()]),
+        }
 
     @made.post("/job/stop")
     async def stop(id: str) -> dict[str, Any]:
-        return shown(jobs, await run_in_threadpool(jobs.stop, id))
+        return job_record(jobs, await run_in_threadpool(jobs.stop, id))
 
     @made.post("/job/first")
     async def first(id: str) -> dict[str, Any]:
@@ -282,7 +285,7 @@ def _jobs(made: APIRouter, index: RunIndex, jobs: Jobs) -> None:
     async def resume(id: str) -> dict[str, Any]:
         folder = index.folder(id)
         arguments = ["train", str(folder.recipe), f"run={folder.path}"]
-        return shown(jobs, await run_in_threadpool(jobs.add, "train", id, arguments))
+        return job_record(jobs, await run_in_threadpool(jobs.add, "train", id, arguments))
 
     @made.post("/run/export")
     async def export(request: Request, id: str) -> dict[str, Any]:
@@ -292,7 +295,7 @@ def _jobs(made: APIRouter, index: RunIndex, jobs: Jobs) -> None:
         if not re.fullmatch(r"\w+", form) or not all(re.fullmatch(r"\w+", key) for key in keys):
             raise InputError("an export has a name and settings", fix="choose them in the form")
         arguments = ["export", str(index.folder(id).path), *(f"{key}={value}" for key, value in keys.items())]
-        return shown(jobs, await run_in_threadpool(jobs.add, "export", id, [*arguments, "--to", form]))
+        return job_record(jobs, await run_in_threadpool(jobs.add, "export", id, [*arguments, "--to", form]))
 
     @made.get("/run/exports")
     async def exports(id: str) -> list[dict[str, Any]]:
@@ -304,7 +307,7 @@ def _jobs(made: APIRouter, index: RunIndex, jobs: Jobs) -> None:
         arguments = ["serve", *(f"{_model_name(each)}={_served(index, each)}" for each in ids), "--port", "0"]
         about = {_model_name(each): each for each in ids}
         job = await run_in_threadpool(lambda: jobs.add("serve", ", ".join(ids), arguments, models=about))
-        return shown(jobs, job)
+        return job_record(jobs, job)
 
 
 def _served(index: RunIndex, name: str) -> Path:

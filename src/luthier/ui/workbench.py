@@ -106,7 +106,7 @@ class _Told(Progress):
             self.tell(f"{self.said_last}: {done:,} rows")
 
 
-def main() -> None:
+def answer_calls() -> None:
     """Answer calls until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
@@ -132,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    answer_calls()

@@ -25,6 +25,6 @@ def command(
         luthier ui
         luthier ui --dir experiments --data ~/datasets --port 9000
     """
-    from luthier.ui.launch import serve
+    from luthier.ui.launch import serve_page
 
-    serve(folder, data or [Path.cwd()], host, port, browser=not no_browser)
+    serve_page(folder, data or [Path.cwd()], host, port, browser=not no_browser)

@@ -1,6 +1,6 @@
 """The process of a job: `luthier` with its arguments, whose exit code is left in a file for whoever asks later.
 
-python -m luthier.ui.child CODE_FILE train recipe.yaml
+python -m luthier.cli.child CODE_FILE train recipe.yaml
 """
 
 import os
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 
-def main() -> None:
+def run_and_note() -> None:
     """Run the command line, and write its exit code."""
     place, code = Path(sys.argv[1]), 1
     sys.argv = ["luthier", *sys.argv[2:]]
@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_note()
