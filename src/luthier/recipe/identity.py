@@ -23,7 +23,7 @@ MAY_CHANGE = ("run", *_TRAIN, *_RANKS, "data.workers", "data.cache", "evaluate")
 
 def _changed(before: RunConfig, now: RunConfig) -> str:
     """A line for each key that makes `now` another run than `before`."""
-    old, new = leaves(before.model_dump(mode="json")), leaves(now.model_dump(mode="json"))
+    old, new = key_paths(before.model_dump(mode="json")), key_paths(now.model_dump(mode="json"))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     matters = [key for key in changed if not any(f"{key}.".startswith(f"{free}.") for free in MAY_CHANGE)]
     return "".join(f"\n  - {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in matters)
@@ -55,11 +55,11 @@ def _stem(config: RunConfig, recipe: RecipeSource | None) -> str:
     return Path(recipe).stem if recipe else data
 
 
-def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+def key_paths(value: Any, prefix: str = "") -> dict[str, Any]:
     """A recipe with the whole path of each key: {"train.lr": 0.001}."""
     if not isinstance(value, dict):
         return {prefix.removeprefix("."): value}
-    return {name: leaf for key, inner in value.items() for name, leaf in leaves(inner, f"{prefix}.{key}").items()}
+    return {name: leaf for key, inner in value.items() for name, leaf in key_paths(inner, f"{prefix}.{key}").items()}
 
 
 def read_recipe(folder: RunFolder, overrides: Sequence[str] = ()) -> RunConfig:

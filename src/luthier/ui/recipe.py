@@ -11,7 +11,7 @@ from luthier.core import files
 from luthier.core.errors import ConfigError, InputError
 from luthier.core.shell import shell_line
 from luthier.recipe.config import RunConfig
-from luthier.recipe.identity import leaves
+from luthier.recipe.identity import key_paths
 from luthier.recipe.parse import assign, yaml_mapping
 
 NAME = re.compile(r"[\w][\w. -]{0,80}")
@@ -46,7 +46,7 @@ def checked_text(text: str, changes: Mapping[str, Any]) -> dict[str, Any]:
             _put(data, key, value)
         if changes:
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True) if data else ""
-        settings = leaves(RunConfig.of(data, notes=notes, source=WHERE).model_dump(mode="json"))
+        settings = key_paths(RunConfig.of(data, notes=notes, source=WHERE).model_dump(mode="json"))
     except ConfigError as error:
         problems = error.problems
     except InputError as error:

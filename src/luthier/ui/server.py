@@ -19,7 +19,7 @@ from luthier.core.language import catalog, translated
 from luthier.core.strict_json import to_json
 from luthier.core.strict_yaml import parse_yaml
 from luthier.core.version import __version__
-from luthier.recipe.identity import leaves
+from luthier.recipe.identity import key_paths
 from luthier.ui import live, work
 from luthier.ui.guard import Gate, Token, error, spoken_by
 from luthier.ui.index import NoRun, RunIndex
@@ -225,6 +225,6 @@ def _whole(index: RunIndex, name: str) -> dict[str, Any]:
     for key, path in (("result", folder.result), ("plan", folder.plan), ("environment", folder.environment)):
         made[key] = _object(path)
     made["recipe"] = folder.recipe.read_text(encoding="utf-8") if folder.recipe.is_file() else ""
-    made["settings"] = leaves(parse_yaml(made["recipe"]) or {})
+    made["settings"] = key_paths(parse_yaml(made["recipe"]) or {})
     made["files"] = [each for each in SHOWN if (folder.path / each).is_file()]
     return made
