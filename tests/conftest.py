@@ -193,7 +193,7 @@ READ_WHEN_IMPORTED = ("HF_", "OMP_", "MKL_", "PYTHONHASH", "MPL", "TRANSFORMERS_
 
 def use_catalog(monkeypatch: pytest.MonkeyPatch, known: dict[str, str]) -> None:
     """Let the catalog of translations be `known` until the test ends."""
-    monkeypatch.setattr(language, "_catalog", lambda: known)
+    monkeypatch.setattr(language, "catalog", lambda: known)
     for name in ("_patterns", "_fragments"):  # what was found in another catalog is forgotten
         monkeypatch.setattr(language, name, cache(getattr(language, name).__wrapped__))
 
