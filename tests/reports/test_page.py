@@ -239,8 +239,30 @@ def test_without_a_script_the_pictures_are_there(tmp_path: Path, width: int) -> 
     assert drive(made, tmp_path, script, width) == {"seen": 0, "plots": 3}
 
 
+LIVE = """async () => {
+  const place = document.body.appendChild(document.createElement('figure'));
+  const lines = (last, least = 1 / last) => [{label: 'loss', points: Array.from({length: last}, (_, n) => [n + 1, Math.max(least, 1 / (n + 1))])}];
+  const chart = luthierChart.curves(place, {title: 'loss', says: '', words: {log: 'log', whole: 'all'}, lines: lines(10), x: 'step', log: true});
+  const pause = () => new Promise((done) => setTimeout(done, 50));
+  const last = () => { const over = place.querySelector('.u-over'), box = over.getBoundingClientRect();
+    over.dispatchEvent(new MouseEvent('mousemove', {clientX: box.right - 1, clientY: box.top + 9, movementX: 1}));
+    return place.querySelector('.u-series').textContent; };
+  await pause();
+  const found = [last()];
+  const grow = async (next) => { chart.update(next); await pause(); found.push(last()); };
+  await grow(lines(20));
+  place.querySelector('.u-wrap').dispatchEvent(new KeyboardEvent('keydown', {key: '+'})); await pause(); found.push(last());
+  await grow(lines(40));
+  place.querySelectorAll('button')[1].click(); await pause(); found.push(last());
+  const log = place.querySelector('[aria-pressed]'); found.push(log.hidden);
+  await grow([{label: 'loss', points: [[1, 1], [2, 0], [3, -1]]}]); found.push(log.hidden);
+  chart.destroy();
+  return [...found, place.children.length];
+}"""
+
+
 @browser
-def test_a_page_is_interactive_in_the_frame_of_the_ui_and_a_picture_on_paper(tmp_path: Path) -> None:
+def test_a_page_is_interactive_in_the_frame_of_the_ui_grows_and_is_a_picture_on_paper(tmp_path: Path) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
     (tmp_path / "page.html").write_text(compare_report.render(body()), encoding="utf-8")
     (tmp_path / "outer.html").write_text(f'<iframe sandbox="{SANDBOX}" src="page.html"></iframe>', encoding="utf-8")
@@ -250,6 +272,9 @@ def test_a_page_is_interactive_in_the_frame_of_the_ui_and_a_picture_on_paper(tmp
         shown.goto((tmp_path / "outer.html").as_uri())
         frame = shown.frames[1]
         frame.locator(".uplot").nth(2).wait_for()
+        *grown, left = frame.evaluate(LIVE)
+        whole, enlarged = ["step10", "step20"], ["step20", "step20"]
+        assert grown == [*whole, *enlarged, "step40", False, "step3", True] and left == 0
         shown.goto((tmp_path / "page.html").as_uri())
         charts = shown.locator("svg.chart:visible"), shown.locator(".uplot:visible")
         assert [each.count() for each in charts] == [0, 3]

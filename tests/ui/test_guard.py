@@ -133,8 +133,10 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
 def test_files_of_the_page_alone(client: TestClient, name: str) -> None:
     assert client.get(f"/page/{name}").status_code in (404, 307)
     assert client.get("/page/app.js").status_code == 200
-    for name in SHARED:
-        assert client.get(f"/page/{name}").content == (REPORTS / name).read_bytes(), "the page's is the reports' own"
+    for shared in SHARED:
+        assert client.get(f"/page/{shared}").content == (REPORTS / shared).read_bytes(), (
+            "the page's is the reports' own"
+        )
 
 
 @pytest.mark.parametrize(

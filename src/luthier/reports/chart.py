@@ -1,7 +1,7 @@
 """Charts as inline SVG: the same picture on a page, in a notebook, in a tracker and, by resvg, as a PNG.
 
-Colors are those of a light page; a style inside the SVG changes them where the reader prefers a dark one. `data` has the
-values for chart.js, by which a page with a script draws the chart in place of the picture.
+Colors are those of a light page; a style inside the SVG changes them where the reader prefers a dark one. `data` has
+the values for chart.js, by which a page with a script draws the chart in place of the picture.
 """
 
 import math
