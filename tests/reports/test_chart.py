@@ -6,12 +6,26 @@ import json
 import math
 import random
 from itertools import combinations
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from luthier.reports import chart
-from luthier.reports.chart import COLORS, Axis, Canvas, Point, curves_chart, loss_chart, png, same, scatter_chart
+from luthier.reports.chart import (
+    COLORS,
+    SERIES,
+    Axis,
+    Canvas,
+    Curves,
+    Point,
+    Scatter,
+    curves_chart,
+    loss_chart,
+    png,
+    same,
+    scatter_chart,
+)
 from tests.conftest import use_catalog
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -23,26 +37,26 @@ HISTORY = [
 ]
 
 
-def read(svg: str) -> ElementTree.Element:
+def read(made: Curves | Scatter) -> ElementTree.Element:
     """The SVG as XML: what is not well-formed is an error."""
-    return ElementTree.fromstring(svg)
-
-
-def lines(svg: str) -> dict[str, list[list[float]]]:
-    return {line["name"]["en"]: line["points"] for line in json.loads(read(svg).attrib["data-chart"])["lines"]}
+    return ElementTree.fromstring(made.svg())
 
 
 def test_the_numbers_of_the_chart_are_those_of_the_run() -> None:
-    svg = loss_chart(HISTORY, title="a run", base=7.281, kept_step=20)
-    found = lines(svg)
+    made = loss_chart(HISTORY, title="a run", base=7.281, kept_step=20)
+    curves, rates = made.data()
+    found = {line["label"]["en"]: line["points"] for line in curves["lines"]}
     assert found["held out"] == [[0, 7.281], [20, 1.25], [40, 1.5]]
     assert found["training, each step"] == [[n, float(f"{8.0 * 0.9**n:.4g}")] for n in range(1, 41)]
-    texts = [text.text for text in read(svg).iter(f"{SVG}text")]
+    assert curves["marks"] == [{"x": 20, "text": curves["marks"][0]["text"], "color": "green"}]
+    assert curves["marks"][0]["text"]["en"] == "weights kept: step 20" and curves["log"]
+    assert rates["lines"][0]["points"][-1] == [40, 0.04]
+    texts = [text.text for text in read(made).iter(f"{SVG}text")]
     assert "base 7.281" in texts and "1.250" in texts and "weights kept: step 20" in texts
     assert "learning rate, at most 0.04" in texts and "a run" in texts
-    description = read(svg).findtext(f"{SVG}desc") or ""
-    assert "The lowest held-out loss is 1.25, at step 20." in description
-    assert read(svg).attrib["role"] == "img" and read(svg).findtext(f"{SVG}title") == "a run"
+    description = read(made).findtext(f"{SVG}desc") or ""
+    assert "The lowest held-out loss is 1.25, at step 20." in description == curves["says"]["en"]
+    assert read(made).attrib["role"] == "img" and read(made).findtext(f"{SVG}title") == "a run"
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -54,13 +68,13 @@ def test_a_line_goes_through_its_points(log: bool) -> None:
 
 
 def test_the_axis_is_logarithmic_where_the_losses_lie_far_apart() -> None:
-    assert read(loss_chart(HISTORY)).attrib["data-axis"] == "log"
-    near = [{"step": n, "loss": 2.0 + 0.01 * n} for n in range(9)]
-    assert read(loss_chart(near)).attrib["data-axis"] == "linear"
-    groups = [group.get("class") for group in read(loss_chart(near)).iter(f"{SVG}g")]
-    assert "linear" in groups and "log" in groups, "the other one is a click away"
-    negative = read(loss_chart([{"step": 1, "loss": -1.0}, {"step": 2, "loss": 3.0}]))
-    assert "data-axis" not in negative.attrib, "there is no logarithm"
+    def labels(made: Curves) -> set[str | None]:
+        return {text.text for text in read(made).iter(f"{SVG}text")}
+
+    assert loss_chart(HISTORY).log() and {"0.2", "0.5", "5"} <= labels(loss_chart(HISTORY))
+    near = loss_chart([{"step": n, "loss": 2.0 + 0.01 * n} for n in range(9)])
+    assert not near.log() and "2.02" in labels(near)
+    assert not loss_chart([{"step": 1, "loss": -1.0}, {"step": 2, "loss": 30.0}]).log(), "there is no logarithm"
 
 
 @pytest.mark.parametrize(
@@ -78,9 +92,10 @@ def test_the_axis_is_logarithmic_where_the_losses_lie_far_apart() -> None:
 )
 def test_every_history_gives_a_chart(history: list[dict[str, float | None]]) -> None:
     for base in (math.nan, 2.0, 0.0):
-        svg = loss_chart(history, base=base, kept_step=1)
+        made = loss_chart(history, base=base, kept_step=1)
+        svg = made.svg()
         assert "nan" not in svg.lower() and "inf" not in svg
-        read(svg)
+        read(made)
         assert png(svg).startswith(b"\x89PNG")
 
 
@@ -106,24 +121,24 @@ def test_smoothing_does_not_lag() -> None:
 
 def test_hostile_names_stay_text() -> None:
     point = Point(NASTY, 1.0, 2.0, 1.0, 3.0, front=True)
-    for svg in (
+    for made in (
         loss_chart(HISTORY, title=NASTY),
         curves_chart({NASTY: [(1, 2.0), (2, 1.0)]}),
         scatter_chart([point], cost=same(NASTY), score=same(NASTY), base=1.0),
     ):
-        assert "<script" not in svg
-        assert NASTY in [text.text for text in read(svg).iter(f"{SVG}text")]
+        assert "<script" not in made.svg()
+        assert NASTY in [text.text for text in read(made).iter(f"{SVG}text")]
 
 
 def test_both_languages_are_in_a_chart_for_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     use_catalog(monkeypatch, {"held out": "留出集", "base {0}": "基座 {0}"})
     texts = {
         (text.attrib.get("lang") or group.attrib.get("lang"), text.text)
-        for group in read(loss_chart(HISTORY, base=7.0, languages=("en", "zh"))).iter(f"{SVG}g")
+        for group in ElementTree.fromstring(loss_chart(HISTORY, base=7.0).svg(languages=("en", "zh"))).iter()
         for text in group.iter(f"{SVG}text")
     }
     assert {("en", "held out"), ("zh", "留出集"), ("en", "base 7.000"), ("zh", "基座 7.000")} <= texts
-    alone = loss_chart(HISTORY, base=7.0, languages=("zh",))
+    alone = loss_chart(HISTORY, base=7.0).svg(languages=("zh",))
     assert "基座 7.000" in alone and "held out<" not in alone and 'lang="' not in alone
 
 
@@ -141,8 +156,7 @@ def test_labels_of_a_scatter_lie_apart_and_a_score_is_where_it_belongs() -> None
     svg = read(scatter_chart(points, cost=same("parameters"), score=same("accuracy"), base=50.0, log=True))
     heights = [float(circle.attrib["cy"]) for circle in svg.iter(f"{SVG}circle") if circle.attrib["r"] == "4.5"][-10:]
     assert sorted(range(10), key=lambda n: heights[n]) == sorted(range(10), key=lambda n: -points[n].y)
-    titles = [title.text for title in svg.iter(f"{SVG}title")]
-    assert "method_0: 60 (55 - 70); 1,000" in titles
+    assert "method_0 scores 60, between 55 and 70, at 1,000." in (svg.findtext(f"{SVG}desc") or "")
 
 
 def test_a_value_that_is_not_finite_is_left_out_of_a_scatter() -> None:
@@ -151,9 +165,10 @@ def test_a_value_that_is_not_finite_is_left_out_of_a_scatter() -> None:
         Point("nan", 1.0, math.nan, 1.0, 3.0),
         Point("free", 0.0, 1.0, 1.0, 1.0),
     ]
-    svg = scatter_chart(points, cost=same("x"), score=same("y"), log=True)
-    texts = [text.text for text in read(svg).iter(f"{SVG}text")]
+    made = scatter_chart(points, cost=same("x"), score=same("y"), log=True)
+    texts = [text.text for text in read(made).iter(f"{SVG}text")]
     assert "good" in texts and "nan" not in texts and "free" not in texts
+    assert [point["name"] for point in made.data()[0]["points"]] == ["good"]
     read(scatter_chart([], cost=same("x"), score=same("y")))
 
 
@@ -170,13 +185,22 @@ def test_colors_can_be_told_from_the_paper() -> None:
             assert (high + 0.05) / (low + 0.05) >= least, (name, color)
 
 
+def test_pages_draw_in_the_colors_of_the_picture() -> None:
+    look = Path(chart.__file__).with_name("look.css").read_text("utf-8")
+    script = Path(chart.__file__).with_name("chart.js").read_text("utf-8")
+    for name in (*SERIES, "raw"):
+        light, dark = COLORS[name]
+        assert f"--{name}: light-dark({light}, {dark})" in look
+    assert f"SERIES = {json.dumps(SERIES)}" in script
+
+
 def test_a_picture_has_no_boxes_without_chinese_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
     resvg = pytest.importorskip("resvg_py")
     real = resvg.svg_to_bytes
     monkeypatch.setattr(resvg, "svg_to_bytes", lambda **own: drawn.append(own["svg_string"]) or real(**own))
     monkeypatch.setattr(chart, "_eastern_font", lambda: None)
-    svg = loss_chart(HISTORY, title="runs/情感分析: lora, привет, α")
+    svg = loss_chart(HISTORY, title="runs/情感分析: lora, привет, α").svg()
     assert png(svg).startswith(b"\x89PNG")
     assert "runs/…: lora, привет, α" in drawn[0] and "情" not in drawn[0]
     monkeypatch.setattr(chart, "_eastern_font", lambda: "/nowhere/NotoSansCJK-Regular.ttc")

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from tests.conftest import use_catalog
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MESSAGE = "{0} of {1} rows are refused"
 NASTY = "<script>alert('x')</script>"
+SANDBOX = "allow-scripts"
+"""As `luthier ui` shows a report: without an origin, so nothing can be kept."""
 browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
@@ -74,9 +77,29 @@ def test_only_the_script_of_luthier_may_run() -> None:
     assert len(scripts) == 1 and NASTY not in made and "&lt;script&gt;alert" in made
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in made and "script-src 'unsafe" not in made
-    assert not re.search(r"(src|href)=\"(?!#)", made) and "http" not in made.replace(
-        "http://www.w3.org/2000/svg", ""
-    ).replace("http-equiv", "")
+
+
+def test_a_page_is_one_file_that_loads_nothing() -> None:
+    made = compare_report.render(body())
+    addresses: list[str | None] = []
+    parser = HTMLParser()
+    named = ("src", "href", "srcset", "data", "action", "poster", "background", "xlink:href")
+    parser.handle_starttag = lambda tag, attrs: addresses.extend(v for k, v in attrs if k in named)  # type: ignore[method-assign]
+    parser.feed(made)
+    assert addresses and all(str(address).startswith("#") for address in addresses)
+    assert "default-src 'none'" in made and "connect-src" not in made
+    shown = re.sub(r"<script>.*?</script>", "", made, flags=re.DOTALL)
+    assert (
+        "url(" not in shown and "@import" not in shown and "://" not in shown.replace("http://www.w3.org/2000/svg", "")
+    )
+
+
+def test_the_charts_are_those_of_the_page_under_their_license() -> None:
+    reports = Path(page.__file__).parent
+    made = compare_report.render(body())
+    for name in ("chart.js", "vendor/uPlot.iife.min.js", "vendor/uPlot.LICENSE"):
+        assert (reports / name).read_text("utf-8") in made
+    assert "uPlot" not in compare_report.render(body(rows=[])), "a page without a chart is small"
 
 
 def test_the_page_begins_in_the_language_of_its_maker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,13 +114,14 @@ def test_what_a_comparison_says_first() -> None:
     assert "No other method is really different from it." in made
 
 
-def drive(made: str, folder: Path, script: str, width: int = 390) -> dict[str, object]:
+def drive(made: str, folder: Path, script: str, width: int = 390, sandbox: str = "") -> dict[str, object]:
     """What `script` returns in a frame `width` pixels wide that holds the page; `doc` is the page's document."""
     (folder / "page.html").write_text(made, encoding="utf-8")
     (folder / "outer.html").write_text(
-        f'<iframe src="page.html" style="width:{width}px;height:2000px;border:0"></iframe><pre id="said"></pre><script>'
-        "onload = () => { const frame = document.querySelector('iframe'), doc = frame.contentDocument;"
-        f"document.getElementById('said').textContent = JSON.stringify((() => {{ {script} }})()); }}</script>",
+        f'<iframe {sandbox} src="page.html" style="width:{width}px;height:2000px;border:0"></iframe><pre id="said"></pre>'
+        "<script>onload = async () => { const frame = document.querySelector('iframe'), doc = frame.contentDocument;"
+        "const pause = () => new Promise((done) => setTimeout(done, 50));"
+        f"document.getElementById('said').textContent = JSON.stringify(await (async () => {{ {script} }})()); }}</script>",
         encoding="utf-8",
     )
     command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
@@ -146,28 +170,114 @@ def test_tables_are_sorted_and_searched_and_the_language_is_chosen(tmp_path: Pat
 
 
 @browser
-def test_a_chart_tells_its_values_and_can_be_enlarged(tmp_path: Path) -> None:
+def test_a_curve_tells_its_values_and_can_be_enlarged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_catalog(monkeypatch, {"log axis": "对数坐标"})
     script = """
-      const svg = doc.querySelector('#curves ~ .wide-chart svg'), view = doc.defaultView, box = svg.getBoundingClientRect();
-      const told = svg.parentNode.querySelector('output'), found = {hint: told.textContent, views: [], ticks: []};
-      const at = (share) => ({clientX: box.left + box.width * share, clientY: box.top + 100, pointerType: 'mouse', bubbles: true});
-      const part = () => svg.querySelector('.' + svg.dataset.axis);
-      const look = () => { found.views.push(part().querySelector('.view').getAttribute('viewBox'));
-        found.ticks.push([...svg.querySelectorAll('.xticks text')].map(each => each.textContent)); };
-      look();
-      svg.dispatchEvent(new view.PointerEvent('pointermove', at(0.5))); found.told = told.textContent;
-      svg.dispatchEvent(new view.PointerEvent('pointerdown', at(0.3)));
-      view.dispatchEvent(new view.PointerEvent('pointerup', at(0.7))); look();
-      svg.dispatchEvent(new view.MouseEvent('dblclick')); look();
-      svg.dispatchEvent(new view.KeyboardEvent('keydown', {key: 'ArrowRight'})); found.key = told.textContent;
-      const axis = svg.dataset.axis; svg.parentNode.querySelector('button').click();
-      found.axes = [axis, svg.dataset.axis];
+      const plot = doc.querySelector('#curves ~ [data-chart] .plot'), view = doc.defaultView, found = {};
+      const over = () => plot.querySelector('.u-over'), wrap = () => plot.querySelector('.u-wrap');
+      const told = () => [...plot.querySelectorAll('.u-series')].map((row) => row.textContent);
+      const mouse = (kind, share) => { const box = over().getBoundingClientRect(); over().dispatchEvent(new view.MouseEvent(
+        kind, {clientX: box.left + box.width * share, clientY: box.top + 60, bubbles: true, button: 0, movementX: 1})); };
+      const key = async (name) => { wrap().dispatchEvent(new view.KeyboardEvent('keydown', {key: name})); await pause(); };
+      mouse('mousemove', 0.43); found.told = told();
+      mouse('mousemove', 0.5); mouse('mousedown', 0.5); mouse('mousemove', 1); mouse('mouseup', 1); await pause();
+      mouse('mousemove', 0.43); found.enlarged = told()[0];
+      mouse('dblclick', 0.5); await pause(); mouse('mousemove', 0.43); found.whole = told()[0];
+      await key('ArrowRight'); found.key = told();
+      await key('+'); mouse('mousemove', 0.999); found.plus = told()[0];
+      await key('Escape'); mouse('mousemove', 0.999); found.escaped = told()[0];
+      const axis = plot.querySelector('[aria-pressed]'); found.axes = [axis.getAttribute('aria-pressed')];
+      axis.click(); found.axes.push(axis.getAttribute('aria-pressed'));
+      plot.querySelectorAll('.u-legend button')[1].click(); found.off = plot.querySelectorAll('.u-off.u-series').length;
+      found.said = wrap().getAttribute('aria-label');
+      doc.querySelector('.language button').click();
+      found.axes.push(doc.querySelector('#curves ~ [data-chart] .plot [aria-pressed]').textContent);
+      found.drawn = doc.querySelectorAll('.plot').length;
       return found;
     """
     found = drive(compare_report.render(body()), tmp_path, script, width=1280)
-    assert "Point at the curve" in str(found["hint"])
-    assert re.match(r"step 4: lora 0.5; full 0.5", str(found["told"])), found["told"]
-    assert str(found["key"]).startswith("step 5: lora 0.4;")
-    views, ticks = found["views"], found["ticks"]
-    assert views[0] == views[2] != views[1] and ticks[0] == ticks[2] != ticks[1]  # type: ignore[index]
-    assert set(found["axes"]) == {"linear", "log"}  # type: ignore[call-overload]
+    assert [str(text) for text in found["told"]][:3] == ["step4", "lora0.5", "full0.5"]  # type: ignore[attr-defined]
+    assert found["enlarged"] == "step6" and found["whole"] == "step4"
+    assert found["key"][:2] == ["step5", "lora0.4"]  # type: ignore[index]
+    assert found["plus"] == "step6" and found["escaped"] == "step8"
+    assert found["axes"] == ["false", "true", "对数坐标"] and found["off"] == 1
+    assert "lora ends at a loss of 0.25" in str(found["said"]) and found["drawn"] == 3
+
+
+@browser
+def test_a_front_tells_a_method_and_its_name_is_text(tmp_path: Path) -> None:
+    script = """
+      const plot = doc.querySelector('.plot'), wrap = plot.querySelector('.u-wrap'), said = [];
+      const told = () => plot.querySelector('.values').textContent;
+      said.push(told());
+      for (const key of ['ArrowRight', 'ArrowRight', 'ArrowRight', 'ArrowRight', 'ArrowLeft']) {
+        wrap.dispatchEvent(new doc.defaultView.KeyboardEvent('keydown', {key}));
+        said.push(told());
+      }
+      return {said, scripts: doc.querySelectorAll('script').length, label: wrap.getAttribute('aria-label')};
+    """
+    found = drive(compare_report.render(body()), tmp_path, script, width=1280)
+    hostile = f"{NASTY}: 70 (65 – 75); trainable parameters: 100"
+    lora, full = (
+        f"{name}: {score} ({low} – {high}); trainable parameters: {cost}"
+        for name, score, low, high, cost in (("lora", 80, 75, 85, "5,000"), ("full", 79, 74, 84, "1M"))
+    )
+    hint = "Point at a method for its values; drag over a part to enlarge it."
+    assert found["said"] == [hint, hostile, lora, full, full, lora]
+    assert found["scripts"] == 1 and f"{NASTY} scores 70" in str(found["label"])
+
+
+@browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_without_a_script_the_pictures_are_there(tmp_path: Path, width: int) -> None:
+    script = """
+      const seen = [...doc.querySelectorAll('svg.chart')].filter((svg) => svg.getBoundingClientRect().height > 100);
+      return {seen: seen.length, plots: doc.querySelectorAll('.plot').length};
+    """
+    made = compare_report.render(body())
+    assert drive(made, tmp_path, script, width, 'sandbox="allow-same-origin"') == {"seen": 3, "plots": 0}
+    assert drive(made, tmp_path, script, width) == {"seen": 0, "plots": 3}
+
+
+LIVE = """async () => {
+  const place = document.body.appendChild(document.createElement('figure'));
+  const lines = (last, least = 1 / last) => [{label: 'loss', points: Array.from({length: last}, (_, n) => [n + 1, Math.max(least, 1 / (n + 1))])}];
+  const chart = luthierChart.curves(place, {title: 'loss', says: '', words: {log: 'log', whole: 'all'}, lines: lines(10), x: 'step', log: true});
+  const pause = () => new Promise((done) => setTimeout(done, 50));
+  const last = () => { const over = place.querySelector('.u-over'), box = over.getBoundingClientRect();
+    over.dispatchEvent(new MouseEvent('mousemove', {clientX: box.right - 1, clientY: box.top + 9, movementX: 1}));
+    return place.querySelector('.u-series').textContent; };
+  await pause();
+  const found = [last()];
+  const grow = async (next) => { chart.update(next); await pause(); found.push(last()); };
+  await grow(lines(20));
+  place.querySelector('.u-wrap').dispatchEvent(new KeyboardEvent('keydown', {key: '+'})); await pause(); found.push(last());
+  await grow(lines(40));
+  place.querySelectorAll('button')[1].click(); await pause(); found.push(last());
+  const log = place.querySelector('[aria-pressed]'); found.push(log.hidden);
+  await grow([{label: 'loss', points: [[1, 1], [2, 0], [3, -1]]}]); found.push(log.hidden);
+  chart.destroy();
+  return [...found, place.children.length];
+}"""
+
+
+@browser
+def test_a_page_is_interactive_in_the_frame_of_the_ui_grows_and_is_a_picture_on_paper(tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    (tmp_path / "page.html").write_text(compare_report.render(body()), encoding="utf-8")
+    (tmp_path / "outer.html").write_text(f'<iframe sandbox="{SANDBOX}" src="page.html"></iframe>', encoding="utf-8")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        shown = browser.new_page()
+        shown.goto((tmp_path / "outer.html").as_uri())
+        frame = shown.frames[1]
+        frame.locator(".uplot").nth(2).wait_for()
+        *grown, left = frame.evaluate(LIVE)
+        whole, enlarged = ["step10", "step20"], ["step20", "step20"]
+        assert grown == [*whole, *enlarged, "step40", False, "step3", True] and left == 0
+        shown.goto((tmp_path / "page.html").as_uri())
+        charts = shown.locator("svg.chart:visible"), shown.locator(".uplot:visible")
+        assert [each.count() for each in charts] == [0, 3]
+        shown.emulate_media(media="print")
+        assert [each.count() for each in charts] == [3, 0]
+        browser.close()

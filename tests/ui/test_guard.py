@@ -13,7 +13,7 @@ from starlette.websockets import WebSocketDisconnect
 from luthier.core.errors import InputError
 from luthier.ui.guard import Gate, Token
 from luthier.ui.launch import serve_page
-from luthier.ui.server import PAGE
+from luthier.ui.server import PAGE, REPORTS, SHARED
 from tests.ui.conftest import HOST, ORIGIN, PORT, write_run
 
 Stranger = Callable[..., TestClient]
@@ -118,7 +118,7 @@ def test_every_answer_has_the_policy(client: TestClient, stranger: Stranger) -> 
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:
-    for path in PAGE.rglob("*"):
+    for path in (*PAGE.rglob("*"), *(REPORTS / name for name in SHARED)):
         if path.suffix in (".js", ".html", ".css") and "vendor" not in path.parts:
             text = path.read_text(encoding="utf-8")
             for address in ("http://", "https://", "//cdn"):
@@ -133,7 +133,10 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
 def test_files_of_the_page_alone(client: TestClient, name: str) -> None:
     assert client.get(f"/page/{name}").status_code in (404, 307)
     assert client.get("/page/app.js").status_code == 200
-    assert client.get("/page/look.css").status_code == 200
+    for shared in SHARED:
+        assert client.get(f"/page/{shared}").content == (REPORTS / shared).read_bytes(), (
+            "the page's is the reports' own"
+        )
 
 
 @pytest.mark.parametrize(

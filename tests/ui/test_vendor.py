@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from luthier.ui.server import PAGE
+from luthier.ui.server import PAGE, REPORTS, SHARED
 
 FILES = {
     "preact-htm.module.js": "72284e8e9079c87817145df1110f74e8a2aa040b2fc384922e18dfcb46fc1fd7",
@@ -17,10 +17,12 @@ FILES = {
 
 
 def test_vendored_files_are_untouched() -> None:
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (PAGE / "vendor").iterdir()}
+    paths = [*(PAGE / "vendor").iterdir(), *(REPORTS / "vendor").iterdir()]
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     assert {name: digest for name, digest in found.items() if name != "README.md"} == FILES
 
 
 def test_the_page_is_small() -> None:
-    size = sum(path.stat().st_size for path in PAGE.rglob("*") if path.suffix in (".js", ".css", ".html"))
+    paths = [*PAGE.rglob("*"), *(REPORTS / name for name in SHARED)]
+    size = sum(path.stat().st_size for path in paths if path.suffix in (".js", ".css", ".html"))
     assert size < 200_000

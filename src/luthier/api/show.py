@@ -75,4 +75,4 @@ def loss_svg(history: Sequence[Mapping[str, Any]]) -> Markup:
         return Markup()
     from luthier.reports.chart import loss_chart
 
-    return Markup('<div style="max-width:640px">{}</div>').format(Markup(loss_chart(history, width=640, height=300)))
+    return Markup('<div style="max-width:640px">{}</div>').format(Markup(loss_chart(history).svg(640, 300)))

@@ -24,7 +24,7 @@ def write_page(result: Mapping[str, Any], config: RunConfig, folder: RunFolder) 
     title = f"{public(result['run'])}: {result['method']} on {public(result['model'])}"
     history, base = folder.history(), run_report.base_loss(result)
     curve = chart.loss_chart(history, title=title, base=base, kept_step=result.get("kept_step"))
-    folder.loss_png.write_bytes(chart.png(curve))
+    folder.loss_png.write_bytes(chart.png(curve.svg()))
     data, predictions = folder.read_json(folder.data), [*read_jsonl(folder.predictions)] if result["tuned"] else []
     write_text(folder.report, run_report.render(result, data, history, config, environment(), predictions))
 

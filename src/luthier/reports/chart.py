@@ -1,21 +1,19 @@
 """Charts as inline SVG: the same picture on a page, in a notebook, in a tracker and, by resvg, as a PNG.
 
-Colors are those of a light page; a style inside the SVG changes them where the reader prefers a dark one. A chart with
-two axes has both as groups, of which `data-axis` shows one. `data-chart` has the values for the script of the pages,
-which adds hovering and zooming; nothing is lost without it.
+Colors are those of a light page; a style inside the SVG changes them where the reader prefers a dark one. `data` has
+the values for chart.js, by which a page with a script draws the chart in place of the picture.
 """
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 from luthier.core.language import filled, language, translated
-from luthier.core.strict_json import to_json
 
 WIDTH, HEIGHT = 860, 360
 COLORS = {
@@ -175,24 +173,19 @@ class Canvas:
             most = max(most, down - y + 19)
         return most
 
-    def svg(self, title: str, description: str, *, axis: str = "", data: Any = None) -> str:
-        """The whole SVG; `axis` is the one of its two that is shown first."""
-        more = f' data-axis="{axis}"' if axis else ""
-        more += f' data-chart="{escape(to_json(data, ensure_ascii=False))}"' if data is not None else ""
+    def svg(self, title: str, description: str) -> str:
+        """The whole SVG."""
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {self.width:g} '
             f'{self.height:g}" width="{self.width:g}" height="{self.height:g}" font-family="{FAMILIES}" '
-            f'font-size="12"{more}><title>{escape(title)}</title><desc>{escape(description)}</desc>'
+            f'font-size="12"><title>{escape(title)}</title><desc>{escape(description)}</desc>'
             f'<style>{STYLE}</style><rect width="100%" height="100%" {area("paper")}/>{"".join(self.parts)}</svg>'
         )
 
 
-STAYS = 'stroke-linejoin="round" vector-effect="non-scaling-stroke"'
-"""Zooming stretches a view; its lines stay as thin as they are."""
+ROUND = 'stroke-linejoin="round"'
 FAMILIES = "system-ui,Noto Sans,Noto Sans CJK SC,PingFang SC,Microsoft YaHei,sans-serif"
 STYLE = "svg.chart{max-width:100%;height:auto}"
-STYLE += ".chart[data-axis=log] .linear,.chart[data-axis=linear] .log{display:none}"
-STYLE += ".chart[data-axis=log] .log,.chart[data-axis=linear] .linear{display:inline}"
 STYLE += "@media (prefers-color-scheme:dark){"
 STYLE += "".join(f".chart .s-{n}{{stroke:{dark}}}.chart .f-{n}{{fill:{dark}}}" for n, (_, dark) in COLORS.items()) + "}"
 
@@ -260,40 +253,122 @@ def series(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, 
     return [(line["step"], line[key]) for line in history if line.get(key) is not None and math.isfinite(line[key])]
 
 
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Lines over the steps, with the learning rate below: a picture, or what chart.js draws."""
+
+    lines: Sequence[Line]
+    label: Words
+    """What the lines are, with the unit."""
+    told: Sequence[str]
+    """English sentences for those who do not see the chart."""
+    title: str = ""
+    marks: Sequence[tuple[tuple[float, float], Words]] = ()
+    kept_step: int | None = None
+    rates: Points = ()
+
+    def values(self) -> list[float]:
+        """The values of all lines."""
+        return [value for *_, points in self.lines for _, value in points]
+
+    def log(self) -> bool:
+        """Is a logarithmic axis the better one?"""
+        values = self.values() or [0.0]
+        return min(values) > 0 and max(values) > LOG_FROM * min(values)
+
+    def svg(self, width: float = WIDTH, height: float = HEIGHT, languages: Sequence[str] = ()) -> str:
+        """The chart as inline SVG, with its words in `languages`, by default the user's."""
+        canvas = Canvas(width, height, languages or [_one_language()])
+        top, left, right = self._head(canvas), 56.0, width - 14
+        bottom = height - (80 if self.rates else 36)
+        last = max([point[0] for *_, points in self.lines for point in points], default=0) or 1
+        x = Axis(-last * 0.012, last * 1.012, left, right)
+        y = Axis(*spread(self.values() or [0.0, 1.0], log=self.log()), bottom, top, self.log())
+        _x_ticks(canvas, x, bottom, self.rates)
+        self._draw(canvas, x, y)
+        if not self.lines:
+            canvas.text((left + right) / 2, (top + bottom) / 2, worded("no step was taken yet"), anchor="middle")
+        into = canvas.languages[0]
+        return canvas.svg(self.title or translated("Loss over the steps", into), _sentences(self.told)[into])
+
+    def data(self) -> list[dict[str, Any]]:
+        """The same for chart.js: the lines, and the learning rate as a chart of its own; none without a line."""
+        shared = {"kind": "curves", "x": worded("step")}
+        lines = [
+            {"label": name, "color": color, "thin": kind == "thin", "dots": kind == "dotted", "points": _brief(points)}
+            for name, color, kind, points in self.lines
+        ]
+        kept = {"x": self.kept_step, "text": _kept_words(self.kept_step), "color": "green"} if self.kept_step else None
+        own = {"title": self.label, "says": _sentences(self.told), "log": self.log(), "marks": [kept] if kept else []}
+        made = [{**shared, **own, "lines": lines}] if lines else []
+        if lines and self.rates:
+            name = worded("learning rate")
+            line = {"label": name, "color": "teal", "points": _brief(reduced(self.rates, 400))}
+            made.append({**shared, "title": name, "says": same(""), "lines": [line], "choice": False, "height": 130})
+        return made
+
+    def _head(self, canvas: Canvas) -> float:
+        """Title and legend; returns where the chart begins below them."""
+        top = 8.0
+        if self.title:
+            canvas.text(8, top + 12, same(self.title), "ink", more='font-size="14" font-weight="600"')
+            top += 24
+        gray = [line for line in self.lines if line[1] == "raw"]
+        entries = [line[:3] for line in self.lines if line[1] != "raw" or len(gray) == 1]
+        if len(gray) > 1:
+            entries.append((worded("the other {0}", len(gray)), "raw", "thin"))
+        if self.rates:
+            most = f"{max(rate for _, rate in self.rates):.3g}"
+            entries.append((worded("learning rate, at most {0}", most), "teal", "line"))
+        if self.kept_step:
+            entries.append((_kept_words(self.kept_step), "green", "dashes"))
+        if entries:
+            top += canvas.legend(entries, 8, top + 12)
+        canvas.text(8, top + 12, self.label)
+        return top + 30  # room for what stands above the highest point
+
+    def _draw(self, canvas: Canvas, x: Axis, y: Axis) -> None:
+        """Grid, lines and marks."""
+        for tick in y.ticks(6):
+            canvas.line(x.start, y.at(tick), x.end, y.at(tick), "grid")
+            canvas.text(x.start - 7, y.at(tick) + 4, same(short(tick)), anchor="end")
+        if self.kept_step:
+            canvas.line(x.at(self.kept_step), y.end, x.at(self.kept_step), y.start, "green", 1.5, "5 4")
+        most = min(MOST, int(2 * canvas.width))
+        for _, color, kind, points in self.lines:
+            shown = reduced(points, most if kind == "thin" else most // 2)
+            canvas.add(f'<path d="{path(shown, x, y)}" {stroke(color, 1 if kind == "thin" else 2)} {ROUND}/>')
+            if kind == "dotted" or len(shown) == 1:
+                dots = "".join(path([point], x, y) for point in shown)
+                canvas.add(f'<path d="{dots}" {stroke(color, 7)} stroke-linecap="round"/>')
+        for (step, value), text in self.marks:
+            near = x.at(step) > x.end - 60
+            place = x.at(step) + (-6 if near else 6), y.at(value) - 9
+            canvas.text(*place, text, "orange", "end" if near else "start")
+
+
 def loss_chart(
-    history: Sequence[Mapping[str, Any]],
-    *,
-    title: str = "",
-    base: float | None = None,
-    kept_step: int | None = None,
-    width: float = WIDTH,
-    height: float = HEIGHT,
-    languages: Sequence[str] = (),
-) -> str:
-    """Loss of each step and smoothed, held-out loss, and learning rate over the steps, as one inline SVG.
+    history: Sequence[Mapping[str, Any]], *, title: str = "", base: float | None = None, kept_step: int | None = None
+) -> Curves:
+    """Loss of each step and smoothed, held-out loss, and learning rate over the steps.
 
     `history` has lines of metrics.jsonl (`step` with `loss` and `lr`, or with `validation_loss`), losses in nats per
     target; what is missing or not finite is left out, and no line at all gives an empty frame. `base` is the held-out
-    loss of the untouched base, drawn as step 0; `kept_step` marks the weights that the run kept. `languages` are those
-    of the words in it, by default the user's.
+    loss of the untouched base, drawn as step 0; `kept_step` marks the weights that the run kept.
     """
     raw, held, rates = series(history, "loss"), series(history, "validation_loss"), series(history, "lr")
     if base is not None and math.isfinite(base):
         held = [(0, base), *held]
     even = smooth(raw)
     lines: list[Line] = []
-    most = min(MOST, int(2 * width))
-    if raw:
-        lines.append((worded("training, each step"), "raw", "thin", reduced(raw, most)))
-        lines.append((worded("training, smoothed"), "blue", "line", reduced(even, most // 2)))
-    if held:
-        lines.append((worded("held out"), "orange", "dotted", reduced(held, most // 2)))
-    canvas = Canvas(width, height, languages or [_one_language()])
     told = []
-    if even:
+    if raw:
+        lines.append((worded("training, each step"), "raw", "thin", reduced(raw)))
+        lines.append((worded("training, smoothed"), "blue", "line", reduced(even)))
         (a, first), (b, last) = even[0], even[-1]
         told.append(f"The smoothed training loss went from {first:.4g} at step {a} to {last:.4g} at step {b}.")
     if held:
+        lines.append((worded("held out"), "orange", "dotted", reduced(held)))
         least = min(held, key=lambda point: point[1])
         told.append(f"The lowest held-out loss is {least[1]:.4g}, at step {least[0]}.")
     marks = []
@@ -302,29 +377,12 @@ def loss_chart(
     kept = next((point for point in held if point[0] == kept_step and point[0]), None)
     if kept is not None:
         marks.append((kept, same(f"{kept[1]:.3f}")))
-    return _steps_chart(
-        canvas,
-        lines,
-        title,
-        worded("loss, nats per target"),
-        told or ["No step was taken yet."],
-        marks,
-        kept_step,
-        rates,
-    )
+    label = worded("loss, nats per target")
+    return Curves(lines, label, told or ["No step was taken yet."], title, marks, kept_step, rates)
 
 
-def curves_chart(
-    curves: Mapping[str, Points],
-    *,
-    title: str = "",
-    held_out: bool = True,
-    width: float = WIDTH,
-    height: float = HEIGHT,
-    languages: Sequence[str] = (),
-) -> str:
+def curves_chart(curves: Mapping[str, Points], *, title: str = "", held_out: bool = True) -> Curves:
     """Losses of several methods over the steps, the best method first: those without a color of their own are gray."""
-    canvas = Canvas(width, height, languages or [_one_language()])
     found = [(name, [p for p in points if math.isfinite(p[1])]) for name, points in curves.items()]
     named = [(name, points) for name, points in found if points]
     lines: list[Line] = [
@@ -333,106 +391,24 @@ def curves_chart(
     others = [(same(name), "raw", "thin", reduced(points)) for name, points in named[len(SERIES) :]]
     label = worded("held-out loss, nats per target") if held_out else worded("training loss, nats per target")
     told = [f"{name} ends at a loss of {points[-1][1]:.4g}." for name, points in named]
-    return _steps_chart(canvas, [*others, *lines], title, label, told or ["No step was taken yet."])
+    return Curves([*others, *lines], label, told or ["No step was taken yet."], title)
 
 
 def _one_language() -> str:
     return "zh" if language() == "zh" else "en"
 
 
-def _steps_chart(
-    canvas: Canvas,
-    lines: Sequence[Line],
-    title: str,
-    label: Words,
-    told: Sequence[str],
-    marks: Sequence[tuple[tuple[float, float], Words]] = (),
-    kept_step: int | None = None,
-    rates: Points = (),
-) -> str:
-    """Lines over steps on a linear and a logarithmic axis, with the learning rate below."""
-    top, left, right = 8.0, 56.0, canvas.width - 14
-    if title:
-        canvas.text(8, top + 12, same(title), "ink", more='font-size="14" font-weight="600"')
-        top += 24
-    gray = [line for line in lines if line[1] == "raw"]
-    entries = [line[:3] for line in lines if line[1] != "raw" or len(gray) == 1]
-    if len(gray) > 1:
-        entries.append((worded("the other {0}", len(gray)), "raw", "thin"))
-    if rates:
-        entries.append((worded("learning rate, at most {0}", f"{max(r for _, r in rates):.3g}"), "teal", "line"))
-    if kept_step:
-        entries.append((worded("weights kept: step {0}", f"{kept_step:,}"), "green", "dashes"))
-    if entries:
-        top += canvas.legend(entries, 8, top + 12)
-    canvas.text(8, top + 12, label)
-    top += 30  # room for what stands above the highest point
-    bottom = canvas.height - (80 if rates else 36)
-    last = max([point[0] for *_, points in lines for point in points], default=0) or 1
-    x = Axis(-last * 0.012, last * 1.012, left, right)
-    values = [value for *_, points in lines for _, value in points] or [0.0, 1.0]
-    scales = {"linear": Axis(*spread(values, log=False), bottom, top)}
-    if min(values) > 0:
-        scales["log"] = Axis(*spread(values, log=True), bottom, top, log=True)
-    first = "log" if "log" in scales and max(values) > LOG_FROM * min(values) else "linear"
-    _x_ticks(canvas, x, bottom, rates)
-    for name, y in scales.items():
-        canvas.add(f'<g class="{name}"' + ("" if name == first else ' display="none"') + ">")
-        _draw(canvas, lines, x, y, kept_step, marks)
-        canvas.add("</g>")
-    if not lines:
-        canvas.text((left + right) / 2, (top + bottom) / 2, worded("no step was taken yet"), anchor="middle")
-    data = {
-        "box": [left, top, right - left, bottom - top],
-        "x": [x.low, x.high],
-        "y": {name: [axis.low, axis.high] for name, axis in scales.items()},
-        "lines": [
-            {"name": name, "color": color, "points": [[step, float(f"{value:.4g}")] for step, value in points]}
-            for name, color, _, points in lines
-        ],
-    }
-    into = canvas.languages[0]
-    description = " ".join(translated(each, into) for each in told)
-    name = title or translated("Loss over the steps", into)
-    return canvas.svg(name, description, axis=first if len(scales) > 1 else "", data=data)
+def _kept_words(step: int | None) -> Words:
+    return worded("weights kept: step {0}", f"{step:,}")
 
 
-def _draw(
-    canvas: Canvas,
-    lines: Sequence[Line],
-    x: Axis,
-    y: Axis,
-    kept_step: int | None,
-    marks: Sequence[tuple[tuple[float, float], Words]],
-) -> None:
-    """Grid, lines and marks on one of the two axes; the lines are in a view of their own, which zooming changes."""
-    left, right, bottom, top = x.start, x.end, y.start, y.end
-    canvas.add('<g class="ticks">')
-    for tick in y.ticks(6):
-        canvas.line(left, y.at(tick), right, y.at(tick), "grid")
-        canvas.text(left - 7, y.at(tick) + 4, same(short(tick)), anchor="end")
-    canvas.add("</g>")
-    canvas.add(_view(left, top, right - left, bottom - top))
-    if kept_step:
-        canvas.line(x.at(kept_step), top, x.at(kept_step), bottom, "green", 1.5, "5 4")
-    for _, color, kind, points in lines:
-        canvas.add(f'<path d="{path(points, x, y)}" {stroke(color, 1 if kind == "thin" else 2)} {STAYS}/>')
-        if kind == "dotted" or len(points) == 1:
-            dots = "".join(path([point], x, y) for point in points)
-            canvas.add(f'<path d="{dots}" {stroke(color, 7)} stroke-linecap="round" {STAYS}/>')
-    canvas.add('</svg><g class="marks">')
-    for (step, value), text in marks:
-        near = x.at(step) > right - 60
-        place = x.at(step) + (-6 if near else 6), y.at(value) - 9
-        canvas.text(*place, text, "orange", "end" if near else "start")
-    canvas.add("</g>")
+def _sentences(told: Sequence[str]) -> Words:
+    return {into: " ".join(translated(each, into) for each in told) for into in ("en", "zh")}
 
 
-def _view(x: float, y: float, width: float, height: float) -> str:
-    """The start of an SVG in the SVG that clips what is in it, and that can be stretched."""
-    box = f"{x:g} {y:g} {width:g} {height:g}"
-    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
-    return f'<svg class="view" {place} viewBox="{box}" preserveAspectRatio="none">'
+def _brief(points: Points) -> list[list[float]]:
+    """Points for a page, in four digits."""
+    return [[step, float(f"{value:.4g}")] for step, value in points]
 
 
 def _x_ticks(canvas: Canvas, x: Axis, bottom: float, rates: Points) -> None:
@@ -440,14 +416,11 @@ def _x_ticks(canvas: Canvas, x: Axis, bottom: float, rates: Points) -> None:
     left, right, floor = x.start, x.end, canvas.height - 36
     if rates:
         y = Axis(0, max(rate for _, rate in rates) or 1.0, floor - 1, bottom + 16)
-        canvas.add(_view(left, bottom + 12, right - left, floor - bottom - 12))
-        canvas.add(f'<path d="{path(reduced(rates, 400), x, y)}" {stroke("teal", 1.5)} {STAYS}/></svg>')
-    canvas.add('<g class="xticks">')
+        canvas.add(f'<path d="{path(reduced(rates, 400), x, y)}" {stroke("teal", 1.5)} {ROUND}/>')
     for tick in x.ticks(max(2, int((right - left) / 80))):
         if tick == int(tick):
             canvas.line(x.at(tick), floor, x.at(tick), floor + 4, "soft")
             canvas.text(x.at(tick), floor + 17, same(short(tick)), anchor="middle")
-    canvas.add("</g>")
     canvas.line(left, floor, right, floor, "soft")
     canvas.text(right, floor + 31, worded("step"), anchor="end")
 
@@ -464,68 +437,83 @@ class Point:
     front: bool = False
 
 
-def scatter_chart(
-    points: Sequence[Point],
-    *,
-    cost: Words,
-    score: Words,
-    base: float | None = None,
-    log: bool = False,
-    width: float = WIDTH,
-    height: float = HEIGHT,
-    languages: Sequence[str] = (),
-) -> str:
-    """Score over cost with 95 % intervals, the Pareto front as a line, and the base's score behind everything.
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Score over cost with 95 % intervals, the Pareto front as a line, and the base's score behind everything."""
 
-    `cost` and `score` name the axes. `log` makes that of the cost logarithmic. A value that is not finite is left out.
-    """
+    points: Sequence[Point]
+    cost: Words
+    score: Words
+    """Names of the axes."""
+    base: float | None = None
+    log: bool = False
+    """Is the axis of the cost logarithmic?"""
+
+    def svg(self, width: float = WIDTH, height: float = HEIGHT, languages: Sequence[str] = ()) -> str:
+        """The chart as inline SVG, with its words in `languages`, by default the user's."""
+        canvas = Canvas(width, height, languages or [_one_language()])
+        shown, base = self.points, self.base
+        entries = [(worded("a method, with its 95 % interval"), "blue", "point")]
+        entries.append((worded("best score for its cost"), "orange", "dotted"))
+        if base is not None:
+            entries.append((worded("untouched base"), "soft", "dots"))
+        top, left, right, bottom = 8.0, 56.0, width - 14, height - 36
+        top += canvas.legend(entries, 8, top + 12)
+        canvas.text(8, top + 12, self.score)
+        top += 22
+        ys = [value for p in shown for value in (p.low, p.high)] + ([] if base is None else [base])
+        x = Axis(*_room([p.x for p in shown] or [1.0], log=self.log), left, right, self.log)
+        y = Axis(*spread(ys or [0.0, 1.0], log=False), bottom, top)
+        for tick in y.ticks(6):
+            canvas.line(left, y.at(tick), right, y.at(tick), "grid")
+            canvas.text(left - 7, y.at(tick) + 4, same(short(tick)), anchor="end")
+        for tick in x.ticks(max(2, int((right - left) / 80))):
+            canvas.line(x.at(tick), bottom, x.at(tick), bottom + 4, "soft")
+            canvas.text(x.at(tick), bottom + 17, same(short(tick)), anchor="middle")
+        canvas.line(left, bottom, right, bottom, "soft")
+        canvas.text(right, height - 5, self.cost, anchor="end")
+        if base is not None:
+            canvas.line(left, y.at(base), right, y.at(base), "soft", 1.5, "2 3")
+        front = sorted((p.x, p.y) for p in shown if p.front)
+        canvas.add(f'<path d="{path(front, x, y)}" {stroke("orange", 1.5)}/>')
+        for p in shown:
+            canvas.line(x.at(p.x), y.at(p.low), x.at(p.x), y.at(p.high), "raw", 1.2)
+        for p in shown:
+            color = area("orange" if p.front else "blue")
+            canvas.add(f'<circle cx="{x.at(p.x):.1f}" cy="{y.at(p.y):.1f}" r="4.5" {color}/>')
+        ends = [(x.at(a), y.at(b)) for a, b in front]
+        crossed = [
+            (a + (c - a) * n / 100, b + (d - b) * n / 100) for (a, b), (c, d) in pairwise(ends) for n in range(101)
+        ]
+        crossed += [] if base is None else [(left + n, y.at(base)) for n in range(0, int(right - left), 6)]
+        self._names(canvas, [(x.at(p.x), y.at(p.y)) for p in shown], crossed, (top, bottom))
+        into = canvas.languages[0]
+        return canvas.svg(f"{self.score[into]} / {self.cost[into]}", _sentences(self._told())[into])
+
+    def data(self) -> list[dict[str, Any]]:
+        """The same for chart.js; empty without a point."""
+        base = None if self.base is None else {"value": self.base, "label": worded("untouched base")}
+        own = {"title": self.score, "says": _sentences(self._told()), "x": self.cost, "log": self.log, "base": base}
+        return [{"kind": "front", **own, "points": list(map(asdict, self.points))}] if self.points else []
+
+    def _told(self) -> list[str]:
+        return [f"{p.name} scores {p.y:.4g}, between {p.low:.4g} and {p.high:.4g}, at {p.x:,.4g}." for p in self.points]
+
+    def _names(self, canvas: Canvas, spots: Points, crossed: Points, heights: tuple[float, float]) -> None:
+        """The name of each point beside it, or with a line to it."""
+        places = _places([p.name for p in self.points], spots, crossed, canvas, heights)
+        for p, spot, place in zip(self.points, spots, places, strict=True):
+            if math.hypot(place[0] - spot[0], place[1] - spot[1]) > 22:
+                canvas.line(*spot, place[0], place[1], "raw", 0.7)
+            canvas.text(place[0], place[1] + 4, same(p.name), "ink", "end" if place[0] < spot[0] else "start")
+
+
+def scatter_chart(
+    points: Sequence[Point], *, cost: Words, score: Words, base: float | None = None, log: bool = False
+) -> Scatter:
+    """Scores over costs. A value that is not finite is left out, and one without a logarithm where `log` needs it."""
     shown = [p for p in points if all(map(math.isfinite, (p.x, p.y, p.low, p.high))) and (p.x > 0 or not log)]
-    canvas = Canvas(width, height, languages or [_one_language()])
-    entries = [(worded("a method, with its 95 % interval"), "blue", "point")]
-    entries.append((worded("best score for its cost"), "orange", "dotted"))
-    if base is not None:
-        entries.append((worded("untouched base"), "soft", "dots"))
-    top, left, right, bottom = 8.0, 56.0, width - 14, height - 36
-    top += canvas.legend(entries, 8, top + 12)
-    canvas.text(8, top + 12, score)
-    top += 22
-    ys = [value for p in shown for value in (p.low, p.high)] + ([] if base is None else [base])
-    span = [p.x for p in shown]
-    x = Axis(*_room(span or [1.0], log=log), left, right, log)
-    y = Axis(*spread(ys or [0.0, 1.0], log=False), bottom, top)
-    for tick in y.ticks(6):
-        canvas.line(left, y.at(tick), right, y.at(tick), "grid")
-        canvas.text(left - 7, y.at(tick) + 4, same(short(tick)), anchor="end")
-    for tick in x.ticks(max(2, int((right - left) / 80))):
-        canvas.line(x.at(tick), bottom, x.at(tick), bottom + 4, "soft")
-        canvas.text(x.at(tick), bottom + 17, same(short(tick)), anchor="middle")
-    canvas.line(left, bottom, right, bottom, "soft")
-    canvas.text(right, height - 5, cost, anchor="end")
-    if base is not None:
-        canvas.line(left, y.at(base), right, y.at(base), "soft", 1.5, "2 3")
-    front = sorted((p.x, p.y) for p in shown if p.front)
-    canvas.add(f'<path d="{path(front, x, y)}" {stroke("orange", 1.5)}/>')
-    for p in shown:
-        canvas.line(x.at(p.x), y.at(p.low), x.at(p.x), y.at(p.high), "raw", 1.2)
-    for p in shown:
-        size, value = 4.5, f"{p.name}: {p.y:.4g} ({p.low:.4g} - {p.high:.4g}); {p.x:,.4g}"
-        color = area("orange" if p.front else "blue")
-        circle = f'<circle cx="{x.at(p.x):.1f}" cy="{y.at(p.y):.1f}" r="{size}" {color}>'
-        canvas.add(f"{circle}<title>{escape(value)}</title></circle>")
-    spots = [(x.at(p.x), y.at(p.y)) for p in shown]
-    ends = [(x.at(a), y.at(b)) for a, b in front]
-    crossed = [(a + (c - a) * n / 100, b + (d - b) * n / 100) for (a, b), (c, d) in pairwise(ends) for n in range(101)]
-    crossed += [] if base is None else [(left + n, y.at(base)) for n in range(0, int(right - left), 6)]
-    places = _places([p.name for p in shown], spots, crossed, canvas, (top, bottom))
-    for p, spot, place in zip(shown, spots, places, strict=True):
-        left_of = place[0] < spot[0]
-        if math.hypot(place[0] - spot[0], place[1] - spot[1]) > 22:
-            canvas.line(*spot, place[0], place[1], "raw", 0.7)
-        canvas.text(place[0], place[1] + 4, same(p.name), "ink", "end" if left_of else "start")
-    told = [f"{p.name} scores {p.y:.4g}, between {p.low:.4g} and {p.high:.4g}, at {p.x:,.4g}." for p in shown]
-    into = canvas.languages[0]
-    description = " ".join(translated(each, into) for each in told)
-    return canvas.svg(f"{score[into]} / {cost[into]}", description)
+    return Scatter(shown, cost, score, base, log)
 
 
 def _room(values: Sequence[float], *, log: bool) -> tuple[float, float]:

@@ -22,7 +22,7 @@ def render(body: Mapping[str, Any]) -> str:
     values = {"body": body, "done": done, "tied": tied, "charts": scatters(body, done), "curves": curves(done)}
     values["smallest"] = min(equal, key=lambda row: row["adapter_bytes"], default=None)
     values["fastest"] = min(equal, key=lambda row: row["seconds"], default=None)
-    return page.render("compare_report", filters, **values)
+    return page.render("compare_report", filters, drawn=bool(done), **values)
 
 
 def count(number: float) -> str:
@@ -60,7 +60,7 @@ def scatters(body: Mapping[str, Any], done: Sequence[Mapping[str, Any]]) -> Mark
             if row[cost]
         ]
         if points:
-            drawn.append(page.charts(scatter_chart, points, cost=label, score=score, base=base, log=log, **size))
+            drawn.append(page.charts(scatter_chart(points, cost=label, score=score, base=base, log=log), **size))
     return Markup("").join(Markup("<div>{}</div>").format(each) for each in drawn)
 
 
@@ -72,4 +72,4 @@ def curves(done: Sequence[Mapping[str, Any]]) -> Markup | None:
     """Held-out loss of every method, or the training loss if that was measured only once; None without any."""
     held = all(len(row["curve"]["held_out"]) > 1 for row in done)
     lines = {row["arm"]: row["curve"]["held_out" if held else "train"] for row in done}
-    return page.charts(curves_chart, lines, held_out=held, width=1120, height=380) if any(lines.values()) else None
+    return page.charts(curves_chart(lines, held_out=held), width=1120.0, height=380.0) if any(lines.values()) else None

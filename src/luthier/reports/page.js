@@ -1,5 +1,5 @@
-"use strict";
 (() => {
+  "use strict";
   const root = document.documentElement, words = JSON.parse(document.body.dataset.words);
   const listeners = [];
   const say = (name) => (words[name] || name)[root.lang] || words[name].en;
@@ -93,139 +93,20 @@
     tools.append(found);
   }
 
-  // Charts: values under the pointer, a part enlarged, and the other axis.
-  const SVG = "http://www.w3.org/2000/svg";
-  const ticks = (low, high, most) => {
-    const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((m) => m * power).find((each) => each >= rough * 0.999), found = [];
-    for (let n = Math.ceil(low / step); n * step <= high; n += 1) found.push(n * step);
-    return found;
+  // Charts: drawn by chart.js in place of their pictures, again in another language or theme.
+  const draw = (frame) => {
+    frame.querySelectorAll(".plot").forEach((each) => each.remove());
+    frame.drawn?.forEach((chart) => chart.destroy());
+    frame.querySelectorAll(".plot").forEach((each) => each.remove());
+    const specs = JSON.parse(frame.dataset.chart, (_, each) => (each?.en !== undefined && each.zh !== undefined ? each[root.lang] : each));
+    frame.drawn = specs.map((spec, place) => {
+      const words = { log: say("log"), whole: say("whole"), hint: place ? "" : say(spec.kind) };
+      return luthierChart[spec.kind](make("figure", frame, { class: "plot" }), { ...spec, words, sync: specs.length > 1 ? `chart-${[...frames].indexOf(frame)}` : undefined });
+    });
+    frame.classList.toggle("drawn", specs.length > 0);
   };
-  const number = (each) => Number(each.toPrecision(4)).toLocaleString("en", { maximumFractionDigits: 10 });
-  for (const svg of document.querySelectorAll("svg.chart[data-chart]")) {
-    const data = JSON.parse(svg.dataset.chart), [left, top, width, height] = data.box;
-    if (!data.lines.length) continue;
-    const tools = make("div", svg.parentNode, { class: "tools" }), told = make("output", tools, { class: "values" });
-    listeners.push(() => { if (!mark.hasAttribute("d")) told.textContent = say("hint"); });
-    const groups = [...svg.querySelectorAll(".ticks, .xticks, .marks, .view")];
-    const first = groups.map((each) => [each.innerHTML, each.getAttribute("viewBox")]);
-    const mark = svg.appendChild(document.createElementNS(SVG, "path"));
-    mark.setAttribute("class", "pointer");
-    const wash = svg.appendChild(document.createElementNS(SVG, "rect"));
-    wash.setAttribute("class", "wash");
-    svg.setAttribute("aria-label", svg.querySelector("title").textContent);
-    svg.querySelector("title").remove(); // a browser would show it over the values
-    svg.setAttribute("tabindex", "0");
-    let shown = data.x, at = null, from = null;
-    const step = (pixel) => shown[0] + ((pixel - left) / width) * (shown[1] - shown[0]);
-    const pixel = (each) => left + ((each - shown[0]) / (shown[1] - shown[0])) * width;
-    const place = (event) => {
-      const box = svg.getBoundingClientRect();
-      return ((event.clientX - box.left) / box.width) * svg.viewBox.baseVal.width;
-    };
-    const near = (points, wanted) =>
-      points.reduce((best, each) => (Math.abs(each[0] - wanted) < Math.abs(best[0] - wanted) ? each : best));
-    const tell = (wanted) => {
-      const named = data.lines.filter((line) => line.points.length);
-      at = near(named.map((line) => near(line.points, wanted)), wanted)[0];
-      mark.setAttribute("d", `M${pixel(at)} ${top}v${height}`);
-      const told_of = named.map((line) => [line.name[root.lang], near(line.points, at)]);
-      const parts = told_of.map(([name, [x, y]]) => `${name} ${number(y)}` + (x === at ? "" : ` (${say("step")} ${x})`));
-      told.textContent = `${say("step")} ${at.toLocaleString("en")}: ${parts.join("; ")}`;
-    };
-    const redraw = () => {
-      groups.forEach((group, n) => {
-        group.innerHTML = first[n][0];
-        if (first[n][1]) group.setAttribute("viewBox", first[n][1]);
-      });
-      mark.removeAttribute("d");
-      whole.hidden = shown === data.x;
-      if (shown === data.x) return;
-      const scale = width / (data.x[1] - data.x[0]), [x, w] = [(shown[0] - data.x[0]) * scale, (shown[1] - shown[0]) * scale];
-      const put = (group, values, move) => {
-        const like = [group.querySelector("path").cloneNode(), group.querySelector("text").cloneNode()];
-        group.replaceChildren();
-        for (const each of values) {
-          const copies = like.map((part) => part.cloneNode());
-          copies[1].textContent = number(each);
-          move(copies, each);
-          group.append(...copies);
-        }
-      };
-      for (const group of groups) {
-        if (group.classList.contains("marks")) group.replaceChildren();
-        if (group.classList.contains("xticks")) {
-          const floor = Number(group.querySelector("text").getAttribute("y")) - 17;
-          put(group, ticks(...shown, 6).filter(Number.isInteger), ([line, label], each) => {
-            line.setAttribute("d", `M${pixel(each)} ${floor}v4`);
-            label.setAttribute("x", pixel(each));
-          });
-        }
-        if (group.classList.contains("view")) {
-          const [, y, , h] = group.getAttribute("viewBox").split(" ");
-          group.setAttribute("viewBox", `${left + x} ${y} ${w} ${h}`);
-        }
-      }
-      for (const [name, [low, high]] of Object.entries(data.y)) {
-        const into = name === "log" ? Math.log : (each) => each, back = name === "log" ? Math.exp : (each) => each;
-        const inside = data.lines.flatMap((line) => line.points).filter(([s]) => s >= shown[0] && s <= shown[1]);
-        if (!inside.length) continue;
-        const values = inside.map((each) => into(each[1])), room = (Math.max(...values) - Math.min(...values)) * 0.06 || 0.1;
-        const [least, most] = [Math.min(...values) - room, Math.max(...values) + room];
-        const part = svg.querySelector(`.${name}`), view = part.querySelector(".view");
-        const share = (each) => (into(high) - each) / (into(high) - into(low));
-        const [, , w2] = view.getAttribute("viewBox").split(" ");
-        view.setAttribute("viewBox", `${left + x} ${top + share(most) * height} ${w2} ${(share(least) - share(most)) * height}`);
-        put(part.querySelector(".ticks"), ticks(back(least), back(most), 6), ([line, label], each) => {
-          const y = top + ((most - into(each)) / (most - least)) * height;
-          line.setAttribute("d", `M${left} ${y}h${width}`);
-          label.setAttribute("y", y + 4);
-        });
-      }
-    };
-    const show = (low, high) => {
-      const ends = [Math.max(low, data.x[0]), Math.min(high, data.x[1])];
-      shown = ends[1] - ends[0] < 2 || ends[1] - ends[0] > 0.98 * (data.x[1] - data.x[0]) ? data.x : ends;
-      redraw();
-    };
-    if (svg.dataset.axis) {
-      const other = () => (svg.dataset.axis === "log" ? "linear" : "log");
-      button(tools, () => say(other()), (event) => {
-        svg.dataset.axis = other();
-        event.target.textContent = say(other());
-      });
-    }
-    const whole = button(tools, () => say("whole"), () => { shown = data.x; redraw(); });
-    whole.hidden = true;
-    svg.addEventListener("pointerdown", (event) => { if (event.pointerType === "mouse") from = place(event); });
-    svg.addEventListener("pointermove", (event) => {
-      tell(step(place(event)));
-      const ends = [from ?? 0, place(event)].sort((a, b) => a - b);
-      wash.setAttribute("x", ends[0]);
-      wash.setAttribute("y", top);
-      wash.setAttribute("height", height);
-      wash.setAttribute("width", from === null ? 0 : ends[1] - ends[0]);
-    });
-    window.addEventListener("pointerup", (event) => {
-      if (from === null) return;
-      const ends = [from, place(event)].sort((a, b) => a - b);
-      from = null;
-      wash.setAttribute("width", 0);
-      if (ends[1] - ends[0] > 8) show(step(ends[0]), step(ends[1]));
-    });
-    svg.addEventListener("dblclick", () => { shown = data.x; redraw(); });
-    svg.addEventListener("keydown", (event) => {
-      const span = shown[1] - shown[0], middle = at ?? (shown[0] + shown[1]) / 2;
-      const known = data.lines.flatMap((line) => line.points.map((each) => each[0])).sort((a, b) => a - b);
-      const actions = {
-        ArrowRight: () => tell(known.find((each) => each > (at ?? -1)) ?? at),
-        ArrowLeft: () => tell(known.findLast((each) => each < (at ?? Infinity)) ?? at),
-        "+": () => show(middle - span / 4, middle + span / 4),
-        "-": () => show(middle - span, middle + span),
-        Escape: () => { shown = data.x; redraw(); },
-      };
-      if (actions[event.key]) { event.preventDefault(); actions[event.key](); }
-    });
-  }
+  const frames = document.querySelectorAll("[data-chart]"), redraw = () => frames.forEach(draw);
+  listeners.push(redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   listeners.forEach((write) => write());
 })();

@@ -3,8 +3,8 @@
 import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Callable, Mapping
-from functools import cache, partial
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,36 @@ from markupsafe import Markup, escape
 from luthier.core.language import filled, language, translated
 from luthier.core.shell import public
 from luthier.core.strict_json import to_json
-from luthier.reports.chart import Words, worded
+from luthier.reports.chart import Curves, Scatter, Words, worded
 
-NARROW = {"width": 360, "height": 340}
+NARROW = {"width": 360.0, "height": 340.0}
 """Size of a chart on a phone; the page has it in both."""
 
 
-def render(name: str, filters: dict[str, Any], **values: Any) -> str:
-    """Fill in NAME.html.jinja. All texts are escaped, the page loads nothing, and no script but its own may run."""
+def render(name: str, filters: dict[str, Any], *, drawn: bool = False, **values: Any) -> str:
+    """Fill in NAME.html.jinja; `drawn` is whether it has charts, which need a longer script.
+
+    All texts are escaped, the page loads nothing, and no script but its own may run.
+    """
     pages = _pages(name)
     pages.filters |= filters
-    return pages.get_template(f"{name}.html.jinja").render(values)
+    return pages.get_template(f"{name}.html.jinja").render(values, **_own(drawn))
+
+
+@cache
+def _own(drawn: bool) -> dict[str, Any]:
+    """Look and script of a page; where charts are drawn, chart.js and uPlot with its license are part of them."""
+    look, script = _text("look.css"), _text("page.js")
+    if drawn:
+        look = _text("vendor/uPlot.min.css") + look
+        license = f"/*\n{_text('vendor/uPlot.LICENSE')}*/"
+        script = "\n".join((license, _text("vendor/uPlot.iife.min.js"), _text("chart.js"), script))
+    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"look": Markup(look), "script": Markup(script), "script_hash": digest}
+
+
+def _text(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 @cache
@@ -33,12 +52,7 @@ def _pages(name: str) -> Environment:
     loader = PackageLoader("luthier.reports", ".")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     pages.filters |= {"public": public, "place": short_place, "both": both, "show": show, "count": lambda n: f"{n:,}"}
-    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
-    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    look = Path(__file__).with_name("look.css").read_text(encoding="utf-8")
-    pages.globals |= {"_": _both, "script": Markup(script), "script_hash": digest, "controls": controls}
-    pages.globals["look"] = Markup(look)
-    pages.globals["language"] = lambda: "zh" if language() == "zh" else "en"
+    pages.globals |= {"_": _both, "controls": controls, "language": lambda: "zh" if language() == "zh" else "en"}
     return pages
 
 
@@ -84,11 +98,14 @@ def short_place(where: str) -> str:
     return re.split(r"[/\\]", file)[-1] + colon + row
 
 
-def charts(draw: Callable[..., str], *values: Any, **options: Any) -> Markup:
-    """A chart in two sizes, for a wide page and for a phone, with the words of every language."""
-    draw = partial(draw, *values, languages=("en", "zh"))
-    sizes = {"wide-chart": options, "narrow-chart": {**options, **NARROW}}
-    return Markup("").join(Markup(f'<div class="{name}">{draw(**size)}</div>') for name, size in sizes.items())
+def charts(chart: Curves | Scatter, **size: float) -> Markup:
+    """A chart in every language: its values for the script, and a picture for a wide page and for a phone.
+
+    The pictures are seen where no script runs, and on paper.
+    """
+    wide, narrow = (Markup(chart.svg(**each, languages=("en", "zh"))) for each in (size, NARROW))
+    frame = '<div data-chart="{}"><div class="wide-chart">{}</div><div class="narrow-chart">{}</div></div>'
+    return Markup(frame).format(to_json(chart.data(), ensure_ascii=False), wide, narrow)
 
 
 def controls() -> str:
@@ -96,10 +113,9 @@ def controls() -> str:
     made = {
         "search": worded("search in this table"),
         "all": worded("all"),
-        "log": worded("logarithmic axis"),
-        "linear": worded("linear axis"),
-        "whole": worded("the whole run"),
-        "hint": worded("Point at the curve for its values; drag over a part of it to enlarge it."),
-        "step": worded("step"),
+        "log": worded("log axis"),
+        "whole": worded("show all"),
+        "curves": worded("Point at the curve for its values; drag over a part of it to enlarge it."),
+        "front": worded("Point at a method for its values; drag over a part to enlarge it."),
     }
     return to_json(made, ensure_ascii=False)

@@ -49,10 +49,10 @@ def render(
         "recipe": whole,
         "own": own_settings(config),
     }
-    chart = page.charts(loss_chart, history, base=base_loss(result), kept_step=result.get("kept_step"))
-    values |= {"chart": chart, "points": points_of(history), "epochs": next(epochs_of(history), None)}
+    chart = loss_chart(history, base=base_loss(result), kept_step=result.get("kept_step"))
+    values |= {"chart": page.charts(chart), "points": points_of(history), "epochs": next(epochs_of(history), None)}
     values |= {"examples": examples_of(result, predictions), "matrices": confusion(predictions)}
-    return page.render("run_report", filters, **values)
+    return page.render("run_report", filters, drawn="adopted" not in result, **values)
 
 
 def base_loss(result: Json) -> float | None:

@@ -28,8 +28,9 @@ from luthier.ui.predictions import page_of, shortened
 from luthier.ui.workbench import Workbench
 
 PAGE = Path(__file__).parent / "page"
-LOOK = Path(__file__).parents[1] / "reports" / "look.css"
-"""The look of the reports is that of the page."""
+REPORTS = Path(__file__).parents[1] / "reports"
+SHARED = ("look.css", "chart.js", "vendor/uPlot.iife.min.js", "vendor/uPlot.min.css")
+"""What the page has from the reports: one look, one code of charts."""
 KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
 SHOWN = {"report.html": "text/html", "loss.png": "image/png", "data.html": "text/html", "compare.html": "text/html"}
 """Files of a run that the page shows; no other can be fetched."""
@@ -104,8 +105,9 @@ def _page() -> APIRouter:
 
     @router.get("/page/{name:path}")
     async def file(name: str) -> Response:
-        path = LOOK if name == "look.css" else (PAGE / name).resolve()
-        if (path != LOOK and not path.is_relative_to(PAGE)) or path.suffix not in KINDS or not path.is_file():
+        path = REPORTS / name if name in SHARED else (PAGE / name).resolve()
+        inside = name in SHARED or path.is_relative_to(PAGE)
+        if not inside or path.suffix not in KINDS or not path.is_file():
             raise HTTPException(404, "there is no such file")
         return FileResponse(path, media_type=KINDS[path.suffix], headers={"cache-control": "no-cache"})
 

@@ -1,7 +1,8 @@
 // Comparisons of methods: score against cost with the Pareto front, and the table behind it.
-import { bytes, get, html, number, Problem, score, t, time, useEffect, useGet, useMemo, useRef, useState } from "./lib.js";
+import { bytes, html, language, number, Problem, score, t, time, useGet, useMemo, useState } from "./lib.js";
+import { Front } from "./plot.js";
 
-const COSTS = [["trainable", () => t("trained parameters"), number], ["seconds", () => t("training time"), time], ["memory", () => t("memory"), bytes], ["adapter_bytes", () => t("file"), bytes]];
+const COSTS = [["trainable", () => t("trained parameters"), (count) => count.toLocaleString("en")], ["seconds", () => t("training time"), time], ["memory", () => t("memory"), bytes], ["adapter_bytes", () => t("file"), bytes]];
 
 export function Compare({ id }) {
   return id ? html`<${One} id=${id} />` : html`<${List} />`;
@@ -26,7 +27,7 @@ function One({ id }) {
     <p class="soft"><bdi>${body.model}</bdi> · <bdi>${body.data}</bdi> · ${t("{0} steps each, {1} tokens", number(body.steps), number(body.tokens))} · ${t("seeds {0}", body.seeds.join(", "))}</p>
     ${best && html`<p class="says">${t("{0} has the best score: {1} {2} on {3} rows.", best.arm, body.metric, score(body.metric, best.score.value), number(body.examples))}</p>`}
     <label class="row">${t("cost")} <select value=${cost} onChange=${(event) => choose(event.target.value)}>${COSTS.map(([name, label]) => html`<option value=${name}>${label()}</option>`)}</select></label>
-    <${Front} rows=${rows.filter(({ arm }) => !hidden.includes(arm))} cost=${cost} body=${body} />
+    <${ScoreByCost} rows=${rows.filter(({ arm }) => !hidden.includes(arm))} cost=${cost} body=${body} />
     <div class="wide" tabindex="0"><table class="data"><thead><tr><th>${t("shown")}</th>${head("arm", t("method"), false)}${head("score", body.metric)}<th>${t("against the best")}</th>${COSTS.map(([name, label]) => head(name, label()))}${head("forgetting", t("forgetting"))}</tr></thead>
       <tbody>${shown.map((row) => html`<tr><td><input type="checkbox" aria-label=${t("show {0}", row.arm)} checked=${!hidden.includes(row.arm)} onChange=${() => hide(hidden.includes(row.arm) ? hidden.filter((each) => each !== row.arm) : [...hidden, row.arm])} /></td>
         <td><b>${row.arm}</b><div class="where">${t("rate {0}", number(row.lr))}</div></td><td class="n">${score(body.metric, row.score.value)}<div class="ci">${t("{0} to {1}", score(body.metric, row.score.low), score(body.metric, row.score.high))}</div></td>
@@ -35,33 +36,17 @@ function One({ id }) {
     ${body.rows.some(({ status }) => status !== "done") && html`<h2>${t("Did not run")}</h2><ul>${body.rows.filter(({ status }) => status !== "done").map((row) => html`<li><b>${row.arm}</b>: ${row.reason}</li>`)}</ul>`}`;
 }
 
-const WIDE = 900, HIGH = 380, LEFT = 60, BOTTOM = 46;
-
 /** Score against cost: whoever wants more has to pay more along the line. */
-function Front({ rows, cost, body }) {
-  const place = useRef(null), [width, setWidth] = useState(WIDE), [over, point] = useState(null);
-  useEffect(() => {
-    const watch = new ResizeObserver(([entry]) => setWidth(Math.max(300, entry.contentRect.width)));
-    watch.observe(place.current);
-    return () => watch.disconnect();
-  }, []);
-  const points = rows.filter((row) => row[cost] > 0);
-  const [name, label, show] = COSTS.find(([each]) => each === cost);
-  if (!points.length) return html`<div ref=${place}><p class="soft">${t("Nothing to show.")}</p></div>`;
-  const logs = points.map((row) => Math.log10(row[cost]));
-  const x0 = Math.min(...logs) - 0.15, x1 = Math.max(...logs) + 0.15;
-  const ends = points.flatMap(({ score: { value, low, high } }) => [value, low ?? value, high ?? value]);
-  const room = (Math.max(...ends) - Math.min(...ends) || 1) * 0.08, y0 = Math.min(...ends) - room, y1 = Math.max(...ends) + room;
-  const x = (row) => LEFT + ((Math.log10(row[cost]) - x0) / (x1 - x0)) * (width - LEFT - 20), y = (value) => HIGH - BOTTOM - ((value - y0) / (y1 - y0)) * (HIGH - BOTTOM - 14);
+function ScoreByCost({ rows, cost, body }) {
+  const [name, label, show] = COSTS.find(([each]) => each === cost), { metric } = body;
+  const points = rows.filter((row) => row[name] > 0).sort((a, b) => a[name] - b[name]);
   const better = (a, b) => (body.higher_is_better ? a > b : a < b);
-  const front = [...points].sort((a, b) => a[cost] - b[cost]).reduce((kept, row) => (kept.length === 0 || better(row.score.value, kept.at(-1).score.value) ? [...kept, row] : kept), []);
-  const ticks = [0, 0.25, 0.5, 0.75, 1];
-  return html`<div ref=${place} class="front"><svg role="img" aria-label=${t("{0} against {1}; on the front: {2}", body.metric, label(), front.map(({ arm }) => arm).join(", "))} width=${width} height=${HIGH} viewBox=${`0 0 ${width} ${HIGH}`}>
-    ${ticks.map((part) => { const at = y0 + part * (y1 - y0); return html`<line x1=${LEFT} x2=${width - 20} y1=${y(at)} y2=${y(at)} class="grid" /><text x=${LEFT - 8} y=${y(at) + 4} text-anchor="end">${score(body.metric, at)}</text>`; })}
-    ${ticks.map((part) => { const at = 10 ** (x0 + part * (x1 - x0)); return html`<text x=${LEFT + part * (width - LEFT - 20)} y=${HIGH - 24} text-anchor="middle">${show(at)}</text>`; })}
-    <text x=${(width + LEFT) / 2} y=${HIGH - 6} text-anchor="middle">${label()}</text>
-    <polyline class="line" points=${front.map((row) => `${x(row)},${y(row.score.value)}`).join(" ")} />
-    ${points.map((row) => html`<g class=${front.includes(row) ? "on" : ""} onPointerEnter=${() => point(row)} onPointerLeave=${() => point(null)}>
-      <line x1=${x(row)} x2=${x(row)} y1=${y(row.score.low ?? row.score.value)} y2=${y(row.score.high ?? row.score.value)} class="whisker" /><circle cx=${x(row)} cy=${y(row.score.value)} r="6" /><text x=${x(row) + 9} y=${y(row.score.value) - 7}>${row.arm}</text></g>`)}
-  </svg><p class="values" role="status">${over ? t("{0}: {1} ({2} to {3}), {4} {5}", over.arm, score(body.metric, over.score.value), score(body.metric, over.score.low), score(body.metric, over.score.high), label(), show(over[name])) : t("Point at a method for its values.")}</p></div>`;
+  const front = points.reduce((kept, row) => (kept.length === 0 || better(row.score.value, kept.at(-1).score.value) ? [...kept, row] : kept), []);
+  const spec = useMemo(() => ({
+    title: metric, x: label(), log: true, height: 380, formats: [show, (value) => score(metric, value)],
+    says: t("{0} against {1}; on the front: {2}", metric, label(), front.map(({ arm }) => arm).join(", ")),
+    base: body.base && { value: body.base.value, label: t("untouched base") },
+    points: points.map((row) => ({ name: row.arm, x: row[name], y: row.score.value, low: row.score.low ?? row.score.value, high: row.score.high ?? row.score.value, front: front.includes(row) })),
+  }), [points.map(({ arm }) => arm).join("\n"), cost, body, language()]);
+  return points.length ? html`<${Front} spec=${spec} />` : html`<p class="soft">${t("Nothing to show.")}</p>`;
 }

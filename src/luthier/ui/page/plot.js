@@ -1,31 +1,36 @@
-// A chart on the page, with its controls, a sentence for those who cannot see it, and its values as a table.
-import { draw } from "./chart.js";
+// Charts of the page: chart.js of the reports draws them, and here they get words, and their values as a table.
 import { html, language, number, t, theme, useEffect, useRef, useState } from "./lib.js";
 
 const VALUES = 12;
+const words = (hint) => ({ log: t("log axis"), whole: t("show all"), hint });
 
-/** lines as `draw` takes them; `title` names the chart, `log` is whether it begins with a logarithmic axis. */
-export function Plot({ title, lines, height = 260, log = false, choice = true, sync }) {
+/** lines and marks as `luthierChart.curves` takes them; `log` is whether the chart begins with a logarithmic axis. */
+export function Plot({ title, lines, marks = [], height = 260, log = false, choice = true, sync }) {
   const place = useRef(null), chart = useRef(null);
-  const [logarithmic, setLog] = useState(log);
-  const shape = JSON.stringify([lines.map(({ label, dots, faint, number: hue }) => [label, dots, faint, hue]), logarithmic, theme(), language()]);
+  const shape = JSON.stringify([lines.map(({ points, ...line }) => line), theme(), language()]);
   const says = lines
-    .filter(({ faint, points }) => !faint && points.length)
+    .filter(({ thin, points }) => !thin && points.length)
     .map(({ label, points }) => t("{0}: {1} at step {2}, {3} at step {4}", label, number(points[0][1]), points[0][0], number(points.at(-1)[1]), points.at(-1)[0]))
     .join("; ");
   useEffect(() => {
-    chart.current = draw(place.current, lines, { log: logarithmic, height, x: t("step"), title: `${title}. ${says}`, sync });
+    chart.current = luthierChart.curves(place.current, { title, says, words: words(), lines, marks, x: t("step"), height, log, choice, sync });
     return () => chart.current.destroy();
   }, [shape]);
-  useEffect(() => chart.current?.update(lines), [lines]);
+  useEffect(() => chart.current?.update(lines, marks), [lines, JSON.stringify(marks)]);
   return html`<figure class="plot">
-    <figcaption><span>${title}</span><span class="tools">
-      ${choice && html`<button type="button" aria-pressed=${logarithmic} onClick=${() => setLog(!logarithmic)}>${t("log axis")}</button>`}
-      <button type="button" onClick=${() => chart.current.whole()}>${t("whole run")}</button>
-    </span></figcaption>
     <div ref=${place}></div>
-    <details><summary>${t("values as a table")}</summary><${Values} lines=${lines.filter(({ faint }) => !faint)} /></details>
+    <details><summary>${t("values as a table")}</summary><${Values} lines=${lines.filter(({ thin }) => !thin)} /></details>
   </figure>`;
+}
+
+/** Scores against costs; `spec` as `luthierChart.front` takes it, but for its words. */
+export function Front({ spec }) {
+  const place = useRef(null);
+  useEffect(() => {
+    const chart = luthierChart.front(place.current, { ...spec, words: words(t("Point at a method for its values; drag over a part to enlarge it.")) });
+    return chart.destroy;
+  }, [spec, theme(), language()]);
+  return html`<figure class="plot"><div ref=${place}></div></figure>`;
 }
 
 const Values = ({ lines }) => html`<div class="wide" tabindex="0"><table>

@@ -71,10 +71,12 @@ export function Run({ id: given }) {
     if (now && now.state.state !== state.state) again((count) => count + 1);  // it was resumed
   }, [id, state?.state]);
   const loss = useMemo(() => [
-    { label: t("each step"), points: curves.loss || [], faint: true, number: 0 },
-    { label: t("smoothed"), points: curves.smooth || [], number: 0 },
-    ...(curves.validation_loss ? [{ label: t("held out"), points: curves.validation_loss, dots: true, number: 1 }] : []),
+    { label: t("each step"), points: curves.loss || [], thin: true, color: "raw" },
+    { label: t("smoothed"), points: curves.smooth || [], color: "blue" },
+    ...(curves.validation_loss ? [{ label: t("held out"), points: curves.validation_loss, dots: true, color: "orange" }] : []),
   ], [curves]);
+  const kept = whole?.result?.kept_step, best = (curves.validation_loss || []).reduce((a, b) => (a && a[1] <= b[1] ? a : b), null)?.[0];
+  const marks = kept || best ? [{ x: kept || best, color: "green", text: kept ? t("weights kept: step {0}", kept) : t("lowest held-out loss so far: step {0}", best) }] : [];
   if (!whole) return html`<p><a href="#/runs">${t("all runs")}</a></p><h1><bdi>${id}</bdi></h1>
     ${error?.status === 404 ? html`<p role="status">${t("There is no such run yet: it is waiting in the queue, or loading its base.")} <a href="#/queue">${t("Queue")}</a></p>` : html`<${Problem} error=${error} />`}`;
   const left = state.steps && state.step && state.seconds ? (state.seconds / state.step) * (state.steps - state.step) : null;
@@ -87,7 +89,7 @@ export function Run({ id: given }) {
     ${tab === "evaluation" && whole.result ? html`<${Scores} result=${whole.result} /><${Evaluation} id=${id} result=${whole.result} />` : tab === "deployment" ? html`<${Deployment} id=${id} />` : html`
     ${lost && state.state === "running" && html`<p class="note" role="status">${t("the connection is lost; trying again")}</p>`}
     <${Cards} state=${state} last=${last} left=${left} whole=${whole} />
-    <${Plot} title=${t("loss")} lines=${loss} log=${true} height=${320} sync="run" />
+    <${Plot} title=${t("loss")} lines=${loss} marks=${marks} log=${true} height=${320} sync="run" />
     <div class="charts">${CHARTS.filter(([name]) => curves[name]?.length > 1 && name !== "validation_loss").map(([name, label, log]) => html`<${Plot} key=${name} title=${label()} lines=${[{ label: label(), points: curves[name] }]} log=${log} height=${180} sync="run" />`)}</div>
     <${Samples} id=${id} measured=${(curves.validation_loss || []).length} />
     ${whole.result && html`<${Scores} result=${whole.result} />`}
