@@ -61,7 +61,7 @@ CASES = {
         evidence=(
             "GSM8K, accuracy, measured by PEFT on Llama-3.2-3B, 3.2 billion parameters, 20,000 rows; your base is 2.1 "
             "times larger; you have 40 times fewer rows; one run of each method",
-            "assistant, loss, measured by this repository",
+            "assistant, loss, measured by Luthier",
         ),
     ),
     "the same on an 80 GB card": Case(
