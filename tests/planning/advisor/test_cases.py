@@ -28,7 +28,7 @@ class Case:
     """Parts of reasons of the first, each with its source."""
     limits: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
-    """Parts of the measurements that the ranking rests on, in their order."""
+    """Parts of the measurements that the ranking rests on."""
     behind: tuple[str, ...] = ()
     """Methods that are measured behind, so they stand below those that fit."""
     set: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class Case:
     """What the rows teach, where they are read."""
 
 
-REPOSITORY = "[benchmarks/methods/results.jsonl: python -m benchmarks.methods.run"
+REPOSITORY = "[benchmarks/methods/results.jsonl: python -m benchmarks.methods."
 CASES = {
     "500 examples, a 7B model, a 12 GB card": Case(
         "llama-7b",
@@ -201,9 +201,8 @@ def test_what_a_person_would_choose(name: str, choose: Choose, tmp_path: Path, m
     for part in case.limits:
         assert holds(limits, part), (part, limits)
     measured = [row["text"] for row in found["evidence"]]
-    for part, text in zip(case.evidence, measured, strict=False):
-        assert part in text, measured
-    assert len(measured) >= len(case.evidence)
+    for part in case.evidence:
+        assert holds(measured, part), (part, measured)
     below = [row["method"] for row in found["behind"]] + [
         r["method"] for r in found["ranked"] if not r["ties_with_first"]
     ]

@@ -16,6 +16,7 @@ from luthier.methods.base import METHODS
 from luthier.methods.peft import known_type
 from luthier.models.settings import ModelConfig
 from luthier.planning import machine
+from luthier.planning.advisor import nearness
 from luthier.planning.advisor.candidates import NAMES, Planner
 from luthier.planning.advisor.evidence import (
     Board,
@@ -328,9 +329,9 @@ def test_the_nearest_measurement_comes_first() -> None:
     def names(*asked: Any) -> list[str]:
         return [board.name for board in relevant(case(*asked))]
 
-    assert names("answers", "decoder", 7 * 10**9, 500)[0] == "GSM8K"
+    assert names("answers", "decoder", 7 * 10**9, 20_000)[0] == "GSM8K"
     assert names("answers", "decoder", 3_346_752, 52)[0] == "assistant"
-    assert names("text", "decoder", 7 * 10**9, 500)[0] == "GSM8K"
+    assert names("text", "decoder", 7 * 10**9, 20_000)[0] == "GSM8K"
     assert "GSM8K" not in names("labels", "decoder", 7 * 10**9, 500)
     alike = case("classify", "encoder", 22_713_986, 3000, 2)
     assert distance(alike, repository()["SST-2"]) == pytest.approx(0)
@@ -340,6 +341,18 @@ def test_the_nearest_measurement_comes_first() -> None:
         "you have 10 times fewer rows",
         "its base is of type encoder, yours of type decoder",
     ]
+
+
+def test_a_further_measurement_counts_where_the_nearer_ones_lack_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(name: str, rows: int, *methods: str) -> Board:
+        made = board({method: score(80.0) for method in methods})
+        return made.model_copy(update={"name": name, "rows": rows, "learns": "labels", "family": "decoder"})
+
+    boards = [small(str(rows), rows, "lora", "full") for rows in (100, 200, 300, 400)]
+    boards += [small("500", 500, "lora", "prompt"), small("600", 600, "prompt"), small("700", 700, *NAMES)]
+    monkeypatch.setattr(nearness, "repository", lambda: {each.name: each for each in boards})
+    found = relevant(case("labels", "decoder", 10**8, 100, 2))
+    assert [each.name for each in found] == ["100", "200", "300", "500", "700"]
 
 
 def test_the_next_measurement_only_decides_where_the_nearer_one_ties() -> None:
