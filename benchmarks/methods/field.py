@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -287,9 +288,10 @@ def recorded(name: str, arm: str, seed: int) -> dict[str, Any] | None:
 
 def again(names: list[str], arms: list[str], seeds: list[int]) -> None:
     """Run cells once more, at the recorded learning rate, and print them beside what is recorded."""
-    for name, arm, seed in cells(names, arms, seeds):
+    for name, arm, seed in product(names, arms, seeds):
         line = recorded(name, arm, seed)
         if line is None:
+            print(f"{name} {arm} seed {seed}: not recorded; without --again it is run")
             continue
         now = measure(name, arm, seed, line.get("lr"), False)
         for metric in METRICS:
