@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from luthier.planning.advisor import rank
+from luthier.planning.advisor import nearness, rank
 from luthier.planning.advisor.candidates import NAMES
+from luthier.planning.advisor.evidence import repository
 from tests.conftest import write_jsonl
 from tests.planning.advisor.conftest import Choose
 
@@ -28,7 +29,7 @@ class Case:
     """Parts of reasons of the first, each with its source."""
     limits: tuple[str, ...] = ()
     evidence: tuple[str, ...] = ()
-    """Parts of the measurements that the ranking rests on."""
+    """Parts of the measurements that the ranking rests on, in their order."""
     behind: tuple[str, ...] = ()
     """Methods that are measured behind, so they stand below those that fit."""
     set: tuple[str, ...] = ()
@@ -181,6 +182,9 @@ def holds(texts: list[str], part: str) -> bool:
 def test_what_a_person_would_choose(name: str, choose: Choose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
     monkeypatch.setattr(rank, "NAMES", case.names)
+    # Whichever boards of SmolLM2 there are, and whatever they say, these cases are about the others.
+    boards = {title: board for title, board in repository().items() if "SmolLM2" not in board.model}
+    monkeypatch.setattr(nearness, "repository", lambda: boards)
     rows = [{"text": f"how do i {i % 150} my card, please {i}", "label": f"intent {i % 150}"} for i in range(600)]
     write_jsonl(tmp_path / "intents.jsonl", rows)
     found = choose(case.base, case.set, **case.options)
@@ -201,8 +205,9 @@ def test_what_a_person_would_choose(name: str, choose: Choose, tmp_path: Path, m
     for part in case.limits:
         assert holds(limits, part), (part, limits)
     measured = [row["text"] for row in found["evidence"]]
-    for part in case.evidence:
-        assert holds(measured, part), (part, measured)
+    for part, text in zip(case.evidence, measured, strict=False):
+        assert part in text, measured
+    assert len(measured) >= len(case.evidence)
     below = [row["method"] for row in found["behind"]] + [
         r["method"] for r in found["ranked"] if not r["ties_with_first"]
     ]

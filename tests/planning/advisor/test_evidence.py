@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from luthier.planning.advisor.evidence import (
     repository,
     wilson,
 )
-from luthier.planning.advisor.nearness import RELATED, differences_of, distance, relevant
+from luthier.planning.advisor.nearness import RELATED, differences_of, distance, relevant, shown_evidence
 from luthier.planning.advisor.question import ChooseOptions, DataFacts, assumed_facts
 from luthier.planning.advisor.rank import standing
 from luthier.planning.advisor.reasons import Question
@@ -429,7 +430,7 @@ def test_pefts_figures_are_read_from_a_commit(tmp_path: Path) -> None:
         published.read(tmp_path)
 
 
-def test_a_benchmark_that_is_not_whole_is_a_board_that_says_so() -> None:
+def test_a_benchmark_that_is_not_whole_is_a_board_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"trainable": 1, "bytes": 4, "parameters": 10, "rows": 100, "held_out": 50, "steps": 9}
     facts |= dict.fromkeys(made_by.VERSIONS, "1")
 
@@ -444,3 +445,12 @@ def test_a_benchmark_that_is_not_whole_is_a_board_that_says_so() -> None:
     assert made_by.board("smollm2-arithmetic", {"lora": lines(0.4)}) is None
     whole = made_by.board("smollm2-e2e", {name: [facts | {"bleu": 60.0}] * 3 for name in ("full", "lora")})
     assert whole is not None and whole["scores"]["full"]["value"] == 60.0 and "of" not in whole["scores"]["full"]
+    assert all(each["command"].startswith("python -m benchmarks.methods.field ") for each in (made, whole))
+    labels = made_by.board("smollm2-sst2", {name: [facts | {"accuracy": 0.8}] * 3 for name in ("full", "lora")})
+    assert labels is not None
+    near = Board(**labels | {"parameters": 134_515_008, "rows": 480}, tier=2, source=Citation("repository", ""))
+    known = dict(repository())
+    monkeypatch.setattr(nearness, "repository", lambda: known | {near.name: near})
+    question = case("labels", "decoder", 134_515_008, 500, 2)
+    first = shown_evidence(replace(question, boards=relevant(question)))[0]["text"]
+    assert first.startswith("SST-2 in words, accuracy, measured by Luthier on SmolLM2-135M-Instruct, 134.5 million")
