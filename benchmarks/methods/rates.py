@@ -81,8 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*")
     given = parser.parse_args()
-    found = {key: losses for key, losses in searches().items() if not given.tasks or key[0] in given.tasks}
-    print("\n".join([*table(found), "", *by_width(found)]))
+    found = searches()
+    asked = {key: losses for key, losses in found.items() if not given.tasks or key[0] in given.tasks}
+    print("\n".join([*table(asked), "", *by_width(found)]))
 
 
 if __name__ == "__main__":

@@ -157,6 +157,8 @@ def test_the_loss_at_a_rate_that_was_not_tried_is_between_its_neighbors() -> Non
     assert rates.default("lora", "smollm2-sst2") == rates.default("dora", "smollm2-e2e") > 0
     (row,) = rates.table({("smollm2-sst2", "lora"): losses})[2:]
     assert row.startswith("| smollm2-sst2 | lora |") and "| 0.004 |" in row
+    (row,) = rates.by_width({("smollm2-sst2", "lora"): losses, ("reviews", "lora"): {0.012: 1.0}})[2:]
+    assert row == "| lora | smollm2-sst2 | 0.012 | 0.004 | -1.00 |"
 
 
 def test_cells_are_filled_once_at_the_rate_that_was_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
