@@ -272,7 +272,9 @@ class Sources:
             lines = _below(made.lines, anchor) if anchor else made.lines
             if made.page == ROOT / page and lines:
                 table, rows = self.table(made), [line for line in lines if line.startswith("|")]
-                origins.append(record.origin_of(table.results) if table else Origin(made.command, *NOT_RECORDED))
+                origins.append(
+                    record.origin_of(table.results, table.of) if table else Origin(made.command, *NOT_RECORDED)
+                )
                 found += by_line(lines)
                 found += [[Number.parse(str(len(rows) - 2)), Number.parse(str(rows[0].count("|") - 2))]] if rows else []
         if not origins:
@@ -365,7 +367,7 @@ def claims(pages: list[Path], root: Path = ROOT) -> Iterator[Claim]:
             if table:
                 same = table.text.strip() == "\n".join(made.lines).strip()
                 state = "agrees" if same else f"differs: {made.command}"
-                yield Claim(f"{count} in a table", place, state, record.origin_of(table.results))
+                yield Claim(f"{count} in a table", place, state, record.origin_of(table.results, table.of))
             elif count:
                 why = "no source: its module has no `tables`"
                 yield Claim(f"{count} in a table", place, why, Origin(made.command, *NOT_RECORDED))

@@ -17,7 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -42,7 +42,6 @@ BEFORE = {
     "methods/results.jsonl": ("2026-11-26 (2ff5e54)", "python -m benchmarks.methods.run TASK"),
     "methods/speed.jsonl": ("2026-11-24 (244f80f)", "python -m benchmarks.methods.speed --steps 6"),
     "methods/sweep.jsonl": ("2026-11-24 (ca87340)", "python -m benchmarks.methods.run sst2 reviews --sweep"),
-    "recipes/results.jsonl": ("2026-11-30 (4263720)", "python -m benchmarks.recipes.run RECIPE"),
     "serving/results.jsonl": ("2026-11-27 (323a43c)", "python -m benchmarks.serving.run"),
     "tracking/results.jsonl": ("2026-11-29 (1aa13b9)", "python -m benchmarks.tracking.run --cost"),
     "training/results.jsonl": ("2026-11-26 (62333df)", "python -m benchmarks.training.run --rounds 2"),
@@ -67,6 +66,8 @@ class Table:
     text: str
     results: tuple[Path, ...]
     end: str = "<!-- end -->"
+    of: Callable[[dict[str, Any]], bool] = bool
+    """Which lines of the results it is made from."""
 
     @property
     def begin(self) -> str:
@@ -113,10 +114,10 @@ def _commit() -> str:
     return head + "+" * bool(changed)
 
 
-def made(command: list[str] | None = None) -> dict[str, str]:
-    """Command (of this process, unless given), day in UTC, commit, machine, threads and versions."""
+def made(command: list[str] | None = None, threads: int | None = None) -> dict[str, str]:
+    """Command and threads (of this process, unless given), day in UTC, commit, machine and versions."""
     torch, here = sys.modules.get("torch"), environment()
-    threads = torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS", "all")
+    threads = threads or (torch.get_num_threads() if torch else os.environ.get("OMP_NUM_THREADS", "all"))
     versions = [f"{name} {version}" for name, version in here["packages"].items() if version != "not installed"]
     return {
         "command": shlex.join(map(public, command or ["python", *sys.orig_argv[1:]])),
@@ -128,16 +129,17 @@ def made(command: list[str] | None = None) -> dict[str, str]:
 
 
 def keep(file: Path, line: dict[str, Any]) -> None:
-    """Append a line of results, with where it comes from."""
+    """Append a line of results, with where it comes from; `threads` of the line are those of the run."""
     with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line | {"made": made()}) + "\n")
+        out.write(json.dumps(line | {"made": made(threads=line.get("threads"))}) + "\n")
 
 
-def origin_of(results: Iterable[Path]) -> Origin:
-    """Where the lines of files come from: the span of days, and the last command and machine."""
+def origin_of(results: Iterable[Path], of: Callable[[dict[str, Any]], bool] = bool) -> Origin:
+    """Where the lines `of` files come from: the span of days, and the last command and machine."""
     commands, dates, machines = [], set(), []
     for file in results:
-        lines = [json.loads(text).get("made") for text in file.read_text(encoding="utf-8").splitlines()]
+        every = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        lines = [line.get("made") for line in every if of(line)]
         if not all(lines):
             name = file.relative_to(ROOT / "benchmarks").as_posix()
             if name not in BEFORE:
@@ -150,6 +152,8 @@ def origin_of(results: Iterable[Path]) -> Origin:
             dates.add(line["date"])
             commands.append(line["command"])
             machines.append(line["machine"])
+    if not dates:
+        return Origin("", "not recorded", "not recorded")
     return Origin(commands[-1], " to ".join(dict.fromkeys([min(dates), max(dates)])), machines[-1])
 
 

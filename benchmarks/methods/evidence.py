@@ -10,8 +10,11 @@ import re
 from collections import defaultdict
 from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, variance
 from typing import Any
+
+from luthier.comparison.significance import Draws, draws
+from luthier.evaluation.metrics.base import mean_of
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "src" / "luthier" / "planning" / "advisor" / "measured.json"
@@ -20,6 +23,7 @@ SEEDS = 3
 """Runs of each method when a table is whole."""
 
 SMOLLM2: dict[str, Any] = {"model": "SmolLM2-135M-Instruct", "family": "decoder", "languages": ["en"]}
+"""Tasks of benchmarks.methods.field."""
 
 BOARDS: dict[str, dict[str, Any]] = {
     "sst2": {
@@ -78,16 +82,34 @@ def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
 
 
-def score(values: list[float], factor: float) -> dict[str, Any]:
-    """Mean over the seeds, and two standard errors to either side; `of` says how many seeds there are to be."""
-    middle = mean(values) * factor
-    around = 2 * stdev(values) * factor / sqrt(len(values)) if len(values) > 1 else None
-    return {
-        "value": round(middle, 4),
-        "low": None if around is None else round(middle - around, 4),
-        "high": None if around is None else round(middle + around, 4),
-        "seeds": len(values),
-    } | ({"of": SEEDS} if len(values) < SEEDS else {})
+def drawn(runs: list[dict[str, Any]], metric: str) -> Draws | None:
+    """A score resampled over seeds and held-out rows, as `luthier compare` does; None unless all runs say which rows count."""
+    kept = [line.get("right", {}).get(metric) for line in runs]
+    if not kept or not all(kept):
+        return None
+    return draws(mean_of("right"), [[{"right": int(one)} for one in row] for row in kept])
+
+
+def score(runs: list[dict[str, Any]], metric: str, factor: float) -> dict[str, Any]:
+    """Mean over the seeds with a 95 % interval; `of` says how many seeds there are to be.
+
+    The interval is that of `drawn`. Without it: two standard errors to either side, that of the mean over seeds and,
+    where the lines have intervals over rows, that of the rows (as squares, added). That is too wide rather than too
+    narrow: what a run and a row have in common counts in both.
+    """
+    runs = [line for line in runs if line.get(metric) is not None]
+    values = [line[metric] * factor for line in runs]
+    squares = [variance(values) / len(values)] if len(values) > 1 else []
+    if all(f"{metric}_low" in line for line in runs):
+        squares.append(mean(((line[f"{metric}_high"] - line[f"{metric}_low"]) * factor / 4) ** 2 for line in runs))
+    middle, sides = mean(values), (None, None)
+    if resampled := drawn(runs, metric):
+        sides = tuple(side * factor for side in resampled.interval)
+    elif squares:
+        sides = (middle - 2 * sqrt(sum(squares)), middle + 2 * sqrt(sum(squares)))
+    low, high = (side if side is None else round(side, 4) for side in sides)
+    found = {"value": round(middle, 4), "low": low, "high": high, "seeds": len(values)}
+    return found | ({"of": SEEDS} if len(values) < SEEDS else {})
 
 
 def board(task: str, arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
@@ -104,14 +126,13 @@ def board(task: str, arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | 
     one = done.get("full", next(iter(done.values())))[0]
     majority = arms[MAJORITY][0].get(metric) if MAJORITY in arms else None
     scores = {
-        arm: score([line[metric] for line in runs], factor)
-        | {"trainable": runs[0]["trainable"], "bytes": runs[0]["bytes"]}
+        arm: score(runs, metric, factor) | {"trainable": runs[0]["trainable"], "bytes": runs[0]["bytes"]}
         for arm, runs in done.items()
     }
     return {
         "key": task,
         **about,
-        "command": f"python -m benchmarks.methods.run {task}",
+        "command": f"python -m benchmarks.methods.{'field' if task.startswith('smollm2-') else 'run'} {task.removeprefix('smollm2-')}",
         "higher_is_better": metric != "loss",
         "parameters": one["parameters"],
         "rows": one["rows"],

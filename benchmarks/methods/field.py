@@ -19,8 +19,10 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks.methods.run import HERE, METRICS, QUANTIZED, SHARED, environment, keep, read
+from benchmarks.methods.run import HERE, METRICS, QUANTIZED, SHARED, best, environment, keep, read, search
 from luthier.comparison import runner, workers
 from luthier.core.errors import Busy
 from luthier.core.events import SILENT, Progress
@@ -37,8 +39,9 @@ from luthier.pipeline import prepare
 from luthier.pipeline import train as luthier_run
 from luthier.pipeline.prepare import SharedInputs
 from luthier.recipe.config import RunConfig
+from luthier.runs.folder import RunFolder
 
-BUILD = HERE.parents[1] / "build/benchmarks/methods"
+RESULTS, BUILD = HERE / "results.jsonl", HERE.parents[1] / "build/benchmarks/methods"
 
 ARMS = (
     *("full", "lora", "qlora", "dora", "adalora", "houlsby", "ia3", "bitfit", "prefix", "prompt"),
@@ -206,12 +209,14 @@ def _run(config: RunConfig, shared: SharedInputs, sweep: bool, send: workers.Sen
     if (run / "latency.json").is_file():
         speed = json.loads((run / "latency.json").read_text(encoding="utf-8"))
         found["latency"] = {what: one["ratio"] for what, one in speed.items()}
-    for side in ("base", "tuned"):
+    for side, before in (("base", "base_"), ("tuned", "")):
         for metric in METRICS:
             if metric in result[side]:
                 score = result[side][metric]
-                found[metric if side == "tuned" else f"base_{metric}"] = score["value"]
-                found |= {f"{metric}_low": score["low"], f"{metric}_high": score["high"]} if side == "tuned" else {}
+                found[before + metric] = score["value"]
+                found |= {f"{before}{metric}_{end}": score[end] for end in ("low", "high")}
+    if not sweep:
+        found |= {"right": right([each["tuned"] for each in read_jsonl(RunFolder(run).predictions)])}
     return found | {
         "lr": result["lr"],
         "rows": result["train_rows"],
@@ -229,39 +234,26 @@ def _run(config: RunConfig, shared: SharedInputs, sweep: bool, send: workers.Sen
     }
 
 
-def tries(name: str, arm: str) -> dict[float, float]:
-    """Held-out loss of each learning rate that was tried."""
-    lines = [line for line in read(HERE / "sweep.jsonl") if (line["task"], line["arm"]) == (f"smollm2-{name}", arm)]
-    return {line["lr"]: line["loss"] for line in lines if line.get("loss") is not None}
+def right(records: list[dict[str, Any]]) -> dict[str, str]:
+    """For each score that is a share of rows, a 1 for each row that counts and a 0 for each that does not, in their order."""
+    found = {
+        "accuracy": [each["chosen"] == each["label"] for each in records if "chosen" in each],
+        "exact_match": [each["exact"] for each in records if "exact" in each],
+    }
+    return {metric: "".join(str(int(one)) for one in several) for metric, several in found.items() if several}
 
 
-def search(name: str, arm: str) -> float | None:
-    """The learning rate of the lowest held-out loss, by climbing from the method's own in steps of three."""
-    start = None
-    for line in read(HERE / "sweep.jsonl"):
-        if (line["task"], line["arm"]) == (f"smollm2-{name}", arm) and line["asked_lr"] is None:
-            start = line.get("lr")
-            if "refused" in line:
-                return None
+def rate(name: str, arm: str) -> float | None:
+    """The learning rate of the lowest held-out loss; None if the method is refused. Busy if another process searches it."""
+    with claimed(name, arm, -1):
+        return best(search(HERE / "sweep.jsonl", f"smollm2-{name}", arm, lambda lr: measure(name, arm, 0, lr, True)))
 
-    def at(lr: float | None) -> float | None:
-        if lr not in tries(name, arm):
-            line = measure(name, arm, 0, lr, True)
-            keep(HERE / "sweep.jsonl", line)
-            return line.get("lr")
-        return lr
 
-    start = at(start)
-    if start is None:
-        return None
-    for factor in (3.0, 1 / 3):
-        lr = start
-        while lr == min(tries(name, arm), key=tries(name, arm).__getitem__) and len(tries(name, arm)) < 8:
-            further = at(float(f"{lr * factor:.3g}"))
-            if further is None:
-                break
-            lr = further
-    return min(tries(name, arm), key=tries(name, arm).__getitem__)
+def claimed(name: str, arm: str, seed: int) -> AbstractContextManager[object]:
+    """Keeps other processes from a cell, or from the search of its learning rate (seed -1)."""
+    place = BUILD / f"{name}-{arm}-{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    return lock(place, Busy("another process is at it"))
 
 
 def cells(names: list[str], arms: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int]]:
@@ -276,38 +268,36 @@ def work(names: list[str], arms: list[str], seeds: list[int]) -> bool:
     """Do all that is missing and that no other process does; whether something was left to others."""
     left = False
     for name, arm, seed in cells(names, arms, seeds):
-        place = BUILD / f"{name}-{arm}-{seed}"
-        place.mkdir(parents=True, exist_ok=True)
         try:
-            with lock(place, Busy("another process is at it")):
-                done = {(line["task"], line["arm"], line["seed"]) for line in read(HERE / "results.jsonl")}
-                if seed < 0:
-                    search(name, arm)
-                elif (f"smollm2-{name}", arm, seed) not in done:
-                    best = tries(name, arm)
-                    rate = min(best, key=best.__getitem__) if best else None
-                    keep(HERE / "results.jsonl", measure(name, arm, seed, rate, False))
+            if seed < 0:
+                rate(name, arm)
+                continue
+            with claimed(name, arm, seed):
+                if not recorded(name, arm, seed):
+                    keep(RESULTS, measure(name, arm, seed, rate(name, arm), False))
         except Busy:
             left = True
     return left
 
 
+def recorded(name: str, arm: str, seed: int) -> dict[str, Any] | None:
+    """The line of results of a cell, if there is one."""
+    wanted = {"task": f"smollm2-{name}", "arm": arm, "seed": seed}
+    return next((line for line in read(RESULTS) if wanted.items() <= line.items()), None)
+
+
 def again(names: list[str], arms: list[str], seeds: list[int]) -> None:
     """Run cells once more, at the recorded learning rate, and print them beside what is recorded."""
-    for name, arm, seed in cells(names, arms, seeds):
-        recorded = [
-            line
-            for line in read(HERE / "results.jsonl")
-            if (line["task"], line["arm"], line["seed"]) == (f"smollm2-{name}", arm, seed)
-        ]
-        if recorded:
-            now = measure(name, arm, seed, recorded[0].get("lr"), False)
-            for metric in METRICS:
-                if recorded[0].get(metric) is not None:
-                    print(
-                        f"{name} {arm} seed {seed}: {metric} {now.get(metric):.4f}, recorded {recorded[0][metric]:.4f}"
-                    )
-            print(f"  {now['seconds']} processor seconds, recorded {recorded[0]['seconds']}")
+    for name, arm, seed in product(names, arms, seeds):
+        line = recorded(name, arm, seed)
+        if line is None:
+            print(f"{name} {arm} seed {seed}: not recorded; without --again it is run")
+            continue
+        now = measure(name, arm, seed, line.get("lr"), False)
+        for metric in METRICS:
+            if line.get(metric) is not None:
+                print(f"{name} {arm} seed {seed}: {metric} {now.get(metric):.4f}, recorded {line[metric]:.4f}")
+        print(f"  {now['seconds']} processor seconds, recorded {line['seconds']}")
 
 
 def main() -> None:

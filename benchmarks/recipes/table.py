@@ -95,7 +95,7 @@ def notes_of(lines: Sequence[Line]) -> list[str]:
     first = lines[0]
     made = [
         f"`{first['command']}`: {first['steps']} steps, {first['tokens']:,} tokens, "
-        f"{len(first['records']['tuned']['loss_sum'])} held-out rows, {first['date']}, {first['machine']}, one thread."
+        f"{len(first['records']['tuned']['loss_sum'])} held-out rows, {first['made']['date']}, {first['made']['machine']}."
     ]
     for line in lines:
         plain, own = line["records"].get("plain"), line["records"]["tuned"]

@@ -179,7 +179,7 @@ def test_plan_and_choose_read_no_weights(model_folder: Callable[..., Path], tmp_
     assert "fits" in repr(plan) and plan.to_dict()["method"] == "lora" and "<table" in plan._repr_html_()
     choice = luthier.choose(model="builtin", rows=1000, memory="24GB", time="2h")
     assert choice.best == choice.ranked[0]["method"] and choice.best in repr(choice)
-    assert choice.evidence[0]["by"] == "this repository" and choice.evidence[0]["cited"] in choice._repr_html_()
+    assert choice.evidence[0]["by"] == "Luthier" and choice.evidence[0]["cited"] in choice._repr_html_()
     assert choice.to_dict()["question"]["rows"] == 1000 and "<table" in choice._repr_html_()
     with pytest.raises(luthier.InputError, match="'much' is not a size"):
         luthier.choose(model="builtin", rows=1000, memory="much")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from luthier.core.errors import InputError
 from luthier.methods.base import METHODS
@@ -465,3 +466,30 @@ def test_every_method_trains_on_an_architecture_without_a_table(
     )
     course = [record["loss"] for record in RunFolder(tmp_path / "run").history() if "loss" in record]
     assert len(course) == 6 and course[-1] < course[0], course
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        ("lora", {192: 1.9e-3, 576: 7.9e-4, 4096: 1.7e-4}),
+        ("full", {192: 2.5e-4, 576: 1.1e-4, 4096: 2.3e-5}),
+        ("houlsby", {192: 9e-4, 576: 6.8e-4, 4096: 4.2e-4}),
+        ("prompt", {192: 3e-2, 576: 3e-2, 4096: 3e-2}),
+    ],
+)
+def test_the_default_rate_falls_with_the_width_of_a_decoder(name: str, widths: dict[int, float]) -> None:
+    """By the power that Schulman et al. 2025 fit, by less for bottlenecks, not at all for prompts."""
+    for width, rate in widths.items():
+        with torch.device("meta"):
+            model = LlamaForCausalLM(LlamaConfig(hidden_size=width, num_hidden_layers=1, vocab_size=8))
+        assert METHODS.parse(name).learning_rate(model) == rate
+
+
+def test_on_an_encoder_only_whole_weights_are_scaled() -> None:
+    rates = {}
+    for width in (384, 768):
+        config = BertConfig(hidden_size=width, num_hidden_layers=1, vocab_size=8)
+        with torch.device("meta"):
+            model = BertForSequenceClassification(config)
+        rates[width] = [METHODS.parse(name).learning_rate(model) for name in ("lora", "full")]
+    assert rates == {384: [5e-4, 9.1e-5], 768: [5e-4, 5.3e-5]}

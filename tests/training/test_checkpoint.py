@@ -270,3 +270,17 @@ def test_no_pickle_is_in_a_checkpoint(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "state.json", "state.safetensors", "weights"}
     json.loads((folder / "state.json").read_text())
+
+
+def test_an_optimizer_of_other_groups_is_refused(tmp_path: Path) -> None:
+    """Versions may divide parameters into other groups; torch would give them each other's states."""
+
+    def advanced(*sizes: int) -> checkpoints.Advanced:
+        groups = [{"params": [torch.nn.Parameter(torch.ones(2)) for _ in range(size)]} for size in sizes]
+        optimizer = torch.optim.AdamW(groups)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0), None
+
+    checkpoints.write_checkpoint(tmp_path / "step-1", lambda folder: folder.mkdir(), advanced(2, 1), {"step": 1})
+    assert checkpoints.read_checkpoint(tmp_path / "step-1", lambda folder: None, advanced(2, 1)) == {"step": 1}
+    with pytest.raises(InputError, match="other groups of parameters"):
+        checkpoints.read_checkpoint(tmp_path / "step-1", lambda folder: None, advanced(1, 2))

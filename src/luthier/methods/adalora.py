@@ -32,7 +32,7 @@ class AdaLoRA(TargetedMethod):
 
     paper, typical_share = "2303.10512", 0.0132
     family = "reparametrization"
-    suggested_lr, suggested_lr_encoder = 1e-3, 2e-3
+    suggested_lr, suggested_lr_encoder = 2e-3, 2e-3
     aliases: ClassVar = {
         **TARGET_ALIASES,
         "init_r": "rank",

@@ -30,7 +30,7 @@ class Adapter(DroppingMethod):
 
     paper, typical_share = "1902.00751", 0.0111
     family = "additive: adapters"
-    suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
+    suggested_lr, suggested_lr_encoder = 5e-4, 7e-4
     aliases: ClassVar = {"bottleneck_size": "size", "adapter_size": "size", "non_linearity": "activation"}
 
     place: Literal["houlsby", "pfeiffer", "output"] = "houlsby"

@@ -27,7 +27,7 @@ class BitFit(PeftMethod):
 
     paper, typical_share = "2106.10199", 0.000056
     family = "selective"
-    suggested_lr, suggested_lr_encoder = 3e-3, 2e-3
+    suggested_lr, suggested_lr_encoder = 5e-3, 2e-3
 
     terms: Terms = "all"
     """Which biases: all, or some of query, key, value, intermediate, output, attention_layernorm, output_layernorm."""

@@ -20,7 +20,7 @@ from luthier.models.targets import HEADS, text_part
 class Freeze(WholeMethod):
     """Train the last (or first) layers, and nothing else but a head."""
 
-    suggested_lr, suggested_lr_encoder = 5e-5, 1e-4
+    suggested_lr, suggested_lr_encoder = 1e-4, 8e-5
     typical_share = 0.0604
     family = "selective"
 

@@ -15,7 +15,7 @@ from luthier.models.targets import in_head, text_part
 class Full(WholeMethod):
     """Train every weight of the base model."""
 
-    suggested_lr, suggested_lr_encoder = 2e-5, 3e-5
+    suggested_lr, suggested_lr_encoder = 4e-5, 2.5e-5
     typical_share = 1.0
 
     def attach(self, model: Model, *, steps: int, classify: bool = False) -> Model:

@@ -19,7 +19,7 @@ class IA3(PeftMethod):
 
     paper, typical_share = "2205.05638", 0.00025
     family = "additive: adapters"
-    suggested_lr, suggested_lr_encoder = 5e-3, 1e-2
+    suggested_lr, suggested_lr_encoder = 1e-2, 1e-2
 
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import IA3Config

@@ -26,7 +26,7 @@ class LayerNorm(PeftMethod):
 
     paper, typical_share = "2312.11420", 0.000089
     family = "selective"
-    suggested_lr = 9e-3
+    suggested_lr, suggested_lr_encoder = 7e-3, 9e-3
 
     def peft_config(self, model: Model, steps: int) -> Any:
         from peft import LNTuningConfig

@@ -23,7 +23,7 @@ class LoHa(TargetedMethod):
 
     paper, typical_share = "2108.06098", 0.0175
     family = "reparametrization"
-    suggested_lr = 1.5e-3
+    suggested_lr, suggested_lr_encoder = 2e-3, 1.5e-3
     quantized_base = False
     aliases: ClassVar = {**TARGET_ALIASES, "r": "rank", "rank_dropout": "dropout"}
 

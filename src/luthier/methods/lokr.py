@@ -26,7 +26,7 @@ class LoKr(TargetedMethod):
 
     paper, typical_share = "2309.14859", 0.00057
     family = "reparametrization"
-    suggested_lr = 3e-3
+    suggested_lr, suggested_lr_encoder = 4e-3, 3e-3
     quantized_base = False
     aliases: ClassVar = {**TARGET_ALIASES, "r": "rank", "rank_dropout": "dropout", "decompose_factor": "factor"}
 

@@ -51,7 +51,7 @@ class LoRA(TargetedMethod):
 
     paper, typical_share = "2106.09685", 0.0175
     family = "reparametrization"
-    suggested_lr, suggested_lr_encoder = 2e-4, 5e-4
+    suggested_lr, suggested_lr_encoder = 3e-4, 5e-4
     aliases: ClassVar = {
         **TARGET_ALIASES,
         **dict.fromkeys(("r", "lora_r", "lora_rank"), "rank"),

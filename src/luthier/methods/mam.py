@@ -21,7 +21,7 @@ class MAM(PrefixMethod):
 
     paper, typical_share = "2110.04366", 0.0030
     family = "hybrid"
-    suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
+    suggested_lr, suggested_lr_encoder = 5e-4, 7e-4
     lr_by_width = BOTTLENECK_POWER
 
     length: Size = 16

@@ -25,7 +25,7 @@ class OFT(TargetedMethod):
 
     paper, typical_share = "2306.07280", 0.0077
     family = "reparametrization"
-    suggested_lr, suggested_lr_encoder = 5e-4, 1e-3
+    suggested_lr, suggested_lr_encoder = 1e-3, 1e-3
     lr_by_width = 0
     aliases: ClassVar = {**TARGET_ALIASES, "oft_block_size": "block"}
 

@@ -20,7 +20,7 @@ class PTuningV2(PrefixMethod):
     """Keys and values in front of every attention, as they are."""
 
     paper, typical_share = "2110.07602", 0.0008
-    suggested_lr, suggested_lr_encoder = 1e-2, 2e-2
+    suggested_lr, suggested_lr_encoder = 1.6e-2, 2e-2
     aliases: ClassVar = {"num_virtual_tokens": "length", "pre_seq_len": "length"}
 
     length: Size = 64

@@ -21,7 +21,7 @@ class ParallelAdapter(DroppingMethod):
 
     paper, typical_share = "2110.04366", 0.0056
     family = "additive: adapters"
-    suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
+    suggested_lr, suggested_lr_encoder = 5e-4, 7e-4
     aliases: ClassVar = {"scaling": "scale", "bottleneck_size": "size"}
 
     size: Size = 64

@@ -23,8 +23,7 @@ class Prefix(PrefixMethod):
     """Keys and values in front of every attention, from an MLP."""
 
     paper, typical_share = "2101.00190", 0.0073
-    suggested_lr, suggested_lr_encoder = 3e-3, 3e-4
-    lr_by_width = 0
+    suggested_lr, suggested_lr_encoder = 4e-4, 3e-4
     aliases: ClassVar = {"num_virtual_tokens": "length", "encoder_hidden_size": "hidden"}
 
     length: Size = 20

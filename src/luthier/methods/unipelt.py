@@ -22,7 +22,7 @@ class UniPELT(PrefixMethod):
 
     paper, typical_share = "2110.07577", 0.0056
     family = "hybrid"
-    suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
+    suggested_lr, suggested_lr_encoder = 5e-4, 7e-4
     lr_by_width = BOTTLENECK_POWER
 
     length: Size = 10

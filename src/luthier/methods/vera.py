@@ -21,7 +21,7 @@ class VeRA(TargetedMethod):
 
     paper, typical_share = "2310.11454", 0.0007
     family = "reparametrization"
-    suggested_lr, suggested_lr_encoder = 4e-3, 1e-2
+    suggested_lr, suggested_lr_encoder = 6e-3, 1e-2
     aliases: ClassVar = {**TARGET_ALIASES, "r": "rank", "d_initial": "start"}
 
     rank: Size = 256

@@ -13,7 +13,10 @@ from typing import Any
 
 from luthier.core.shell import public, redacted_command
 
-PACKAGES = ("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets")
+PACKAGES = (
+    *("luthier", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "datasets"),
+    "bitsandbytes",  # what a quantized base computes depends on it
+)
 SAMPLE = 4096
 """Bytes looked at on either end of each tensor of the base."""
 

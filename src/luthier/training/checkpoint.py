@@ -94,6 +94,10 @@ def read_checkpoint(checkpoint: Path, restore: Callable[[Path], None], advanced:
         raise InputError(f"{checkpoint}: {len(odd)} tensors of state.safetensors do not match, among them {odd[0]}")
     restore(checkpoint / "weights")
     numbers = state.pop("optimizer")
+    then, now = ([len(group["params"]) for group in each] for each in (numbers["groups"], optimizer.param_groups))
+    if then != now:  # the same count of parameters may stand in another order
+        why = f"{checkpoint}: its optimizer has other groups of parameters than this version of Luthier makes of them"
+        raise InputError(why, fix="the version of environment.json, or another run=DIR")
     own: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in numbers["state"].items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     divided = {

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from luthier.planning.advisor import rank
+from luthier.planning.advisor import nearness, rank
 from luthier.planning.advisor.candidates import NAMES
+from luthier.planning.advisor.evidence import repository
 from tests.conftest import write_jsonl
 from tests.planning.advisor.conftest import Choose
 
@@ -39,7 +40,7 @@ class Case:
     """What the rows teach, where they are read."""
 
 
-REPOSITORY = "[benchmarks/methods/results.jsonl: python -m benchmarks.methods.run"
+REPOSITORY = "[benchmarks/methods/results.jsonl: python -m benchmarks.methods."
 CASES = {
     "500 examples, a 7B model, a 12 GB card": Case(
         "llama-7b",
@@ -61,7 +62,7 @@ CASES = {
         evidence=(
             "GSM8K, accuracy, measured by PEFT on Llama-3.2-3B, 3.2 billion parameters, 20,000 rows; your base is 2.1 "
             "times larger; you have 40 times fewer rows; one run of each method",
-            "assistant, loss, measured by this repository",
+            "assistant, loss, measured by Luthier",
         ),
     ),
     "the same on an 80 GB card": Case(
@@ -181,6 +182,9 @@ def holds(texts: list[str], part: str) -> bool:
 def test_what_a_person_would_choose(name: str, choose: Choose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
     monkeypatch.setattr(rank, "NAMES", case.names)
+    # Whichever boards of SmolLM2 there are, and whatever they say, these cases are about the others.
+    boards = {title: board for title, board in repository().items() if "SmolLM2" not in board.model}
+    monkeypatch.setattr(nearness, "repository", lambda: boards)
     rows = [{"text": f"how do i {i % 150} my card, please {i}", "label": f"intent {i % 150}"} for i in range(600)]
     write_jsonl(tmp_path / "intents.jsonl", rows)
     found = choose(case.base, case.set, **case.options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from luthier.methods.base import METHODS
 from luthier.methods.peft import known_type
 from luthier.models.settings import ModelConfig
 from luthier.planning import machine
+from luthier.planning.advisor import nearness
 from luthier.planning.advisor.candidates import NAMES, Planner
 from luthier.planning.advisor.evidence import (
     Board,
@@ -29,7 +31,7 @@ from luthier.planning.advisor.evidence import (
     repository,
     wilson,
 )
-from luthier.planning.advisor.nearness import RELATED, differences_of, distance, relevant
+from luthier.planning.advisor.nearness import RELATED, differences_of, distance, relevant, shown_evidence
 from luthier.planning.advisor.question import ChooseOptions, DataFacts, assumed_facts
 from luthier.planning.advisor.rank import standing
 from luthier.planning.advisor.reasons import Question
@@ -328,9 +330,9 @@ def test_the_nearest_measurement_comes_first() -> None:
     def names(*asked: Any) -> list[str]:
         return [board.name for board in relevant(case(*asked))]
 
-    assert names("answers", "decoder", 7 * 10**9, 500)[0] == "GSM8K"
+    assert names("answers", "decoder", 7 * 10**9, 20_000)[0] == "GSM8K"
     assert names("answers", "decoder", 3_346_752, 52)[0] == "assistant"
-    assert names("text", "decoder", 7 * 10**9, 500)[0] == "GSM8K"
+    assert names("text", "decoder", 7 * 10**9, 20_000)[0] == "GSM8K"
     assert "GSM8K" not in names("labels", "decoder", 7 * 10**9, 500)
     alike = case("classify", "encoder", 22_713_986, 3000, 2)
     assert distance(alike, repository()["SST-2"]) == pytest.approx(0)
@@ -340,6 +342,18 @@ def test_the_nearest_measurement_comes_first() -> None:
         "you have 10 times fewer rows",
         "its base is of type encoder, yours of type decoder",
     ]
+
+
+def test_a_further_measurement_counts_where_the_nearer_ones_lack_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(name: str, rows: int, *methods: str) -> Board:
+        made = board({method: score(80.0) for method in methods})
+        return made.model_copy(update={"name": name, "rows": rows, "learns": "labels", "family": "decoder"})
+
+    boards = [small(str(rows), rows, "lora", "full") for rows in (100, 200, 300, 400)]
+    boards += [small("500", 500, "lora", "prompt"), small("600", 600, "prompt"), small("700", 700, *NAMES)]
+    monkeypatch.setattr(nearness, "repository", lambda: {each.name: each for each in boards})
+    found = relevant(case("labels", "decoder", 10**8, 100, 2))
+    assert [each.name for each in found] == ["100", "200", "300", "500", "700"]
 
 
 def test_the_next_measurement_only_decides_where_the_nearer_one_ties() -> None:
@@ -416,7 +430,7 @@ def test_pefts_figures_are_read_from_a_commit(tmp_path: Path) -> None:
         published.read(tmp_path)
 
 
-def test_a_benchmark_that_is_not_whole_is_a_board_that_says_so() -> None:
+def test_a_benchmark_that_is_not_whole_is_a_board_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {"trainable": 1, "bytes": 4, "parameters": 10, "rows": 100, "held_out": 50, "steps": 9}
     facts |= dict.fromkeys(made_by.VERSIONS, "1")
 
@@ -431,3 +445,12 @@ def test_a_benchmark_that_is_not_whole_is_a_board_that_says_so() -> None:
     assert made_by.board("smollm2-arithmetic", {"lora": lines(0.4)}) is None
     whole = made_by.board("smollm2-e2e", {name: [facts | {"bleu": 60.0}] * 3 for name in ("full", "lora")})
     assert whole is not None and whole["scores"]["full"]["value"] == 60.0 and "of" not in whole["scores"]["full"]
+    assert all(each["command"].startswith("python -m benchmarks.methods.field ") for each in (made, whole))
+    labels = made_by.board("smollm2-sst2", {name: [facts | {"accuracy": 0.8}] * 3 for name in ("full", "lora")})
+    assert labels is not None
+    near = Board(**labels | {"parameters": 134_515_008, "rows": 480}, tier=2, source=Citation("repository", ""))
+    known = dict(repository())
+    monkeypatch.setattr(nearness, "repository", lambda: known | {near.name: near})
+    question = case("labels", "decoder", 134_515_008, 500, 2)
+    first = shown_evidence(replace(question, boards=relevant(question)))[0]["text"]
+    assert first.startswith("SST-2 in words, accuracy, measured by Luthier on SmolLM2-135M-Instruct, 134.5 million")

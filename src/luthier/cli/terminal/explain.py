@@ -168,6 +168,9 @@ def explanation(kind: str, name: str) -> str:
             lines.insert(0, f"{name} is {_meaning(singular, name)}\n")
         if issubclass(found, Method):
             encoder = found.suggested_lr_encoder or found.suggested_lr
+            rate = f"{found.suggested_lr:g}, on encoders {encoder:g}"
+            if found.lr_by_width:
+                rate = f"{found.suggested_lr:g} × (2000 / width)^{found.lr_by_width:g}, on encoders {encoder:g}"
             about = [
                 (label("Paper:"), found.paper and f"https://arxiv.org/abs/{found.paper}"),
                 (label("Class:"), found.family),
@@ -175,7 +178,7 @@ def explanation(kind: str, name: str) -> str:
                     label("Trains:"),
                     found.typical_share and f"{_share(found.typical_share)} of Qwen2-0.5B with the defaults",
                 ),
-                (label("Default learning rate:"), f"{found.suggested_lr:g}, on encoders {encoder:g}"),
+                (label("Default learning rate:"), rate),
                 (label("Merges into the base:"), _yes(found.mergeable)),
                 (label("Base in 8 or 4 bit (model.quantize):"), _yes(found.quantized_base)),
                 (label("Encoder-decoders such as T5:"), _yes(found.encoder_decoder)),

@@ -16,7 +16,7 @@ SPARED = ("merges", ">file", "fits", "setting", ">training")
 """Columns of the table that are left out where the terminal is too narrow, the first of them first."""
 
 
-WHO = {"your comparison": " (you)", "this repository": "", "PEFT": " (PEFT)"}
+WHO = {"your comparison": " (you)", "Luthier": "", "PEFT": " (PEFT)"}
 """Who measured a score, as the table marks it."""
 
 

@@ -12,6 +12,7 @@ from luthier.methods.lora import TAKEN_OUT
 from luthier.models.load import check_quantize, parameter_counts
 from luthier.models.settings import ModelConfig
 from luthier.models.targets import in_head
+from luthier.planning.advisor.evidence import repository
 from luthier.planning.plan import Plan, PlanInputs, held_bytes, tuned_skeleton
 from luthier.planning.resolve import ResolvedSettings, resolve
 from luthier.training.optimizers.base import OPTIMIZERS
@@ -19,9 +20,9 @@ from luthier.training.settings import TrainConfig
 
 _NAMES = """
 lora full freeze houlsby pfeiffer parallel_adapter scaled_parallel bitfit ia3 qlora lora_int8 rslora lora_plus dora
-adalora pissa vera oft prefix p_tuning_v2 prompt p_tuning mam unipelt
+adalora pissa vera oft prefix p_tuning_v2 prompt p_tuning mam unipelt layernorm lokr loha
 """
-NAMES = tuple(_NAMES.split())
+NAMES = tuple(name for name in _NAMES.split() if any(name in board.scores for board in repository().values()))
 """Methods and presets that are considered: those that were measured here.
 
 Of two that are equal the one listed first wins: it has less to set.

@@ -100,9 +100,7 @@ class Board(BaseModel):
     @property
     def by(self) -> str:
         """Who measured it."""
-        return {"compare": "your comparison", "repository": "this repository", "peft": "PEFT"}.get(
-            self.source.kind, "a paper"
-        )
+        return {"compare": "your comparison", "repository": "Luthier", "peft": "PEFT"}.get(self.source.kind, "a paper")
 
     @property
     def single_runs(self) -> bool:

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from math import log10
 from typing import Any
 
+from luthier.planning.advisor.candidates import NAMES
 from luthier.planning.advisor.evidence import Board, peft_board, peft_runs, repository
 from luthier.planning.advisor.reasons import Question, number_of, reason
 
 NEAREST = 3
-"""Published measurements that count: those that are nearest."""
+"""Published measurements that count: those that are nearest. More, where these lack a method."""
 NAMED = 2.0
 """A factor in size or rows from which on it is named."""
 
@@ -31,10 +32,19 @@ WORDS = {
 
 
 def relevant(question: Question) -> list[Board]:
-    """The repository's and PEFT's measurements that are evidence for this task, the nearest first, at most NEAREST."""
+    """Luthier's and PEFT's measurements that are evidence for this task, the nearest first.
+
+    They are the NEAREST, and of those further away any that has a method which no nearer one has.
+    """
     kinds = RELATED[question.facts.learns, question.family]
     boards = [board for board in (*repository().values(), peft_board()) if board.learns in kinds]
-    return sorted(boards, key=lambda board: distance(question, board))[:NEAREST]
+    found: list[Board] = []
+    lacking = set(NAMES)
+    for board in sorted(boards, key=lambda board: distance(question, board)):
+        if len(found) < NEAREST or lacking & board.scores.keys():
+            found.append(board)
+            lacking -= board.scores.keys()
+    return found
 
 
 def distance(question: Question, board: Board) -> float:
