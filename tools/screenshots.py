@@ -26,7 +26,7 @@ PARTS = {
     "run": ("#/run/banking-lora", ".charts canvas"),
     "evaluation": ("#/run/banking-lora/evaluation", "table.data tbody tr"),
     "deployment": ("#/run/banking-lora/deployment", ".fields .field"),
-    "compare": ("#/compare/compare-banking", ".front svg"),
+    "compare": ("#/compare/compare-banking", "main canvas"),
 }
 """Name of the picture -> part of the page, and what is there once it is whole."""
 
@@ -71,6 +71,7 @@ def main() -> None:
                         if name == "method":
                             page.locator("section .tools:not(.onward) button").first.click()
                         page.locator(whole).first.wait_for()
+                        page.wait_for_function("!/planning…|正在规划/.test(document.body.innerText)")
                         page.wait_for_timeout(1000)  # fonts, and what else is on its way
                         page.screenshot(path=PICTURES / f"ui-{name}.{language}.png")
                 browser.close()
