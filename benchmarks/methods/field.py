@@ -156,7 +156,12 @@ def recipe(name: str, arm: str, seed: int, lr: float | None, sweep: bool, folder
                 "evaluate_every": 100_000,
                 "save_every": 100_000,
             },
-            "evaluate": {"batch_size": 64, "before": not sweep and task.kind == "chat", "forgetting": not sweep}
+            "evaluate": {
+                "batch_size": 64,
+                "samples": 0,
+                "before": not sweep and task.kind == "chat",
+                "forgetting": not sweep,
+            }
             | (task.evaluate | ({"generate": 0} if sweep else {})),
             "seed": seed,
         }

@@ -86,6 +86,7 @@ def test_a_run_from_the_command_line_alone(
         "metrics.jsonl",
         "before.json",
         "predictions.jsonl",
+        "samples.jsonl",
         "result.json",
         "loss.png",
         "report.html",

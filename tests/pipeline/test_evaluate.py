@@ -73,7 +73,7 @@ def test_open_answers_are_generated_once_for_all_scores(
         return ask(*arguments, **options)
 
     monkeypatch.setattr(asking, "generate", count)
-    result = train(settings(open_rows(24), "evaluate.generate=5"))
+    result = train(settings(open_rows(24), "evaluate.generate=5", "evaluate.samples=0"))
     assert calls == [5, 5], "once the base, once the tuned model"
     assert {"exact_match", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf", "perplexity"} <= set(result["tuned"])
     assert result["primary_metric"] == "rouge_l" and result["tuned"]["rouge_l"]["primary_metric"]

@@ -110,7 +110,8 @@ def test_messages_wrap_between_words_and_commands_do_not() -> None:
 def test_pages_fit_a_phone(page: object) -> None:
     """Whatever may be wide scrolls in a box of its own; tests/reports measures one in Chromium."""
     base = page.with_name("base.html.jinja").read_text(encoding="utf-8")  # type: ignore[attr-defined]
-    source = base + page.read_text(encoding="utf-8")  # type: ignore[attr-defined]
+    look = page.with_name("look.css").read_text(encoding="utf-8")  # type: ignore[attr-defined]
+    source = look + base + page.read_text(encoding="utf-8")  # type: ignore[attr-defined]
     assert ".wide { overflow-x: auto }" in source and re.search(r"h1 \{[^}]*overflow-wrap: anywhere", source)
     assert source.count("<table") == source.count('<div class="wide"><table') == source.count("</table></div>")
     assert "<img" not in source and re.search(r"pre \{[^}]*overflow-x: auto", source)

@@ -137,7 +137,7 @@ def test_a_newcomer_from_a_csv_file_to_a_conversation(
 ) -> None:
     server = serve()
     page = opened(server)
-    page.get_by_role("link", name="New run").click()
+    page.get_by_role("navigation").get_by_role("link", name="New run").click()
     page.get_by_role("radio", name="Answer instructions").check()
     page.get_by_role("button", name="next: Data").click()
     page.get_by_label("a data file").set_input_files(reviews(tmp_path / "my reviews.csv"))

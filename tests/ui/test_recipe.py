@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from luthier.core.errors import ConfigError, InputError
 from luthier.recipe.config import RunConfig
 from luthier.ui.form import form
-from luthier.ui.recipe import checked_text, save
+from luthier.ui.recipe import checked_text, config_of, save
 
 
 def test_text_stays_as_it_was_typed() -> None:
@@ -73,3 +74,18 @@ def test_the_form_has_every_key_of_a_recipe() -> None:
     assert {field["key"] for field in methods["lora"]["fields"]} >= {"rank", "alpha", "dropout", "targets"}
     schedule = next(field for field in found["blocks"]["train"] if field["key"] == "schedule")
     assert "cosine" in schedule["choices"] and schedule["default"] == "cosine"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data: builtin:reviews\nmethod: bitfit\n",
+        "data: {path: 'my file.csv', format: {name: classification, prompt: 'Is \"{text}\" good: yes?'}}\n"
+        "method: {name: lora, rank: 4, targets: [q_proj, v_proj]}\ntrain: {lr: 3.0e-4, packing: false, steps: null}\n",
+        "data: builtin:reviews\nrun: '2024'\nmodel: {path: builtin, quantize: none}\n",
+    ],
+)
+def test_the_command_trains_what_the_recipe_says(text: str) -> None:
+    words = shlex.split(checked_text(text, {})["command"])
+    assert words[:2] == ["luthier", "train"]
+    assert RunConfig.load(None, words[2:]) == config_of(text)

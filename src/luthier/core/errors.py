@@ -18,6 +18,7 @@ EXTRAS = {
     "torchao": ("torchao>=0.18",),
     "onnx": ("onnx>=1.23", "onnxscript>=0.7.2", "onnxruntime>=1.32"),
     "serve": ("fastapi>=0.120", "uvicorn>=0.35"),
+    "ui": ("fastapi>=0.120", "uvicorn>=0.35"),
     "gguf": ("llama-cpp-python>=0.3.30",),
     "swanlab": ("swanlab[dashboard]>=0.10.3", "pillow>=10"),
     "tensorboard": ("tensorboardX>=2.6.5", "pillow>=10"),

@@ -244,7 +244,11 @@ const luthierChart = (() => {
 
   /** The ends of an axis of costs, with room for names beside the first and the last point. */
   const room = (low, high, log) => {
-    if (log) { const more = Math.max((high / low) ** 0.12, 1.3); return [low / more, high * more]; }
+    if (log) {  // ends with one digit: uPlot counts the marks from them
+      const more = Math.max((high / low) ** 0.12, 1.3), unit = (value) => 10 ** Math.floor(Math.log10(value));
+      const [first, last] = [low / more, high * more];
+      return [Math.floor(first / unit(first)) * unit(first), Math.ceil(last / unit(last)) * unit(last)];
+    }
     const more = (high - low) * 0.12 || Math.abs(high) * 0.3 || 1;
     return [low >= 0 ? Math.max(0, low - more) : low - more, high + more];
   };

@@ -150,7 +150,10 @@ class RunFolder:
             own = psutil.Process()
             told = {"host": socket.gethostname(), "pid": own.pid, "born": own.create_time()}
             (self.path / ".holder").write_text(to_json(told), encoding="utf-8")
-            yield
+            try:
+                yield
+            finally:
+                (self.path / ".holder").unlink(missing_ok=True)
 
     def holder(self) -> int | None:
         """Number of the process that holds the folder; None where there is none, or not on this machine."""
@@ -296,9 +299,10 @@ class RunFolder:
         """
         history = self.history()
         kept = [r for r in history if r["step"] < step or (r["step"] == step and (measured or "loss" in r))]
+        last = step if measured else step - 1
         files.write_text(self.metrics, "".join(to_json(record) + "\n" for record in kept))
         if self.samples.is_file():
-            said = [line for line in self.records(self.samples.read_text(encoding="utf-8")) if line["step"] <= step]
+            said = [line for line in self.records(self.samples.read_text(encoding="utf-8")) if line["step"] <= last]
             files.write_jsonl(self.samples, said)
         return step - len({record["step"] for record in kept if "loss" in record})
 

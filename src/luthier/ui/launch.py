@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from luthier.core.endpoint import is_loopback
-from luthier.core.errors import InputError
+from luthier.core.errors import MissingExtra, install
 from luthier.core.language import translated
 from luthier.serving.http.settings import ServerAddress
 from luthier.ui.guard import Token
@@ -19,14 +19,16 @@ GRACE = 1
 
 
 def serve_page(root: Path, places: Sequence[Path], host: str, port: int, *, browser: bool) -> None:
-    """Serve the page until ctrl-C. Runs that were started go on. InputError where the address cannot be had."""
+    """Serve the page until ctrl-C. Runs that were started go on.
+
+    Raises MissingExtra without FastAPI, and InputError where the address cannot be had.
+    """
     try:
         import uvicorn
 
         from luthier.ui.server import create_app
     except ModuleNotFoundError as missing:
-        fix = 'pip install "luthier[ui]"'
-        raise InputError(f"luthier ui needs the package {missing.name}", fix=fix) from None
+        raise MissingExtra(f"luthier ui needs the package {missing.name}", fix=install("ui")) from None
     root.mkdir(parents=True, exist_ok=True)
     token = Token()
     socket = ServerAddress(host, port, token.cookie).bind()

@@ -9,7 +9,8 @@ import yaml
 
 from luthier.core import files
 from luthier.core.errors import ConfigError, InputError
-from luthier.core.shell import shell_line
+from luthier.core.shell import setting, shell_line
+from luthier.core.strict_json import to_json
 from luthier.recipe.config import RunConfig
 from luthier.recipe.identity import key_paths
 from luthier.recipe.parse import assign, yaml_mapping
@@ -33,13 +34,15 @@ def config_of(text: str, changes: Mapping[str, Any] = {}) -> RunConfig:
 
 
 def checked_text(text: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The text with keys changed (None takes one out), and what is wrong with it: {text, problems, notes, settings}.
+    """The text with keys changed (None takes one out), what is wrong with it, and its command.
 
-    Without a change the text stays as it was typed, with its comments.
+    Returns {text, problems, notes, settings, command}.
+    Without a change the text stays as it was typed, with its comments. `command` trains the same without a file.
     """
     problems: list[str] = []
     notes: list[str] = []
     settings: dict[str, Any] = {}
+    command = ""
     try:
         data = mapping_of(text)
         for key, value in changes.items():
@@ -47,11 +50,21 @@ def checked_text(text: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         if changes:
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True) if data else ""
         settings = key_paths(RunConfig.of(data, notes=notes, source=WHERE).model_dump(mode="json"))
+        command = as_command(data)
     except ConfigError as error:
         problems = error.problems
     except InputError as error:
         problems = [error.message]
-    return {"text": text, "problems": problems, "notes": notes, "settings": settings}
+    return {"text": text, "problems": problems, "notes": notes, "settings": settings, "command": command}
+
+
+def as_command(data: Mapping[str, Any]) -> str:
+    """The command that trains what a recipe says, with each of its keys on the line; JSON is YAML."""
+    given = key_paths(data).items()
+    words = [
+        setting(key, value) if isinstance(value, str) else f"{key}={to_json(value)}" for key, value in given if key
+    ]
+    return shell_line("luthier", "train", *words)
 
 
 def _put(data: dict[str, Any], key: str, value: Any) -> None:
