@@ -20,17 +20,17 @@ NAME = re.compile(r"[\w][\w. -]{0,80}")
 WHERE = "recipe"
 
 
-def mapping_of(text: str) -> dict[str, Any]:
-    """What the text holds; an empty text is an empty recipe."""
-    return yaml_mapping(text, WHERE) if text.strip() else {}
+def mapping_of(text: str, changes: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """What the text holds, with keys changed (None takes one out); an empty text is an empty recipe."""
+    data = yaml_mapping(text, WHERE) if text.strip() else {}
+    for key, value in changes.items():
+        _put(data, key, value)
+    return data
 
 
 def config_of(text: str, changes: Mapping[str, Any] = {}) -> RunConfig:
     """The run of a recipe with keys changed; ConfigError with all of its mistakes."""
-    data = mapping_of(text)
-    for key, value in changes.items():
-        _put(data, key, value)
-    return RunConfig.of(data, source=WHERE)
+    return RunConfig.of(mapping_of(text, changes), source=WHERE)
 
 
 def checked_text(text: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,9 +44,7 @@ def checked_text(text: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     command = ""
     try:
-        data = mapping_of(text)
-        for key, value in changes.items():
-            _put(data, key, value)
+        data = mapping_of(text, changes)
         if changes:
             text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True) if data else ""
         settings = key_paths(RunConfig.of(data, notes=notes, source=WHERE).model_dump(mode="json"))

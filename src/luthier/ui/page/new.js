@@ -77,7 +77,7 @@ function Recipe({ recipe }) {
     ${recipe.notes.map((note) => html`<p class="note">${note}</p>`)}
     <p class="tools"><button type="button" onClick=${() => navigator.clipboard.writeText(recipe.text)}>${t("copy")}</button>
       <button type="button" disabled=${!recipe.command || !recipe.text.trim()} title=${recipe.command} onClick=${() => navigator.clipboard.writeText(recipe.command)}>${t("copy as a command")}</button>
-      <button type="button" onClick=${() => confirm(t("Begin with an empty recipe?")) && recipe.type("")}>${t("begin anew")}</button></p>
+      <button type="button" onClick=${() => confirm(t("Begin with an empty recipe?")) && recipe.type("")}>${t("start over")}</button></p>
   </aside>`;
 }
 
