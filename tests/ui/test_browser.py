@@ -184,6 +184,40 @@ def test_a_newcomer_from_a_csv_file_to_a_conversation(
     page.get_by_role("button", name="start the server").wait_for()
 
 
+def test_what_is_typed_outlives_an_answer(serve: Callable[..., Server], opened: Callable[..., Any]) -> None:
+    """The page is drawn again with each answer of the server; a word that is being typed stays."""
+    server = serve()
+    page = opened(server)
+    at(page, server, "#/new/training")
+    recipe, steps = page.get_by_label("recipe as YAML"), page.get_by_role("textbox", name="train.steps")
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    def answer() -> None:
+        while not held:
+            page.wait_for_timeout(20)
+        held.pop(0).continue_()
+
+    page.route("**/api/recipe", hold)
+
+    page.get_by_label("train.precision").select_option("bf16")
+    steps.fill("12")
+    answer()
+    until(page, "document.querySelector('aside textarea').value.includes('precision: bf16')")
+    assert steps.input_value() == "12"
+    steps.press("Tab")  # the change is on its way, and the recipe is typed in
+    while not held:
+        page.wait_for_timeout(20)
+    recipe.fill(recipe.input_value() + "seed: 3\n")
+    for _ in range(2):  # the change, and once more on the text that was typed
+        answer()
+    until(page, "document.querySelector('aside textarea').value.includes('steps: 12')")
+    answer()  # what was typed
+    assert "seed: 3" in recipe.input_value() and "precision: bf16" in recipe.input_value()
+
+
 def test_stop_resume_and_a_server_that_is_killed(
     serve: Callable[..., Server], opened: Callable[..., Any], tmp_path: Path
 ) -> None:

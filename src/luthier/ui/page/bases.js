@@ -1,7 +1,7 @@
 // The base model, and which of those at hand fits this machine, before any weights are fetched or read.
 import { Browse } from "./browse.js";
 import { Parts, usePlans } from "./planned.js";
-import { bytes, get, html, Problem, t, time, useEffect, useState } from "./lib.js";
+import { bytes, get, html, Problem, t, time, Typed, useEffect, useState } from "./lib.js";
 
 const ABOUT = {
   builtin: () => t("3.3 million parameters, offline, to try things with"),
@@ -22,7 +22,7 @@ export function BaseStep({ recipe }) {
     ${!recipe.settings["data.path"] && html`<p class="note">${t("Choose data first: step 2.")} ${t("Then each model here says what it needs on this machine.")}</p>`}
     <div class="wide" tabindex="0"><table class="bases"><thead><tr><th>${t("model")}</th><th class="n">${t("file")}</th><th class="n">${t("memory needed")}</th><th class="n">${t("time of the run")}</th><th>${t("on this machine")}</th></tr></thead>
       <tbody>${rows.map(({ path, bytes: size, fetch }) => html`<${Base} key=${path} name=${name(path)} path=${path} size=${size} fetch=${fetch && path !== now} chosen=${path === now} plan=${plans[path]} ready=${recipe.settings["data.path"]} take=${take} ask=${() => ask([...asked, path])} />`)}</tbody></table></div>
-    <label class="row">${t("hub id, folder or GGUF file")} <input value=${now === "builtin" ? "" : now} placeholder="Qwen/Qwen2.5-0.5B-Instruct" onChange=${(event) => take(event.target.value.trim() || null)} /></label>
+    <label class="row">${t("hub id, folder or GGUF file")} <${Typed} value=${now === "builtin" ? "" : now} placeholder="Qwen/Qwen2.5-0.5B-Instruct" take=${(text) => take(text.trim() || null)} /></label>
     <details><summary>${t("models where Luthier runs")}</summary><${Browse} take=${take} models=${true} /></details>
     <label class="row">${t("precision of its weights")} <select value=${recipe.settings["model.quantize"] || "none"} onChange=${(event) => recipe.change({ "model.quantize": event.target.value === "none" ? null : event.target.value })}>
       ${["none", "int8", "nf4", "fp4"].map((name) => html`<option value=${name}>${{ none: t("as it is stored"), int8: t("8 bit"), nf4: t("4 bit (nf4)"), fp4: t("4 bit (fp4)") }[name]}</option>`)}</select></label>

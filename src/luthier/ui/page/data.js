@@ -1,6 +1,6 @@
 // Data: choose it, and see what a run would learn from it before it learns.
 import { Browse } from "./browse.js";
-import { fileName, get, html, language, number, post, Problem, t, useEffect, useRef, useState, Wrong } from "./lib.js";
+import { fileName, get, html, language, number, post, Problem, t, Typed, useEffect, useRef, useState, Wrong } from "./lib.js";
 
 const MOST = 2 ** 31, COUNT = 20;
 
@@ -25,7 +25,7 @@ export function DataStep({ recipe, form }) {
     </div>
     <${Problem} error=${error} />
     <p class="tools">${(form?.data || []).map((name) => html`<button type="button" onClick=${() => take(`builtin:${name}`)}>builtin:${name}</button>`)}</p>
-    <label class="row">${t("path, hub id or URL")} <input value=${path} onChange=${(event) => take(event.target.value.trim() || null)} /></label>
+    <label class="row">${t("path, hub id or URL")} <${Typed} value=${path} take=${(text) => take(text.trim() || null)} /></label>
     <details><summary>${t("files where Luthier runs")}</summary><${Browse} take=${take} /></details>
     ${path && html`<${Check} recipe=${recipe} />`}`;
 }
@@ -100,7 +100,7 @@ function Pages({ load, show, count, inputs }) {
   const last = Math.max(0, Math.floor((found.total - 1) / count) * count);
   return html`${show(found.rows)}
     ${found.total > count && html`<p class="tools"><button type="button" disabled=${start === 0} onClick=${() => move(Math.max(0, start - count))}>${t("before")}</button>
-      <label>${t("from row")} <input type="number" min="1" max=${found.total} value=${start + 1} onChange=${(event) => move(Math.min(last, Math.max(0, Number(event.target.value) - 1)))} /></label> <span>${t("to {0} of {1}", number(Math.min(found.total, start + count)), number(found.total))}</span>
+      <label>${t("from row")} <${Typed} type="number" min="1" max=${found.total} value=${start + 1} take=${(text) => move(Math.min(last, Math.max(0, Number(text) - 1)))} /></label> <span>${t("to {0} of {1}", number(Math.min(found.total, start + count)), number(found.total))}</span>
       <button type="button" disabled=${start >= last} onClick=${() => move(start + count)}>${t("after")}</button></p>`}`;
 }
 

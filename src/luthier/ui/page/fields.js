@@ -1,5 +1,5 @@
 // Fields of a recipe, made from the same classes as YAML, the command line and help.
-import { html, t } from "./lib.js";
+import { html, t, Typed } from "./lib.js";
 
 const shown = (value) => (value === null || value === undefined ? "" : Array.isArray(value) || typeof value === "object" ? JSON.stringify(value) : String(value));
 
@@ -23,7 +23,7 @@ export function Field({ recipe, block, field }) {
     ${choices.length > 0
       ? html`<select value=${own ? shown(now) : ""} onChange=${(event) => change(typed(event.target.value, field.kind))}>
           <option value="">${shown(field.default) || "–"}</option>${choices.filter((choice) => shown(choice) !== shown(field.default)).map((choice) => html`<option value=${shown(choice)}>${shown(choice)}</option>`)}</select>`
-      : html`<input value=${own ? shown(now) : ""} placeholder=${shown(field.default)} onChange=${(event) => change(typed(event.target.value, field.kind))} />`}
+      : html`<${Typed} value=${own ? shown(now) : ""} placeholder=${shown(field.default)} take=${(text) => change(typed(text, field.kind))} />`}
   </label>`;
 }
 

@@ -135,3 +135,14 @@ export const when = (stamp) => {
 /** What went wrong, where the reader looks. */
 export const Problem = ({ error }) => error && html`
   <div class="problem" role="alert"><b>${error.message}</b>${error.fix && html`<p>${t("To fix it:")} ${error.fix}</p>`}</div>`;
+
+/** A field that keeps what is being typed when the page around it is drawn again; `take` gets it when the reader is done. */
+export function Typed({ value, take, ...more }) {
+  const [typing, set] = useState(null);
+  const done = async (event) => {
+    const text = event.target.value;
+    await take(text);
+    set((now) => (now === text ? null : now));  // more was typed since
+  };
+  return html`<input ...${more} value=${typing ?? value} onInput=${(event) => set(event.target.value)} onChange=${done} onBlur=${() => typing === String(value) && set(null)} />`;
+}

@@ -26,14 +26,18 @@ function useRecipe() {
   };
   // One after another, each on the text that the one before has left: two quick changes are both there.
   const read = (changes, typed) => {
-    const own = ++draft.turn;
+    const own = ++draft.turn, changed = Object.keys(changes).length > 0;
     if (typed !== undefined) keep(typed);
     draft.waiting = draft.waiting.then(async () => {
       if (typed !== undefined && own !== draft.turn) return;  // more was typed since
       try {
-        const next = await post("/api/recipe", {}, { text: draft.text, changes });
-        if (Object.keys(changes).length) keep(next.text);
-        if (own === draft.turn) set({ ...next, text: draft.text });
+        let sent, next;
+        do {  // once more if the text was typed in while it was on its way
+          sent = draft.text;
+          next = await post("/api/recipe", {}, { text: sent, changes });
+        } while (changed && sent !== draft.text);
+        if (changed) keep(next.text);
+        if (changed || own === draft.turn) set({ ...next, text: draft.text });
         fail(null);
       } catch (wrong) { fail(wrong); }
     });
