@@ -93,7 +93,8 @@ def encode_piece(
         try:
             rows = rows_of(task, template, max_length, policy, example)
         except RowError as error:
-            lengths = _whole(task, template, example) if error.kind == "long" else []
+            too_long = [max_length + 1]  # also where more is wrong with it
+            lengths = (_whole(task, template, example) or too_long) if error.kind == "long" else []
             made.failures[number] = error.with_traceback(None), max(lengths, default=0)
         else:
             for row in rows:

@@ -1,13 +1,16 @@
 """What the workbench can be asked for. Each call takes what the page sends and returns what it shows."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from luthier.core.events import Progress
 from luthier.data.prepared import SIDES
-from luthier.pipeline.prepare import Encoding, on_this_machine, tokenize
+from luthier.data.settings import DataConfig
+from luthier.pipeline.check import Checked, checked, report
+from luthier.pipeline.prepare import on_this_machine
 from luthier.recipe.config import RunConfig
 from luthier.ui.recipe import config_of
 
@@ -16,55 +19,50 @@ MOST = 100
 
 Call = Callable[[Mapping[str, Any], Progress], Any]
 
-
-@dataclass(slots=True)
-class _Read:
-    """The data that was read last."""
-
-    key: str
-    tokens: Encoding
-
-
-_kept: list[_Read] = []
+_kept: dict[str, Checked] = {}
+"""The data that was checked last, by what decides about its rows: one entry at most."""
 
 
 def _config(given: Mapping[str, Any]) -> RunConfig:
     return config_of(str(given["text"]))
 
 
-def _read(config: RunConfig, progress: Progress) -> Encoding:
-    """The rows as `train` would have them, without those that it would refuse; kept for the next page of them."""
-    from luthier.data.checks.audit import lenient, read_all
+def _checked(config: RunConfig, progress: Progress) -> Checked:
+    """The rows as `train` would have them, without those that it would refuse; kept for the pages of them."""
+    length, positions = config.train.max_length, config.method.positions
+    key = repr((config.data, config.task, config.model, length, positions, list(_stamps(config.data))))
+    if key not in _kept:
+        _kept.clear()  # before the next is read: both may be large
+        _kept[key] = checked(config, progress)
+    return _kept[key]
 
-    own = {"data": config.data, "task": config.task, "model": config.model, "length": config.train.max_length}
-    key = repr(own)
-    if not _kept or _kept[0].key != key:
-        _kept.clear()
-        unloaded = config.model_copy(update={"model": config.model.model_copy(update={"init": "random"})})
-        progress.stage("reading data")
-        data = read_all(unloaded.data, unloaded.task, progress)
-        loose = unloaded.model_copy(update={"data": lenient(unloaded.data, data.task)})
-        _kept.append(_Read(key, tokenize(loose, data, progress)))
-    return _kept[0].tokens
+
+def _stamps(data: DataConfig) -> Iterator[tuple[str, int, int]]:
+    """Sizes and times of the files that the rows come from, so that an edited file is read again."""
+    for name in (data.path, *(each.path for each in data.mix), data.validation, data.test):
+        place = Path(name) if name and isinstance(name, str) else None
+        with suppress(OSError):  # a name that no file can have
+            for file in (place, *place.glob("*"), *place.glob("*/*")) if place else ():
+                if file.is_file():
+                    yield str(file), file.stat().st_size, file.stat().st_mtime_ns
 
 
 def _check(given: Mapping[str, Any], progress: Progress) -> Any:
     """What `luthier check` finds."""
-    from luthier.pipeline.check import check as check_data
-
-    return check_data(_config(given), Path(str(given["place"])), progress=progress)
+    config = _config(given)
+    return report(config, _checked(config, progress), Path(str(given["place"])))
 
 
 def _rows(given: Mapping[str, Any], progress: Progress) -> Any:
     """Some rows of one side with their loss masks: {total, rows}."""
     from luthier.data.checks.mask import mask
 
-    tokens = _read(_config(given), progress)
+    shown = _checked(_config(given), progress)
     side = given["side"] if given["side"] in SIDES else "train"
-    _, _, found = tokens.data.side(side)
+    _, _, found = shown.data.side(side)
     start, count = max(0, int(given["start"])), max(1, min(MOST, int(given["count"])))
     made = [
-        asdict(mask(found[number], "", tokens.data, tokens.template))
+        asdict(mask(found[number], "", shown.data, shown.template))
         for number in range(start, min(len(found), start + count))
     ]
     return {"total": len(found), "rows": made}

@@ -34,10 +34,12 @@ def serve_page(root: Path, places: Sequence[Path], host: str, port: int, *, brow
     socket = ServerAddress(host, port, token.cookie).bind()
     port = socket.getsockname()[1]
 
-    def tell() -> None:
+    def address() -> str:
         name = f"[{host}]" if ":" in host else host
-        address = f"http://{name}:{port}/?token={token.word}"
-        print(address, flush=True)
+        return f"http://{name}:{port}/?token={token.word}"
+
+    def tell() -> None:
+        print(address(), flush=True)
 
     token.used = tell
     if not is_loopback(host):
@@ -53,6 +55,6 @@ def serve_page(root: Path, places: Sequence[Path], host: str, port: int, *, brow
 
     tell()
     if browser and is_loopback(host):
-        webbrowser.open(f"http://{host}:{port}/?token={token.word}")
+        webbrowser.open(address())
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once all is closed
         Server(settings).run(sockets=[socket])

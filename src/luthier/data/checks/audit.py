@@ -124,17 +124,18 @@ def survey(
 ) -> Audit:
     """Encode what `read` returned and check it. `task` is that of the recipe, which may leave it open."""
     workers = workers_for(config, sum(len(data.side(side).examples) for side in SIDES))
-    failure = ""
+    failure, loose = "", lenient(config, data.task)
     lengths = array("I")
     try:
-        encode(data, template, lenient(config, data.task), max_length, progress=progress, whole=lengths)
+        encode(data, template, loose, max_length, progress=progress, whole=lengths)
     except DataError as error:
         if data.rows or not data.refusals:  # else no row is left, and the refusals say why
             raise
         failure = str(error)
     progress.stage("checking the rows")
     found = audit(data, template, lengths=lengths, max_length=max_length, workers=workers, progress=progress)
-    if data.refusals or config.on_leak == "stop":  # else nothing was skipped that could stop it
+    too_long = loose.on_long_row != config.on_long_row and any(length > max_length for length in lengths)
+    if too_long or (data.refusals and config.on_bad_row == "stop") or config.on_leak == "stop":  # else nothing stops it
         try:  # the error of train under the policies of the recipe
             encode(load(config, task), template, config, max_length)
         except InputError as error:

@@ -25,7 +25,7 @@ export function DataStep({ recipe, form }) {
     </div>
     <${Problem} error=${error} />
     <p class="tools">${(form?.data || []).map((name) => html`<button type="button" onClick=${() => take(`builtin:${name}`)}>builtin:${name}</button>`)}</p>
-    <label class="row">${t("path, hub id or URL")} <${Typed} value=${path} take=${(text) => take(text.trim() || null)} /></label>
+    <label class="row">${t("path or hub id")} <${Typed} value=${path} take=${(text) => take(text.trim() || null)} /></label>
     <details><summary>${t("files where Luthier runs")}</summary><${Browse} take=${take} /></details>
     ${path && html`<${Check} recipe=${recipe} />`}`;
 }
