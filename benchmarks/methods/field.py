@@ -2,10 +2,12 @@
 
     python -m benchmarks.methods.field sst2 arithmetic                    # what is missing of these columns
     python -m benchmarks.methods.field sst2 --arms lora --seeds 1 --again  # run one cell again, beside what is recorded
+    python -m benchmarks.methods.field sst2 --arms lora --seeds 0 --lr 1e-3  # a cell at a rate that the search did not choose
 
 Each method trains on the same rows for the same steps, so on the same tokens. Its learning rate is searched first: from
 the method's own in steps of three, in runs half as long, as long as the loss on rows falls that are neither trained on nor
-scored. Lines of the search go to sweep.jsonl, those of the table to results.jsonl, both beside this file; what stands there is not run again.
+scored. Lines of the search go to sweep.jsonl, those of the table to results.jsonl, those at other rates to other_rates.jsonl, all
+beside this file; what stands in the first two is not run again.
 A second process started beside the first takes other cells, so two cores are busy with two of them.
 """
 
@@ -42,6 +44,8 @@ from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 
 RESULTS, BUILD = HERE / "results.jsonl", HERE.parents[1] / "build/benchmarks/methods"
+OTHER_RATES = HERE / "other_rates.jsonl"
+"""Whole runs at rates that the search did not choose: they show where its shorter runs misled."""
 
 ARMS = (
     *("full", "lora", "qlora", "dora", "adalora", "houlsby", "ia3", "bitfit", "prefix", "prompt"),
@@ -311,9 +315,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--lr", type=float)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.again:
+    if given.lr:
+        for name, arm, seed in product(given.tasks, given.arms, given.seeds):
+            keep(OTHER_RATES, measure(name, arm, seed, given.lr, False))
+    elif given.again:
         again(given.tasks, given.arms, given.seeds)
     elif work(given.tasks, given.arms, given.seeds):
         print("the rest is being done by another process")

@@ -17,6 +17,7 @@ from luthier.comparison.significance import Draws
 
 PAGE, DOCS = HERE / "README.md", HERE.parents[1] / "docs/methods.md"
 COMMAND, RESULTS = "python -m benchmarks.methods.field_table", HERE / "results.jsonl"
+OTHER_RATES = HERE / "other_rates.jsonl"
 TEXTS = "bits per byte of other texts"
 UNITS = {"accuracy": "accuracy, %", "exact_match": "exact match, %", "bleu": "BLEU"}
 
@@ -97,6 +98,21 @@ def quality(arms: dict[str, list[Line]], task: str) -> list[Row]:
     return made + [{"method": arm, name: "refused"} for arm in arms if arm not in done]
 
 
+def other_rates(arms: dict[str, list[Line]], task: str) -> list[Row]:
+    """The runs at rates that the search did not choose, beside the one at the rate that it chose, by the rate."""
+    metric = BOARDS[task]["metric"]
+    factor, name = FACTORS.get(metric, 100.0), UNITS[metric]
+    tried = [line for line in lines(OTHER_RATES) if line["task"] == task and metric in line]
+    pairs = {(line["arm"], line["seed"]) for line in tried}
+    chosen = [line for arm in arms.values() for line in arm if (line["arm"], line["seed"]) in pairs and metric in line]
+    made = []
+    for line in sorted([*tried, *chosen], key=lambda line: (line["arm"], line["seed"], line["lr"])):
+        rate = f"**{line['lr']:.3g}**" if line in chosen else f"{line['lr']:.3g}"
+        row = {"method": line["arm"], "seed": str(line["seed"]), "learning rate, searched in bold": rate}
+        made.append(row | {name: f"{factor * line[metric]:.1f}", "held-out loss": f"{line['loss']:.3f}"})
+    return made
+
+
 def costs(arms: dict[str, list[Line]]) -> list[Row]:
     """A row for each method, the fewest trained parameters first: what a run of it takes, and what it leaves."""
     done = {arm: [line for line in runs if "train_seconds" in line] for arm, runs in arms.items()}
@@ -135,7 +151,9 @@ def sections() -> list[tuple[list[str], list[str]]]:
             f"{one['rows']:,} rows, {one['steps']} steps, {one['tokens']:,} tokens; {one['held_out']:,} held-out rows."
         )
         head = [f"**{BOARDS[task]['name']}**: {ran}", ""]
-        made.append(([*head, *table_of(quality(arms, task)), ""], [*table_of(costs(arms)), ""]))
+        others = other_rates(arms, task)
+        tried = ["Whole runs at other rates:", "", *table_of(others), ""] if others else []
+        made.append(([*head, *table_of(quality(arms, task)), "", *tried], [*table_of(costs(arms)), ""]))
     return made
 
 

@@ -143,7 +143,7 @@ def test_a_newcomer_from_a_csv_file_to_a_conversation(
     page.get_by_label("a data file").set_input_files(reviews(tmp_path / "my reviews.csv"))
     page.get_by_text("Train would stop").wait_for()  # the empty row
     page.get_by_role("cell", name="text is empty").wait_for()
-    page.get_by_label("recipe as YAML").fill(page.get_by_label("recipe as YAML").input_value() + "  on_bad_row: skip\n")
+    page.get_by_role("button", name="set data.on_bad_row=skip").click()
     page.get_by_text("Train would run").wait_for()
     page.locator(".masked .t-learned").first.wait_for()
     page.get_by_role("button", name="next: Base model").click()

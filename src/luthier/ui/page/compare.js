@@ -1,8 +1,8 @@
 // Comparisons of methods: score against cost with the Pareto front, and the table behind it.
-import { bytes, html, language, number, Problem, score, t, time, useGet, useMemo, useState } from "./lib.js";
+import { bytes, html, language, number, Problem, score, t, time, useGet, useMemo, useState, whole } from "./lib.js";
 import { Front } from "./plot.js";
 
-const COSTS = [["trainable", () => t("trained parameters"), (count) => count.toLocaleString("en")], ["seconds", () => t("training time"), time], ["memory", () => t("memory"), bytes], ["adapter_bytes", () => t("file"), bytes]];
+const COSTS = [["trainable", () => t("trained parameters"), whole], ["seconds", () => t("training time"), time], ["memory", () => t("memory"), bytes], ["adapter_bytes", () => t("file"), bytes]];
 
 export function Compare({ id }) {
   return id ? html`<${One} id=${id} />` : html`<${List} />`;
@@ -24,8 +24,8 @@ function One({ id }) {
   const head = (name, label, right = true) => html`<th class=${right ? "n" : ""} aria-sort=${by[0] === name ? (by[1] > 0 ? "ascending" : "descending") : "none"}><button type="button" class="sort" onClick=${() => sort([name, by[0] === name ? -by[1] : 1])}>${label}</button></th>`;
   const best = rows.find(({ arm }) => arm === body.best);
   return html`<p><a href="#/compare">${t("all comparisons")}</a></p><h1><bdi>${id}</bdi></h1>
-    <p class="soft"><bdi>${body.model}</bdi> · <bdi>${body.data}</bdi> · ${t("{0} steps each, {1} tokens", number(body.steps), number(body.tokens))} · ${t("seeds {0}", body.seeds.join(", "))}</p>
-    ${best && html`<p class="says">${t("{0} has the best score: {1} {2} on {3} rows.", best.arm, body.metric, score(body.metric, best.score.value), number(body.examples))}</p>`}
+    <p class="soft"><bdi>${body.model}</bdi> · <bdi>${body.data}</bdi> · ${t("{0} steps each, {1} tokens", whole(body.steps), whole(body.tokens))} · ${t("seeds {0}", body.seeds.join(", "))}</p>
+    ${best && html`<p class="says">${t("{0} has the best score: {1} {2} on {3} rows.", best.arm, body.metric, score(body.metric, best.score.value), whole(body.examples))}</p>`}
     <label class="row">${t("cost")} <select value=${cost} onChange=${(event) => choose(event.target.value)}>${COSTS.map(([name, label]) => html`<option value=${name}>${label()}</option>`)}</select></label>
     <${ScoreByCost} rows=${rows.filter(({ arm }) => !hidden.includes(arm))} cost=${cost} body=${body} />
     <div class="wide" tabindex="0"><table class="data"><thead><tr><th>${t("shown")}</th>${head("arm", t("method"), false)}${head("score", body.metric)}<th>${t("against the best")}</th>${COSTS.map(([name, label]) => head(name, label()))}${head("forgetting", t("forgetting"))}</tr></thead>

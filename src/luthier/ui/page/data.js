@@ -1,6 +1,7 @@
 // Data: choose it, and see what a run would learn from it before it learns.
 import { Browse } from "./browse.js";
-import { fileName, get, html, language, number, post, Problem, t, Typed, useEffect, useRef, useState, Wrong } from "./lib.js";
+import { typed } from "./fields.js";
+import { fileName, get, html, language, post, Problem, t, Typed, useEffect, useRef, useState, whole, Wrong } from "./lib.js";
 
 const MOST = 2 ** 31, COUNT = 20;
 
@@ -70,23 +71,29 @@ function Found({ found, recipe }) {
   const stops = found.findings.filter(({ level }) => level === "stop"), others = found.findings.filter(({ level }) => level !== "stop");
   const sum = (name) => ["train", "validation", "test"].reduce((all, side) => all + (account[side][name] || 0), 0);
   return html`
-    ${stops.length > 0 ? html`<div class="problem" role="alert"><b>${t("Train would stop")}</b>${stops.map(({ text }) => html`<p>${text}</p>`)}</div>` : html`<p class="verdict"><b class="good">${t("Train would run")}</b> ${t("Format {0}: {1}.", account.format.name, account.format_why)} ${t("Task {0}.", account.task.name)}</p>`}
-    <div class="cards">${[[sum("read"), t("rows read")], [sum("kept"), t("kept")], [found.refusals.length, t("refused")], [found.lengths.p50, t("tokens of a row, median")], [found.lengths.max, t("tokens of the longest row")], [found.exact_rows, t("rows that are there twice")]].map(([value, label]) => html`<div class="card"><b>${number(value ?? null)}</b><span>${label}</span></div>`)}</div>
+    ${stops.length > 0 ? html`<div class="problem" role="alert"><b>${t("Train would stop")}</b>${stops.map(({ text }) => html`<p>${text}</p><${Fixes} text=${text} recipe=${recipe} />`)}</div>` : html`<p class="verdict"><b class="good">${t("Train would run")}</b> ${t("Format {0}: {1}.", account.format.name, account.format_why)} ${t("Task {0}.", account.task.name)}</p>`}
+    <div class="cards">${[[sum("read"), t("rows read")], [sum("kept"), t("kept")], [found.refusals.length, t("refused")], [found.lengths.p50, t("tokens of a row, median")], [found.lengths.max, t("tokens of the longest row")], [found.exact_rows, t("rows that are there twice")]].map(([value, label]) => html`<div class="card"><b>${whole(value)}</b><span>${label}</span></div>`)}</div>
     <div class="wide" tabindex="0"><table><thead><tr><th>${t("part")}</th><th>${t("source")}</th><th class="n">${t("read")}</th><th class="n">${t("refused")}</th><th class="n">${t("kept")}</th><th class="n">${t("tokens")}</th><th class="n">${t("learned")}</th></tr></thead>
-      <tbody>${sides.map((side) => html`<tr><td>${t(side)}</td><td><bdi>${account[side].source}</bdi></td>${["read", "refused", "kept", "tokens", "learned"].map((name) => html`<td class="n">${number(account[side][name])}</td>`)}</tr>`)}</tbody></table></div>
+      <tbody>${sides.map((side) => html`<tr><td>${t(side)}</td><td><bdi>${account[side].source}</bdi></td>${["read", "refused", "kept", "tokens", "learned"].map((name) => html`<td class="n">${whole(account[side][name])}</td>`)}</tr>`)}</tbody></table></div>
     ${others.length > 0 && html`<h3>${t("Findings")}</h3><ul class="findings">${others.map(({ level, text, places }) => html`<li class=${level === "warn" ? "warn" : ""}><b>${level === "warn" ? t("warning") : t("note")}</b> ${text}
       ${places.length > 0 && html`<details><summary>${t("where")}</summary><ul>${places.map((place) => html`<li><bdi>${place}</bdi></li>`)}</ul></details>`}</li>`)}</ul>`}
     <h3>${t("What is learned")}</h3>
     <${Rows} recipe=${recipe} sides=${sides} />
     ${found.refusals.length > 0 && html`<h3>${t("Refused rows")}</h3><${Refused} place=${found.place} />`}
     ${Object.entries(found.labels || {}).filter(([, counts]) => Object.keys(counts).length).map(([side, counts]) => html`<h3>${t("Labels, {0}", t(side))}</h3><${Bars} counts=${counts} />`)}
-    ${found.limits.length > 0 && html`<details><summary>${t("what train.max_length would cut")}</summary><table><tbody>${found.limits.map((limit) => html`<tr><td class="n">${number(limit.max_length)}</td><td class="n">${t("{0} rows over it", number(limit.rows))}</td><td class="n">${(100 * limit.share).toFixed(1)} %</td></tr>`)}</tbody></table></details>`}
+    ${found.limits.length > 0 && html`<details><summary>${t("what train.max_length would cut")}</summary><table><tbody>${found.limits.map((limit) => html`<tr><td class="n">${whole(limit.max_length)}</td><td class="n">${t("{0} rows over it", whole(limit.rows))}</td><td class="n">${(100 * limit.share).toFixed(1)} %</td></tr>`)}</tbody></table></details>`}
     <${Pairs} title=${t("The same text twice")} pairs=${found.exact} /><${Pairs} title=${t("Nearly the same")} pairs=${found.near} /><${Pairs} title=${t("Held out and in training")} pairs=${found.overlap} /><${Pairs} title=${t("One prompt, more than one answer")} pairs=${found.conflicts} />`;
 }
 
+/** A button for each setting that a message names as a way out. */
+const Fixes = ({ text, recipe }) => html`<p class="tools">${[...new Set(text.match(/\b(data|train)\.\w+=\w+/g))].map((setting) => {
+  const [key, value] = setting.split("=");
+  return html`<button type="button" onClick=${() => recipe.change({ [key]: typed(value) })}>${t("set {0}", setting)}</button>`;
+})}</p>`;
+
 const Bars = ({ counts }) => {
   const entries = Object.entries(counts).sort(([, a], [, b]) => b - a), most = entries[0]?.[1] || 1;
-  return html`<div class="bars">${entries.slice(0, 30).map(([name, count]) => html`<div><bdi>${name}</bdi><meter min="0" max=${most} value=${count}></meter><span>${number(count)}</span></div>`)}${entries.length > 30 && html`<p class="soft">${t("and {0} more", entries.length - 30)}</p>`}</div>`;
+  return html`<div class="bars">${entries.slice(0, 30).map(([name, count]) => html`<div><bdi>${name}</bdi><meter min="0" max=${most} value=${count}></meter><span>${whole(count)}</span></div>`)}${entries.length > 30 && html`<p class="soft">${t("and {0} more", entries.length - 30)}</p>`}</div>`;
 };
 
 const Pairs = ({ title, pairs }) => pairs.length > 0 && html`<details><summary>${title} (${pairs.length})</summary><ul>${pairs.map(({ a, b, text }) => html`<li><span class="where"><bdi>${b}</bdi> = <bdi>${a}</bdi></span><br /><bdi>${text}</bdi></li>`)}</ul></details>`;
@@ -100,7 +107,7 @@ function Pages({ load, show, count, inputs }) {
   const last = Math.max(0, Math.floor((found.total - 1) / count) * count);
   return html`${show(found.rows)}
     ${found.total > count && html`<p class="tools"><button type="button" disabled=${start === 0} onClick=${() => move(Math.max(0, start - count))}>${t("before")}</button>
-      <label>${t("from row")} <${Typed} type="number" min="1" max=${found.total} value=${start + 1} take=${(text) => move(Math.min(last, Math.max(0, Number(text) - 1)))} /></label> <span>${t("to {0} of {1}", number(Math.min(found.total, start + count)), number(found.total))}</span>
+      <label>${t("from row")} <${Typed} type="number" min="1" max=${found.total} value=${start + 1} take=${(text) => move(Math.min(last, Math.max(0, Number(text) - 1)))} /></label> <span>${t("to {0} of {1}", whole(Math.min(found.total, start + count)), whole(found.total))}</span>
       <button type="button" disabled=${start >= last} onClick=${() => move(start + count)}>${t("after")}</button></p>`}`;
 }
 

@@ -111,6 +111,8 @@ export const number = (value) => {
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(1).replace("e+", "e");
   return size >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(4)));
 };
+/** How many there are, to the last one. */
+export const whole = (value) => (Number.isFinite(value) ? value.toLocaleString("en") : "–");
 const PERCENT = new Set(["accuracy", "exact_match", "macro_f1", "mcc", "rouge_l", "rouge_1", "rouge_2", "pearson", "spearman"]);
 export const score = (name, value) =>
   value === null || value === undefined ? "–" : PERCENT.has(name) ? (100 * value).toFixed(1) : number(value);
@@ -123,9 +125,9 @@ export const bytes = (count) => {
 };
 export const time = (seconds) => {
   if (seconds === null || seconds === undefined) return "–";
-  const whole = Math.round(seconds), hours = Math.floor(whole / 3600), minutes = Math.floor(whole / 60) % 60;
+  const rounded = Math.round(seconds), hours = Math.floor(rounded / 3600), minutes = Math.floor(rounded / 60) % 60;
   if (hours) return t("{0} h {1} min", hours, minutes);
-  return minutes ? t("{0} min {1} s", minutes, whole % 60) : t("{0} s", whole);
+  return minutes ? t("{0} min {1} s", minutes, rounded % 60) : t("{0} s", rounded);
 };
 export const when = (stamp) => {
   const date = new Date(stamp * 1000);
