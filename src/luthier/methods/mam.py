@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import PositiveFloat
 
 from luthier.core.registry import Size
-from luthier.methods.base import BOTTLENECK_POWER, Model, PrefixMethod
+from luthier.methods.base import Model, PrefixMethod
 
 
 class MAM(PrefixMethod):
@@ -22,7 +22,7 @@ class MAM(PrefixMethod):
     paper, typical_share = "2110.04366", 0.0030
     family = "hybrid"
     suggested_lr, suggested_lr_encoder = 5e-4, 7e-4
-    lr_by_width = BOTTLENECK_POWER
+    lr_by_width = 0
 
     length: Size = 16
     """Virtual tokens per layer."""

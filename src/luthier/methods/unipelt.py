@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from luthier.core.errors import InputError
 from luthier.core.registry import Size
-from luthier.methods.base import BOTTLENECK_POWER, Model, PrefixMethod
+from luthier.methods.base import Model, PrefixMethod
 from luthier.models.targets import check_rank, linear_layers
 
 
@@ -23,7 +23,7 @@ class UniPELT(PrefixMethod):
     paper, typical_share = "2110.07577", 0.0056
     family = "hybrid"
     suggested_lr, suggested_lr_encoder = 5e-4, 7e-4
-    lr_by_width = BOTTLENECK_POWER
+    lr_by_width = 0
 
     length: Size = 10
     """Virtual tokens per layer."""
