@@ -87,6 +87,8 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
     """The tables of made-up lines: a dict for each row, the head of its table -> its cell."""
     file = tmp_path / "results.jsonl"
     monkeypatch.setattr(field_table, "RESULTS", file)
+    monkeypatch.setattr(field_table, "OTHER_RATES", tmp_path / "other_rates.jsonl")
+    (tmp_path / "other_rates.jsonl").touch()
 
     def rows(*lines: dict[str, Any], page: Path = field_table.PAGE) -> list[dict[str, str]]:
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -141,6 +143,19 @@ def test_what_is_not_whole_or_not_kept_says_so(table: Callable[..., list[dict[st
     assert last == {"method": "vera"} | dict.fromkeys(first.keys() - {"method", "accuracy, %"}, "") | {
         "accuracy, %": "refused"
     }
+
+
+def test_a_run_at_another_rate_stands_beside_the_searched_one(
+    table: Callable[..., list[dict[str, str]]], tmp_path: Path
+) -> None:
+    lora = [line | {"loss": 0.3} for line in lines_of("lora", "1110" * 25, "1100" * 25)]
+    other = lines_of("lora", "1111" * 25, "1111" * 25)[1] | {"lr": 1e-4, "loss": 0.2}
+    (tmp_path / "other_rates.jsonl").write_text(json.dumps(other) + "\n")
+    found = [row for row in table(*lora, page=field_table.DOCS) if "seed" in row]
+    assert [(row["seed"], *list(row.values())[2:4]) for row in found] == [
+        ("1", "0.0001", "100.0"),
+        ("1", "**0.00117**", "50.0"),
+    ]
 
 
 def test_a_task_without_results_has_no_section(table: Callable[..., list[dict[str, str]]]) -> None:
