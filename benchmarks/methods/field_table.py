@@ -10,14 +10,13 @@ from itertools import groupby
 from statistics import mean
 from typing import Any
 
-from benchmarks.methods.evidence import BOARDS, FACTORS, HERE, SEEDS, drawn, lines, score
+from benchmarks.methods.evidence import BOARDS, FACTORS, HERE, OTHER_RATES, SEEDS, drawn, lines, score
 from benchmarks.methods.rates import default
 from benchmarks.record import Table, put
 from luthier.comparison.significance import Draws
 
 PAGE, DOCS = HERE / "README.md", HERE.parents[1] / "docs/methods.md"
 COMMAND, RESULTS = "python -m benchmarks.methods.field_table", HERE / "results.jsonl"
-OTHER_RATES = HERE / "other_rates.jsonl"
 TEXTS = "bits per byte of other texts"
 UNITS = {"accuracy": "accuracy, %", "exact_match": "exact match, %", "bleu": "BLEU"}
 

@@ -473,12 +473,14 @@ def test_every_method_trains_on_an_architecture_without_a_table(
     [
         ("lora", {192: 1.9e-3, 576: 7.9e-4, 4096: 1.7e-4}),
         ("full", {192: 2.5e-4, 576: 1.1e-4, 4096: 2.3e-5}),
+        ("bitfit", {192: 3e-2, 576: 3.4e-3, 4096: 6.7e-5}),
+        ("prefix", {192: 3e-3, 576: 3.4e-4, 1024: 1.1e-4}),
         ("houlsby", {192: 5e-4, 576: 5e-4, 4096: 5e-4}),
         ("prompt", {192: 3e-2, 576: 3e-2, 4096: 3e-2}),
     ],
 )
 def test_the_default_rate_falls_with_the_width_of_a_decoder(name: str, widths: dict[int, float]) -> None:
-    """By the power that Schulman et al. 2025 fit, not at all for bottlenecks and prompts."""
+    """By the power that Schulman et al. 2025 fit, by more for biases and prefixes, not at all for bottlenecks and prompts."""
     for width, rate in widths.items():
         with torch.device("meta"):
             model = LlamaForCausalLM(LlamaConfig(hidden_size=width, num_hidden_layers=1, vocab_size=8))

@@ -27,7 +27,8 @@ class BitFit(PeftMethod):
 
     paper, typical_share = "2106.10199", 0.000056
     family = "selective"
-    suggested_lr, suggested_lr_encoder = 5e-3, 2e-3
+    suggested_lr, suggested_lr_encoder = 2.8e-4, 2e-3
+    lr_by_width = 2  # 0.03 on the embedded base, 192 wide, and 0.002 to 0.006 on SmolLM2, 576 wide (benchmarks/methods)
 
     terms: Terms = "all"
     """Which biases: all, or some of query, key, value, intermediate, output, attention_layernorm, output_layernorm."""

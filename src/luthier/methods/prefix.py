@@ -23,7 +23,8 @@ class Prefix(PrefixMethod):
     """Keys and values in front of every attention, from an MLP."""
 
     paper, typical_share = "2101.00190", 0.0073
-    suggested_lr, suggested_lr_encoder = 4e-4, 3e-4
+    suggested_lr, suggested_lr_encoder = 2.8e-5, 3e-4
+    lr_by_width = 2  # 0.003 on the embedded base, 192 wide, and 0.0003 on SmolLM2, 576 wide (benchmarks/methods)
     aliases: ClassVar = {"num_virtual_tokens": "length", "encoder_hidden_size": "hidden"}
 
     length: Size = 20
