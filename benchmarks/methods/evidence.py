@@ -131,9 +131,9 @@ def board(task: str, arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | 
         for arm, runs in done.items()
     }
     for line in lines(OTHER_RATES):
-        beaten = line["task"] == task and line["arm"] in scores and metric in line
-        if beaten and line[metric] * factor > (scores[line["arm"]]["high"] or float("inf")):
-            del scores[line["arm"]]  # its search misled: that score says nothing about the method
+        chosen = scores.get(line["arm"]) if line["task"] == task and metric in line else None
+        if chosen and chosen["high"] is not None and line[metric] * factor > chosen["high"]:
+            del scores[line["arm"]]  # the search misled: this score says nothing about the method
     return {
         "key": task,
         **about,
