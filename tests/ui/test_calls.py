@@ -58,7 +58,7 @@ def test_a_check_reads_again_only_what_could_stop_a_run(tmp_path: Path, monkeypa
 
     def stops(*settings: str) -> tuple[bool, int]:
         read.clear()
-        found = calls.checked(RunConfig.load(None, [f"data.path={path}", "data.cache=false", *settings]), SILENT)
+        found = calls.checked_rows(RunConfig.load(None, [f"data.path={path}", "data.cache=false", *settings]), SILENT)
         return found.audit.stops, len(read)
 
     assert stops() == (True, 2)

@@ -31,10 +31,10 @@ def check(config: RunConfig, out: Path, *, progress: Progress = SILENT) -> dict[
     from luthier.reports import data_report
 
     data_report.refuse_run_folder(out)
-    return report(config, checked(config, progress), out)
+    return report(config, checked_rows(config, progress), out)
 
 
-def checked(config: RunConfig, progress: Progress = SILENT) -> Checked:
+def checked_rows(config: RunConfig, progress: Progress = SILENT) -> Checked:
     """Read and check the data, without the rows that would stop a run."""
     from luthier.data.checks.audit import read_all, survey
     from luthier.models.load import load_tokenizer, locate, row_limit

@@ -9,7 +9,7 @@ from typing import Any
 from luthier.core.events import Progress
 from luthier.data.prepared import SIDES
 from luthier.data.settings import DataConfig
-from luthier.pipeline.check import Checked, checked, report
+from luthier.pipeline.check import Checked, checked_rows, report
 from luthier.pipeline.prepare import on_this_machine
 from luthier.recipe.config import RunConfig
 from luthier.ui.recipe import config_of
@@ -33,7 +33,7 @@ def _checked(config: RunConfig, progress: Progress) -> Checked:
     key = repr((config.data, config.task, config.model, length, positions, list(_stamps(config.data))))
     if key not in _kept:
         _kept.clear()  # before the next is read: both may be large
-        _kept[key] = checked(config, progress)
+        _kept[key] = checked_rows(config, progress)
     return _kept[key]
 
 
