@@ -17,6 +17,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "images"
 RECIPE = "data: builtin:banking\nmodel: builtin\nmethod: lora\ntrain:\n  epochs: 2\n"
+WORKING = "planning…|planning memory and time…|正在规划…|正在估算"
 PARTS = {
     "data": ("#/new/data", ".masked"),
     "base": ("#/new/base", ".parts"),
@@ -71,7 +72,10 @@ def main() -> None:
                         if name == "method":
                             page.locator("section .tools:not(.onward) button").first.click()
                         page.locator(whole).first.wait_for()
-                        page.wait_for_function("!/planning…|正在规划/.test(document.body.innerText)")
+                        while page.evaluate(
+                            f"/{WORKING}/.test(document.body.innerText)"
+                        ):  # wait_for_function needs eval
+                            page.wait_for_timeout(200)
                         page.wait_for_timeout(1000)  # fonts, and what else is on its way
                         page.screenshot(path=PICTURES / f"ui-{name}.{language}.png")
                 browser.close()
