@@ -72,9 +72,8 @@ def main() -> None:
                         if name == "method":
                             page.locator("section .tools:not(.onward) button").first.click()
                         page.locator(whole).first.wait_for()
-                        while page.evaluate(
-                            f"/{WORKING}/.test(document.body.innerText)"
-                        ):  # wait_for_function needs eval
+                        # wait_for_function needs eval, which the page's policy forbids
+                        while page.evaluate(f"/{WORKING}/.test(document.body.innerText)"):
                             page.wait_for_timeout(200)
                         page.wait_for_timeout(1000)  # fonts, and what else is on its way
                         page.screenshot(path=PICTURES / f"ui-{name}.{language}.png")

@@ -19,6 +19,7 @@ from luthier.evaluation.metrics.base import mean_of
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "src" / "luthier" / "planning" / "advisor" / "measured.json"
 OTHER_RATES = HERE / "other_rates.jsonl"
+"""Whole runs at rates that the search did not choose: they show where its shorter runs misled."""
 MAJORITY = "majority class"
 SEEDS = 3
 """Runs of each method when a table is whole."""

@@ -32,6 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
+from benchmarks.methods.evidence import OTHER_RATES
 from benchmarks.methods.run import HERE, METRICS, QUANTIZED, SHARED, best, environment, keep, read, search
 from luthier.comparison import runner, workers
 from luthier.core.errors import Busy
@@ -44,8 +45,6 @@ from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 
 RESULTS, BUILD = HERE / "results.jsonl", HERE.parents[1] / "build/benchmarks/methods"
-OTHER_RATES = HERE / "other_rates.jsonl"
-"""Whole runs at rates that the search did not choose: they show where its shorter runs misled."""
 
 ARMS = (
     *("full", "lora", "qlora", "dora", "adalora", "houlsby", "ia3", "bitfit", "prefix", "prompt"),

@@ -12,6 +12,7 @@ from luthier.data.settings import DataConfig
 from luthier.pipeline.check import Checked, checked_rows, report
 from luthier.pipeline.prepare import on_this_machine
 from luthier.recipe.config import RunConfig
+from luthier.ui.index import file_stamp
 from luthier.ui.recipe import config_of
 
 MOST = 100
@@ -37,14 +38,13 @@ def _checked(config: RunConfig, progress: Progress) -> Checked:
     return _kept[key]
 
 
-def _stamps(data: DataConfig) -> Iterator[tuple[str, int, int]]:
+def _stamps(data: DataConfig) -> Iterator[tuple[str, tuple[int, int] | None]]:
     """Sizes and times of the files that the rows come from, so that an edited file is read again."""
     for name in (data.path, *(each.path for each in data.mix), data.validation, data.test):
         place = Path(name) if name and isinstance(name, str) else None
         with suppress(OSError):  # a name that no file can have
             for file in (place, *place.glob("*"), *place.glob("*/*")) if place else ():
-                if file.is_file():
-                    yield str(file), file.stat().st_size, file.stat().st_mtime_ns
+                yield str(file), file_stamp(file)
 
 
 def _check(given: Mapping[str, Any], progress: Progress) -> Any:

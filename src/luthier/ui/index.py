@@ -64,7 +64,9 @@ class RunIndex:
     def _read(self, name: str, entry: _Entry, path: Path) -> bool:
         """Whether the run is another than before."""
         folder = RunFolder(path)
-        stamp = tuple(_stamp(each) for each in (folder.metrics, folder.result, folder.ledger.path, folder.checkpoints))
+        stamp = tuple(
+            file_stamp(each) for each in (folder.metrics, folder.result, folder.ledger.path, folder.checkpoints)
+        )
         if stamp == entry.stamp and entry.state is not None and entry.state.state in ("finished", "damaged"):
             return False
         entry.history = entry.history or History(folder)
@@ -160,7 +162,8 @@ class RunIndex:
         return place / folder.path.name
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def file_stamp(path: Path) -> tuple[int, int] | None:
+    """Another one once the file or folder is changed; None where it cannot be read."""
     try:
         found = path.stat()
     except OSError:
