@@ -4,10 +4,11 @@
     python -m benchmarks.methods.field sst2 --arms lora --seeds 1 --again  # run one cell again, beside what is recorded
     python -m benchmarks.methods.field sst2 --arms lora --seeds 0 --lr 1e-3  # a cell at a rate that the search did not choose
 
-Each method trains on the same rows for the same steps, so on the same tokens. Its learning rate is searched first: from
-the method's own in steps of three, in runs half as long, as long as the loss on rows falls that are neither trained on nor
-scored. Lines of the search go to sweep.jsonl, those of the table to results.jsonl, those at other rates to other_rates.jsonl, all
-beside this file; what stands in the first two is not run again.
+Each method trains on the same rows for the same steps, so on the same tokens. Its learning rate is searched first, by the
+loss on rows that are neither trained on nor scored: from the method's own in steps of three in runs half as long, then from
+the best of these in runs as long as those of the table, downward, since a longer run may want a lower rate. Lines of the search
+go to sweep.jsonl and whole_sweep.jsonl, those of the table to results.jsonl, those at other rates to other_rates.jsonl, all
+beside this file; what stands in the first three is not run again.
 A second process started beside the first takes other cells, so two cores are busy with two of them.
 """
 
@@ -26,13 +27,13 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks.methods.evidence import OTHER_RATES
+from benchmarks.methods.evidence import OTHER_RATES, WHOLE_SWEEP
 from benchmarks.methods.run import HERE, METRICS, QUANTIZED, SHARED, best, environment, keep, read, search
 from luthier.comparison import runner, workers
 from luthier.core.errors import Busy
@@ -44,7 +45,8 @@ from luthier.pipeline.prepare import SharedInputs
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 
-RESULTS, BUILD = HERE / "results.jsonl", HERE.parents[1] / "build/benchmarks/methods"
+RESULTS, SWEEP = HERE / "results.jsonl", HERE / "sweep.jsonl"
+BUILD = HERE.parents[1] / "build/benchmarks/methods"
 
 ARMS = (
     *("full", "lora", "qlora", "dora", "adalora", "houlsby", "ia3", "bitfit", "prefix", "prompt"),
@@ -131,7 +133,11 @@ def file_of(name: str, side: str) -> Path:
     return places[side]
 
 
-def recipe(name: str, arm: str, seed: int, lr: float | None, sweep: bool, folder: str) -> RunConfig:
+Length = Literal["half", "whole"]
+"""Of a run of the search; None is a run of the table, which is scored on other rows."""
+
+
+def recipe(name: str, arm: str, seed: int, lr: float | None, sweep: Length | None, folder: str) -> RunConfig:
     """The run as the recipe a user would write."""
     task = TASKS[name]
     method, quantize = QUANTIZED.get(arm, (arm, "none"))
@@ -150,7 +156,7 @@ def recipe(name: str, arm: str, seed: int, lr: float | None, sweep: bool, folder
             "task": task.kind,
             "method": settings,
             "train": {
-                "epochs": task.epochs / 2 if sweep else task.epochs,
+                "epochs": task.epochs / 2 if sweep == "half" else task.epochs,
                 "batch_size": 16,
                 "lr": lr,
                 "precision": "fp32",
@@ -162,8 +168,8 @@ def recipe(name: str, arm: str, seed: int, lr: float | None, sweep: bool, folder
             "evaluate": {
                 "batch_size": 64,
                 "samples": 0,
-                "before": not sweep and task.kind == "chat",
-                "forgetting": not sweep,
+                "before": sweep is None and task.kind == "chat",
+                "forgetting": sweep is None,
             }
             | (task.evaluate | ({"generate": 0} if sweep else {})),
             "seed": seed,
@@ -172,7 +178,7 @@ def recipe(name: str, arm: str, seed: int, lr: float | None, sweep: bool, folder
 
 
 @lru_cache(maxsize=1)  # a second base in memory would count as memory of the run
-def inputs(name: str, sweep: bool) -> SharedInputs:
+def inputs(name: str, sweep: Length | None) -> SharedInputs:
     """Tokens and base in memory, for all runs of a task; rows are cut alike for every method."""
     config = recipe(name, "lora", 0, None, sweep, "unused")
     data = prepare.prepare_data(config, SILENT)
@@ -193,11 +199,11 @@ class _Clock(Progress):
         self.seconds = time.process_time() - self.began
 
 
-def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> dict[str, Any]:
+def measure(name: str, arm: str, seed: int, lr: float | None, sweep: Length | None = None) -> dict[str, Any]:
     """One run in a process of its own that shares the base's memory; its line of results."""
     shared = inputs(name, sweep)
     shared.base(recipe(name, "lora", 0, None, sweep, "unused"))  # in memory before the fork
-    line: dict[str, Any] = {"task": f"smollm2-{name}", "arm": arm, "seed": seed, "sweep": sweep, "asked_lr": lr}
+    line: dict[str, Any] = {"task": f"smollm2-{name}", "arm": arm, "seed": seed, "sweep": bool(sweep), "asked_lr": lr}
     with tempfile.TemporaryDirectory(prefix="luthier-methods-") as folder:
         job = partial(_run, recipe(name, arm, seed, lr, sweep, f"{folder}/run"), replace(shared), sweep)
         end = next(iter(workers.run_jobs([job], workers=1, threads=1, fork=True)))
@@ -207,7 +213,7 @@ def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> di
     return line | environment()  # this process has one thread, as the run
 
 
-def _run(config: RunConfig, shared: SharedInputs, sweep: bool, send: workers.Send) -> dict[str, Any]:
+def _run(config: RunConfig, shared: SharedInputs, sweep: Length | None, send: workers.Send) -> dict[str, Any]:
     clock, found = _Clock(), {}
     if sweep:
         shared = replace(shared, finished=lambda loaded, run: None)
@@ -253,8 +259,13 @@ def right(records: list[dict[str, Any]]) -> dict[str, str]:
 
 def rate(name: str, arm: str) -> float | None:
     """The learning rate of the lowest held-out loss; None if the method is refused. Busy if another process searches it."""
+    task = f"smollm2-{name}"
     with claimed(name, arm, -1):
-        return best(search(HERE / "sweep.jsonl", f"smollm2-{name}", arm, lambda lr: measure(name, arm, 0, lr, True)))
+        start = best(search(SWEEP, task, arm, lambda lr: measure(name, arm, 0, lr, "half")))
+        if start is None:
+            return None
+        down = (1 / 3,)
+        return best(search(WHOLE_SWEEP, task, arm, lambda lr: measure(name, arm, 0, lr, "whole"), start, down))
 
 
 def claimed(name: str, arm: str, seed: int) -> AbstractContextManager[object]:
@@ -282,7 +293,7 @@ def work(names: list[str], arms: list[str], seeds: list[int]) -> bool:
                 continue
             with claimed(name, arm, seed):
                 if not recorded(name, arm, seed):
-                    keep(RESULTS, measure(name, arm, seed, rate(name, arm), False))
+                    keep(RESULTS, measure(name, arm, seed, rate(name, arm)))
         except Busy:
             left = True
     return left
@@ -301,7 +312,7 @@ def again(names: list[str], arms: list[str], seeds: list[int]) -> None:
         if line is None:
             print(f"{name} {arm} seed {seed}: not recorded; without --again it is run")
             continue
-        now = measure(name, arm, seed, line.get("lr"), False)
+        now = measure(name, arm, seed, line.get("lr"))
         for metric in METRICS:
             if line.get(metric) is not None:
                 print(f"{name} {arm} seed {seed}: {metric} {now.get(metric):.4f}, recorded {line[metric]:.4f}")
@@ -319,7 +330,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.lr:
         for name, arm, seed in product(given.tasks, given.arms, given.seeds):
-            keep(OTHER_RATES, measure(name, arm, seed, given.lr, False))
+            keep(OTHER_RATES, measure(name, arm, seed, given.lr))
     elif given.again:
         again(given.tasks, given.arms, given.seeds)
     elif work(given.tasks, given.arms, given.seeds):

@@ -255,10 +255,17 @@ def keep(file: Path, line: dict[str, Any]) -> None:
     print(json.dumps({k: v for k, v in shown.items() if v is not None}), flush=True)
 
 
-def search(file: Path, task: str, arm: str, measured: Callable[[float | None], dict[str, Any]]) -> dict[float, float]:
-    """Held-out loss of each learning rate tried, from the method's own (None) in steps of three as long as the loss falls.
+def search(
+    file: Path,
+    task: str,
+    arm: str,
+    measured: Callable[[float | None], dict[str, Any]],
+    start: float | None = None,
+    factors: tuple[float, ...] = (3.0, 1 / 3),
+) -> dict[float, float]:
+    """Held-out loss of each learning rate tried, from `start` (the method's own) in steps as long as the loss falls.
 
-    Runs that have a line in `file` are not repeated. Empty if the run at the method's own rate was refused.
+    Runs that have a line in `file` are not repeated. Empty if the first run was refused.
     """
     losses: dict[float, float] = {}
 
@@ -273,9 +280,9 @@ def search(file: Path, task: str, arm: str, measured: Callable[[float | None], d
         losses[line["lr"]] = line["loss"]
         return float(line["lr"])
 
-    start = at(None)
-    for factor in (3.0, 1 / 3):
-        lr = start
+    first = at(start)
+    for factor in factors:
+        lr = first
         while lr is not None and lr == best(losses) and len(losses) < 8:
             lr = at(float(f"{lr * factor:.3g}"))
     return losses

@@ -179,19 +179,23 @@ def test_the_loss_at_a_rate_that_was_not_tried_is_between_its_neighbors() -> Non
 def test_cells_are_filled_once_at_the_rate_that_was_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[Any, ...]] = []
 
-    def measure(name: str, arm: str, seed: int, lr: float | None, sweep: bool) -> dict[str, Any]:
+    def measure(
+        name: str, arm: str, seed: int, lr: float | None, sweep: field.Length | None = None
+    ) -> dict[str, Any]:
+        """Runs half as long are best at 0.03, whole ones at 0.003."""
         ran.append((arm, seed, lr, sweep))
-        line = {"task": f"smollm2-{name}", "arm": arm, "seed": seed, "sweep": sweep, "asked_lr": lr}
-        return line | {"lr": lr or 0.01, "loss": abs((lr or 0.01) - 0.03)}
+        line = {"task": f"smollm2-{name}", "arm": arm, "seed": seed, "sweep": bool(sweep), "asked_lr": lr}
+        return line | {"lr": lr or 0.01, "loss": abs((lr or 0.01) - (0.03 if sweep == "half" else 0.003))}
 
     monkeypatch.setattr(field, "measure", measure)
-    for name, place in {"HERE": tmp_path, "RESULTS": tmp_path / "results.jsonl", "BUILD": tmp_path / "build"}.items():
-        monkeypatch.setattr(field, name, place)
+    for name in ("RESULTS", "SWEEP", "WHOLE_SWEEP", "BUILD"):
+        monkeypatch.setattr(field, name, tmp_path / name)
     with field.claimed("sst2", "lora", -1):
         assert field.work(["sst2"], ["lora"], [0]) and not ran, "its rate is being searched elsewhere"
     assert not field.work(["sst2"], ["lora"], [0, 1])
-    searched = [("lora", 0, lr, True) for lr in (None, 0.03, 0.09)]
-    assert ran == [*searched, ("lora", 0, 0.03, False), ("lora", 1, 0.03, False)]
-    assert not field.work(["sst2"], ["lora"], [0, 1]) and len(ran) == 5
+    searched = [("lora", 0, lr, "half") for lr in (None, 0.03, 0.09)]
+    searched += [("lora", 0, lr, "whole") for lr in (0.03, 0.01, 0.00333, 0.00111)]
+    assert ran == [*searched, ("lora", 0, 0.00333, None), ("lora", 1, 0.00333, None)]
+    assert not field.work(["sst2"], ["lora"], [0, 1]) and len(ran) == 9
     kept = field.recorded("sst2", "lora", 1)
-    assert kept is not None and kept["lr"] == 0.03 and field.recorded("sst2", "ia3", 1) is None
+    assert kept is not None and kept["lr"] == 0.00333 and field.recorded("sst2", "ia3", 1) is None
