@@ -2,6 +2,7 @@ r"""What an evaluation of 100 rows costs beside plain transformers and lm-evalua
 
     python -m benchmarks.evaluation.run --model DIR --sst2 FILE --e2e FILE --dialogsum FILE \
         --before TREE --harness PYTHON --rounds 2
+    python -m benchmarks.evaluation.run --model DIR --sst2 FILE --set model.dtype=bfloat16
 
 `--before` is a checkout of Luthier to compare with, `--harness` a Python with lm-evaluation-harness in it; without them
 these columns are left out, and so are data sets that are not given. Each way runs in a process of its own with one
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--harness")
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the recipe")
     given = parser.parse_args()
     ways = {"luthier": (sys.executable, ROOT, "luthier")}
     if given.before:
@@ -88,7 +90,7 @@ def main() -> None:
         found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
         with tempfile.TemporaryDirectory() as place:
             rows = Path(place, f"{name}.jsonl")
-            words = [str(given.model.resolve()), str(rows), *rows_of(name, file, given.rows, rows)]
+            words = [str(given.model.resolve()), str(rows), *rows_of(name, file, given.rows, rows), *given.set]
             for number in range(given.rounds):
                 for way, (python, tree, arm) in list(ways.items())[:: 1 if number % 2 == 0 else -1]:
                     found[way].append(measured(python, tree, arm, words))

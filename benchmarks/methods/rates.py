@@ -1,7 +1,7 @@
-"""Each method's default learning rate beside the best one found, from sweep.jsonl.
+"""Each method's default learning rate beside the best one found, from sweep.jsonl and whole_sweep.jsonl.
 
     python -m benchmarks.methods.rates                    # of all searches
-    python -m benchmarks.methods.rates smollm2-sst2 reviews
+    python -m benchmarks.methods.rates "smollm2-sst2 whole" reviews
 
 `at default` is the held-out loss at the default of today; between two rates that were tried it is interpolated over the
 logarithm of the rate and marked with ~, beyond them it is unknown. The last table has the best rates on decoders of
@@ -16,7 +16,7 @@ from math import log
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.methods.evidence import HERE, lines
+from benchmarks.methods.evidence import HERE, WHOLE_SWEEP, lines
 from luthier.methods.base import METHODS
 
 BASES = {"sst2": ("BertModel", 384), "reviews": ("Qwen2ForCausalLM", 192)}
@@ -32,11 +32,12 @@ def default(arm: str, task: str) -> float:
 
 
 def searches() -> dict[tuple[str, str], dict[float, float]]:
-    """(task, method) -> held-out loss of each rate that was tried."""
+    """(task, method) -> held-out loss of each rate that was tried; the second half of a search has `whole` behind its task."""
     found: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
-    for line in lines(HERE / "sweep.jsonl"):
-        if line.get("loss") is not None:
-            found[line["task"], line["arm"]][line["lr"]] = line["loss"]
+    for file, behind in ((HERE / "sweep.jsonl", ""), (WHOLE_SWEEP, " whole")):
+        for line in lines(file):
+            if line.get("loss") is not None:
+                found[line["task"] + behind, line["arm"]][line["lr"]] = line["loss"]
     return found
 
 

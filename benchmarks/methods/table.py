@@ -1,4 +1,4 @@
-"""The tables of README.md beside this file and of docs/methods.md, from results.jsonl, sweep.jsonl and papers.py.
+"""The tables of README.md beside this file and of docs/methods.md, from results.jsonl, both searches' lines and papers.py.
 
 Those of benchmarks.methods.field_table are written as well.
 
@@ -12,7 +12,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.methods import field_table
+from benchmarks.methods.evidence import WHOLE_SWEEP
 from benchmarks.methods.papers import PAPERS, pairs
+from benchmarks.methods.rates import searches
 from benchmarks.methods.run import ARMS, HERE, MAJORITY, TASKS, read
 from benchmarks.record import Table, put
 
@@ -108,11 +110,8 @@ def behind(found: Lines) -> list[str]:
 
 
 def rates() -> list[str]:
-    """Held-out loss at each learning rate of the sweep."""
-    found: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
-    for line in read(HERE / "sweep.jsonl"):
-        if "lr" in line:
-            found[line["task"], line["arm"]][line["lr"]] = line["loss"]
+    """Held-out loss at each learning rate of the searches."""
+    found = searches()
     rows = ["| task | method | held-out loss at each learning rate |", "|---|---|---|"]
     for task in dict.fromkeys([*TASKS, *(task for task, _ in found)]):
         for arm in dict.fromkeys([*ARMS, *(arm for _, arm in found)]):
@@ -182,7 +181,7 @@ def tables() -> list[Table]:
         *rates(),
     ]
     return [
-        Table(PAGE, COMMAND, "\n".join(made), (RESULTS, HERE / "sweep.jsonl"), of=own),
+        Table(PAGE, COMMAND, "\n".join(made), (RESULTS, HERE / "sweep.jsonl", WHOLE_SWEEP), of=own),
         Table(DOCS, COMMAND, "\n".join(beside(found)), (RESULTS,), of=own),
     ]
 

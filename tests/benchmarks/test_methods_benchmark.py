@@ -179,9 +179,7 @@ def test_the_loss_at_a_rate_that_was_not_tried_is_between_its_neighbors() -> Non
 def test_cells_are_filled_once_at_the_rate_that_was_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[Any, ...]] = []
 
-    def measure(
-        name: str, arm: str, seed: int, lr: float | None, sweep: field.Length | None = None
-    ) -> dict[str, Any]:
+    def measure(name: str, arm: str, seed: int, lr: float | None, sweep: field.Length | None = None) -> dict[str, Any]:
         """Runs half as long are best at 0.03, whole ones at 0.003."""
         ran.append((arm, seed, lr, sweep))
         line = {"task": f"smollm2-{name}", "arm": arm, "seed": seed, "sweep": bool(sweep), "asked_lr": lr}

@@ -18,6 +18,8 @@ from luthier.evaluation.records.context import EvalContext, answered, generated,
 from luthier.evaluation.records.reading import PromptQuery, Tree, read
 from luthier.evaluation.records.settings import EvaluateConfig
 from luthier.methods.base import METHODS
+from luthier.models import load
+from luthier.models.settings import ModelConfig
 from luthier.rendering.chat_template import Template
 from luthier.rendering.example import Example, Message
 from luthier.rendering.row import IGNORED, Row
@@ -184,6 +186,29 @@ def test_whatever_the_tuner_all_is_as_in_whole_rows(method: Any) -> None:
     assert chosen == most_likely(context) and answers == answered(context)
     for one, other in zip(losses, context.losses(), strict=True):
         assert one["loss_sum"] == pytest.approx(other["loss_sum"], rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"quantize": "int8"}], ids=["bfloat16", "int8"])
+def test_rounded_weights_are_read_once_and_a_wrong_mask_is_seen(
+    settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ModelConfig.model_validate({"path": "builtin", "device": "cpu", **settings})
+    source = load.locate(config)
+    tokenizer = load.load_tokenizer(config, source)
+    model = load.load_model(config, source, labels=None, tokenizer=tokenizer).eval()
+    context = context_of(model)
+    context.template = Template(tokenizer)
+    context.rows = [context.task.encode(example, context.template, 256, "stop")[0] for example in context.examples]
+    states: list[Any] = [module.state for module in model.modules() if hasattr(module, "state")]
+    thresholds = [state.threshold for state in states]
+    losses = context.losses()
+    assert context.read is not None, "its losses are those of rows but for rounding"
+    assert thresholds == [state.threshold for state in states]
+    for one, other in zip(losses, unread(context).losses(), strict=True):
+        assert one["loss_sum"] == pytest.approx(other["loss_sum"], rel=0.05)
+    monkeypatch.setattr(Tree, "sees", property(lambda tree: torch.ones(2 * (len(tree.tokens),)).tril().bool()))
+    context.reads_once = True
+    assert read_once(context) is None
 
 
 def test_few_bytes_for_the_cache_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

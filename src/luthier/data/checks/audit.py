@@ -143,6 +143,8 @@ def survey(
     if failure:
         total = f"\nIn all {len(data.refusals):,} rows are refused." if len(data.refusals) > 1 else ""
         found.add("stop", "rows", failure + total, [refusal["where"] for refusal in found.refusals])
+    elif len(data.refusals) == 1:
+        found.add("note", "rows", "1 row is left out, as the recipe says")
     elif data.refusals:
         found.add("note", "rows", f"{len(data.refusals):,} rows are left out, as the recipe says")
     return found
