@@ -81,6 +81,10 @@ WRONG: dict[str, dict[str, Any]] = {
 """One field wrong, and the test must see it. Where there is none, the weights are wrong."""
 
 
+SOLVED = {"p_tuning": ".mlp_head.4.", "p_tuning (lstm)": ".mlp_head.2."}
+"""Layers that do not start as PEFT's: the virtual tokens begin at embeddings of the vocabulary."""
+
+
 def plain_peft(name: str, kind: str, ours: nn.Module | None = None, **changes: Any) -> Any:
     """PEFT alone on the same base, as it starts, or with the trained weights of `ours` copied name by name."""
     config: Any = CONFIGS[name](kind)
@@ -130,8 +134,11 @@ def test_ours_is_plain_peft_in_logits_and_gradients(name: str, kind: str) -> Non
     x = ids(kind)
     _, ours = attached(name, kind)
     theirs = plain_peft(name, kind)
-    for one, other in zip(trained(ours).values(), trained(theirs).values(), strict=True):
-        assert torch.equal(one, other), "the same start: both draw from the same state of the generator"
+    for (place, one), other in zip(trained(ours).items(), trained(theirs).values(), strict=True):
+        same = torch.equal(one, other)
+        assert same != (SOLVED.get(name, "-") in place), (
+            "the same start: both draw from the same state of the generator"
+        )
     shake(ours)
     copy(ours, theirs)
     told = logits(ours, x)
@@ -665,3 +672,17 @@ def test_a_merged_oft_weight_is_the_base_turned_by_the_cayley_transform(kind: st
         assert min(apart(after, before @ turn), apart(after, before @ turn.T)) <= 1e-6
         assert apart(after @ after.T, before @ before.T) <= 1e-6, "lengths and angles of the neurons stay"
         assert apart(after, before) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_p_tuning_starts_at_embeddings_of_the_vocabulary(kind: str, encoder: str) -> None:
+    table = base(kind).get_input_embeddings().weight
+    for init, hidden, near in (("vocabulary", 16, True), ("vocabulary", 2, False), ("random", 16, False)):
+        torch.manual_seed(3)
+        spec = {"name": "p_tuning", "length": 4, "hidden": hidden, "encoder": encoder, "init": init}
+        tuned = METHODS.parse(spec).attach(base(kind), steps=1, classify=classifies(kind))
+        start = tuned.get_prompt_embedding_to_save("default")
+        nearest = torch.cdist(start, table).min(1)
+        assert bool((nearest.values < 1e-3).all()) == near
+        assert not near or len(set(nearest.indices.tolist())) > 1
