@@ -20,6 +20,13 @@ TITLES = {
     "trainer-bf16": "transformers.Trainer + PEFT, bfloat16 without quantization",
 }
 NAMES = {"accuracy": "accuracy, %", "rouge_l": "ROUGE-L", "loss": "loss"}
+GAINS = {
+    "accuracy": ("points of accuracy", 100),
+    "exact_match": ("points of exact answers", 100),
+    "rouge_l": ("points of ROUGE-L", 100),
+    "bleu": ("points of BLEU", 1),
+}
+"""What training gained, as the notes tell it, and the factor to points."""
 FORMS: dict[str, Callable[[float], str]] = {
     "accuracy": lambda value: f"{100 * value:.1f}",
     "rouge_l": lambda value: f"{100 * value:.1f}",
@@ -101,6 +108,13 @@ def notes_of(lines: Sequence[Line]) -> list[str]:
         plain, own = line["records"].get("plain"), line["records"]["tuned"]
         if plain is not None:
             made.append(agreement(line, plain, own))
+        gained = [
+            interval(change[metric], lambda value, factor=factor: f"{factor * value:.1f}") + f" {name}"  # type: ignore[misc]
+            for metric, (name, factor) in GAINS.items()
+            if metric in (change := line.get("difference", {})) and change[metric]["verdict"] != "within noise"
+        ]
+        if gained:
+            made.append(f"{TITLES[line['arm']]}, seed {line['seed']}: gained {', '.join(gained)}.")
         if line.get("forgetting"):
             lost, change = line["forgetting"], line["forgetting"]["difference"]
             text = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from luthier.core.errors import InputError
 from luthier.methods.base import METHODS
 from luthier.planning.tracing import Trace
+from luthier.training.settings import TrainConfig
+from luthier.training.step import build_optimizer
 from tests.cli.test_cli import main
 from tests.conftest import alpaca_rows, build_tokenizer, review_rows, write_jsonl
-from tests.methods.zoo import SPECS
+from tests.methods.zoo import SPECS, base, classifies
 
 LAYERS = (
     "choose from down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj, or method.targets=all-linear"
@@ -495,3 +498,20 @@ def test_on_an_encoder_only_whole_weights_are_scaled() -> None:
             model = BertForSequenceClassification(config)
         rates[width] = [METHODS.parse(name).learning_rate(model) for name in ("lora", "full")]
     assert rates == {384: [5e-4, 9.1e-5], 768: [5e-4, 5.3e-5]}
+
+
+@pytest.mark.parametrize(("reparam", "alone"), [("none", "p_tuning_v2"), ("mlp", "prefix")])
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_the_prefix_of_mam_has_the_rate_that_it_has_alone(reparam: str, alone: str, kind: str) -> None:
+    model = base(kind)
+    wanted = METHODS.parse(alone).learning_rate(model)
+    method = METHODS.parse({"name": "mam", "reparam": reparam})
+    rate = method.learning_rate(model)
+    tuned = method.attach(model, steps=1, classify=classifies(kind))
+    names = {id(parameter): name for name, parameter in tuned.named_parameters()}
+    for factor in (1.0, 0.5):  # the default, and a train.lr of one's own
+        groups = build_optimizer(tuned, TrainConfig(), factor * rate, partial(method.lr_ratio_of, tuned)).param_groups
+        assert groups[0]["lr"] == factor * rate, "the rate that is shown"
+        for group in groups:
+            of_prefix = {".luthier_prefix." in names[id(parameter)] for parameter in group["params"]}
+            assert of_prefix == {group["lr"] == pytest.approx(factor * wanted)}

@@ -128,8 +128,8 @@ class Method(Plugin):
         power = self.lr_by_width if not encoder or self.saves == "model" else 0
         return float(f"{lr * (WIDE / width) ** power:.2g}")
 
-    def lr_ratio_of(self, name: str) -> float:
-        """Factor on the learning rate of the parameter `name` (LoRA+)."""
+    def lr_ratio_of(self, model: Model, name: str) -> float:
+        """Factor on the learning rate of the parameter `name` of the tuned `model` (LoRA+, the prefix of MAM)."""
         return 1.0
 
     def penalty(self, model: Model) -> Any:

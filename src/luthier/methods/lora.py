@@ -206,7 +206,7 @@ class LoRA(TargetedMethod):
             lr /= self.rank**0.25
         return float(f"{lr:.2g}")
 
-    def lr_ratio_of(self, name: str) -> float:
+    def lr_ratio_of(self, model: Model, name: str) -> float:
         return self.lr_ratio if ".lora_B." in name else 1.0
 
     def disabled(self, model: Model) -> Context | None:

@@ -4,6 +4,10 @@ He et al. 2022, arXiv 2110.04366, section 4.6: attention needs little capacity a
 feed-forward uses more and takes a parallel adapter, scaled by s. The paper's sizes for summaries
 (length 30, size 512, s = 4) are large on today's decoders; the defaults are its sizes for GLUE, doubled.
 
+The paper has one learning rate. Here the prefix has the one that it has alone (P-Tuning v2; from an MLP: prefix
+tuning), and the same ratio to the adapter's where `train.lr` is given. At the adapter's rate it stays near where it
+began, and takes attention from the text there.
+
 When: full fine-tuning's quality is wanted at a fraction of it. When not: the result should merge, or
 inference must be as fast as the base.
 """
@@ -13,7 +17,7 @@ from typing import Any, Literal
 from pydantic import PositiveFloat
 
 from luthier.core.registry import Size
-from luthier.methods.base import Model, PrefixMethod
+from luthier.methods.base import METHODS, Model, PrefixMethod
 
 
 class MAM(PrefixMethod):
@@ -21,7 +25,7 @@ class MAM(PrefixMethod):
 
     paper, typical_share = "2110.04366", 0.0030
     family = "hybrid"
-    suggested_lr, suggested_lr_encoder = 5e-4, 7e-4
+    suggested_lr, suggested_lr_encoder = 3e-4, 7e-4
     lr_by_width = 0
 
     length: Size = 16
@@ -39,3 +43,10 @@ class MAM(PrefixMethod):
         from luthier.methods.layers.composite import MamConfig
 
         return MamConfig(encoder_size=self.hidden, **self.model_dump(exclude={"hidden", "from_adapter"}))
+
+    def lr_ratio_of(self, model: Model, name: str) -> float:
+        if ".luthier_prefix." not in name:
+            return 1.0
+        base = model.get_base_model()
+        alone = METHODS.parse("prefix" if self.reparam == "mlp" else "p_tuning_v2")
+        return alone.learning_rate(base) / self.learning_rate(base)

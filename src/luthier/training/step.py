@@ -49,9 +49,8 @@ def build_optimizer(
     if config.head_lr and not any(in_head(name) for name, _ in trained):
         raise InputError("train.head_lr: this task trains no head for labels", fix="leave it out, or task=classify")
     split: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in sorted(
-        trained, key=lambda each: in_head(each[0])
-    ):  # the first group's rate is the one shown
+    # The first group's rate is the one shown.
+    for name, parameter in sorted(trained, key=lambda each: (in_head(each[0]), ratio(each[0]) != 1)):
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
         rate = config.head_lr if config.head_lr and in_head(name) else lr * ratio(name)
         split.setdefault((decay, rate), []).append(parameter)

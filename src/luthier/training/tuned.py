@@ -90,7 +90,7 @@ class TunedModel:
         self.sharded = is_sharded(model)
         self.shards_train = self.sharded and method.saves == "model"
         assert config.lr is not None
-        optimizer = build_optimizer(model, config, config.lr, method.lr_ratio_of)
+        optimizer = build_optimizer(model, config, config.lr, partial(method.lr_ratio_of, model))
         schedule = build_schedule(optimizer, config, settings.steps)
         self.advanced: Advanced = optimizer, schedule, accelerator.scaler
         calls = partial(method.penalty, model), partial(method.after_step, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -233,7 +234,10 @@ def test_lora_plus_steps_as_the_optimizer_of_peft() -> None:
     plus = create_loraplus_optimizer(
         theirs, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16, betas=config.betas, weight_decay=0.0
     )
-    for model, optimizer in ((ours, build_optimizer(ours, config, 1e-3, tuner.lr_ratio_of)), (theirs, plus)):
+    for model, optimizer in (
+        (ours, build_optimizer(ours, config, 1e-3, partial(tuner.lr_ratio_of, ours))),
+        (theirs, plus),
+    ):
         for _ in range(3):
             loss(model, x).backward()
             optimizer.step()
