@@ -4,9 +4,9 @@ He et al. 2022, arXiv 2110.04366, section 4.6: attention needs little capacity a
 feed-forward uses more and takes a parallel adapter, scaled by s. The paper's sizes for summaries
 (length 30, size 512, s = 4) are large on today's decoders; the defaults are its sizes for GLUE, doubled.
 
-The paper has one learning rate. Here the prefix has the one that it has alone (P-Tuning v2; from an MLP: prefix
-tuning), and the same ratio to the adapter's where `train.lr` is given. At the adapter's rate it stays near where it
-began, and takes attention from the text there.
+The paper has one learning rate. Here the prefix has a third of the one that it has alone (P-Tuning v2; from an MLP:
+prefix tuning), and the same ratio to the adapter's where `train.lr` is given. At the adapter's rate it stays near where
+it began, and takes attention from the text there.
 
 When: full fine-tuning's quality is wanted at a fraction of it. When not: the result should merge, or
 inference must be as fast as the base.
@@ -49,4 +49,4 @@ class MAM(PrefixMethod):
             return 1.0
         base = model.get_base_model()
         alone = METHODS.parse("prefix" if self.reparam == "mlp" else "p_tuning_v2")
-        return alone.learning_rate(base) / self.learning_rate(base)
+        return alone.learning_rate(base) / self.learning_rate(base) / 3
