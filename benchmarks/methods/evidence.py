@@ -20,8 +20,8 @@ HERE = Path(__file__).resolve().parent
 OUT = HERE.parents[1] / "src" / "luthier" / "planning" / "advisor" / "measured.json"
 OTHER_RATES = HERE / "other_rates.jsonl"
 """Whole runs at rates that the search did not choose."""
-WHOLE_SWEEP = HERE / "whole_sweep.jsonl"
-"""The second half of the search of benchmarks.methods.field: runs as long as those of the table."""
+SWEEP, WHOLE_SWEEP = HERE / "sweep.jsonl", HERE / "whole_sweep.jsonl"
+"""Searches of learning rates, and the second half of the search of benchmarks.methods.field: runs as long as those of the table."""
 MAJORITY = "majority class"
 SEEDS = 3
 """Runs of each method when a table is whole."""

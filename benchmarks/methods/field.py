@@ -33,7 +33,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks.methods.evidence import OTHER_RATES, WHOLE_SWEEP
+from benchmarks.methods.evidence import OTHER_RATES, SWEEP, WHOLE_SWEEP
 from benchmarks.methods.run import HERE, METRICS, QUANTIZED, SHARED, best, environment, keep, read, search
 from luthier.comparison import runner, workers
 from luthier.core.errors import Busy
@@ -45,8 +45,7 @@ from luthier.pipeline.prepare import SharedInputs
 from luthier.recipe.config import RunConfig
 from luthier.runs.folder import RunFolder
 
-RESULTS, SWEEP = HERE / "results.jsonl", HERE / "sweep.jsonl"
-BUILD = HERE.parents[1] / "build/benchmarks/methods"
+RESULTS, BUILD = HERE / "results.jsonl", HERE.parents[1] / "build/benchmarks/methods"
 
 ARMS = (
     *("full", "lora", "qlora", "dora", "adalora", "houlsby", "ia3", "bitfit", "prefix", "prompt"),

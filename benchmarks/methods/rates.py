@@ -16,7 +16,7 @@ from math import log
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.methods.evidence import HERE, WHOLE_SWEEP, lines
+from benchmarks.methods.evidence import SWEEP, WHOLE_SWEEP, lines
 from luthier.methods.base import METHODS
 
 BASES = {"sst2": ("BertModel", 384), "reviews": ("Qwen2ForCausalLM", 192)}
@@ -34,7 +34,7 @@ def default(arm: str, task: str) -> float:
 def searches() -> dict[tuple[str, str], dict[float, float]]:
     """(task, method) -> held-out loss of each rate that was tried; the second half of a search has `whole` behind its task."""
     found: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
-    for file, behind in ((HERE / "sweep.jsonl", ""), (WHOLE_SWEEP, " whole")):
+    for file, behind in ((SWEEP, ""), (WHOLE_SWEEP, " whole")):
         for line in lines(file):
             if line.get("loss") is not None:
                 found[line["task"] + behind, line["arm"]][line["lr"]] = line["loss"]

@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.methods import field_table
-from benchmarks.methods.evidence import WHOLE_SWEEP
+from benchmarks.methods.evidence import SWEEP, WHOLE_SWEEP
 from benchmarks.methods.papers import PAPERS, pairs
 from benchmarks.methods.rates import searches
 from benchmarks.methods.run import ARMS, HERE, MAJORITY, TASKS, read
@@ -181,7 +181,7 @@ def tables() -> list[Table]:
         *rates(),
     ]
     return [
-        Table(PAGE, COMMAND, "\n".join(made), (RESULTS, HERE / "sweep.jsonl", WHOLE_SWEEP), of=own),
+        Table(PAGE, COMMAND, "\n".join(made), (RESULTS, SWEEP, WHOLE_SWEEP), of=own),
         Table(DOCS, COMMAND, "\n".join(beside(found)), (RESULTS,), of=own),
     ]
 
